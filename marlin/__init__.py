@@ -1,0 +1,3 @@
+"""Metal Marlin: an OpenAI-compatible server for quantized language models."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,157 @@
+"""The command line: what can be typed, and which part of the project runs it.
+
+Imports the part that a command needs inside that command, so that --help and mistakes answer at once.
+"""
+
+import argparse
+import os
+import sys
+
+from marlin import __version__, config
+from marlin.errors import ConfigError, MarlinError
+
+_COMMANDS = {
+    "serve": "answer the OpenAI API over HTTP",
+    "generate": "write a model's answer to standard output",
+    "quantize": "make a packed model folder from safetensors or GGUF",
+    "bench": "measure prefill and decode speed",
+}
+
+
+def main(argv=None, environ=None):
+    """Run one command.
+
+    Args:
+        argv: arguments without the program's name; None takes the process's own.
+        environ: environment mapping; None takes the process's own.
+
+    Returns:
+        Exit code: 0, 1 for a failure, 2 for a mistake in the arguments.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    environ = os.environ if environ is None else environ
+    chosen = next((word for word in argv if not word.startswith("-")), None)
+    parser = _build_parser(chosen)
+    arguments = parser.parse_args(argv)
+    if arguments.command is None:
+        parser.print_help()
+        return 2
+    try:
+        return _run(arguments, environ)
+    except ConfigError as error:
+        print(f"metal-marlin: {error.message}", file=sys.stderr)
+        return 2
+    except MarlinError as error:
+        print(f"metal-marlin: {error.message}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output left; a second flush at exit must not complain about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _build_parser(chosen):
+    parser = argparse.ArgumentParser(
+        prog="metal-marlin",
+        description="OpenAI-compatible server for quantized language models.",
+    )
+    parser.add_argument("--version", action="version", version=f"metal-marlin {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, summary in _COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=_sentence(summary))
+        if name == chosen:
+            _ADD_ARGUMENTS[name](command)
+    return parser
+
+
+def _sentence(summary):
+    return summary[0].upper() + summary[1:] + "."
+
+
+def _add_quantize_arguments(parser):
+    from marlin.weights import quantize
+
+    quantize.add_arguments(parser)
+
+
+def _add_bench_arguments(parser):
+    from marlin import bench
+
+    bench.add_arguments(parser)
+
+
+def _add_generate_arguments(parser):
+    number, count = float, config.whole_number
+    parser.add_argument("model_path", metavar="MODEL", help="model folder or GGUF file")
+    parser.add_argument("--prompt", default="-", help="the prompt; - (the default) reads standard input")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument(
+        "--chat",
+        action="store_true",
+        default=None,
+        help="put the prompt through the model's chat template (default if it has one)",
+    )
+    mode.add_argument("--raw", action="store_false", dest="chat", help="continue the prompt as it is")
+    parser.add_argument("--system", metavar="TEXT", help="system message, with --chat")
+    parser.add_argument("--max-tokens", type=count(1), default=512, metavar="N")
+    parser.add_argument("--temperature", type=number, metavar="T")
+    parser.add_argument("--top-p", type=number, metavar="P")
+    parser.add_argument("--top-k", type=count(0), metavar="K")
+    parser.add_argument("--min-p", type=number, metavar="P")
+    parser.add_argument("--repetition-penalty", type=number, metavar="R")
+    parser.add_argument("--seed", type=count(0), metavar="N")
+    parser.add_argument("--stop", action="append", metavar="TEXT", help="may be repeated")
+    parser.add_argument("--threads", type=count(1, 1024), metavar="N")
+    parser.add_argument("--max-context", type=count(1), metavar="TOKENS")
+
+
+_ADD_ARGUMENTS = {
+    "serve": config.add_arguments,
+    "generate": _add_generate_arguments,
+    "quantize": _add_quantize_arguments,
+    "bench": _add_bench_arguments,
+}
+
+
+def _run(arguments, environ):
+    if arguments.command == "serve":
+        return _serve(arguments, environ)
+    if arguments.command == "generate":
+        from marlin import generate
+        from marlin.engine.load import load_engine
+
+        return generate.run(arguments, load_engine)
+    if arguments.command == "quantize":
+        from marlin.weights import quantize
+
+        return quantize.run(arguments)
+    from marlin import bench
+
+    return bench.run(arguments)
+
+
+def _serve(arguments, environ):
+    import logging
+
+    settings = config.serve_config(vars(arguments), environ)
+    logging.basicConfig(
+        level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+    )
+    from marlin.server.serve import serve
+
+    return serve(settings, _load_service)
+
+
+def _load_service(settings):
+    from marlin.engine.load import load_engine
+    from marlin.server.service import service_for
+
+    return service_for(
+        load_engine(
+            settings.model_path,
+            num_threads=settings.num_threads,
+            max_context_tokens=settings.max_context_tokens,
+        )
+    )

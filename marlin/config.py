@@ -1,0 +1,230 @@
+"""What an operator can set, where each setting may come from, and which source wins.
+
+Reads option strings and an environment mapping that it is given; opens nothing and starts nothing.
+"""
+
+from dataclasses import dataclass, field
+
+from marlin.errors import ConfigError
+
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+MODEL_PATH_VARIABLE = "METAL_MARLIN_MODEL_PATH"
+API_KEY_VARIABLE = "METAL_MARLIN_API_KEY"
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """The settings of one server.
+
+    Attributes:
+        model_path: model folder or GGUF file; None serves no model and answers 503.
+        host, port: address to listen on; port 0 picks a free one.
+        max_concurrent_requests: generation requests inside at once; as many more may wait.
+        max_tokens: output tokens of a request that names no limit.
+        timeout_s: from a request's last byte to the end of its answer.
+        log_level: one of LOG_LEVELS.
+        num_threads: CPU threads of the device; None lets the device choose.
+        max_context_tokens: prompt and output together; None is the model's own.
+        api_key: what clients must present, or None.
+    """
+
+    model_path: str | None
+    host: str
+    port: int
+    max_concurrent_requests: int
+    max_tokens: int
+    timeout_s: float
+    log_level: str
+    num_threads: int | None
+    max_context_tokens: int | None
+    api_key: bytes | None = field(repr=False)
+
+
+def whole_number(low, high=None):
+    """A parser of decimal integers in [low, high]; it raises ValueError with what it expected."""
+    bounds = f"{low} or more" if high is None else f"{low} to {high}"
+
+    def parse(text):
+        # int() alone would also take "1_0", " 5" and full-width digits.
+        if not (text.isascii() and text.isdigit() and len(text) <= 18):
+            raise ValueError(f"must be a whole number, {bounds}")
+        value = int(text)
+        if value < low or (high is not None and value > high):
+            raise ValueError(f"must be {bounds}")
+        return value
+
+    return parse
+
+
+def _seconds(text):
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e9:  # false for nan, too
+        raise ValueError("must be a number of seconds above 0")
+    return value
+
+
+def _log_level(text):
+    if text.upper() not in LOG_LEVELS:
+        raise ValueError("must be one of " + ", ".join(LOG_LEVELS))
+    return text.upper()
+
+
+def _host(text):
+    if not text:
+        raise ValueError("must not be empty")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One command-line option of `serve`.
+
+    Attributes:
+        flag: as typed.
+        field: the ServeConfig field it sets.
+        default: when neither the command line nor the environment has it.
+        parse: text to value; raises ValueError saying what it must be.
+        variable: environment variable that sets it too, or None.
+        metavar, help: for --help.
+    """
+
+    flag: str
+    field: str
+    default: object
+    parse: object
+    metavar: str
+    help: str
+    variable: str | None = None
+
+
+OPTIONS = (
+    Option(
+        "--host",
+        "host",
+        "0.0.0.0",
+        _host,
+        "ADDRESS",
+        "address to listen on (default 0.0.0.0)",
+        "METAL_MARLIN_HOST",
+    ),
+    Option(
+        "--port",
+        "port",
+        8000,
+        whole_number(0, 65535),
+        "N",
+        "port, 0 for any free one (default 8000)",
+        "METAL_MARLIN_PORT",
+    ),
+    Option(
+        "--max-concurrent-requests",
+        "max_concurrent_requests",
+        10,
+        whole_number(1, 100_000),
+        "N",
+        "requests generating at once; as many more may wait (default 10)",
+    ),
+    Option(
+        "--max-tokens",
+        "max_tokens",
+        512,
+        whole_number(1),
+        "N",
+        "output tokens of a request that names no limit (default 512)",
+    ),
+    Option(
+        "--timeout",
+        "timeout_s",
+        120.0,
+        _seconds,
+        "SECONDS",
+        "longest time for one answer (default 120)",
+    ),
+    Option(
+        "--log-level",
+        "log_level",
+        "INFO",
+        _log_level,
+        "LEVEL",
+        "DEBUG, INFO, WARNING or ERROR (default INFO)",
+        "METAL_MARLIN_LOG_LEVEL",
+    ),
+    Option(
+        "--threads",
+        "num_threads",
+        None,
+        whole_number(1, 1024),
+        "N",
+        "CPU threads for the model (default: the cores this process may use)",
+    ),
+    Option(
+        "--max-context",
+        "max_context_tokens",
+        None,
+        whole_number(1),
+        "TOKENS",
+        "prompt and output together (default: the model's own context)",
+    ),
+)
+
+
+def add_arguments(parser):
+    """Add serve's arguments to an argparse parser, all as plain text that serve_config() parses."""
+    parser.add_argument(
+        "model_path",
+        nargs="?",
+        metavar="MODEL_PATH",
+        help=f"model folder or GGUF file ({MODEL_PATH_VARIABLE} overrides it)",
+    )
+    for option in OPTIONS:
+        source = f" [{option.variable}]" if option.variable else ""
+        parser.add_argument(
+            option.flag, dest=option.field, metavar=option.metavar, help=option.help + source
+        )
+
+
+def serve_config(arguments, environ):
+    """Settle the settings: an option on the command line, else its variable, else its default.
+
+    The model path is the exception: METAL_MARLIN_MODEL_PATH wins over the argument, so that a container or
+    a service unit can change the model without touching its command. An empty variable counts as unset.
+
+    Args:
+        arguments: mapping of field name to text or None.
+        environ: mapping of environment variables.
+
+    Raises:
+        ConfigError: names the option or variable, its value and what it must be.
+    """
+    values = {option.field: _settle(option, arguments, environ) for option in OPTIONS}
+    return ServeConfig(
+        model_path=environ.get(MODEL_PATH_VARIABLE) or arguments.get("model_path"),
+        api_key=_api_key(environ.get(API_KEY_VARIABLE)),
+        **values,
+    )
+
+
+def _settle(option, arguments, environ):
+    source, text = option.flag, arguments.get(option.field)
+    if text is None and option.variable:
+        source, text = option.variable, environ.get(option.variable) or None
+    if text is None:
+        return option.default
+    try:
+        return option.parse(text)
+    except ValueError as error:
+        raise ConfigError(f"{source} {error}, got {text!r}") from None
+
+
+def _api_key(text):
+    if not text:
+        return None
+    if text != text.strip() or not text.isprintable():
+        raise ConfigError(
+            f"{API_KEY_VARIABLE} begins or ends with a blank or holds a control character, "
+            "which no client can send"
+        )
+    return text.encode("utf-8")

@@ -1,0 +1,147 @@
+"""metal_shim/marlin.h and shaders/params.h for Python: record layouts, constants, and the loaded library.
+
+Owns the ctypes signatures and the numpy dtypes. Knows nothing of what kernels compute.
+"""
+
+import ctypes
+import sys
+from pathlib import Path
+
+import numpy as np
+
+ABI_VERSION = 1
+MAX_BINDINGS = 12
+MAX_PARAM_BYTES = 64
+MAX_VARS = 8
+
+OK = 0
+READ, WRITE = 1, 2
+
+ROW_TILE = 16
+KV_SPLIT = 256
+QUERY_TILE = 16
+
+SCALE_F32 = 1
+WEIGHT_BIAS = 2
+OUTPUT_BIAS = 4
+
+GGML_TYPES = {
+    "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14,
+}
+
+BINDING = np.dtype(
+    [("buffer", "i4"), ("access", "i4"), ("offset", "i8"), ("bytes", "i8")], align=True
+)
+DISPATCH = np.dtype(
+    [
+        ("kernel", "i4"),
+        ("barrier", "i4"),
+        ("grid_value", "i4", 3),
+        ("grid_var", "i4", 3),
+        ("group", "i4", 3),
+        ("num_bindings", "i4"),
+        ("param_bytes", "i4"),
+        ("params", "u1", MAX_PARAM_BYTES),
+        ("bindings", BINDING, MAX_BINDINGS),
+    ],
+    align=True,
+)
+
+
+def _params(*fields):
+    return np.dtype([(name, {"i": "i4", "u": "u4", "f": "f4"}[kind]) for kind, name in fields])
+
+
+_PACKED = (("u", "group_size"), ("u", "flags"))
+
+PARAMS = {
+    "EmbedParams": _params(("i", "rows_var"), ("u", "vocab_size"), ("u", "dim"), *_PACKED),
+    "LinearParams": _params(("i", "rows_var"), ("u", "n"), ("u", "k"), *_PACKED),
+    "RmsNormParams": _params(
+        ("i", "rows_var"), ("u", "rows_per_var"), ("u", "dim"), ("u", "has_delta"), ("f", "eps")
+    ),
+    "RowsParams": _params(("i", "rows_var"), ("u", "dim")),
+    "RopeTableParams": _params(("i", "rows_var"), ("u", "half_dim"), ("f", "scale")),
+    "RopeKvParams": _params(
+        ("i", "rows_var"), ("u", "num_heads"), ("u", "num_kv_heads"), ("u", "head_dim"),
+        ("u", "block_size"), ("u", "num_blocks"),
+    ),
+    "AttentionParams": _params(
+        ("i", "tiles_var"), ("i", "splits_var"), ("u", "num_heads"), ("u", "num_kv_heads"),
+        ("u", "head_dim"), ("u", "block_size"), ("u", "num_blocks"), ("u", "table_stride"),
+        ("u", "window"), ("u", "max_splits"), ("f", "scale"),
+    ),
+    "SampleParams": _params(("i", "rows_var"), ("u", "vocab_size")),
+    "RepackParams": _params(("u", "type"), ("u", "n"), ("u", "k"), ("u", "permute_heads")),
+    "SampleRow": _params(
+        ("f", "temperature"), ("f", "top_p"), ("f", "min_p"), ("u", "top_k"), ("u", "seed_low"),
+        ("u", "seed_high"), ("u", "position"), ("f", "frequency_penalty"),
+        ("f", "presence_penalty"), ("f", "repetition_penalty"),
+    ),
+    "PenaltyEntry": _params(("i", "token_id"), ("i", "num_outputs"), ("f", "bias")),
+}
+
+
+class DeviceOptions(ctypes.Structure):
+    _fields_ = [("num_threads", ctypes.c_int32), ("isa", ctypes.c_char * 16)]
+
+
+class DeviceInfo(ctypes.Structure):
+    _fields_ = [
+        ("name", ctypes.c_char * 64),
+        ("isa", ctypes.c_char * 16),
+        ("num_threads", ctypes.c_int32),
+        ("page_bytes", ctypes.c_int32),
+        ("memory_bytes", ctypes.c_int64),
+        ("allocated_bytes", ctypes.c_int64),
+        ("mapped_bytes", ctypes.c_int64),
+    ]
+
+
+_POINTER = ctypes.c_void_p
+_SIGNATURES = {
+    "marlin_abi_version": (ctypes.c_int, []),
+    "marlin_last_error": (ctypes.c_char_p, []),
+    "marlin_device_open": (
+        ctypes.c_int, [ctypes.POINTER(DeviceOptions), ctypes.POINTER(_POINTER)]
+    ),
+    "marlin_device_close": (None, [_POINTER]),
+    "marlin_device_describe": (ctypes.c_int, [_POINTER, ctypes.POINTER(DeviceInfo)]),
+    "marlin_buffer_create": (ctypes.c_int, [_POINTER, ctypes.c_int64]),
+    "marlin_buffer_map": (
+        ctypes.c_int, [_POINTER, ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64]
+    ),
+    "marlin_buffer_wrap": (ctypes.c_int, [_POINTER, _POINTER, ctypes.c_int64]),
+    "marlin_buffer_contents": (_POINTER, [_POINTER, ctypes.c_int]),
+    "marlin_buffer_release": (ctypes.c_int, [_POINTER, ctypes.c_int]),
+    "marlin_kernel_find": (ctypes.c_int, [ctypes.c_char_p]),
+    "marlin_program_create": (
+        ctypes.c_int, [_POINTER, _POINTER, ctypes.c_int32, ctypes.POINTER(_POINTER)]
+    ),
+    "marlin_program_destroy": (None, [_POINTER]),
+    "marlin_program_submit": (
+        ctypes.c_int,
+        [_POINTER, ctypes.c_int32, ctypes.c_int32, ctypes.POINTER(ctypes.c_int32), ctypes.c_int32],
+    ),
+    "marlin_program_wait": (ctypes.c_int, [_POINTER]),
+}
+
+
+def library_path(kind="cpu"):
+    """Path of the built native library of a device kind, whether or not it exists."""
+    suffix = "dylib" if sys.platform == "darwin" else "so"
+    return Path(__file__).with_name(f"libmarlin_{kind}.{suffix}")
+
+
+def load_library(path):
+    """Load a native library and declare its functions.
+
+    Raises:
+        OSError: it is missing or cannot be loaded.
+        AttributeError: it lacks a function of marlin.h.
+    """
+    library = ctypes.CDLL(str(path))
+    for name, (result, arguments) in _SIGNATURES.items():
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library

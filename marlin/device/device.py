@@ -1,0 +1,112 @@
+"""A device and its buffers. Knows nothing of kernels (program.py) or models."""
+
+import ctypes
+
+import numpy as np
+
+from marlin.device import abi
+from marlin.errors import DeviceError
+
+
+class Buffer:
+    """Device memory by id. `array()` is the host's view of it."""
+
+    def __init__(self, device, buffer_id, num_bytes):
+        self.device = device
+        self.id = buffer_id
+        self.num_bytes = num_bytes
+        self.address = device.library.marlin_buffer_contents(device.handle, buffer_id)
+
+    def array(self, dtype, shape=None, offset=0):
+        """numpy view of the buffer; valid until release().
+
+        Args:
+            dtype: element type.
+            shape: dims; None is all that fits, flat.
+            offset: bytes from the buffer's start.
+        """
+        dtype = np.dtype(dtype)
+        if shape is None:
+            shape = ((self.num_bytes - offset) // dtype.itemsize,)
+        count = int(np.prod(shape, dtype=np.int64))
+        if offset < 0 or offset + count * dtype.itemsize > self.num_bytes:
+            raise DeviceError(
+                f"a view of {count * dtype.itemsize} bytes at {offset} leaves a buffer of "
+                f"{self.num_bytes}"
+            )
+        raw = (ctypes.c_char * (count * dtype.itemsize)).from_address(self.address + offset)
+        return np.frombuffer(raw, dtype).reshape(shape)
+
+    def release(self):
+        """Give up the buffer; programs that use it keep it alive."""
+        self.device.check(
+            self.device.library.marlin_buffer_release(self.device.handle, self.id)
+        )
+
+
+class Device:
+    """One opened native device.
+
+    Args:
+        num_threads: workers; None is as many cores as the process may use.
+        isa: instruction set to use ("avx512", "avx2", "i8mm", "neon", "scalar"); None is the best here.
+        library_path: the native library; None is the one that was built with the package.
+
+    Raises:
+        DeviceError: the library is missing or of another version, or refuses the options.
+    """
+
+    def __init__(self, num_threads=None, isa=None, library_path=None):
+        path = library_path or abi.library_path()
+        try:
+            self.library = abi.load_library(path)
+        except (OSError, AttributeError) as error:
+            raise DeviceError(
+                f"native library {path} cannot be loaded ({error}); "
+                "build it with `python3 metal_shim/build.py` or reinstall the package"
+            ) from error
+        version = self.library.marlin_abi_version()
+        if version != abi.ABI_VERSION:
+            raise DeviceError(f"{path} has ABI version {version}, not {abi.ABI_VERSION}: rebuild it")
+        options = abi.DeviceOptions(num_threads or 0, (isa or "").encode())
+        handle = ctypes.c_void_p()
+        self.handle = None
+        self.check(self.library.marlin_device_open(ctypes.byref(options), ctypes.byref(handle)))
+        self.handle = handle
+
+    def check(self, code):
+        """Pass on a result >= 0; raise DeviceError with the library's text for a negative one."""
+        if code < 0:
+            raise DeviceError(self.library.marlin_last_error().decode("utf-8", "replace"))
+        return code
+
+    def info(self):
+        """Name, instruction set, threads and memory figures (marlin_device_info) as a dict."""
+        info = abi.DeviceInfo()
+        self.check(self.library.marlin_device_describe(self.handle, ctypes.byref(info)))
+        values = {name: getattr(info, name) for name, _ in info._fields_}
+        return {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
+
+    def create(self, num_bytes):
+        """New zeroed Buffer."""
+        return Buffer(
+            self, self.check(self.library.marlin_buffer_create(self.handle, num_bytes)), num_bytes
+        )
+
+    def create_from(self, array):
+        """New Buffer with a copy of a numpy array."""
+        array = np.ascontiguousarray(array)
+        buffer = self.create(max(array.nbytes, 1))
+        buffer.array(array.dtype, array.shape)[...] = array
+        return buffer
+
+    def map(self, path, offset, num_bytes):
+        """Read-only Buffer over a part of a file, not read until it is used."""
+        code = self.library.marlin_buffer_map(self.handle, str(path).encode(), offset, num_bytes)
+        return Buffer(self, self.check(code), num_bytes)
+
+    def close(self):
+        """Free the device and its buffers; destroy its programs first. Idempotent."""
+        if self.handle is not None:
+            self.library.marlin_device_close(self.handle)
+            self.handle = None

@@ -1,0 +1,230 @@
+"""Recording each kernel with its shapes: the one place that knows the order of a kernel's bindings.
+
+Functions append to a Recorder. Arguments named `*_var` are indices into a step's vars (VAR_*). Shapes are in
+the heads of metal_shim/kernels_*.c and shaders/*.metal.
+"""
+
+from dataclasses import dataclass
+
+from marlin.device import abi
+from marlin.device.program import View, make_params
+
+READ, WRITE, BOTH = abi.READ, abi.WRITE, abi.READ | abi.WRITE
+
+# What changes from step to step: the values given to Program.submit(), in this order.
+VAR_TOKENS = 0  # rows on the token axis
+VAR_TILES = 1  # attention tiles
+VAR_LOGITS = 2  # rows whose logits are wanted
+VAR_SPLITS = 3  # KV splits of the longest context
+NUM_VARS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Weight:
+    """A matrix W [n, k] on the device.
+
+    Attributes:
+        kind: "f32", "f16", "bf16" (row-major) or "int8", "int4", "fp4" (docs/formats.md).
+        group_size: columns that share a scale; 0 for dense kinds.
+        flags: abi.SCALE_F32 | abi.WEIGHT_BIAS of packed kinds.
+        data, scales, biases: where it lies; scales and biases are None where the kind has none.
+    """
+
+    kind: str
+    n: int
+    k: int
+    data: View
+    group_size: int = 0
+    flags: int = 0
+    scales: View | None = None
+    biases: View | None = None
+
+    @property
+    def num_bytes(self):
+        return sum(v.num_bytes for v in (self.data, self.scales, self.biases) if v is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class KvLayout:
+    """The KV cache's shape: K half [num_blocks, num_kv_heads, block_size / 16, head_dim, 16], V half
+    [num_blocks, num_kv_heads, block_size, head_dim]; a sequence holds up to table_stride blocks."""
+
+    num_blocks: int
+    block_size: int
+    table_stride: int
+    num_kv_heads: int
+    head_dim: int
+
+    @property
+    def layer_bytes(self):
+        """Bytes of one layer's K; V is as large."""
+        return self.num_blocks * self.block_size * self.num_kv_heads * self.head_dim * 2
+
+    @property
+    def max_splits(self):
+        return -(-self.table_stride * self.block_size // abi.KV_SPLIT)
+
+
+def _maybe(view, access):
+    return None if view is None else (view, access)
+
+
+def embed(recorder, token_ids, weight, y, rows_var=VAR_TOKENS):
+    """y[t] = W[token_ids[t]]."""
+    params = make_params(
+        "EmbedParams", rows_var=rows_var, vocab_size=weight.n, dim=weight.k,
+        group_size=weight.group_size, flags=weight.flags,
+    )
+    recorder.dispatch(
+        f"embed_{weight.kind}", params,
+        [(token_ids, READ), (weight.data, READ), _maybe(weight.scales, READ),
+         _maybe(weight.biases, READ), (y, WRITE)],
+        grid=((rows_var, 1), 1, 1),
+    )  # fmt: skip
+
+
+def linear(recorder, x, weight, y, rows_var=VAR_TOKENS, bias=None, many_rows=False, label=""):
+    """y = x W^T + bias; many_rows chooses the kernel made for a prefill."""
+    params = make_params(
+        "LinearParams", rows_var=rows_var, n=weight.n, k=weight.k, group_size=weight.group_size,
+        flags=weight.flags | (abi.OUTPUT_BIAS if bias is not None else 0),
+    )
+    recorder.dispatch(
+        f"{'matmul' if many_rows else 'matvec'}_{weight.kind}", params,
+        [(x, READ), (weight.data, READ), _maybe(weight.scales, READ),
+         _maybe(weight.biases, READ), _maybe(bias, READ), (y, WRITE)],
+        grid=(-(-weight.n // abi.ROW_TILE), (rows_var, 1), 1),
+        label=label,
+    )  # fmt: skip
+
+
+def rms_norm(recorder, x, weight, y, dim, eps, delta=None, rows_per_var=1, rows_var=VAR_TOKENS):
+    """x += delta (if given); y = x * rsqrt(mean(x^2) + eps) * weight; y may be x."""
+    params = make_params(
+        "RmsNormParams", rows_var=rows_var, rows_per_var=rows_per_var, dim=dim,
+        has_delta=int(delta is not None), eps=eps,
+    )
+    recorder.dispatch(
+        "rms_norm", params,
+        [(x, READ if delta is None else BOTH), _maybe(delta, READ), (weight, READ), (y, WRITE)],
+        grid=((rows_var, 1), rows_per_var, 1),
+    )  # fmt: skip
+
+
+def rope_table(recorder, positions, inv_freq, table, half_dim, scale):
+    """table[t] = cos and sin of positions[t] * inv_freq, times scale."""
+    params = make_params("RopeTableParams", rows_var=VAR_TOKENS, half_dim=half_dim, scale=scale)
+    recorder.dispatch(
+        "rope_table", params, [(positions, READ), (inv_freq, READ), (table, WRITE)],
+        grid=((VAR_TOKENS, 1), 1, 1),
+    )  # fmt: skip
+
+
+def rope_kv_write(recorder, q, k, v, table, slots, k_cache, v_cache, layout, num_heads):
+    """Rotate q and k in place and write k and v to their slots."""
+    params = make_params(
+        "RopeKvParams", rows_var=VAR_TOKENS, num_heads=num_heads,
+        num_kv_heads=layout.num_kv_heads, head_dim=layout.head_dim, block_size=layout.block_size,
+        num_blocks=layout.num_blocks,
+    )
+    recorder.dispatch(
+        "rope_kv_write", params,
+        [(q, BOTH), (k, BOTH), (v, READ), (table, READ), (slots, READ), (k_cache, WRITE),
+         (v_cache, WRITE)],
+        grid=((VAR_TOKENS, 1), 1, 1),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionInputs:
+    """What every layer's attention reads besides q and its own cache."""
+
+    tables: View
+    tiles: View
+    layout: KvLayout
+    num_heads: int
+    window: int | None
+
+
+def _attention_params(inputs):
+    layout = inputs.layout
+    return make_params(
+        "AttentionParams", tiles_var=VAR_TILES, splits_var=VAR_SPLITS,
+        num_heads=inputs.num_heads, num_kv_heads=layout.num_kv_heads, head_dim=layout.head_dim,
+        block_size=layout.block_size, num_blocks=layout.num_blocks,
+        table_stride=layout.table_stride, window=inputs.window or 0,
+        max_splits=layout.max_splits, scale=layout.head_dim**-0.5,
+    )  # fmt: skip
+
+
+def attention(recorder, q, k_cache, v_cache, inputs, out):
+    """Causal attention, each tile's whole context in one unit of work: for prefill."""
+    recorder.dispatch(
+        "attention", _attention_params(inputs),
+        [(q, READ), (k_cache, READ), (v_cache, READ), (inputs.tables, READ), (inputs.tiles, READ),
+         (out, WRITE)],
+        grid=((VAR_TILES, 1), inputs.layout.num_kv_heads, 1),
+    )  # fmt: skip
+
+
+def split_attention(recorder, q, k_cache, v_cache, inputs, partials, out):
+    """The same numbers as attention(), the context shared out over threads: for decode."""
+    params = _attention_params(inputs)
+    recorder.dispatch(
+        "attention_split", params,
+        [(q, READ), (k_cache, READ), (v_cache, READ), (inputs.tables, READ), (inputs.tiles, READ),
+         (partials, WRITE)],
+        grid=((VAR_TILES, 1), inputs.layout.num_kv_heads, (VAR_SPLITS, 1)),
+    )  # fmt: skip
+    recorder.dispatch(
+        "attention_combine", params,
+        [(partials, READ), None, None, None, (inputs.tiles, READ), (out, WRITE)],
+        grid=((VAR_TILES, 1), 1, 1),
+    )  # fmt: skip
+
+
+def silu_mul(recorder, gate, up, y, dim):
+    """y = silu(gate) * up; y may be gate."""
+    recorder.dispatch(
+        "silu_mul", make_params("RowsParams", rows_var=VAR_TOKENS, dim=dim),
+        [(gate, READ), (up, READ), (y, WRITE)], grid=((VAR_TOKENS, 1), 1, 1),
+    )  # fmt: skip
+
+
+def gather_rows(recorder, rows, x, y, dim):
+    """y[r] = x[rows[r]] for the rows whose logits are wanted."""
+    recorder.dispatch(
+        "gather_rows", make_params("RowsParams", rows_var=VAR_LOGITS, dim=dim),
+        [(rows, READ), (x, READ), (y, WRITE)], grid=((VAR_LOGITS, 1), 1, 1),
+    )  # fmt: skip
+
+
+def penalize(recorder, logits, entries, starts, rows, vocab_size):
+    """Apply penalties and biases to the logits in place."""
+    recorder.dispatch(
+        "penalize", make_params("SampleParams", rows_var=VAR_LOGITS, vocab_size=vocab_size),
+        [(logits, BOTH), (entries, READ), (starts, READ), (rows, READ)],
+        grid=((VAR_LOGITS, 1), 1, 1),
+    )  # fmt: skip
+
+
+def sample(recorder, logits, rows, token_ids, vocab_size):
+    """token_ids[r] drawn from logits[r]."""
+    recorder.dispatch(
+        "sample", make_params("SampleParams", rows_var=VAR_LOGITS, vocab_size=vocab_size),
+        [(logits, READ), (rows, READ), (token_ids, WRITE)], grid=((VAR_LOGITS, 1), 1, 1),
+    )  # fmt: skip
+
+
+def repack(recorder, source, weight, ggml_type, permute_heads=0):
+    """Fill a packed weight from the GGUF blocks in `source`."""
+    params = make_params(
+        "RepackParams", type=abi.GGML_TYPES[ggml_type], n=weight.n, k=weight.k,
+        permute_heads=permute_heads,
+    )
+    recorder.dispatch(
+        "repack", params,
+        [(source, READ), (weight.data, WRITE), (weight.scales, WRITE),
+         _maybe(weight.biases, WRITE)],
+        grid=(-(-weight.n // abi.ROW_TILE), 1, 1),
+    )  # fmt: skip

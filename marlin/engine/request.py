@@ -1,0 +1,85 @@
+"""A request: what was asked for, its tokens so far, and the queue its tokens leave by.
+
+The engine thread writes `output_token_ids` and publishes events; the thread that submitted the request reads
+events and may abort. Text (detokenizing, stop strings) belongs to the reader, not to the engine.
+"""
+
+import queue
+import threading
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one request chooses tokens. Values are validated where they enter (server/openai.py, cli.py).
+
+    Attributes:
+        temperature: 0 is greedy.
+        top_p: nucleus mass, (0, 1]; 1 is off.
+        top_k: keep the k likeliest tokens; 0 is off.
+        min_p: keep tokens at least this share of the likeliest one's probability; 0 is off.
+        frequency_penalty, presence_penalty: subtracted per occurrence / once, over output tokens.
+        repetition_penalty: divides positive and multiplies negative logits of tokens seen in prompt or output.
+        seed: None draws one from the engine's generator; the same seed repeats the same tokens.
+        max_tokens: output tokens at most, >= 1.
+        ignore_eos: keep going past an end-of-sequence token (benchmarks).
+    """
+
+    temperature: float = 0.7
+    top_p: float = 0.9
+    top_k: int = 0
+    min_p: float = 0.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+    max_tokens: int = 512
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """New output tokens, in order."""
+
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FinishEvent:
+    """The last event of a request.
+
+    Attributes:
+        reason: "stop" (end-of-sequence token, which is not published), "length" (max_tokens or the context is
+            full), "abort" or "error".
+        error: the exception that ended it, for "error".
+    """
+
+    reason: str
+    error: Exception | None = None
+
+
+@dataclass(slots=True)
+class Request:
+    """One generation. `events` yields TokenEvents and then exactly one FinishEvent."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    seed: int
+    output_token_ids: list[int] = field(default_factory=list)
+    num_computed_tokens: int = 0
+    num_cached_tokens: int = 0
+    events: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
+    _aborted: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def num_tokens(self):
+        return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def aborted(self):
+        return self._aborted.is_set()
+
+    def abort(self):
+        """Ask the engine to drop this request at its next step. Any thread; idempotent."""
+        self._aborted.set()

@@ -1,0 +1,172 @@
+"""One step on the device: fills the step's inputs, replays the program, hands back sampled tokens.
+
+Owns the KV cache, the activations and the recorded programs. Knows no queues and no policy: which tokens of
+which requests are in a step is decided above.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from marlin.device import abi, ops
+from marlin.device.program import Recorder, View
+from marlin.engine import sampler
+from marlin.models.llama import StepInputs
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """One sequence's part of a step.
+
+    Attributes:
+        token_ids: the tokens to compute, at positions start, start + 1, ...
+        start: tokens of this sequence that the KV cache already holds.
+        block_table: int32 [any], KV block ids in logical order.
+        request: whose next token to sample after the chunk's last token, or None to sample none.
+    """
+
+    token_ids: list[int]
+    start: int
+    block_table: np.ndarray
+    request: object = None
+
+
+class Runner:
+    """Device state for steps of one model.
+
+    Args:
+        device, model: an opened Device and its loaded LlamaModel.
+        layout: ops.KvLayout of the cache to create.
+        max_step_tokens: tokens a step may compute.
+        max_sequences: sequences a step may hold.
+    """
+
+    def __init__(self, device, model, layout, max_step_tokens, max_sequences):
+        self.device = device
+        self.model = model
+        self.layout = layout
+        self.max_step_tokens = max_step_tokens
+        self.max_sequences = max_sequences
+        config = model.config
+        self._caches = [
+            device.create(layout.layer_bytes) for _ in range(2 * config.num_layers)
+        ]
+        max_tiles = max_step_tokens // abi.QUERY_TILE + max_sequences
+        self._views = {}
+        self._token_ids = self._input("token_ids", np.int32, (max_step_tokens,))
+        self._positions = self._input("positions", np.int32, (max_step_tokens,))
+        self._slots = self._input("slots", np.int32, (max_step_tokens,))
+        self._tables = self._input("tables", np.int32, (max_sequences, layout.table_stride))
+        self._tiles = self._input("tiles", np.int32, (max_tiles, 4))
+        self._logit_rows = self._input("logit_rows", np.int32, (max_sequences,))
+        self._sample_rows = self._input("sample_rows", sampler.SAMPLE_ROW, (max_sequences,))
+        self._entry_starts = self._input("entry_starts", np.int32, (max_sequences + 1,))
+        # Every token of every context, so that no penalty is ever dropped; pages are touched when used.
+        max_entries = max_sequences * min(
+            config.vocab_size, layout.table_stride * layout.block_size
+        )
+        self._entries = self._input("entries", sampler.PENALTY_ENTRY, (max_entries,))
+        self._sampled = self._input("sampled", np.int32, (max_sequences,))
+        self._acts = model.allocate(device, max_step_tokens, max_sequences, layout)
+        self.logits = self._acts.logits.buffer.array(
+            np.float32, (max_sequences, config.vocab_size)
+        )
+        self._prefill = self._record(prefill=True)
+        self._decode = self._record(prefill=False)
+
+    def _input(self, name, dtype, shape):
+        buffer = self.device.create(int(np.prod(shape)) * np.dtype(dtype).itemsize)
+        self._views[name] = View.of(buffer)
+        return buffer.array(dtype, shape)
+
+    def _record(self, prefill):
+        config, views = self.model.config, self._views
+        inputs = StepInputs(
+            token_ids=views["token_ids"],
+            positions=views["positions"],
+            slots=views["slots"],
+            attention=ops.AttentionInputs(
+                views["tables"], views["tiles"], self.layout, config.num_heads,
+                config.sliding_window,
+            ),
+            k_caches=[View.of(buffer) for buffer in self._caches[0::2]],
+            v_caches=[View.of(buffer) for buffer in self._caches[1::2]],
+            logit_rows=views["logit_rows"],
+        )  # fmt: skip
+        recorder = Recorder(self.device)
+        self.model.record(recorder, inputs, self._acts, prefill)
+        logits, vocab_size = self._acts.logits, config.vocab_size
+        ops.penalize(
+            recorder, logits, views["entries"], views["entry_starts"], views["sample_rows"],
+            vocab_size,
+        )  # fmt: skip
+        ops.sample(recorder, logits, views["sample_rows"], views["sampled"], vocab_size)
+        return recorder.finish()
+
+    def step(self, chunks):
+        """Compute the chunks' tokens and sample where asked.
+
+        Args:
+            chunks: list of Chunk, at most max_sequences, together at most max_step_tokens tokens.
+
+        Returns:
+            list of int: one sampled token id for each chunk that has a request, in order.
+
+        Raises:
+            DeviceError: the replay failed.
+        """
+        num_tokens = num_tiles = num_logits = num_entries = 0
+        last_position = 0
+        for sequence, chunk in enumerate(chunks):
+            count = len(chunk.token_ids)
+            self._fill_tokens(num_tokens, chunk, count)
+            num_tiles = self._fill_tiles(num_tiles, num_tokens, chunk, count, sequence)
+            self._tables[sequence, : len(chunk.block_table)] = chunk.block_table
+            num_tokens += count
+            last_position = max(last_position, chunk.start + count - 1)
+            if chunk.request is not None:
+                self._logit_rows[num_logits] = num_tokens - 1
+                num_entries = self._fill_sampling(num_logits, num_entries, chunk.request)
+                num_logits += 1
+        program = self._decode if num_tokens == len(chunks) else self._prefill
+        program.run(num_tokens, num_tiles, num_logits, last_position // abi.KV_SPLIT + 1)
+        return self._sampled[:num_logits].tolist()
+
+    def _fill_tokens(self, at, chunk, count):
+        block_size = self.layout.block_size
+        self._token_ids[at : at + count] = chunk.token_ids
+        if count == 1:
+            self._positions[at] = chunk.start
+            block = chunk.block_table[chunk.start // block_size]
+            self._slots[at] = block * block_size + chunk.start % block_size
+            return
+        positions = np.arange(chunk.start, chunk.start + count, dtype=np.int32)
+        self._positions[at : at + count] = positions
+        blocks = chunk.block_table[positions // block_size]
+        self._slots[at : at + count] = blocks * block_size + positions % block_size
+
+    def _fill_tiles(self, num_tiles, at, chunk, count, sequence):
+        """Cut a chunk into attention tiles; returns the tiles so far."""
+        for offset in range(0, count, abi.QUERY_TILE):
+            rows = min(abi.QUERY_TILE, count - offset)
+            self._tiles[num_tiles] = (at + offset, rows, sequence, chunk.start + offset)
+            num_tiles += 1
+        return num_tiles
+
+    def _fill_sampling(self, row, num_entries, request):
+        sampler.fill_sample_row(self._sample_rows[row], request)
+        entries = sampler.penalty_entries(request)
+        self._entry_starts[row] = num_entries
+        self._entries[num_entries : num_entries + len(entries)] = entries
+        self._entry_starts[row + 1] = num_entries + len(entries)
+        return num_entries + len(entries)
+
+    @property
+    def kv_bytes(self):
+        """Bytes of the KV cache."""
+        return self.layout.layer_bytes * len(self._caches)
+
+    def close(self):
+        """Destroy the programs."""
+        self._prefill.close()
+        self._decode.close()

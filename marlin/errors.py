@@ -1,0 +1,97 @@
+"""Every error the project raises on purpose, and the HTTP answer each one becomes.
+
+This file is a leaf: it imports nothing of the project. A client's mistake is a RequestError and names the
+field, the value and the limit; a bad file is a ModelFileError and names file, tensor and expectation; native
+code that refuses or fails is a DeviceError. Broken invariants are `assert`, not classes here.
+"""
+
+
+class MarlinError(Exception):
+    """Base of the tree.
+
+    Attributes:
+        message: one sentence that a user can act on.
+        status: HTTP status of the answer when this error ends a request.
+        type: `error.type` of the OpenAI error body.
+        code: `error.code` of that body, or None.
+        param: the request field at fault (`messages[2].content`), or None.
+    """
+
+    status = 500
+    type = "server_error"
+    code = None
+
+    def __init__(self, message, *, param=None, code=None):
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+
+class ConfigError(MarlinError):
+    """A command-line option or environment variable that cannot be used."""
+
+
+class DeviceError(MarlinError):
+    """Native code refused a call or a replay failed; the text is the library's own."""
+
+
+class ModelFileError(MarlinError):
+    """A model file or folder that cannot be read.
+
+    Args:
+        path: the file.
+        message: what was found and what was expected.
+        tensor: the tensor at fault, or None when it is the file itself.
+    """
+
+    def __init__(self, path, message, *, tensor=None):
+        where = f"{path}: tensor {tensor!r}" if tensor else f"{path}"
+        super().__init__(f"{where}: {message}")
+        self.path = path
+        self.tensor = tensor
+
+
+class TemplateError(MarlinError):
+    """A chat template that cannot be parsed or rendered, or that exceeded a limit."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "template_error"
+
+
+class RequestError(MarlinError):
+    """A client's mistake. Subclasses fix the status; 422 is a field with a wrong value."""
+
+    status = 422
+    type = "invalid_request_error"
+
+
+class MalformedRequestError(RequestError):
+    """The body is not what its headers say, or is not JSON."""
+
+    status = 400
+
+
+class ContextLengthError(RequestError):
+    """Prompt longer than the model's context; the message holds both numbers."""
+
+    status = 400
+    code = "context_length_exceeded"
+
+
+class ModelNotFoundError(RequestError):
+    """The request names a model that is not the served one."""
+
+    status = 404
+    type = "model_not_found"
+    code = "model_not_found"
+
+
+class OverloadedError(MarlinError):
+    """The bounded queue is full; the client may retry."""
+
+    status = 503
+    type = "server_overloaded"
+    code = "server_overloaded"

@@ -1,0 +1,78 @@
+"""`metal-marlin generate`: one prompt in, the model's text out as it comes.
+
+The server's validation and prompt building, without the server.
+"""
+
+import sys
+from contextlib import closing
+
+from marlin.engine.stream import TextStream
+from marlin.errors import ConfigError, MarlinError
+from marlin.server.limits import Limits
+from marlin.server.openai import parse_sampling, parse_stop
+from marlin.server.service import service_for
+
+_SAMPLING_OPTIONS = "temperature top_p top_k min_p repetition_penalty seed".split()
+
+
+def run(arguments, load, stdin=None, stdout=None):
+    """Run the command.
+
+    Args:
+        arguments: the parsed command line (cli.py).
+        load: callable(path, num_threads=, max_context_tokens=) -> LoadedModel.
+        stdin, stdout: text streams; None takes the process's own.
+
+    Returns:
+        Exit code.
+
+    Raises:
+        MarlinError: a bad option, model or prompt.
+    """
+    stdin, stdout = stdin or sys.stdin, stdout or sys.stdout
+    given = {name: getattr(arguments, name) for name in _SAMPLING_OPTIONS}
+    params = parse_sampling(given, arguments.max_tokens)
+    stops = parse_stop({"stop": arguments.stop}, Limits())
+    prompt = _read_prompt(stdin) if arguments.prompt == "-" else arguments.prompt
+    service = service_for(
+        load(
+            arguments.model_path,
+            num_threads=arguments.threads,
+            max_context_tokens=arguments.max_context,
+        )
+    )
+    try:
+        chat, token_ids = _prompt_token_ids(service, arguments, prompt)
+        request = service.engine.submit(token_ids, params, "generate")
+        stream = TextStream(request, service.tokenizer, stops, continues=not chat)
+        with closing(iter(stream)) as deltas:
+            for delta in deltas:
+                stdout.write(delta.text)
+                stdout.flush()
+        stdout.write("\n")
+        if delta.finish_reason == "abort":
+            raise MarlinError("the engine stopped before the answer was complete")
+        return 0
+    finally:
+        service.engine.close()
+
+
+def _read_prompt(stdin):
+    try:
+        # The newline that echo and here-documents add is not part of the question.
+        return stdin.read().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"standard input is not {error.encoding} text") from None
+
+
+def _prompt_token_ids(service, arguments, prompt):
+    """Returns (whether the chat template was used, token ids)."""
+    chat = service.render_chat is not None if arguments.chat is None else arguments.chat
+    if not chat:
+        if arguments.system is not None:
+            raise ConfigError("--system needs a chat template and not --raw")
+        return False, service.completion_token_ids(prompt)
+    messages = [{"role": "user", "content": prompt}]
+    if arguments.system is not None:
+        messages.insert(0, {"role": "system", "content": arguments.system})
+    return True, service.chat_token_ids(messages)

@@ -1,0 +1,285 @@
+"""A model's tensors on a device, by their Hugging Face names, whatever file they come from.
+
+Owns what is used in place (mapped), what is repacked once (GGUF blocks) and what is copied (norms and
+biases, as float32). Knows no layer order: that is models/llama.py.
+"""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from marlin.device import abi, ops
+from marlin.device.ops import Weight
+from marlin.device.program import Recorder, View
+from marlin.errors import ModelFileError
+from marlin.models.config import config_from_gguf, config_from_hf
+from marlin.weights import ggml_types, names
+from marlin.weights.gguf import GGUFFile
+from marlin.weights.safetensors_file import SafetensorsFolder
+from marlin.weights.tensor_file import read_bytes
+
+# Bytes of a file that are mapped at once while blocks are repacked: keeps start-up from holding the
+# file and its repacked copy in memory together.
+REPACK_BATCH_BYTES = 16 << 20
+
+_DENSE_KINDS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Repacked:
+    """What a GGUF block type becomes: weight kind, bits, group size, scale bytes, with a bias."""
+
+    kind: str
+    bits: int
+    group_size: int
+    scale_bytes: int
+    has_bias: bool
+
+
+_REPACKED = {
+    "Q4_0": _Repacked("int4", 4, 32, 2, True),
+    "Q4_1": _Repacked("int4", 4, 32, 2, True),
+    "Q4_K": _Repacked("int4", 4, 32, 4, True),
+    "Q5_0": _Repacked("int8", 8, 32, 2, False),
+    "Q5_1": _Repacked("int8", 8, 32, 2, True),
+    "Q5_K": _Repacked("int8", 8, 32, 4, True),
+    "Q6_K": _Repacked("int8", 8, 16, 4, False),
+    "Q8_0": _Repacked("int8", 8, 32, 2, False),
+}
+
+
+def open_checkpoint(path, device):
+    """Open a GGUF file, or a folder in Hugging Face or native form.
+
+    Returns:
+        Checkpoint; its weights are on the device only when asked for.
+
+    Raises:
+        ModelFileError: nothing is there, or it is not one of the three.
+    """
+    path = os.fspath(path)
+    if os.path.isdir(path):
+        return FolderCheckpoint(path, device)
+    if os.path.isfile(path):
+        return GgufCheckpoint(path, device)
+    raise ModelFileError(path, "no such file or folder; expected a .gguf file or a model folder")
+
+
+class GgufCheckpoint:
+    """Tensors of one GGUF file. Block types are repacked; RoPE rows are put in Hugging Face's order."""
+
+    def __init__(self, path, device):
+        self.path = path
+        self.device = device
+        self.file = GGUFFile(path)
+        self.config = config_from_gguf(self.file)
+        self.architecture = self.file.metadata["general.architecture"]
+        self.format = "gguf"
+        self._pending = []
+        self._pending_bytes = 0
+
+    def rope_factors(self):
+        """float32 divisors of the RoPE frequencies, or None."""
+        info = self.file.tensors.get(names.ROPE_FACTORS)
+        return None if info is None else self._read_dense(info)
+
+    def has(self, name):
+        return names.gguf_name(name) in self.file.tensors
+
+    def _info(self, name, shape):
+        gguf = names.gguf_name(name)
+        info = self.file.tensors.get(gguf)
+        if info is None:
+            raise ModelFileError(self.path, "missing", tensor=gguf)
+        if info.shape != shape:
+            raise ModelFileError(self.path, f"has shape {info.shape}, not {shape}", tensor=gguf)
+        return info
+
+    def _read_dense(self, info):
+        if info.dtype not in _DENSE_KINDS:
+            raise ModelFileError(
+                self.path, f"is {info.dtype}, expected F32, F16 or BF16", tensor=info.name
+            )
+        return ggml_types.dequantize(info.dtype, read_bytes(info), info.shape)
+
+    def vector(self, name, size, num_heads=0):
+        """float32 [size] on the device; num_heads: its rows' heads, if RoPE pairs them."""
+        values = self._read_dense(self._info(name, (size,)))
+        if num_heads and names.rows_are_interleaved(self.architecture, name):
+            values = names.unpermute_rows(values, num_heads)
+        return View.of(self.device.create_from(values.astype(np.float32)))
+
+    def matrix(self, name, n, k, num_heads=0):
+        """Weight [n, k]; call finish() before it is read."""
+        info = self._info(name, (n, k))
+        interleaved = num_heads and names.rows_are_interleaved(self.architecture, name)
+        if info.dtype in _DENSE_KINDS:
+            kind = _DENSE_KINDS[info.dtype]
+            if not interleaved:
+                view = View.of(self.device.map(self.path, info.offset, info.num_bytes))
+                return Weight(kind, n, k, view)
+            rows = names.unpermute_rows(read_bytes(info).reshape(n, -1), num_heads)
+            return Weight(kind, n, k, View.of(self.device.create_from(rows)))
+        if info.dtype not in _REPACKED:
+            raise ModelFileError(self.path, f"is {info.dtype}, not a weight type", tensor=info.name)
+        weight = self._allocate(_REPACKED[info.dtype], n, k)
+        self._pending.append((info, weight, num_heads if interleaved else 0))
+        self._pending_bytes += info.num_bytes
+        if self._pending_bytes >= REPACK_BATCH_BYTES:
+            self.finish()
+        return weight
+
+    def _allocate(self, form, n, k):
+        rows = -(-n // abi.ROW_TILE) * abi.ROW_TILE
+        code_bytes = rows * k * form.bits // 8
+        scale_bytes = rows * (k // form.group_size) * form.scale_bytes
+        buffer = self.device.create(code_bytes + scale_bytes * (2 if form.has_bias else 1))
+        flags = abi.WEIGHT_BIAS if form.has_bias else 0
+        if form.scale_bytes == 4:
+            flags |= abi.SCALE_F32
+        return Weight(
+            form.kind, n, k, View(buffer, 0, code_bytes), form.group_size, flags,
+            View(buffer, code_bytes, scale_bytes),
+            View(buffer, code_bytes + scale_bytes, scale_bytes) if form.has_bias else None,
+        )  # fmt: skip
+
+    def finish(self):
+        """Repack what matrix() has promised so far."""
+        if not self._pending:
+            return
+        recorder = Recorder(self.device)
+        sources = []
+        for info, weight, permute_heads in self._pending:
+            source = self.device.map(self.path, info.offset, info.num_bytes)
+            sources.append(source)
+            ops.repack(recorder, View.of(source), weight, info.dtype, permute_heads)
+        program = recorder.finish()
+        program.run()
+        program.close()
+        for source in sources:
+            source.release()
+        self._pending, self._pending_bytes = [], 0
+
+
+class FolderCheckpoint:
+    """Tensors of a folder with config.json and safetensors: Hugging Face's, or native packed ones.
+
+    Files are mapped whole, once each, and never copied, but for norms and biases.
+    """
+
+    def __init__(self, path, device):
+        self.path = path
+        self.device = device
+        self.folder = SafetensorsFolder(path)
+        self.config = config_from_hf(path)
+        self.quantization = read_quantization(path)
+        self.format = self.quantization["format"] if self.quantization else "safetensors"
+        self._files = {}
+
+    def rope_factors(self):
+        return None
+
+    def has(self, name):
+        tensors = self.folder.tensors
+        return name in tensors or f"{name.removesuffix('.weight')}.codes" in tensors
+
+    def _info(self, name, shape=None, dtypes=tuple(_DENSE_KINDS)):
+        info = self.folder.tensors.get(name)
+        if info is None:
+            raise ModelFileError(self.path, "missing", tensor=name)
+        if shape is not None and info.shape != shape:
+            raise ModelFileError(info.path, f"has shape {info.shape}, not {shape}", tensor=name)
+        if info.dtype not in dtypes:
+            raise ModelFileError(
+                info.path, f"is {info.dtype}, expected {' or '.join(dtypes)}", tensor=name
+            )
+        return info
+
+    def _view(self, info, alignment):
+        """The tensor in its mapped file; copied only if it lies where its elements cannot be read."""
+        if info.offset % alignment:
+            return View.of(self.device.create_from(read_bytes(info)))
+        if info.path not in self._files:
+            num_bytes = os.path.getsize(info.path)
+            self._files[info.path] = self.device.map(info.path, 0, num_bytes)
+        return View(self._files[info.path], info.offset, info.num_bytes)
+
+    def vector(self, name, size, num_heads=0):
+        """float32 [size] on the device."""
+        info = self._info(name, (size,))
+        values = ggml_types.dequantize(info.dtype, read_bytes(info), info.shape)
+        return View.of(self.device.create_from(values.astype(np.float32)))
+
+    def matrix(self, name, n, k, num_heads=0):
+        """Weight [n, k]."""
+        stem = name.removesuffix(".weight")
+        if f"{stem}.codes" in self.folder.tensors:
+            return self._packed(stem, n, k)
+        info = self._info(name, (n, k))
+        alignment = 4 if info.dtype == "F32" else 2
+        return Weight(_DENSE_KINDS[info.dtype], n, k, self._view(info, alignment))
+
+    def _packed(self, stem, n, k):
+        codes = self.folder.tensors[f"{stem}.codes"]
+        scales = self._info(f"{stem}.scales", dtypes=("F16", "F32"))
+        tiles = -(-n // abi.ROW_TILE)
+        kind = self._packed_kind(codes, tiles, k)
+        if len(scales.shape) != 3 or scales.shape[1] < 1 or k % scales.shape[1]:
+            raise ModelFileError(
+                scales.path, f"has shape {scales.shape}, expected [{tiles}, {k} / group, 16]",
+                tensor=scales.name,
+            )  # fmt: skip
+        shape = (tiles, scales.shape[1], abi.ROW_TILE)
+        self._info(scales.name, shape, (scales.dtype,))
+        biases = None
+        if f"{stem}.biases" in self.folder.tensors:
+            biases = self._info(f"{stem}.biases", shape, (scales.dtype,))
+        flags = (abi.SCALE_F32 if scales.dtype == "F32" else 0) | (
+            abi.WEIGHT_BIAS if biases else 0
+        )
+        alignment = 4 if scales.dtype == "F32" else 2
+        return Weight(
+            kind, n, k, self._view(codes, 4), k // scales.shape[1], flags,
+            self._view(scales, alignment), biases and self._view(biases, alignment),
+        )  # fmt: skip
+
+    def _packed_kind(self, codes, tiles, k):
+        eight_bits = codes.dtype == "U8"
+        wanted = (tiles, k // 4, 16, 4) if eight_bits else (tiles, k // 8, 16)
+        if codes.dtype not in ("U8", "U32") or codes.shape != wanted:
+            raise ModelFileError(
+                codes.path, f"is {codes.dtype} {codes.shape}, expected U32 {(tiles, k // 8, 16)} "
+                f"or U8 {(tiles, k // 4, 16, 4)}", tensor=codes.name,
+            )  # fmt: skip
+        if eight_bits:
+            return "int8"
+        return "int4" if codes.name.replace(".codes", ".biases") in self.folder.tensors else "fp4"
+
+    def finish(self):
+        """Nothing is pending: files are used in place."""
+
+
+def read_quantization(folder):
+    """The "quantization" object of a native folder's config.json, or None for a plain checkpoint.
+
+    Raises:
+        ModelFileError: it is of a version or format that this package does not know, or another
+            program's quantized checkpoint.
+    """
+    from marlin.weights.json_file import read_json_object
+
+    path = os.path.join(folder, "config.json")
+    config = read_json_object(path)
+    if "quantization_config" in config:
+        method = config["quantization_config"]
+        raise ModelFileError(path, f"quantization_config {method!r:.80} cannot be read; expected a "
+                                   "plain checkpoint or one that `metal-marlin quantize` wrote")  # fmt: skip
+    quantization = config.get("quantization")
+    if quantization is None:
+        return None
+    known = isinstance(quantization, dict) and quantization.get("version") == 1
+    if not known or quantization.get("format") not in ("fp4", "int4", "int8"):
+        raise ModelFileError(path, f"quantization {quantization!r:.80} is not version 1 of a native "
+                                   "format; write it again with `metal-marlin quantize`")  # fmt: skip
+    return quantization

@@ -1,0 +1,244 @@
+"""The Llama family (Llama, Mistral, SmolLM2, Qwen2, Qwen3): its weights and its forward step.
+
+Owns layer order and tensor names; knows nothing of requests, sampling or files. Shapes are
+[num_tokens, num_heads, head_dim] and [num_tokens, dim], float32.
+"""
+
+from dataclasses import dataclass
+
+from marlin.device import ops
+from marlin.device.ops import Weight
+from marlin.device.program import View
+from marlin.errors import ModelFileError
+from marlin.models.rope import rope_inv_freq
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    weight: Weight
+    bias: View | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    attn_norm: View
+    q: Linear
+    k: Linear
+    v: Linear
+    o: Linear
+    q_norm: View | None
+    k_norm: View | None
+    ffn_norm: View
+    gate: Linear
+    up: Linear
+    down: Linear
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """A step's inputs on the device, all filled by the engine.
+
+    Attributes:
+        token_ids, positions, slots: int32 [num_tokens].
+        attention: block tables, tiles and the cache's layout.
+        k_caches, v_caches: a View a layer.
+        logit_rows: int32 [num_logits], tokens whose logits are wanted.
+    """
+
+    token_ids: View
+    positions: View
+    slots: View
+    attention: ops.AttentionInputs
+    k_caches: list[View]
+    v_caches: list[View]
+    logit_rows: View
+
+
+class LlamaModel:
+    """Weights of one model on a device, and how to record its forward step.
+
+    Raises:
+        ModelFileError: a tensor is missing or of another shape than the config says.
+    """
+
+    def __init__(self, checkpoint):
+        config = self.config = checkpoint.config
+        if config.head_dim % 16:
+            raise ModelFileError(
+                checkpoint.path, f"head_dim is {config.head_dim}, expected a multiple of 16"
+            )
+        vocab, dim = config.vocab_size, config.hidden_dim
+        self.embedding = checkpoint.matrix("model.embed_tokens.weight", vocab, dim)
+        self.layers = [self._load_layer(checkpoint, i) for i in range(config.num_layers)]
+        self.norm = checkpoint.vector("model.norm.weight", dim)
+        self.lm_head = self.embedding
+        if not config.tie_embeddings:
+            self.lm_head = checkpoint.matrix("lm_head.weight", vocab, dim)
+        inv_freq, self.rope_scale = rope_inv_freq(config, checkpoint.rope_factors())
+        self.inv_freq = View.of(checkpoint.device.create_from(inv_freq))
+        checkpoint.finish()
+
+    def _load_layer(self, checkpoint, index):
+        config = self.config
+        prefix = f"model.layers.{index}"
+        q_dim, kv_dim = (n * config.head_dim for n in (config.num_heads, config.num_kv_heads))
+
+        def load(name, n, k, has_bias, num_heads=0):
+            bias = None
+            if has_bias:
+                bias = checkpoint.vector(f"{prefix}.{name}.bias", n, num_heads)
+            return Linear(checkpoint.matrix(f"{prefix}.{name}.weight", n, k, num_heads), bias)
+
+        def norm(name, size):
+            return checkpoint.vector(f"{prefix}.{name}.weight", size)
+
+        dim, ffn_dim = config.hidden_dim, config.intermediate_dim
+        return Layer(
+            attn_norm=norm("input_layernorm", dim),
+            q=load("self_attn.q_proj", q_dim, dim, config.qkv_bias, config.num_heads),
+            k=load("self_attn.k_proj", kv_dim, dim, config.qkv_bias, config.num_kv_heads),
+            v=load("self_attn.v_proj", kv_dim, dim, config.qkv_bias),
+            o=load("self_attn.o_proj", dim, q_dim, config.o_bias),
+            q_norm=norm("self_attn.q_norm", config.head_dim) if config.qk_norm else None,
+            k_norm=norm("self_attn.k_norm", config.head_dim) if config.qk_norm else None,
+            ffn_norm=norm("post_attention_layernorm", dim),
+            gate=load("mlp.gate_proj", ffn_dim, dim, config.mlp_bias),
+            up=load("mlp.up_proj", ffn_dim, dim, config.mlp_bias),
+            down=load("mlp.down_proj", dim, ffn_dim, config.mlp_bias),
+        )
+
+    @property
+    def decode_bytes(self):
+        """Weight bytes that one decoded token reads: every matrix but an untied embedding."""
+        linears = [
+            linear
+            for layer in self.layers
+            for linear in (layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down)
+        ]
+        return self.lm_head.num_bytes + sum(linear.weight.num_bytes for linear in linears)
+
+    def allocate(self, device, max_tokens, max_logits, layout):
+        """Activations for steps of up to max_tokens tokens and max_logits rows of logits."""
+        config = self.config
+
+        def floats(rows, width):
+            return View.of(device.create(rows * width * 4))
+
+        q_dim, kv_dim = (n * config.head_dim for n in (config.num_heads, config.num_kv_heads))
+        rows = min(max_tokens, max_logits)
+        return Activations(
+            hidden=floats(max_tokens, config.hidden_dim),
+            normed=floats(max_tokens, config.hidden_dim),
+            delta=floats(max_tokens, config.hidden_dim),
+            q=floats(max_tokens, q_dim),
+            k=floats(max_tokens, kv_dim),
+            v=floats(max_tokens, kv_dim),
+            attended=floats(max_tokens, q_dim),
+            gate=floats(max_tokens, config.intermediate_dim),
+            up=floats(max_tokens, config.intermediate_dim),
+            rope=floats(max_tokens, config.head_dim),
+            partials=floats(rows * config.num_heads * layout.max_splits, config.head_dim + 2),
+            last=floats(max_logits, config.hidden_dim),
+            logits=floats(max_logits, config.vocab_size),
+        )
+
+    def record(self, recorder, inputs, acts, prefill):
+        """Record one forward step, from token ids to logits.
+
+        Args:
+            prefill: True for steps with many tokens a sequence, False for one token a sequence.
+        """
+        config = self.config
+        ops.embed(recorder, inputs.token_ids, self.embedding, acts.hidden)
+        ops.rope_table(
+            recorder, inputs.positions, self.inv_freq, acts.rope, config.head_dim // 2,
+            self.rope_scale,
+        )  # fmt: skip
+        for index, layer in enumerate(self.layers):
+            self._record_attention(recorder, index, layer, inputs, acts, prefill)
+            self._record_ffn(recorder, index, layer, acts, prefill)
+        ops.rms_norm(
+            recorder, acts.hidden, self.norm, acts.normed, config.hidden_dim, config.rms_norm_eps,
+            delta=acts.delta,
+        )  # fmt: skip
+        ops.gather_rows(recorder, inputs.logit_rows, acts.normed, acts.last, config.hidden_dim)
+        ops.linear(
+            recorder, acts.last, self.lm_head, acts.logits, ops.VAR_LOGITS, label="lm_head"
+        )
+
+    def _record_attention(self, recorder, index, layer, inputs, acts, prefill):
+        config = self.config
+
+        def linear(x, part, y, name):
+            ops.linear(
+                recorder, x, part.weight, y, bias=part.bias, many_rows=prefill,
+                label=f"layer {index} {name}",
+            )  # fmt: skip
+
+        ops.rms_norm(
+            recorder, acts.hidden, layer.attn_norm, acts.normed, config.hidden_dim,
+            config.rms_norm_eps, delta=acts.delta if index else None,
+        )  # fmt: skip
+        linear(acts.normed, layer.q, acts.q, "q")
+        linear(acts.normed, layer.k, acts.k, "k")
+        linear(acts.normed, layer.v, acts.v, "v")
+        norms = (acts.q, layer.q_norm, config.num_heads), (acts.k, layer.k_norm, config.num_kv_heads)
+        for x, weight, num_heads in norms:
+            if weight is not None:
+                ops.rms_norm(
+                    recorder, x, weight, x, config.head_dim, config.rms_norm_eps,
+                    rows_per_var=num_heads,
+                )  # fmt: skip
+        k_cache, v_cache = inputs.k_caches[index], inputs.v_caches[index]
+        ops.rope_kv_write(
+            recorder, acts.q, acts.k, acts.v, acts.rope, inputs.slots, k_cache, v_cache,
+            inputs.attention.layout, config.num_heads,
+        )  # fmt: skip
+        if prefill:
+            ops.attention(recorder, acts.q, k_cache, v_cache, inputs.attention, acts.attended)
+        else:
+            # The partials hold a row for each sequence, fewer than the rows of q.
+            row_floats = inputs.attention.layout.max_splits * (config.head_dim + 2)
+            rows = acts.partials.num_bytes // (4 * config.num_heads * row_floats)
+            q = View(acts.q.buffer, 0, rows * config.num_heads * config.head_dim * 4)
+            ops.split_attention(
+                recorder, q, k_cache, v_cache, inputs.attention, acts.partials, acts.attended
+            )
+        linear(acts.attended, layer.o, acts.delta, "o")
+
+    def _record_ffn(self, recorder, index, layer, acts, prefill):
+        config = self.config
+        ops.rms_norm(
+            recorder, acts.hidden, layer.ffn_norm, acts.normed, config.hidden_dim,
+            config.rms_norm_eps, delta=acts.delta,
+        )  # fmt: skip
+        parts = (acts.normed, layer.gate, acts.gate), (acts.normed, layer.up, acts.up)
+        for x, part, y in parts:
+            ops.linear(
+                recorder, x, part.weight, y, bias=part.bias, many_rows=prefill,
+                label=f"layer {index} ffn",
+            )  # fmt: skip
+        ops.silu_mul(recorder, acts.gate, acts.up, acts.gate, config.intermediate_dim)
+        ops.linear(
+            recorder, acts.gate, layer.down.weight, acts.delta, bias=layer.down.bias,
+            many_rows=prefill, label=f"layer {index} down",
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """Float buffers of a step; first dimension num_tokens unless said."""
+
+    hidden: View
+    normed: View
+    delta: View
+    q: View
+    k: View
+    v: View
+    attended: View
+    gate: View
+    up: View
+    rope: View  # [num_tokens, 2, head_dim / 2], cos and sin
+    partials: View  # [decode rows, num_heads, max_splits, head_dim + 2]
+    last: View  # [num_logits, hidden_dim]
+    logits: View  # [num_logits, vocab_size]

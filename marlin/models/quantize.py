@@ -1,0 +1,196 @@
+"""`metal-marlin quantize SRC DST`: a checkpoint becomes a native folder.
+
+Owns the command: its options, what it refuses, progress, and the closing report. The folder is made
+under a temporary name beside DST and renamed at the end, so DST is whole or absent.
+"""
+
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from marlin.errors import ConfigError
+from marlin.models.source import open_source
+from marlin.weights.convert import KindError, convert, plan_entry
+from marlin.weights.formats import FORMATS, GROUP_SIZES
+from marlin.weights.native import NativeWriter, quantization_object
+
+# Room for what the plan does not count: headers, tokenizer files, config.
+SPARE_DISK_BYTES = 128 << 20
+# Seconds between progress lines where there is no terminal to redraw.
+PLAIN_PROGRESS_S = 10.0
+BAR_COLUMNS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a conversion came to.
+
+    Attributes:
+        source_bytes, result_bytes: of the tensors, before and after.
+        bits_per_weight: of the quantized tensors, scales and biases included.
+        errors: {kind: KindError}.
+        kept: names of the matrices stored as F16 because the group size does not divide them.
+    """
+
+    source_bytes: int
+    result_bytes: int
+    bits_per_weight: float
+    errors: dict[str, KindError]
+    kept: tuple[str, ...]
+
+
+def add_arguments(parser):
+    """Declare the command's options on an argparse parser."""
+    parser.add_argument("source", metavar="SRC", help="folder of safetensors, or a .gguf file")
+    parser.add_argument("destination", metavar="DST", help="folder to create")
+    parser.add_argument("--format", choices=FORMATS, default="fp4", help="default: %(default)s")
+    parser.add_argument(
+        "--group-size",
+        type=int,
+        choices=GROUP_SIZES,
+        default=64,
+        help="weights that share a scale; default: %(default)s",
+    )
+
+
+def run(args):
+    """Run the command and return exit status 0, or raise a MarlinError that says what is wrong."""
+    progress = Progress(sys.stderr, time.monotonic)
+    report = quantize(args.source, args.destination, args.format, args.group_size, progress)
+    print(_describe(report, args))
+    return 0
+
+
+def quantize(source, destination, format, group_size, progress):
+    """Convert a checkpoint into a native folder.
+
+    Args:
+        source: a Hugging Face folder of safetensors (F32, F16 or BF16), or a .gguf file.
+        destination: a folder that does not exist or is empty.
+        format: one of FORMATS; group_size: one of GROUP_SIZES.
+        progress: called as progress(values done, values in all).
+
+    Returns:
+        Report.
+
+    Raises:
+        ConfigError: format, group size or destination cannot be used, or the disk is too small.
+        ModelFileError: the checkpoint cannot be converted. Nothing is left behind.
+    """
+    source, destination = Path(source), Path(destination)
+    _check_request(source, destination, format, group_size)
+    checkpoint = open_source(source)
+    entries = [plan_entry(tensor, format, group_size) for tensor in checkpoint.tensors]
+    _check_disk(destination, sum(entry.num_bytes for entry in entries))
+    partial = destination.with_name(f".{destination.name}.partial-{os.getpid()}")
+    partial.mkdir(parents=True)
+    try:
+        checkpoint.write_companions(partial, quantization_object(format, group_size))
+        errors = _convert_into(partial, checkpoint, entries, progress)
+        partial.rename(destination)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return _report(checkpoint, entries, errors)
+
+
+class Progress:
+    """Shows how far a conversion is: a bar on a terminal, a line now and then elsewhere.
+
+    Args:
+        stream: text file to write to.
+        clock: returns seconds; only differences count.
+    """
+
+    def __init__(self, stream, clock):
+        self._stream = stream
+        self._clock = clock
+        self._start = clock()
+        self._shown = self._start
+
+    def __call__(self, done, total):
+        now = self._clock()
+        share = done / total
+        if self._stream.isatty():
+            filled = int(BAR_COLUMNS * share)
+            bar = "#" * filled + "." * (BAR_COLUMNS - filled)
+            end = "\n" if done == total else ""
+            self._stream.write(f"\r[{bar}] {share:4.0%} {now - self._start:5.0f} s{end}")
+        elif done == total or now - self._shown >= PLAIN_PROGRESS_S:
+            self._stream.write(f"quantized {share:.0%} after {now - self._start:.0f} s\n")
+            self._shown = now
+        self._stream.flush()
+
+
+def _check_request(source, destination, format, group_size):
+    if format not in FORMATS:
+        raise ConfigError(f"format {format!r} is unknown; {', '.join(FORMATS)} are known")
+    if group_size not in GROUP_SIZES:
+        known = ", ".join(map(str, GROUP_SIZES))
+        raise ConfigError(f"group size {group_size!r} is not supported; {known} are")
+    if not source.exists():
+        raise ConfigError(f"{source} does not exist")
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise ConfigError(f"{destination} exists and is not an empty folder; choose another")
+    inside, outside = destination.resolve(), source.resolve()
+    if inside == outside or outside in inside.parents:
+        raise ConfigError(f"{destination} lies inside {source}; choose a folder outside the source")
+
+
+def _check_disk(destination, num_bytes):
+    parent = next(path for path in destination.resolve().parents if path.exists())
+    free, needed = shutil.disk_usage(parent).free, num_bytes + SPARE_DISK_BYTES
+    if free < needed:
+        message = f"the result needs {_megabytes(needed)} and {parent} has {_megabytes(free)} free"
+        raise ConfigError(message)
+
+
+def _convert_into(folder, checkpoint, entries, progress):
+    total = sum(tensor.num_values for tensor in checkpoint.tensors)
+    done = 0
+
+    def advance(num_values):
+        nonlocal done
+        done += num_values
+        progress(done, total)
+
+    writer = NativeWriter(folder, entries)
+    try:
+        return convert(checkpoint.tensors, entries, writer, os.cpu_count() or 1, advance)
+    finally:
+        writer.close()
+
+
+def _report(checkpoint, entries, errors):
+    packed = [entry for entry in entries if entry.group_size]
+    num_weights = sum(entry.shape[0] * entry.shape[1] for entry in packed)
+    packed_bytes = sum(entry.num_bytes for entry in packed)
+    return Report(
+        source_bytes=checkpoint.num_bytes,
+        result_bytes=sum(entry.num_bytes for entry in entries),
+        bits_per_weight=8 * packed_bytes / num_weights if num_weights else 0.0,
+        errors=errors,
+        kept=tuple(entry.name for entry in entries if entry.format == "F16"),
+    )
+
+
+def _describe(report, args):
+    lines = [
+        f"{args.destination}: {args.format}, groups of {args.group_size}",
+        f"  weights before   {_megabytes(report.source_bytes)}",
+        f"  weights after    {_megabytes(report.result_bytes)}",
+        f"  bits a weight    {report.bits_per_weight:.2f}",
+    ]
+    for kind, error in report.errors.items():
+        lines.append(f"  {kind:<16} relative RMS error {error.relative_rms:.4f}")
+    if report.kept:
+        lines.append(f"  kept as float16, their columns are no multiple of {args.group_size}:")
+        lines += [f"    {name}" for name in report.kept]
+    return "\n".join(lines)
+
+
+def _megabytes(num_bytes):
+    return f"{num_bytes / 1e6:.1f} MB"

@@ -1,0 +1,101 @@
+"""Rotary position embedding: the frequency of each pair of dimensions, and its scaling rules.
+
+Owns the formulas; refuses to know where the numbers were read from and how the rotation is applied.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """How a model stretches RoPE past the context it was first trained with.
+
+    Attributes:
+        type: None (no scaling), "linear", "llama3" or "yarn". The other fields belong to the types
+            named; a type's own are never None but for attention_factor.
+        factor: all: how much longer the context becomes, >= 1.
+        original_max_tokens: llama3, yarn: the context before stretching.
+        low_freq_factor, high_freq_factor: llama3: rotations within the original context below which
+            a frequency is divided by factor, and above which it is kept.
+        beta_fast, beta_slow: yarn: the same two bounds, in the other order.
+        truncate: yarn: round those bounds outwards to whole dimensions.
+        attention_factor: yarn: what cos and sin are multiplied by.
+    """
+
+    type: str | None = None
+    factor: float = 1.0
+    original_max_tokens: int | None = None
+    low_freq_factor: float | None = None
+    high_freq_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    truncate: bool = True
+    attention_factor: float = 1.0
+
+
+def rope_inv_freq(config, factors=None):
+    """Angles per position of the rotated pairs.
+
+    Pair i is dimensions i and i + head_dim / 2 of a head (Hugging Face's order of rows).
+
+    Args:
+        config: a ModelConfig (head_dim, rope_theta and rope_scaling are read).
+        factors: float [head_dim / 2] that divide the frequencies, the tensor `rope_freqs.weight`
+            of a GGUF file, or None.
+
+    Returns:
+        (float32 [head_dim / 2] radians per position, float that cos and sin are multiplied by).
+    """
+    scaling = config.rope_scaling
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
+    inv_freq = config.rope_theta**-exponents
+    if scaling.type == "linear":
+        inv_freq = inv_freq / scaling.factor
+    elif scaling.type == "llama3":
+        inv_freq = _llama3(inv_freq, scaling)
+    elif scaling.type == "yarn":
+        inv_freq = _yarn(inv_freq, scaling, config.head_dim, config.rope_theta)
+    if factors is not None:
+        inv_freq = inv_freq / np.asarray(factors, np.float64)
+    return inv_freq.astype(np.float32), float(scaling.attention_factor)
+
+
+def yarn_attention_factor(factor, mscale=None, mscale_all_dim=None):
+    """What YaRN multiplies cos and sin by when the model states no number of its own.
+
+    Source: YaRN (arXiv 2309.00071), equation 22; mscale and mscale_all_dim are DeepSeek's ratio.
+    """
+
+    def grown(weight):
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    if mscale and mscale_all_dim:
+        return grown(mscale) / grown(mscale_all_dim)
+    return grown(1.0)
+
+
+def _llama3(inv_freq, scaling):
+    rotations = scaling.original_max_tokens * inv_freq / (2 * math.pi)
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    kept = np.clip((rotations - low) / (high - low), 0, 1)
+    return inv_freq * (kept + (1 - kept) / scaling.factor)
+
+
+def _yarn(inv_freq, scaling, head_dim, theta):
+    # Source: YaRN (arXiv 2309.00071), section 3.2: dimensions that rotate more than beta_fast times
+    # in the original context are kept, those under beta_slow are interpolated, between them a ramp.
+    def dimension_of(rotations):
+        wavelengths = scaling.original_max_tokens / (rotations * 2 * math.pi)
+        return head_dim * math.log(wavelengths) / (2 * math.log(theta))
+
+    first, last = dimension_of(scaling.beta_fast), dimension_of(scaling.beta_slow)
+    if scaling.truncate:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, head_dim - 1)
+    # Equal bounds are a step; the small width only keeps the division defined.
+    width = last - first if last != first else 0.001
+    interpolated = np.clip((np.arange(head_dim // 2) - first) / width, 0, 1)
+    return inv_freq * (1 - interpolated + interpolated / scaling.factor)

@@ -1,0 +1,190 @@
+"""One client's socket: buffered reads and whole writes, each against a deadline.
+
+Knows bytes and time, not HTTP. Reading through a buffer of our own (not a file object) is what makes a
+deadline cover a whole head or body rather than one recv, and lets a wait for the engine notice that the
+client left while bytes of its next request are already here.
+"""
+
+import socket
+import time
+
+_RECV_BYTES = 64 * 1024  # one loopback burst; larger reads cost allocation and gain nothing
+
+
+class PeerGone(Exception):
+    """The client closed or reset the connection; nobody is left to answer."""
+
+
+class ReadDeadline(Exception):
+    """The client did not send in time what it had begun or promised."""
+
+
+class LineTooLong(Exception):
+    """No line end within the bytes allowed."""
+
+
+class BareLineFeed(Exception):
+    """A line feed without its carriage return in a request head."""
+
+
+class Connection:
+    """Owns a connected TCP socket until close().
+
+    Args:
+        sock: connected stream socket.
+        clock: monotonic seconds.
+
+    Attributes:
+        deadline: clock time by which the present reads must be done; set before each phase.
+    """
+
+    def __init__(self, sock, clock=time.monotonic):
+        self._sock = sock
+        self._clock = clock
+        self._buffer = bytearray()
+        self.deadline = 0.0
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def set_deadline(self, seconds):
+        """Reads from now on must be done within `seconds`."""
+        self.deadline = self._clock() + seconds
+
+    @property
+    def num_buffered(self):
+        return len(self._buffer)
+
+    def wait_for_data(self):
+        """Wait for the first byte of a request.
+
+        Returns:
+            False when the client closed, or sent nothing until the deadline.
+        """
+        if self._buffer:
+            return True
+        try:
+            self._fill()
+        except (PeerGone, ReadDeadline):
+            return False
+        return True
+
+    def read_head(self, max_bytes):
+        """Read through the empty line that ends a request head.
+
+        Returns:
+            The head without its final CRLF pair; one empty line before it is skipped (RFC 9112 2.2).
+
+        Raises:
+            LineTooLong, BareLineFeed, PeerGone, ReadDeadline.
+        """
+        while len(self._buffer) < 2:
+            self._fill()
+        if self._buffer.startswith(b"\r\n"):
+            del self._buffer[:2]
+        checked = 0
+        while True:
+            end = self._buffer.find(b"\r\n\r\n", max(0, checked - 3))
+            stop = len(self._buffer) if end < 0 else end
+            self._refuse_bare_line_feed(checked, stop)
+            if stop > max_bytes:
+                raise LineTooLong
+            if end >= 0:
+                return self._take(end + 4)[:-4]
+            checked = len(self._buffer)
+            self._fill()
+
+    def _refuse_bare_line_feed(self, start, stop):
+        at = self._buffer.find(b"\n", start, stop)
+        while at >= 0:
+            if at == 0 or self._buffer[at - 1] != 0x0D:
+                raise BareLineFeed
+            at = self._buffer.find(b"\n", at + 1, stop)
+
+    def read_line(self, max_bytes):
+        """Read through the next line feed, CR and LF included.
+
+        Raises:
+            LineTooLong, PeerGone, ReadDeadline.
+        """
+        checked = 0
+        while True:
+            end = self._buffer.find(b"\n", checked, max_bytes)
+            if end >= 0:
+                return self._take(end + 1)
+            checked = len(self._buffer)
+            if checked >= max_bytes:
+                raise LineTooLong
+            self._fill()
+
+    def read_exact(self, num_bytes):
+        """Read exactly num_bytes. Raises PeerGone or ReadDeadline."""
+        while len(self._buffer) < num_bytes:
+            self._fill()
+        return self._take(num_bytes)
+
+    def _take(self, num_bytes):
+        data = bytes(self._buffer[:num_bytes])
+        del self._buffer[:num_bytes]
+        return data
+
+    def _fill(self):
+        remaining_s = self.deadline - self._clock()
+        if remaining_s <= 0:
+            raise ReadDeadline
+        try:
+            self._sock.settimeout(remaining_s)
+            data = self._sock.recv(_RECV_BYTES)
+        except TimeoutError:
+            raise ReadDeadline from None
+        except OSError:
+            raise PeerGone from None
+        if not data:
+            raise PeerGone
+        self._buffer += data
+
+    def peer_gone(self, max_buffered):
+        """Look, without waiting, whether the client closed or reset the connection.
+
+        What it sends meanwhile (its next request) is buffered, up to max_buffered bytes; behind that many
+        an end of stream cannot be seen, and the next write or read finds it. A client that only shut down
+        its sending side counts as gone: no portable call tells the two apart.
+        """
+        while len(self._buffer) < max_buffered:
+            try:
+                self._sock.settimeout(0)
+                data = self._sock.recv(max_buffered - len(self._buffer))
+            except (BlockingIOError, InterruptedError):
+                return False
+            except OSError:
+                return True
+            if not data:
+                return True
+            self._buffer += data
+        return False
+
+    def send(self, data, seconds):
+        """Write all of data within `seconds`. Raises PeerGone, also for a reader that is too slow."""
+        try:
+            self._sock.settimeout(seconds)
+            self._sock.sendall(data)
+        except OSError:
+            raise PeerGone from None
+
+    def finish(self, linger_s):
+        """Stop sending, then read and drop for at most linger_s what the client still sends.
+
+        Closing with unread bytes would reset the connection, and a reset may overtake the answer.
+        """
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            return
+        self.set_deadline(linger_s)
+        try:
+            while True:
+                self._buffer.clear()
+                self._fill()
+        except (PeerGone, ReadDeadline):
+            return
+
+    def close(self):
+        self._sock.close()

@@ -1,0 +1,253 @@
+"""HTTP/1.1 as this server speaks it: request heads, body framing, response heads.
+
+Pure functions over bytes, and one over a reader of bytes; no sockets, no routes, no JSON. What RFC 9112
+leaves to the recipient is decided for strictness: whatever two parsers could read differently is a 400 and
+the end of the connection.
+"""
+
+import re
+import time
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from marlin.errors import MarlinError
+
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
+# Field values: visible bytes, space, tab and the opaque high half (RFC 9110 section 5.5); no control bytes.
+_FIELD = re.compile(rb"(" + _TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)")
+# int() would also take "+5", "1_0", spaces and full-width digits.
+_CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
+_CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[\t ]*(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
+_TRAILER = re.compile(_FIELD.pattern + rb"\r\n")
+_ABSOLUTE_FORM = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
+# Fields whose repetition changes where a message ends, whom it is for or who sent it.
+_SINGLE_FIELDS = frozenset(
+    ("host", "content-length", "transfer-encoding", "authorization", "content-type", "expect")
+)
+_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+
+
+class HttpError(MarlinError):
+    """An answer that only HTTP knows: 401, 404 for a path, 405, 408, 413, 431, 503, ...
+
+    Attributes:
+        headers: extra (name, value) pairs for the answer, e.g. Allow.
+        close: True when what follows on the connection cannot be trusted or is not wanted.
+    """
+
+    type = "invalid_request_error"
+
+    def __init__(self, status, message, *, type=None, code=None, headers=(), close=False):
+        super().__init__(message, code=code)
+        self.status = status
+        self.type = type or self.type
+        self.headers = tuple(headers)
+        self.close = close
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHead:
+    """A parsed request head.
+
+    Attributes:
+        method: as sent; methods are case-sensitive.
+        path: target without query, still percent-encoded, always starting with "/" (or "*").
+        headers: lower-case name to value (latin-1), surrounding blanks removed; repeats joined by ", ".
+        minor: 0 for HTTP/1.0, 1 for HTTP/1.1 and later 1.x.
+        content_length: declared body length, 0 when there is none, None when chunked.
+        keep_alive: the client wants the connection kept.
+    """
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    minor: int
+    content_length: int | None
+    keep_alive: bool
+
+    @property
+    def has_body(self):
+        return self.content_length != 0
+
+    @property
+    def expects_continue(self):
+        return self.minor >= 1 and self.headers.get("expect", "").lower() == "100-continue"
+
+
+def bad_request(message, status=400):
+    """An HttpError after which nothing more on the connection can be trusted."""
+    return HttpError(status, message, close=True)
+
+
+def parse_head(data, limits):
+    """Parse a request head.
+
+    Args:
+        data: the bytes before the empty line, without its CRLFs.
+        limits: server.limits.Limits.
+
+    Returns:
+        RequestHead.
+
+    Raises:
+        HttpError: 400, 411, 414, 431, 501 or 505; always with `close`.
+    """
+    lines = data.split(b"\r\n")
+    if len(lines[0]) > limits.request_line_bytes:
+        raise bad_request(f"request line longer than {limits.request_line_bytes} bytes", 414)
+    if len(lines) - 1 > limits.num_header_fields:
+        raise bad_request(f"more than {limits.num_header_fields} header fields", 431)
+    match = _REQUEST_LINE.fullmatch(lines[0])
+    if match is None:
+        raise bad_request("malformed request line")
+    method, target, major, minor = (group.decode("ascii") for group in match.groups())
+    if major != "1":
+        raise bad_request(f"HTTP/{major}.{minor} is not spoken here, HTTP/1.1 is", 505)
+    minor = min(int(minor), 1)
+    headers = _parse_fields(lines[1:])
+    if minor == 1 and "host" not in headers:
+        raise bad_request("missing Host header field")
+    return RequestHead(
+        method=method,
+        path=_parse_target(target),
+        headers=headers,
+        minor=minor,
+        content_length=_content_length(method, headers, minor),
+        keep_alive=_keep_alive(headers, minor),
+    )
+
+
+def _parse_fields(lines):
+    headers = {}
+    for line in lines:
+        match = _FIELD.fullmatch(line)
+        if match is None:
+            raise bad_request("malformed header field")
+        name = match[1].decode("ascii").lower()
+        value = match[2].decode("latin-1").strip(" \t")
+        if name not in headers:
+            headers[name] = value
+        elif name in _SINGLE_FIELDS:
+            raise bad_request(f"repeated {name} header field")
+        else:
+            headers[name] += ", " + value
+    return headers
+
+
+def _parse_target(target):
+    if not target.startswith("/") and target != "*":
+        absolute = _ABSOLUTE_FORM.match(target)  # RFC 9112 section 3.2.2: a server must accept it
+        if absolute is None:
+            raise bad_request("malformed request target")
+        target = target[absolute.end() :]
+        target = target if target.startswith("/") else "/" + target
+    return target.split("?", 1)[0].split("#", 1)[0]
+
+
+def _content_length(method, headers, minor):
+    """Body length by RFC 9112 section 6.3, or None for chunked; everything ambiguous is refused."""
+    length = headers.get("content-length")
+    coding = headers.get("transfer-encoding")
+    if coding is not None:
+        if length is not None:
+            raise bad_request("both Content-Length and Transfer-Encoding")
+        if minor == 0:
+            raise bad_request("Transfer-Encoding in an HTTP/1.0 request")
+        if coding.lower() != "chunked":
+            raise bad_request("the only transfer coding spoken here is chunked", 501)
+        return None
+    if length is None:
+        if method in ("POST", "PUT", "PATCH"):
+            raise bad_request(f"{method} needs Content-Length or Transfer-Encoding: chunked", 411)
+        return 0
+    if _CONTENT_LENGTH.fullmatch(length) is None:
+        raise bad_request("Content-Length is not a decimal number of bytes")
+    return int(length)
+
+
+def _keep_alive(headers, minor):
+    options = headers.get("connection", "").lower().replace(" ", "").split(",")
+    return "close" not in options and (minor == 1 or "keep-alive" in options)
+
+
+def too_large(limits):
+    return HttpError(413, f"request body larger than {limits.body_bytes} bytes", close=True)
+
+
+def read_body(reader, head, limits):
+    """Read a request's body to its end.
+
+    Args:
+        reader: has read_exact(n) and read_line(max_bytes), both raising on a deadline or a closed peer.
+        head: its RequestHead.
+        limits: server.limits.Limits.
+
+    Returns:
+        bytes, unchunked.
+
+    Raises:
+        HttpError: 413 past `limits.body_bytes`, 400 for malformed chunks; both with `close`.
+    """
+    if head.content_length is None:
+        return _read_chunks(reader, limits)
+    if head.content_length > limits.body_bytes:
+        raise too_large(limits)
+    return reader.read_exact(head.content_length)
+
+
+def _read_chunks(reader, limits):
+    body = bytearray()
+    framing_budget = 64 * 1024
+    while True:
+        line = reader.read_line(limits.chunk_line_bytes)
+        match = _CHUNK_SIZE.fullmatch(line)
+        if match is None:
+            raise bad_request("malformed chunk size")
+        size = int(match[1], 16)
+        framing_budget += limits.chunk_overhead * size - len(line) - 2
+        if len(body) + size > limits.body_bytes or framing_budget < 0:
+            raise too_large(limits)
+        if size == 0:
+            break
+        body += reader.read_exact(size)
+        if reader.read_exact(2) != b"\r\n":
+            raise bad_request("chunk is longer than its size says")
+    for _ in range(limits.num_trailer_fields + 1):
+        line = reader.read_line(limits.chunk_line_bytes)
+        if line == b"\r\n":
+            return bytes(body)
+        if _TRAILER.fullmatch(line) is None:
+            raise bad_request("malformed trailer field")
+    raise bad_request(f"more than {limits.num_trailer_fields} trailer fields", 431)
+
+
+def http_date(now_s):
+    """IMF-fixdate of RFC 9110 section 5.6.7, whatever the locale. now_s: seconds since the epoch."""
+    t = time.gmtime(now_s)
+    return (
+        f"{_DAYS[t.tm_wday]}, {t.tm_mday:02} {_MONTHS[t.tm_mon - 1]} {t.tm_year} "
+        f"{t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02} GMT"
+    )
+
+
+def response_head(status, headers, now_s):
+    """Bytes of a status line and header fields, up to and with the empty line.
+
+    headers: (name, value) pairs. Values are the server's own or were checked by parse_head's grammar, so
+    that no value can hold a line break.
+    """
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", f"Date: {http_date(now_s)}"]
+    lines.extend(f"{name}: {value}" for name, value in headers)
+    assert not any("\r" in line or "\n" in line for line in lines), "line break in a response header"
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+def chunk(data):
+    """data as one chunk of the chunked transfer coding; an empty one would end the body."""
+    assert data, "an empty chunk ends the body"
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+LAST_CHUNK = b"0\r\n\r\n"

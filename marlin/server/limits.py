@@ -1,0 +1,62 @@
+"""Every bound the server puts on a client, each with its reason.
+
+Values only: nothing here reads a socket or a clock. Tests pass smaller ones in.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Bounds of one server. Sizes in bytes, times in seconds.
+
+    Attributes:
+        request_line_bytes: method, target and version. RFC 9112 section 3 asks for at least 8,000.
+        head_bytes: request line and all fields together; proxies add a few KB of their own at most.
+        num_header_fields: enough for any proxy chain; a flood of tiny fields stops here.
+        body_bytes: a 128k-token prompt written wholly as \\uXXXX escapes is about 3 MB of JSON.
+        chunk_line_bytes: a chunk-size line, or a trailer field; we use neither extensions nor trailers.
+        num_trailer_fields: trailers are read and dropped, so a handful is already generous.
+        chunk_overhead: bytes of chunk framing allowed for each body byte, plus 64 KiB; one-byte chunks
+            with a plain size line cost 5, so honest clients never meet it.
+        unread_body_bytes: when an error is answered before the body was read, a body up to this size is
+            read and dropped to keep the connection; a larger one costs the client its connection.
+        head_s: from connecting to the first byte, and from the first byte of a request to the end of its
+            head.
+        idle_s: between two requests of a connection; longer than the 60 s that proxies commonly keep.
+        body_s: for the whole body: body_bytes in 60 s is 70 KB/s.
+        write_s: for one write. A reader that stalls longer than this has stopped reading.
+        linger_s: how long a connection that ends early is read, so that the answer is not lost to a reset.
+        drain_s: what requests in flight get when the server is told to stop; service managers wait longer.
+        poll_s: how often a wait for the engine looks whether the client is still there.
+        pipelined_bytes: requests sent ahead that are held while one is answered.
+        num_connections: one thread each; 1,000 idle clients must leave room for the busy ones.
+        backlog: connections the kernel holds while the model loads or the accept loop is behind.
+        num_stop_strings, stop_characters: each is searched for in every token's text.
+        queue_factor: requests that may wait for a slot, for each slot: a queued request then waits about
+            as long as a running one runs.
+        retry_after_s: the Retry-After of an overloaded answer; a short completion is over by then.
+    """
+
+    request_line_bytes: int = 8 * 1024
+    head_bytes: int = 32 * 1024
+    num_header_fields: int = 100
+    body_bytes: int = 4 * 1024 * 1024
+    chunk_line_bytes: int = 1024
+    num_trailer_fields: int = 16
+    chunk_overhead: int = 8
+    unread_body_bytes: int = 64 * 1024
+    head_s: float = 10.0
+    idle_s: float = 75.0
+    body_s: float = 60.0
+    write_s: float = 30.0
+    linger_s: float = 1.0
+    drain_s: float = 30.0
+    poll_s: float = 0.1
+    pipelined_bytes: int = 64 * 1024
+    num_connections: int = 2048
+    backlog: int = 1024
+    num_stop_strings: int = 16
+    stop_characters: int = 1024
+    queue_factor: int = 1
+    retry_after_s: int = 1

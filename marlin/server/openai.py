@@ -1,0 +1,298 @@
+"""The OpenAI API's requests: JSON to dataclasses (server/responses.py is the way back).
+
+No I/O, no clock, no model. Every field of the API is in exactly one of three
+groups: honoured, harmless here and accepted, or refused by name. A name in none of them is refused too, so
+that a misspelt parameter never passes for one that was honoured.
+"""
+
+from dataclasses import dataclass
+
+from marlin.engine.request import SamplingParams
+from marlin.server import fields
+from marlin.server.fields import refuse
+
+# "developer" is OpenAI's newer word for system; chat templates know only the older one.
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+
+# Harmless: their effect, if any, is on OpenAI's side. Name to JSON type.
+_ACCEPTED = {
+    "user": str,
+    "metadata": dict,
+    "safety_identifier": str,
+    "prompt_cache_key": str,
+    "prompt_cache_retention": str,
+    "service_tier": str,
+    "parallel_tool_calls": bool,
+}
+
+# Understood, but only this much of it is honoured. Name to the values that ask for nothing more.
+_NOT_SUPPORTED = {
+    "n": (1,),
+    "store": (False,),
+    "logit_bias": ({},),
+    "best_of": (1,),
+}
+_NOT_SUPPORTED_IN_CHAT = {
+    **_NOT_SUPPORTED,
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "reasoning_effort": (),
+    "verbosity": (),
+    "web_search_options": (),
+}
+_NOT_SUPPORTED_IN_COMPLETIONS = {
+    **_NOT_SUPPORTED,
+    "logprobs": (),
+    "echo": (False,),
+    "suffix": ("",),
+}
+_SAMPLING = (
+    "temperature top_p top_k min_p frequency_penalty presence_penalty repetition_penalty seed ignore_eos"
+).split()
+_COMMON = ("model", "max_tokens", "stream", "stream_options", "stop", *_SAMPLING)
+_CHAT_FIELDS = frozenset(("messages", "max_completion_tokens", *_COMMON))
+_COMPLETION_FIELDS = frozenset(("prompt", *_COMMON))
+# What a message of an earlier answer carries when SDK users send it back whole.
+_EMPTY_MESSAGE_FIELDS = ("refusal", "audio", "annotations", "function_call", "tool_calls")
+_MESSAGE_TEXT_FIELDS = ("name", "reasoning_content")
+
+# A nucleus of mass 0 holds the likeliest token alone; so does one of any mass this small.
+_SMALLEST_TOP_P = 1e-6
+_MIN_SEED, _MAX_SEED = -(2**63), 2**63 - 1
+_DEFAULTS = SamplingParams()
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationOptions:
+    """What both endpoints share.
+
+    Attributes:
+        sampling: validated engine.request.SamplingParams.
+        stop: strings that end the text, not part of it.
+        stream: answer by server-sent events.
+        include_usage: end the stream with a chunk of token counts.
+    """
+
+    sampling: SamplingParams
+    stop: tuple[str, ...]
+    stream: bool
+    include_usage: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """messages: dicts of role, content (str) and, where given, name and reasoning_content."""
+
+    model: str
+    messages: list[dict]
+    options: GenerationOptions
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRequest:
+    """prompt: str, or a non-empty list of token ids (not yet checked against a vocabulary)."""
+
+    model: str
+    prompt: str | list[int]
+    options: GenerationOptions
+
+
+def parse_chat(body, limits, default_max_tokens):
+    """Validate a /v1/chat/completions body.
+
+    Args:
+        body: dict from fields.parse_json.
+        limits: server.limits.Limits.
+        default_max_tokens: for a request that names none.
+
+    Raises:
+        RequestError: with `param` naming the field, e.g. `messages[2].content`.
+    """
+    model = fields.checked_text(fields.required(body, "model"), "model")
+    messages = _parse_messages(fields.required(body, "messages"))
+    _refuse_unsupported(body, _NOT_SUPPORTED_IN_CHAT, _CHAT_FIELDS)
+    max_tokens = fields.integer(body, "max_tokens", None, 1)
+    newer = fields.integer(body, "max_completion_tokens", None, 1)
+    if None not in (max_tokens, newer) and max_tokens != newer:
+        refuse("max_completion_tokens", f"is {newer} but max_tokens is {max_tokens}")
+    options = _parse_options(body, limits, newer or max_tokens or default_max_tokens)
+    return ChatRequest(model, messages, options)
+
+
+def parse_completion(body, limits, default_max_tokens):
+    """Validate a /v1/completions body; arguments and errors as parse_chat's."""
+    model = fields.checked_text(fields.required(body, "model"), "model")
+    prompt = _parse_prompt(fields.required(body, "prompt"))
+    _refuse_unsupported(body, _NOT_SUPPORTED_IN_COMPLETIONS, _COMPLETION_FIELDS)
+    max_tokens = fields.integer(body, "max_tokens", default_max_tokens, 1)
+    return CompletionRequest(model, prompt, _parse_options(body, limits, max_tokens))
+
+
+def _parse_messages(value):
+    if type(value) is not list:
+        refuse("messages", f"must be an array, got {fields.type_name(value)}")
+    if not value:
+        refuse("messages", "must not be empty")
+    return [_parse_message(item, f"messages[{index}]") for index, item in enumerate(value)]
+
+
+def _parse_message(value, param):
+    if type(value) is not dict:
+        refuse(param, f"must be an object, got {fields.type_name(value)}")
+    role = value.get("role")
+    if type(role) is not str or role not in _ROLES:
+        known = ", ".join(_ROLES)
+        refuse(f"{param}.role", f"must be one of {known}; got {fields.shown(role)}")
+    message = {"role": _ROLES[role], "content": _parse_content(value, f"{param}.content")}
+    for name, given in value.items():
+        if name in ("role", "content") or given is None:
+            continue
+        if name in _MESSAGE_TEXT_FIELDS:
+            message[name] = fields.checked_text(given, f"{param}.{name}")
+        elif name in _EMPTY_MESSAGE_FIELDS:
+            if given != []:
+                refuse(f"{param}.{name}", "is not supported by this server")
+        else:
+            refuse(f"{param}.{_plain(name)}", "is not a known field of a message")
+    return message
+
+
+def _parse_content(message, param):
+    content = message.get("content")
+    if type(content) is not list:
+        if "content" not in message:
+            refuse(param, "is required")
+        return fields.checked_text(content, param)
+    if not content:
+        refuse(param, "must not be empty")
+    texts = []
+    for index, part in enumerate(content):
+        where = f"{param}[{index}]"
+        if type(part) is not dict:
+            refuse(where, f"must be an object, got {fields.type_name(part)}")
+        if part.get("type") != "text":
+            refuse(f"{where}.type", f'must be "text", got {fields.shown(part.get("type"))}')
+        texts.append(fields.checked_text(part.get("text"), f"{where}.text"))
+    return "\n".join(texts)
+
+
+def _parse_prompt(value):
+    if type(value) is list:
+        if not value:
+            refuse("prompt", "must not be empty")
+        if type(value[0]) in (str, list):
+            if len(value) > 1:
+                refuse("prompt", "may hold one prompt; lists of prompts are not supported")
+            value = value[0]
+    if type(value) is list:
+        return _parse_token_ids(value)
+    if type(value) is not str:
+        refuse("prompt", f"must be a string or an array of token ids, got {fields.type_name(value)}")
+    return fields.checked_text(value, "prompt")
+
+
+def _parse_token_ids(value):
+    if not value:
+        refuse("prompt", "must not be empty")
+    for index, token_id in enumerate(value):
+        if type(token_id) is not int or token_id < 0:
+            refuse(f"prompt[{index}]", f"must be a token id, got {fields.shown(token_id)}")
+    return value
+
+
+def _parse_options(body, limits, max_tokens):
+    stream = fields.boolean(body, "stream")
+    return GenerationOptions(
+        sampling=parse_sampling(body, max_tokens),
+        stop=parse_stop(body, limits),
+        stream=stream,
+        include_usage=_parse_stream_options(body, stream),
+    )
+
+
+def parse_sampling(body, max_tokens):
+    """SamplingParams from a mapping with the API's names; RequestError names what is wrong."""
+    top_k = fields.integer(body, "top_k", 0, -1, 2**31 - 1)
+    seed = fields.integer(body, "seed", None, _MIN_SEED, _MAX_SEED)
+    return SamplingParams(
+        temperature=fields.number(body, "temperature", _DEFAULTS.temperature, 0, 2),
+        top_p=max(fields.number(body, "top_p", _DEFAULTS.top_p, 0, 1), _SMALLEST_TOP_P),
+        top_k=max(top_k, 0),  # -1 is another common spelling of "off"
+        min_p=fields.number(body, "min_p", 0.0, 0, 1),
+        frequency_penalty=fields.number(body, "frequency_penalty", 0.0, -2, 2),
+        presence_penalty=fields.number(body, "presence_penalty", 0.0, -2, 2),
+        repetition_penalty=fields.number(body, "repetition_penalty", 1.0, 0, 2, above_low=True),
+        seed=None if seed is None else seed % 2**64,
+        max_tokens=max_tokens,
+        ignore_eos=fields.boolean(body, "ignore_eos"),
+    )
+
+
+def parse_stop(body, limits):
+    """The stop strings of a mapping with the API's names, as a tuple; RequestError as above."""
+    value = body.get("stop")
+    if value is None:
+        return ()
+    if type(value) is str:
+        return (_parse_stop_string(value, "stop", limits),)
+    if type(value) is not list:
+        refuse("stop", f"must be a string or an array of strings, got {fields.type_name(value)}")
+    if not value:
+        refuse("stop", "must not be empty; leave it out for no stop strings")
+    if len(value) > limits.num_stop_strings:
+        refuse("stop", f"may hold {limits.num_stop_strings} strings, got {len(value)}")
+    return tuple(
+        _parse_stop_string(item, f"stop[{index}]", limits) for index, item in enumerate(value)
+    )
+
+
+def _parse_stop_string(value, param, limits):
+    text = fields.checked_text(value, param)
+    if not text:
+        refuse(param, "must not be an empty string")
+    if len(text) > limits.stop_characters:
+        refuse(param, f"may have {limits.stop_characters} characters, got {len(text)}")
+    return text
+
+
+def _parse_stream_options(body, stream):
+    options = fields.optional(body, "stream_options", dict)
+    if options is None:
+        return False
+    if not stream:
+        refuse("stream_options", "is for streamed requests only; stream is not true")
+    for name in options:
+        if name not in ("include_usage", "include_obfuscation"):
+            refuse(f"stream_options.{_plain(name)}", "is not a known stream option")
+        if options[name] is not None and type(options[name]) is not bool:
+            got = fields.type_name(options[name])
+            refuse(f"stream_options.{name}", f"must be a boolean, got {got}")
+    return bool(options.get("include_usage"))
+
+
+def _refuse_unsupported(body, not_supported, honoured):
+    for name, value in body.items():
+        if name in honoured:
+            continue
+        if name in _ACCEPTED:
+            fields.optional(body, name, _ACCEPTED[name])
+        elif name in not_supported:
+            if value is not None and not any(
+                type(value) is type(plain) and value == plain for plain in not_supported[name]
+            ):
+                refuse(name, f"is not supported by this server, got {fields.shown(value)}")
+        else:
+            refuse(_plain(name), "is not a known parameter of this endpoint")
+
+
+def _plain(name):
+    """A client's own field name as `param`: shown() without its quotes."""
+    return fields.shown(name)[1:].rstrip('"')

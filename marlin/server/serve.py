@@ -1,0 +1,121 @@
+"""`metal-marlin serve`: from settings to a listening server, and down again on a signal.
+
+The only place that wires listener, app and engine together; it answers no request itself.
+"""
+
+import ipaddress
+import logging
+import os
+import resource
+import signal
+import threading
+
+from marlin import __version__
+from marlin.errors import ConfigError
+from marlin.server.app import App, Settings
+from marlin.server.gate import SlotGate
+from marlin.server.limits import Limits
+from marlin.server.listener import HttpServer, open_listener
+from marlin.server.metrics import Metrics
+
+_log = logging.getLogger("marlin.server")
+
+
+def serve(config, load, limits=None):
+    """Serve until SIGTERM or SIGINT; call it from the main thread.
+
+    The socket listens before the model loads: a taken port is found at once, and a client that connects
+    meanwhile waits in the backlog instead of being refused.
+
+    Args:
+        config: ServeConfig.
+        load: callable(config) -> server.service.Service; called only when there is a model path.
+        limits: server.limits.Limits, or None for the standard ones.
+
+    Returns:
+        Exit code: 0, also when the grace period cut requests off.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+        MarlinError: what `load` raises.
+    """
+    limits = limits or Limits()
+    _raise_file_limit(limits)
+    listener = _listen(config, limits)
+    service = load(config) if config.model_path else None
+    server = HttpServer(listener, build_app(config, service, limits), limits)
+    signals = _StopSignals()
+    threading.Thread(target=server.serve_forever, name="accept", daemon=True).start()
+    _announce(config, service, listener)
+    signals.wait()
+    _log.info("stopping: waiting up to %g s for requests in flight", limits.drain_s)
+    if not server.drain(limits.drain_s):
+        _log.warning("requests still running after %g s were cut off", limits.drain_s)
+    if service is not None:
+        service.engine.close()
+    return 0
+
+
+def build_app(config, service, limits):
+    """The application of a server, from its settings."""
+    settings = Settings(config.max_tokens, config.timeout_s, config.api_key)
+    num_slots = config.max_concurrent_requests
+    gate = SlotGate(num_slots, limits.queue_factor * num_slots, limits.poll_s)
+    return App(service, settings, gate, Metrics(), limits)
+
+
+def _listen(config, limits):
+    try:
+        return open_listener(config.host, config.port, limits.backlog)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {config.host} port {config.port}: {error.strerror or error}"
+        ) from None
+
+
+def _raise_file_limit(limits):
+    """Let every connection have its descriptor, as far as the system's hard limit allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = limits.num_connections + 256  # the model's files, pipes, the interpreter's own
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    except (ValueError, OSError) as error:
+        _log.warning("file descriptors stay limited to %d: %s", soft, error)
+
+
+def _announce(config, service, listener):
+    host, port = listener.getsockname()[:2]
+    where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    what = f"serving {service.model_id}" if service else "no model loaded (every request gets 503)"
+    print(f"metal-marlin {__version__}: {what} at {where}", flush=True)
+    if config.api_key is None and not ipaddress.ip_address(host).is_loopback:
+        _log.warning(
+            "listening on %s without METAL_MARLIN_API_KEY: anyone who reaches it can use it", host
+        )
+
+
+class _StopSignals:
+    """Waits for SIGTERM or SIGINT; a second one ends the process at once.
+
+    The handler only writes to a pipe: anything that takes a lock could meet the same lock half-taken in
+    the thread that it interrupted.
+    """
+
+    def __init__(self):
+        self._reader, self._writer = os.pipe()
+        self._stopping = False
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+
+    def _on_signal(self, signum, _frame):
+        if self._stopping:
+            os._exit(128 + signum)
+        self._stopping = True
+        os.write(self._writer, b"s")
+
+    def wait(self):
+        os.read(self._reader, 1)

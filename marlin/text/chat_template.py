@@ -1,0 +1,96 @@
+"""Chat templates: the public face of the template interpreter.
+
+Renders the template language that model publishers write their chat templates in, as `transformers` renders
+it: jinja2's language with trim_blocks, lstrip_blocks, loop controls and the `generation` block, in a sandbox
+where values cannot change. The interpreter is the files `template_*.py`; it evaluates no Python, looks up no
+Python attribute by name, and stops at the limits of template_limits. It knows nothing of models or tokens.
+"""
+
+from datetime import datetime
+
+from marlin.errors import TemplateError
+from marlin.text.template_globals import make_globals
+from marlin.text.template_limits import FAULTS, Budget, located
+from marlin.text.template_nodes import Scope
+from marlin.text.template_parser import parse
+from marlin.text.template_values import check_variables
+
+
+class ChatTemplate:
+    """A parsed template. Never changes after __init__; any number of threads may render it at once.
+
+    Args:
+        source: template text, at most MAX_SOURCE_CHARS characters.
+
+    Raises:
+        TemplateError: the text is not a valid template; the message holds the line.
+    """
+
+    def __init__(self, source):
+        try:
+            self._body = parse(source)
+        except RecursionError as error:
+            raise located(1, error) from error
+
+    def render(self, variables, *, now=datetime.now):
+        """Render once.
+
+        Args:
+            variables: dict of name to plain value (None, bool, int, float, str, list, tuple, dict, nested at
+                will). Not changed.
+            now: the clock of strftime_now: a function without arguments giving a datetime.
+
+        Returns:
+            str.
+
+        Raises:
+            TemplateError: the template failed (with the line), broke a limit (with its name) or called
+                raise_exception (with exactly its message), or a variable is not a plain value. Nothing else.
+        """
+        check_variables(variables)
+        budget = Budget()
+        outer = Scope(make_globals(now), None, budget).child(variables)
+        try:
+            text, _ = self._body.text(outer.child({}))
+        except FAULTS as fault:
+            raise located(1, fault) from fault
+        return text
+
+
+def render_chat(
+    template,
+    messages,
+    *,
+    tools=None,
+    add_generation_prompt=True,
+    bos_token="",
+    eos_token="",
+    now=datetime.now,
+    **extra,
+):
+    """Render a conversation with the variable names that chat templates expect.
+
+    Args:
+        template: ChatTemplate.
+        messages: list of message dicts, as in an OpenAI request.
+        tools: list of tool dicts, or None.
+        add_generation_prompt: end with the opening of an assistant turn.
+        bos_token, eos_token: their texts.
+        now: see ChatTemplate.render.
+        extra: further variables (enable_thinking, documents, ...); they win over the defaults here.
+
+    Raises:
+        TemplateError: see ChatTemplate.render.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise TemplateError("messages: a conversation needs at least one message", param="messages")
+    variables = {
+        "messages": messages,
+        "tools": tools,
+        "documents": None,
+        "add_generation_prompt": add_generation_prompt,
+        "bos_token": bos_token,
+        "eos_token": eos_token,
+        **extra,
+    }
+    return template.render(variables, now=now)

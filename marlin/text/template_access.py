@@ -1,0 +1,98 @@
+"""How `value.name`, `value[key]` and `value[start:stop:step]` read.
+
+No attribute of a Python object is ever looked up by a name from a template: `a.b` is an entry of a dict, a
+method from the fixed table, or a member that an object of the interpreter lists. Nothing here changes a value.
+"""
+
+from marlin.text.template_limits import Fault
+from marlin.text.template_methods import METHODS
+from marlin.text.template_values import MISSING, Function, Group, Owned, Undefined, kind_name
+
+_SEQUENCES = (str, list, tuple, range)
+_LONG_KEY = 64
+
+
+def attribute(value, name):
+    """`value.name`, or an Undefined. A method hides a dict's entry of the same name, as in jinja2."""
+    kind = type(value)
+    methods = METHODS.get(kind)
+    if methods is not None and name in methods:
+        if methods[name] is None:
+            return Undefined(f"{name!r} of a {kind_name(value)} is not allowed in a template")
+        return Function(methods[name], value)
+    if kind is dict:
+        found = value.get(name, MISSING)
+    else:
+        found = _member(value, name)
+    return Undefined(f"{kind_name(value)} has no {name!r}") if found is MISSING else found
+
+
+def item(budget, value, key):
+    """`value[key]`: an entry or element; else, for a string key, a method or member; else an Undefined."""
+    if isinstance(value, dict):
+        _weigh_key(budget, key)
+        if not isinstance(key, (list, dict)) and key in value:
+            return value[key]
+    elif isinstance(value, _SEQUENCES) and isinstance(key, int):
+        if -len(value) <= key < len(value):
+            return value[key]
+    if isinstance(key, str) and len(key) <= _LONG_KEY:
+        return attribute(value, key)
+    if type(value) is Undefined:
+        value.fail()
+    shown = repr(key) if isinstance(key, (int, float)) else kind_name(key)
+    return Undefined(f"{kind_name(value)} has no item {shown}")
+
+
+def cut(budget, value, bounds):
+    """`value[bounds]` for a Python slice."""
+    if type(value) is Undefined:
+        value.fail()
+    if not isinstance(value, _SEQUENCES):
+        raise Fault(f"{kind_name(value)} cannot be sliced")
+    part = value[bounds]
+    if isinstance(part, str):
+        budget.chars(len(part))
+    elif not isinstance(part, range):
+        budget.items(len(part))
+    return part
+
+
+def path_getter(budget, path, default=None):
+    """A function that reads `path` ("a.b.0", an integer, or None for the value itself) from a value.
+
+    Where a step gives an Undefined and `default` is not None, it reads as `default`.
+    """
+    if path is None:
+        return lambda value: value
+    if isinstance(path, str):
+        keys = [int(part) if part.isdecimal() else part for part in path.split(".")]
+    else:
+        keys = [path]
+
+    def get(value):
+        for key in keys:
+            value = item(budget, value, key)
+            if default is not None and type(value) is Undefined:
+                value = default
+        return value
+
+    return get
+
+
+def _member(value, name):
+    if isinstance(value, Owned):
+        return value.member(name)
+    if isinstance(value, Group) and name in ("grouper", "list"):
+        return value[0] if name == "grouper" else value[1]
+    if type(value) is Undefined:
+        value.fail()
+    return MISSING
+
+
+def _weigh_key(budget, key):
+    if isinstance(key, str):
+        if len(key) > _LONG_KEY:
+            budget.scan(len(key))
+    elif isinstance(key, tuple):
+        budget.weigh(key)

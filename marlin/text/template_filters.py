@@ -1,0 +1,253 @@
+"""Filters over several items, and FILTERS: every filter's name to function(budget, value, *args, **kwargs).
+
+Filters that jinja2 makes lazy give a Stream here too: it is true even when empty, and has no length.
+"""
+
+from itertools import groupby
+
+from marlin.text.template_access import attribute, path_getter
+from marlin.text.template_limits import Fault
+from marlin.text.template_methods import join as join_text
+from marlin.text.template_operators import ARITHMETIC
+from marlin.text.template_tests import TESTS
+from marlin.text.template_text_filters import TEXT_FILTERS
+from marlin.text.template_values import (
+    Group,
+    Loop,
+    Stream,
+    Undefined,
+    is_iterable,
+    iterate,
+    kind_name,
+    listing,
+    to_text,
+)
+
+# Work units for each item that a filter takes, above what the filter's own function spends.
+_ITEM_WORK = 3
+
+
+def _length(_budget, value):
+    if isinstance(value, Stream) or not (is_iterable(value) or isinstance(value, Loop)):
+        raise Fault(f"{kind_name(value)} has no length")
+    return value.member("length") if isinstance(value, Loop) else len(value)
+
+
+def _join(budget, value, separator="", attribute=None):
+    get = path_getter(budget, attribute)
+    parts = [to_text(budget, get(part)) for part in listing(budget, value)]
+    return join_text(budget, to_text(budget, separator), parts)
+
+
+def _first(_budget, value):
+    return next(iterate(value), Undefined("no first item: the list is empty"))
+
+
+def _last(_budget, value):
+    if isinstance(value, Stream):
+        raise Fault("a stream has no last item; make it a list first")
+    iterate(value)
+    return next(reversed(value), Undefined("no last item: the list is empty"))
+
+
+def _reverse(budget, value):
+    if isinstance(value, str):
+        budget.chars(len(value))
+        return value[::-1]
+    return Stream(reversed(listing(budget, value)))
+
+
+def _items(_budget, value):
+    if type(value) is Undefined:
+        return Stream(())
+    if not isinstance(value, dict):
+        raise Fault(f"items needs a dict, not {kind_name(value)}")
+    return Stream(value.items())
+
+
+def _call(table, kind, name, budget, args, kwargs):
+    function = table.get(name) if isinstance(name, str) else None
+    if function is None:
+        raise Fault(f"no {kind} named {name!r}" if isinstance(name, str) else f"no such {kind}")
+
+    def apply(value):
+        budget.spend(_ITEM_WORK)
+        return function(budget, value, *args, **kwargs)
+
+    return apply
+
+
+def _map(budget, value, /, *args, **kwargs):
+    if not args and "attribute" in kwargs:
+        path, default = kwargs.pop("attribute"), kwargs.pop("default", None)
+        if kwargs:
+            raise Fault(f"map takes no argument {next(iter(kwargs))!r}")
+        apply = path_getter(budget, path, default)
+    elif args:
+        apply = _call(FILTERS, "filter", args[0], budget, args[1:], kwargs)
+    else:
+        raise Fault("map needs the name of a filter, or attribute=")
+    return Stream(apply(part) for part in _walk(budget, value))
+
+
+def _selector(wanted, by_attribute):
+    def select(budget, value, /, *args, **kwargs):
+        get = path_getter(budget, None)
+        if by_attribute:
+            if not args:
+                raise Fault("selectattr and rejectattr need the name of an attribute")
+            get, args = path_getter(budget, args[0]), args[1:]
+        test = _call(TESTS, "test", args[0], budget, args[1:], kwargs) if args else bool
+        return Stream(part for part in _walk(budget, value) if bool(test(get(part))) is wanted)
+
+    return select
+
+
+def _walk(budget, value):
+    for part in iterate(value):
+        budget.spend(_ITEM_WORK)
+        yield part
+
+
+def _sort_key(budget, path, case_sensitive):
+    get = path_getter(budget, path)
+
+    def key(value):
+        value = get(value)
+        return value.lower() if isinstance(value, str) and not case_sensitive else value
+
+    return key
+
+
+def _sort(budget, value, reverse=False, case_sensitive=False, attribute=None):
+    paths = attribute.split(",") if isinstance(attribute, str) else [attribute]
+    keys = [_sort_key(budget, path, case_sensitive) for path in paths]
+    items = listing(budget, value)
+    budget.weigh(items)
+    return sorted(items, key=lambda item: [key(item) for key in keys], reverse=bool(reverse))
+
+
+def _dictsort(budget, value, case_sensitive=False, by="key", reverse=False):
+    if by not in ("key", "value") or not isinstance(value, dict):
+        raise Fault("dictsort needs a dict, and by='key' or by='value'")
+    budget.weigh(value)
+    key = _sort_key(budget, 0 if by == "key" else 1, case_sensitive)
+    return sorted(value.items(), key=key, reverse=bool(reverse))
+
+
+def _unique(budget, value, case_sensitive=False, attribute=None):
+    key = _sort_key(budget, attribute, case_sensitive)
+    seen = set()
+
+    def walk():
+        for part in _walk(budget, value):
+            mark = key(part)
+            budget.weigh(mark)
+            if mark not in seen:
+                seen.add(mark)
+                yield part
+
+    return Stream(walk())
+
+
+def _extreme(choose):
+    def extreme(budget, value, case_sensitive=False, attribute=None):
+        items = listing(budget, value)
+        budget.weigh(items)
+        if not items:
+            return Undefined("no smallest or largest item: the list is empty")
+        return choose(items, key=_sort_key(budget, attribute, case_sensitive))
+
+    return extreme
+
+
+def _sum(budget, value, attribute=None, start=0):
+    get = path_getter(budget, attribute)
+    for part in _walk(budget, value):
+        start = ARITHMETIC["+"](budget, start, get(part))
+    return start
+
+
+def _groupby(budget, value, attribute, default=None, case_sensitive=False):
+    key = _sort_key(budget, attribute, case_sensitive)
+    get = path_getter(budget, attribute, default)
+    items = listing(budget, value)
+    budget.weigh(items)
+    if default is not None:
+        key = _with_default(key, get)
+    groups = [list(members) for _, members in groupby(sorted(items, key=key), key)]
+    return [Group((get(members[0]), members)) for members in groups]
+
+
+def _with_default(key, get):
+    def with_default(value):
+        found = key(value)
+        return get(value) if type(found) is Undefined else found
+
+    return with_default
+
+
+def _batch(budget, value, linecount, fill_with=None):
+    def walk():
+        row = []
+        for part in _walk(budget, value):
+            if len(row) == linecount:
+                yield row
+                row = []
+            row.append(part)
+        if row:
+            missing = linecount - len(row) if fill_with is not None else 0
+            budget.items(max(0, missing))
+            yield row + [fill_with] * missing
+
+    return Stream(walk())
+
+
+def _slice(budget, value, slices, fill_with=None):
+    items = listing(budget, value)
+    size, num_longer = divmod(len(items), slices)
+
+    def walk():
+        start = 0
+        for index in range(slices):
+            end = start + size + (index < num_longer)
+            budget.items(end - start + 1)
+            short = fill_with is not None and index >= num_longer
+            yield items[start:end] + ([fill_with] if short else [])
+            start = end
+
+    return Stream(walk())
+
+
+def _attr(_budget, value, name):
+    if type(value) is Undefined or (isinstance(value, dict) and name in value):
+        return Undefined(f"{kind_name(value)} has no attribute {name!r}")
+    return attribute(value, name)
+
+
+FILTERS = {
+    **TEXT_FILTERS,
+    "attr": _attr,
+    "batch": _batch,
+    "count": _length,
+    "dictsort": _dictsort,
+    "first": _first,
+    "groupby": _groupby,
+    "items": _items,
+    "join": _join,
+    "last": _last,
+    "length": _length,
+    "list": listing,
+    "map": _map,
+    "max": _extreme(max),
+    "min": _extreme(min),
+    "reject": _selector(False, by_attribute=False),
+    "rejectattr": _selector(False, by_attribute=True),
+    "reverse": _reverse,
+    "select": _selector(True, by_attribute=False),
+    "selectattr": _selector(True, by_attribute=True),
+    "slice": _slice,
+    "sort": _sort,
+    "sum": _sum,
+    "unique": _unique,
+}

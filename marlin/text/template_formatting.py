@@ -1,0 +1,93 @@
+"""Text made by printf-style and brace-style formatting, and JSON: checked for size before Python makes it.
+
+Formatting never reaches into a value: a brace field is a number or a plain name, without dots or brackets.
+"""
+
+import json
+import re
+from string import Formatter
+
+from marlin.text.template_limits import MAX_PADDING, MAX_TEXT_CHARS, Fault
+from marlin.text.template_values import to_text
+
+_DIRECTIVE = re.compile(r"%(?:\([^()]*\))?[#0\- +]*(\*|[0-9]*)(?:\.(\*|[0-9]*))?[hlL]?(.?)", re.S)
+_SPEC = re.compile(r"(?:.?[<>=^])?[-+ ]?#?0?[0-9]{0,4}[,_]?(?:\.[0-9]{1,4})?[a-zA-Z%]?", re.S)
+
+
+def printf(budget, template, values):
+    """`template % values`; widths and precisions are numbers of at most four digits."""
+    num_values, _, num_chars = budget.weigh(values)
+    num_directives = padding = 0
+    for match in _DIRECTIVE.finditer(template):
+        width, precision, kind = match.groups()
+        if kind == "(" or "*" in (width, precision):
+            raise Fault("this form of % formatting is not allowed in a template")
+        for digits in (width, precision):
+            padding += check_padding(int(digits[:9])) if digits else 0
+        num_directives += 1
+    budget.chars(len(template) + padding + num_directives * (num_chars + num_values))
+    result = template % values
+    budget.chars(len(result))
+    return result
+
+
+def format_braces(budget, template, /, *args, **kwargs):
+    """`template.format(*args, **kwargs)` for fields {}, {0} and {name}, each with an optional short spec."""
+    budget.chars(len(template))
+    pieces, next_index, num_chars = [], 0, 0
+    for literal, field, spec, conversion in Formatter().parse(template):
+        pieces.append(literal)
+        if field is not None:
+            if not field:
+                field, next_index = str(next_index), next_index + 1
+            piece = _field(budget, _lookup(field, args, kwargs), spec, conversion)
+            num_chars += len(piece)
+            budget.chars(num_chars)
+            pieces.append(piece)
+    return "".join(pieces)
+
+
+def _lookup(field, args, kwargs):
+    if field.isdecimal():
+        return args[int(field)]
+    if not field.isidentifier():
+        raise Fault(f"format field {field[:40]!r} is not a plain name or number")
+    return kwargs[field]
+
+
+def _field(budget, value, spec, conversion):
+    if not _SPEC.fullmatch(spec):
+        raise Fault(f"format spec {spec[:40]!r} is not allowed in a template")
+    if conversion in ("r", "a"):
+        budget.weigh(value)
+        value = repr(value) if conversion == "r" else ascii(value)
+    if conversion or type(value) not in (bool, int, float):
+        value = to_text(budget, value)
+    return format(value, spec)
+
+
+def check_padding(width):
+    """`width`, when it is an acceptable number of characters to pad with."""
+    if width > MAX_PADDING:
+        raise Fault(f"padding limit: a width of more than {MAX_PADDING} characters")
+    return width
+
+
+def to_json(budget, value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+    """json.dumps, with the defaults that `transformers` gives the tojson filter."""
+    num_values, depth, num_chars = budget.weigh(value)
+    indent_chars = len(indent) if isinstance(indent, str) else check_padding(indent or 0)
+    if separators is not None:
+        item_separator, key_separator = separators
+        indent_chars += len(item_separator) + len(key_separator)
+    if num_values * depth * indent_chars > MAX_TEXT_CHARS:
+        raise Fault(f"text limit: indented JSON of more than {MAX_TEXT_CHARS} characters")
+    text = json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+    budget.chars(max(num_chars, len(text)))
+    return text

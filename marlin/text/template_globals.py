@@ -1,0 +1,116 @@
+"""The functions and constants that every template can name."""
+
+from marlin.errors import TemplateError
+from marlin.text.template_limits import MAX_PADDING, MAX_RANGE, Fault
+from marlin.text.template_values import (
+    MISSING,
+    Function,
+    Invocable,
+    Namespace,
+    iterate,
+    listing,
+    to_text,
+)
+
+
+class Cycler(Invocable):
+    """cycler(a, b, ...): `next()` walks the values in a circle."""
+
+    __slots__ = ("_index", "_values")
+
+    def __init__(self, values):
+        if not values:
+            raise Fault("cycler() needs values")
+        self._values = values
+        self._index = 0
+
+    def member(self, name):
+        if name == "current":
+            return self._values[self._index]
+        if name == "next":
+            return Function(self._next)
+        return Function(self._reset) if name == "reset" else MISSING
+
+    def invoke(self, budget, args, kwargs):
+        raise Fault("call next() of a cycler")
+
+    def _next(self, _budget):
+        value = self._values[self._index]
+        self._index = (self._index + 1) % len(self._values)
+        return value
+
+    def _reset(self, _budget):
+        self._index = 0
+
+
+class Joiner(Invocable):
+    """joiner(separator): nothing on the first call, the separator on each later one."""
+
+    __slots__ = ("_is_used", "_separator")
+
+    def __init__(self, separator):
+        self._separator = separator
+        self._is_used = False
+
+    def invoke(self, budget, args, kwargs):
+        if self._is_used:
+            return self._separator
+        self._is_used = True
+        return ""
+
+
+def _range(_budget, *bounds):
+    numbers = range(*bounds)
+    if numbers and len(numbers[: MAX_RANGE + 1]) > MAX_RANGE:
+        raise Fault(f"range limit: a range of more than {MAX_RANGE} numbers")
+    return numbers
+
+
+def _dict(budget, /, *args, **kwargs):
+    entries = {}
+    if args:
+        (source,) = args
+        if isinstance(source, dict):
+            budget.items(len(source))
+            entries.update(source)
+        else:
+            for pair in iterate(source):
+                key, value = listing(budget, pair)
+                budget.weigh(key)
+                entries[key] = value
+    entries.update(kwargs)
+    return entries
+
+
+def _namespace(budget, /, *args, **kwargs):
+    return Namespace(_dict(budget, *args, **kwargs))
+
+
+def _raise_exception(budget, message):
+    raise TemplateError(to_text(budget, message))
+
+
+def _strftime(now):
+    def strftime_now(_budget, format):
+        if len(format) > MAX_PADDING:
+            raise Fault(f"text limit: a date format of more than {MAX_PADDING} characters")
+        return now().strftime(format)
+
+    return Function(strftime_now)
+
+
+def make_globals(now):
+    """The names that a template can use beside its variables.
+
+    Args:
+        now: function without arguments giving a datetime, the clock of strftime_now.
+    """
+    return {
+        "cycler": Function(lambda _budget, *values: Cycler(values)),
+        "dict": Function(_dict),
+        "joiner": Function(lambda _budget, sep=", ": Joiner(sep)),
+        "namespace": Function(_namespace),
+        "raise_exception": Function(_raise_exception),
+        "range": Function(_range),
+        "strftime_now": _strftime(now),
+    }

@@ -1,0 +1,158 @@
+"""Every limit of the chat-template interpreter, and the budget one render draws on.
+
+A template comes with a model file or with a request, so it is untrusted: it may loop, multiply and nest as it
+likes, and must still end soon, in bounded memory, with text or with one clear error. This file knows sizes
+and counts; it knows nothing of the template language.
+"""
+
+from marlin.errors import TemplateError
+
+# The longest template in common use is about 17,000 characters.
+MAX_SOURCE_CHARS = 256 * 1024
+
+# Brackets, operators and blocks inside one another. Parsing takes about 9 interpreter frames a level, and
+# Python allows 1000 frames in all; published templates stay under 15.
+MAX_NESTING = 64
+
+# Macro calls and recursive loops inside one another; about 10 frames each. Rendering a JSON schema takes one
+# level for each level of the schema.
+MAX_CALL_DEPTH = 50
+
+# Work units in one render; a unit is one token of the template executed, about 0.2 microseconds, so a hostile
+# template ends within a few seconds. A chat of 1000 messages takes under 10 % of it.
+MAX_WORK = 5_000_000
+
+# An iteration or macro call costs this many units more than its tokens: the scope it makes.
+BODY_WORK = 4
+
+# Characters copied or scanned for one unit: memory made in one render is at most 16 x MAX_WORK characters.
+CHARS_PER_WORK = 16
+
+# Steps of a doubly nested scan (strip by a long set, search from the right) for one unit.
+STEPS_PER_WORK = 128
+
+# Characters in one string, and in the output with what macros wrote on the way: 8 million is a prompt of about
+# two million tokens.
+MAX_TEXT_CHARS = 8_000_000
+MAX_OUTPUT_CHARS = 8_000_000
+
+# Items in one list, tuple or dict made by a template.
+MAX_ITEMS = 500_000
+
+# Items in one range(), as jinja2's sandbox has it.
+MAX_RANGE = 100_000
+
+# Bits of an integer; Python itself refuses to print integers of more than about 14,000.
+MAX_INT_BITS = 8192
+
+# Characters that the int filter reads: it takes bases up to 36, so 5.2 bits a character.
+MAX_INT_CHARS = 1024
+
+# Lists and dicts inside one another, in variables and in values that a template builds.
+MAX_VALUE_DEPTH = 100
+
+# Width, precision, indent and tab size in characters, wherever text is padded.
+MAX_PADDING = 9999
+
+
+class Fault(Exception):
+    """A template's own mistake, or a limit it broke. Internal: rendering turns it into TemplateError."""
+
+
+# What evaluating an expression may raise. MemoryError and RecursionError stand behind the limits above.
+FAULTS = (Fault, ArithmeticError, LookupError, TypeError, ValueError, RecursionError, MemoryError)
+
+
+def located(line, fault):
+    """The TemplateError that tells a user about `fault` (an exception or a sentence) on a line."""
+    if isinstance(fault, RecursionError):
+        fault = "nesting limit: values, brackets or macro calls are nested too deeply"
+    elif isinstance(fault, MemoryError):
+        fault = "out of memory"
+    elif isinstance(fault, KeyError):
+        fault = f"no such key: {fault}"
+    return TemplateError(f"template line {line}: {fault}")
+
+
+class Budget:
+    """What is left to one render. Every method raises Fault, naming the limit, when it is used up.
+
+    Attributes:
+        work_left: units, of MAX_WORK.
+        output_left: characters, of MAX_OUTPUT_CHARS.
+        call_depth: macro calls and recursive loops in progress.
+    """
+
+    __slots__ = ("call_depth", "output_left", "work_left")
+
+    def __init__(self):
+        self.work_left = MAX_WORK
+        self.output_left = MAX_OUTPUT_CHARS
+        self.call_depth = 0
+
+    def spend(self, units):
+        self.work_left -= units
+        if self.work_left < 0:
+            raise Fault(f"work limit: more than {MAX_WORK} steps in one render")
+
+    def write(self, text):
+        """Count text on its way to the output."""
+        self.output_left -= len(text)
+        if self.output_left < 0:
+            raise Fault(f"output limit: more than {MAX_OUTPUT_CHARS} characters written")
+
+    def scan(self, num_chars):
+        self.spend(num_chars // CHARS_PER_WORK)
+
+    def chars(self, num_chars):
+        """Ask for a string of `num_chars` before making it."""
+        if num_chars > MAX_TEXT_CHARS:
+            raise Fault(f"text limit: a string of more than {MAX_TEXT_CHARS} characters")
+        self.spend(num_chars // CHARS_PER_WORK)
+
+    def items(self, num_items):
+        """Ask for a list, tuple or dict of `num_items` before making it."""
+        if num_items > MAX_ITEMS:
+            raise Fault(f"item limit: a list of more than {MAX_ITEMS} items")
+        self.spend(num_items)
+
+    def enter_call(self):
+        self.call_depth += 1
+        if self.call_depth > MAX_CALL_DEPTH:
+            raise Fault(f"call limit: more than {MAX_CALL_DEPTH} macro calls inside one another")
+
+    def leave_call(self):
+        self.call_depth -= 1
+
+    def weigh(self, value):
+        """Walk a value before Python does so in one uninterruptible call (str, ==, sort, hash, JSON).
+
+        Lists can share their parts, so that 60 small lists make a tree of 2**60 leaves; the walk pays for
+        each visit and so stops early.
+
+        Returns:
+            (num_values, depth, num_chars) of the value as a tree.
+        """
+        num_values = num_chars = depth = 0
+        level = [value]
+        while level:
+            depth += 1
+            if depth > MAX_VALUE_DEPTH:
+                raise Fault(f"value depth limit: more than {MAX_VALUE_DEPTH} lists inside one another")
+            num_values += len(level)
+            self.spend(len(level))
+            below = []
+            for item in level:
+                if isinstance(item, str):
+                    num_chars += len(item)
+                elif isinstance(item, _CONTAINERS):
+                    self.spend(len(item))
+                    below.extend(item)
+                    if isinstance(item, dict):
+                        below.extend(item.values())
+            level = below
+        self.scan(num_chars)
+        return num_values, depth, num_chars
+
+
+_CONTAINERS = (list, tuple, dict, type({}.keys()), type({}.values()), type({}.items()))

@@ -1,0 +1,155 @@
+"""The operators of the template language on plain values, each bounded before it is carried out.
+
+Only pairs of kinds that the language defines are accepted, so no operator method of a foreign type runs.
+"""
+
+import operator
+
+from marlin.text.template_formatting import printf
+from marlin.text.template_limits import MAX_INT_BITS, Fault
+from marlin.text.template_values import Undefined, kind_name, to_text
+
+_NUMBERS = (bool, int, float)
+_CONTAINERS = (list, tuple, dict, type({}.keys()), type({}.items()))
+
+
+def _refuse(symbol, left, right):
+    for operand in (left, right):
+        if type(operand) is Undefined:
+            operand.fail()
+    raise Fault(f"{symbol!r} is not defined for {kind_name(left)} and {kind_name(right)}")
+
+
+def _are_numbers(left, right):
+    return type(left) in _NUMBERS and type(right) in _NUMBERS
+
+
+def _check_bits(num_bits):
+    if num_bits > MAX_INT_BITS:
+        raise Fault(f"integer limit: an integer of more than {MAX_INT_BITS} bits")
+
+
+def _add(budget, left, right):
+    kind = type(left)
+    if kind is str and type(right) is str:
+        budget.chars(len(left) + len(right))
+        return left + right
+    if _are_numbers(left, right):
+        return _bounded(left + right)
+    if kind is type(right) and kind in (list, tuple):
+        budget.items(len(left) + len(right))
+        return left + right
+    return _refuse("+", left, right)
+
+
+def _subtract(_budget, left, right):
+    return _bounded(left - right) if _are_numbers(left, right) else _refuse("-", left, right)
+
+
+def _multiply(budget, left, right):
+    if _are_numbers(left, right):
+        if isinstance(left, int) and isinstance(right, int):
+            _check_bits(left.bit_length() + right.bit_length())
+        return left * right
+    if isinstance(left, int):
+        left, right = right, left
+    if isinstance(right, int) and type(left) in (str, list, tuple):
+        num_items = len(left) * max(0, right)
+        budget.chars(num_items) if type(left) is str else budget.items(num_items)
+        return left * right
+    return _refuse("*", left, right)
+
+
+def _power(_budget, left, right):
+    if not _are_numbers(left, right):
+        return _refuse("**", left, right)
+    if isinstance(left, int) and isinstance(right, int) and right > 0:
+        _check_bits(left.bit_length() * right)
+    return _bounded(left**right)
+
+
+def _divide(_budget, left, right):
+    return left / right if _are_numbers(left, right) else _refuse("/", left, right)
+
+
+def _floor_divide(_budget, left, right):
+    return left // right if _are_numbers(left, right) else _refuse("//", left, right)
+
+
+def _modulo(budget, left, right):
+    if type(left) is str:
+        return printf(budget, left, right)
+    return left % right if _are_numbers(left, right) else _refuse("%", left, right)
+
+
+def _concatenate(budget, left, right):
+    left, right = to_text(budget, left), to_text(budget, right)
+    budget.chars(len(left) + len(right))
+    return left + right
+
+
+def _bounded(number):
+    if isinstance(number, complex):
+        raise Fault("the power of a negative number to a fraction")
+    if isinstance(number, int):
+        _check_bits(number.bit_length())
+    return number
+
+
+ARITHMETIC = {
+    "+": _add,
+    "-": _subtract,
+    "*": _multiply,
+    "/": _divide,
+    "//": _floor_divide,
+    "%": _modulo,
+    "**": _power,
+    "~": _concatenate,
+}
+
+
+def signed(sign, operand):
+    """`+operand` or `-operand`."""
+    if type(operand) is Undefined:
+        operand.fail()
+    if type(operand) not in _NUMBERS:
+        raise Fault(f"{sign!r} is not defined for {kind_name(operand)}")
+    return -operand if sign == "-" else +operand
+
+
+_ORDER = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+
+
+def compare(budget, symbol, left, right):
+    """`left symbol right` for the comparison operators, `in` and `not in`; true or false."""
+    if symbol == "in":
+        return contains(budget, left, right)
+    if symbol == "not in":
+        return not contains(budget, left, right)
+    if type(left) is str and type(right) is str:
+        budget.scan(min(len(left), len(right)))
+    elif isinstance(left, _CONTAINERS) and isinstance(right, _CONTAINERS):
+        budget.weigh(left)
+        budget.weigh(right)
+    return _ORDER[symbol](left, right)
+
+
+def contains(budget, needle, container):
+    """`needle in container`."""
+    if isinstance(needle, _CONTAINERS):
+        budget.weigh(needle)
+        budget.weigh(container)
+    elif isinstance(container, str):
+        budget.scan(len(container))
+    elif isinstance(container, (list, tuple)):
+        # Equal lengths make Python compare every character, for every item.
+        scanned = len(needle) if isinstance(needle, str) else 1
+        budget.scan(len(container) * (scanned + 1))
+    return needle in container

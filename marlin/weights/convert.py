@@ -1,0 +1,174 @@
+"""Streams the weights of a checkpoint into a native folder, quantizing on the way.
+
+Owns which tensors are quantized, and to what. Holds a few pieces of CHUNK_VALUES at a time,
+whatever the model's size; refuses to know configs, tokenizers, and where names come from.
+"""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from marlin.errors import ModelFileError
+from marlin.weights import ggml_types
+from marlin.weights.formats import ROW_TILE, dequantize, quantize
+from marlin.weights.names import unpermute_rows
+from marlin.weights.native import NativeEntry
+from marlin.weights.tensor_file import TensorInfo, num_tensor_bytes, read_bytes
+
+# Values a worker holds at a time: 8 MB as float32, and about as much again three times over while
+# they are quantized.
+CHUNK_VALUES = 2 << 20
+# The embedding and the output matrix take part in every token and suffer most from 4 bits, and in
+# 4-bit files they are the usual exception: 8 bits in groups of 32.
+EDGE_FORMAT, EDGE_GROUP_SIZE = "int8", 32
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTensor:
+    """One tensor of a checkpoint.
+
+    Attributes:
+        name: its Hugging Face name.
+        info: where it lies; its dtype is one that ggml_types decodes.
+        num_heads: heads whose rows are to be put into Hugging Face's order; 0 if they are in it.
+    """
+
+    name: str
+    info: TensorInfo
+    num_heads: int = 0
+
+    @property
+    def num_values(self):
+        return math.prod(self.info.shape)
+
+    @property
+    def num_values(self):
+        return math.prod(self.info.shape)
+
+    @property
+    def kind(self):
+        """"embedding", "lm_head", "attention", "mlp", or "other" for what is never quantized."""
+        if len(self.info.shape) != 2 or not self.name.endswith(".weight"):
+            return "other"
+        if self.name == "model.embed_tokens.weight":
+            return "embedding"
+        if self.name == "lm_head.weight":
+            return "lm_head"
+        return "attention" if ".self_attn." in self.name else "mlp"
+
+    def rows(self, start, stop):
+        """float32 [stop - start, ...] in Hugging Face's order; whole heads where that differs."""
+        shape = (stop - start, *self.info.shape[1:])
+        row_bytes = self.info.num_bytes // self.info.shape[0]
+        raw = read_bytes(self.info, start * row_bytes, (stop - start) * row_bytes)
+        try:
+            values = ggml_types.dequantize(self.info.dtype, raw, shape)
+        except ValueError as error:
+            raise ModelFileError(self.info.path, str(error), tensor=self.info.name) from error
+        if not self.num_heads:
+            return values
+        head_dim = self.info.shape[0] // self.num_heads
+        return unpermute_rows(values, (stop - start) // head_dim)
+
+    def chunks(self):
+        """[(start, stop)] of rows to convert at a time: whole tiles, and whole heads."""
+        num_rows = self.info.shape[0]
+        row_values = math.prod(self.info.shape[1:])
+        unit = math.lcm(ROW_TILE, num_rows // self.num_heads if self.num_heads else 1)
+        step = max(1, CHUNK_VALUES // (unit * row_values)) * unit
+        return [(start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
+
+
+@dataclass(slots=True)
+class KindError:
+    """Squared error of one kind of weight, and what it is relative to."""
+
+    squared_error: float = 0.0
+    squared_norm: float = 0.0
+
+    @property
+    def relative_rms(self):
+        return math.sqrt(self.squared_error / self.squared_norm) if self.squared_norm else 0.0
+
+
+def plan_entry(tensor, format, group_size):
+    """The NativeEntry that a tensor becomes.
+
+    Linear weights take the format asked for; embedding and output matrix take EDGE_FORMAT when that
+    format has 4 bits; a matrix that the group size does not divide stays F16; the rest is F32.
+    """
+    shape = tensor.info.shape
+    if tensor.kind == "other":
+        return NativeEntry(tensor.name, shape, "F32")
+    if tensor.kind in ("embedding", "lm_head") and format != "int8":
+        format, group_size = EDGE_FORMAT, EDGE_GROUP_SIZE
+    if shape[1] % group_size:
+        return NativeEntry(tensor.name, shape, "F16")
+    return NativeEntry(tensor.name.removesuffix(".weight"), shape, format, group_size)
+
+
+def convert(tensors, entries, writer, num_threads, progress):
+    """Convert every tensor and write it.
+
+    Args:
+        tensors, entries: SourceTensors and their NativeEntries, in the same order.
+        writer: a NativeWriter of these entries.
+        num_threads: pieces converted at a time.
+        progress: called with the number of values done, after each piece, in this thread.
+
+    Returns:
+        {kind: KindError} of the tensors that were quantized.
+
+    Raises:
+        ModelFileError: a weight is not finite or too large, or a file became shorter.
+    """
+    errors = {}
+    with ThreadPoolExecutor(num_threads) as pool:
+        for tensor, entry in zip(tensors, entries, strict=True):
+            pieces = tensor.chunks()
+            jobs = [pool.submit(_convert_piece, tensor, entry, writer, *piece) for piece in pieces]
+            try:
+                for (start, stop), job in zip(pieces, jobs, strict=True):
+                    squared_error, squared_norm = job.result()
+                    if entry.group_size:
+                        found = errors.setdefault(tensor.kind, KindError())
+                        found.squared_error += squared_error
+                        found.squared_norm += squared_norm
+                    progress((stop - start) * math.prod(tensor.info.shape[1:]))
+            finally:
+                for job in jobs:
+                    job.cancel()
+    return errors
+
+
+def _convert_piece(tensor, entry, writer, start, stop):
+    """Convert rows [start, stop); returns (squared error, squared norm)."""
+    weights = tensor.rows(start, stop)
+    if not entry.group_size:
+        _write_dense(tensor, entry, writer, start, weights)
+        return 0.0, 0.0
+    try:
+        packed = quantize(entry.format, weights, entry.group_size)
+    except ValueError as error:
+        message = f"{error} (rows {start} to {stop - 1})"
+        raise ModelFileError(tensor.info.path, message, tensor=tensor.info.name) from error
+    for part in ("codes", "scales", "biases"):
+        if (array := getattr(packed, part)) is not None:
+            tile_bytes = array.nbytes // array.shape[0]
+            writer.write(f"{entry.name}.{part}", array, start // ROW_TILE * tile_bytes)
+    difference = (dequantize(packed) - weights).ravel()
+    return float(difference @ difference), float(weights.ravel() @ weights.ravel())
+
+
+def _write_dense(tensor, entry, writer, start, weights):
+    if not np.isfinite(weights).all():
+        raise ModelFileError(tensor.info.path, "holds NaN or infinity", tensor=tensor.info.name)
+    row_bytes = num_tensor_bytes(entry.format, entry.shape) // entry.shape[0]
+    with np.errstate(over="ignore"):
+        stored = weights.astype({"F32": np.float32, "F16": np.float16}[entry.format])
+    if not np.isfinite(stored).all():
+        message = "holds a weight too large for float16"
+        raise ModelFileError(tensor.info.path, message, tensor=tensor.info.name)
+    writer.write(entry.name, np.ascontiguousarray(stored), start * row_bytes)

@@ -1,0 +1,134 @@
+"""What every file of tensors has in common: where a tensor lies, and opening such a file safely.
+
+Knows element types and their block sizes; knows nothing of any one file format, of models or of
+devices.
+"""
+
+import contextlib
+import mmap
+import os
+import stat
+from dataclasses import dataclass
+
+import numpy as np
+
+from marlin.errors import ModelFileError
+
+# dtype: (elements a block, bytes a block). Plain types are blocks of one element.
+BLOCK_SIZES = {
+    "F64": (1, 8),
+    "F32": (1, 4),
+    "F16": (1, 2),
+    "BF16": (1, 2),
+    "I64": (1, 8),
+    "I32": (1, 4),
+    "I16": (1, 2),
+    "I8": (1, 1),
+    "U64": (1, 8),
+    "U32": (1, 4),
+    "U16": (1, 2),
+    "U8": (1, 1),
+    "BOOL": (1, 1),
+    "F8_E4M3": (1, 1),
+    "F8_E5M2": (1, 1),
+    "Q4_0": (32, 18),
+    "Q4_1": (32, 20),
+    "Q5_0": (32, 22),
+    "Q5_1": (32, 24),
+    "Q8_0": (32, 34),
+    "Q4_K": (256, 144),
+    "Q5_K": (256, 176),
+    "Q6_K": (256, 210),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """One tensor's place in a file. Its bytes are [offset, offset + num_bytes) of `path`.
+
+    Attributes:
+        name: the file's own name of it.
+        dtype: a key of BLOCK_SIZES.
+        shape: dimensions, outermost first; a matrix that maps K inputs to N outputs is (N, K).
+        offset: bytes from the start of the file.
+        num_bytes: its length; the reader has checked that it fits the file and agrees with dtype
+            and shape.
+        path: the file.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
+    path: str
+
+
+def num_tensor_bytes(dtype, shape):
+    """Bytes that `shape` (outermost first) takes as `dtype`.
+
+    Raises:
+        ValueError: the innermost dimension is not whole blocks.
+    """
+    block_elements, block_bytes = BLOCK_SIZES[dtype]
+    innermost = shape[-1] if shape else 1
+    if innermost % block_elements:
+        raise ValueError(
+            f"{dtype} rows are whole blocks of {block_elements} values; a row here has {innermost}"
+        )
+    total = innermost // block_elements * block_bytes
+    for dim in shape[:-1]:
+        total *= dim
+    return total
+
+
+@contextlib.contextmanager
+def mapped(path):
+    """Map a regular file read-only for the length of a `with` block; yields the mmap.
+
+    Raises:
+        ModelFileError: the file is missing, unreadable, empty or not a regular file.
+    """
+    try:
+        # A named pipe would block in open(), so the kind is checked first.
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise ModelFileError(path, "not a regular file")
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise ModelFileError(path, "the file is empty")
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ModelFileError(path, f"cannot be opened: {reason}") from error
+    with data:
+        yield data
+
+
+def read_bytes(info, start=0, num_bytes=None):
+    """Copy part of a tensor's bytes out of its file.
+
+    Args:
+        info: TensorInfo.
+        start: first byte, counted from the tensor's own start.
+        num_bytes: how many; None is all that follow.
+
+    Returns:
+        uint8 [num_bytes].
+
+    Raises:
+        ModelFileError: the file went away or became shorter since its header was read.
+    """
+    wanted = info.num_bytes - start if num_bytes is None else num_bytes
+    assert 0 <= start and 0 <= wanted and start + wanted <= info.num_bytes, (info, start, wanted)
+    raw = np.empty(wanted, np.uint8)
+    try:
+        with open(info.path, "rb") as file:
+            file.seek(info.offset + start)
+            got = file.readinto(raw)
+    except OSError as error:
+        message = f"cannot be read: {error.strerror}"
+        raise ModelFileError(info.path, message, tensor=info.name) from error
+    if got != wanted:
+        message = f"{wanted} bytes expected at byte {info.offset + start}, the file holds {got}"
+        raise ModelFileError(info.path, message, tensor=info.name)
+    return raw

@@ -1,0 +1,233 @@
+/* kernels_linear.c: y = x W^T for packed weights (fp4, int4, int8), one row or many.
+ *
+ *   x  float [rows, k]              y  float [rows, n]           output bias  float [n], optional
+ *   W  codes, scales, biases in tiles of 16 rows (docs/formats.md);   k % 32 == 0, k % group_size == 0
+ *
+ * Each x row is quantized to int8 in groups of 32. A register holds 4 columns of each of V_LANES weight rows, so
+ * a sum never crosses lanes; a row's float sum runs over its groups in order, whatever the number of rows, and
+ * so a result does not depend on the batch. Unit of work: one tile of 16 weight rows, for all rows of x. */
+#include "cpu.h"
+#include "simd.h"
+
+/* Rows of x that share one unpacked group of weights: 8 registers of weights, one accumulator a row. */
+#if V_LANES == 16
+#define MAX_ROW_BLOCK 16
+#elif V_LANES == 8
+#define MAX_ROW_BLOCK 4
+#else
+#define MAX_ROW_BLOCK 8
+#endif
+
+/* What the dot product of one group of 32 activations needs besides their codes. */
+typedef struct {
+    float scale;
+    float scaled_sum;         /* scale * sum of codes */
+    int32_t begin_int8;       /* -128 * sum */
+    int32_t begin_fp4;        /* -12 * sum */
+    int32_t begin_int8_half[2]; /* -128 * sum of each half */
+} act_group;
+
+/* 2 * e2m1 + 12 for each fp4 code: unsigned, as the dot product wants it. */
+static const uint8_t fp4_table[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
+
+typedef enum { FP4, INT4, INT8, INT8_G16 } weight_kind;
+
+typedef struct {
+    const uint8_t *codes;
+    const uint8_t *scales;
+    const uint8_t *biases;
+    const float *output_bias;
+    float *y;
+    int64_t n, k, groups_of_32, scale_groups, groups_per_scale;
+    int scale_f32;
+    const int8_t *x_codes;
+    const act_group *x_groups;
+} linear;
+
+static void quantize_group(const float *x, int8_t *codes, act_group *group)
+{
+    vf largest = vf_zero();
+    for (int i = 0; i < MARLIN_ACT_GROUP; i += V_LANES) largest = vf_max(largest, vf_abs(vf_load(x + i)));
+    float amax = vf_reduce_max(largest);
+    float inverse = amax > 0.0f ? 127.0f / amax : 0.0f;
+    for (int i = 0; i < MARLIN_ACT_GROUP; i += V_LANES)
+        vf_store_i8(codes + i, vf_mul(vf_load(x + i), vf_set1(inverse)));
+    int32_t half[2] = {0, 0};
+    for (int i = 0; i < 16; i++) {
+        half[0] += codes[i];
+        half[1] += codes[16 + i];
+    }
+    int32_t sum = half[0] + half[1];
+    float scale = amax / 127.0f;
+    *group = (act_group){scale, scale * (float)sum, -128 * sum, -12 * sum, {-128 * half[0], -128 * half[1]}};
+}
+
+void ISA(quantize_rows)(const float *x, int64_t k, int64_t begin, int64_t end, uint8_t *prepared, int64_t rows)
+{
+    int8_t *codes = (int8_t *)prepared;
+    act_group *groups = (act_group *)(prepared + rows * k);
+    int64_t groups_of_32 = k / MARLIN_ACT_GROUP;
+    for (int64_t row = begin; row < end; row++) {
+        for (int64_t g = 0; g < groups_of_32; g++) {
+            int64_t at = row * k + g * MARLIN_ACT_GROUP;
+            quantize_group(x + at, codes + at, &groups[row * groups_of_32 + g]);
+        }
+    }
+}
+
+/* Eight registers: columns 4i .. 4i + 3 of V_LANES rows, for the 32 columns of a group. */
+INLINE void load_group(weight_kind kind, const uint8_t *p, vi w[8])
+{
+    if (kind == INT8 || kind == INT8_G16) {
+        for (int i = 0; i < 8; i++) w[i] = vi_load(p + 64 * i);
+        return;
+    }
+    for (int i = 0; i < 4; i++) {
+        vi word = vi_load(p + 64 * i);
+        w[2 * i] = vi_low_nibbles(word);
+        w[2 * i + 1] = vi_high_nibbles(word);
+        if (kind == FP4) {
+            w[2 * i] = vi_lookup(w[2 * i], fp4_table);
+            w[2 * i + 1] = vi_lookup(w[2 * i + 1], fp4_table);
+        }
+    }
+}
+
+INLINE int32_t load_four(const int8_t *p)
+{
+    int32_t four;
+    memcpy(&four, p, 4);
+    return four;
+}
+
+/* Integer dot product of quads [first, last) of a group with one x row. */
+INLINE vi dot_quads(weight_kind kind, const vi w[8], const int8_t *x, const act_group *group, int first, int last)
+{
+    vi sum = vi_set1(0);
+    if (kind == FP4) sum = vi_set1(group->begin_fp4);
+    if (kind == INT8) sum = vi_begin_off(group->begin_int8);
+    if (kind == INT8_G16) sum = vi_begin_off(group->begin_int8_half[first / 4]);
+    for (int i = first; i < last; i++) {
+        vi quad = vi_set1(load_four(x + 4 * i));
+        sum = kind == INT8 || kind == INT8_G16 ? vi_dot4_off(sum, w[i], quad) : vi_dot4(sum, w[i], quad);
+    }
+    return sum;
+}
+
+INLINE vf load_scale(const linear *a, weight_kind kind, const uint8_t *scales, int64_t at)
+{
+    vf scale = a->scale_f32 ? vf_load((const float *)scales + at) : vf_load_f16((const uint16_t *)scales + at);
+    return kind == FP4 ? vf_mul(scale, vf_set1(0.5f)) : scale;
+}
+
+INLINE void store_rows(const linear *a, int64_t row, int num_rows, int64_t column, const vf *sums)
+{
+    int64_t valid = a->n - column;
+    for (int m = 0; m < num_rows; m++) {
+        float *y = a->y + (row + m) * a->n + column;
+        if (valid >= V_LANES) {
+            vf_store(y, a->output_bias ? vf_add(sums[m], vf_load(a->output_bias + column)) : sums[m]);
+            continue;
+        }
+        float lanes[V_LANES];
+        vf_store(lanes, sums[m]);
+        for (int64_t i = 0; i < valid; i++)
+            y[i] = a->output_bias ? lanes[i] + a->output_bias[column + i] : lanes[i];
+    }
+}
+
+/* V_LANES columns of y for num_rows (a constant) rows. */
+INLINE void dot_rows(const linear *a, weight_kind kind, int num_rows, int64_t row, int64_t tile, int part)
+{
+    const int64_t group_bytes = kind == FP4 || kind == INT4 ? 256 : 512;
+    const uint8_t *codes = a->codes + tile * a->groups_of_32 * group_bytes + part * V_LANES * 4;
+    const int8_t *x = a->x_codes + row * a->k;
+    const act_group *groups = a->x_groups + row * a->groups_of_32;
+    vf sums[MAX_ROW_BLOCK];
+    for (int m = 0; m < num_rows; m++) sums[m] = vf_zero();
+
+    for (int64_t g = 0; g < a->groups_of_32; g++) {
+        vi w[8];
+        load_group(kind, codes + g * group_bytes, w);
+        int64_t at = (tile * a->scale_groups + g / a->groups_per_scale) * 16 + part * V_LANES;
+        if (kind == INT8_G16) at = (tile * a->scale_groups + g * 2) * 16 + part * V_LANES;
+        vf scale = load_scale(a, kind, a->scales, at);
+        vf bias = a->biases ? load_scale(a, kind, a->biases, at) : vf_zero();
+        vf scale_half = kind == INT8_G16 ? load_scale(a, kind, a->scales, at + 16) : vf_zero();
+#pragma GCC unroll 16
+        for (int m = 0; m < num_rows; m++) {
+            const int8_t *x_row = x + m * a->k + g * MARLIN_ACT_GROUP;
+            const act_group *group = groups + m * a->groups_of_32 + g;
+            vf x_scale = vf_set1(group->scale);
+            vf dot = vf_from_i32(dot_quads(kind, w, x_row, group, 0, kind == INT8_G16 ? 4 : 8));
+            sums[m] = vf_fma(dot, vf_mul(scale, x_scale), sums[m]);
+            if (kind == INT8_G16) {
+                dot = vf_from_i32(dot_quads(kind, w, x_row, group, 4, 8));
+                sums[m] = vf_fma(dot, vf_mul(scale_half, x_scale), sums[m]);
+            }
+            if (kind == INT4 || (kind == INT8 && a->biases))
+                sums[m] = vf_fma(bias, vf_set1(group->scaled_sum), sums[m]);
+        }
+    }
+    store_rows(a, row, num_rows, tile * 16 + part * V_LANES, sums);
+}
+
+INLINE void run_tiles(const linear *a, weight_kind kind, int num_rows, int64_t row, int64_t begin, int64_t end)
+{
+    for (int64_t tile = begin; tile < end; tile++)
+        for (int part = 0; part < V_PARTS; part++)
+            if (tile * 16 + part * V_LANES < a->n) dot_rows(a, kind, num_rows, row, tile, part);
+}
+
+INLINE int run_linear(const marlin_call *call, int64_t begin, int64_t end, weight_kind kind)
+{
+    const struct LinearParams *p = call->params;
+    int64_t rows = call->vars[p->rows_var];
+    linear a = {
+        .codes = call->at[1],
+        .scales = call->at[2],
+        .biases = p->flags & MARLIN_WEIGHT_BIAS ? call->at[3] : NULL,
+        .output_bias = p->flags & MARLIN_OUTPUT_BIAS ? (const float *)call->at[4] : NULL,
+        .y = (float *)call->at[5],
+        .n = p->n,
+        .k = p->k,
+        .groups_of_32 = p->k / MARLIN_ACT_GROUP,
+        .scale_groups = p->k / p->group_size,
+        .groups_per_scale = p->group_size / MARLIN_ACT_GROUP,
+        .scale_f32 = (p->flags & MARLIN_SCALE_F32) != 0,
+        .x_codes = (const int8_t *)call->prepared,
+        .x_groups = (const act_group *)(call->prepared + rows * p->k),
+    };
+    if (kind == INT8_G16) a.groups_per_scale = 1;
+    int64_t row = 0;
+    for (; rows - row >= MAX_ROW_BLOCK; row += MAX_ROW_BLOCK) run_tiles(&a, kind, MAX_ROW_BLOCK, row, begin, end);
+#if MAX_ROW_BLOCK > 8
+    for (; rows - row >= 8; row += 8) run_tiles(&a, kind, 8, row, begin, end);
+#endif
+#if MAX_ROW_BLOCK > 4
+    for (; rows - row >= 4; row += 4) run_tiles(&a, kind, 4, row, begin, end);
+#endif
+    for (; rows - row >= 2; row += 2) run_tiles(&a, kind, 2, row, begin, end);
+    if (row < rows) run_tiles(&a, kind, 1, row, begin, end);
+    return MARLIN_OK;
+}
+
+KERNEL(linear_fp4)
+{
+    (void)scratch;
+    return run_linear(call, begin, end, FP4);
+}
+
+KERNEL(linear_int4)
+{
+    (void)scratch;
+    return run_linear(call, begin, end, INT4);
+}
+
+KERNEL(linear_int8)
+{
+    (void)scratch;
+    const struct LinearParams *p = call->params;
+    if (p->group_size == 16) return run_linear(call, begin, end, INT8_G16);
+    return run_linear(call, begin, end, INT8);
+}

@@ -1,0 +1,176 @@
+/* kernels_repack.c: GGUF blocks into packed tiles (docs/formats.md), losing nothing. Unit: a tile of 16 rows.
+ *
+ *   source  blocks [n, k / block]     codes, scales, biases: as docs/formats.md
+ *   Q4_0, Q4_1, Q4_K become 4-bit codes with a bias; Q5_0, Q5_1, Q5_K, Q6_K and Q8_0 8-bit codes.
+ *
+ * Block layouts: ggml-common.h of the GGUF reference implementation. */
+#include "cpu.h"
+#include "simd.h"
+
+typedef struct {
+    uint8_t *codes; /* [k], as stored: 0..15 or with 128 added */
+    float *scales;  /* [k / group] */
+    float *biases;  /* [k / group] */
+} decoded;
+
+INLINE float half_at(const uint8_t *p)
+{
+    return f32_from_f16((uint16_t)(p[0] | p[1] << 8));
+}
+
+static int64_t block_bytes(uint32_t type)
+{
+    switch (type) {
+    case MARLIN_GGML_Q4_0: return 18;
+    case MARLIN_GGML_Q4_1: return 20;
+    case MARLIN_GGML_Q5_0: return 22;
+    case MARLIN_GGML_Q5_1: return 24;
+    case MARLIN_GGML_Q8_0: return 34;
+    case MARLIN_GGML_Q4_K: return 144;
+    case MARLIN_GGML_Q5_K: return 176;
+    default: return 210;
+    }
+}
+
+/* One block of 32: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0. */
+static void decode_32(uint32_t type, const uint8_t *p, uint8_t *codes, float *scale, float *bias)
+{
+    int has_minimum = type == MARLIN_GGML_Q4_1 || type == MARLIN_GGML_Q5_1;
+    int is_5_bit = type == MARLIN_GGML_Q5_0 || type == MARLIN_GGML_Q5_1;
+    *scale = half_at(p);
+    *bias = has_minimum ? half_at(p + 2) : type == MARLIN_GGML_Q4_0 ? -8.0f * *scale : 0.0f;
+    p += has_minimum ? 4 : 2;
+    if (type == MARLIN_GGML_Q8_0) {
+        for (int i = 0; i < 32; i++) codes[i] = p[i] ^ 128;
+        return;
+    }
+    uint32_t high = 0;
+    if (is_5_bit) {
+        memcpy(&high, p, 4);
+        p += 4;
+    }
+    for (int i = 0; i < 16; i++) {
+        codes[i] = p[i] & 15;
+        codes[16 + i] = p[i] >> 4;
+    }
+    if (!is_5_bit) return;
+    int offset = type == MARLIN_GGML_Q5_0 ? 128 - 16 : 128;
+    for (int i = 0; i < 32; i++) codes[i] = (uint8_t)((codes[i] | (high >> i & 1) << 4) + offset);
+}
+
+/* Six-bit scale and minimum of sub-block j of a K block. */
+static void k_scale(const uint8_t *s, int j, int *scale, int *minimum)
+{
+    if (j < 4) {
+        *scale = s[j] & 63;
+        *minimum = s[j + 4] & 63;
+    } else {
+        *scale = (s[j + 4] & 15) | (s[j - 4] >> 6) << 4;
+        *minimum = s[j + 4] >> 4 | (s[j] >> 6) << 4;
+    }
+}
+
+/* One block of 256: Q4_K or Q5_K, eight groups of 32. */
+static void decode_k(uint32_t type, const uint8_t *p, uint8_t *codes, float *scales, float *biases)
+{
+    int is_5_bit = type == MARLIN_GGML_Q5_K;
+    float d = half_at(p), d_min = half_at(p + 2);
+    const uint8_t *high = p + 16, *low = is_5_bit ? p + 48 : p + 16;
+    for (int j = 0; j < 8; j++) {
+        int scale, minimum;
+        k_scale(p + 4, j, &scale, &minimum);
+        scales[j] = d * (float)scale;
+        biases[j] = -d_min * (float)minimum;
+        for (int i = 0; i < 32; i++) {
+            int byte = low[j / 2 * 32 + i];
+            int code = j % 2 ? byte >> 4 : byte & 15;
+            if (is_5_bit) code = (code | (high[i] >> j & 1) << 4) + 128;
+            codes[j * 32 + i] = (uint8_t)code;
+        }
+    }
+}
+
+/* One block of 256: Q6_K, sixteen groups of 16. */
+static void decode_q6_k(const uint8_t *p, uint8_t *codes, float *scales)
+{
+    float d = half_at(p + 208);
+    for (int j = 0; j < 16; j++) scales[j] = d * (float)(int8_t)p[192 + j];
+    for (int i = 0; i < 256; i++) {
+        int part = i / 128, quarter = i % 128 / 32, l = i % 32;
+        int low = p[part * 64 + quarter % 2 * 32 + l];
+        int high = p[128 + part * 32 + l] >> (2 * quarter) & 3;
+        int code = (quarter < 2 ? low & 15 : low >> 4) | high << 4;
+        codes[i] = (uint8_t)(code - 32 + 128);
+    }
+}
+
+static void decode_row(uint32_t type, const uint8_t *source, int64_t k, decoded *row)
+{
+    int64_t size = block_bytes(type);
+    if (type <= MARLIN_GGML_Q8_0) {
+        for (int64_t g = 0; g < k / 32; g++)
+            decode_32(type, source + g * size, row->codes + g * 32, row->scales + g, row->biases + g);
+        return;
+    }
+    for (int64_t b = 0; b < k / 256; b++) {
+        const uint8_t *p = source + b * size;
+        if (type == MARLIN_GGML_Q6_K) decode_q6_k(p, row->codes + b * 256, row->scales + b * 16);
+        else decode_k(type, p, row->codes + b * 256, row->scales + b * 8, row->biases + b * 8);
+    }
+}
+
+/* GGUF's llama rows pair (i, i + 1) of a head for RoPE; the packed rows pair (i, i + head_dim / 2). */
+static int64_t source_row(const struct RepackParams *p, int64_t row)
+{
+    if (!p->permute_heads) return row;
+    int64_t dim = p->n / p->permute_heads, head = row / dim, i = row % dim;
+    return head * dim + i % (dim / 2) * 2 + i / (dim / 2);
+}
+
+static void store_scale(uint8_t *to, int is_f32, int64_t at, float value)
+{
+    if (is_f32) ((float *)to)[at] = value;
+    else ((uint16_t *)to)[at] = f16_from_f32(value);
+}
+
+static void store_row(const marlin_call *call, int64_t row, const decoded *d)
+{
+    const struct RepackParams *p = call->params;
+    int is_4_bit = p->type == MARLIN_GGML_Q4_0 || p->type == MARLIN_GGML_Q4_1 || p->type == MARLIN_GGML_Q4_K;
+    int is_f32 = p->type >= MARLIN_GGML_Q4_K;
+    int64_t tile = row / MARLIN_ROW_TILE, lane = row % MARLIN_ROW_TILE, k = p->k;
+    int64_t words = is_4_bit ? k / 8 : k / 4;
+    uint8_t *codes = call->at[1] + (tile * words * MARLIN_ROW_TILE + lane) * 4;
+    for (int64_t j = 0; j < words; j++) {
+        uint32_t word, high;
+        memcpy(&word, d->codes + j * (is_4_bit ? 8 : 4), 4);
+        if (is_4_bit) {
+            memcpy(&high, d->codes + j * 8 + 4, 4);
+            word |= high << 4;
+        }
+        memcpy(codes + j * MARLIN_ROW_TILE * 4, &word, 4);
+    }
+    int64_t groups = p->type == MARLIN_GGML_Q6_K ? k / 16 : k / 32;
+    for (int64_t g = 0; g < groups; g++) {
+        int64_t at = (tile * groups + g) * MARLIN_ROW_TILE + lane;
+        store_scale(call->at[2], is_f32, at, d->scales[g]);
+        if (call->bytes[3]) store_scale(call->at[3], is_f32, at, d->biases[g]);
+    }
+}
+
+/* Rows past n stay as the buffer was created: zero codes and scales. */
+KERNEL(repack)
+{
+    const struct RepackParams *p = call->params;
+    decoded row = {.scales = (float *)scratch};
+    row.biases = row.scales + p->k / 16;
+    row.codes = (uint8_t *)(row.biases + p->k / 16);
+    int64_t values = p->type >= MARLIN_GGML_Q4_K ? 256 : 32;
+    int64_t row_bytes = p->k / values * block_bytes(p->type);
+    int64_t last = end * MARLIN_ROW_TILE < (int64_t)p->n ? end * MARLIN_ROW_TILE : (int64_t)p->n;
+    for (int64_t n = begin * MARLIN_ROW_TILE; n < last; n++) {
+        decode_row(p->type, call->at[0] + source_row(p, n) * row_bytes, p->k, &row);
+        store_row(call, n, &row);
+    }
+    return MARLIN_OK;
+}

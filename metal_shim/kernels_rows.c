@@ -1,0 +1,201 @@
+/* kernels_rows.c: the row-by-row kernels: embedding, RMS norm, RoPE with the KV write, SiLU, row gather.
+ * Unit of work: one row (for rms_norm of heads, one head of one token). */
+#include "cpu.h"
+#include "simd.h"
+
+static const float fp4_values[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
+                                     -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
+
+typedef enum { EMBED_F32, EMBED_F16, EMBED_BF16, EMBED_INT8, EMBED_INT4, EMBED_FP4 } embed_kind;
+
+INLINE float load_any(const uint8_t *values, int is_f32, int64_t at)
+{
+    return is_f32 ? ((const float *)values)[at] : f32_from_f16(((const uint16_t *)values)[at]);
+}
+
+/* Column i of row `row` of a packed weight (docs/formats.md). */
+INLINE float packed_value(const marlin_call *call, embed_kind kind, int64_t row, int64_t i)
+{
+    const struct EmbedParams *p = call->params;
+    int64_t tile = row / MARLIN_ROW_TILE, lane = row % MARLIN_ROW_TILE, k = p->dim;
+    int64_t at = (tile * (k / p->group_size) + i / p->group_size) * MARLIN_ROW_TILE + lane;
+    float scale = load_any(call->at[2], p->flags & MARLIN_SCALE_F32, at);
+    float bias = p->flags & MARLIN_WEIGHT_BIAS ? load_any(call->at[3], p->flags & MARLIN_SCALE_F32, at) : 0.0f;
+    if (kind == EMBED_INT8) {
+        int code = call->at[1][((tile * (k / 4) + i / 4) * MARLIN_ROW_TILE + lane) * 4 + i % 4];
+        return scale * (float)(code - 128) + bias;
+    }
+    int byte = call->at[1][((tile * (k / 8) + i / 8) * MARLIN_ROW_TILE + lane) * 4 + i % 4];
+    int code = i % 8 < 4 ? byte & 15 : byte >> 4;
+    return kind == EMBED_FP4 ? scale * fp4_values[code] : scale * (float)code + bias;
+}
+
+/* y[t, :] = W[token_ids[t], :]     token_ids int32 [rows]; W [vocab_size, dim]; y float [rows, dim] */
+INLINE int embed(const marlin_call *call, int64_t begin, int64_t end, embed_kind kind)
+{
+    const struct EmbedParams *p = call->params;
+    const int32_t *ids = (const int32_t *)call->at[0];
+    for (int64_t t = begin; t < end; t++) {
+        int64_t row = ids[t];
+        if (row < 0 || row >= p->vocab_size) return MARLIN_EDEVICE;
+        float *y = (float *)call->at[4] + t * p->dim;
+        for (int64_t i = 0; i < p->dim; i++) {
+            int64_t at = row * p->dim + i;
+            if (kind == EMBED_F32) y[i] = ((const float *)call->at[1])[at];
+            else if (kind == EMBED_F16) y[i] = f32_from_f16(((const uint16_t *)call->at[1])[at]);
+            else if (kind == EMBED_BF16) y[i] = f32_from_bits((uint32_t)((const uint16_t *)call->at[1])[at] << 16);
+            else y[i] = packed_value(call, kind, row, i);
+        }
+    }
+    return MARLIN_OK;
+}
+
+#define EMBED_KERNEL(name, kind)                  \
+    KERNEL(name)                                  \
+    {                                             \
+        (void)scratch;                            \
+        return embed(call, begin, end, kind);     \
+    }
+EMBED_KERNEL(embed_f32, EMBED_F32)
+EMBED_KERNEL(embed_f16, EMBED_F16)
+EMBED_KERNEL(embed_bf16, EMBED_BF16)
+EMBED_KERNEL(embed_int8, EMBED_INT8)
+EMBED_KERNEL(embed_int4, EMBED_INT4)
+EMBED_KERNEL(embed_fp4, EMBED_FP4)
+
+/* x += delta (if has_delta);  y = x * rsqrt(mean(x^2) + eps) * w
+ * x float [rows, dim], in place; delta float [rows, dim]; w float [dim]; y float [rows, dim], may be x */
+KERNEL(rms_norm)
+{
+    (void)scratch;
+    const struct RmsNormParams *p = call->params;
+    const float *w = (const float *)call->at[2];
+    int64_t dim = p->dim, whole = dim / V_LANES * V_LANES;
+    for (int64_t row = begin; row < end; row++) {
+        float *x = (float *)call->at[0] + row * dim;
+        float *y = (float *)call->at[3] + row * dim;
+        const float *delta = p->has_delta ? (const float *)call->at[1] + row * dim : NULL;
+        vf squares = vf_zero();
+        float tail = 0.0f;
+        for (int64_t i = 0; i < whole; i += V_LANES) {
+            vf v = vf_load(x + i);
+            if (delta) vf_store(x + i, v = vf_add(v, vf_load(delta + i)));
+            squares = vf_fma(v, v, squares);
+        }
+        for (int64_t i = whole; i < dim; i++) {
+            if (delta) x[i] += delta[i];
+            tail += x[i] * x[i];
+        }
+        float mean = (vf_reduce_add(squares) + tail) / (float)dim;
+        float inverse = 1.0f / sqrtf(mean + p->eps);
+        for (int64_t i = 0; i < whole; i += V_LANES)
+            vf_store(y + i, vf_mul(vf_mul(vf_load(x + i), vf_set1(inverse)), vf_load(w + i)));
+        for (int64_t i = whole; i < dim; i++) y[i] = x[i] * inverse * w[i];
+    }
+    return MARLIN_OK;
+}
+
+/* table[t, 0, :] = cos(position * inv_freq) * scale, table[t, 1, :] = sin(...) * scale
+ * positions int32 [rows]; inv_freq float [half_dim]; table float [rows, 2, half_dim] */
+KERNEL(rope_table)
+{
+    (void)scratch;
+    const struct RopeTableParams *p = call->params;
+    const int32_t *positions = (const int32_t *)call->at[0];
+    const float *inv_freq = (const float *)call->at[1];
+    for (int64_t t = begin; t < end; t++) {
+        float *table = (float *)call->at[2] + t * 2 * p->half_dim;
+        for (int64_t i = 0; i < p->half_dim; i++) {
+            float angle = (float)positions[t] * inv_freq[i];
+            table[i] = cosf(angle) * p->scale;
+            table[p->half_dim + i] = sinf(angle) * p->scale;
+        }
+    }
+    return MARLIN_OK;
+}
+
+INLINE void rotate(float *head, const float *table, int64_t half)
+{
+    for (int64_t i = 0; i < half; i++) {
+        float a = head[i], b = head[half + i], c = table[i], s = table[half + i];
+        head[i] = a * c - b * s;
+        head[half + i] = b * c + a * s;
+    }
+}
+
+/* Rotate q and k in place (half-split pairs, as Hugging Face stores them), then write k and v to the cache.
+ *
+ *   q float [rows, num_heads, head_dim]    k, v float [rows, num_kv_heads, head_dim]
+ *   table float [rows, 2, head_dim / 2]    slots int32 [rows]: block * block_size + offset
+ *   k_cache half [num_blocks, num_kv_heads, block_size / 16, head_dim, 16]
+ *   v_cache half [num_blocks, num_kv_heads, block_size, head_dim] */
+KERNEL(rope_kv_write)
+{
+    (void)scratch;
+    const struct RopeKvParams *p = call->params;
+    const int32_t *slots = (const int32_t *)call->at[4];
+    uint16_t *k_cache = (uint16_t *)call->at[5], *v_cache = (uint16_t *)call->at[6];
+    int64_t dim = p->head_dim, half = dim / 2;
+    for (int64_t t = begin; t < end; t++) {
+        const float *table = (const float *)call->at[3] + t * dim;
+        float *q = (float *)call->at[0] + t * p->num_heads * dim;
+        float *k = (float *)call->at[1] + t * p->num_kv_heads * dim;
+        const float *v = (const float *)call->at[2] + t * p->num_kv_heads * dim;
+        int64_t slot = slots[t];
+        if (slot < 0 || slot >= (int64_t)p->num_blocks * p->block_size) return MARLIN_EDEVICE;
+        int64_t block = slot / p->block_size, offset = slot % p->block_size;
+        for (int64_t h = 0; h < p->num_heads; h++) rotate(q + h * dim, table, half);
+        for (int64_t h = 0; h < p->num_kv_heads; h++) {
+            rotate(k + h * dim, table, half);
+            int64_t base = (block * p->num_kv_heads + h) * p->block_size * dim;
+            uint16_t *k_to = k_cache + base + offset / MARLIN_KEY_TILE * MARLIN_KEY_TILE * dim;
+            k_to += offset % MARLIN_KEY_TILE;
+            uint16_t *v_to = v_cache + base + offset * dim;
+            for (int64_t i = 0; i < dim; i++) {
+                k_to[i * MARLIN_KEY_TILE] = f16_from_f32(k[h * dim + i]);
+                v_to[i] = f16_from_f32(v[h * dim + i]);
+            }
+        }
+    }
+    return MARLIN_OK;
+}
+
+/* y = gate / (1 + exp(-gate)) * up     gate, up, y float [rows, dim]; y may be gate */
+KERNEL(silu_mul)
+{
+    (void)scratch;
+    const struct RowsParams *p = call->params;
+    const vf minus_log2e = vf_set1(-1.44269504f), one = vf_set1(1.0f);
+    int64_t dim = p->dim, whole = dim / V_LANES * V_LANES;
+    for (int64_t row = begin; row < end; row++) {
+        const float *gate = (const float *)call->at[0] + row * dim;
+        const float *up = (const float *)call->at[1] + row * dim;
+        float *y = (float *)call->at[2] + row * dim;
+        for (int64_t i = 0; i < whole; i += V_LANES) {
+            /* exp2 of -|x| only, so that it cannot overflow: sigmoid(x) = (x >= 0 ? 1 : e) / (1 + e). */
+            vf x = vf_load(gate + i);
+            vf e = vf_exp2(vf_mul(vf_abs(x), minus_log2e));
+            /* x * (x >= 0 ? 1 : e) = max(x, 0) - max(-x, 0) * e */
+            vf positive = vf_max(x, vf_zero());
+            vf negative = vf_sub(positive, x);
+            vf scaled = vf_sub(positive, vf_mul(negative, e));
+            vf_store(y + i, vf_mul(vf_div(scaled, vf_add(one, e)), vf_load(up + i)));
+        }
+        for (int64_t i = whole; i < dim; i++) y[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+    }
+    return MARLIN_OK;
+}
+
+/* y[r, :] = x[rows[r], :]     rows int32 [rows]; x float [any, dim]; y float [rows, dim] */
+KERNEL(gather_rows)
+{
+    (void)scratch;
+    const struct RowsParams *p = call->params;
+    const int32_t *rows = (const int32_t *)call->at[0];
+    int64_t available = call->bytes[1] / (4 * (int64_t)p->dim);
+    for (int64_t r = begin; r < end; r++) {
+        if (rows[r] < 0 || rows[r] >= available) return MARLIN_EDEVICE;
+        memcpy(call->at[2] + r * p->dim * 4, call->at[1] + rows[r] * (int64_t)p->dim * 4, p->dim * 4);
+    }
+    return MARLIN_OK;
+}

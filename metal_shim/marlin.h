@@ -1,0 +1,112 @@
+/* marlin.h: the whole contract between Python and native code.
+ *
+ * A device owns buffers; a program is a checked list of kernel dispatches over them; submit replays it, wait ends
+ * the replay. Callers pass ids, not pointers: every id, range and parameter is checked when a program is created,
+ * and what changes from step to step (vars) when it is submitted, so a caller's bug is an error code and never a
+ * crash. What a buffer holds (token ids, block tables) is checked by the kernels that index with it.
+ *
+ * Threads: one thread at a time per device. marlin_last_error() is per thread.
+ * Every int result is MARLIN_OK or a negative code, and then marlin_last_error() has one sentence. */
+#ifndef MARLIN_H
+#define MARLIN_H
+
+#include <stdint.h>
+
+#define MARLIN_ABI_VERSION 1
+#define MARLIN_MAX_BINDINGS 12
+#define MARLIN_MAX_PARAM_BYTES 64
+#define MARLIN_MAX_VARS 8
+
+enum {
+    MARLIN_OK = 0,
+    MARLIN_EINVAL = -1,  /* an argument, record or range that cannot be used */
+    MARLIN_ENOMEM = -2,  /* memory could not be had */
+    MARLIN_EBUSY = -3,   /* a replay is in flight */
+    MARLIN_EDEVICE = -4, /* a replay failed: the text names the kernel */
+    MARLIN_EIO = -5      /* a file could not be opened or mapped */
+};
+
+enum { MARLIN_READ = 1, MARLIN_WRITE = 2 };
+
+typedef struct marlin_device marlin_device;
+typedef struct marlin_program marlin_program;
+
+typedef struct {
+    int32_t num_threads; /* 0: as many as this process may use */
+    char isa[16];        /* CPU: "avx512", "avx2", "i8mm", "neon", "scalar"; "": the best here */
+} marlin_device_options;
+
+typedef struct {
+    char name[64];
+    char isa[16];
+    int32_t num_threads;
+    int32_t page_bytes;
+    int64_t memory_bytes;    /* what the device may use in all */
+    int64_t allocated_bytes; /* buffers created (not mapped or wrapped) */
+    int64_t mapped_bytes;    /* files mapped */
+} marlin_device_info;
+
+typedef struct {
+    int32_t buffer; /* id, or 0: not bound */
+    int32_t access; /* MARLIN_READ | MARLIN_WRITE */
+    int64_t offset; /* bytes */
+    int64_t bytes;
+} marlin_binding;
+
+/* A grid axis is `value` where var < 0, else ceil(vars[var] / value). A grid with a 0 is skipped. The CPU device
+ * divides a dispatch by its own tiles and uses the grid for that alone. */
+typedef struct {
+    int32_t kernel; /* marlin_kernel_find() */
+    int32_t barrier; /* 1: all earlier dispatches are done first */
+    int32_t grid_value[3];
+    int32_t grid_var[3];
+    int32_t group[3];
+    int32_t num_bindings;
+    int32_t param_bytes;
+    uint8_t params[MARLIN_MAX_PARAM_BYTES];
+    marlin_binding bindings[MARLIN_MAX_BINDINGS];
+} marlin_dispatch;
+
+#define MARLIN_API __attribute__((visibility("default")))
+
+MARLIN_API int marlin_abi_version(void);
+MARLIN_API const char *marlin_last_error(void);
+
+/* Open a device; the caller closes it after its programs are destroyed. Closing frees its buffers. */
+MARLIN_API int marlin_device_open(const marlin_device_options *options, marlin_device **out);
+MARLIN_API void marlin_device_close(marlin_device *device);
+MARLIN_API int marlin_device_describe(marlin_device *device, marlin_device_info *out);
+
+/* Each returns a buffer id > 0 or a negative code.
+ * create: zeroed, page-aligned. map: [offset, offset + bytes) of a file, read only, any offset; the file must not
+ * shrink while it is mapped. wrap: the caller's memory, which must outlive the buffer. */
+MARLIN_API int marlin_buffer_create(marlin_device *device, int64_t bytes);
+MARLIN_API int marlin_buffer_map(marlin_device *device, const char *path, int64_t offset,
+                                 int64_t bytes);
+MARLIN_API int marlin_buffer_wrap(marlin_device *device, void *memory, int64_t bytes);
+/* Host address of a buffer's first byte, NULL for a bad id. Do not touch what a replay in flight writes. */
+MARLIN_API void *marlin_buffer_contents(marlin_device *device, int buffer);
+/* Give up the caller's hold; memory goes when no program uses the buffer either. */
+MARLIN_API int marlin_buffer_release(marlin_device *device, int buffer);
+
+/* Kernel id of a name, or MARLIN_EINVAL. */
+MARLIN_API int marlin_kernel_find(const char *name);
+
+/* Check and keep a copy of `count` records. */
+MARLIN_API int marlin_program_create(marlin_device *device, const marlin_dispatch *records, int32_t count,
+                                     marlin_program **out);
+MARLIN_API void marlin_program_destroy(marlin_program *program);
+
+/* Start one replay of dispatches [first, first + count) and return at once.
+ *
+ * vars: num_vars values (<= MARLIN_MAX_VARS), copied; they size variable grids and rows, and each is checked
+ * against what the bound buffers can hold.
+ * One replay a device may be in flight. The first dispatch of a replay needs no barrier flag.
+ *
+ * Returns MARLIN_OK; MARLIN_EINVAL for a bad range or var; MARLIN_EBUSY if a replay is running. */
+MARLIN_API int marlin_program_submit(marlin_program *program, int32_t first, int32_t count, const int32_t *vars,
+                                     int32_t num_vars);
+/* Wait for the replay to end. MARLIN_EDEVICE if a kernel met an index that its buffers do not hold. */
+MARLIN_API int marlin_program_wait(marlin_program *program);
+
+#endif

@@ -1,0 +1,100 @@
+"""The setuptools commands that put the native library into a wheel or beside an editable install.
+
+Owns where the library goes and how the wheel is tagged. How it is compiled is build.py's business:
+this file runs it as a program, so that a checkout, a wheel and an editable install build the same
+way.
+"""
+
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Command
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build import build
+from setuptools.command.install import install
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCE_FOLDERS = ("bin", "metal_shim", "shaders")
+SOURCE_FILES = ("CHANGELOG.md",)
+LIBRARIES = ("libmarlin_*.so", "libmarlin_*.dylib")
+DEVICE_FOLDER = Path("marlin", "device")
+
+
+class Build(build):
+    """`build`, with the native library as one more step."""
+
+    sub_commands = [*build.sub_commands, ("build_native", None)]
+
+    def run(self):
+        # A module that an earlier build left there would go into the wheel.
+        shutil.rmtree(self.build_lib, ignore_errors=True)
+        super().run()
+
+
+class BuildNative(Command):
+    """Compile the native library into the build folder, or into the checkout when editable.
+
+    Attributes:
+        build_lib: the folder a wheel is made from.
+        editable_mode: set by setuptools for an editable install.
+    """
+
+    description = "compile libmarlin with the machine's C compiler"
+    user_options = [("build-lib=", "b", "folder that the package is built in")]
+
+    def initialize_options(self):
+        self.build_lib = None
+        self.editable_mode = False
+
+    def finalize_options(self):
+        self.set_undefined_options("build", ("build_lib", "build_lib"))
+
+    def run(self):
+        script = str(ROOT / "metal_shim" / "build.py")
+        completed = subprocess.run([sys.executable, script, "--output", str(self._output())])
+        if completed.returncode != 0:
+            raise SystemExit("metal-marlin: the native library was not built; the reason is above")
+
+    def get_source_files(self):
+        """Every file of the sdist that no Python package holds, relative to the root."""
+        found = [path for folder in SOURCE_FOLDERS for path in (ROOT / folder).rglob("*")]
+        kept = [path for path in found if path.is_file() and "__pycache__" not in path.parts]
+        return [*SOURCE_FILES, *sorted(str(path.relative_to(ROOT)) for path in kept)]
+
+    def get_outputs(self):
+        if self.editable_mode:
+            return []
+        return sorted(str(path) for name in LIBRARIES for path in self._output().glob(name))
+
+    def get_output_mapping(self):
+        return {}
+
+    def _output(self):
+        return (ROOT if self.editable_mode else Path(self.build_lib).resolve()) / DEVICE_FOLDER
+
+
+class InstallPlatlib(install):
+    """`install` into platlib: setuptools takes a package without Extensions for pure Python."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.install_lib = self.install_platlib
+
+
+class PlatformWheel(bdist_wheel):
+    """A wheel for any Python 3 on one kind of machine; ctypes loads the library, so no ABI tag."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.root_is_pure = False
+
+    def get_tag(self):
+        _, _, machine_tag = super().get_tag()
+        if sys.platform == "darwin":
+            # A universal2 Python would promise both architectures; build.py compiles for one, and
+            # for macOS 11 as the oldest.
+            machine_tag = f"macosx_11_0_{platform.machine()}"
+        return "py3", "none", machine_tag

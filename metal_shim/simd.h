@@ -1,0 +1,98 @@
+/* simd.h: the few vector operations that kernels are written in, once for each instruction set.
+ *
+ *   V_LANES                float lanes of a vector; 16 % V_LANES == 0
+ *   vf, vi                 V_LANES floats; V_LANES int32 or 4 * V_LANES bytes
+ *   vi_dot4(a, u, s)       a[i] + sum over j < 4 of u[4i+j] * s[4i+j]; u unsigned and at most 127, s signed
+ *   vi_dot4_off(a, u, s)   the same for bytes stored with 128 added: sum of (u - 128) * s, given that a began as
+ *                          vi_begin_off(-128 * sum of s), which an instruction set without u8 x s8 ignores
+ *   vf_store_i8            rounds to nearest even; values are within [-127, 127]
+ *
+ * Each operation is exact or correctly rounded in every set, so that sets differ only where a sum is reordered:
+ * vf_reduce_add() across lanes. */
+#ifndef MARLIN_SIMD_H
+#define MARLIN_SIMD_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(MARLIN_ISA_AVX512)
+#include "simd_avx512.h"
+#elif defined(MARLIN_ISA_AVX2)
+#include "simd_avx2.h"
+#elif defined(MARLIN_ISA_NEON) || defined(MARLIN_ISA_I8MM)
+#include "simd_neon.h"
+#else
+#include "simd_scalar.h"
+#endif
+
+#define V_PARTS (16 / V_LANES)
+#define INLINE static inline __attribute__((always_inline, unused))
+
+#define MARLIN_PASTE2(a, b) a##_##b
+#define MARLIN_PASTE(a, b) MARLIN_PASTE2(a, b)
+/* The name of a kernel in this build of the file: name_avx512, ... */
+#define ISA(name) MARLIN_PASTE(name, MARLIN_ISA_SUFFIX)
+
+/* The head of a kernel: units [begin, end) of call (cpu.h, marlin_run). */
+#define KERNEL(name) \
+    int ISA(name)(const marlin_call *call, int64_t begin, int64_t end, uint8_t *scratch)
+
+INLINE float f32_from_bits(uint32_t bits)
+{
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+INLINE uint32_t bits_from_f32(float value)
+{
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return bits;
+}
+
+/* IEEE half to float, subnormals kept: scale the mantissa by a power of two instead of shifting it by hand. */
+INLINE float f32_from_f16(uint16_t h)
+{
+    uint32_t magnitude = (uint32_t)(h & 0x7fff) << 13;
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16;
+    if (magnitude >= 0x0f800000u) return f32_from_bits(sign | 0x70000000u | magnitude); /* inf, nan */
+    float value = f32_from_bits(magnitude) * f32_from_bits(0x77800000u); /* 2^112 moves the exponent's bias */
+    return f32_from_bits(sign | bits_from_f32(value));
+}
+
+/* Float to IEEE half, round to nearest even, out of range to the largest finite half: a stored key or value is
+ * never infinite, because 0 * inf in a masked lane would be NaN. */
+INLINE uint16_t f16_from_f32(float value)
+{
+    uint32_t bits = bits_from_f32(value);
+    uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
+    bits &= 0x7fffffffu;
+    if (bits > 0x7f800000u) return (uint16_t)(sign | 0x7e00);
+    if (bits >= 0x477fe000u) return (uint16_t)(sign | 0x7bff);
+    if (bits < 0x38800000u) { /* subnormal half: adding 0.5 leaves the rounded mantissa in the low bits */
+        float shifted = f32_from_bits(bits) + 0.5f;
+        return (uint16_t)(sign | (bits_from_f32(shifted) - 0x3f000000u));
+    }
+    bits += 0xfffu + (bits >> 13 & 1);
+    return (uint16_t)(sign | ((bits - 0x38000000u) >> 13));
+}
+
+/* 2^x for x <= 0 (0 below -126), within 2 units in the last place; 2^0 is exactly 1.
+ * Coefficients of 2^f on [-0.5, 0.5]: Cephes, exp2f. */
+INLINE vf vf_exp2(vf x)
+{
+    vf whole = vf_round(vf_max(x, vf_set1(-127.0f)));
+    vf f = vf_sub(vf_max(x, vf_set1(-127.0f)), whole);
+    vf p = vf_set1(1.535336188319500e-4f);
+    p = vf_fma(p, f, vf_set1(1.339887440266574e-3f));
+    p = vf_fma(p, f, vf_set1(9.618437357674640e-3f));
+    p = vf_fma(p, f, vf_set1(5.550332471162809e-2f));
+    p = vf_fma(p, f, vf_set1(2.402264791363012e-1f));
+    p = vf_fma(p, f, vf_set1(6.931472028550421e-1f));
+    p = vf_fma(p, f, vf_set1(1.0f));
+    return vf_scale2(p, whole);
+}
+
+#endif

@@ -1,0 +1,60 @@
+/* simd_avx512.h: 16 lanes with AVX-512 F, BW, DQ, VL and VNNI. */
+#include <immintrin.h>
+
+#define V_LANES 16
+typedef __m512 vf;
+typedef __m512i vi;
+
+static inline vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
+static inline void vf_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
+static inline vf vf_set1(float a) { return _mm512_set1_ps(a); }
+static inline vf vf_zero(void) { return _mm512_setzero_ps(); }
+static inline vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
+static inline vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
+static inline vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+static inline vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
+static inline vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
+static inline vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+static inline vf vf_abs(vf a) { return _mm512_abs_ps(a); }
+static inline vf vf_round(vf a)
+{
+    return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+/* a * 2^n for a whole n in [-127, 0]; 2^-127 counts as 0. */
+static inline vf vf_scale2(vf a, vf n)
+{
+    __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+    return _mm512_mul_ps(a, _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23)));
+}
+static inline float vf_reduce_add(vf a) { return _mm512_reduce_add_ps(a); }
+static inline float vf_reduce_max(vf a) { return _mm512_reduce_max_ps(a); }
+static inline vf vf_load_f16(const uint16_t *p)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+static inline vf vf_load_bf16(const uint16_t *p)
+{
+    __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+static inline void vf_store_i8(int8_t *p, vf a)
+{
+    _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a)));
+}
+static inline vf vf_from_i32(vi a) { return _mm512_cvtepi32_ps(a); }
+
+static inline vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
+static inline vi vi_set1(int32_t a) { return _mm512_set1_epi32(a); }
+static inline vi vi_low_nibbles(vi a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
+static inline vi vi_high_nibbles(vi a)
+{
+    return _mm512_and_si512(_mm512_srli_epi32(a, 4), _mm512_set1_epi8(15));
+}
+static inline vi vi_lookup(vi codes, const uint8_t *table16)
+{
+    __m128i table = _mm_loadu_si128((const __m128i *)table16);
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), codes);
+}
+static inline vi vi_dot4(vi a, vi u, vi s) { return _mm512_dpbusd_epi32(a, u, s); }
+static inline vi vi_begin_off(int32_t minus_128_sum) { return vi_set1(minus_128_sum); }
+static inline vi vi_dot4_off(vi a, vi u, vi s) { return _mm512_dpbusd_epi32(a, u, s); }

@@ -1,0 +1,71 @@
+/* simd_neon.h: 4 lanes with NEON and its dot product; a set with i8mm adds vi_mmla(). */
+#include <arm_neon.h>
+
+#define V_LANES 4
+typedef float32x4_t vf;
+typedef int32x4_t vi;
+
+static inline vf vf_load(const float *p) { return vld1q_f32(p); }
+static inline void vf_store(float *p, vf a) { vst1q_f32(p, a); }
+static inline vf vf_set1(float a) { return vdupq_n_f32(a); }
+static inline vf vf_zero(void) { return vdupq_n_f32(0.0f); }
+static inline vf vf_add(vf a, vf b) { return vaddq_f32(a, b); }
+static inline vf vf_sub(vf a, vf b) { return vsubq_f32(a, b); }
+static inline vf vf_mul(vf a, vf b) { return vmulq_f32(a, b); }
+static inline vf vf_div(vf a, vf b) { return vdivq_f32(a, b); }
+static inline vf vf_max(vf a, vf b) { return vmaxq_f32(a, b); }
+static inline vf vf_fma(vf a, vf b, vf c) { return vfmaq_f32(c, a, b); }
+static inline vf vf_abs(vf a) { return vabsq_f32(a); }
+static inline vf vf_round(vf a) { return vrndnq_f32(a); }
+static inline vf vf_scale2(vf a, vf n)
+{
+    int32x4_t biased = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127));
+    return vmulq_f32(a, vreinterpretq_f32_s32(vshlq_n_s32(biased, 23)));
+}
+static inline float vf_reduce_add(vf a) { return vaddvq_f32(a); }
+static inline float vf_reduce_max(vf a) { return vmaxvq_f32(a); }
+static inline vf vf_load_f16(const uint16_t *p)
+{
+    return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+}
+static inline vf vf_load_bf16(const uint16_t *p)
+{
+    return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16));
+}
+static inline void vf_store_i8(int8_t *p, vf a)
+{
+    int16x4_t words = vmovn_s32(vcvtnq_s32_f32(a));
+    int8x8_t bytes = vmovn_s16(vcombine_s16(words, words));
+    uint32_t four = vget_lane_u32(vreinterpret_u32_s8(bytes), 0);
+    memcpy(p, &four, 4);
+}
+static inline vf vf_from_i32(vi a) { return vcvtq_f32_s32(a); }
+
+static inline vi vi_load(const void *p) { return vreinterpretq_s32_u8(vld1q_u8(p)); }
+static inline vi vi_set1(int32_t a) { return vdupq_n_s32(a); }
+static inline vi vi_low_nibbles(vi a)
+{
+    return vreinterpretq_s32_u8(vandq_u8(vreinterpretq_u8_s32(a), vdupq_n_u8(15)));
+}
+static inline vi vi_high_nibbles(vi a)
+{
+    return vreinterpretq_s32_u8(vshrq_n_u8(vreinterpretq_u8_s32(a), 4));
+}
+static inline vi vi_lookup(vi codes, const uint8_t *table16)
+{
+    return vreinterpretq_s32_u8(vqtbl1q_u8(vld1q_u8(table16), vreinterpretq_u8_s32(codes)));
+}
+static inline vi vi_dot4(vi a, vi u, vi s)
+{
+    return vdotq_s32(a, vreinterpretq_s8_s32(u), vreinterpretq_s8_s32(s));
+}
+static inline vi vi_begin_off(int32_t minus_128_sum)
+{
+    (void)minus_128_sum;
+    return vdupq_n_s32(0);
+}
+static inline vi vi_dot4_off(vi a, vi u, vi s)
+{
+    int8x16_t w = vreinterpretq_s8_u8(veorq_u8(vreinterpretq_u8_s32(u), vdupq_n_u8(128)));
+    return vdotq_s32(a, w, vreinterpretq_s8_s32(s));
+}

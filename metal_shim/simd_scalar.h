@@ -1,0 +1,59 @@
+/* simd_scalar.h: one lane in plain C: any machine, and the tests' second oracle. */
+#define V_LANES 1
+typedef float vf;
+typedef union {
+    int32_t word;
+    uint8_t bytes[4];
+} vi;
+
+static inline vf vf_load(const float *p) { return *p; }
+static inline void vf_store(float *p, vf a) { *p = a; }
+static inline vf vf_set1(float a) { return a; }
+static inline vf vf_zero(void) { return 0.0f; }
+static inline vf vf_add(vf a, vf b) { return a + b; }
+static inline vf vf_sub(vf a, vf b) { return a - b; }
+static inline vf vf_mul(vf a, vf b) { return a * b; }
+static inline vf vf_div(vf a, vf b) { return a / b; }
+static inline vf vf_max(vf a, vf b) { return a > b ? a : b; }
+static inline vf vf_fma(vf a, vf b, vf c) { return fmaf(a, b, c); }
+static inline vf vf_abs(vf a) { return fabsf(a); }
+static inline vf vf_round(vf a) { return nearbyintf(a); }
+static inline vf vf_scale2(vf a, vf n) { return n <= -127.0f ? 0.0f : ldexpf(a, (int)n); }
+static inline float vf_reduce_add(vf a) { return a; }
+static inline float vf_reduce_max(vf a) { return a; }
+static inline float f32_from_f16(uint16_t h);
+static inline float f32_from_bits(uint32_t bits);
+static inline vf vf_load_f16(const uint16_t *p) { return f32_from_f16(*p); }
+static inline vf vf_load_bf16(const uint16_t *p) { return f32_from_bits((uint32_t)*p << 16); }
+static inline void vf_store_i8(int8_t *p, vf a) { *p = (int8_t)nearbyintf(a); }
+static inline vf vf_from_i32(vi a) { return (float)a.word; }
+
+static inline vi vi_load(const void *p)
+{
+    vi a;
+    memcpy(&a, p, 4);
+    return a;
+}
+static inline vi vi_set1(int32_t a) { return (vi){.word = a}; }
+static inline vi vi_low_nibbles(vi a) { return (vi){.word = a.word & 0x0f0f0f0f}; }
+static inline vi vi_high_nibbles(vi a) { return (vi){.word = a.word >> 4 & 0x0f0f0f0f}; }
+static inline vi vi_lookup(vi codes, const uint8_t *table16)
+{
+    for (int i = 0; i < 4; i++) codes.bytes[i] = table16[codes.bytes[i]];
+    return codes;
+}
+static inline vi vi_dot4(vi a, vi u, vi s)
+{
+    for (int i = 0; i < 4; i++) a.word += (int32_t)u.bytes[i] * (int8_t)s.bytes[i];
+    return a;
+}
+static inline vi vi_begin_off(int32_t minus_128_sum)
+{
+    (void)minus_128_sum;
+    return vi_set1(0);
+}
+static inline vi vi_dot4_off(vi a, vi u, vi s)
+{
+    for (int i = 0; i < 4; i++) a.word += ((int32_t)u.bytes[i] - 128) * (int8_t)s.bytes[i];
+    return a;
+}

@@ -1,0 +1,131 @@
+/* params.h: the parameter structs of every kernel, shared by C and Metal.
+ *
+ * Only 4-byte fields, in the order that marlin/device/abi.py repeats as numpy dtypes (a test parses this file
+ * against them). `*_var` fields are indices into the step's `vars`, which hold what changes from step to step.
+ * Shapes are in the kernels' heads; nothing else belongs here. */
+#ifndef MARLIN_PARAMS_H
+#define MARLIN_PARAMS_H
+
+#ifndef __METAL_VERSION__
+#include <stdint.h>
+#endif
+
+/* Rows of a packed weight that are interleaved (docs/formats.md). */
+#define MARLIN_ROW_TILE 16
+/* Activations are quantized to int8 in groups of this many along K. */
+#define MARLIN_ACT_GROUP 32
+/* Key-cache tokens stored side by side: K is [block, kv_head, block_size / 16, head_dim, 16]. */
+#define MARLIN_KEY_TILE 16
+/* KV tokens of one softmax partial. Fixed and absolute, so that a result does not depend on how a context was
+ * computed: alone, in a batch, in chunks or split over threads. */
+#define MARLIN_KV_SPLIT 256
+/* Query rows of one sequence that an attention tile may hold. */
+#define MARLIN_QUERY_TILE 16
+
+/* Flags of packed and dense weights. */
+#define MARLIN_SCALE_F32 1u    /* scales and biases are float32, else float16 */
+#define MARLIN_WEIGHT_BIAS 2u  /* a bias a group is added to the dequantized weight */
+#define MARLIN_OUTPUT_BIAS 4u  /* y = x W^T + b */
+
+/* Source block formats of `repack`: ggml's own type numbers (ggml.h, enum ggml_type). */
+#define MARLIN_GGML_Q4_0 2
+#define MARLIN_GGML_Q4_1 3
+#define MARLIN_GGML_Q5_0 6
+#define MARLIN_GGML_Q5_1 7
+#define MARLIN_GGML_Q8_0 8
+#define MARLIN_GGML_Q4_K 12
+#define MARLIN_GGML_Q5_K 13
+#define MARLIN_GGML_Q6_K 14
+
+struct EmbedParams {
+    int32_t rows_var;
+    uint32_t vocab_size;
+    uint32_t dim;
+    uint32_t group_size;
+    uint32_t flags;
+};
+
+struct LinearParams {
+    int32_t rows_var;
+    uint32_t n;
+    uint32_t k;
+    uint32_t group_size;
+    uint32_t flags;
+};
+
+struct RmsNormParams {
+    int32_t rows_var;
+    uint32_t rows_per_var; /* rows = vars[rows_var] * rows_per_var: 1, or the heads of a q/k norm */
+    uint32_t dim;
+    uint32_t has_delta;
+    float eps;
+};
+
+struct RowsParams {
+    int32_t rows_var;
+    uint32_t dim;
+};
+
+struct RopeTableParams {
+    int32_t rows_var;
+    uint32_t half_dim;
+    float scale; /* YaRN's attention factor; 1 otherwise */
+};
+
+struct RopeKvParams {
+    int32_t rows_var;
+    uint32_t num_heads;
+    uint32_t num_kv_heads;
+    uint32_t head_dim;
+    uint32_t block_size;
+    uint32_t num_blocks;
+};
+
+struct AttentionParams {
+    int32_t tiles_var;
+    int32_t splits_var; /* attention_split and attention_combine; ignored by attention */
+    uint32_t num_heads;
+    uint32_t num_kv_heads;
+    uint32_t head_dim;
+    uint32_t block_size;
+    uint32_t num_blocks;
+    uint32_t table_stride; /* block ids a sequence */
+    uint32_t window;       /* tokens a query sees at most; 0: all before it */
+    uint32_t max_splits;
+    float scale;
+};
+
+struct SampleParams {
+    int32_t rows_var;
+    uint32_t vocab_size;
+};
+
+struct RepackParams {
+    uint32_t type;
+    uint32_t n;
+    uint32_t k;
+    uint32_t permute_heads; /* heads whose rows are put back from interleaved to half-split RoPE; 0: none */
+};
+
+/* One row of the `sample` kernel's input. */
+struct SampleRow {
+    float temperature;
+    float top_p;
+    float min_p;
+    uint32_t top_k;
+    uint32_t seed_low;
+    uint32_t seed_high;
+    uint32_t position;
+    float frequency_penalty;
+    float presence_penalty;
+    float repetition_penalty;
+};
+
+/* One token that `penalize` changes. */
+struct PenaltyEntry {
+    int32_t token_id;
+    int32_t num_outputs; /* occurrences in the output; 0: in the prompt only; -1: bias only */
+    float bias;
+};
+
+#endif

@@ -1,0 +1,66 @@
+"""What every test folder shares: a native library that is up to date, and the demo model.
+
+Owns no model code: the model's place is bin/fetch_model.py's business, the compiler build.py's.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _load(path):
+    """A program of the checkout as a module, under a name that shadows no package."""
+    name = f"checkout_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def needs_native_library(item):
+    """Only tests/unit runs without it, but for what is marked native there."""
+    in_unit = ROOT / "tests" / "unit" in item.path.parents
+    return not in_unit or item.get_closest_marker("native") is not None
+
+
+def pytest_collection_finish(session):
+    """Build the library before the first test that loads it: none runs against an old one."""
+    if session.config.option.collectonly or not any(map(needs_native_library, session.items)):
+        return
+    command = [sys.executable, str(ROOT / "metal_shim" / "build.py")]
+    built = subprocess.run(command, capture_output=True, text=True)
+    if built.returncode != 0:
+        pytest.exit(f"the native library cannot be built\n{built.stderr}", returncode=1)
+
+
+@pytest.fixture(scope="session")
+def checkout():
+    """The checkout's root."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def load_script():
+    """Import a program by its path in the checkout: load_script("bin/fetch_model.py")."""
+    return lambda path: _load(ROOT / path)
+
+
+@pytest.fixture(scope="session")
+def demo_model_path():
+    """SmolLM2-135M-Instruct Q4_1: METAL_MARLIN_TEST_MODEL, else bin/fetch_model.py's place."""
+    configured = os.environ.get("METAL_MARLIN_TEST_MODEL")
+    if configured:
+        assert Path(configured).is_file(), f"METAL_MARLIN_TEST_MODEL: no file {configured}"
+        return Path(configured)
+    fetch_model = _load(ROOT / "bin" / "fetch_model.py")
+    cached = fetch_model.cache_folder(os.environ) / fetch_model.DEMO_MODEL.file_name
+    if not cached.is_file():
+        pytest.skip(f"no demo model at {cached}; bin/test fetches it")
+    return cached

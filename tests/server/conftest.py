@@ -1,0 +1,72 @@
+"""A server on a real socket around a scripted engine."""
+
+import dataclasses
+import socket
+import threading
+import time
+from contextlib import ExitStack
+
+import pytest
+from clients import CLIENT_TIMEOUT_S, MODEL, RawClient
+from fakes import ByteTokenizer, FakeEngine
+
+from marlin.config import serve_config
+from marlin.server.limits import Limits
+from marlin.server.listener import HttpServer, open_listener
+from marlin.server.serve import build_app
+from marlin.server.service import Service, chat_renderer
+
+
+class RunningServer:
+    """A served app and what a test wants to reach of it."""
+
+    def __init__(self, http_server, engine, app):
+        self.http_server = http_server
+        self.engine = engine
+        self.app = app
+        self.host, self.port = http_server.socket.getsockname()[:2]
+        self.base_url = f"http://{self.host}:{self.port}/v1"
+
+    def connect(self):
+        sock = socket.create_connection((self.host, self.port), timeout=CLIENT_TIMEOUT_S)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return RawClient(sock)
+
+    def metrics(self):
+        with self.connect() as client:
+            return client.ask("GET", "/metrics").json()
+
+    def wait_until_idle(self):
+        """Poll /metrics until no request is active."""
+        end = time.monotonic() + CLIENT_TIMEOUT_S
+        while self.metrics()["requests_active"]:
+            assert time.monotonic() < end, "a request stayed active"
+
+
+@pytest.fixture
+def start_server():
+    """start_server(engine=…, options={…}, environ={…}, **limits) -> RunningServer."""
+    with ExitStack() as stack:
+
+        def start(
+            engine=None, tokenizer=None, *, model=True, options=None, environ=None, **limits
+        ):
+            engine = engine or FakeEngine()
+            tokenizer = tokenizer or ByteTokenizer()
+            config = serve_config({"host": "127.0.0.1", "port": "0", **(options or {})}, environ or {})
+            bounds = dataclasses.replace(Limits(linger_s=0.2), **limits)
+            service = Service(MODEL, 1_700_000_000, tokenizer, engine, chat_renderer(tokenizer))
+            app = build_app(config, service if model else None, bounds)
+            listener = open_listener(config.host, config.port, bounds.backlog)
+            server = HttpServer(listener, app, bounds)
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+            stack.callback(server.server_close)
+            stack.callback(server.shutdown)
+            return RunningServer(server, engine, app)
+
+        yield start
+
+
+@pytest.fixture
+def server(start_server):
+    return start_server()

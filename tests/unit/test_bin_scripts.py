@@ -1,0 +1,264 @@
+"""bin/demo, bin/test and bin/metal-marlin: what they print, what they start, and when they install.
+
+Each runs in a small checkout made here, whose Python is a shell script that notes how it is called.
+Nothing is downloaded and nothing is served.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+MODEL = "/models/My-Model.Q4_1.gguf"
+FAKE_PYTHON = """#!/bin/sh
+case "$*" in
+    *version_info*) exit ;;
+    "-c import pip") exit ;;
+    -V) echo "Python 3.12.0"; exit ;;
+    *fetch_model.py) echo "$MODEL"; exit ;;
+esac
+{ for word in "$@"; do printf '<%s>' "$word"; done; echo; } >>"$LOG"
+case "$*" in "-m pip "*) exit "${PIP_EXIT:-0}" ;; *build.py) exit "${BUILD_EXIT:-0}" ;; esac
+"""
+FAKE_CLI = """import sys
+def main():
+    print(sys.prefix)
+    print(sys.argv[1:])
+"""
+
+
+def python_modules(folder, *names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (folder / f"{name}.py").write_text("")
+
+
+class Checkout:
+    """bin/ and the files that decide about installing, beside a fake .venv."""
+
+    def __init__(self, root, real):
+        self.root = root
+        self.log = root.parent / "log"
+        shutil.copytree(real / "bin", root / "bin", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("marlin", "metal_shim"):
+            (root / name).mkdir()
+        for name in ("pyproject.toml", "setup.cfg", "metal_shim/setuptools_commands.py"):
+            (root / name).write_text("")
+        (root / "marlin" / "__init__.py").write_text("")
+        (root / "marlin" / "cli.py").write_text(FAKE_CLI)
+
+    def add_fake_venv(self):
+        python = self.root / ".venv" / "bin" / "python"
+        python.parent.mkdir(parents=True)
+        python.write_text(FAKE_PYTHON)
+        python.chmod(0o755)
+
+    def run(self, script, *arguments, **environ):
+        """(finished process, the calls of the fake Python in this run, `<word>` for each word)."""
+        self.log.write_text("")
+        done = subprocess.run(
+            [str(self.root / "bin" / script), *arguments],
+            env={"PATH": os.environ["PATH"], "LOG": str(self.log), "MODEL": MODEL, **environ},
+            cwd=self.root.parent,
+            capture_output=True,
+            text=True,
+        )
+        return done, self.log.read_text().splitlines()
+
+    def installs(self, script, *arguments, **environ):
+        """What pip was told to install, for each time it ran."""
+        _, calls = self.run(script, *arguments, **environ)
+        return [call for call in calls if call.startswith("<-m><pip>")]
+
+
+@pytest.fixture
+def bare(tmp_path, checkout):
+    return Checkout(tmp_path / "a checkout", checkout)
+
+
+@pytest.fixture
+def ready(bare):
+    bare.add_fake_venv()
+    return bare
+
+
+@pytest.mark.parametrize(
+    "options, address",
+    [
+        ([], "127.0.0.1:8000"),
+        (["--port", "8123"], "127.0.0.1:8123"),
+        (["--port=8123"], "127.0.0.1:8123"),
+        (["--port", "1", "--port=2"], "127.0.0.1:2"),
+        (["--threads", "2", "--host", "10.0.0.7", "--port", "80"], "10.0.0.7:80"),
+        (["--host=0.0.0.0"], "127.0.0.1:8000"),
+        (["--host", "::"], "[::1]:8000"),
+        (["--host", "fe80::1"], "[fe80::1]:8000"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_demo_prints_a_curl_and_a_python_line_for_the_address_served(ready, options, address):
+    done, _ = ready.run("demo", *options)
+    assert done.returncode == 0, done.stderr
+    url = f"http://{address}/v1/chat/completions"
+    curl, python = [line for line in done.stdout.splitlines() if url in line]
+    assert curl.startswith("curl ") and python.startswith("python3 -c ")
+    assert '"model": "My-Model.Q4_1"' in curl and '"model": "My-Model.Q4_1"' in python
+
+
+def test_the_python_line_of_demo_is_python(ready):
+    done, _ = ready.run("demo")
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("python3 -c ")]
+    code = line.removeprefix("python3 -c '").removesuffix("'")
+    assert "'" not in code
+    compile(code, "the line", "exec")
+
+
+def test_demo_serves_the_model_with_the_users_options_last(ready):
+    _, calls = ready.run("demo", "--port", "8123", "--alias", "two words")
+    command = str(ready.root / "bin" / "metal-marlin")
+    assert calls[-1] == (
+        f"<{command}><serve><{MODEL}><--host><127.0.0.1><--port><8000>"
+        "<--port><8123><--alias><two words>"
+    )
+
+
+def test_demo_help_sets_nothing_up(bare):
+    done, calls = bare.run("demo", "--help")
+    assert done.returncode == 0 and "usage: bin/demo" in done.stdout
+    assert calls == [] and not (bare.root / ".venv").exists()
+
+
+def test_test_passes_its_arguments_to_pytest_in_the_checkout(ready):
+    _, calls = ready.run("test", "-k", "a or b", "tests/unit")
+    assert calls[-1] == "<-m><pytest><-k><a or b><tests/unit>"
+
+
+def test_the_first_run_installs_in_place_and_the_second_does_not(ready):
+    assert ready.installs("demo") == [f"<-m><pip><install><--editable><{ready.root}>"]
+    assert ready.installs("demo") == []
+
+
+def test_tests_install_their_extras_and_that_is_enough_for_the_demo(ready):
+    assert ready.installs("test") == [f"<-m><pip><install><--editable><{ready.root}[test]>"]
+    assert ready.installs("demo") == []
+    assert ready.installs("test") == []
+
+
+def test_what_the_demo_installs_is_not_enough_for_the_tests(ready):
+    ready.installs("demo")
+    assert len(ready.installs("test")) == 1
+
+
+@pytest.mark.parametrize("name", ["pyproject.toml", "setup.cfg", "marlin/__init__.py"])
+def test_a_change_to_the_packages_description_installs_again(ready, name):
+    ready.installs("demo")
+    (ready.root / name).write_text("# another\n")
+    assert len(ready.installs("demo")) == 1
+    assert ready.installs("demo") == []
+
+
+def test_every_run_brings_the_native_library_up_to_date(ready):
+    for _ in range(2):
+        _, calls = ready.run("demo")
+        assert calls[0] == f"<{ready.root / 'metal_shim' / 'build.py'}>"
+
+
+def test_a_failed_install_is_tried_again(ready):
+    done, calls = ready.run("demo", PIP_EXIT="1")
+    assert done.returncode == 1 and "demo: pip could not install" in done.stderr
+    assert calls[-1].startswith("<-m><pip>")
+    assert len(ready.installs("demo")) == 1
+
+
+def test_a_failed_build_stops_before_pip(ready):
+    done, calls = ready.run("demo", BUILD_EXIT="1")
+    assert done.returncode == 1 and "demo: the native library was not built" in done.stderr
+    assert len(calls) == 1
+
+
+def path_without_python(folder):
+    folder.mkdir()
+    for name in ("bash", "cat", "cksum", "dirname", "env"):
+        (folder / name).symlink_to(shutil.which(name))
+    return folder
+
+
+def test_without_a_new_enough_python_demo_says_so(bare, tmp_path):
+    tools = path_without_python(tmp_path / "tools")
+    (tools / "python3").write_text("#!/bin/sh\nexit 1\n")
+    (tools / "python3").chmod(0o755)
+    done, _ = bare.run("demo", PATH=str(tools))
+    assert done.returncode == 1
+    assert done.stderr == "demo: Python 3.10 or newer is needed, and none is on PATH\n"
+
+
+def test_a_python_without_venv_is_told_which_package_brings_it(bare, tmp_path):
+    tools = path_without_python(tmp_path / "tools")
+    (tools / "python3").write_text('#!/bin/sh\ncase "$*" in *venv*) exit 1 ;; esac\n')
+    (tools / "python3").chmod(0o755)
+    done, _ = bare.run("demo", PATH=str(tools))
+    assert done.returncode == 1 and "apt-get install python3-venv" in done.stderr
+
+
+def run_command(bare, *arguments, script=None, cwd=None):
+    return subprocess.run(
+        [sys.executable, str(script or bare.root / "bin" / "metal-marlin"), *arguments],
+        cwd=cwd or bare.root.parent,
+        capture_output=True,
+        text=True,
+    )
+
+
+def add_real_venv(bare, *modules):
+    folder = bare.root / ".venv"
+    venv.create(folder, with_pip=False, symlinks=True)
+    (packages,) = folder.glob("lib/python3*/site-packages")
+    python_modules(packages, *modules)
+    return folder
+
+
+def test_the_command_runs_on_the_checkouts_venv(bare):
+    folder = add_real_venv(bare, "numpy", "safetensors", "tokenizers")
+    done = run_command(bare, "serve", "a model")
+    assert done.stdout.splitlines() == [str(folder), "['serve', 'a model']"]
+
+
+def test_the_command_without_a_venv_runs_on_the_python_at_hand(bare):
+    done = run_command(bare, "--version")
+    assert done.stdout.splitlines() == [sys.prefix, "['--version']"]
+
+
+def test_the_command_works_through_a_symlink_from_any_folder(bare, tmp_path):
+    link = tmp_path / "elsewhere" / "marlin-link"
+    link.parent.mkdir()
+    link.symlink_to(bare.root / "bin" / "metal-marlin")
+    python_modules(link.parent, "marlin", "numpy")
+    done = run_command(bare, "bench", script=link, cwd=link.parent)
+    assert done.stdout.splitlines()[-1] == "['bench']", done.stderr
+
+
+def test_a_venv_whose_python_is_gone_is_passed_over(bare):
+    folder = add_real_venv(bare)
+    for python in (folder / "bin").glob("python*"):
+        python.unlink()
+    (folder / "bin" / "python").symlink_to("/nowhere/python3")
+    assert run_command(bare).stdout.splitlines()[0] == sys.prefix
+
+
+def test_missing_dependencies_are_one_sentence_that_says_what_to_run(bare):
+    add_real_venv(bare, "numpy")
+    done = run_command(bare, "serve")
+    assert done.returncode == 1 and done.stdout == ""
+    assert "safetensors is not installed" in done.stderr
+    assert f"run '{bare.root / 'bin' / 'demo'}'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_every_script_is_executable(checkout):
+    scripts = [checkout / "bin" / name for name in ("demo", "test", "metal-marlin")]
+    assert all(os.access(script, os.X_OK) for script in [*scripts, checkout / ".ci" / "run"])
+    assert Path(checkout, "bin", "setup-env").is_file()
