@@ -1,4 +1,5 @@
-/* cpu.c: the CPU device: opening it, its instruction set, its buffers. Programs are in cpu_program.c. */
+/* cpu.c: the CPU device: opening it, its instruction set, its buffers. Programs are in
+ * cpu_program.c. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -19,7 +20,8 @@
 #include <sys/sysctl.h>
 #endif
 
-/* More workers than this help no model that a CPU serves; it bounds what a typing error can start. */
+/* More workers than this help no model that a CPU serves; it bounds what a typing error can start.
+ */
 #define MAX_THREADS 256
 /* Below this a huge page would be mostly empty. */
 #define HUGE_PAGE_BYTES (4 << 20)
@@ -35,15 +37,9 @@ int marlin_fail(int code, const char *format, ...)
     return code;
 }
 
-const char *marlin_last_error(void)
-{
-    return error_text;
-}
+const char *marlin_last_error(void) { return error_text; }
 
-int marlin_abi_version(void)
-{
-    return MARLIN_ABI_VERSION;
-}
+int marlin_abi_version(void) { return MARLIN_ABI_VERSION; }
 
 int marlin_kernel_find(const char *name)
 {
@@ -70,7 +66,8 @@ extern const marlin_isa marlin_isa_avx2;
 static int has_avx2(void)
 {
     __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+           __builtin_cpu_supports("f16c");
 }
 #endif
 
@@ -87,7 +84,10 @@ static int has_dotprod(void) { return has_feature("hw.optional.arm.FEAT_DotProd"
 static int has_i8mm(void) { return has_dotprod() && has_feature("hw.optional.arm.FEAT_I8MM"); }
 #else
 static int has_dotprod(void) { return (getauxval(AT_HWCAP) >> 20 & 1) != 0; } /* HWCAP_ASIMDDP */
-static int has_i8mm(void) { return has_dotprod() && (getauxval(AT_HWCAP2) >> 13 & 1) != 0; } /* HWCAP2_I8MM */
+static int has_i8mm(void)
+{
+    return has_dotprod() && (getauxval(AT_HWCAP2) >> 13 & 1) != 0;
+} /* HWCAP2_I8MM */
 #endif
 #endif
 
@@ -120,7 +120,8 @@ static const struct {
 static const marlin_isa *choose_isa(const char *name)
 {
     for (size_t i = 0; i < sizeof isas / sizeof *isas; i++)
-        if ((name[0] == '\0' || strcmp(name, isas[i].isa->name) == 0) && isas[i].supported()) return isas[i].isa;
+        if ((name[0] == '\0' || strcmp(name, isas[i].isa->name) == 0) && isas[i].supported())
+            return isas[i].isa;
     return NULL;
 }
 
@@ -138,13 +139,17 @@ static int usable_cores(void)
 
 int marlin_device_open(const marlin_device_options *options, marlin_device **out)
 {
-    if (!options || !out) return marlin_fail(MARLIN_EINVAL, "no options or nowhere to put the device");
+    if (!options || !out)
+        return marlin_fail(MARLIN_EINVAL, "no options or nowhere to put the device");
     if (options->num_threads < 0 || options->num_threads > MAX_THREADS)
-        return marlin_fail(MARLIN_EINVAL, "%d threads, 1 to %d can be had", options->num_threads, MAX_THREADS);
+        return marlin_fail(MARLIN_EINVAL, "%d threads, 1 to %d can be had", options->num_threads,
+                           MAX_THREADS);
     char name[sizeof options->isa + 1] = {0};
     memcpy(name, options->isa, sizeof options->isa);
     const marlin_isa *isa = choose_isa(name);
-    if (!isa) return marlin_fail(MARLIN_EINVAL, "this CPU or build does not have the instruction set %s", name);
+    if (!isa)
+        return marlin_fail(MARLIN_EINVAL, "this CPU or build does not have the instruction set %s",
+                           name);
     marlin_device *device = calloc(1, sizeof *device);
     if (!device) return marlin_fail(MARLIN_ENOMEM, "no memory for a device");
     int num_threads = options->num_threads ? options->num_threads : usable_cores();
@@ -165,8 +170,10 @@ int marlin_device_open(const marlin_device_options *options, marlin_device **out
 static void free_buffer(marlin_device *device, marlin_buffer *buffer)
 {
     if (buffer->mapping) munmap(buffer->mapping, buffer->mapping_bytes);
-    if (buffer->from_file) device->mapped_bytes -= buffer->bytes;
-    else if (buffer->mapping) device->allocated_bytes -= buffer->bytes;
+    if (buffer->from_file)
+        device->mapped_bytes -= buffer->bytes;
+    else if (buffer->mapping)
+        device->allocated_bytes -= buffer->bytes;
     memset(buffer, 0, sizeof *buffer);
 }
 
@@ -183,7 +190,8 @@ void marlin_device_close(marlin_device *device)
 
 int marlin_device_describe(marlin_device *device, marlin_device_info *out)
 {
-    if (!device || !out) return marlin_fail(MARLIN_EINVAL, "no device or nowhere to put its description");
+    if (!device || !out)
+        return marlin_fail(MARLIN_EINVAL, "no device or nowhere to put its description");
     *out = (marlin_device_info){.name = "CPU",
                                 .num_threads = marlin_pool_size(device->pool),
                                 .page_bytes = (int32_t)sysconf(_SC_PAGESIZE),
@@ -224,44 +232,56 @@ static int add_buffer(marlin_device *device, marlin_buffer buffer)
     }
     buffer.holds = 1;
     device->buffers[id] = buffer;
-    if (buffer.from_file) device->mapped_bytes += buffer.bytes;
-    else if (buffer.mapping) device->allocated_bytes += buffer.bytes;
+    if (buffer.from_file)
+        device->mapped_bytes += buffer.bytes;
+    else if (buffer.mapping)
+        device->allocated_bytes += buffer.bytes;
     return id;
 }
 
 int marlin_buffer_create(marlin_device *device, int64_t bytes)
 {
-    if (!device || bytes < 1) return marlin_fail(MARLIN_EINVAL, "a buffer of %lld bytes", (long long)bytes);
-    void *memory = mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (!device || bytes < 1)
+        return marlin_fail(MARLIN_EINVAL, "a buffer of %lld bytes", (long long)bytes);
+    void *memory =
+        mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (memory == MAP_FAILED)
         return marlin_fail(MARLIN_ENOMEM, "no memory for a buffer of %lld bytes", (long long)bytes);
 #if defined(MADV_HUGEPAGE)
     if (bytes >= HUGE_PAGE_BYTES) madvise(memory, (size_t)bytes, MADV_HUGEPAGE);
 #endif
-    return add_buffer(device, (marlin_buffer){.memory = memory, .bytes = bytes, .mapping = memory,
-                                              .mapping_bytes = (size_t)bytes, .writable = 1});
+    return add_buffer(device, (marlin_buffer){.memory = memory,
+                                              .bytes = bytes,
+                                              .mapping = memory,
+                                              .mapping_bytes = (size_t)bytes,
+                                              .writable = 1});
 }
 
 int marlin_buffer_map(marlin_device *device, const char *path, int64_t offset, int64_t bytes)
 {
     if (!device || !path || offset < 0 || bytes < 1)
-        return marlin_fail(MARLIN_EINVAL, "cannot map %lld bytes at %lld", (long long)bytes, (long long)offset);
+        return marlin_fail(MARLIN_EINVAL, "cannot map %lld bytes at %lld", (long long)bytes,
+                           (long long)offset);
     int file = open(path, O_RDONLY | O_CLOEXEC);
     if (file < 0) return marlin_fail(MARLIN_EIO, "%.200s: %s", path, strerror(errno));
     struct stat status;
     if (fstat(file, &status) != 0 || !S_ISREG(status.st_mode) || offset > status.st_size ||
         bytes > status.st_size - offset) {
         close(file);
-        return marlin_fail(MARLIN_EIO, "%.200s does not hold %lld bytes at %lld", path, (long long)bytes,
-                           (long long)offset);
+        return marlin_fail(MARLIN_EIO, "%.200s does not hold %lld bytes at %lld", path,
+                           (long long)bytes, (long long)offset);
     }
     int64_t lead = offset % sysconf(_SC_PAGESIZE);
     size_t mapping_bytes = (size_t)(bytes + lead);
     uint8_t *mapping = mmap(NULL, mapping_bytes, PROT_READ, MAP_SHARED, file, offset - lead);
     close(file);
-    if (mapping == MAP_FAILED) return marlin_fail(MARLIN_EIO, "%.200s: mmap: %s", path, strerror(errno));
-    return add_buffer(device, (marlin_buffer){.memory = mapping + lead, .bytes = bytes, .mapping = mapping,
-                                              .mapping_bytes = mapping_bytes, .from_file = 1});
+    if (mapping == MAP_FAILED)
+        return marlin_fail(MARLIN_EIO, "%.200s: mmap: %s", path, strerror(errno));
+    return add_buffer(device, (marlin_buffer){.memory = mapping + lead,
+                                              .bytes = bytes,
+                                              .mapping = mapping,
+                                              .mapping_bytes = mapping_bytes,
+                                              .from_file = 1});
 }
 
 int marlin_buffer_wrap(marlin_device *device, void *memory, int64_t bytes)

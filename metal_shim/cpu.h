@@ -1,4 +1,5 @@
-/* cpu.h: what the files of the CPU device share: the kernel table, a resolved call, a worker's own memory. */
+/* cpu.h: what the files of the CPU device share: the kernel table, a resolved call, a worker's own
+ * memory. */
 #ifndef MARLIN_CPU_H
 #define MARLIN_CPU_H
 
@@ -10,22 +11,25 @@
 #include "params.h"
 
 /* Every kernel, once: X(identifier). Ids are positions in this list, from 1. */
-#define MARLIN_KERNELS(X)                                                                              \
-    X(embed_f32) X(embed_f16) X(embed_bf16) X(embed_int8) X(embed_int4) X(embed_fp4)                   \
-    X(matvec_f32) X(matvec_f16) X(matvec_bf16) X(matvec_int8) X(matvec_int4) X(matvec_fp4)             \
-    X(matmul_f32) X(matmul_f16) X(matmul_bf16) X(matmul_int8) X(matmul_int4) X(matmul_fp4)             \
-    X(rms_norm) X(rope_table) X(rope_kv_write) X(silu_mul) X(gather_rows)                              \
-    X(attention) X(attention_split) X(attention_combine) X(penalize) X(sample) X(repack)
+#define MARLIN_KERNELS(X)                                                                          \
+    X(embed_f32)                                                                                   \
+    X(embed_f16) X(embed_bf16) X(embed_int8) X(embed_int4) X(embed_fp4) X(matvec_f32)              \
+        X(matvec_f16) X(matvec_bf16) X(matvec_int8) X(matvec_int4) X(matvec_fp4) X(matmul_f32)     \
+            X(matmul_f16) X(matmul_bf16) X(matmul_int8) X(matmul_int4) X(matmul_fp4) X(rms_norm)   \
+                X(rope_table) X(rope_kv_write) X(silu_mul) X(gather_rows) X(attention)             \
+                    X(attention_split) X(attention_combine) X(penalize) X(sample) X(repack)        \
+                        X(probe_read) X(probe_dot)
 
 enum {
     KERNEL_none = 0,
 #define X(name) KERNEL_##name,
     MARLIN_KERNELS(X)
 #undef X
-    NUM_KERNELS
+        NUM_KERNELS
 };
 
-/* A dispatch with its buffers resolved. `prepared` is what the kernel's prepare step left for these rows. */
+/* A dispatch with its buffers resolved. `prepared` is what the kernel's prepare step left for these
+ * rows. */
 typedef struct {
     const void *params;
     uint8_t *at[MARLIN_MAX_BINDINGS];
@@ -34,8 +38,9 @@ typedef struct {
     uint8_t *prepared;
 } marlin_call;
 
-/* Run units [begin, end) of a call. scratch: the worker's own, as many bytes as the kernel's `scratch` asked.
- * Returns MARLIN_OK, or MARLIN_EDEVICE when a value in a buffer points outside another. */
+/* Run units [begin, end) of a call. scratch: the worker's own, as many bytes as the kernel's
+ * `scratch` asked. Returns MARLIN_OK, or MARLIN_EDEVICE when a value in a buffer points outside
+ * another. */
 typedef int (*marlin_run)(const marlin_call *call, int64_t begin, int64_t end, uint8_t *scratch);
 
 /* One instruction set's kernels, indexed by id. */
@@ -64,18 +69,20 @@ typedef struct {
     void (*check)(marlin_check *check);
     int64_t (*units)(const marlin_call *call);
     int64_t (*scratch)(const marlin_call *call); /* bytes a worker, or NULL */
-    int quantizes;                               /* 1: binding 0 is quantized first (LinearParams) */
+    int quantizes; /* 1: binding 0 is quantized first (LinearParams) */
 } marlin_kernel;
 
 extern const marlin_kernel marlin_kernels[NUM_KERNELS];
 
-/* Bytes of `rows` quantized rows of k: int8 codes, then 24 bytes for each group of 32 (kernels_linear.c). */
+/* Bytes of `rows` quantized rows of k: int8 codes, then 24 bytes for each group of 32
+ * (kernels_linear.c). */
 static inline int64_t marlin_quantized_bytes(int64_t rows, int64_t k)
 {
     return rows * (k + k / MARLIN_ACT_GROUP * 24);
 }
 
-/* The worker pool: workers [1, num_threads) are threads, worker 0 is whoever calls marlin_pool_run(). */
+/* The worker pool: workers [1, num_threads) are threads, worker 0 is whoever calls
+ * marlin_pool_run(). */
 typedef struct marlin_pool marlin_pool;
 typedef void (*marlin_pool_job)(void *context, int worker);
 

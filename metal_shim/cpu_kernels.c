@@ -1,5 +1,6 @@
-/* cpu_kernels.c: what each kernel asks of its parameters and bindings, and how its work is divided. The same for
- * every instruction set; run by cpu_program.c when a program is created, so that kernels can trust their sizes. */
+/* cpu_kernels.c: what each kernel asks of its parameters and bindings, and how its work is divided.
+ * The same for every instruction set; run by cpu_program.c when a program is created, so that
+ * kernels can trust their sizes. */
 #include <stdbool.h>
 
 #include "cpu.h"
@@ -21,12 +22,13 @@ static void require(marlin_check *c, bool holds, const char *problem)
 
 static void need(marlin_check *c, int binding, int64_t bytes)
 {
-    if (!c->problem && c->call->bytes[binding] < bytes) refuse(c, binding, "is smaller than the parameters ask");
+    if (!c->problem && c->call->bytes[binding] < bytes)
+        refuse(c, binding, "is smaller than the parameters ask");
 }
 
 /* The binding holds row_bytes for each of vars[var] * rows_per_var rows (and `extra` more rows). */
-static void need_rows(marlin_check *c, int binding, int32_t var, int64_t rows_per_var, int64_t extra,
-                      int64_t row_bytes)
+static void need_rows(marlin_check *c, int binding, int32_t var, int64_t rows_per_var,
+                      int64_t extra, int64_t row_bytes)
 {
     if (c->problem) return;
     if (var < 0 || var >= MARLIN_MAX_VARS) {
@@ -34,18 +36,22 @@ static void need_rows(marlin_check *c, int binding, int32_t var, int64_t rows_pe
         return;
     }
     int64_t rows = (c->call->bytes[binding] / row_bytes - extra) / rows_per_var;
-    if (rows < 1) refuse(c, binding, "does not hold one row");
-    else if (rows < c->limit[var]) c->limit[var] = rows;
+    if (rows < 1)
+        refuse(c, binding, "does not hold one row");
+    else if (rows < c->limit[var])
+        c->limit[var] = rows;
 }
 
 /* ---- embedding and linear layers ---- */
 
-static void check_packed(marlin_check *c, int64_t n, int64_t k, uint32_t group, uint32_t flags, int bits)
+static void check_packed(marlin_check *c, int64_t n, int64_t k, uint32_t group, uint32_t flags,
+                         int bits)
 {
     bool group_known = group == 32 || group == 64 || group == 128 || (group == 16 && bits == 8);
     require(c, group_known, "has a group size other than 32, 64 or 128 (16 for int8)");
     if (c->problem) return;
-    require(c, k % 32 == 0 && k % group == 0, "has a width that is no multiple of 32 and of the group size");
+    require(c, k % 32 == 0 && k % group == 0,
+            "has a width that is no multiple of 32 and of the group size");
     int64_t padded = (n + MARLIN_ROW_TILE - 1) / MARLIN_ROW_TILE * MARLIN_ROW_TILE;
     int64_t scale_bytes = padded * (k / group) * (flags & MARLIN_SCALE_F32 ? 4 : 2);
     need(c, 1, padded * k * bits / 8);
@@ -60,8 +66,10 @@ static void check_embed(marlin_check *c, int value_bytes, int bits, bool needs_b
     require(c, p->vocab_size >= 1 && p->vocab_size <= MAX_VOCAB, "has a vocab_size out of range");
     if (needs_bias) require(c, p->flags & MARLIN_WEIGHT_BIAS, "int4 needs a weight bias");
     if (c->problem) return;
-    if (value_bytes) need(c, 1, (int64_t)p->vocab_size * p->dim * value_bytes);
-    else check_packed(c, p->vocab_size, p->dim, p->group_size, p->flags, bits);
+    if (value_bytes)
+        need(c, 1, (int64_t)p->vocab_size * p->dim * value_bytes);
+    else
+        check_packed(c, p->vocab_size, p->dim, p->group_size, p->flags, bits);
     need_rows(c, 0, p->rows_var, 1, 0, 4);
     need_rows(c, 4, p->rows_var, 1, 0, 4 * (int64_t)p->dim);
 }
@@ -79,8 +87,10 @@ static void check_linear(marlin_check *c, int value_bytes, int bits, bool needs_
     require(c, p->k >= 1 && p->k <= MAX_DIM, "has a k out of range");
     if (needs_bias) require(c, p->flags & MARLIN_WEIGHT_BIAS, "int4 needs a weight bias");
     if (c->problem) return;
-    if (value_bytes) need(c, 1, (int64_t)p->n * p->k * value_bytes);
-    else check_packed(c, p->n, p->k, p->group_size, p->flags, bits);
+    if (value_bytes)
+        need(c, 1, (int64_t)p->n * p->k * value_bytes);
+    else
+        check_packed(c, p->n, p->k, p->group_size, p->flags, bits);
     if (p->flags & MARLIN_OUTPUT_BIAS) need(c, 4, 4 * (int64_t)p->n);
     need_rows(c, 0, p->rows_var, 1, 0, 4 * (int64_t)p->k);
     need_rows(c, 5, p->rows_var, 1, 0, 4 * (int64_t)p->n);
@@ -135,12 +145,14 @@ static void check_rope_table(marlin_check *c)
     need_rows(c, 2, p->rows_var, 1, 0, 8 * (int64_t)p->half_dim);
 }
 
-static void check_cache(marlin_check *c, int k_binding, uint32_t kv_heads, uint32_t dim, uint32_t block_size,
-                        uint32_t num_blocks)
+static void check_cache(marlin_check *c, int k_binding, uint32_t kv_heads, uint32_t dim,
+                        uint32_t block_size, uint32_t num_blocks)
 {
     require(c, kv_heads >= 1 && kv_heads <= 4096, "has a num_kv_heads out of range");
-    require(c, dim >= 16 && dim <= 1024 && dim % 16 == 0, "has a head_dim that is no multiple of 16 up to 1024");
-    require(c, block_size >= 16 && block_size % 16 == 0, "has a block_size that is no multiple of 16");
+    require(c, dim >= 16 && dim <= 1024 && dim % 16 == 0,
+            "has a head_dim that is no multiple of 16 up to 1024");
+    require(c, block_size >= 16 && block_size % 16 == 0,
+            "has a block_size that is no multiple of 16");
     require(c, num_blocks >= 1, "has no blocks");
     require(c, (int64_t)num_blocks * block_size <= INT32_MAX, "has more slots than an int32 holds");
     if (c->problem) return;
@@ -187,10 +199,12 @@ static void check_attention_params(marlin_check *c)
     require(c, p->num_kv_heads >= 1 && p->num_kv_heads <= 4096, "has a num_kv_heads out of range");
     require(c, p->num_heads >= 1 && p->num_heads <= 4096, "has a num_heads out of range");
     if (c->problem) return;
-    require(c, p->num_heads % p->num_kv_heads == 0, "has heads that do not divide into its KV heads");
+    require(c, p->num_heads % p->num_kv_heads == 0,
+            "has heads that do not divide into its KV heads");
     require(c, p->head_dim >= 16 && p->head_dim <= 1024 && p->head_dim % 16 == 0,
             "has a head_dim that is no multiple of 16 up to 1024");
-    require(c, p->table_stride >= 1 && p->table_stride <= INT32_MAX / 4, "has a table_stride out of range");
+    require(c, p->table_stride >= 1 && p->table_stride <= INT32_MAX / 4,
+            "has a table_stride out of range");
 }
 
 static void check_attention(marlin_check *c)
@@ -226,7 +240,8 @@ static void check_attention_split(marlin_check *c)
     need_rows(c, 4, p->tiles_var, 1, 0, 16);
     need(c, 5, c->call->bytes[0] / row_bytes * partial_bytes(p));
     require(c, p->splits_var >= 0 && p->splits_var < MARLIN_MAX_VARS, "names a var out of range");
-    if (!c->problem && c->limit[p->splits_var] > p->max_splits) c->limit[p->splits_var] = p->max_splits;
+    if (!c->problem && c->limit[p->splits_var] > p->max_splits)
+        c->limit[p->splits_var] = p->max_splits;
 }
 
 static void check_attention_combine(marlin_check *c)
@@ -300,27 +315,35 @@ static int64_t scratch_sample(const marlin_call *call)
 static void check_repack(marlin_check *c)
 {
     const struct RepackParams *p = c->call->params;
-    static const int64_t block_bytes[] = {
-        [MARLIN_GGML_Q4_0] = 18,  [MARLIN_GGML_Q4_1] = 20,  [MARLIN_GGML_Q5_0] = 22,  [MARLIN_GGML_Q5_1] = 24,
-        [MARLIN_GGML_Q8_0] = 34,  [MARLIN_GGML_Q4_K] = 144, [MARLIN_GGML_Q5_K] = 176, [MARLIN_GGML_Q6_K] = 210};
-    require(c, p->type <= MARLIN_GGML_Q6_K && block_bytes[p->type], "has a block type that is not known");
+    static const int64_t block_bytes[] = {[MARLIN_GGML_Q4_0] = 18,  [MARLIN_GGML_Q4_1] = 20,
+                                          [MARLIN_GGML_Q5_0] = 22,  [MARLIN_GGML_Q5_1] = 24,
+                                          [MARLIN_GGML_Q8_0] = 34,  [MARLIN_GGML_Q4_K] = 144,
+                                          [MARLIN_GGML_Q5_K] = 176, [MARLIN_GGML_Q6_K] = 210};
+    require(c, p->type <= MARLIN_GGML_Q6_K && block_bytes[p->type],
+            "has a block type that is not known");
     require(c, p->n >= 1 && p->n <= MAX_VOCAB, "has an n out of range");
     require(c, p->k >= 1 && p->k <= MAX_DIM, "has a k out of range");
     if (c->problem) return;
     int64_t values = p->type >= MARLIN_GGML_Q4_K ? 256 : 32;
     require(c, p->k % values == 0, "has a k that is no multiple of the block");
     if (p->permute_heads)
-        require(c, p->n % p->permute_heads == 0 && p->n / p->permute_heads % 2 == 0, "has rows that heads do not divide");
+        require(c, p->n % p->permute_heads == 0 && p->n / p->permute_heads % 2 == 0,
+                "has rows that heads do not divide");
     if (c->problem) return;
-    bool four_bits = p->type == MARLIN_GGML_Q4_0 || p->type == MARLIN_GGML_Q4_1 || p->type == MARLIN_GGML_Q4_K;
-    bool has_bias = p->type != MARLIN_GGML_Q5_0 && p->type != MARLIN_GGML_Q8_0 && p->type != MARLIN_GGML_Q6_K;
-    int64_t group = p->type == MARLIN_GGML_Q6_K ? 16 : 32, scale_bytes = p->type >= MARLIN_GGML_Q4_K ? 4 : 2;
+    bool four_bits =
+        p->type == MARLIN_GGML_Q4_0 || p->type == MARLIN_GGML_Q4_1 || p->type == MARLIN_GGML_Q4_K;
+    bool has_bias =
+        p->type != MARLIN_GGML_Q5_0 && p->type != MARLIN_GGML_Q8_0 && p->type != MARLIN_GGML_Q6_K;
+    int64_t group = p->type == MARLIN_GGML_Q6_K ? 16 : 32,
+            scale_bytes = p->type >= MARLIN_GGML_Q4_K ? 4 : 2;
     int64_t padded = ((int64_t)p->n + MARLIN_ROW_TILE - 1) / MARLIN_ROW_TILE * MARLIN_ROW_TILE;
     need(c, 0, (int64_t)p->n * (p->k / values) * block_bytes[p->type]);
     need(c, 1, padded * p->k / (four_bits ? 2 : 1));
     need(c, 2, padded * (p->k / group) * scale_bytes);
-    if (has_bias) need(c, 3, padded * (p->k / group) * scale_bytes);
-    else require(c, c->call->bytes[3] == 0, "has a bias that its block type lacks");
+    if (has_bias)
+        need(c, 3, padded * (p->k / group) * scale_bytes);
+    else
+        require(c, c->call->bytes[3] == 0, "has a bias that its block type lacks");
 }
 
 static int64_t units_repack(const marlin_call *call)
@@ -335,14 +358,38 @@ static int64_t scratch_repack(const marlin_call *call)
     return (int64_t)p->k / 16 * 8 + p->k;
 }
 
-#define EMBED(weight, check_name) \
-    [KERNEL_embed_##weight] = {"embed_" #weight, sizeof(struct EmbedParams), 5, check_name, units_rows, NULL, 0}
-#define LINEAR(weight, check_name, quantizes)                                                           \
-    [KERNEL_matvec_##weight] = {"matvec_" #weight, sizeof(struct LinearParams), 6, check_name, units_linear, \
-                                NULL, quantizes},                                                       \
-    [KERNEL_matmul_##weight] = {"matmul_" #weight, sizeof(struct LinearParams), 6, check_name, units_linear, \
-                                NULL, quantizes}
-#define OTHER(name, params, bindings, units, scratch) \
+/* ---- probes ---- */
+
+static void check_probe_dot(marlin_check *c)
+{
+    const struct ProbeParams *p = c->call->params;
+    require(c, p->num_units >= 1, "has no units");
+    need(c, 1, 4 * (int64_t)p->num_units);
+}
+
+static void check_probe_read(marlin_check *c)
+{
+    const struct ProbeParams *p = c->call->params;
+    check_probe_dot(c);
+    need(c, 0, (int64_t)p->num_units * MARLIN_PROBE_BYTES);
+}
+
+static int64_t units_probe(const marlin_call *call)
+{
+    return ((const struct ProbeParams *)call->params)->num_units;
+}
+
+#define EMBED(weight, check_name)                                                                  \
+    [KERNEL_embed_##weight] = {                                                                    \
+        "embed_" #weight, sizeof(struct EmbedParams), 5, check_name, units_rows, NULL, 0}
+#define LINEAR(weight, check_name, quantizes)                                                      \
+    [KERNEL_matvec_##weight] =                                                                     \
+        {"matvec_" #weight, sizeof(struct LinearParams), 6, check_name, units_linear, NULL,        \
+         quantizes},                                                                               \
+    [KERNEL_matmul_##weight] = {                                                                   \
+        "matmul_" #weight, sizeof(struct LinearParams), 6, check_name, units_linear, NULL,         \
+        quantizes}
+#define OTHER(name, params, bindings, units, scratch)                                              \
     [KERNEL_##name] = {#name, sizeof(struct params), bindings, check_##name, units, scratch, 0}
 
 const marlin_kernel marlin_kernels[NUM_KERNELS] = {
@@ -369,4 +416,6 @@ const marlin_kernel marlin_kernels[NUM_KERNELS] = {
     OTHER(penalize, SampleParams, 4, units_rows, NULL),
     OTHER(sample, SampleParams, 3, units_rows, scratch_sample),
     OTHER(repack, RepackParams, 4, units_repack, scratch_repack),
+    OTHER(probe_read, ProbeParams, 2, units_probe, NULL),
+    OTHER(probe_dot, ProbeParams, 2, units_probe, NULL),
 };

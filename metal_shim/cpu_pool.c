@@ -1,14 +1,15 @@
 /* cpu_pool.c: the worker threads of the CPU device and how they meet. Knows nothing of kernels.
  *
- * A meeting spins for a short while, because a step has hundreds of them a microsecond apart, and then sleeps,
- * because handler threads want the same cores. */
+ * A meeting spins for a short while, because a step has hundreds of them a microsecond apart, and
+ * then sleeps, because handler threads want the same cores. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdlib.h>
 
 #include "cpu.h"
 
-/* Spins before sleeping: about 30 microseconds of pauses, longer than the gap between two dispatches. */
+/* Spins before sleeping: about 30 microseconds of pauses, longer than the gap between two
+ * dispatches. */
 #define SPINS_AT_BARRIER 2000
 /* Between steps Python schedules and samples: about 100 microseconds. */
 #define SPINS_BETWEEN_JOBS 6000
@@ -56,8 +57,9 @@ static void wait_while(marlin_pool *pool, atomic_int *value, int unwanted, int n
     pthread_mutex_unlock(&pool->mutex);
 }
 
-/* Called after a value that others wait on has changed. The sleeper raises num_sleeping before it looks at the
- * value for the last time, both sequentially consistent, so one of the two sees the other. */
+/* Called after a value that others wait on has changed. The sleeper raises num_sleeping before it
+ * looks at the value for the last time, both sequentially consistent, so one of the two sees the
+ * other. */
 static void wake_sleepers(marlin_pool *pool)
 {
     if (atomic_load(&pool->num_sleeping) == 0) return;
@@ -91,10 +93,7 @@ static void *work(void *argument)
     }
 }
 
-int marlin_pool_size(const marlin_pool *pool)
-{
-    return pool->size;
-}
+int marlin_pool_size(const marlin_pool *pool) { return pool->size; }
 
 void marlin_pool_start(marlin_pool *pool, marlin_pool_job job, void *context)
 {

@@ -1,16 +1,19 @@
-/* cpu_program.c: programs of the CPU device: checked when created, walked by the worker pool when submitted.
+/* cpu_program.c: programs of the CPU device: checked when created, walked by the worker pool when
+ * submitted.
  *
- * Every worker walks the same list. A dispatch's units are handed out by a shared counter; a barrier is where all
- * workers meet. Dispatches between two barriers overlap. */
+ * Every worker walks the same list. A dispatch's units are handed out by a shared counter; a
+ * barrier is where all workers meet. Dispatches between two barriers overlap. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "cpu.h"
 
-/* Up to this many rows each worker quantizes a linear kernel's input for itself, which is cheaper than meeting. */
+/* Up to this many rows each worker quantizes a linear kernel's input for itself, which is cheaper
+ * than meeting. */
 #define MAX_PRIVATE_ROWS 2
-/* Hand out a dispatch in about this many pieces a worker: enough to even out a core that is slow just now. */
+/* Hand out a dispatch in about this many pieces a worker: enough to even out a core that is slow
+ * just now. */
 #define PIECES_A_WORKER 8
 
 typedef struct {
@@ -20,7 +23,8 @@ typedef struct {
     uint8_t params[MARLIN_MAX_PARAM_BYTES];
     int barrier;
     int32_t grid_value[3], grid_var[3];
-    int32_t owner;    /* the dispatch that quantizes the same input, at or before this one; -1: none does */
+    int32_t owner;    /* the dispatch that quantizes the same input, at or before this one; -1: none
+                         does */
     int64_t prepared; /* where in the shared area its quantized rows begin */
 } item;
 
@@ -31,8 +35,8 @@ typedef struct {
 
 typedef struct {
     uint8_t *scratch;
-    uint8_t *rows;       /* privately quantized rows */
-    int32_t rows_owner;  /* whose they are in this replay; -1: nobody's */
+    uint8_t *rows;      /* privately quantized rows */
+    int32_t rows_owner; /* whose they are in this replay; -1: nobody's */
 } worker_memory;
 
 struct marlin_program {
@@ -60,19 +64,23 @@ static int bind(marlin_program *program, int index, const marlin_dispatch *recor
         if (b->buffer == 0) continue;
         marlin_buffer *buffer = marlin_buffer_get(program->device, b->buffer);
         if (!buffer)
-            return marlin_fail(MARLIN_EINVAL, "dispatch %d (%s): binding %d names buffer %d, which does not exist",
-                               index, it->kernel->name, i, b->buffer);
-        if (b->offset < 0 || b->bytes < 0 || b->offset > buffer->bytes || b->bytes > buffer->bytes - b->offset)
             return marlin_fail(MARLIN_EINVAL,
-                               "dispatch %d (%s): binding %d, [%lld, +%lld), leaves buffer %d of %lld bytes", index,
-                               it->kernel->name, i, (long long)b->offset, (long long)b->bytes, b->buffer,
-                               (long long)buffer->bytes);
+                               "dispatch %d (%s): binding %d names buffer %d, which does not exist",
+                               index, it->kernel->name, i, b->buffer);
+        if (b->offset < 0 || b->bytes < 0 || b->offset > buffer->bytes ||
+            b->bytes > buffer->bytes - b->offset)
+            return marlin_fail(
+                MARLIN_EINVAL,
+                "dispatch %d (%s): binding %d, [%lld, +%lld), leaves buffer %d of %lld bytes",
+                index, it->kernel->name, i, (long long)b->offset, (long long)b->bytes, b->buffer,
+                (long long)buffer->bytes);
         if ((b->access & MARLIN_WRITE) && !buffer->writable)
-            return marlin_fail(MARLIN_EINVAL, "dispatch %d (%s): binding %d writes buffer %d, which is read-only",
+            return marlin_fail(MARLIN_EINVAL,
+                               "dispatch %d (%s): binding %d writes buffer %d, which is read-only",
                                index, it->kernel->name, i, b->buffer);
         if (b->offset % 2 != 0)
-            return marlin_fail(MARLIN_EINVAL, "dispatch %d (%s): binding %d is at an odd offset", index,
-                               it->kernel->name, i);
+            return marlin_fail(MARLIN_EINVAL, "dispatch %d (%s): binding %d is at an odd offset",
+                               index, it->kernel->name, i);
         it->call.at[i] = buffer->memory + b->offset;
         it->call.bytes[i] = b->bytes;
         buffer->holds++;
@@ -85,7 +93,8 @@ static int add_item(marlin_program *program, int index, const marlin_dispatch *r
 {
     item *it = &program->items[index];
     if (record->kernel < 1 || record->kernel >= NUM_KERNELS)
-        return marlin_fail(MARLIN_EINVAL, "dispatch %d: kernel id %d does not exist", index, record->kernel);
+        return marlin_fail(MARLIN_EINVAL, "dispatch %d: kernel id %d does not exist", index,
+                           record->kernel);
     it->kernel = &marlin_kernels[record->kernel];
     it->run = program->device->isa->run[record->kernel];
     it->barrier = record->barrier != 0;
@@ -94,13 +103,17 @@ static int add_item(marlin_program *program, int index, const marlin_dispatch *r
     memcpy(it->grid_value, record->grid_value, sizeof it->grid_value);
     memcpy(it->grid_var, record->grid_var, sizeof it->grid_var);
     for (int axis = 0; axis < 3; axis++)
-        if (it->grid_value[axis] < (it->grid_var[axis] < 0 ? 0 : 1) || it->grid_var[axis] >= MARLIN_MAX_VARS)
-            return marlin_fail(MARLIN_EINVAL, "dispatch %d (%s): grid axis %d is out of range", index,
-                               it->kernel->name, axis);
-    if (record->num_bindings != it->kernel->num_bindings || record->param_bytes != it->kernel->param_bytes)
-        return marlin_fail(MARLIN_EINVAL, "dispatch %d (%s): has %d bindings and %d parameter bytes, not %d and %d",
-                           index, it->kernel->name, record->num_bindings, record->param_bytes,
-                           it->kernel->num_bindings, it->kernel->param_bytes);
+        if (it->grid_value[axis] < (it->grid_var[axis] < 0 ? 0 : 1) ||
+            it->grid_var[axis] >= MARLIN_MAX_VARS)
+            return marlin_fail(MARLIN_EINVAL, "dispatch %d (%s): grid axis %d is out of range",
+                               index, it->kernel->name, axis);
+    if (record->num_bindings != it->kernel->num_bindings ||
+        record->param_bytes != it->kernel->param_bytes)
+        return marlin_fail(
+            MARLIN_EINVAL,
+            "dispatch %d (%s): has %d bindings and %d parameter bytes, not %d and %d", index,
+            it->kernel->name, record->num_bindings, record->param_bytes, it->kernel->num_bindings,
+            it->kernel->param_bytes);
     int code = bind(program, index, record);
     if (code != MARLIN_OK) return code;
     it->call.params = it->params;
@@ -109,15 +122,18 @@ static int add_item(marlin_program *program, int index, const marlin_dispatch *r
     memcpy(check.limit, program->limit, sizeof check.limit);
     it->kernel->check(&check);
     if (check.problem && check.binding >= 0)
-        return marlin_fail(MARLIN_EINVAL, "dispatch %d (%s): binding %d (%lld bytes) %s", index, it->kernel->name,
-                           check.binding, (long long)it->call.bytes[check.binding], check.problem);
+        return marlin_fail(MARLIN_EINVAL, "dispatch %d (%s): binding %d (%lld bytes) %s", index,
+                           it->kernel->name, check.binding,
+                           (long long)it->call.bytes[check.binding], check.problem);
     if (check.problem)
-        return marlin_fail(MARLIN_EINVAL, "dispatch %d (%s): %s", index, it->kernel->name, check.problem);
+        return marlin_fail(MARLIN_EINVAL, "dispatch %d (%s): %s", index, it->kernel->name,
+                           check.problem);
     memcpy(program->limit, check.limit, sizeof program->limit);
     return MARLIN_OK;
 }
 
-/* Find who quantizes each linear input, and lay out the shared area: inputs between two barriers side by side. */
+/* Find who quantizes each linear input, and lay out the shared area: inputs between two barriers
+ * side by side. */
 static int64_t plan_prepared(marlin_program *program)
 {
     int64_t used = 0, most = 0;
@@ -134,7 +150,8 @@ static int64_t plan_prepared(marlin_program *program)
         for (int32_t j = since_barrier; j < i && it->owner == i; j++) {
             const item *other = &program->items[j];
             const struct LinearParams *q = (const struct LinearParams *)other->params;
-            if (other->owner == j && other->call.at[0] == it->call.at[0] && q->k == p->k && q->rows_var == p->rows_var)
+            if (other->owner == j && other->call.at[0] == it->call.at[0] && q->k == p->k &&
+                q->rows_var == p->rows_var)
                 it->owner = j;
         }
         it->prepared = program->items[it->owner].prepared;
@@ -161,7 +178,8 @@ static int allocate_workers(marlin_program *program)
         int64_t bytes = it->kernel->scratch ? it->kernel->scratch(&it->call) : 0;
         if (bytes > scratch) scratch = bytes;
         if (!it->kernel->quantizes) continue;
-        bytes = marlin_quantized_bytes(MAX_PRIVATE_ROWS, ((const struct LinearParams *)it->params)->k);
+        bytes =
+            marlin_quantized_bytes(MAX_PRIVATE_ROWS, ((const struct LinearParams *)it->params)->k);
         if (bytes > rows) rows = bytes;
     }
     program->counters = aligned_memory(program->count * (int64_t)sizeof *program->counters);
@@ -180,7 +198,8 @@ void marlin_program_destroy(marlin_program *program)
 {
     if (!program) return;
     if (program->device->running == program) marlin_program_wait(program);
-    for (int32_t i = 0; i < program->num_buffers; i++) marlin_buffer_unhold(program->device, program->buffers[i]);
+    for (int32_t i = 0; i < program->num_buffers; i++)
+        marlin_buffer_unhold(program->device, program->buffers[i]);
     for (int i = 0; program->workers && i < marlin_pool_size(program->device->pool); i++) {
         free(program->workers[i].scratch);
         free(program->workers[i].rows);
@@ -196,7 +215,8 @@ void marlin_program_destroy(marlin_program *program)
 int marlin_program_create(marlin_device *device, const marlin_dispatch *records, int32_t count,
                           marlin_program **out)
 {
-    if (!device || !records || !out || count < 1) return marlin_fail(MARLIN_EINVAL, "a program needs dispatches");
+    if (!device || !records || !out || count < 1)
+        return marlin_fail(MARLIN_EINVAL, "a program needs dispatches");
     marlin_program *program = calloc(1, sizeof *program);
     if (!program) return marlin_fail(MARLIN_ENOMEM, "no memory for a program");
     program->device = device;
@@ -205,10 +225,13 @@ int marlin_program_create(marlin_device *device, const marlin_dispatch *records,
     program->buffers = calloc((size_t)count * MARLIN_MAX_BINDINGS, sizeof *program->buffers);
     for (int i = 0; i < MARLIN_MAX_VARS; i++) program->limit[i] = INT32_MAX;
     int code = MARLIN_OK;
-    if (!program->items || !program->buffers) code = marlin_fail(MARLIN_ENOMEM, "no memory for %d dispatches", count);
-    for (int32_t i = 0; i < count && code == MARLIN_OK; i++) code = add_item(program, i, &records[i]);
+    if (!program->items || !program->buffers)
+        code = marlin_fail(MARLIN_ENOMEM, "no memory for %d dispatches", count);
+    for (int32_t i = 0; i < count && code == MARLIN_OK; i++)
+        code = add_item(program, i, &records[i]);
     if (code == MARLIN_OK && allocate_workers(program) != MARLIN_OK)
-        code = marlin_fail(MARLIN_ENOMEM, "no memory for the scratch space of %d dispatches", count);
+        code =
+            marlin_fail(MARLIN_ENOMEM, "no memory for the scratch space of %d dispatches", count);
     if (code != MARLIN_OK) {
         marlin_program_destroy(program);
         return code;
@@ -228,8 +251,8 @@ static int grid_is_empty(const item *it)
     return 0;
 }
 
-/* Quantize a linear kernel's input, or find it done. Returns where it is. Every worker takes the same branch, so
- * all of them come to the meeting or none does. */
+/* Quantize a linear kernel's input, or find it done. Returns where it is. Every worker takes the
+ * same branch, so all of them come to the meeting or none does. */
 static uint8_t *prepare(marlin_program *program, int32_t index, worker_memory *memory)
 {
     item *it = &program->items[index];
@@ -247,7 +270,8 @@ static uint8_t *prepare(marlin_program *program, int32_t index, worker_memory *m
     for (;;) {
         int64_t row = atomic_fetch_add(&program->counters[index].next_row, 8);
         if (row >= rows) break;
-        program->device->isa->quantize_rows(x, p->k, row, row + 8 < rows ? row + 8 : rows, shared, rows);
+        program->device->isa->quantize_rows(x, p->k, row, row + 8 < rows ? row + 8 : rows, shared,
+                                            rows);
     }
     marlin_pool_barrier(program->device->pool);
     return shared;
@@ -269,8 +293,10 @@ static void walk(void *context, int worker)
         int64_t piece = units / ((int64_t)marlin_pool_size(pool) * PIECES_A_WORKER);
         if (piece < 1) piece = 1;
         for (;;) {
-            int64_t begin = atomic_fetch_add_explicit(&program->counters[i].next, piece, memory_order_relaxed);
-            if (begin >= units || atomic_load_explicit(&program->failed, memory_order_relaxed)) break;
+            int64_t begin =
+                atomic_fetch_add_explicit(&program->counters[i].next, piece, memory_order_relaxed);
+            if (begin >= units || atomic_load_explicit(&program->failed, memory_order_relaxed))
+                break;
             int64_t end = begin + piece < units ? begin + piece : units;
             int none = 0;
             if (it->run(&call, begin, end, memory->scratch) != MARLIN_OK)
@@ -279,20 +305,20 @@ static void walk(void *context, int worker)
     }
 }
 
-int marlin_program_submit(marlin_program *program, int32_t first, int32_t count, const int32_t *vars,
-                          int32_t num_vars)
+int marlin_program_submit(marlin_program *program, int32_t first, int32_t count,
+                          const int32_t *vars, int32_t num_vars)
 {
     if (!program) return marlin_fail(MARLIN_EINVAL, "no program");
     if (program->device->running) return marlin_fail(MARLIN_EBUSY, "a replay is in flight");
     if (first < 0 || count < 1 || first > program->count - count)
-        return marlin_fail(MARLIN_EINVAL, "dispatches [%d, +%d) are not in a program of %d", first, count,
-                           program->count);
+        return marlin_fail(MARLIN_EINVAL, "dispatches [%d, +%d) are not in a program of %d", first,
+                           count, program->count);
     if (num_vars < 0 || num_vars > MARLIN_MAX_VARS || (num_vars > 0 && !vars))
         return marlin_fail(MARLIN_EINVAL, "%d vars, at most %d", num_vars, MARLIN_MAX_VARS);
     for (int32_t i = 0; i < num_vars; i++)
         if (vars[i] < 0 || vars[i] > program->limit[i])
-            return marlin_fail(MARLIN_EINVAL, "vars[%d] is %d, the bound buffers hold 0 to %lld", i, vars[i],
-                               (long long)program->limit[i]);
+            return marlin_fail(MARLIN_EINVAL, "vars[%d] is %d, the bound buffers hold 0 to %lld", i,
+                               vars[i], (long long)program->limit[i]);
     memset(program->vars, 0, sizeof program->vars);
     if (num_vars > 0) memcpy(program->vars, vars, (size_t)num_vars * sizeof *vars);
     program->first = first;
@@ -312,6 +338,7 @@ int marlin_program_wait(marlin_program *program)
     program->device->running = NULL;
     int failed = atomic_load(&program->failed);
     if (failed == 0) return MARLIN_OK;
-    return marlin_fail(MARLIN_EDEVICE, "dispatch %d (%s): an index in a buffer points outside what it indexes",
+    return marlin_fail(MARLIN_EDEVICE,
+                       "dispatch %d (%s): an index in a buffer points outside what it indexes",
                        failed - 1, program->items[failed - 1].kernel->name);
 }

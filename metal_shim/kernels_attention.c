@@ -6,16 +6,17 @@
  *   tables   int32 [num_sequences, table_stride], block ids in logical order
  *   tiles    int32 [num_tiles, 4]: first row, rows (<= 16), sequence, position of the first row
  *
- * A query at position p sees positions (p - window, p]. A contiguous cache is one block as long as the context.
- * The context is cut into splits of 256 tokens at fixed places. Each gives a softmax partial (max, sum, weighted
- * values), and partials merge in order: `attention` does both for a tile, `attention_split` leaves the partials
- * for `attention_combine`, so that threads can share one long context. The numbers are the same either way, and
- * whatever rows share a tile. */
+ * A query at position p sees positions (p - window, p]. A contiguous cache is one block as long as
+ * the context. The context is cut into splits of 256 tokens at fixed places. Each gives a softmax
+ * partial (max, sum, weighted values), and partials merge in order: `attention` does both for a
+ * tile, `attention_split` leaves the partials for `attention_combine`, so that threads can share
+ * one long context. The numbers are the same either way, and whatever rows share a tile. */
 #include "cpu.h"
 #include "simd.h"
 
 #define SPLIT MARLIN_KV_SPLIT
-/* Rows of q that share a key tile, and rows x vectors of v that are summed at once: both fit the registers. */
+/* Rows of q that share a key tile, and rows x vectors of v that are summed at once: both fit the
+ * registers. */
 #define Q_BLOCK 8
 #define V_BLOCK 4
 #define O_BLOCK (V_LANES == 16 ? 6 : 2)
@@ -25,12 +26,12 @@ typedef struct {
     const uint16_t *k_cache, *v_cache;
     const int32_t *table;
     int64_t kv_head;
-    int rows;        /* query rows of the tile times query heads of the KV head */
-    float *q;        /* [rows, head_dim], scaled by log2(e) * scale */
-    int32_t *last;   /* [rows], the last position each row sees */
-    float *scores;   /* [rows, SPLIT] */
-    float *partial;  /* [rows, head_dim + 2]: values, max, sum of one split */
-    float *merged;   /* [rows, head_dim + 2] */
+    int rows;       /* query rows of the tile times query heads of the KV head */
+    float *q;       /* [rows, head_dim], scaled by log2(e) * scale */
+    int32_t *last;  /* [rows], the last position each row sees */
+    float *scores;  /* [rows, SPLIT] */
+    float *partial; /* [rows, head_dim + 2]: values, max, sum of one split */
+    float *merged;  /* [rows, head_dim + 2] */
 } attention;
 
 static int64_t scratch_rows(const struct AttentionParams *p)
@@ -52,7 +53,8 @@ static void attention_begin(attention *a, const marlin_call *call, uint8_t *scra
     a->last = (int32_t *)(a->merged + rows * (dim + 2));
 }
 
-/* Take tile `tile` for one KV head: its rows, ordered token by token, and where its sequence's blocks are. */
+/* Take tile `tile` for one KV head: its rows, ordered token by token, and where its sequence's
+ * blocks are. */
 static int load_tile(attention *a, const marlin_call *call, int64_t tile, int64_t kv_head)
 {
     const struct AttentionParams *p = a->p;
@@ -60,7 +62,8 @@ static int load_tile(attention *a, const marlin_call *call, int64_t tile, int64_
     int64_t dim = p->head_dim, heads = p->num_heads / p->num_kv_heads;
     int64_t all_rows = call->bytes[0] / (4 * dim * p->num_heads);
     int64_t sequences = call->bytes[3] / (4 * (int64_t)p->table_stride);
-    if (t[0] < 0 || t[1] < 1 || t[1] > MARLIN_QUERY_TILE || t[0] + (int64_t)t[1] > all_rows) return 0;
+    if (t[0] < 0 || t[1] < 1 || t[1] > MARLIN_QUERY_TILE || t[0] + (int64_t)t[1] > all_rows)
+        return 0;
     if (t[2] < 0 || t[2] >= sequences || t[3] < 0) return 0;
     int64_t last = t[3] + (int64_t)t[1] - 1;
     if (last / p->block_size >= p->table_stride) return 0;
@@ -85,7 +88,8 @@ INLINE int64_t cache_offset(const attention *a, int64_t position)
 {
     const struct AttentionParams *p = a->p;
     int64_t block = a->table[position / p->block_size];
-    return ((block * p->num_kv_heads + a->kv_head) * p->block_size + position % p->block_size) * p->head_dim;
+    return ((block * p->num_kv_heads + a->kv_head) * p->block_size + position % p->block_size) *
+           p->head_dim;
 }
 
 /* Scores of num_rows (a constant) rows with the 16 keys at `position`. */
@@ -100,7 +104,8 @@ INLINE void score_rows(const attention *a, int num_rows, int row, int64_t positi
         for (int64_t i = 0; i < dim; i++) {
             vf key = vf_load_f16(keys + i * 16 + part * V_LANES);
 #pragma GCC unroll 8
-            for (int r = 0; r < num_rows; r++) sums[r] = vf_fma(vf_set1(q[r * dim + i]), key, sums[r]);
+            for (int r = 0; r < num_rows; r++)
+                sums[r] = vf_fma(vf_set1(q[r * dim + i]), key, sums[r]);
         }
         for (int r = 0; r < num_rows; r++)
             vf_store(a->scores + (row + r) * SPLIT + column + part * V_LANES, sums[r]);
@@ -115,7 +120,8 @@ static void score_tile(const attention *a, int64_t position, int64_t column)
     for (; row < a->rows; row++) score_rows(a, 1, row, position, column);
 }
 
-/* Scores of one row become 2^(score - max), 0 where the row may not look; max and sum go to the partial. */
+/* Scores of one row become 2^(score - max), 0 where the row may not look; max and sum go to the
+ * partial. */
 static void softmax_row(const attention *a, int row, int64_t start, int64_t count)
 {
     float *s = a->scores + row * SPLIT;
@@ -148,9 +154,10 @@ static void softmax_row(const attention *a, int row, int64_t start, int64_t coun
     partial[a->p->head_dim + 1] = total;
 }
 
-/* Values of num_rows rows, num_vectors vectors of the head from `column`: both constants where it is called. */
-INLINE void sum_values(const attention *a, int num_rows, int num_vectors, int row, int64_t column, int64_t start,
-                       int64_t first, int64_t count)
+/* Values of num_rows rows, num_vectors vectors of the head from `column`: both constants where it
+ * is called. */
+INLINE void sum_values(const attention *a, int num_rows, int num_vectors, int row, int64_t column,
+                       int64_t start, int64_t first, int64_t count)
 {
     int64_t dim = a->p->head_dim;
     vf sums[6][V_BLOCK];
@@ -161,12 +168,14 @@ INLINE void sum_values(const attention *a, int num_rows, int num_vectors, int ro
         const float *weights = a->scores + row * SPLIT + tile;
         for (int64_t t = 0; t < 16; t++) {
             vf value[V_BLOCK];
-            for (int v = 0; v < num_vectors; v++) value[v] = vf_load_f16(values + t * dim + v * V_LANES);
+            for (int v = 0; v < num_vectors; v++)
+                value[v] = vf_load_f16(values + t * dim + v * V_LANES);
 #pragma GCC unroll 6
             for (int r = 0; r < num_rows; r++) {
                 vf weight = vf_set1(weights[r * SPLIT + t]);
 #pragma GCC unroll 4
-                for (int v = 0; v < num_vectors; v++) sums[r][v] = vf_fma(weight, value[v], sums[r][v]);
+                for (int v = 0; v < num_vectors; v++)
+                    sums[r][v] = vf_fma(weight, value[v], sums[r][v]);
             }
         }
     }
@@ -182,11 +191,13 @@ static void sum_all_values(const attention *a, int64_t start, int64_t first, int
         int row = 0;
         for (; a->rows - row >= O_BLOCK; row += O_BLOCK)
             sum_values(a, O_BLOCK, V_BLOCK, row, column, start, first, count);
-        for (; a->rows - row >= 3; row += 3) sum_values(a, 3, V_BLOCK, row, column, start, first, count);
+        for (; a->rows - row >= 3; row += 3)
+            sum_values(a, 3, V_BLOCK, row, column, start, first, count);
         for (; row < a->rows; row++) sum_values(a, 1, V_BLOCK, row, column, start, first, count);
     }
     for (; column < dim; column += V_LANES)
-        for (int row = 0; row < a->rows; row++) sum_values(a, 1, 1, row, column, start, first, count);
+        for (int row = 0; row < a->rows; row++)
+            sum_values(a, 1, 1, row, column, start, first, count);
 }
 
 /* The partial of every row over one split. */
@@ -247,7 +258,8 @@ static void store_output(const marlin_call *call, int64_t row, int64_t head, con
 KERNEL(attention)
 {
     const struct AttentionParams *p = call->params;
-    int64_t dim = p->head_dim, heads = p->num_heads / p->num_kv_heads, tiles = call->vars[p->tiles_var];
+    int64_t dim = p->head_dim, heads = p->num_heads / p->num_kv_heads,
+            tiles = call->vars[p->tiles_var];
     attention a;
     attention_begin(&a, call, scratch);
     for (int64_t unit = begin; unit < end; unit++) {
@@ -255,22 +267,27 @@ KERNEL(attention)
         if (!load_tile(&a, call, tile, unit % p->num_kv_heads)) return MARLIN_EDEVICE;
         for (int r = 0; r < a.rows; r++) merge_begin(a.merged + r * (dim + 2), dim);
         int64_t hidden = p->window ? a.last[0] - (int64_t)p->window + 1 : 0;
-        for (int64_t split = hidden > 0 ? hidden / SPLIT : 0; split * SPLIT <= a.last[a.rows - 1]; split++) {
+        for (int64_t split = hidden > 0 ? hidden / SPLIT : 0; split * SPLIT <= a.last[a.rows - 1];
+             split++) {
             attend_split(&a, split);
-            for (int r = 0; r < a.rows; r++) merge(a.merged + r * (dim + 2), a.partial + r * (dim + 2), dim);
+            for (int r = 0; r < a.rows; r++)
+                merge(a.merged + r * (dim + 2), a.partial + r * (dim + 2), dim);
         }
         int64_t first_row = ((const int32_t *)call->at[4])[tile * 4];
         for (int r = 0; r < a.rows; r++)
-            store_output(call, first_row + r / heads, a.kv_head * heads + r % heads, a.merged + r * (dim + 2));
+            store_output(call, first_row + r / heads, a.kv_head * heads + r % heads,
+                         a.merged + r * (dim + 2));
     }
     return MARLIN_OK;
 }
 
-/* Units: (tile, KV head, split). out: float [rows, num_heads, max_splits, head_dim + 2], partials. */
+/* Units: (tile, KV head, split). out: float [rows, num_heads, max_splits, head_dim + 2], partials.
+ */
 KERNEL(attention_split)
 {
     const struct AttentionParams *p = call->params;
-    int64_t dim = p->head_dim, heads = p->num_heads / p->num_kv_heads, splits = call->vars[p->splits_var];
+    int64_t dim = p->head_dim, heads = p->num_heads / p->num_kv_heads,
+            splits = call->vars[p->splits_var];
     attention a;
     attention_begin(&a, call, scratch);
     for (int64_t unit = begin; unit < end; unit++) {
@@ -284,7 +301,8 @@ KERNEL(attention_split)
         for (int r = 0; r < a.rows; r++) {
             int64_t head = a.kv_head * heads + r % heads;
             int64_t at = ((first_row + r / heads) * p->num_heads + head) * p->max_splits + split;
-            memcpy((float *)call->at[5] + at * (dim + 2), a.partial + r * (dim + 2), (size_t)(dim + 2) * 4);
+            memcpy((float *)call->at[5] + at * (dim + 2), a.partial + r * (dim + 2),
+                   (size_t)(dim + 2) * 4);
         }
     }
     return MARLIN_OK;
@@ -301,13 +319,15 @@ KERNEL(attention_combine)
         const int32_t *t = (const int32_t *)call->at[4] + unit * 4;
         if (t[0] < 0 || t[1] < 1 || t[0] + (int64_t)t[1] > all_rows) return MARLIN_EDEVICE;
         for (int64_t row = t[0]; row < t[0] + (int64_t)t[1]; row++) {
-            int64_t last = t[3] + row - t[0], hidden = p->window ? last - (int64_t)p->window + 1 : 0;
+            int64_t last = t[3] + row - t[0],
+                    hidden = p->window ? last - (int64_t)p->window + 1 : 0;
             if (last / SPLIT >= (int64_t)p->max_splits) return MARLIN_EDEVICE;
             for (int64_t head = 0; head < p->num_heads; head++) {
-                const float *partials =
-                    (const float *)call->at[0] + (row * p->num_heads + head) * p->max_splits * (dim + 2);
+                const float *partials = (const float *)call->at[0] +
+                                        (row * p->num_heads + head) * p->max_splits * (dim + 2);
                 merge_begin(merged, dim);
-                for (int64_t split = hidden > 0 ? hidden / SPLIT : 0; split * SPLIT <= last; split++)
+                for (int64_t split = hidden > 0 ? hidden / SPLIT : 0; split * SPLIT <= last;
+                     split++)
                     merge(merged, partials + split * (dim + 2), dim);
                 store_output(call, row, head, merged);
             }

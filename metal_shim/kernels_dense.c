@@ -2,8 +2,9 @@
  *
  *   x  float [rows, k]     W  [n, k]     y  float [rows, n]     output bias  float [n], optional
  *
- * A sum runs over k in V_LANES interleaved parts, is reduced across lanes, and then takes the last k % V_LANES
- * products in order: the same for any number of rows. Unit of work: 16 weight rows, for all rows of x. */
+ * A sum runs over k in V_LANES interleaved parts, is reduced across lanes, and then takes the last
+ * k % V_LANES products in order: the same for any number of rows. Unit of work: 16 weight rows, for
+ * all rows of x. */
 #include "cpu.h"
 #include "simd.h"
 
@@ -40,7 +41,8 @@ INLINE float load_weight(dense_kind kind, const uint8_t *weights, int64_t at)
 }
 
 /* num_rows and num_columns are constants where this is called. */
-INLINE void dot_block(const dense *a, dense_kind kind, int num_rows, int num_columns, int64_t row, int64_t column)
+INLINE void dot_block(const dense *a, dense_kind kind, int num_rows, int num_columns, int64_t row,
+                      int64_t column)
 {
     vf sums[M_BLOCK][N_BLOCK];
     for (int m = 0; m < num_rows; m++)
@@ -58,17 +60,20 @@ INLINE void dot_block(const dense *a, dense_kind kind, int num_rows, int num_col
         for (int n = 0; n < num_columns; n++) {
             float sum = vf_reduce_add(sums[m][n]);
             for (int64_t i = whole; i < a->k; i++)
-                sum = fmaf(a->x[(row + m) * a->k + i], load_weight(kind, a->weights, (column + n) * a->k + i), sum);
+                sum = fmaf(a->x[(row + m) * a->k + i],
+                           load_weight(kind, a->weights, (column + n) * a->k + i), sum);
             if (a->output_bias) sum += a->output_bias[column + n];
             a->y[(row + m) * a->n + column + n] = sum;
         }
     }
 }
 
-INLINE void run_columns(const dense *a, dense_kind kind, int num_rows, int64_t row, int64_t begin, int64_t end)
+INLINE void run_columns(const dense *a, dense_kind kind, int num_rows, int64_t row, int64_t begin,
+                        int64_t end)
 {
     int64_t column = begin;
-    for (; end - column >= N_BLOCK; column += N_BLOCK) dot_block(a, kind, num_rows, N_BLOCK, row, column);
+    for (; end - column >= N_BLOCK; column += N_BLOCK)
+        dot_block(a, kind, num_rows, N_BLOCK, row, column);
     for (; column < end; column++) dot_block(a, kind, num_rows, 1, row, column);
 }
 

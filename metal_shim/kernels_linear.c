@@ -1,15 +1,18 @@
 /* kernels_linear.c: y = x W^T for packed weights (fp4, int4, int8), one row or many.
  *
  *   x  float [rows, k]              y  float [rows, n]           output bias  float [n], optional
- *   W  codes, scales, biases in tiles of 16 rows (docs/formats.md);   k % 32 == 0, k % group_size == 0
+ *   W  codes, scales, biases in tiles of 16 rows (docs/formats.md);   k % 32 == 0, k % group_size
+ * == 0
  *
- * Each x row is quantized to int8 in groups of 32. A register holds 4 columns of each of V_LANES weight rows, so
- * a sum never crosses lanes; a row's float sum runs over its groups in order, whatever the number of rows, and
- * so a result does not depend on the batch. Unit of work: one tile of 16 weight rows, for all rows of x. */
+ * Each x row is quantized to int8 in groups of 32. A register holds 4 columns of each of V_LANES
+ * weight rows, so a sum never crosses lanes; a row's float sum runs over its groups in order,
+ * whatever the number of rows, and so a result does not depend on the batch. Unit of work: one tile
+ * of 16 weight rows, for all rows of x. */
 #include "cpu.h"
 #include "simd.h"
 
-/* Rows of x that share one unpacked group of weights: 8 registers of weights, one accumulator a row. */
+/* Rows of x that share one unpacked group of weights: 8 registers of weights, one accumulator a
+ * row. */
 #if V_LANES == 16
 #define MAX_ROW_BLOCK 16
 #elif V_LANES == 8
@@ -18,12 +21,16 @@
 #define MAX_ROW_BLOCK 8
 #endif
 
+/* A group whose largest value is below this is taken as zero: its inverse step would not be finite.
+ */
+#define SMALLEST_ACTIVATION 1e-30f
+
 /* What the dot product of one group of 32 activations needs besides their codes. */
 typedef struct {
     float scale;
-    float scaled_sum;         /* scale * sum of codes */
-    int32_t begin_int8;       /* -128 * sum */
-    int32_t begin_fp4;        /* -12 * sum */
+    float scaled_sum;           /* scale * sum of codes */
+    int32_t begin_int8;         /* -128 * sum */
+    int32_t begin_fp4;          /* -12 * sum */
     int32_t begin_int8_half[2]; /* -128 * sum of each half */
 } act_group;
 
@@ -44,12 +51,39 @@ typedef struct {
     const act_group *x_groups;
 } linear;
 
-static void quantize_group(const float *x, int8_t *codes, act_group *group)
+/* Steps tried for a group: its largest value becomes one of these codes. */
+static const float levels[] = {127.0f, 125.3f, 123.7f, 122.1f};
+
+/* The step, of those tried, whose codes leave the least squared error once the scale is fitted to
+ * them: with codes q the best scale is x.q / q.q, and the error is x.x - (x.q)^2 / q.q. Returns the
+ * step's inverse. */
+INLINE float choose_step(const float *x, float amax, float *scale)
+{
+    float best = -1.0f, inverse = 0.0f;
+    *scale = 0.0f;
+    if (!(amax > SMALLEST_ACTIVATION)) return inverse;
+    for (int i = 0; i < 4; i++) {
+        vf xq = vf_zero(), qq = vf_zero(), factor = vf_set1(levels[i] / amax);
+        for (int j = 0; j < MARLIN_ACT_GROUP; j += V_LANES) {
+            vf value = vf_load(x + j), code = vf_round(vf_mul(value, factor));
+            xq = vf_fma(value, code, xq);
+            qq = vf_fma(code, code, qq);
+        }
+        float sum_xq = vf_reduce_add(xq), fitted = sum_xq / vf_reduce_add(qq);
+        if (sum_xq * fitted <= best) continue;
+        best = sum_xq * fitted;
+        inverse = levels[i] / amax;
+        *scale = fitted;
+    }
+    return inverse;
+}
+
+INLINE void quantize_group(const float *x, int8_t *codes, act_group *group)
 {
     vf largest = vf_zero();
-    for (int i = 0; i < MARLIN_ACT_GROUP; i += V_LANES) largest = vf_max(largest, vf_abs(vf_load(x + i)));
-    float amax = vf_reduce_max(largest);
-    float inverse = amax > 0.0f ? 127.0f / amax : 0.0f;
+    for (int i = 0; i < MARLIN_ACT_GROUP; i += V_LANES)
+        largest = vf_max(largest, vf_abs(vf_load(x + i)));
+    float scale, inverse = choose_step(x, vf_reduce_max(largest), &scale);
     for (int i = 0; i < MARLIN_ACT_GROUP; i += V_LANES)
         vf_store_i8(codes + i, vf_mul(vf_load(x + i), vf_set1(inverse)));
     int32_t half[2] = {0, 0};
@@ -58,11 +92,12 @@ static void quantize_group(const float *x, int8_t *codes, act_group *group)
         half[1] += codes[16 + i];
     }
     int32_t sum = half[0] + half[1];
-    float scale = amax / 127.0f;
-    *group = (act_group){scale, scale * (float)sum, -128 * sum, -12 * sum, {-128 * half[0], -128 * half[1]}};
+    *group = (act_group){
+        scale, scale * (float)sum, -128 * sum, -12 * sum, {-128 * half[0], -128 * half[1]}};
 }
 
-void ISA(quantize_rows)(const float *x, int64_t k, int64_t begin, int64_t end, uint8_t *prepared, int64_t rows)
+void ISA(quantize_rows)(const float *x, int64_t k, int64_t begin, int64_t end, uint8_t *prepared,
+                        int64_t rows)
 {
     int8_t *codes = (int8_t *)prepared;
     act_group *groups = (act_group *)(prepared + rows * k);
@@ -101,7 +136,8 @@ INLINE int32_t load_four(const int8_t *p)
 }
 
 /* Integer dot product of quads [first, last) of a group with one x row. */
-INLINE vi dot_quads(weight_kind kind, const vi w[8], const int8_t *x, const act_group *group, int first, int last)
+INLINE vi dot_quads(weight_kind kind, const vi w[8], const int8_t *x, const act_group *group,
+                    int first, int last)
 {
     vi sum = vi_set1(0);
     if (kind == FP4) sum = vi_set1(group->begin_fp4);
@@ -109,14 +145,16 @@ INLINE vi dot_quads(weight_kind kind, const vi w[8], const int8_t *x, const act_
     if (kind == INT8_G16) sum = vi_begin_off(group->begin_int8_half[first / 4]);
     for (int i = first; i < last; i++) {
         vi quad = vi_set1(load_four(x + 4 * i));
-        sum = kind == INT8 || kind == INT8_G16 ? vi_dot4_off(sum, w[i], quad) : vi_dot4(sum, w[i], quad);
+        sum = kind == INT8 || kind == INT8_G16 ? vi_dot4_off(sum, w[i], quad)
+                                               : vi_dot4(sum, w[i], quad);
     }
     return sum;
 }
 
 INLINE vf load_scale(const linear *a, weight_kind kind, const uint8_t *scales, int64_t at)
 {
-    vf scale = a->scale_f32 ? vf_load((const float *)scales + at) : vf_load_f16((const uint16_t *)scales + at);
+    vf scale = a->scale_f32 ? vf_load((const float *)scales + at)
+                            : vf_load_f16((const uint16_t *)scales + at);
     return kind == FP4 ? vf_mul(scale, vf_set1(0.5f)) : scale;
 }
 
@@ -126,7 +164,8 @@ INLINE void store_rows(const linear *a, int64_t row, int num_rows, int64_t colum
     for (int m = 0; m < num_rows; m++) {
         float *y = a->y + (row + m) * a->n + column;
         if (valid >= V_LANES) {
-            vf_store(y, a->output_bias ? vf_add(sums[m], vf_load(a->output_bias + column)) : sums[m]);
+            vf_store(y,
+                     a->output_bias ? vf_add(sums[m], vf_load(a->output_bias + column)) : sums[m]);
             continue;
         }
         float lanes[V_LANES];
@@ -137,7 +176,8 @@ INLINE void store_rows(const linear *a, int64_t row, int num_rows, int64_t colum
 }
 
 /* V_LANES columns of y for num_rows (a constant) rows. */
-INLINE void dot_rows(const linear *a, weight_kind kind, int num_rows, int64_t row, int64_t tile, int part)
+INLINE void dot_rows(const linear *a, weight_kind kind, int num_rows, int64_t row, int64_t tile,
+                     int part)
 {
     const int64_t group_bytes = kind == FP4 || kind == INT4 ? 256 : 512;
     const uint8_t *codes = a->codes + tile * a->groups_of_32 * group_bytes + part * V_LANES * 4;
@@ -172,7 +212,8 @@ INLINE void dot_rows(const linear *a, weight_kind kind, int num_rows, int64_t ro
     store_rows(a, row, num_rows, tile * 16 + part * V_LANES, sums);
 }
 
-INLINE void run_tiles(const linear *a, weight_kind kind, int num_rows, int64_t row, int64_t begin, int64_t end)
+INLINE void run_tiles(const linear *a, weight_kind kind, int num_rows, int64_t row, int64_t begin,
+                      int64_t end)
 {
     for (int64_t tile = begin; tile < end; tile++)
         for (int part = 0; part < V_PARTS; part++)
@@ -200,7 +241,8 @@ INLINE int run_linear(const marlin_call *call, int64_t begin, int64_t end, weigh
     };
     if (kind == INT8_G16) a.groups_per_scale = 1;
     int64_t row = 0;
-    for (; rows - row >= MAX_ROW_BLOCK; row += MAX_ROW_BLOCK) run_tiles(&a, kind, MAX_ROW_BLOCK, row, begin, end);
+    for (; rows - row >= MAX_ROW_BLOCK; row += MAX_ROW_BLOCK)
+        run_tiles(&a, kind, MAX_ROW_BLOCK, row, begin, end);
 #if MAX_ROW_BLOCK > 8
     for (; rows - row >= 8; row += 8) run_tiles(&a, kind, 8, row, begin, end);
 #endif

@@ -1,4 +1,5 @@
-/* kernels_repack.c: GGUF blocks into packed tiles (docs/formats.md), losing nothing. Unit: a tile of 16 rows.
+/* kernels_repack.c: GGUF blocks into packed tiles (docs/formats.md), losing nothing. Unit: a tile
+ * of 16 rows.
  *
  *   source  blocks [n, k / block]     codes, scales, biases: as docs/formats.md
  *   Q4_0, Q4_1, Q4_K become 4-bit codes with a bias; Q5_0, Q5_1, Q5_K, Q6_K and Q8_0 8-bit codes.
@@ -13,10 +14,7 @@ typedef struct {
     float *biases;  /* [k / group] */
 } decoded;
 
-INLINE float half_at(const uint8_t *p)
-{
-    return f32_from_f16((uint16_t)(p[0] | p[1] << 8));
-}
+INLINE float half_at(const uint8_t *p) { return f32_from_f16((uint16_t)(p[0] | p[1] << 8)); }
 
 static int64_t block_bytes(uint32_t type)
 {
@@ -109,17 +107,21 @@ static void decode_row(uint32_t type, const uint8_t *source, int64_t k, decoded 
     int64_t size = block_bytes(type);
     if (type <= MARLIN_GGML_Q8_0) {
         for (int64_t g = 0; g < k / 32; g++)
-            decode_32(type, source + g * size, row->codes + g * 32, row->scales + g, row->biases + g);
+            decode_32(type, source + g * size, row->codes + g * 32, row->scales + g,
+                      row->biases + g);
         return;
     }
     for (int64_t b = 0; b < k / 256; b++) {
         const uint8_t *p = source + b * size;
-        if (type == MARLIN_GGML_Q6_K) decode_q6_k(p, row->codes + b * 256, row->scales + b * 16);
-        else decode_k(type, p, row->codes + b * 256, row->scales + b * 8, row->biases + b * 8);
+        if (type == MARLIN_GGML_Q6_K)
+            decode_q6_k(p, row->codes + b * 256, row->scales + b * 16);
+        else
+            decode_k(type, p, row->codes + b * 256, row->scales + b * 8, row->biases + b * 8);
     }
 }
 
-/* GGUF's llama rows pair (i, i + 1) of a head for RoPE; the packed rows pair (i, i + head_dim / 2). */
+/* GGUF's llama rows pair (i, i + 1) of a head for RoPE; the packed rows pair (i, i + head_dim / 2).
+ */
 static int64_t source_row(const struct RepackParams *p, int64_t row)
 {
     if (!p->permute_heads) return row;
@@ -129,14 +131,17 @@ static int64_t source_row(const struct RepackParams *p, int64_t row)
 
 static void store_scale(uint8_t *to, int is_f32, int64_t at, float value)
 {
-    if (is_f32) ((float *)to)[at] = value;
-    else ((uint16_t *)to)[at] = f16_from_f32(value);
+    if (is_f32)
+        ((float *)to)[at] = value;
+    else
+        ((uint16_t *)to)[at] = f16_from_f32(value);
 }
 
 static void store_row(const marlin_call *call, int64_t row, const decoded *d)
 {
     const struct RepackParams *p = call->params;
-    int is_4_bit = p->type == MARLIN_GGML_Q4_0 || p->type == MARLIN_GGML_Q4_1 || p->type == MARLIN_GGML_Q4_K;
+    int is_4_bit =
+        p->type == MARLIN_GGML_Q4_0 || p->type == MARLIN_GGML_Q4_1 || p->type == MARLIN_GGML_Q4_K;
     int is_f32 = p->type >= MARLIN_GGML_Q4_K;
     int64_t tile = row / MARLIN_ROW_TILE, lane = row % MARLIN_ROW_TILE, k = p->k;
     int64_t words = is_4_bit ? k / 8 : k / 4;

@@ -1,5 +1,5 @@
-/* kernels_rows.c: the row-by-row kernels: embedding, RMS norm, RoPE with the KV write, SiLU, row gather.
- * Unit of work: one row (for rms_norm of heads, one head of one token). */
+/* kernels_rows.c: the row-by-row kernels: embedding, RMS norm, RoPE with the KV write, SiLU, row
+ * gather. Unit of work: one row (for rms_norm of heads, one head of one token). */
 #include "cpu.h"
 #include "simd.h"
 
@@ -20,7 +20,9 @@ INLINE float packed_value(const marlin_call *call, embed_kind kind, int64_t row,
     int64_t tile = row / MARLIN_ROW_TILE, lane = row % MARLIN_ROW_TILE, k = p->dim;
     int64_t at = (tile * (k / p->group_size) + i / p->group_size) * MARLIN_ROW_TILE + lane;
     float scale = load_any(call->at[2], p->flags & MARLIN_SCALE_F32, at);
-    float bias = p->flags & MARLIN_WEIGHT_BIAS ? load_any(call->at[3], p->flags & MARLIN_SCALE_F32, at) : 0.0f;
+    float bias = p->flags & MARLIN_WEIGHT_BIAS
+                     ? load_any(call->at[3], p->flags & MARLIN_SCALE_F32, at)
+                     : 0.0f;
     if (kind == EMBED_INT8) {
         int code = call->at[1][((tile * (k / 4) + i / 4) * MARLIN_ROW_TILE + lane) * 4 + i % 4];
         return scale * (float)(code - 128) + bias;
@@ -30,7 +32,8 @@ INLINE float packed_value(const marlin_call *call, embed_kind kind, int64_t row,
     return kind == EMBED_FP4 ? scale * fp4_values[code] : scale * (float)code + bias;
 }
 
-/* y[t, :] = W[token_ids[t], :]     token_ids int32 [rows]; W [vocab_size, dim]; y float [rows, dim] */
+/* y[t, :] = W[token_ids[t], :]     token_ids int32 [rows]; W [vocab_size, dim]; y float [rows, dim]
+ */
 INLINE int embed(const marlin_call *call, int64_t begin, int64_t end, embed_kind kind)
 {
     const struct EmbedParams *p = call->params;
@@ -41,20 +44,24 @@ INLINE int embed(const marlin_call *call, int64_t begin, int64_t end, embed_kind
         float *y = (float *)call->at[4] + t * p->dim;
         for (int64_t i = 0; i < p->dim; i++) {
             int64_t at = row * p->dim + i;
-            if (kind == EMBED_F32) y[i] = ((const float *)call->at[1])[at];
-            else if (kind == EMBED_F16) y[i] = f32_from_f16(((const uint16_t *)call->at[1])[at]);
-            else if (kind == EMBED_BF16) y[i] = f32_from_bits((uint32_t)((const uint16_t *)call->at[1])[at] << 16);
-            else y[i] = packed_value(call, kind, row, i);
+            if (kind == EMBED_F32)
+                y[i] = ((const float *)call->at[1])[at];
+            else if (kind == EMBED_F16)
+                y[i] = f32_from_f16(((const uint16_t *)call->at[1])[at]);
+            else if (kind == EMBED_BF16)
+                y[i] = f32_from_bits((uint32_t)((const uint16_t *)call->at[1])[at] << 16);
+            else
+                y[i] = packed_value(call, kind, row, i);
         }
     }
     return MARLIN_OK;
 }
 
-#define EMBED_KERNEL(name, kind)                  \
-    KERNEL(name)                                  \
-    {                                             \
-        (void)scratch;                            \
-        return embed(call, begin, end, kind);     \
+#define EMBED_KERNEL(name, kind)                                                                   \
+    KERNEL(name)                                                                                   \
+    {                                                                                              \
+        (void)scratch;                                                                             \
+        return embed(call, begin, end, kind);                                                      \
     }
 EMBED_KERNEL(embed_f32, EMBED_F32)
 EMBED_KERNEL(embed_f16, EMBED_F16)
@@ -64,7 +71,8 @@ EMBED_KERNEL(embed_int4, EMBED_INT4)
 EMBED_KERNEL(embed_fp4, EMBED_FP4)
 
 /* x += delta (if has_delta);  y = x * rsqrt(mean(x^2) + eps) * w
- * x float [rows, dim], in place; delta float [rows, dim]; w float [dim]; y float [rows, dim], may be x */
+ * x float [rows, dim], in place; delta float [rows, dim]; w float [dim]; y float [rows, dim], may
+ * be x */
 KERNEL(rms_norm)
 {
     (void)scratch;
@@ -123,7 +131,8 @@ INLINE void rotate(float *head, const float *table, int64_t half)
     }
 }
 
-/* Rotate q and k in place (half-split pairs, as Hugging Face stores them), then write k and v to the cache.
+/* Rotate q and k in place (half-split pairs, as Hugging Face stores them), then write k and v to
+ * the cache.
  *
  *   q float [rows, num_heads, head_dim]    k, v float [rows, num_kv_heads, head_dim]
  *   table float [rows, 2, head_dim / 2]    slots int32 [rows]: block * block_size + offset
@@ -172,7 +181,8 @@ KERNEL(silu_mul)
         const float *up = (const float *)call->at[1] + row * dim;
         float *y = (float *)call->at[2] + row * dim;
         for (int64_t i = 0; i < whole; i += V_LANES) {
-            /* exp2 of -|x| only, so that it cannot overflow: sigmoid(x) = (x >= 0 ? 1 : e) / (1 + e). */
+            /* exp2 of -|x| only, so that it cannot overflow: sigmoid(x) = (x >= 0 ? 1 : e) / (1 +
+             * e). */
             vf x = vf_load(gate + i);
             vf e = vf_exp2(vf_mul(vf_abs(x), minus_log2e));
             /* x * (x >= 0 ? 1 : e) = max(x, 0) - max(-x, 0) * e */
@@ -195,7 +205,8 @@ KERNEL(gather_rows)
     int64_t available = call->bytes[1] / (4 * (int64_t)p->dim);
     for (int64_t r = begin; r < end; r++) {
         if (rows[r] < 0 || rows[r] >= available) return MARLIN_EDEVICE;
-        memcpy(call->at[2] + r * p->dim * 4, call->at[1] + rows[r] * (int64_t)p->dim * 4, p->dim * 4);
+        memcpy(call->at[2] + r * p->dim * 4, call->at[1] + rows[r] * (int64_t)p->dim * 4,
+               p->dim * 4);
     }
     return MARLIN_OK;
 }

@@ -1,7 +1,7 @@
 /* kernels_sample.c: from logits to token ids. Unit of work: one row of logits.
  *
- * A draw depends on the row's logits, seed and position alone: no generator state, so a request repeats itself
- * whatever else is in the batch. */
+ * A draw depends on the row's logits, seed and position alone: no generator state, so a request
+ * repeats itself whatever else is in the batch. */
 #include <stdlib.h>
 
 #include "cpu.h"
@@ -13,8 +13,9 @@ typedef struct {
 } candidate;
 
 /* logits[r, id] changes for the entries [starts[r], starts[r + 1]):
- * seen tokens: positive logits / repetition_penalty, negative * it; outputs: - count * frequency - presence;
- * then + bias.   logits float [rows, vocab]; entries PenaltyEntry [any]; starts int32 [rows + 1]; SampleRow [rows] */
+ * seen tokens: positive logits / repetition_penalty, negative * it; outputs: - count * frequency -
+ * presence; then + bias.   logits float [rows, vocab]; entries PenaltyEntry [any]; starts int32
+ * [rows + 1]; SampleRow [rows] */
 KERNEL(penalize)
 {
     (void)scratch;
@@ -25,10 +26,12 @@ KERNEL(penalize)
     for (int64_t r = begin; r < end; r++) {
         const struct SampleRow *row = (const struct SampleRow *)call->at[3] + r;
         float *logits = (float *)call->at[0] + r * p->vocab_size;
-        if (starts[r] < 0 || starts[r] > starts[r + 1] || starts[r + 1] > available) return MARLIN_EDEVICE;
+        if (starts[r] < 0 || starts[r] > starts[r + 1] || starts[r + 1] > available)
+            return MARLIN_EDEVICE;
         for (int64_t i = starts[r]; i < starts[r + 1]; i++) {
             const struct PenaltyEntry *entry = entries + i;
-            if (entry->token_id < 0 || entry->token_id >= (int64_t)p->vocab_size) return MARLIN_EDEVICE;
+            if (entry->token_id < 0 || entry->token_id >= (int64_t)p->vocab_size)
+                return MARLIN_EDEVICE;
             float x = logits[entry->token_id];
             if (entry->num_outputs >= 0)
                 x = x > 0.0f ? x / row->repetition_penalty : x * row->repetition_penalty;
@@ -99,8 +102,10 @@ static int32_t draw(const candidate *candidates, int64_t count, double target)
     return candidates[count - 1].token_id;
 }
 
-/* Weights relative to the likeliest token's, 2^((logit - max) / temperature * log2 e), 0 below min_p. */
-static void relative_weights(const float *logits, int64_t count, const struct SampleRow *row, float *weights)
+/* Weights relative to the likeliest token's, 2^((logit - max) / temperature * log2 e), 0 below
+ * min_p. */
+static void relative_weights(const float *logits, int64_t count, const struct SampleRow *row,
+                             float *weights)
 {
     float max = logits[argmax(logits, count)];
     float factor = 1.44269504f / row->temperature;
@@ -110,11 +115,13 @@ static void relative_weights(const float *logits, int64_t count, const struct Sa
         for (int64_t j = 0; j < valid; j++) lanes[j] = logits[i + j] - max;
         for (int64_t j = valid; j < V_LANES; j++) lanes[j] = -INFINITY;
         vf_store(lanes, vf_exp2(vf_mul(vf_load(lanes), vf_set1(factor))));
-        for (int64_t j = 0; j < valid; j++) weights[i + j] = lanes[j] >= row->min_p ? lanes[j] : 0.0f;
+        for (int64_t j = 0; j < valid; j++)
+            weights[i + j] = lanes[j] >= row->min_p ? lanes[j] : 0.0f;
     }
 }
 
-static int32_t sample_row(const float *logits, int64_t count, const struct SampleRow *row, uint8_t *scratch)
+static int32_t sample_row(const float *logits, int64_t count, const struct SampleRow *row,
+                          uint8_t *scratch)
 {
     if (row->temperature <= 0.0f) return argmax(logits, count);
     float *weights = (float *)scratch;
@@ -125,8 +132,8 @@ static int32_t sample_row(const float *logits, int64_t count, const struct Sampl
     float total = sum_of(weights, count, 0.0f, &number);
     float wanted = row->top_p < 1.0f ? row->top_p * total : INFINITY;
     int64_t top_k = row->top_k > 0 && row->top_k < count ? row->top_k : count;
-    /* The smallest of a few thresholds that is sure to keep every token of the top k and of the nucleus:
-     * only those few are sorted. */
+    /* The smallest of a few thresholds that is sure to keep every token of the top k and of the
+     * nucleus: only those few are sorted. */
     static const float thresholds[] = {0x1p-4f, 0x1p-7f, 0x1p-10f, 0x1p-14f, 0x1p-20f, 0.0f};
     float threshold = 0.0f;
     for (int i = 0; i < 6; i++) {
@@ -146,7 +153,8 @@ static int32_t sample_row(const float *logits, int64_t count, const struct Sampl
         for (int64_t i = 0; top_k < count && i < kept; i++) limit += candidates[i].weight;
         limit *= row->top_p;
         int64_t nucleus = 0;
-        while (nucleus < kept && (nucleus == 0 || mass < limit)) mass += candidates[nucleus++].weight;
+        while (nucleus < kept && (nucleus == 0 || mass < limit))
+            mass += candidates[nucleus++].weight;
         kept = nucleus;
     } else {
         for (int64_t i = 0; i < kept; i++) mass += candidates[i].weight;
@@ -154,8 +162,8 @@ static int32_t sample_row(const float *logits, int64_t count, const struct Sampl
     return draw(candidates, kept, uniform(row) * mass);
 }
 
-/* token_ids[r] drawn from logits[r]: temperature, then min_p, then top_k, then top_p; temperature 0: the largest.
- * logits float [rows, vocab]; SampleRow [rows]; token_ids int32 [rows] */
+/* token_ids[r] drawn from logits[r]: temperature, then min_p, then top_k, then top_p; temperature
+ * 0: the largest. logits float [rows, vocab]; SampleRow [rows]; token_ids int32 [rows] */
 KERNEL(sample)
 {
     const struct SampleParams *p = call->params;

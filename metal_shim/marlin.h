@@ -1,12 +1,14 @@
 /* marlin.h: the whole contract between Python and native code.
  *
- * A device owns buffers; a program is a checked list of kernel dispatches over them; submit replays it, wait ends
- * the replay. Callers pass ids, not pointers: every id, range and parameter is checked when a program is created,
- * and what changes from step to step (vars) when it is submitted, so a caller's bug is an error code and never a
- * crash. What a buffer holds (token ids, block tables) is checked by the kernels that index with it.
+ * A device owns buffers; a program is a checked list of kernel dispatches over them; submit replays
+ * it, wait ends the replay. Callers pass ids, not pointers: every id, range and parameter is
+ * checked when a program is created, and what changes from step to step (vars) when it is
+ * submitted, so a caller's bug is an error code and never a crash. What a buffer holds (token ids,
+ * block tables) is checked by the kernels that index with it.
  *
  * Threads: one thread at a time per device. marlin_last_error() is per thread.
- * Every int result is MARLIN_OK or a negative code, and then marlin_last_error() has one sentence. */
+ * Every int result is MARLIN_OK or a negative code, and then marlin_last_error() has one sentence.
+ */
 #ifndef MARLIN_H
 #define MARLIN_H
 
@@ -53,10 +55,10 @@ typedef struct {
     int64_t bytes;
 } marlin_binding;
 
-/* A grid axis is `value` where var < 0, else ceil(vars[var] / value). A grid with a 0 is skipped. The CPU device
- * divides a dispatch by its own tiles and uses the grid for that alone. */
+/* A grid axis is `value` where var < 0, else ceil(vars[var] / value). A grid with a 0 is skipped.
+ * The CPU device divides a dispatch by its own tiles and uses the grid for that alone. */
 typedef struct {
-    int32_t kernel; /* marlin_kernel_find() */
+    int32_t kernel;  /* marlin_kernel_find() */
     int32_t barrier; /* 1: all earlier dispatches are done first */
     int32_t grid_value[3];
     int32_t grid_var[3];
@@ -72,19 +74,22 @@ typedef struct {
 MARLIN_API int marlin_abi_version(void);
 MARLIN_API const char *marlin_last_error(void);
 
-/* Open a device; the caller closes it after its programs are destroyed. Closing frees its buffers. */
+/* Open a device; the caller closes it after its programs are destroyed. Closing frees its buffers.
+ */
 MARLIN_API int marlin_device_open(const marlin_device_options *options, marlin_device **out);
 MARLIN_API void marlin_device_close(marlin_device *device);
 MARLIN_API int marlin_device_describe(marlin_device *device, marlin_device_info *out);
 
 /* Each returns a buffer id > 0 or a negative code.
- * create: zeroed, page-aligned. map: [offset, offset + bytes) of a file, read only, any offset; the file must not
- * shrink while it is mapped. wrap: the caller's memory, which must outlive the buffer. */
+ * create: zeroed, page-aligned. map: [offset, offset + bytes) of a file, read only, any offset; the
+ * file must not shrink while it is mapped. wrap: the caller's memory, which must outlive the
+ * buffer. */
 MARLIN_API int marlin_buffer_create(marlin_device *device, int64_t bytes);
 MARLIN_API int marlin_buffer_map(marlin_device *device, const char *path, int64_t offset,
                                  int64_t bytes);
 MARLIN_API int marlin_buffer_wrap(marlin_device *device, void *memory, int64_t bytes);
-/* Host address of a buffer's first byte, NULL for a bad id. Do not touch what a replay in flight writes. */
+/* Host address of a buffer's first byte, NULL for a bad id. Do not touch what a replay in flight
+ * writes. */
 MARLIN_API void *marlin_buffer_contents(marlin_device *device, int buffer);
 /* Give up the caller's hold; memory goes when no program uses the buffer either. */
 MARLIN_API int marlin_buffer_release(marlin_device *device, int buffer);
@@ -93,20 +98,21 @@ MARLIN_API int marlin_buffer_release(marlin_device *device, int buffer);
 MARLIN_API int marlin_kernel_find(const char *name);
 
 /* Check and keep a copy of `count` records. */
-MARLIN_API int marlin_program_create(marlin_device *device, const marlin_dispatch *records, int32_t count,
-                                     marlin_program **out);
+MARLIN_API int marlin_program_create(marlin_device *device, const marlin_dispatch *records,
+                                     int32_t count, marlin_program **out);
 MARLIN_API void marlin_program_destroy(marlin_program *program);
 
 /* Start one replay of dispatches [first, first + count) and return at once.
  *
- * vars: num_vars values (<= MARLIN_MAX_VARS), copied; they size variable grids and rows, and each is checked
- * against what the bound buffers can hold.
- * One replay a device may be in flight. The first dispatch of a replay needs no barrier flag.
+ * vars: num_vars values (<= MARLIN_MAX_VARS), copied; they size variable grids and rows, and each
+ * is checked against what the bound buffers can hold. One replay a device may be in flight. The
+ * first dispatch of a replay needs no barrier flag.
  *
  * Returns MARLIN_OK; MARLIN_EINVAL for a bad range or var; MARLIN_EBUSY if a replay is running. */
-MARLIN_API int marlin_program_submit(marlin_program *program, int32_t first, int32_t count, const int32_t *vars,
-                                     int32_t num_vars);
-/* Wait for the replay to end. MARLIN_EDEVICE if a kernel met an index that its buffers do not hold. */
+MARLIN_API int marlin_program_submit(marlin_program *program, int32_t first, int32_t count,
+                                     const int32_t *vars, int32_t num_vars);
+/* Wait for the replay to end. MARLIN_EDEVICE if a kernel met an index that its buffers do not hold.
+ */
 MARLIN_API int marlin_program_wait(marlin_program *program);
 
 #endif

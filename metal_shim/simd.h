@@ -2,13 +2,13 @@
  *
  *   V_LANES                float lanes of a vector; 16 % V_LANES == 0
  *   vf, vi                 V_LANES floats; V_LANES int32 or 4 * V_LANES bytes
- *   vi_dot4(a, u, s)       a[i] + sum over j < 4 of u[4i+j] * s[4i+j]; u unsigned and at most 127, s signed
- *   vi_dot4_off(a, u, s)   the same for bytes stored with 128 added: sum of (u - 128) * s, given that a began as
- *                          vi_begin_off(-128 * sum of s), which an instruction set without u8 x s8 ignores
- *   vf_store_i8            rounds to nearest even; values are within [-127, 127]
+ *   vi_dot4(a, u, s)       a[i] + sum over j < 4 of u[4i+j] * s[4i+j]; u unsigned and at most 127,
+ * s signed vi_dot4_off(a, u, s)   the same for bytes stored with 128 added: sum of (u - 128) * s,
+ * given that a began as vi_begin_off(-128 * sum of s), which an instruction set without u8 x s8
+ * ignores vf_store_i8            rounds to nearest even; values are within [-127, 127]
  *
- * Each operation is exact or correctly rounded in every set, so that sets differ only where a sum is reordered:
- * vf_reduce_add() across lanes. */
+ * Each operation is exact or correctly rounded in every set, so that sets differ only where a sum
+ * is reordered: vf_reduce_add() across lanes. */
 #ifndef MARLIN_SIMD_H
 #define MARLIN_SIMD_H
 
@@ -35,7 +35,7 @@
 #define ISA(name) MARLIN_PASTE(name, MARLIN_ISA_SUFFIX)
 
 /* The head of a kernel: units [begin, end) of call (cpu.h, marlin_run). */
-#define KERNEL(name) \
+#define KERNEL(name)                                                                               \
     int ISA(name)(const marlin_call *call, int64_t begin, int64_t end, uint8_t *scratch)
 
 INLINE float f32_from_bits(uint32_t bits)
@@ -52,18 +52,21 @@ INLINE uint32_t bits_from_f32(float value)
     return bits;
 }
 
-/* IEEE half to float, subnormals kept: scale the mantissa by a power of two instead of shifting it by hand. */
+/* IEEE half to float, subnormals kept: scale the mantissa by a power of two instead of shifting it
+ * by hand. */
 INLINE float f32_from_f16(uint16_t h)
 {
     uint32_t magnitude = (uint32_t)(h & 0x7fff) << 13;
     uint32_t sign = (uint32_t)(h & 0x8000) << 16;
-    if (magnitude >= 0x0f800000u) return f32_from_bits(sign | 0x70000000u | magnitude); /* inf, nan */
-    float value = f32_from_bits(magnitude) * f32_from_bits(0x77800000u); /* 2^112 moves the exponent's bias */
+    if (magnitude >= 0x0f800000u)
+        return f32_from_bits(sign | 0x70000000u | magnitude); /* inf, nan */
+    float value =
+        f32_from_bits(magnitude) * f32_from_bits(0x77800000u); /* 2^112 moves the exponent's bias */
     return f32_from_bits(sign | bits_from_f32(value));
 }
 
-/* Float to IEEE half, round to nearest even, out of range to the largest finite half: a stored key or value is
- * never infinite, because 0 * inf in a masked lane would be NaN. */
+/* Float to IEEE half, round to nearest even, out of range to the largest finite half: a stored key
+ * or value is never infinite, because 0 * inf in a masked lane would be NaN. */
 INLINE uint16_t f16_from_f32(float value)
 {
     uint32_t bits = bits_from_f32(value);
@@ -71,7 +74,8 @@ INLINE uint16_t f16_from_f32(float value)
     bits &= 0x7fffffffu;
     if (bits > 0x7f800000u) return (uint16_t)(sign | 0x7e00);
     if (bits >= 0x477fe000u) return (uint16_t)(sign | 0x7bff);
-    if (bits < 0x38800000u) { /* subnormal half: adding 0.5 leaves the rounded mantissa in the low bits */
+    if (bits <
+        0x38800000u) { /* subnormal half: adding 0.5 leaves the rounded mantissa in the low bits */
         float shifted = f32_from_bits(bits) + 0.5f;
         return (uint16_t)(sign | (bits_from_f32(shifted) - 0x3f000000u));
     }

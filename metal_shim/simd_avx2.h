@@ -49,7 +49,8 @@ static inline vf vf_load_bf16(const uint16_t *p)
 static inline void vf_store_i8(int8_t *p, vf a)
 {
     __m256i whole = _mm256_cvtps_epi32(a);
-    __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+    __m128i words =
+        _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
     _mm_storel_epi64((__m128i *)p, _mm_packs_epi16(words, words));
 }
 static inline vf vf_from_i32(vi a) { return _mm256_cvtepi32_ps(a); }

@@ -1,8 +1,8 @@
 /* params.h: the parameter structs of every kernel, shared by C and Metal.
  *
- * Only 4-byte fields, in the order that marlin/device/abi.py repeats as numpy dtypes (a test parses this file
- * against them). `*_var` fields are indices into the step's `vars`, which hold what changes from step to step.
- * Shapes are in the kernels' heads; nothing else belongs here. */
+ * Only 4-byte fields, in the order that marlin/device/abi.py repeats as numpy dtypes (a test parses
+ * this file against them). `*_var` fields are indices into the step's `vars`, which hold what
+ * changes from step to step. Shapes are in the kernels' heads; nothing else belongs here. */
 #ifndef MARLIN_PARAMS_H
 #define MARLIN_PARAMS_H
 
@@ -16,16 +16,16 @@
 #define MARLIN_ACT_GROUP 32
 /* Key-cache tokens stored side by side: K is [block, kv_head, block_size / 16, head_dim, 16]. */
 #define MARLIN_KEY_TILE 16
-/* KV tokens of one softmax partial. Fixed and absolute, so that a result does not depend on how a context was
- * computed: alone, in a batch, in chunks or split over threads. */
+/* KV tokens of one softmax partial. Fixed and absolute, so that a result does not depend on how a
+ * context was computed: alone, in a batch, in chunks or split over threads. */
 #define MARLIN_KV_SPLIT 256
 /* Query rows of one sequence that an attention tile may hold. */
 #define MARLIN_QUERY_TILE 16
 
 /* Flags of packed and dense weights. */
-#define MARLIN_SCALE_F32 1u    /* scales and biases are float32, else float16 */
-#define MARLIN_WEIGHT_BIAS 2u  /* a bias a group is added to the dequantized weight */
-#define MARLIN_OUTPUT_BIAS 4u  /* y = x W^T + b */
+#define MARLIN_SCALE_F32 1u   /* scales and biases are float32, else float16 */
+#define MARLIN_WEIGHT_BIAS 2u /* a bias a group is added to the dequantized weight */
+#define MARLIN_OUTPUT_BIAS 4u /* y = x W^T + b */
 
 /* Source block formats of `repack`: ggml's own type numbers (ggml.h, enum ggml_type). */
 #define MARLIN_GGML_Q4_0 2
@@ -36,6 +36,10 @@
 #define MARLIN_GGML_Q4_K 12
 #define MARLIN_GGML_Q5_K 13
 #define MARLIN_GGML_Q6_K 14
+
+/* Bytes that a unit of probe_read reads, and dot instructions that a unit of probe_dot runs. */
+#define MARLIN_PROBE_BYTES 1048576
+#define MARLIN_PROBE_DOTS 65536
 
 struct EmbedParams {
     int32_t rows_var;
@@ -104,7 +108,12 @@ struct RepackParams {
     uint32_t type;
     uint32_t n;
     uint32_t k;
-    uint32_t permute_heads; /* heads whose rows are put back from interleaved to half-split RoPE; 0: none */
+    uint32_t permute_heads; /* heads whose rows are put back from interleaved to half-split RoPE; 0:
+                               none */
+};
+
+struct ProbeParams {
+    uint32_t num_units;
 };
 
 /* One row of the `sample` kernel's input. */

@@ -1,7 +1,7 @@
-"""Small vocabularies made on the spot, in the shape a GGUF file's metadata has, and a varied corpus.
+"""Small vocabularies made on the spot, shaped like a GGUF file's metadata, and a varied corpus.
 
-The byte-level vocabulary is trained without cutting the text, so that its tokens cross words, digits
-and lines: a pre-tokenizer that cuts in the wrong place then gives other ids.
+The byte-level vocabulary is trained without cutting the text, so that its tokens cross words,
+digits and lines: a pre-tokenizer that cuts in the wrong place then gives other ids.
 """
 
 import io
@@ -13,9 +13,9 @@ PREFIX = "tokenizer.ggml."
 CONTROL, USER_DEFINED = 3, 4
 
 CORPUS = (
-    "Hello, world! It's 7 o'clock; we'll meet at 19:45, won't we? I'M SURE THEY'RE late. he'd 'Tis",
+    "Hello, world! It's 7 o'clock; we'll meet at 19:45, won't we? I'M SURE THEY'RE off",
     "def fibonacci(n: int) -> list[int]:\n    a, b = 0, 1\n\n    while a < n:\n\t\tyield a  # x\n",
-    'for (size_t i = 0; i < 1024; ++i) { buf[i] ^= 0xDEADBEEF; }\r\n#include <stdio.h>\r\n\r\n// ok',
+    'for (size_t i = 0; i < 1024; ++i) { buf[i] ^= 0xDEADBEEF; }\r\n#include <io.h>\r\n\r\n// ok',
     '{"camelCaseName": [1, 22, 333, 4444, 55555], "HTTPServer2": null, "snake_case_9": -1.5e-10}',
     "   leading spaces and\ttabs\n\nand newlines   \n  \n\n   trailing   ",
     "          x          12   345    6789  \n 1\n  2\n\n\n\n",
@@ -24,10 +24,10 @@ CORPUS = (
     "敏捷的棕色狐狸跳过懒狗。いろはにほへと ちりぬるを カタカナ ー 다람쥐 헌 쳇바퀴에 타고파",
     "مرحبا بالعالم ١٢٣ שָׁלוֹם עולם नमस्ते दुनिया १२३ สวัสดีชาวโลก កាន់តែពិសេស বাংলা தமிழ்",
     "👨‍👩‍👧‍👦 🏳️‍🌈 😶‍🌫️ 👍🏽 🇫🇷🇯🇵 ✅ 1️⃣ ™ ® ∑∫√ ≠ ½ ² Ⅷ ①②③ 𝔘𝔫𝔦𝔠𝔬𝔡𝔢 𓀀 𐐷",
-    "null\x00 bell\x07 escape\x1b[0m delete\x7f nbsp\u00a0 zwsp\u200b bom\ufeff ls\u2028 nel\u0085 \ufffd end",
+    "null\x00 bell\x07 esc\x1b[0m del\x7f nbsp\u00a0 zw\u200b\ufeff ls\u2028 nel\u0085 \ufffd",
     "Pneumonoultramicroscopicsilicovolcanoconiosis" * 3 + " " + "a" * 300 + " " + "=-" * 60,
     "!!!???...---___///\\\\\\ <<<>>> ((())) [[[]]] \"quoted\" 'single' `tick` ~ ^ | & % $ # @",
-    "e-mail: a.b+c@example.com, https://example.com/path?q=1&r=2#frag; C:\\Users\\x; $1,234.56 (50%)",
+    "e-mail: a.b+c@example.com, https://example.com/path?q=1&r=2#frag; C:\\Users\\x; $1,234.5 (9%)",
     "",
     " ",
     "\n",

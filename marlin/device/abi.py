@@ -20,6 +20,8 @@ READ, WRITE = 1, 2
 ROW_TILE = 16
 KV_SPLIT = 256
 QUERY_TILE = 16
+PROBE_BYTES = 1 << 20
+PROBE_DOTS = 1 << 16
 
 SCALE_F32 = 1
 WEIGHT_BIAS = 2
@@ -72,6 +74,7 @@ PARAMS = {
         ("u", "window"), ("u", "max_splits"), ("f", "scale"),
     ),
     "SampleParams": _params(("i", "rows_var"), ("u", "vocab_size")),
+    "ProbeParams": _params(("u", "num_units")),
     "RepackParams": _params(("u", "type"), ("u", "n"), ("u", "k"), ("u", "permute_heads")),
     "SampleRow": _params(
         ("f", "temperature"), ("f", "top_p"), ("f", "min_p"), ("u", "top_k"), ("u", "seed_low"),

@@ -80,7 +80,7 @@ def embed(recorder, token_ids, weight, y, rows_var=VAR_TOKENS):
         [(token_ids, READ), (weight.data, READ), _maybe(weight.scales, READ),
          _maybe(weight.biases, READ), (y, WRITE)],
         grid=((rows_var, 1), 1, 1),
-    )  # fmt: skip
+    )
 
 
 def linear(recorder, x, weight, y, rows_var=VAR_TOKENS, bias=None, many_rows=False, label=""):
@@ -95,7 +95,7 @@ def linear(recorder, x, weight, y, rows_var=VAR_TOKENS, bias=None, many_rows=Fal
          _maybe(weight.biases, READ), _maybe(bias, READ), (y, WRITE)],
         grid=(-(-weight.n // abi.ROW_TILE), (rows_var, 1), 1),
         label=label,
-    )  # fmt: skip
+    )
 
 
 def rms_norm(recorder, x, weight, y, dim, eps, delta=None, rows_per_var=1, rows_var=VAR_TOKENS):
@@ -108,7 +108,7 @@ def rms_norm(recorder, x, weight, y, dim, eps, delta=None, rows_per_var=1, rows_
         "rms_norm", params,
         [(x, READ if delta is None else BOTH), _maybe(delta, READ), (weight, READ), (y, WRITE)],
         grid=((rows_var, 1), rows_per_var, 1),
-    )  # fmt: skip
+    )
 
 
 def rope_table(recorder, positions, inv_freq, table, half_dim, scale):
@@ -117,7 +117,7 @@ def rope_table(recorder, positions, inv_freq, table, half_dim, scale):
     recorder.dispatch(
         "rope_table", params, [(positions, READ), (inv_freq, READ), (table, WRITE)],
         grid=((VAR_TOKENS, 1), 1, 1),
-    )  # fmt: skip
+    )
 
 
 def rope_kv_write(recorder, q, k, v, table, slots, k_cache, v_cache, layout, num_heads):
@@ -132,7 +132,7 @@ def rope_kv_write(recorder, q, k, v, table, slots, k_cache, v_cache, layout, num
         [(q, BOTH), (k, BOTH), (v, READ), (table, READ), (slots, READ), (k_cache, WRITE),
          (v_cache, WRITE)],
         grid=((VAR_TOKENS, 1), 1, 1),
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def _attention_params(inputs):
         block_size=layout.block_size, num_blocks=layout.num_blocks,
         table_stride=layout.table_stride, window=inputs.window or 0,
         max_splits=layout.max_splits, scale=layout.head_dim**-0.5,
-    )  # fmt: skip
+    )
 
 
 def attention(recorder, q, k_cache, v_cache, inputs, out):
@@ -164,7 +164,7 @@ def attention(recorder, q, k_cache, v_cache, inputs, out):
         [(q, READ), (k_cache, READ), (v_cache, READ), (inputs.tables, READ), (inputs.tiles, READ),
          (out, WRITE)],
         grid=((VAR_TILES, 1), inputs.layout.num_kv_heads, 1),
-    )  # fmt: skip
+    )
 
 
 def split_attention(recorder, q, k_cache, v_cache, inputs, partials, out):
@@ -175,12 +175,12 @@ def split_attention(recorder, q, k_cache, v_cache, inputs, partials, out):
         [(q, READ), (k_cache, READ), (v_cache, READ), (inputs.tables, READ), (inputs.tiles, READ),
          (partials, WRITE)],
         grid=((VAR_TILES, 1), inputs.layout.num_kv_heads, (VAR_SPLITS, 1)),
-    )  # fmt: skip
+    )
     recorder.dispatch(
         "attention_combine", params,
         [(partials, READ), None, None, None, (inputs.tiles, READ), (out, WRITE)],
         grid=((VAR_TILES, 1), 1, 1),
-    )  # fmt: skip
+    )
 
 
 def silu_mul(recorder, gate, up, y, dim):
@@ -188,7 +188,7 @@ def silu_mul(recorder, gate, up, y, dim):
     recorder.dispatch(
         "silu_mul", make_params("RowsParams", rows_var=VAR_TOKENS, dim=dim),
         [(gate, READ), (up, READ), (y, WRITE)], grid=((VAR_TOKENS, 1), 1, 1),
-    )  # fmt: skip
+    )
 
 
 def gather_rows(recorder, rows, x, y, dim):
@@ -196,7 +196,7 @@ def gather_rows(recorder, rows, x, y, dim):
     recorder.dispatch(
         "gather_rows", make_params("RowsParams", rows_var=VAR_LOGITS, dim=dim),
         [(rows, READ), (x, READ), (y, WRITE)], grid=((VAR_LOGITS, 1), 1, 1),
-    )  # fmt: skip
+    )
 
 
 def penalize(recorder, logits, entries, starts, rows, vocab_size):
@@ -205,7 +205,7 @@ def penalize(recorder, logits, entries, starts, rows, vocab_size):
         "penalize", make_params("SampleParams", rows_var=VAR_LOGITS, vocab_size=vocab_size),
         [(logits, BOTH), (entries, READ), (starts, READ), (rows, READ)],
         grid=((VAR_LOGITS, 1), 1, 1),
-    )  # fmt: skip
+    )
 
 
 def sample(recorder, logits, rows, token_ids, vocab_size):
@@ -213,7 +213,7 @@ def sample(recorder, logits, rows, token_ids, vocab_size):
     recorder.dispatch(
         "sample", make_params("SampleParams", rows_var=VAR_LOGITS, vocab_size=vocab_size),
         [(logits, READ), (rows, READ), (token_ids, WRITE)], grid=((VAR_LOGITS, 1), 1, 1),
-    )  # fmt: skip
+    )
 
 
 def repack(recorder, source, weight, ggml_type, permute_heads=0):
@@ -227,4 +227,12 @@ def repack(recorder, source, weight, ggml_type, permute_heads=0):
         [(source, READ), (weight.data, WRITE), (weight.scales, WRITE),
          _maybe(weight.biases, WRITE)],
         grid=(-(-weight.n // abi.ROW_TILE), 1, 1),
-    )  # fmt: skip
+    )
+
+
+def probe(recorder, kernel, num_units, source, out):
+    """Run a probe kernel, "probe_read" (source: num_units * abi.PROBE_BYTES) or "probe_dot"."""
+    recorder.dispatch(
+        kernel, make_params("ProbeParams", num_units=num_units),
+        [_maybe(source, READ), (out, WRITE)], grid=(num_units, 1, 1),
+    )

@@ -91,5 +91,5 @@ def _context_tokens(config, device, wanted):
         logger.warning(
             "context limited to %d of the model's %d tokens, a quarter of the memory; "
             "--max-context sets it", fits // 16 * 16, own,
-        )  # fmt: skip
+        )
     return max(16, min(own, fits) // 16 * 16)

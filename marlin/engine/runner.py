@@ -92,14 +92,14 @@ class Runner:
             k_caches=[View.of(buffer) for buffer in self._caches[0::2]],
             v_caches=[View.of(buffer) for buffer in self._caches[1::2]],
             logit_rows=views["logit_rows"],
-        )  # fmt: skip
+        )
         recorder = Recorder(self.device)
         self.model.record(recorder, inputs, self._acts, prefill)
         logits, vocab_size = self._acts.logits, config.vocab_size
         ops.penalize(
             recorder, logits, views["entries"], views["entry_starts"], views["sample_rows"],
             vocab_size,
-        )  # fmt: skip
+        )
         ops.sample(recorder, logits, views["sample_rows"], views["sampled"], vocab_size)
         return recorder.finish()
 

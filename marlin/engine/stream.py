@@ -12,6 +12,9 @@ from marlin.engine.request import TokenEvent
 from marlin.text.detokenizer import Detokenizer
 from marlin.text.stop import StopMatcher
 
+# Events taken into one delta. A reader that fell behind must not chase a fast engine for ever.
+_MAX_EVENTS = 64
+
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
@@ -84,7 +87,7 @@ class TextStream:
             self._request.abort()
 
     def _next_events(self):
-        """Wait for an event; returns it and all queued behind it, or [] once the deadline passed."""
+        """Wait for an event; returns it and those queued behind it, or [] once the deadline passed."""
         events = self._request.events
         while True:
             now = self._clock()
@@ -99,11 +102,12 @@ class TextStream:
             ready = []
             try:
                 ready.append(events.get(timeout=wait_s))
-                while True:
+                while len(ready) < _MAX_EVENTS:
                     ready.append(events.get_nowait())
             except queue.Empty:
-                if ready:
-                    return ready
+                pass
+            if ready:
+                return ready
 
     def _consume(self, events):
         """Returns (text, number of tokens, finish reason or None)."""

@@ -142,7 +142,7 @@ class GgufCheckpoint:
             form.kind, n, k, View(buffer, 0, code_bytes), form.group_size, flags,
             View(buffer, code_bytes, scale_bytes),
             View(buffer, code_bytes + scale_bytes, scale_bytes) if form.has_bias else None,
-        )  # fmt: skip
+        )
 
     def finish(self):
         """Repack what matrix() has promised so far."""
@@ -229,7 +229,7 @@ class FolderCheckpoint:
             raise ModelFileError(
                 scales.path, f"has shape {scales.shape}, expected [{tiles}, {k} / group, 16]",
                 tensor=scales.name,
-            )  # fmt: skip
+            )
         shape = (tiles, scales.shape[1], abi.ROW_TILE)
         self._info(scales.name, shape, (scales.dtype,))
         biases = None
@@ -242,7 +242,7 @@ class FolderCheckpoint:
         return Weight(
             kind, n, k, self._view(codes, 4), k // scales.shape[1], flags,
             self._view(scales, alignment), biases and self._view(biases, alignment),
-        )  # fmt: skip
+        )
 
     def _packed_kind(self, codes, tiles, k):
         eight_bits = codes.dtype == "U8"
@@ -251,7 +251,7 @@ class FolderCheckpoint:
             raise ModelFileError(
                 codes.path, f"is {codes.dtype} {codes.shape}, expected U32 {(tiles, k // 8, 16)} "
                 f"or U8 {(tiles, k // 4, 16, 4)}", tensor=codes.name,
-            )  # fmt: skip
+            )
         if eight_bits:
             return "int8"
         return "int4" if codes.name.replace(".codes", ".biases") in self.folder.tensors else "fp4"
@@ -274,12 +274,12 @@ def read_quantization(folder):
     if "quantization_config" in config:
         method = config["quantization_config"]
         raise ModelFileError(path, f"quantization_config {method!r:.80} cannot be read; expected a "
-                                   "plain checkpoint or one that `metal-marlin quantize` wrote")  # fmt: skip
+                                   "plain checkpoint or one that `metal-marlin quantize` wrote")
     quantization = config.get("quantization")
     if quantization is None:
         return None
     known = isinstance(quantization, dict) and quantization.get("version") == 1
     if not known or quantization.get("format") not in ("fp4", "int4", "int8"):
         raise ModelFileError(path, f"quantization {quantization!r:.80} is not version 1 of a native "
-                                   "format; write it again with `metal-marlin quantize`")  # fmt: skip
+                                   "format; write it again with `metal-marlin quantize`")
     return quantization

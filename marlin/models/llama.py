@@ -107,15 +107,22 @@ class LlamaModel:
             down=load("mlp.down_proj", dim, ffn_dim, config.mlp_bias),
         )
 
-    @property
-    def decode_bytes(self):
-        """Weight bytes that one decoded token reads: every matrix but an untied embedding."""
-        linears = [
-            linear
+    def _layer_weights(self):
+        return [
+            linear.weight
             for layer in self.layers
             for linear in (layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down)
         ]
-        return self.lm_head.num_bytes + sum(linear.weight.num_bytes for linear in linears)
+
+    @property
+    def num_layer_weights(self):
+        """Weights in the layers' matrices: each takes a multiplication a prompt token."""
+        return sum(weight.n * weight.k for weight in self._layer_weights())
+
+    @property
+    def decode_bytes(self):
+        """Weight bytes that one decoded token reads: every matrix but an untied embedding."""
+        return self.lm_head.num_bytes + sum(w.num_bytes for w in self._layer_weights())
 
     def allocate(self, device, max_tokens, max_logits, layout):
         """Activations for steps of up to max_tokens tokens and max_logits rows of logits."""
@@ -153,14 +160,14 @@ class LlamaModel:
         ops.rope_table(
             recorder, inputs.positions, self.inv_freq, acts.rope, config.head_dim // 2,
             self.rope_scale,
-        )  # fmt: skip
+        )
         for index, layer in enumerate(self.layers):
             self._record_attention(recorder, index, layer, inputs, acts, prefill)
             self._record_ffn(recorder, index, layer, acts, prefill)
         ops.rms_norm(
             recorder, acts.hidden, self.norm, acts.normed, config.hidden_dim, config.rms_norm_eps,
             delta=acts.delta,
-        )  # fmt: skip
+        )
         ops.gather_rows(recorder, inputs.logit_rows, acts.normed, acts.last, config.hidden_dim)
         ops.linear(
             recorder, acts.last, self.lm_head, acts.logits, ops.VAR_LOGITS, label="lm_head"
@@ -173,12 +180,12 @@ class LlamaModel:
             ops.linear(
                 recorder, x, part.weight, y, bias=part.bias, many_rows=prefill,
                 label=f"layer {index} {name}",
-            )  # fmt: skip
+            )
 
         ops.rms_norm(
             recorder, acts.hidden, layer.attn_norm, acts.normed, config.hidden_dim,
             config.rms_norm_eps, delta=acts.delta if index else None,
-        )  # fmt: skip
+        )
         linear(acts.normed, layer.q, acts.q, "q")
         linear(acts.normed, layer.k, acts.k, "k")
         linear(acts.normed, layer.v, acts.v, "v")
@@ -188,12 +195,12 @@ class LlamaModel:
                 ops.rms_norm(
                     recorder, x, weight, x, config.head_dim, config.rms_norm_eps,
                     rows_per_var=num_heads,
-                )  # fmt: skip
+                )
         k_cache, v_cache = inputs.k_caches[index], inputs.v_caches[index]
         ops.rope_kv_write(
             recorder, acts.q, acts.k, acts.v, acts.rope, inputs.slots, k_cache, v_cache,
             inputs.attention.layout, config.num_heads,
-        )  # fmt: skip
+        )
         if prefill:
             ops.attention(recorder, acts.q, k_cache, v_cache, inputs.attention, acts.attended)
         else:
@@ -211,18 +218,18 @@ class LlamaModel:
         ops.rms_norm(
             recorder, acts.hidden, layer.ffn_norm, acts.normed, config.hidden_dim,
             config.rms_norm_eps, delta=acts.delta,
-        )  # fmt: skip
+        )
         parts = (acts.normed, layer.gate, acts.gate), (acts.normed, layer.up, acts.up)
         for x, part, y in parts:
             ops.linear(
                 recorder, x, part.weight, y, bias=part.bias, many_rows=prefill,
                 label=f"layer {index} ffn",
-            )  # fmt: skip
+            )
         ops.silu_mul(recorder, acts.gate, acts.up, acts.gate, config.intermediate_dim)
         ops.linear(
             recorder, acts.gate, layer.down.weight, acts.delta, bias=layer.down.bias,
             many_rows=prefill, label=f"layer {index} down",
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,14 @@
 """Chat templates: the public face of the template interpreter.
 
-Renders the template language that model publishers write their chat templates in, as `transformers` renders
-it: jinja2's language with trim_blocks, lstrip_blocks, loop controls and the `generation` block, in a sandbox
-where values cannot change. The interpreter is the files `template_*.py`; it evaluates no Python, looks up no
-Python attribute by name, and stops at the limits of template_limits. It knows nothing of models or tokens.
+Renders the template language that model publishers write their chat templates in, as `transformers`
+renders it: jinja2's language with trim_blocks, lstrip_blocks, loop controls and the `generation`
+block, in a sandbox where values cannot change. The interpreter is the files `template_*.py`; it
+evaluates no Python, looks up no Python attribute by name, and stops at the limits of
+template_limits. It knows nothing of models or tokens.
 """
 
 from datetime import datetime
 
-from marlin.errors import TemplateError
 from marlin.text.template_globals import make_globals
 from marlin.text.template_limits import FAULTS, Budget, located
 from marlin.text.template_nodes import Scope
@@ -36,21 +36,21 @@ class ChatTemplate:
         """Render once.
 
         Args:
-            variables: dict of name to plain value (None, bool, int, float, str, list, tuple, dict, nested at
-                will). Not changed.
+            variables: dict of name to plain value (None, bool, int, float, str, list, tuple, dict,
+                nested at will). Not changed.
             now: the clock of strftime_now: a function without arguments giving a datetime.
 
         Returns:
             str.
 
         Raises:
-            TemplateError: the template failed (with the line), broke a limit (with its name) or called
-                raise_exception (with exactly its message), or a variable is not a plain value. Nothing else.
+            TemplateError: the template failed (with the line), broke a limit (with its name) or
+                called raise_exception (with exactly its message), or a variable is not a plain
+                value. Nothing else.
         """
-        check_variables(variables)
-        budget = Budget()
-        outer = Scope(make_globals(now), None, budget).child(variables)
         try:
+            check_variables(variables)
+            outer = Scope(make_globals(now), None, Budget()).child(variables)
             text, _ = self._body.text(outer.child({}))
         except FAULTS as fault:
             raise located(1, fault) from fault
@@ -82,8 +82,6 @@ def render_chat(
     Raises:
         TemplateError: see ChatTemplate.render.
     """
-    if not isinstance(messages, list) or not messages:
-        raise TemplateError("messages: a conversation needs at least one message", param="messages")
     variables = {
         "messages": messages,
         "tools": tools,

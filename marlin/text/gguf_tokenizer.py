@@ -18,7 +18,8 @@ from marlin.text.pretokenizer import FAMILIES
 from marlin.text.tokenizer import SPACE_PIECE, Tokenizer, set_template
 
 PREFIX = "tokenizer.ggml."
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+# Values of token_type; the others (unknown, unused, byte) need no treatment of their own.
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 
 # SentencePiece trains pieces of 16 characters unless told otherwise; finding every way to split one
 # takes time with the square of its length.

@@ -1,7 +1,8 @@
 """How `value.name`, `value[key]` and `value[start:stop:step]` read.
 
-No attribute of a Python object is ever looked up by a name from a template: `a.b` is an entry of a dict, a
-method from the fixed table, or a member that an object of the interpreter lists. Nothing here changes a value.
+No attribute of a Python object is ever looked up by a name from a template: `a.b` is an entry of a
+dict, a method from the fixed table, or a member that an object of the interpreter lists. Nothing
+here changes a value.
 """
 
 from marlin.text.template_limits import Fault
@@ -13,7 +14,7 @@ _LONG_KEY = 64
 
 
 def attribute(value, name):
-    """`value.name`, or an Undefined. A method hides a dict's entry of the same name, as in jinja2."""
+    """`value.name`, or an Undefined. As in jinja2, a method hides a dict's entry of its name."""
     kind = type(value)
     methods = METHODS.get(kind)
     if methods is not None and name in methods:
@@ -28,7 +29,7 @@ def attribute(value, name):
 
 
 def item(budget, value, key):
-    """`value[key]`: an entry or element; else, for a string key, a method or member; else an Undefined."""
+    """`value[key]`: an entry or element; else, for a string key, `value.key`; else Undefined."""
     if isinstance(value, dict):
         _weigh_key(budget, key)
         if not isinstance(key, (list, dict)) and key in value:
@@ -54,12 +55,13 @@ def cut(budget, value, bounds):
     if isinstance(part, str):
         budget.chars(len(part))
     elif not isinstance(part, range):
-        budget.items(len(part))
+        budget.references(len(part))
     return part
 
 
 def path_getter(budget, path, default=None):
-    """A function that reads `path` ("a.b.0", an integer, or None for the value itself) from a value.
+    """A function that reads `path` ("a.b.0", an integer, or None for the value itself) from a
+    value.
 
     Where a step gives an Undefined and `default` is not None, it reads as `default`.
     """

@@ -1,8 +1,8 @@
 """The expression half of the parser: tokens to the nodes of template_nodes.
 
-Owns precedence. From loosest to tightest: inline if, or, and, not, comparisons and `in`, + -, ~, * / // %, **,
-signs; then calls, subscripts, filters and `is` tests. All binary operators group to the left, ** included,
-as in jinja2.
+Owns precedence. From loosest to tightest: inline if, or, and, not, comparisons and `in`, + -, ~, *
+/ // %, **, signs; then calls, subscripts, filters and `is` tests. All binary operators group to the
+left, ** included, as in jinja2.
 """
 
 from marlin.text import template_nodes as nodes
@@ -76,7 +76,7 @@ class ExpressionParser:
     def deepen(self):
         self._depth += 1
         if self._depth > MAX_NESTING:
-            self.fail(f"nesting limit: more than {MAX_NESTING} brackets or blocks inside one another")
+            self.fail(f"nesting limit: brackets or blocks more than {MAX_NESTING} deep")
 
     def rise(self):
         self._depth -= 1
@@ -93,7 +93,7 @@ class ExpressionParser:
         return node
 
     def tuple_or_expression(self, inline_if=True, stop=None, allow_empty=False):
-        """One expression, or several with commas between: a tuple. `stop` is a word that ends it."""
+        """One expression, or several with commas between: a tuple. The word `stop` ends it."""
         items, is_tuple = [], False
         while not (self.token.kind in _CLOSING or self.at(")") or (stop and self.at(stop))):
             items.append(self.expression(inline_if))

@@ -1,6 +1,8 @@
-"""Filters over several items, and FILTERS: every filter's name to function(budget, value, *args, **kwargs).
+"""Filters over several items, and FILTERS: every filter's name to function(budget, value, *args,
+**kwargs).
 
-Filters that jinja2 makes lazy give a Stream here too: it is true even when empty, and has no length.
+Filters that jinja2 makes lazy give a Stream here too: it is true even when empty, and has no
+length.
 """
 
 from itertools import groupby
@@ -211,7 +213,8 @@ def _slice(budget, value, slices, fill_with=None):
         start = 0
         for index in range(slices):
             end = start + size + (index < num_longer)
-            budget.items(end - start + 1)
+            budget.spend(_ITEM_WORK)
+            budget.references(end - start)
             short = fill_with is not None and index >= num_longer
             yield items[start:end] + ([fill_with] if short else [])
             start = end

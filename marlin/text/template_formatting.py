@@ -1,6 +1,8 @@
-"""Text made by printf-style and brace-style formatting, and JSON: checked for size before Python makes it.
+"""Text made by printf-style and brace-style formatting, and JSON: checked for size before Python
+makes it.
 
-Formatting never reaches into a value: a brace field is a number or a plain name, without dots or brackets.
+Formatting never reaches into a value: a brace field is a number or a plain name, without dots or
+brackets.
 """
 
 import json
@@ -32,7 +34,7 @@ def printf(budget, template, values):
 
 
 def format_braces(budget, template, /, *args, **kwargs):
-    """`template.format(*args, **kwargs)` for fields {}, {0} and {name}, each with an optional short spec."""
+    """`template.format(*args, **kwargs)` for fields {}, {0} and {name}, with short specs."""
     budget.chars(len(template))
     pieces, next_index, num_chars = [], 0, 0
     for literal, field, spec, conversion in Formatter().parse(template):

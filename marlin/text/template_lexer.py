@@ -1,21 +1,22 @@
 """Template source to tokens, with the white-space rules of trim_blocks and lstrip_blocks.
 
-Owns delimiters, literals, comments, raw blocks and line numbers. It does not know what a tag or an expression
-means. The rules are those of https://jinja.palletsprojects.com/en/stable/templates/ (White Space Control).
+Owns delimiters, literals, comments, raw blocks and line numbers. It does not know what a tag or an
+expression means. The rules are those of https://jinja.palletsprojects.com/en/stable/templates/
+(White Space Control).
 """
 
 import re
 from typing import NamedTuple
 
-from marlin.text.template_limits import MAX_SOURCE_CHARS, located
+from marlin.text.template_limits import MAX_NUMBER_CHARS, MAX_SOURCE_CHARS, located
 
 
 class Token(NamedTuple):
     """One token.
 
     Attributes:
-        kind: "data", "begin_print", "end_print", "begin_tag", "end_tag", "name", "string", "number",
-            "operator" or "end".
+        kind: "data", "begin_print", "end_print", "begin_tag", "end_tag", "name", "string",
+            "number", "operator" or "end".
         value: text of data, names, operators and (unescaped) strings; int or float of a number.
         line: 1-based line of its first character.
     """
@@ -35,14 +36,16 @@ _DIGITS = r"[0-9](?:_?[0-9])*"
 _TOKEN = re.compile(
     rf"""(?P<space>\s+)
     |(?P<float>(?<!\.){_DIGITS}(?:(?:\.{_DIGITS})?[eE][+-]?{_DIGITS}|\.{_DIGITS}))
-    |(?P<integer>0[bB](?:_?[01])+|0[oO](?:_?[0-7])+|0[xX](?:_?[0-9a-fA-F])+|[1-9](?:_?[0-9])*|0(?:_?0)*)
+    |(?P<integer>0[bB](?:_?[01])+|0[oO](?:_?[0-7])+|0[xX](?:_?[0-9a-fA-F])+
+        |[1-9](?:_?[0-9])*|0(?:_?0)*)
     |(?P<name>\w+)
     |(?P<string>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")
     |(?P<operator>//|\*\*|==|!=|>=|<=|[-+/*%~\[\](){{}}><=.:|,;])""",
     re.X | re.S,
 )
 _ESCAPE = re.compile(
-    r"""\\(?:[0-7]{1,3}|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|N\{[^}]+\}|[\n\\'"abfnrtvxuUN])"""
+    r"""\\(?:[0-7]{1,3}|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}"""
+    r"""|N\{[^}]+\}|[\n\\'"abfnrtvxuUN])"""
 )
 _PAIRS = {")": "(", "]": "[", "}": "{"}
 
@@ -54,7 +57,8 @@ def tokenize(source):
         list of Token, the last of kind "end".
 
     Raises:
-        TemplateError: source too long, an unclosed tag, comment, raw block or string, or a stray character.
+        TemplateError: source too long; an unclosed tag, comment, raw block or string; or a stray
+            character.
     """
     if len(source) > MAX_SOURCE_CHARS:
         raise located(1, f"source limit: the template has more than {MAX_SOURCE_CHARS} characters")
@@ -168,6 +172,8 @@ class _Lexer:
         try:
             if kind == "string":
                 return _unescape(text[1:-1]), "string"
+            if len(text) > MAX_NUMBER_CHARS:
+                raise located(self.line, f"number of more than {MAX_NUMBER_CHARS} characters")
             digits = text.replace("_", "")
             return (float(digits) if kind == "float" else int(digits, 0)), "number"
         except ValueError as error:

@@ -1,8 +1,8 @@
 """Every limit of the chat-template interpreter, and the budget one render draws on.
 
-A template comes with a model file or with a request, so it is untrusted: it may loop, multiply and nest as it
-likes, and must still end soon, in bounded memory, with text or with one clear error. This file knows sizes
-and counts; it knows nothing of the template language.
+A template comes with a model file or with a request, so it is untrusted: it may loop, multiply and
+nest as it likes, and must still end soon, in bounded memory, with text or with one clear error.
+This file knows sizes and counts; it knows nothing of the template language.
 """
 
 from marlin.errors import TemplateError
@@ -10,29 +10,33 @@ from marlin.errors import TemplateError
 # The longest template in common use is about 17,000 characters.
 MAX_SOURCE_CHARS = 256 * 1024
 
-# Brackets, operators and blocks inside one another. Parsing takes about 9 interpreter frames a level, and
-# Python allows 1000 frames in all; published templates stay under 15.
+# Brackets, operators and blocks inside one another. Parsing takes about 9 interpreter frames a
+# level, and Python allows 1000 frames in all; published templates stay under 15.
 MAX_NESTING = 64
 
-# Macro calls and recursive loops inside one another; about 10 frames each. Rendering a JSON schema takes one
-# level for each level of the schema.
+# Macro calls and recursive loops inside one another; about 10 frames each. Rendering a JSON schema
+# takes one level for each level of the schema.
 MAX_CALL_DEPTH = 50
 
-# Work units in one render; a unit is one token of the template executed, about 0.2 microseconds, so a hostile
-# template ends within a few seconds. A chat of 1000 messages takes under 10 % of it.
+# Work units in one render; a unit is one token of the template executed, about 0.2 microseconds, so
+# a hostile template ends within a few seconds. A chat of 1000 messages takes under 10 % of it.
 MAX_WORK = 5_000_000
 
 # An iteration or macro call costs this many units more than its tokens: the scope it makes.
 BODY_WORK = 4
 
-# Characters copied or scanned for one unit: memory made in one render is at most 16 x MAX_WORK characters.
+# Characters copied or scanned for one unit: memory made in one render is at most 16 x MAX_WORK
+# characters.
 CHARS_PER_WORK = 16
+
+# References copied from list to list for one unit: 160 MB of them in one render at most.
+REFERENCES_PER_WORK = 4
 
 # Steps of a doubly nested scan (strip by a long set, search from the right) for one unit.
 STEPS_PER_WORK = 128
 
-# Characters in one string, and in the output with what macros wrote on the way: 8 million is a prompt of about
-# two million tokens.
+# Characters in one string, and in the output with what macros wrote on the way: 8 million is a
+# prompt of about two million tokens.
 MAX_TEXT_CHARS = 8_000_000
 MAX_OUTPUT_CHARS = 8_000_000
 
@@ -45,8 +49,8 @@ MAX_RANGE = 100_000
 # Bits of an integer; Python itself refuses to print integers of more than about 14,000.
 MAX_INT_BITS = 8192
 
-# Characters that the int filter reads: it takes bases up to 36, so 5.2 bits a character.
-MAX_INT_CHARS = 1024
+# Characters of a number in the source or read by the int filter: at most 5.2 bits each, in base 36.
+MAX_NUMBER_CHARS = 1024
 
 # Lists and dicts inside one another, in variables and in values that a template builds.
 MAX_VALUE_DEPTH = 100
@@ -56,10 +60,11 @@ MAX_PADDING = 9999
 
 
 class Fault(Exception):
-    """A template's own mistake, or a limit it broke. Internal: rendering turns it into TemplateError."""
+    """A template's own mistake, or a limit it broke. Rendering turns it into a TemplateError."""
 
 
-# What evaluating an expression may raise. MemoryError and RecursionError stand behind the limits above.
+# What evaluating an expression may raise. MemoryError and RecursionError stand behind the limits
+# above.
 FAULTS = (Fault, ArithmeticError, LookupError, TypeError, ValueError, RecursionError, MemoryError)
 
 
@@ -116,6 +121,12 @@ class Budget:
             raise Fault(f"item limit: a list of more than {MAX_ITEMS} items")
         self.spend(num_items)
 
+    def references(self, num_items):
+        """Ask for a list or tuple of `num_items` values that exist already."""
+        if num_items > MAX_ITEMS:
+            raise Fault(f"item limit: a list of more than {MAX_ITEMS} items")
+        self.spend(num_items // REFERENCES_PER_WORK)
+
     def enter_call(self):
         self.call_depth += 1
         if self.call_depth > MAX_CALL_DEPTH:
@@ -125,10 +136,11 @@ class Budget:
         self.call_depth -= 1
 
     def weigh(self, value):
-        """Walk a value before Python does so in one uninterruptible call (str, ==, sort, hash, JSON).
+        """Walk a value before Python does so in one uninterruptible call (str, ==, sort, hash,
+        JSON).
 
-        Lists can share their parts, so that 60 small lists make a tree of 2**60 leaves; the walk pays for
-        each visit and so stops early.
+        Lists can share their parts, so that 60 small lists make a tree of 2**60 leaves; the walk
+        pays for each visit and so stops early.
 
         Returns:
             (num_values, depth, num_chars) of the value as a tree.
@@ -138,7 +150,7 @@ class Budget:
         while level:
             depth += 1
             if depth > MAX_VALUE_DEPTH:
-                raise Fault(f"value depth limit: more than {MAX_VALUE_DEPTH} lists inside one another")
+                raise Fault(f"value depth limit: lists more than {MAX_VALUE_DEPTH} deep")
             num_values += len(level)
             self.spend(len(level))
             below = []

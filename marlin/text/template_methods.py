@@ -1,7 +1,8 @@
-"""The methods that a template can call on strings, lists, tuples and dicts. What is not listed does not exist.
+"""The methods that a template can call on strings, lists, tuples and dicts. What is not listed does
+not exist.
 
-Methods that change their value are listed as None: they hide a dict's entry of that name, as in jinja2, and
-calling one fails.
+Methods that change their value are listed as None: they hide a dict's entry of that name, as in
+jinja2, and calling one fails.
 """
 
 from marlin.text.template_formatting import check_padding, format_braces

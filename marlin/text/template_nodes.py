@@ -1,8 +1,8 @@
 """The expressions of a parsed template. Each node evaluates itself: evaluate(scope) -> value.
 
-A node holds only what the parser gave it, so one parsed template serves any number of threads; all that
-changes in a render is in its Scope and Budget. Evaluating raises FAULTS; statements turn them into
-TemplateError with a line.
+A node holds only what the parser gave it, so one parsed template serves any number of threads; all
+that changes in a render is in its Scope and Budget. Evaluating raises FAULTS; statements turn them
+into TemplateError with a line.
 """
 
 from marlin.text.template_access import attribute, cut, item

@@ -1,6 +1,7 @@
 """The operators of the template language on plain values, each bounded before it is carried out.
 
-Only pairs of kinds that the language defines are accepted, so no operator method of a foreign type runs.
+Only pairs of kinds that the language defines are accepted, so no operator method of a foreign type
+runs.
 """
 
 import operator
@@ -37,7 +38,7 @@ def _add(budget, left, right):
     if _are_numbers(left, right):
         return _bounded(left + right)
     if kind is type(right) and kind in (list, tuple):
-        budget.items(len(left) + len(right))
+        budget.references(len(left) + len(right))
         return left + right
     return _refuse("+", left, right)
 
@@ -55,7 +56,7 @@ def _multiply(budget, left, right):
         left, right = right, left
     if isinstance(right, int) and type(left) in (str, list, tuple):
         num_items = len(left) * max(0, right)
-        budget.chars(num_items) if type(left) is str else budget.items(num_items)
+        budget.chars(num_items) if type(left) is str else budget.references(num_items)
         return left * right
     return _refuse("*", left, right)
 

@@ -1,7 +1,7 @@
 """The statement half of the parser: a token list to a Body.
 
-Owns tags and how blocks nest. Tags that load other templates (include, import, extends) are refused: a chat
-template stands alone.
+Owns tags and how blocks nest. Tags that load other templates (include, import, extends) are
+refused: a chat template stands alone.
 """
 
 from marlin.text import template_nodes as nodes
@@ -51,7 +51,7 @@ class _TemplateParser(ExpressionParser):
         return body
 
     def _body(self, *end_words):
-        """Statements up to a tag that opens with one of `end_words`, which becomes the current token."""
+        """Statements up to a tag that opens with an end word, which becomes the current token."""
         self.deepen()
         line, outer_tokens, self.num_tokens = self.token.line, self.num_tokens, 0
         parsed = []
@@ -76,7 +76,7 @@ class _TemplateParser(ExpressionParser):
     def _statement(self):
         word = self.expect_kind("name")
         if word.value in _REFUSED_TAGS:
-            self.fail(f"tag {word.value!r} is refused: a chat template cannot load another", word.line)
+            self.fail(f"{word.value!r} is refused: a chat template stands alone", word.line)
         parse_tag = self._tags.get(word.value)
         if parse_tag is None:
             self.fail(f"unknown tag {word.value!r}", word.line)

@@ -1,7 +1,8 @@
-"""The statements of a parsed template. Each executes itself: execute(scope, out), `out` a list of strings.
+"""The statements of a parsed template. Each executes itself: execute(scope, out), `out` a list of
+strings.
 
-Owns scoping, loops and macros, and gives every error its line. Like expressions, statements never change.
-`execute` returns None, or BREAK or CONTINUE on its way to the loop it concerns.
+Owns scoping, loops and macros, and gives every error its line. Like expressions, statements never
+change. `execute` returns None, or BREAK or CONTINUE on its way to the loop it concerns.
 """
 
 from marlin.text.template_limits import BODY_WORK, FAULTS, Fault, located
@@ -140,7 +141,7 @@ class Set(Statement):
 
 
 class Captured(Statement):
-    """A body whose text goes through filters, and then to `target`, or to the output when that is None."""
+    """A body whose text goes through filters, then to `target`, or to the output for None."""
 
     __slots__ = ("_body", "_filters", "_target")
 
@@ -319,7 +320,8 @@ class Macro(Invocable):
             scope.names[name] = value
         rest = tuple(args[len(signature.parameters) :])
         if "caller" in signature.extras and "caller" not in scope.names:
-            scope.names["caller"] = kwargs.pop("caller", Undefined("no caller: not in a call block"))
+            caller = kwargs.pop("caller", Undefined("no caller: not in a call block"))
+            scope.names["caller"] = caller
         for name, extra in (("varargs", rest), ("kwargs", kwargs)):
             if name in signature.extras:
                 scope.names[name] = extra

@@ -1,13 +1,7 @@
-"""What may follow `is` in a template: TESTS maps a name to function(budget, value, *args) -> bool."""
+"""What may follow `is`: TESTS maps a name to function(budget, value, *args) -> bool."""
 
 from marlin.text.template_operators import ARITHMETIC, compare, contains
-from marlin.text.template_values import (
-    Invocable,
-    Undefined,
-    is_iterable,
-    is_sequence,
-    to_text,
-)
+from marlin.text.template_values import Invocable, Undefined, is_iterable, is_sequence, to_text
 
 
 def _is_kind(*kinds):
@@ -37,7 +31,7 @@ def _has_case(is_case):
 
 TESTS = {
     "boolean": _is_kind(bool),
-    "callable": _is_kind(Invocable),
+    "callable": _is_kind(Invocable, Undefined),
     "defined": lambda _budget, value: type(value) is not Undefined,
     "divisibleby": _is_divisible,
     "even": lambda budget, value: _is_divisible(budget, value, 2),

@@ -1,4 +1,5 @@
-"""Filters that make text or a number of one value: TEXT_FILTERS maps a name to function(budget, value, ...).
+"""Filters that make text or a number of one value: TEXT_FILTERS maps a name to function(budget,
+value, ...).
 
 As in jinja2, most of them take any value and read it as the text it prints.
 """
@@ -7,7 +8,7 @@ import math
 import re
 
 from marlin.text.template_formatting import check_padding, printf, to_json
-from marlin.text.template_limits import MAX_INT_CHARS, Fault
+from marlin.text.template_limits import MAX_NUMBER_CHARS, Fault
 from marlin.text.template_methods import METHODS
 from marlin.text.template_methods import replace as replace_text
 from marlin.text.template_operators import ARITHMETIC
@@ -15,7 +16,7 @@ from marlin.text.template_values import Undefined, kind_name, to_text
 
 _WORD_START = re.compile(r"([-\s({\[<]+)")
 _WORD = re.compile(r"\w+")
-_ESCAPES = {ord("&"): "&amp;", ord("<"): "&lt;", ord(">"): "&gt;", ord("'"): "&#39;", ord('"'): "&#34;"}
+_ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "'": "&#39;", '"': "&#34;"})
 # A float has about 308 decimal digits on either side of its point.
 _MAX_PRECISION = 308
 
@@ -47,7 +48,7 @@ def _escape(budget, value):
 
 
 def _indent(budget, value, width=4, first=False, blank=False):
-    """Indent each line but the first, and but blank ones, by `width` spaces or by the text `width`."""
+    """Indent lines but the first and blank ones, by `width` spaces or by the text `width`."""
     if type(value) is not str:
         raise Fault(f"indent needs a string, not {kind_name(value)}")
     margin = width if isinstance(width, str) else " " * check_padding(width)
@@ -60,7 +61,7 @@ def _indent(budget, value, width=4, first=False, blank=False):
 
 
 def _truncate(budget, value, length=255, killwords=False, end="...", leeway=5):
-    text = value if isinstance(value, str) else to_text(budget, value)
+    text = to_text(budget, value)
     budget.chars(len(text))
     if length < len(end) or leeway < 0:
         raise Fault("truncate needs a length of at least its end, and a leeway of at least 0")
@@ -88,8 +89,8 @@ def _count_words(budget, value):
 
 def _to_int(_budget, value, default=0, base=10):
     _need_value(value)
-    if isinstance(value, str) and len(value) > MAX_INT_CHARS:
-        raise Fault(f"integer limit: more than {MAX_INT_CHARS} characters to read as an integer")
+    if isinstance(value, str) and len(value) > MAX_NUMBER_CHARS:
+        raise Fault(f"integer limit: more than {MAX_NUMBER_CHARS} characters to read as an integer")
     try:
         return int(value, base) if isinstance(value, str) else int(value)
     except (TypeError, ValueError):

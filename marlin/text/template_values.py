@@ -1,8 +1,8 @@
 """What a template may hold: plain JSON values and the interpreter's own objects.
 
-Plain values are None, bool, int, float, str, list, tuple, dict (exactly these types), ranges and dict views.
-An object of the interpreter lists the members that a template can read. This file knows no expression,
-filter or method.
+Plain values are None, bool, int, float, str, list, tuple, dict (exactly these types), ranges and
+dict views. An object of the interpreter lists the members that a template can read. This file knows
+no expression, filter or method.
 """
 
 from collections.abc import Sized
@@ -14,7 +14,7 @@ MISSING = object()
 
 
 class Undefined:
-    """A name, key or item that is not there. Prints as nothing, is false and empty; any other use fails."""
+    """What is not there. It prints as nothing, is false and empty; any other use fails."""
 
     __slots__ = ("reason",)
 
@@ -52,7 +52,7 @@ class Undefined:
 
 
 class Stream:
-    """What a lazy filter gives: it can be walked once, has no length, and is true even when empty."""
+    """What a lazy filter gives: walked once, without a length, and true even when empty."""
 
     __slots__ = ("_items",)
 
@@ -94,7 +94,7 @@ class Invocable(Owned):
 
 
 class Function(Invocable):
-    """A global function, or a method bound to its value: implementation(budget, *bound, *args, **kwargs)."""
+    """A global function or a bound method: implementation(budget, *bound, *args, **kwargs)."""
 
     __slots__ = ("_bound", "_implementation")
 
@@ -128,11 +128,22 @@ class Namespace(Owned):
 class Loop(Invocable):
     """The `loop` variable of a for block; it also drives the walk.
 
-    Items are taken one at a time, so that a filter sees what the body did, and one ahead only when asked.
+    Items are taken one at a time, so that a filter sees what the body did, and one ahead only when
+    asked.
     """
 
-    __slots__ = ("_after", "_before", "_changed", "_current", "_items", "_length", "_recurse", "_source")
-    __slots__ += ("depth0", "index0")
+    __slots__ = (
+        "_after",
+        "_before",
+        "_changed",
+        "_current",
+        "_items",
+        "_length",
+        "_recurse",
+        "_source",
+        "depth0",
+        "index0",
+    )
 
     def __init__(self, source, depth0=0, recurse=None):
         self._source = source
@@ -153,7 +164,7 @@ class Loop(Invocable):
         return item
 
     def member(self, name):
-        getter = _LOOP_MEMBERS.get(name)
+        getter = self.MEMBERS.get(name)
         return MISSING if getter is None else getter(self)
 
     def invoke(self, budget, args, kwargs):
@@ -213,7 +224,6 @@ class Loop(Invocable):
     }
 
 
-_LOOP_MEMBERS = Loop.MEMBERS
 _KEYS, _VALUES, _ITEMS = type({}.keys()), type({}.values()), type({}.items())
 _SEQUENCES = (str, list, tuple, range)
 _ITERABLES = (*_SEQUENCES, dict, _KEYS, _VALUES, _ITEMS, Stream, Undefined)
@@ -273,7 +283,9 @@ def check_variables(variables):
         while level:
             depth += 1
             if depth > MAX_VALUE_DEPTH:
-                raise TemplateError(f"template variable {name!r} is nested deeper than {MAX_VALUE_DEPTH}")
+                raise TemplateError(
+                    f"template variable {name!r} is nested more than {MAX_VALUE_DEPTH} deep"
+                )
             level = _children(name, level)
 
 
@@ -287,5 +299,7 @@ def _children(name, level):
         elif kind is list or kind is tuple:
             below.extend(value)
         elif kind is not str and kind not in _KIND_NAMES:
-            raise TemplateError(f"template variable {name!r} holds a {kind.__name__}, not a JSON value")
+            raise TemplateError(
+                f"template variable {name!r} holds a {kind.__name__}, not a JSON value"
+            )
     return below

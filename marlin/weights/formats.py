@@ -79,11 +79,11 @@ def pack(format, codes, scales, biases=None):
 def unpack(packed):
     """Undo pack(): (codes uint8 [N, K], scales [N, K/G], biases [N, K/G] or None)."""
     num_rows, num_columns = packed.shape
-    tiles = np.ascontiguousarray(packed.codes).view(np.uint8).reshape(-1, num_columns // 4, 16, 4)
+    words = np.ascontiguousarray(packed.codes).view(np.uint8)
+    words = words.reshape(len(packed.codes), -1, ROW_TILE, 4)
     if packed.format != "int8":
-        words = tiles.reshape(-1, num_columns // 8, 16, 4)
-        tiles = np.concatenate([words & 15, words >> 4], axis=3)
-    codes = tiles.transpose(0, 2, 1, 3).reshape(-1, num_columns)[:num_rows]
+        words = np.concatenate([words & 15, words >> 4], axis=3)
+    codes = words.transpose(0, 2, 1, 3).reshape(-1, num_columns)[:num_rows]
     biases = None if packed.biases is None else _untile_groups(packed.biases, num_rows)
     return codes, _untile_groups(packed.scales, num_rows), biases
 

@@ -101,9 +101,9 @@ def _tensor_info(path, name, entry, data_start):
     if not isinstance(dtype, str) or dtype not in DTYPES:
         fail(f"dtype {dtype!r} is not supported; {', '.join(sorted(DTYPES))} are")
     if not _is_list_of_sizes(shape) or len(shape) > MAX_DIMS:
-        fail(f"shape {shape!r} is not a list of up to {MAX_DIMS} sizes"[:200])
+        fail(f"shape {shape!r:.80} is not a list of up to {MAX_DIMS} sizes")
     if not _is_list_of_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        fail(f"data_offsets {offsets!r} are not [begin, end]"[:200])
+        fail(f"data_offsets {offsets!r:.80} are not [begin, end]")
     begin, end = offsets
     expected = num_tensor_bytes(dtype, shape)
     if end - begin != expected:

@@ -5,6 +5,8 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models
 from vocabularies import (
     CORPUS,
     SPECIAL_TEXT,
@@ -150,11 +152,8 @@ def test_ids_past_the_vocabulary_add_nothing(tokenizer):
     assert "".join(pieces) == tokenizer.decode(ids)
 
 
-def test_an_unknown_decoder_emits_a_replacement_that_never_completes(metaspace):
+def test_an_unknown_decoder_emits_a_replacement_that_never_completes():
     """Text that is U+FFFD itself must not be waited on for ever."""
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models
-
     backend = Backend(models.WordLevel({"\ufffd": 0, "a": 1}, unk_token="a"))
     backend.decoder = decoders.Fuse()
     tokenizer = Tokenizer(backend)

@@ -1,0 +1,211 @@
+"""`metal-marlin bench`: prefill and decode speed of a model, beside what the machine can do at best.
+
+Measures; knows nothing of serving. Figures are medians; threads take turns within each round, so that a machine
+whose speed drifts favours none.
+"""
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+
+import numpy as np
+
+from marlin.device import abi, ops
+from marlin.device.device import Device
+from marlin.device.ops import KvLayout
+from marlin.device.program import Recorder, View
+from marlin.engine.load import PREFILL_STEP_TOKENS
+from marlin.engine.request import Request, SamplingParams
+from marlin.engine.runner import Chunk, Runner
+from marlin.errors import ConfigError
+from marlin.models.checkpoint import open_checkpoint
+from marlin.models.llama import LlamaModel
+
+# Well past any last-level cache that a core may use, and read once.
+PROBE_READ_UNITS = 512
+PROBE_DOT_UNITS = 256
+VECTOR_LANES = {"avx512": 16, "avx2": 8, "i8mm": 4, "neon": 4, "scalar": 1}
+
+
+def add_arguments(parser):
+    """Declare the command's arguments on an argparse parser."""
+    parser.add_argument("model", metavar="MODEL", help=".gguf file or model folder")
+    parser.add_argument(
+        "--threads", default="", metavar="N[,N]", help="CPU workers; default: all usable cores"
+    )
+    parser.add_argument(
+        "--prompt-tokens", default="128,512", metavar="N[,N]", help="default: %(default)s"
+    )
+    parser.add_argument("--output-tokens", type=int, default=128, help="default: %(default)s")
+    parser.add_argument("--repeat", type=int, default=5, help="runs; default: %(default)s")
+    parser.add_argument("--isa", help="CPU instruction set; default: the best here")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures; - is stdout")
+
+
+def run(arguments):
+    """Measure and print a table, and JSON where asked. Returns the exit code."""
+    threads = _numbers("--threads", arguments.threads) or [None]
+    prompts = _numbers("--prompt-tokens", arguments.prompt_tokens)
+    if arguments.output_tokens < 2 or arguments.repeat < 1 or not prompts:
+        raise ConfigError("bench needs a prompt length, 2 output tokens and 1 run at least")
+    context = -(-(max(prompts) + arguments.output_tokens) // 16) * 16
+    subjects = [Subject(arguments.model, count, arguments.isa, context) for count in threads]
+    for _ in range(arguments.repeat):
+        for subject in subjects:
+            subject.measure(prompts, arguments.output_tokens)
+    report = {
+        "model": os.path.basename(arguments.model),
+        "machine": machine(),
+        "output_tokens": arguments.output_tokens,
+        "repeat": arguments.repeat,
+        "results": [subject.summary() for subject in subjects],
+    }
+    for subject in subjects:
+        subject.close()
+    print_table(report, sys.stderr if arguments.json == "-" else sys.stdout)
+    if arguments.json == "-":
+        json.dump(report, sys.stdout, indent=1)
+    elif arguments.json:
+        with open(arguments.json, "w", encoding="utf-8") as file:
+            json.dump(report, file, indent=1)
+    return 0
+
+
+def _numbers(option, text):
+    try:
+        numbers = [int(part) for part in text.split(",") if part]
+    except ValueError:
+        numbers = [0]
+    if any(number < 1 for number in numbers):
+        raise ConfigError(f"{option} is {text!r}, expected whole numbers from 1, such as 128,512")
+    return numbers
+
+
+def machine():
+    """What the figures were measured on."""
+    model = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+        model = names[0] if names else model
+    return {"cpu": model, "cores": os.cpu_count(), "system": platform.system()}
+
+
+class Subject:
+    """One model on one device, and what was measured of them."""
+
+    def __init__(self, path, num_threads, isa, context_tokens):
+        self.device = Device(num_threads, isa)
+        self.checkpoint = open_checkpoint(path, self.device)
+        self.model = LlamaModel(self.checkpoint)
+        config = self.model.config
+        layout = KvLayout(1, context_tokens, 1, config.num_kv_heads, config.head_dim)
+        self.runner = Runner(self.device, self.model, layout, PREFILL_STEP_TOKENS, 1)
+        self.read_rates, self.dot_rates, self.decode_rates, self.prefill_rates = [], [], {}, {}
+        self._read = self._record_probe("probe_read", PROBE_READ_UNITS)
+        self._dot = self._record_probe("probe_dot", PROBE_DOT_UNITS)
+
+    def _record_probe(self, kernel, num_units):
+        source = None
+        if kernel == "probe_read":
+            buffer = self.device.create(num_units * abi.PROBE_BYTES)
+            buffer.array(np.uint8)[:] = 1
+            source = View.of(buffer)
+        recorder = Recorder(self.device)
+        ops.probe(recorder, kernel, num_units, source, View.of(self.device.create(num_units * 4)))
+        return recorder.finish()
+
+    def measure(self, prompts, num_outputs):
+        """One run of everything."""
+        info = self.device.info()
+        self.read_rates.append(PROBE_READ_UNITS * abi.PROBE_BYTES / _seconds(self._read.run))
+        dot_operations = PROBE_DOT_UNITS * abi.PROBE_DOTS * 8 * VECTOR_LANES[info["isa"]]
+        self.dot_rates.append(dot_operations / _seconds(self._dot.run))
+        for num_prompt in prompts:
+            prefill, decode = self._generate(num_prompt, num_outputs)
+            self.prefill_rates.setdefault(num_prompt, []).append(prefill)
+            self.decode_rates.setdefault(num_prompt, []).append(decode)
+
+    def _generate(self, num_prompt, num_outputs):
+        """(prompt tokens/s, output tokens/s) of one greedy generation."""
+        vocab_size = self.model.config.vocab_size
+        prompt = [(7919 * i + 13) % vocab_size for i in range(num_prompt)]
+        request = Request("bench", prompt, SamplingParams(temperature=0.0), seed=0)
+        table = np.zeros(1, np.int32)
+        start = time.perf_counter()
+        for begin in range(0, num_prompt, PREFILL_STEP_TOKENS):
+            part = prompt[begin : begin + PREFILL_STEP_TOKENS]
+            last = begin + len(part) == num_prompt
+            sampled = self.runner.step([Chunk(part, begin, table, request if last else None)])
+        middle = time.perf_counter()
+        for position in range(num_prompt, num_prompt + num_outputs):
+            sampled = self.runner.step([Chunk(sampled, position, table, request)])
+        end = time.perf_counter()
+        return num_prompt / (middle - start), num_outputs / (end - middle)
+
+    def summary(self):
+        """Medians, and the shares of the machine's best that they reach."""
+        read, dot = statistics.median(self.read_rates), statistics.median(self.dot_rates)
+        token_bytes = self.model.decode_bytes
+        token_operations = 2 * self.model.num_layer_weights
+        info = self.device.info()
+        rows = []
+        for num_prompt, rates in self.prefill_rates.items():
+            prefill = statistics.median(rates)
+            decode = statistics.median(self.decode_rates[num_prompt])
+            rows.append({
+                "prompt_tokens": num_prompt,
+                "prefill_tokens_per_s": round(prefill, 1),
+                "prefill_share_of_int8_peak": round(prefill * token_operations / dot, 3),
+                "decode_tokens_per_s": round(decode, 1),
+                "decode_share_of_bandwidth": round(decode * token_bytes / read, 3),
+            })
+        return {
+            "isa": info["isa"],
+            "threads": info["num_threads"],
+            "read_bytes_per_s": round(read),
+            "int8_operations_per_s": round(dot),
+            "bytes_per_token": token_bytes,
+            "layer_operations_per_token": token_operations,
+            "rows": rows,
+        }
+
+    def close(self):
+        """Free the device."""
+        for program in (self._read, self._dot):
+            program.close()
+        self.runner.close()
+        self.device.close()
+
+
+def _seconds(call):
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def print_table(report, file):
+    """The report as text."""
+    cpu = report["machine"]
+    print(f"{report['model']} on {cpu['cores']} cores of {cpu['cpu']}", file=file)
+    for result in report["results"]:
+        print(
+            f"\n{result['threads']} threads, {result['isa']}: reads "
+            f"{result['read_bytes_per_s'] / 1e9:.1f} GB/s, int8 "
+            f"{result['int8_operations_per_s'] / 1e9:.0f} Gop/s; a decoded token reads "
+            f"{result['bytes_per_token'] / 1e6:.1f} MB of weights, a prompt token takes "
+            f"{result['layer_operations_per_token'] / 1e6:.0f} Mop",
+            file=file,
+        )
+        print(f"{'prompt':>8}{'prefill tok/s':>16}{'of peak':>9}"
+              f"{'decode tok/s':>15}{'of bandwidth':>14}", file=file)
+        for row in result["rows"]:
+            print(
+                f"{row['prompt_tokens']:>8}{row['prefill_tokens_per_s']:>16.1f}"
+                f"{row['prefill_share_of_int8_peak']:>9.0%}{row['decode_tokens_per_s']:>15.1f}"
+                f"{row['decode_share_of_bandwidth']:>14.0%}",
+                file=file,
+            )

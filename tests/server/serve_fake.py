@@ -1,0 +1,58 @@
+"""Run as a program: `serve` with a scripted engine, under an audit hook that records connections.
+
+Arguments after the script's own are serve's. Each attempt to reach out is a line on standard error that
+starts with OUTGOING.
+"""
+
+import sys
+
+_OUTGOING = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto")
+
+
+def _audit(event, arguments):
+    if event in _OUTGOING:
+        print("OUTGOING", event, arguments, file=sys.stderr, flush=True)
+
+
+sys.addaudithook(_audit)
+
+import argparse  # noqa: E402  (the hook comes before every import that could connect)
+import logging  # noqa: E402
+import os  # noqa: E402
+
+from fakes import ByteTokenizer, FakeEngine, say, say_then_hang  # noqa: E402
+
+from marlin import config  # noqa: E402
+from marlin.server.limits import Limits  # noqa: E402
+from marlin.server.serve import serve  # noqa: E402
+from marlin.server.service import Service, chat_renderer  # noqa: E402
+
+
+def _slow(request):
+    yield b"begun "
+    request._aborted.wait(0.5)
+    yield b"and ended"
+
+
+_SCRIPTS = {"hello": say(b"Hello there!"), "slow": _slow, "hang": say_then_hang(b"begun ")}
+
+
+def _load(settings):
+    tokenizer = ByteTokenizer()
+    engine = FakeEngine(_SCRIPTS[settings.model_path])
+    return Service(settings.model_path, 0, tokenizer, engine, chat_renderer(tokenizer))
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    config.add_arguments(parser)
+    settings = config.serve_config(vars(parser.parse_args()), os.environ)
+    logging.basicConfig(level=settings.log_level, stream=sys.stderr)
+    code = serve(settings, _load, Limits(drain_s=5.0))
+    clients = sorted({"ssl", "http.client", "urllib.request", "asyncio"} & set(sys.modules))
+    print("CLIENT MODULES", clients, file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""The API key: every route but /health asks for it."""
+
+import pytest
+from clients import chat_body, request_bytes
+
+KEY = "s3cret-\u00fc"
+
+
+@pytest.fixture
+def locked(start_server):
+    return start_server(environ={"METAL_MARLIN_API_KEY": KEY})
+
+
+
+def ask(server, path, authorization=None, method="GET", body=None):
+    lines = request_bytes(method, path, body)
+    if authorization is not None:
+        field = f"Authorization: {authorization}\r\n".encode("utf-8")
+        lines = lines.replace(b"Host: test\r\n", b"Host: test\r\n" + field)
+    with server.connect() as client:
+        return client.send(lines).read()
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/tiny", "/metrics", "/nowhere"])
+@pytest.mark.parametrize(
+    "authorization", [None, "", "Bearer", "Bearer wrong", "Basic " + KEY, KEY, "Bearer \u00e9\u4e2d"]
+)
+def test_a_missing_or_wrong_key_is_401(locked, path, authorization):
+    answer = ask(locked, path, authorization)
+    assert (answer.status, answer.error["code"]) == (401, "invalid_api_key")
+    assert answer.headers["www-authenticate"] == "Bearer"
+    assert b"s3cret" not in answer.body
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+def test_the_right_key_opens(locked, scheme):
+    assert ask(locked, "/v1/models", f"{scheme} {KEY}").status == 200
+
+
+def test_health_needs_no_key(locked):
+    assert ask(locked, "/health").status == 200
+
+
+def test_an_unread_body_after_401_does_not_become_a_request(locked):
+    with locked.connect() as client:
+        client.send(request_bytes("POST", "/v1/chat/completions", request_bytes("GET", "/health")))
+        assert client.read().status == 401
+        client.send(request_bytes("GET", "/nowhere"))
+        assert client.read().status == 401
+
+
+def test_a_wrong_key_reaches_no_engine(locked):
+    answer = ask(locked, "/v1/chat/completions", "Bearer x", "POST", chat_body())
+    assert answer.status == 401
+    assert locked.engine.requests == []
+
+
+def test_without_a_configured_key_any_or_none_will_do(server):
+    assert ask(server, "/v1/models").status == 200
+    assert ask(server, "/v1/models", "Bearer whatever").status == 200

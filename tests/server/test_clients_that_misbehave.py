@@ -1,0 +1,228 @@
+"""Slow clients, silent clients and clients that vanish: each is let go in time, and frees what it held."""
+
+import socket
+import struct
+import time
+
+import pytest
+from clients import chat_body, completion_body, request_bytes
+from fakes import ByteTokenizer, FakeEngine, say_then_hang
+
+CHAT = "/v1/chat/completions"
+
+
+def wait_for(semaphore):
+    assert semaphore.acquire(timeout=10), "it never happened"
+
+
+def test_a_head_that_stalls_is_408(start_server):
+    server = start_server(head_s=0.1)
+    with server.connect() as client:
+        answer = client.send(b"GET /health HT").read()
+        assert (answer.status, answer.headers["connection"]) == (408, "close")
+        assert client.at_end()
+
+
+def test_a_head_that_drips_is_408_although_bytes_keep_coming(start_server):
+    server = start_server(head_s=0.3)
+    with server.connect() as client:
+        client.send(b"GET /health HTTP/1.1\r\n")
+        client.sock.settimeout(0.02)
+        started = time.monotonic()
+        while True:
+            assert time.monotonic() - started < 5, "the deadline moves with every byte"
+            try:
+                client.send(b"X")
+                if client.sock.recv(12) == b"HTTP/1.1 408":
+                    break
+            except TimeoutError:
+                continue
+
+
+def test_a_body_that_stalls_is_408_and_holds_no_slot(start_server):
+    server = start_server(options={"max_concurrent_requests": "1"}, body_s=0.5)
+    with server.connect() as slow, server.connect() as quick:
+        slow.send(request_bytes("POST", CHAT, chat_body())[:-1])
+        assert quick.ask("POST", CHAT, chat_body()).status == 200
+        assert slow.read().status == 408
+        assert slow.at_end()
+
+
+def test_a_silent_connection_is_closed_without_an_answer(start_server):
+    server = start_server(head_s=0.1)
+    with server.connect() as client:
+        assert client.at_end()
+
+
+def test_an_idle_kept_connection_is_closed_without_an_answer(start_server):
+    server = start_server(idle_s=0.1)
+    with server.connect() as client:
+        assert client.ask("GET", "/health").status == 200
+        assert client.at_end()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_during_prefill_frees_the_engine(start_server, stream):
+    server = start_server(FakeEngine(say_then_hang()), poll_s=0.02)
+    with server.connect() as client:
+        client.send(request_bytes("POST", CHAT, chat_body(stream=stream)))
+        wait_for(server.engine.submitted)
+    wait_for(server.engine.aborted)
+    server.wait_until_idle()
+
+
+def test_a_client_that_leaves_in_mid_stream_frees_the_engine(start_server):
+    server = start_server(FakeEngine(say_then_hang(b"some text")), poll_s=0.02)
+    with server.connect() as client:
+        client.send(request_bytes("POST", CHAT, chat_body(stream=True)))
+        client.read_stream_head()
+    wait_for(server.engine.aborted)
+    server.wait_until_idle()
+
+
+def test_a_reset_counts_as_leaving(start_server):
+    server = start_server(FakeEngine(say_then_hang()), poll_s=0.02)
+    with server.connect() as client:
+        client.send(request_bytes("POST", CHAT, chat_body()))
+        wait_for(server.engine.submitted)
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    wait_for(server.engine.aborted)
+
+
+def test_a_client_that_leaves_behind_a_pipelined_request_is_noticed(start_server):
+    server = start_server(FakeEngine(say_then_hang()), poll_s=0.02)
+    with server.connect() as client:
+        ahead = request_bytes("GET", "/health")
+        client.send(request_bytes("POST", CHAT, chat_body()) + ahead)
+        wait_for(server.engine.submitted)
+        client.send(ahead)
+    wait_for(server.engine.aborted)
+
+
+def test_a_request_sent_ahead_during_generation_is_answered_after_it(start_server):
+    server = start_server(FakeEngine(say_then_hang()), options={"timeout_s": "0.3"}, poll_s=0.02)
+    with server.connect() as client:
+        client.send(request_bytes("POST", CHAT, chat_body()))
+        wait_for(server.engine.submitted)
+        client.send(request_bytes("GET", "/health"))
+        assert client.read().status == 504
+        assert client.read().json()["status"] == "ok"
+
+
+def test_a_client_that_leaves_the_queue_frees_its_place(start_server):
+    engine = FakeEngine(say_then_hang())
+    server = start_server(engine, options={"max_concurrent_requests": "1"}, poll_s=0.02)
+    with server.connect() as first:
+        first.send(request_bytes("POST", CHAT, chat_body()))
+        wait_for(engine.submitted)
+        with server.connect() as second:
+            second.send(request_bytes("POST", CHAT, chat_body()))
+            wait_until(lambda: server.metrics()["requests_active"] == 2)
+        wait_until(lambda: server.metrics()["requests_active"] == 1)
+        assert len(engine.requests) == 1
+
+
+def wait_until(condition):
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end, "it never became true"
+
+
+def test_a_reader_that_stops_reading_is_dropped(start_server):
+    class WideTokenizer(ByteTokenizer):
+        def token_bytes(self, token_id):
+            return b"x" * 4096  # fills the socket's buffers, a few MB, with few tokens
+
+    def flood(request):
+        while not request.aborted:
+            yield b"x"
+
+    server = start_server(FakeEngine(flood), WideTokenizer(), write_s=0.2, poll_s=0.02)
+    with server.connect() as client:
+        client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        body = completion_body(stream=True, max_tokens=60_000)
+        client.send(request_bytes("POST", "/v1/completions", body))
+        wait_for(server.engine.aborted)
+        server.wait_until_idle()
+
+
+def test_an_answer_that_takes_too_long_is_504(start_server):
+    server = start_server(
+        FakeEngine(say_then_hang(b"some text")), options={"timeout_s": "0.2"}, poll_s=0.02
+    )
+    with server.connect() as client:
+        answer = client.ask("POST", CHAT, chat_body())
+        assert (answer.status, answer.error["type"]) == (504, "timeout_error")
+        assert "0.2 s" in answer.error["message"]
+        wait_for(server.engine.aborted)
+        assert client.ask("GET", "/health").status == 200
+
+
+def test_a_stream_that_takes_too_long_ends_with_an_error_event(start_server):
+    server = start_server(
+        FakeEngine(say_then_hang(b"some text")), options={"timeout_s": "0.2"}, poll_s=0.02
+    )
+    with server.connect() as client:
+        answer = client.ask("POST", CHAT, chat_body(stream=True))
+        *_chunks, error, done = answer.events()
+        assert (error["error"]["code"], done) == ("timeout", "[DONE]")
+        assert client.ask("GET", "/health").status == 200
+
+
+def test_a_stream_that_never_began_times_out_with_a_status(start_server):
+    server = start_server(
+        FakeEngine(say_then_hang()), options={"timeout_s": "0.1"}, poll_s=0.02
+    )
+    with server.connect() as client:
+        assert client.ask("POST", CHAT, chat_body(stream=True)).status == 504
+
+
+def test_past_slots_and_queue_a_request_is_503_with_retry_after(start_server):
+    engine = FakeEngine(say_then_hang())
+    server = start_server(engine, options={"max_concurrent_requests": "1"}, poll_s=0.02)
+    with server.connect() as first, server.connect() as second, server.connect() as third:
+        first.send(request_bytes("POST", CHAT, chat_body()))
+        wait_for(engine.submitted)
+        second.send(request_bytes("POST", CHAT, chat_body()))
+        wait_until(lambda: server.metrics()["requests_active"] == 2)
+        answer = third.ask("POST", CHAT, chat_body())
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert answer.error["type"] == "server_overloaded"
+        assert third.ask("GET", "/health").status == 200
+        first.close()
+        wait_for(engine.submitted)  # the queued one moves up
+        assert len(engine.requests) == 2
+
+
+def test_a_queued_request_times_out_with_504(start_server):
+    engine = FakeEngine(say_then_hang())
+    server = start_server(
+        engine, options={"max_concurrent_requests": "1", "timeout_s": "0.5"}, poll_s=0.02
+    )
+    with server.connect() as first, server.connect() as second:
+        first.send(request_bytes("POST", CHAT, chat_body()))
+        wait_for(engine.submitted)
+        assert second.ask("POST", CHAT, chat_body()).status == 504
+
+
+def test_five_hundred_idle_connections_do_not_delay_a_busy_one(start_server):
+    server = start_server()
+    idle = [server.connect() for _ in range(500)]
+    try:
+        with server.connect() as client:
+            started = time.monotonic()
+            assert client.ask("POST", CHAT, chat_body()).status == 200
+            assert time.monotonic() - started < 1
+    finally:
+        for client in idle:
+            client.close()
+
+
+def test_connections_past_the_limit_are_closed_and_others_served(start_server):
+    server = start_server(num_connections=2)
+    with server.connect() as first:
+        assert first.ask("GET", "/health").status == 200
+        with server.connect() as second, server.connect() as third:
+            assert second.ask("GET", "/health").status == 200
+            assert third.at_end()
+        assert first.ask("GET", "/health").status == 200

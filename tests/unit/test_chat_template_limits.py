@@ -1,0 +1,195 @@
+"""Hostile templates: each must end soon, in one TemplateError, whatever it tries."""
+
+import ast
+import time
+from pathlib import Path
+
+import pytest
+
+import marlin.text.chat_template as chat_template
+from marlin.errors import TemplateError
+from marlin.text.chat_template import ChatTemplate
+from marlin.text.template_limits import MAX_WORK, Budget
+
+# A render that uses its whole budget takes about 1.5 s; a shared machine may be much slower.
+MAX_SECONDS = 15
+
+DOUBLED = "{% set ns = namespace(x=SEED, y=SEED) %}{% for i in range(60) %}{% set ns.x = PAIR %}{% endfor %}"
+LISTS = DOUBLED.replace("SEED", "[1]").replace("PAIR", "[ns.x, ns.x]")
+TUPLES = DOUBLED.replace("SEED", "(1,)").replace("PAIR", "(ns.x, ns.x)")
+LONG = "{% set x = 'a' * 4000000 %}"
+
+TOO_DEEP = {
+    "parentheses": "{{ " + "(" * 10000 + "1" + ")" * 10000 + " }}",
+    "lists": "{{ " + "[" * 10000 + "]" * 10000 + " }}",
+    "dicts": "{{ " + "{1:" * 10000 + "1" + "}" * 10000 + " }}",
+    "ifs": "{% if true %}" * 10000 + "{% endif %}" * 10000,
+    "fors": "{% for x in [1] %}" * 10000 + "{% endfor %}" * 10000,
+    "macros": "{% macro f() %}" * 10000 + "{% endmacro %}" * 10000,
+    "inline ifs": "{{ " + "1 if 0 else " * 10000 + "2 }}",
+    "attributes": "{{ a" + ".b" * 10000 + " }}",
+    "subscripts": "{{ a" + "[0]" * 10000 + " }}",
+    "filters": "{{ 1" + "|string" * 10000 + " }}",
+    "calls": "{{ f" + "()" * 10000 + " }}",
+    "arguments": "{{ " + "f(" * 10000 + ")" * 10000 + " }}",
+    "targets": "{% set " + "(" * 10000 + "a" + ")" * 10000 + " = 1 %}",
+}
+BROKEN_LIMITS = [
+    ("range limit", "{{ range(10 ** 9)|list }}"),
+    ("range limit", "{% for i in range(10 ** 30) %}{% endfor %}"),
+    ("work limit", "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}"),
+    ("work limit", "{% for i in range(9999) %}{% for j in range(9999) if false %}{% endfor %}{% endfor %}"),
+    ("work limit", "{{ range(100000)|map('string')|map('upper')|list|length }}" * 50),
+    ("work limit", "{% for i in range(99999) %}{{ " + " + ".join(["1"] * 20000) + " }}{% endfor %}"),
+    ("work limit", "{% for i in range(1000) %}{% set x = range(99999)|reverse|sort %}{% endfor %}"),
+    ("work limit", "{% set ns = namespace(l=[]) %}{% for i in range(99999) %}"
+     "{% set ns.l = ns.l + ['a' * 1000000] %}{% endfor %}"),
+    ("work limit", LONG + "{{ x.strip(x) }}"),
+    ("work limit", LONG + "{{ x.rfind('b' + x[:2000000]) }}"),
+    ("work limit", LONG + "{% set y = x + 'b' %}{% for i in range(9999) %}{{ y in [x, x] }}{% endfor %}"),
+    ("work limit", LISTS + "{{ ns.x }}"),
+    ("work limit", LISTS + "{{ ns.x|tojson }}"),
+    ("work limit", LISTS + "{{ ns.x == [ns.x, 1] }}"),
+    ("work limit", LISTS + "{{ [ns.x, ns.x]|sort }}"),
+    ("work limit", LISTS + "{{ '%s' % ns.x }}"),
+    ("work limit", TUPLES + "{{ {ns.x: 1} }}"),
+    ("work limit", TUPLES + "{{ {}[ns.x] }}"),
+    ("work limit", TUPLES + "{{ {}.get(ns.x) }}"),
+    ("work limit", TUPLES + "{{ [ns.x]|unique|list }}"),
+    ("work limit", "{{ [1]|slice(10 ** 9)|list }}"),
+    ("value depth limit", "{% set ns = namespace(x=[]) %}{% for i in range(200) %}"
+     "{% set ns.x = [ns.x] %}{% endfor %}{{ ns.x }}"),
+    ("text limit", "{{ 'a' * 10 ** 9 }}"),
+    ("text limit", DOUBLED.replace("SEED", "'ab'").replace("PAIR", "ns.x + ns.x")),
+    ("text limit", DOUBLED.replace("SEED", "'ab'").replace("PAIR", "ns.x ~ ns.x")),
+    ("text limit", "{{ ('a' * 1000000)|replace('', 'b' * 1000000) }}"),
+    ("text limit", "{{ ('a' * 1000000).replace('a', 'b' * 1000000) }}"),
+    ("text limit", "{{ ('b' * 1000000).join(range(1000)|map('string')) }}"),
+    ("text limit", "{{ ('%(a)s' * 1000) % {'a': 'x' * 100000} }}"),
+    ("text limit", "{{ ([1] * 1000)|tojson(separators=('a' * 100000, '')) }}"),
+    ("text limit", "{{ strftime_now('%Y' * 100000) }}"),
+    ("output limit", "{% set x = 'a' * 1000000 %}{% for i in range(99999) %}{{ x }}{% endfor %}"),
+    ("item limit", "{{ [1] * 10 ** 9 }}"),
+    ("item limit", "{{ ('a ' * 4000000).split()|length }}"),
+    ("item limit", "{{ ('\\n' * 4000000).splitlines()|length }}"),
+    ("item limit", "{{ ('a' * 4000000)|list|length }}"),
+    ("item limit", "{{ [1]|batch(10 ** 9, 0)|list }}"),
+    ("integer limit", "{{ (10 ** 1000) ** 1000 }}"),
+    ("integer limit", "{{ 2 ** 10 ** 9 ** 9 }}"),
+    ("integer limit", DOUBLED.replace("SEED", "3").replace("PAIR", "ns.x * ns.x")),
+    ("integer limit", "{{ ('f' * 1000000)|int(base=16) }}"),
+    ("padding limit", "{{ '%1000000000d' % 1 }}"),
+    ("padding limit", "{{ '%.1000000000f' % 1 }}"),
+    ("padding limit", "{{ 'a'.center(10 ** 9) }}"),
+    ("padding limit", "{{ 'a'.zfill(10 ** 9) }}"),
+    ("padding limit", "{{ '\\t'.expandtabs(10 ** 9) }}"),
+    ("padding limit", "{{ 'a\\nb'|indent(10 ** 9) }}"),
+    ("padding limit", "{{ [1]|tojson(indent=10 ** 9) }}"),
+    ("not allowed", "{{ '%*d' % (1000000000, 1) }}"),
+    ("not allowed", "{{ '%((x))1000000000d' % {'(x)': 1} }}"),
+    ("not allowed", "{{ '{:1000000000}'.format(1) }}"),
+    ("not allowed", "{{ '{:{}}'.format(1, 1000000000) }}"),
+    ("call limit", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}"),
+    ("call limit", "{% macro f(n) %}{% for i in [1] %}{% if n %}{{ f(n)|upper }}{% endif %}{% endfor %}"
+     "{% endmacro %}{{ f(1) }}"),
+    ("call limit", "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}"),
+    ("precision", "{{ 1.5|round(10 ** 9, 'ceil') }}"),
+    ("never closed", "{% " * 80000),
+    ("number of more than", "{{ " + "9" * 100000 + " }}"),
+    ("source limit", "x" * 300000),
+]  # fmt: skip
+ESCAPES = [
+    "{{ ''.__class__.__mro__ }}",
+    "{{ ''['__class__']['__mro__'] }}",
+    "{{ messages.__class__.__mro__ }}",
+    "{{ messages[0].__class__.__base__ }}",
+    "{{ cycler.__init__.__globals__ }}",
+    "{{ namespace.__init__.x }}",
+    "{{ raise_exception.__code__.co_code }}",
+    "{{ ''.join.__self__.x }}",
+    "{{ (''|attr('__class__')).x }}",
+    "{{ ['']|map(attribute='__class__.__mro__')|list }}",
+    "{{ '{0.__class__}'.format(1) }}",
+    "{{ '{0[a]}'.format({'a': 1}) }}",
+    "{{ messages.append({}) }}",
+    "{{ messages[0].update({'a': 1}) }}",
+    "{{ self.__init__.x }}",
+    "{{ (messages|map('upper')).gi_frame.x }}",
+    "{% set ns = namespace() %}{% set ns.__class__ = 1 %}",
+    "{% set messages.x = 1 %}",
+    "{% macro f() %}{% endmacro %}{{ f._scope.x }}",
+    "{% for x in [1] %}{{ loop._items.x }}{% endfor %}",
+]
+
+
+def failure(source):
+    """The TemplateError of parsing and rendering `source`, within MAX_SECONDS."""
+    start = time.monotonic()
+    with pytest.raises(TemplateError) as caught:
+        ChatTemplate(source).render({"messages": [{"role": "user"}]})
+    assert time.monotonic() - start < MAX_SECONDS
+    return caught.value.message
+
+
+@pytest.mark.parametrize("what", TOO_DEEP)
+def test_deep_nesting_is_refused_when_parsing(what):
+    start = time.monotonic()
+    with pytest.raises(TemplateError, match="nesting limit|call limit|source limit"):
+        ChatTemplate(TOO_DEEP[what])
+    assert time.monotonic() - start < MAX_SECONDS
+
+
+@pytest.mark.parametrize(("limit", "source"), BROKEN_LIMITS, ids=lambda text: text[:60])
+def test_a_broken_limit_is_named(limit, source):
+    assert limit in failure(source)
+
+
+@pytest.mark.parametrize("source", ESCAPES)
+def test_no_python_attribute_can_be_reached(source):
+    assert failure(source)
+
+
+def test_a_repeated_sign_or_term_costs_no_depth():
+    assert ChatTemplate("{{ " + "not " * 9999 + "1 }}").render({}) == "False"
+    assert ChatTemplate("{{ " + "-" * 9999 + "1 }}").render({}) == "-1"
+    assert ChatTemplate("{{ " + "+".join(["1"] * 9999) + " }}").render({}) == "9999"
+    elifs = "{% if 0 %}" + "{% elif 0 %}" * 9999 + "{% else %}x{% endif %}"
+    assert ChatTemplate(elifs).render({}) == "x"
+
+
+def test_a_call_stack_used_up_below_the_call_limit_is_a_template_error_too():
+    opening, closing = "{% if n %}{% for i in n %}" * 20, "{% endfor %}{% endif %}" * 20
+    source = "{% macro f(n) %}" + opening + "{{ f(n) }}" + closing + "{% endmacro %}{{ f([1]) }}"
+    assert "nested too deeply" in failure(source)
+
+
+def test_variables_nested_without_end_are_refused():
+    endless = []
+    endless.append(endless)
+    with pytest.raises(TemplateError, match="'messages' is nested more than 100 deep"):
+        ChatTemplate("x").render({"messages": endless})
+
+
+def test_every_render_has_a_budget_of_its_own():
+    template = ChatTemplate("{% for i in range(100000) %}{{ i is odd }}{% endfor %}")
+    assert len({template.render({}) for _ in range(10)}) == 1
+
+
+def test_a_budget_counts_down_to_exactly_nothing():
+    budget = Budget()
+    budget.spend(MAX_WORK)
+    assert budget.work_left == 0
+    with pytest.raises(Exception, match="work limit"):
+        budget.spend(1)
+
+
+def test_the_interpreter_names_no_way_to_run_or_reach_python():
+    forbidden = {"eval", "exec", "compile", "getattr", "setattr", "hasattr", "vars", "globals"}
+    forbidden |= {"__import__", "importlib", "pickle", "open", "dir", "delattr"}
+    folder = Path(chat_template.__file__).parent
+    paths = [Path(chat_template.__file__), *folder.glob("template_*.py")]
+    assert len(paths) > 10
+    for path in paths:
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        named = {node.id for node in nodes if isinstance(node, ast.Name)}
+        assert not named & forbidden, path.name

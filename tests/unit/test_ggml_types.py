@@ -1,0 +1,65 @@
+"""Decoding of GGUF block types, against the `gguf` package and against blocks worked by hand."""
+
+import gguf
+import numpy as np
+import pytest
+
+from marlin.weights import ggml_types
+from marlin.weights.tensor_file import BLOCK_SIZES
+
+QUANTIZED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
+
+
+def random_blocks(dtype, num_rows, blocks_per_row):
+    """Random bytes whose float16 fields are ordinary numbers, uint8 [num_rows, row bytes]."""
+    rng = np.random.default_rng(BLOCK_SIZES[dtype][1])
+    layout, _ = ggml_types.DECODERS[dtype]
+    raw = rng.integers(0, 256, num_rows * blocks_per_row * layout.itemsize, np.uint8)
+    for field in {"d", "m", "dmin"} & set(layout.names):
+        raw.view(layout)[field] = rng.standard_normal(num_rows * blocks_per_row)
+    return raw.reshape(num_rows, -1)
+
+
+@pytest.mark.parametrize("dtype", QUANTIZED)
+def test_random_blocks_decode_as_the_gguf_package_decodes_them(dtype):
+    raw = random_blocks(dtype, num_rows=5, blocks_per_row=3)
+    expected = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[dtype])
+    decoded = ggml_types.dequantize(dtype, raw.reshape(-1), (5, 3 * BLOCK_SIZES[dtype][0]))
+    # The same float32 operations in the same order: not a bit of difference.
+    np.testing.assert_array_equal(decoded, expected)
+    assert decoded.dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", QUANTIZED)
+def test_a_block_layout_is_as_long_as_the_reader_thinks(dtype):
+    assert ggml_types.DECODERS[dtype][0].itemsize == BLOCK_SIZES[dtype][1]
+
+
+@pytest.mark.parametrize("dtype, layout", [("F64", "<f8"), ("F32", "<f4"), ("F16", "<f2")])
+def test_plain_types_become_float32(dtype, layout):
+    raw = np.array([[1.5, -2], [0.25, 3]], layout).view(np.uint8)
+    decoded = ggml_types.dequantize(dtype, raw, (2, 2))
+    assert decoded.tolist() == [[1.5, -2], [0.25, 3]] and decoded.dtype == np.float32
+
+
+def test_bfloat16_is_the_upper_half_of_a_float32():
+    raw = np.array([0x3F80, 0xC000, 0x0000, 0x7F80], "<u2").view(np.uint8)
+    assert ggml_types.dequantize("BF16", raw, (4,)).tolist() == [1.0, -2.0, 0.0, np.inf]
+
+
+def test_q4_1_takes_low_nibbles_first():
+    block = np.array([1.0, 0.5], np.float16).tobytes() + bytes([0x21] + [0] * 15)
+    values = ggml_types.dequantize("Q4_1", np.frombuffer(block, np.uint8), (1, 32))[0]
+    assert values[0] == 1.5 and values[16] == 2.5 and values[1] == 0.5
+
+
+def test_a_length_that_does_not_fit_the_shape_is_an_error():
+    with pytest.raises(ValueError, match="34 bytes of Q8_0 are not"):
+        ggml_types.dequantize("Q8_0", np.zeros(34, np.uint8), (2, 32))
+    with pytest.raises(ValueError, match="35 bytes"):
+        ggml_types.dequantize("Q8_0", np.zeros(35, np.uint8), (1, 32))
+
+
+def test_a_type_without_a_decoder_is_an_error():
+    with pytest.raises(ValueError, match="I32 cannot be decoded"):
+        ggml_types.dequantize("I32", np.zeros(4, np.uint8), (1,))

@@ -1,0 +1,445 @@
+"""`metal-marlin quantize`: what the native folder holds, and what is refused with nothing left."""
+
+import argparse
+import io
+import json
+import shutil
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+from gguf_builder import build, f32
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from marlin import cli
+from marlin import quantize as command
+from marlin.errors import ConfigError, ModelFileError
+from marlin.models.config import config_from_gguf, config_from_hf
+from marlin.weights import convert, ggml_types
+from marlin.weights.formats import PackedWeight, dequantize
+from marlin.weights.gguf import GGUFFile
+from marlin.weights.names import gguf_name
+from marlin.weights.native import NativeEntry, NativeWriter
+from marlin.weights.safetensors_file import SafetensorsFolder
+from marlin.weights.tensor_file import read_bytes
+
+HEADS, KV_HEADS, HEAD_DIM = 4, 2, 16
+DOWN = "model.layers.1.mlp.down_proj"
+QUERY = "model.layers.0.self_attn.q_proj"
+# Relative RMS error of normal weights: measured 0.097 (fp4), 0.085 (int4), 0.006 (int8) in groups
+# of 64; the bounds leave a tenth.
+ERROR_BOUNDS = {"fp4": 0.107, "int4": 0.094, "int8": 0.0066}
+
+
+def tiny_config(**changes):
+    sizes = {
+        "hidden_size": 64,
+        "intermediate_size": 192,
+        "num_hidden_layers": 2,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "vocab_size": 75,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.05,
+        "eos_token_id": 3,
+        "bos_token_id": None,
+    }
+    return LlamaConfig(**(sizes | changes))
+
+
+def save_model(folder, dtype=torch.float32, **changes):
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(tiny_config(**changes)).to(dtype)
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text('{"model": {}}')
+    return {name: value.float().numpy() for name, value in model.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """(folder of a tiny random Llama, {name: float32 array})."""
+    folder = tmp_path_factory.mktemp("source") / "llama"
+    folder.mkdir()
+    return folder, save_model(folder)
+
+
+def silent(done, total):
+    assert 0 < done <= total
+
+
+def load_packed(folder, name, num_rows):
+    tensors = SafetensorsFolder(folder).tensors
+
+    def array(part, dtype):
+        info = tensors.get(f"{name}.{part}")
+        return info and read_bytes(info).view(dtype).reshape(info.shape)
+
+    codes = array("codes", np.uint8 if tensors[f"{name}.codes"].dtype == "U8" else np.uint32)
+    scales, biases = array("scales", np.float16), array("biases", np.float16)
+    eight_bits = codes.ndim == 4
+    format = "int8" if eight_bits else "int4" if biases is not None else "fp4"
+    num_columns = codes.shape[1] * (4 if eight_bits else 8)
+    group_size = num_columns // scales.shape[1]
+    return PackedWeight(format, (num_rows, num_columns), group_size, codes, scales, biases)
+
+
+def load_dense(folder, name):
+    info = SafetensorsFolder(folder).tensors[name]
+    return ggml_types.dequantize(info.dtype, read_bytes(info), info.shape)
+
+
+def relative_error(weights, values):
+    return np.linalg.norm(values - weights) / np.linalg.norm(weights)
+
+
+@pytest.mark.parametrize("format", ["fp4", "int4", "int8"])
+def test_every_linear_weight_of_a_checkpoint_is_stored_in_the_format(llama, tmp_path, format):
+    source, weights = llama
+    command.quantize(source, tmp_path / "out", format, 64, silent)
+    for name in (DOWN, QUERY):
+        packed = load_packed(tmp_path / "out", name, len(weights[f"{name}.weight"]))
+        assert (packed.format, packed.group_size) == (format, 64)
+        error = relative_error(weights[f"{name}.weight"], dequantize(packed))
+        assert 0 < error < ERROR_BOUNDS[format]
+    stored = SafetensorsFolder(tmp_path / "out").tensors
+    assert f"{DOWN}.weight" not in stored
+
+
+def test_embedding_and_output_matrix_take_eight_bits_where_the_format_has_four(llama, tmp_path):
+    source, weights = llama
+    command.quantize(source, tmp_path / "out", "fp4", 64, silent)
+    for name in ("model.embed_tokens", "lm_head"):
+        packed = load_packed(tmp_path / "out", name, 75)
+        assert (packed.format, packed.group_size, packed.shape) == ("int8", 32, (75, 64))
+        assert relative_error(weights[f"{name}.weight"], dequantize(packed)) < 0.0066
+
+
+def test_norms_stay_float32_bit_for_bit(llama, tmp_path):
+    source, weights = llama
+    command.quantize(source, tmp_path / "out", "fp4", 32, silent)
+    name = "model.layers.1.input_layernorm.weight"
+    np.testing.assert_array_equal(load_dense(tmp_path / "out", name), weights[name])
+
+
+def test_the_config_is_the_sources_with_a_quantization_object(llama, tmp_path):
+    source, _ = llama
+    command.quantize(source, tmp_path / "out", "int4", 32, silent)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config.pop("quantization") == {
+        "version": 1, "format": "int4", "group_size": 32, "tile_rows": 16
+    }  # fmt: skip
+    assert config == json.loads((source / "config.json").read_text())
+    assert (tmp_path / "out" / "tokenizer.json").read_text() == '{"model": {}}'
+
+
+def test_tensors_lie_on_64_byte_boundaries_with_nothing_unaccounted(llama, tmp_path):
+    source, _ = llama
+    command.quantize(source, tmp_path / "out", "int4", 32, silent)
+    infos = SafetensorsFolder(tmp_path / "out").tensors
+    fillers = [name for name in infos if name.startswith("padding.")]
+    assert all(info.offset % 64 == 0 for name, info in infos.items() if name not in fillers)
+
+
+def test_bfloat16_and_biases_and_tied_embeddings_are_converted(tmp_path):
+    weights = save_model(
+        tmp_path, torch.bfloat16, attention_bias=True, mlp_bias=True, tie_word_embeddings=True
+    )
+    command.quantize(tmp_path, tmp_path.parent / "tied", "int8", 32, silent)
+    out = tmp_path.parent / "tied"
+    assert not any(name.startswith("lm_head") for name in SafetensorsFolder(out).tensors)
+    name = "model.layers.0.self_attn.o_proj.bias"
+    np.testing.assert_array_equal(load_dense(out, name), weights[name])
+    packed = load_packed(out, DOWN, 64)
+    assert relative_error(weights[f"{DOWN}.weight"], dequantize(packed)) < 0.006
+    assert config_from_hf(out).o_bias
+
+
+def test_a_matrix_that_the_group_size_does_not_divide_stays_float16_and_is_named(llama, tmp_path):
+    source, weights = llama
+    report = command.quantize(source, tmp_path / "out", "fp4", 128, silent)
+    assert f"{DOWN}.weight" in report.kept  # 192 columns
+    assert len(report.kept) == 14
+    stored = load_dense(tmp_path / "out", f"{DOWN}.weight")
+    np.testing.assert_array_equal(stored, weights[f"{DOWN}.weight"].astype(np.float16))
+
+
+def test_conversion_in_pieces_gives_the_same_bytes(llama, tmp_path, monkeypatch):
+    source, _ = llama
+    command.quantize(source, tmp_path / "whole", "int4", 32, silent)
+    monkeypatch.setattr(convert, "CHUNK_VALUES", 16 * 64)
+    command.quantize(source, tmp_path / "pieces", "int4", 32, silent)
+    name = "model.safetensors"
+    assert (tmp_path / "pieces" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_the_report_counts_bytes_bits_and_errors(llama, tmp_path):
+    source, weights = llama
+    report = command.quantize(source, tmp_path / "out", "int8", 64, silent)
+    assert report.source_bytes == sum(array.nbytes for array in weights.values())
+    # 8 bits, a float16 for 64 of them, and the padding of 75 rows to 80.
+    assert 8.25 < report.bits_per_weight < 8.4
+    assert report.errors.keys() == {"embedding", "lm_head", "attention", "mlp"}
+    assert all(0 < error.relative_rms < 0.0066 for error in report.errors.values())
+    size = (tmp_path / "out" / "model.safetensors").stat().st_size
+    assert 0 < size - report.result_bytes < 20_000  # the header
+
+
+def interleave(array, num_heads):
+    halves = array.reshape(num_heads, 2, HEAD_DIM // 2, -1)
+    return halves.swapaxes(1, 2).reshape(array.shape)
+
+
+def write_gguf(path, weights, extra=()):
+    """The tiny Llama as a GGUF file: GGUF names, q and k rows permuted as its converter does."""
+    metadata = [
+        ("general.architecture", "str", "llama"),
+        ("llama.block_count", "u32", 2),
+        ("llama.context_length", "u32", 128),
+        ("llama.embedding_length", "u32", 64),
+        ("llama.feed_forward_length", "u32", 192),
+        ("llama.attention.head_count", "u32", HEADS),
+        ("llama.attention.head_count_kv", "u32", KV_HEADS),
+        ("llama.attention.layer_norm_rms_epsilon", "f32", 1e-6),
+        ("tokenizer.ggml.model", "str", "gpt2"),
+        ("tokenizer.ggml.pre", "str", "smollm"),
+        ("tokenizer.ggml.tokens", "arr:str", [chr(48 + i) for i in range(74)] + ["<|im_end|>"]),
+        ("tokenizer.ggml.token_type", "arr:i32", [1] * 74 + [3]),
+        ("tokenizer.ggml.merges", "arr:str", []),
+        ("tokenizer.ggml.eos_token_id", "u32", 74),
+        ("tokenizer.chat_template", "str", "{{ messages }}"),
+    ]
+    tensors = []
+    for name, array in weights.items():
+        if ".q_proj." in name or ".k_proj." in name:
+            array = interleave(array, HEADS if ".q_proj." in name else KV_HEADS)
+        tensors.append((gguf_name(name), "F32", array.shape, f32(array)))
+    path.write_bytes(build(metadata, [*tensors, *extra]))
+
+
+def test_a_gguf_file_gives_the_same_weights_as_the_folder_it_was_made_from(llama, tmp_path):
+    source, weights = llama
+    write_gguf(tmp_path / "model.gguf", weights)
+    command.quantize(source, tmp_path / "from_folder", "fp4", 64, silent)
+    command.quantize(tmp_path / "model.gguf", tmp_path / "from_gguf", "fp4", 64, silent)
+    expected = SafetensorsFolder(tmp_path / "from_folder").tensors
+    found = SafetensorsFolder(tmp_path / "from_gguf").tensors
+    assert found.keys() == expected.keys()
+    for name, info in expected.items():
+        assert read_bytes(found[name]).tobytes() == read_bytes(info).tobytes(), name
+
+
+def test_a_gguf_file_brings_its_config_and_tokenizer_along(llama, tmp_path):
+    _, weights = llama
+    write_gguf(tmp_path / "model.gguf", weights)
+    command.quantize(tmp_path / "model.gguf", tmp_path / "out", "int8", 64, silent)
+    assert config_from_hf(tmp_path / "out") == config_from_gguf(GGUFFile(tmp_path / "model.gguf"))
+    tokenizer = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
+    assert tokenizer["model"]["vocab"]["A"] == 17
+    settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert settings["chat_template"] == "{{ messages }}"
+    assert settings["eos_token"] == "<|im_end|>"
+
+
+def test_rope_factors_of_a_gguf_file_are_kept_under_their_name(llama, tmp_path):
+    _, weights = llama
+    factors = np.arange(1, HEAD_DIM // 2 + 1, dtype=np.float32)
+    extra = [("rope_freqs.weight", "F32", factors.shape, f32(factors))]
+    write_gguf(tmp_path / "model.gguf", weights, extra)
+    command.quantize(tmp_path / "model.gguf", tmp_path / "out", "int8", 64, silent)
+    assert load_dense(tmp_path / "out", "rope_freqs.weight").tolist() == factors.tolist()
+
+
+def test_q8_0_becomes_int8_in_groups_of_32_without_a_loss(tmp_path):
+    rng = np.random.default_rng(1)
+    blocks = np.zeros(20 * 2, ggml_types.Q8_0)
+    blocks["d"] = rng.random(40) + 0.5
+    blocks["qs"] = rng.integers(-127, 128, (40, 32))
+    blocks["qs"][:, 3] = 127
+    path = tmp_path / "model.gguf"
+    path.write_bytes(build([], [("blk.0.ffn_up.weight", "Q8_0", (20, 64), blocks.tobytes())]))
+    (info,) = GGUFFile(path).tensors.values()
+    tensor = convert.SourceTensor("model.layers.0.mlp.up_proj.weight", info)
+    entry = convert.plan_entry(tensor, "int8", 32)
+    writer = NativeWriter(tmp_path, [entry])
+    errors = convert.convert([tensor], [entry], writer, 1, lambda values: None)
+    writer.close()
+    assert errors["mlp"].relative_rms == 0
+    packed = load_packed(tmp_path, "model.layers.0.mlp.up_proj", 20)
+    expected = ggml_types.dequantize("Q8_0", read_bytes(info), (20, 64))
+    np.testing.assert_array_equal(dequantize(packed), expected)
+
+
+def test_weights_beyond_a_shards_size_are_split_and_indexed(tmp_path):
+    entries = [NativeEntry(f"w{i}", (16, 32), "int8", 32) for i in range(3)]
+    writer = NativeWriter(tmp_path, entries, max_shard_bytes=1100)
+    for i in range(3):
+        writer.write(f"w{i}.codes", np.full((1, 8, 16, 4), i, np.uint8))
+        writer.write(f"w{i}.scales", np.ones((1, 1, 16), np.float16))
+    writer.close()
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+    ]
+    tensors = SafetensorsFolder(tmp_path).tensors
+    assert [read_bytes(tensors[f"w{i}.codes"])[5] for i in range(3)] == [0, 1, 2]
+    assert tensors["w1.scales"].path == tensors["w1.codes"].path
+
+
+def assert_nothing_was_made(folder, *kept):
+    assert sorted(path.name for path in folder.iterdir()) == sorted(kept)
+
+
+def test_a_destination_that_holds_something_is_refused(llama, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("")
+    with pytest.raises(ConfigError, match="not an empty folder"):
+        command.quantize(llama[0], tmp_path / "out", "fp4", 64, silent)
+    assert_nothing_was_made(tmp_path / "out", "precious")
+    with pytest.raises(ConfigError, match="not an empty folder"):
+        command.quantize(llama[0], tmp_path / "out" / "precious", "fp4", 64, silent)
+
+
+def test_an_empty_destination_is_used(llama, tmp_path):
+    (tmp_path / "out").mkdir()
+    command.quantize(llama[0], tmp_path / "out", "fp4", 64, silent)
+    assert (tmp_path / "out" / "config.json").exists()
+    assert_nothing_was_made(tmp_path, "out")
+
+
+@pytest.mark.parametrize("inside", ["", "out", "deep/er/out"])
+def test_a_destination_inside_the_source_is_refused(tmp_path, inside):
+    save_model(tmp_path)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(ConfigError):
+        command.quantize(tmp_path, tmp_path / inside, "fp4", 64, silent)
+    assert_nothing_was_made(tmp_path, *before)
+
+
+def test_an_unknown_format_group_size_or_source_is_refused(llama, tmp_path):
+    with pytest.raises(ConfigError, match="'fp3' is unknown; fp4, int4, int8"):
+        command.quantize(llama[0], tmp_path / "out", "fp3", 64, silent)
+    with pytest.raises(ConfigError, match="group size 48"):
+        command.quantize(llama[0], tmp_path / "out", "fp4", 48, silent)
+    with pytest.raises(ConfigError, match="does not exist"):
+        command.quantize(tmp_path / "absent", tmp_path / "out", "fp4", 64, silent)
+    assert_nothing_was_made(tmp_path)
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
+    llama, tmp_path, monkeypatch
+):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, 1000))
+    with pytest.raises(ConfigError, match="MB and .* has 0.0 MB free"):
+        command.quantize(llama[0], tmp_path / "out", "fp4", 64, silent)
+    assert_nothing_was_made(tmp_path)
+
+
+def test_an_interrupted_run_leaves_nothing(llama, tmp_path):
+    def interrupt(done, total):
+        assert any(tmp_path.iterdir())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        command.quantize(llama[0], tmp_path / "out", "fp4", 64, interrupt)
+    assert_nothing_was_made(tmp_path)
+
+
+@pytest.mark.parametrize("value, expected", [(float("nan"), "is nan"), (1e5, "over the limit")])
+def test_a_weight_that_cannot_be_quantized_is_named_and_leaves_nothing(
+    tmp_path, value, expected
+):
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(tiny_config())
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[3, 9] = value
+    model.save_pretrained(tmp_path / "source")
+    with pytest.raises(ModelFileError) as caught:
+        command.quantize(tmp_path / "source", tmp_path / "out", "fp4", 64, silent)
+    assert expected in caught.value.message and f"{DOWN}.weight" in caught.value.message
+    assert_nothing_was_made(tmp_path, "source")
+
+
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({"quantization": {"bits": 4, "group_size": 64}}, "quantized already"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantized already"),
+        ({"num_hidden_layers": 3}, "model.layers.2.input_layernorm.weight': is missing"),
+        ({"num_hidden_layers": 1}, "'model.layers.1.*is not a tensor of this llama"),
+        ({"intermediate_size": 256}, r"shape \[192, 64\]; the config implies \[256, 64\]"),
+    ],
+)
+def test_a_checkpoint_that_contradicts_its_config_is_refused(tmp_path, changes, expected):
+    (tmp_path / "source").mkdir()
+    save_model(tmp_path / "source")
+    change_config(tmp_path / "source", **changes)
+    with pytest.raises(ModelFileError, match=expected):
+        command.quantize(tmp_path / "source", tmp_path / "out", "fp4", 64, silent)
+    assert_nothing_was_made(tmp_path, "source")
+
+
+def test_a_gguf_tensor_outside_the_family_is_refused(llama, tmp_path):
+    extra = [("blk.0.ffn_gate_inp.weight", "F32", (2, 2), f32(np.zeros((2, 2))))]
+    write_gguf(tmp_path / "model.gguf", llama[1], extra)
+    with pytest.raises(ModelFileError, match="ffn_gate_inp.weight.*is not a tensor"):
+        command.quantize(tmp_path / "model.gguf", tmp_path / "out", "fp4", 64, silent)
+
+
+def test_the_command_prints_its_report_and_the_progress_of_a_pipe(llama, tmp_path, capsys):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    out = str(tmp_path / "out")
+    args = parser.parse_args([str(llama[0]), out, "--format", "fp4", "--group-size", "128"])
+    assert command.run(args) == 0
+    captured = capsys.readouterr()
+    assert f"{out}: fp4, groups of 128" in captured.out
+    assert "bits a weight" in captured.out
+    assert f"    {DOWN}.weight" in captured.out
+    assert captured.err.startswith("quantized 100% after")
+
+
+def test_the_defaults_are_fp4_in_groups_of_64_and_other_choices_are_refused(capsys):
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    args = parser.parse_args(["src", "dst"])
+    assert (args.format, args.group_size) == ("fp4", 64)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["src", "dst", "--format", "q4"])
+    with pytest.raises(SystemExit):
+        parser.parse_args(["src", "dst", "--group-size", "16"])
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_redraws_a_bar_on_a_terminal_and_spares_a_log():
+    ticks = iter([0.0, 1.0, 2.0, 15.0, 16.0, 20.0])
+    terminal = Terminal()
+    progress = command.Progress(terminal, lambda: next(ticks))
+    progress(1, 2)
+    progress(2, 2)
+    assert terminal.getvalue().count("\r") == 2 and terminal.getvalue().endswith("100%     2 s\n")
+    log = io.StringIO()
+    progress = command.Progress(log, lambda: next(ticks))  # starts at 15
+    progress(1, 4)
+    progress(4, 4)
+    assert log.getvalue() == "quantized 100% after 5 s\n"
+
+
+def test_the_command_line_reaches_the_command_and_reports_its_refusals(llama, tmp_path, capsys):
+    words = ["quantize", str(llama[0]), str(tmp_path / "out"), "--format", "int8"]
+    assert cli.main(words, environ={}) == 0
+    assert "int8, groups of 64" in capsys.readouterr().out
+    assert cli.main(words, environ={}) == 2
+    assert "not an empty folder" in capsys.readouterr().err

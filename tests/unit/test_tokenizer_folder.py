@@ -1,0 +1,180 @@
+"""Tokenizers of model folders: which file says what, and which contents are refused."""
+
+import json
+
+import pytest
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
+from vocabularies import (
+    CORPUS,
+    SPECIAL_TEXT,
+    byte_level_metadata,
+    hugging_face_backend,
+    metaspace_backend,
+    sentencepiece_metadata,
+    train_sentencepiece,
+)
+
+from marlin.errors import ModelFileError
+from marlin.text.gguf_tokenizer import tokenizer_from_gguf
+from marlin.text.tokenizer import Tokenizer, load_tokenizer
+
+TEXTS = CORPUS + SPECIAL_TEXT
+BYTE_LEVEL = {
+    "type": "ByteLevel",
+    "add_prefix_space": False,
+    "trim_offsets": True,
+    "use_regex": True,
+}
+
+
+@pytest.fixture(scope="module")
+def small_metadata():
+    return byte_level_metadata("gpt-2", num_merges=200)
+
+
+@pytest.fixture
+def backend(small_metadata):
+    return hugging_face_backend(small_metadata, [BYTE_LEVEL])
+
+
+def write_folder(folder, backend, **files):
+    """Files by stem; a dict is written as JSON, text as a Jinja file."""
+    if backend is not None:
+        backend.save(str(folder / "tokenizer.json"))
+    for stem, content in files.items():
+        if isinstance(content, str):
+            (folder / f"{stem}.jinja").write_text(content, encoding="utf-8")
+        else:
+            (folder / f"{stem}.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+def test_a_folder_gives_the_ids_transformers_gives(backend, tmp_path):
+    config = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "add_bos_token": True}
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    write_folder(tmp_path, backend, tokenizer_config=config)
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    ours = load_tokenizer(tmp_path)
+    for text in TEXTS:
+        assert ours.encode(text, add_special_tokens=False) == theirs.encode(
+            text, add_special_tokens=False
+        )
+    assert ours.encode("x")[0] == 1
+    assert ours.add_bos_token
+
+
+def test_end_tokens_are_those_of_every_file_of_the_folder(backend, tmp_path):
+    write_folder(
+        tmp_path,
+        backend,
+        tokenizer_config={"eos_token": {"content": "<|im_end|>"}, "bos_token": None},
+        generation_config={"eos_token_id": [0, 7]},
+        config={"eos_token_id": 9, "bos_token_id": 1},
+    )
+    ours = load_tokenizer(tmp_path)
+    assert ours.eos_token_ids == {0, 2, 7, 9}
+    assert (ours.eos_token, ours.bos_token, ours.bos_token_id) == ("<|im_end|>", None, None)
+
+
+def test_a_token_that_the_config_names_is_special_though_the_tokenizer_file_denies_it(
+    backend, tmp_path
+):
+    write_folder(tmp_path, backend, tokenizer_config={"eos_token": "!"})
+    ours = load_tokenizer(tmp_path)
+    (eos,) = ours.eos_token_ids
+    assert ours.token_text(eos) == "!"
+    assert ours.decode([3, eos]) == "<tool>"
+
+
+def test_without_a_tokenizer_config_the_model_config_names_the_tokens(backend, tmp_path):
+    write_folder(tmp_path, backend, config={"eos_token_id": 2, "bos_token_id": 1})
+    ours = load_tokenizer(tmp_path)
+    assert (ours.bos_token, ours.eos_token) == ("<|im_start|>", "<|im_end|>")
+    assert ours.chat_template is None
+
+
+def test_an_add_bos_flag_overrules_the_template_of_the_tokenizer_file(backend, tmp_path):
+    bos = ("<|im_start|>", 1)
+    backend.post_processor = TemplateProcessing("<|im_start|> $A", special_tokens=[bos])
+    write_folder(tmp_path, backend, tokenizer_config={"bos_token": "<|im_start|>"})
+    assert load_tokenizer(tmp_path).encode("<tool>") == [1, 3]
+    config = {"bos_token": "<|im_start|>", "add_bos_token": False}
+    write_folder(tmp_path, None, tokenizer_config=config)
+    assert load_tokenizer(tmp_path).encode("<tool>") == [3]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "plain",
+        [{"name": "tool_use", "template": "other"}, {"name": "default", "template": "plain"}],
+    ],
+)
+def test_a_chat_template_may_be_a_string_or_a_list_with_a_default(template, backend, tmp_path):
+    write_folder(tmp_path, backend, tokenizer_config={"chat_template": template})
+    assert load_tokenizer(tmp_path).chat_template == "plain"
+
+
+def test_a_chat_template_file_comes_before_the_tokenizer_config(backend, tmp_path):
+    config = {"chat_template": "old"}
+    write_folder(tmp_path, backend, tokenizer_config=config, chat_template="new {{ x }}\n")
+    assert load_tokenizer(tmp_path).chat_template == "new {{ x }}\n"
+
+
+def test_truncation_and_padding_stored_in_the_file_do_not_touch_prompts(backend, tmp_path):
+    backend.enable_truncation(4)
+    backend.enable_padding(length=64)
+    ours = load_tokenizer(write_folder(tmp_path, backend))
+    assert ours.encode("<tool>" * 10) == [3] * 10
+
+
+def test_a_saved_tokenizer_loads_equal(small_metadata, tmp_path):
+    processor = train_sentencepiece()
+    for number, metadata in enumerate((small_metadata, sentencepiece_metadata(processor))):
+        metadata = {**metadata, "tokenizer.chat_template": "{{ messages }}"}
+        saved = tokenizer_from_gguf(metadata, "small.gguf")
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        saved.save(folder)
+        loaded = load_tokenizer(folder)
+        for name in (
+            "vocab_size", "bos_token_id", "eos_token_ids", "bos_token", "eos_token",
+            "chat_template", "add_bos_token", "byte_exact", "strips_leading_space",
+        ):  # fmt: skip
+            assert getattr(loaded, name) == getattr(saved, name), name
+        assert [loaded.encode(text) for text in TEXTS] == [saved.encode(text) for text in TEXTS]
+
+
+def test_a_folder_without_a_tokenizer_names_the_missing_file(tmp_path):
+    with pytest.raises(ModelFileError, match=r"tokenizer\.json: file is missing"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"model": 7}', b"\xff\xfe", b"[]"])
+def test_a_tokenizer_file_that_is_not_one_is_refused(content, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(ModelFileError, match=r"tokenizer\.json: is not a tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config", "generation_config", "config"])
+@pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff", b"[" * 100_000])
+def test_a_config_that_is_no_json_object_is_refused_by_name(name, content, backend, tmp_path):
+    write_folder(tmp_path, backend)
+    (tmp_path / f"{name}.json").write_bytes(content)
+    with pytest.raises(ModelFileError, match=rf"{name}\.json"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("eos", ["two", [1, "2"], -1, True, 1.5])
+def test_an_eos_list_that_holds_no_ids_is_refused(eos, backend, tmp_path):
+    write_folder(tmp_path, backend, generation_config={"eos_token_id": eos})
+    with pytest.raises(ModelFileError, match=r"generation_config\.json: eos_token_id"):
+        load_tokenizer(tmp_path)
+
+
+def test_an_unknown_decoder_still_decodes():
+    ours = Tokenizer(metaspace_backend())
+    assert not ours.byte_exact
+    assert ours.decode([1, 2]) == "the fox"
