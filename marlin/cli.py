@@ -71,7 +71,7 @@ def _sentence(summary):
 
 
 def _add_quantize_arguments(parser):
-    from marlin.weights import quantize
+    from marlin import quantize
 
     quantize.add_arguments(parser)
 
@@ -124,7 +124,7 @@ def _run(arguments, environ):
 
         return generate.run(arguments, load_engine)
     if arguments.command == "quantize":
-        from marlin.weights import quantize
+        from marlin import quantize
 
         return quantize.run(arguments)
     from marlin import bench

@@ -80,7 +80,7 @@ def quantize(source, destination, format, group_size, progress):
         ConfigError: format, group size or destination cannot be used, or the disk is too small.
         ModelFileError: the checkpoint cannot be converted. Nothing is left behind.
     """
-    source, destination = Path(source), Path(destination)
+    source, destination = Path(source), Path(destination).resolve()
     _check_request(source, destination, format, group_size)
     checkpoint = open_source(source)
     entries = [plan_entry(tensor, format, group_size) for tensor in checkpoint.tensors]
@@ -135,13 +135,12 @@ def _check_request(source, destination, format, group_size):
         raise ConfigError(f"{source} does not exist")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ConfigError(f"{destination} exists and is not an empty folder; choose another")
-    inside, outside = destination.resolve(), source.resolve()
-    if inside == outside or outside in inside.parents:
+    if source.resolve() in (destination, *destination.parents):
         raise ConfigError(f"{destination} lies inside {source}; choose a folder outside the source")
 
 
 def _check_disk(destination, num_bytes):
-    parent = next(path for path in destination.resolve().parents if path.exists())
+    parent = next(path for path in destination.parents if path.exists())
     free, needed = shutil.disk_usage(parent).free, num_bytes + SPARE_DISK_BYTES
     if free < needed:
         message = f"the result needs {_megabytes(needed)} and {parent} has {_megabytes(free)} free"

@@ -13,12 +13,13 @@
 /* Every kernel, once: X(identifier). Ids are positions in this list, from 1. */
 #define MARLIN_KERNELS(X)                                                                          \
     X(embed_f32)                                                                                   \
-    X(embed_f16) X(embed_bf16) X(embed_int8) X(embed_int4) X(embed_fp4) X(matvec_f32)              \
-        X(matvec_f16) X(matvec_bf16) X(matvec_int8) X(matvec_int4) X(matvec_fp4) X(matmul_f32)     \
-            X(matmul_f16) X(matmul_bf16) X(matmul_int8) X(matmul_int4) X(matmul_fp4) X(rms_norm)   \
-                X(rope_table) X(rope_kv_write) X(silu_mul) X(gather_rows) X(attention)             \
-                    X(attention_split) X(attention_combine) X(penalize) X(sample) X(repack)        \
-                        X(probe_read) X(probe_dot)
+    X(embed_f16)                                                                                   \
+    X(embed_bf16) X(embed_int8) X(embed_int4) X(embed_fp4) X(matvec_f32) X(matvec_f16)             \
+        X(matvec_bf16) X(matvec_int8) X(matvec_int4) X(matvec_fp4) X(matmul_f32) X(matmul_f16)     \
+            X(matmul_bf16) X(matmul_int8) X(matmul_int4) X(matmul_fp4) X(rms_norm) X(rope_table)   \
+                X(rope_kv_write) X(silu_mul) X(gather_rows) X(attention) X(attention_split)        \
+                    X(attention_combine) X(penalize) X(sample) X(repack) X(probe_read)             \
+                        X(probe_dot)
 
 enum {
     KERNEL_none = 0,
@@ -93,8 +94,10 @@ int marlin_pool_size(const marlin_pool *pool);
 void marlin_pool_start(marlin_pool *pool, marlin_pool_job job, void *context);
 /* Take part as worker 0 and return when every worker has finished. */
 void marlin_pool_finish(marlin_pool *pool);
-/* All workers meet. Spins briefly, then sleeps. */
-void marlin_pool_barrier(marlin_pool *pool);
+/* All workers meet. Spins briefly, then sleeps; while it spins it calls idle(context, worker),
+ * which must return within a microsecond. */
+typedef void (*marlin_pool_idle)(void *context, int worker);
+void marlin_pool_barrier(marlin_pool *pool, marlin_pool_idle idle, void *context, int worker);
 
 /* Device and buffer access for the program file. */
 typedef struct {

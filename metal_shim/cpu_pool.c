@@ -11,6 +11,8 @@
 /* Spins before sleeping: about 30 microseconds of pauses, longer than the gap between two
  * dispatches. */
 #define SPINS_AT_BARRIER 2000
+/* Calls of idle() before plain spinning: what it has to do is done well before. */
+#define IDLE_CALLS 200
 /* Between steps Python schedules and samples: about 100 microseconds. */
 #define SPINS_BETWEEN_JOBS 6000
 
@@ -68,7 +70,7 @@ static void wake_sleepers(marlin_pool *pool)
     pthread_mutex_unlock(&pool->mutex);
 }
 
-void marlin_pool_barrier(marlin_pool *pool)
+void marlin_pool_barrier(marlin_pool *pool, marlin_pool_idle idle, void *context, int worker)
 {
     if (pool->size == 1) return;
     int number = atomic_load(&pool->barrier_number);
@@ -76,9 +78,13 @@ void marlin_pool_barrier(marlin_pool *pool)
         atomic_store(&pool->num_arrived, 0);
         atomic_store(&pool->barrier_number, number + 1);
         wake_sleepers(pool);
-    } else {
-        wait_while(pool, &pool->barrier_number, number, SPINS_AT_BARRIER);
+        return;
     }
+    for (int i = 0; i < IDLE_CALLS; i++) {
+        if (atomic_load_explicit(&pool->barrier_number, memory_order_acquire) != number) return;
+        idle(context, worker);
+    }
+    wait_while(pool, &pool->barrier_number, number, SPINS_AT_BARRIER);
 }
 
 static void *work(void *argument)

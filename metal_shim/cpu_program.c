@@ -12,6 +12,10 @@
 /* Up to this many rows each worker quantizes a linear kernel's input for itself, which is cheaper
  * than meeting. */
 #define MAX_PRIVATE_ROWS 2
+/* Cache lines that a waiting worker fetches of the next matrix: a quarter of a 1 MiB second-level
+ * cache at most. */
+#define MAX_LINES_AHEAD 4096
+#define LINES_A_CALL 4
 /* Hand out a dispatch in about this many pieces a worker: enough to even out a core that is slow
  * just now. */
 #define PIECES_A_WORKER 8
@@ -28,15 +32,20 @@ typedef struct {
     int64_t prepared; /* where in the shared area its quantized rows begin */
 } item;
 
+/* One for each worker and dispatch. A worker takes pieces of its own share of the units from the
+ * front, so that it reads weights in a row, and then helps the others with theirs. */
 typedef struct {
-    _Alignas(64) atomic_llong next; /* next unit to hand out */
-    atomic_llong next_row;          /* next row to quantize */
+    _Alignas(64) atomic_llong next; /* next unit of this worker's share */
+    atomic_llong next_row;          /* worker 0's: next row to quantize */
 } item_counter;
 
 typedef struct {
     uint8_t *scratch;
     uint8_t *rows;      /* privately quantized rows */
     int32_t rows_owner; /* whose they are in this replay; -1: nobody's */
+    int32_t next;       /* the dispatch after the one at hand */
+    int32_t ahead;      /* the linear dispatch whose weights are being fetched ahead of time */
+    int64_t ahead_line; /* how far into this worker's share of them, in cache lines */
 } worker_memory;
 
 struct marlin_program {
@@ -182,7 +191,8 @@ static int allocate_workers(marlin_program *program)
             marlin_quantized_bytes(MAX_PRIVATE_ROWS, ((const struct LinearParams *)it->params)->k);
         if (bytes > rows) rows = bytes;
     }
-    program->counters = aligned_memory(program->count * (int64_t)sizeof *program->counters);
+    program->counters =
+        aligned_memory(program->count * num_workers * (int64_t)sizeof *program->counters);
     program->workers = calloc((size_t)num_workers, sizeof *program->workers);
     program->shared = aligned_memory(shared);
     if (!program->counters || !program->workers || !program->shared) return MARLIN_ENOMEM;
@@ -251,10 +261,40 @@ static int grid_is_empty(const item *it)
     return 0;
 }
 
+static int64_t share_begin(int64_t units, int share, int num_workers)
+{
+    return units * share / num_workers;
+}
+
+/* While a worker waits it asks for the codes that it will read next, a few cache lines a call:
+ * between two matrices the memory would be idle. */
+static void fetch_ahead(void *context, int worker)
+{
+    marlin_program *program = context;
+    worker_memory *memory = &program->workers[worker];
+    int num_workers = marlin_pool_size(program->device->pool);
+    if (memory->ahead < memory->next) {
+        memory->ahead = memory->next;
+        while (memory->ahead < program->last && !program->items[memory->ahead].kernel->quantizes)
+            memory->ahead++;
+        memory->ahead_line = 0;
+    }
+    if (memory->ahead >= program->last) return;
+    const marlin_call *call = &program->items[memory->ahead].call;
+    int64_t lines = call->bytes[1] / 64;
+    int64_t first = share_begin(lines, worker, num_workers),
+            last = share_begin(lines, worker + 1, num_workers);
+    if (last > first + MAX_LINES_AHEAD) last = first + MAX_LINES_AHEAD;
+    for (int i = 0; i < LINES_A_CALL && first + memory->ahead_line < last;
+         i++, memory->ahead_line++)
+        __builtin_prefetch(call->at[1] + (first + memory->ahead_line) * 64, 0, 2);
+}
+
 /* Quantize a linear kernel's input, or find it done. Returns where it is. Every worker takes the
  * same branch, so all of them come to the meeting or none does. */
-static uint8_t *prepare(marlin_program *program, int32_t index, worker_memory *memory)
+static uint8_t *prepare(marlin_program *program, int32_t index, int worker)
 {
+    worker_memory *memory = &program->workers[worker];
     item *it = &program->items[index];
     const struct LinearParams *p = (const struct LinearParams *)it->params;
     int64_t rows = it->call.vars[p->rows_var];
@@ -267,14 +307,36 @@ static uint8_t *prepare(marlin_program *program, int32_t index, worker_memory *m
     }
     uint8_t *shared = program->shared + it->prepared;
     if (it->owner != index && it->owner >= program->first) return shared;
+    int num_workers = marlin_pool_size(program->device->pool);
+    atomic_llong *next_row = &program->counters[index * num_workers].next_row;
     for (;;) {
-        int64_t row = atomic_fetch_add(&program->counters[index].next_row, 8);
+        int64_t row = atomic_fetch_add(next_row, 8);
         if (row >= rows) break;
         program->device->isa->quantize_rows(x, p->k, row, row + 8 < rows ? row + 8 : rows, shared,
                                             rows);
     }
-    marlin_pool_barrier(program->device->pool);
+    marlin_pool_barrier(program->device->pool, fetch_ahead, program, worker);
     return shared;
+}
+
+/* Run what is left of one worker's share. */
+static void run_share(marlin_program *program, int32_t index, const marlin_call *call,
+                      int64_t units, int share, uint8_t *scratch)
+{
+    int num_workers = marlin_pool_size(program->device->pool);
+    int64_t first = share_begin(units, share, num_workers),
+            last = share_begin(units, share + 1, num_workers);
+    int64_t piece = (last - first) / PIECES_A_WORKER;
+    if (piece < 1) piece = 1;
+    atomic_llong *next = &program->counters[index * num_workers + share].next;
+    for (;;) {
+        int64_t begin = first + atomic_fetch_add_explicit(next, piece, memory_order_relaxed);
+        if (begin >= last || atomic_load_explicit(&program->failed, memory_order_relaxed)) return;
+        int64_t end = begin + piece < last ? begin + piece : last;
+        int none = 0;
+        if (program->items[index].run(call, begin, end, scratch) != MARLIN_OK)
+            atomic_compare_exchange_strong(&program->failed, &none, index + 1);
+    }
 }
 
 static void walk(void *context, int worker)
@@ -282,26 +344,20 @@ static void walk(void *context, int worker)
     marlin_program *program = context;
     worker_memory *memory = &program->workers[worker];
     marlin_pool *pool = program->device->pool;
-    memory->rows_owner = -1;
+    int num_workers = marlin_pool_size(pool);
+    memory->rows_owner = memory->ahead = -1;
     for (int32_t i = program->first; i < program->last; i++) {
         item *it = &program->items[i];
-        if (it->barrier && i > program->first) marlin_pool_barrier(pool);
+        memory->next = i;
+        if (it->barrier && i > program->first)
+            marlin_pool_barrier(pool, fetch_ahead, program, worker);
+        memory->next = i + 1;
         if (grid_is_empty(it)) continue;
         marlin_call call = it->call;
-        if (it->kernel->quantizes) call.prepared = prepare(program, i, memory);
+        if (it->kernel->quantizes) call.prepared = prepare(program, i, worker);
         int64_t units = it->kernel->units(&call);
-        int64_t piece = units / ((int64_t)marlin_pool_size(pool) * PIECES_A_WORKER);
-        if (piece < 1) piece = 1;
-        for (;;) {
-            int64_t begin =
-                atomic_fetch_add_explicit(&program->counters[i].next, piece, memory_order_relaxed);
-            if (begin >= units || atomic_load_explicit(&program->failed, memory_order_relaxed))
-                break;
-            int64_t end = begin + piece < units ? begin + piece : units;
-            int none = 0;
-            if (it->run(&call, begin, end, memory->scratch) != MARLIN_OK)
-                atomic_compare_exchange_strong(&program->failed, &none, i + 1);
-        }
+        for (int j = 0; j < num_workers; j++)
+            run_share(program, i, &call, units, (worker + j) % num_workers, memory->scratch);
     }
 }
 
@@ -324,7 +380,9 @@ int marlin_program_submit(marlin_program *program, int32_t first, int32_t count,
     program->first = first;
     program->last = first + count;
     atomic_store(&program->failed, 0);
-    memset(program->counters + first, 0, (size_t)count * sizeof *program->counters);
+    size_t num_workers = (size_t)marlin_pool_size(program->device->pool);
+    memset(program->counters + first * num_workers, 0,
+           count * num_workers * sizeof *program->counters);
     program->device->running = program;
     marlin_pool_start(program->device->pool, walk, program);
     return MARLIN_OK;

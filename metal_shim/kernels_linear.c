@@ -175,6 +175,99 @@ INLINE void store_rows(const linear *a, int64_t row, int num_rows, int64_t colum
     }
 }
 
+/* Scales and biases of one group of V_LANES weight rows; scale[1] is INT8_G16's second half. */
+typedef struct {
+    vf scale[2], bias;
+    int has_bias;
+} group_scales;
+
+INLINE group_scales load_scales(const linear *a, weight_kind kind, int64_t tile, int64_t g,
+                                int64_t lane)
+{
+    int64_t at = (tile * a->scale_groups + g / a->groups_per_scale) * 16 + lane;
+    if (kind == INT8_G16) at = (tile * a->scale_groups + g * 2) * 16 + lane;
+    return (group_scales){
+        .scale[0] = load_scale(a, kind, a->scales, at),
+        .scale[1] = kind == INT8_G16 ? load_scale(a, kind, a->scales, at + 16) : vf_zero(),
+        .bias = a->biases ? load_scale(a, kind, a->biases, at) : vf_zero(),
+        .has_bias = kind == INT4 || (kind == INT8 && a->biases),
+    };
+}
+
+/* What one group adds to a row's sum. dots: of the group, or of each half for INT8_G16. */
+INLINE vf add_group(weight_kind kind, const group_scales *s, const act_group *group,
+                    const vi dots[2], vf sum)
+{
+    vf x_scale = vf_set1(group->scale);
+    sum = vf_fma(vf_from_i32(dots[0]), vf_mul(s->scale[0], x_scale), sum);
+    if (kind == INT8_G16) sum = vf_fma(vf_from_i32(dots[1]), vf_mul(s->scale[1], x_scale), sum);
+    if (s->has_bias) sum = vf_fma(s->bias, vf_set1(group->scaled_sum), sum);
+    return sum;
+}
+
+/* Group g of num_rows rows of x, whose codes and groups begin at x and groups. */
+INLINE void add_rows(const linear *a, weight_kind kind, int num_rows, const vi w[8],
+                     const group_scales *s, const int8_t *x, const act_group *groups, vf *sums)
+{
+#pragma GCC unroll 16
+    for (int m = 0; m < num_rows; m++) {
+        const act_group *group = groups + m * a->groups_of_32;
+        vi dots[2];
+        dots[0] = dot_quads(kind, w, x + m * a->k, group, 0, kind == INT8_G16 ? 4 : 8);
+        if (kind == INT8_G16) dots[1] = dot_quads(kind, w, x + m * a->k, group, 4, 8);
+        sums[m] = add_group(kind, s, group, dots, sums[m]);
+    }
+}
+
+#if defined(MARLIN_ISA_I8MM)
+/* Columns 8i .. 8i + 7 of weight rows 0 and 1 (pairs[2i]) and of rows 2 and 3 (pairs[2i + 1]). */
+INLINE void pair_weights(weight_kind kind, const vi w[8], vi pairs[8])
+{
+    for (int i = 0; i < 8; i += 2) {
+        int is_off = kind == INT8 || kind == INT8_G16;
+        vi left = is_off ? vi_remove_off(w[i]) : w[i];
+        vi right = is_off ? vi_remove_off(w[i + 1]) : w[i + 1];
+        pairs[i] = vi_zip_low(left, right);
+        pairs[i + 1] = vi_zip_high(left, right);
+    }
+}
+
+/* dot_quads() of x (dots[0]) and of the row k bytes further on (dots[1]). */
+INLINE void dot_pair(weight_kind kind, const vi pairs[8], const int8_t *x, int64_t k, int first,
+                     int last, vi dots[2])
+{
+    vi low = vi_set1(0), high = vi_set1(0);
+    for (int i = first; i < last; i += 2) {
+        vi columns = vi_load_halves(x + 4 * i, x + k + 4 * i);
+        low = vi_mmla(low, pairs[i], columns);
+        high = vi_mmla(high, pairs[i + 1], columns);
+    }
+    dots[0] = vi_even(low, high);
+    dots[1] = vi_odd(low, high);
+}
+
+/* add_rows() for an even number of rows: the same integers, summed in the same order. */
+INLINE void add_row_pairs(const linear *a, weight_kind kind, int num_rows, const vi w[8],
+                          const group_scales *s, const int8_t *x, const act_group *groups, vf *sums)
+{
+    vi pairs[8];
+    pair_weights(kind, w, pairs);
+#pragma GCC unroll 8
+    for (int m = 0; m < num_rows; m += 2) {
+        const int8_t *x_rows = x + m * a->k;
+        vi halves[2][2];
+        dot_pair(kind, pairs, x_rows, a->k, 0, kind == INT8_G16 ? 4 : 8, halves[0]);
+        if (kind == INT8_G16) dot_pair(kind, pairs, x_rows, a->k, 4, 8, halves[1]);
+        for (int i = 0; i < 2; i++) {
+            const act_group *group = groups + (m + i) * a->groups_of_32;
+            vi dots[2] = {halves[0][i], kind == INT8_G16 ? halves[1][i] : vi_set1(0)};
+            if (kind == FP4) dots[0] = vi_add(dots[0], vi_set1(group->begin_fp4));
+            sums[m + i] = add_group(kind, s, group, dots, sums[m + i]);
+        }
+    }
+}
+#endif
+
 /* V_LANES columns of y for num_rows (a constant) rows. */
 INLINE void dot_rows(const linear *a, weight_kind kind, int num_rows, int64_t row, int64_t tile,
                      int part)
@@ -189,25 +282,14 @@ INLINE void dot_rows(const linear *a, weight_kind kind, int num_rows, int64_t ro
     for (int64_t g = 0; g < a->groups_of_32; g++) {
         vi w[8];
         load_group(kind, codes + g * group_bytes, w);
-        int64_t at = (tile * a->scale_groups + g / a->groups_per_scale) * 16 + part * V_LANES;
-        if (kind == INT8_G16) at = (tile * a->scale_groups + g * 2) * 16 + part * V_LANES;
-        vf scale = load_scale(a, kind, a->scales, at);
-        vf bias = a->biases ? load_scale(a, kind, a->biases, at) : vf_zero();
-        vf scale_half = kind == INT8_G16 ? load_scale(a, kind, a->scales, at + 16) : vf_zero();
-#pragma GCC unroll 16
-        for (int m = 0; m < num_rows; m++) {
-            const int8_t *x_row = x + m * a->k + g * MARLIN_ACT_GROUP;
-            const act_group *group = groups + m * a->groups_of_32 + g;
-            vf x_scale = vf_set1(group->scale);
-            vf dot = vf_from_i32(dot_quads(kind, w, x_row, group, 0, kind == INT8_G16 ? 4 : 8));
-            sums[m] = vf_fma(dot, vf_mul(scale, x_scale), sums[m]);
-            if (kind == INT8_G16) {
-                dot = vf_from_i32(dot_quads(kind, w, x_row, group, 4, 8));
-                sums[m] = vf_fma(dot, vf_mul(scale_half, x_scale), sums[m]);
-            }
-            if (kind == INT4 || (kind == INT8 && a->biases))
-                sums[m] = vf_fma(bias, vf_set1(group->scaled_sum), sums[m]);
+        group_scales s = load_scales(a, kind, tile, g, part * V_LANES);
+#if defined(MARLIN_ISA_I8MM)
+        if (num_rows > 1) {
+            add_row_pairs(a, kind, num_rows, w, &s, x + g * MARLIN_ACT_GROUP, groups + g, sums);
+            continue;
         }
+#endif
+        add_rows(a, kind, num_rows, w, &s, x + g * MARLIN_ACT_GROUP, groups + g, sums);
     }
     store_rows(a, row, num_rows, tile * 16 + part * V_LANES, sums);
 }

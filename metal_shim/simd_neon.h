@@ -1,4 +1,4 @@
-/* simd_neon.h: 4 lanes with NEON and its dot product; a set with i8mm adds vi_mmla(). */
+/* simd_neon.h: 4 lanes with NEON and its dot product; i8mm adds 2 x 8 by 8 x 2 products. */
 #include <arm_neon.h>
 
 #define V_LANES 4
@@ -69,3 +69,25 @@ static inline vi vi_dot4_off(vi a, vi u, vi s)
     int8x16_t w = vreinterpretq_s8_u8(veorq_u8(vreinterpretq_u8_s32(u), vdupq_n_u8(128)));
     return vdotq_s32(a, w, vreinterpretq_s8_s32(s));
 }
+
+#if defined(MARLIN_ISA_I8MM)
+/* Bytes stored with 128 added become signed. */
+static inline vi vi_remove_off(vi a)
+{
+    return vreinterpretq_s32_u8(veorq_u8(vreinterpretq_u8_s32(a), vdupq_n_u8(128)));
+}
+static inline vi vi_zip_low(vi a, vi b) { return vzip1q_s32(a, b); }
+static inline vi vi_zip_high(vi a, vi b) { return vzip2q_s32(a, b); }
+static inline vi vi_even(vi a, vi b) { return vuzp1q_s32(a, b); }
+static inline vi vi_odd(vi a, vi b) { return vuzp2q_s32(a, b); }
+static inline vi vi_add(vi a, vi b) { return vaddq_s32(a, b); }
+static inline vi vi_load_halves(const int8_t *low, const int8_t *high)
+{
+    return vreinterpretq_s32_s8(vcombine_s8(vld1_s8(low), vld1_s8(high)));
+}
+/* a[2i + j] + sum over l < 8 of w[8i + l] * x[8j + l], all signed bytes. */
+static inline vi vi_mmla(vi a, vi w, vi x)
+{
+    return vmmlaq_s32(a, vreinterpretq_s8_s32(w), vreinterpretq_s8_s32(x));
+}
+#endif

@@ -16,12 +16,16 @@ from marlin.errors import ModelFileError
 from marlin.models.config import config_from_gguf, config_from_hf
 from marlin.weights import ggml_types, names
 from marlin.weights.gguf import GGUFFile
+from marlin.weights.json_file import read_json_object
 from marlin.weights.safetensors_file import SafetensorsFolder
 from marlin.weights.tensor_file import read_bytes
 
 # Bytes of a file that are mapped at once while blocks are repacked: keeps start-up from holding the
 # file and its repacked copy in memory together.
 REPACK_BATCH_BYTES = 16 << 20
+
+# Repacked weights share buffers of this size: a huge page is 2 MiB, most matrices are smaller.
+SLAB_BYTES = 32 << 20
 
 _DENSE_KINDS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 
@@ -78,14 +82,12 @@ class GgufCheckpoint:
         self.format = "gguf"
         self._pending = []
         self._pending_bytes = 0
+        self._slab = None, 0
 
     def rope_factors(self):
         """float32 divisors of the RoPE frequencies, or None."""
         info = self.file.tensors.get(names.ROPE_FACTORS)
         return None if info is None else self._read_dense(info)
-
-    def has(self, name):
-        return names.gguf_name(name) in self.file.tensors
 
     def _info(self, name, shape):
         gguf = names.gguf_name(name)
@@ -134,15 +136,24 @@ class GgufCheckpoint:
         rows = -(-n // abi.ROW_TILE) * abi.ROW_TILE
         code_bytes = rows * k * form.bits // 8
         scale_bytes = rows * (k // form.group_size) * form.scale_bytes
-        buffer = self.device.create(code_bytes + scale_bytes * (2 if form.has_bias else 1))
+        num_bytes = code_bytes + scale_bytes * (2 if form.has_bias else 1)
+        buffer, start = self._take(num_bytes)
         flags = abi.WEIGHT_BIAS if form.has_bias else 0
         if form.scale_bytes == 4:
             flags |= abi.SCALE_F32
         return Weight(
-            form.kind, n, k, View(buffer, 0, code_bytes), form.group_size, flags,
-            View(buffer, code_bytes, scale_bytes),
-            View(buffer, code_bytes + scale_bytes, scale_bytes) if form.has_bias else None,
+            form.kind, n, k, View(buffer, start, code_bytes), form.group_size, flags,
+            View(buffer, start + code_bytes, scale_bytes),
+            View(buffer, start + code_bytes + scale_bytes, scale_bytes) if form.has_bias else None,
         )
+
+    def _take(self, num_bytes):
+        """(buffer, offset) of num_bytes new bytes, side by side in slabs that huge pages can back."""
+        slab, used = self._slab
+        if slab is None or used + num_bytes > slab.num_bytes:
+            slab, used = self.device.create(max(SLAB_BYTES, num_bytes)), 0
+        self._slab = slab, used + -(-num_bytes // 64) * 64
+        return slab, used
 
     def finish(self):
         """Repack what matrix() has promised so far."""
@@ -178,11 +189,12 @@ class FolderCheckpoint:
         self._files = {}
 
     def rope_factors(self):
-        return None
+        """As GgufCheckpoint's: a folder that was quantized from GGUF keeps the tensor."""
+        info = self.folder.tensors.get(names.ROPE_FACTORS)
+        return None if info is None else self._read_dense(info)
 
-    def has(self, name):
-        tensors = self.folder.tensors
-        return name in tensors or f"{name.removesuffix('.weight')}.codes" in tensors
+    def _read_dense(self, info):
+        return ggml_types.dequantize(info.dtype, read_bytes(info), info.shape).astype(np.float32)
 
     def _info(self, name, shape=None, dtypes=tuple(_DENSE_KINDS)):
         info = self.folder.tensors.get(name)
@@ -207,9 +219,7 @@ class FolderCheckpoint:
 
     def vector(self, name, size, num_heads=0):
         """float32 [size] on the device."""
-        info = self._info(name, (size,))
-        values = ggml_types.dequantize(info.dtype, read_bytes(info), info.shape)
-        return View.of(self.device.create_from(values.astype(np.float32)))
+        return View.of(self.device.create_from(self._read_dense(self._info(name, (size,)))))
 
     def matrix(self, name, n, k, num_heads=0):
         """Weight [n, k]."""
@@ -267,8 +277,6 @@ def read_quantization(folder):
         ModelFileError: it is of a version or format that this package does not know, or another
             program's quantized checkpoint.
     """
-    from marlin.weights.json_file import read_json_object
-
     path = os.path.join(folder, "config.json")
     config = read_json_object(path)
     if "quantization_config" in config:

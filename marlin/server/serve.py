@@ -44,13 +44,21 @@ def serve(config, load, limits=None):
     listener = _listen(config, limits)
     service = load(config) if config.model_path else None
     server = HttpServer(listener, build_app(config, service, limits), limits)
-    signals = _StopSignals()
+    signals = StopSignals()
     threading.Thread(target=server.serve_forever, name="accept", daemon=True).start()
     _announce(config, service, listener)
     signals.wait()
     _log.info("stopping: waiting up to %g s for requests in flight", limits.drain_s)
-    if not server.drain(limits.drain_s):
-        _log.warning("requests still running after %g s were cut off", limits.drain_s)
+
+    def drain():
+        if not server.drain(limits.drain_s):
+            _log.warning("requests still running after %g s were cut off", limits.drain_s)
+        signals.finish()
+
+    threading.Thread(target=drain, name="drain", daemon=True).start()
+    signum = signals.wait()
+    if signum:
+        os._exit(128 + signum)
     if service is not None:
         service.engine.close()
     return 0
@@ -98,24 +106,24 @@ def _announce(config, service, listener):
         )
 
 
-class _StopSignals:
-    """Waits for SIGTERM or SIGINT; a second one ends the process at once.
+class StopSignals:
+    """SIGTERM and SIGINT as bytes in a pipe, for the main thread to wait on.
 
-    The handler only writes to a pipe: anything that takes a lock could meet the same lock half-taken in
-    the thread that it interrupted.
+    The interpreter's own C handler writes them (signal.set_wakeup_fd), so that a signal is seen whichever
+    thread it lands on, and also in the instant before the wait begins.
     """
 
     def __init__(self):
         self._reader, self._writer = os.pipe()
-        self._stopping = False
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
-
-    def _on_signal(self, signum, _frame):
-        if self._stopping:
-            os._exit(128 + signum)
-        self._stopping = True
-        os.write(self._writer, b"s")
+        os.set_blocking(self._writer, False)
+        signal.set_wakeup_fd(self._writer)
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, lambda _signum, _frame: None)
 
     def wait(self):
-        os.read(self._reader, 1)
+        """Wait for the next signal, or for finish(); returns the signal's number, or 0."""
+        return os.read(self._reader, 1)[0]
+
+    def finish(self):
+        """Let wait() return 0. Any thread."""
+        os.write(self._writer, b"\0")

@@ -115,6 +115,7 @@ def _sort_key(budget, path, case_sensitive):
     get = path_getter(budget, path)
 
     def key(value):
+        budget.spend(_ITEM_WORK)
         value = get(value)
         return value.lower() if isinstance(value, str) and not case_sensitive else value
 
@@ -213,7 +214,7 @@ def _slice(budget, value, slices, fill_with=None):
         start = 0
         for index in range(slices):
             end = start + size + (index < num_longer)
-            budget.spend(_ITEM_WORK)
+            budget.spend(2 * _ITEM_WORK)
             budget.references(end - start)
             short = fill_with is not None and index >= num_longer
             yield items[start:end] + ([fill_with] if short else [])

@@ -45,15 +45,18 @@ class _TemplateParser(ExpressionParser):
         }
 
     def template(self):
-        body = self._body()
+        body = self._body(1)
         if self.token.kind != "end":
             self.fail(f"unexpected tag {self.token.value!r}")
         return body
 
-    def _body(self, *end_words):
-        """Statements up to a tag that opens with an end word, which becomes the current token."""
+    def _body(self, line, *end_words):
+        """Statements up to a tag that opens with an end word, which becomes the current token.
+
+        `line` is that of the tag that opens the body.
+        """
         self.deepen()
-        line, outer_tokens, self.num_tokens = self.token.line, self.num_tokens, 0
+        outer_tokens, self.num_tokens = self.num_tokens, 0
         parsed = []
         while self.token.kind != "end":
             token = self.advance()
@@ -67,7 +70,7 @@ class _TemplateParser(ExpressionParser):
             else:
                 parsed.append(self._statement())
         if end_words and self.token.kind == "end":
-            self.fail(f"the template ends before '{' or '.join(end_words)}' of line {line}")
+            self.fail(f"this block has no {' or '.join(end_words)}", line)
         body = statements.Body(parsed, line, self.num_tokens)
         self.num_tokens = outer_tokens
         self.rise()
@@ -86,8 +89,8 @@ class _TemplateParser(ExpressionParser):
 
     def _block_body(self, *end_words):
         self.accept(":")
-        self.expect_kind("end_tag")
-        return self._body(*end_words)
+        line = self.expect_kind("end_tag").line
+        return self._body(line, *end_words)
 
     def _closed_body(self, end_word):
         body = self._block_body(end_word)

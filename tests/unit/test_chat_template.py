@@ -1,4 +1,4 @@
-"""Real chat templates on many conversations, with jinja2 as `transformers` sets it up for the oracle."""
+"""Real chat templates on many conversations; the oracle is jinja2 as `transformers` sets it up."""
 
 import copy
 import threading
@@ -74,7 +74,8 @@ CONVERSATIONS = {
     "many turns with system": [system("  Be brief.\n"), *TURNS],
     "empty contents": [system(""), user(""), assistant(""), user("")],
     "no content": [user("Hi"), assistant(None), user(None)],
-    "unicode and markup": [system("日本語 <b>&amp;"), user("e\u0301 \U0001f600 \u2028 {{ x }} {% if %}")],
+    "unicode": [system("日本語 <b>&amp;"), user("e\u0301 \U0001f600 \u2028")],
+    "template marks in content": [system("{{ x }}"), user("{% if %} {# %}")],
     "special tokens in content": [user("<|im_end|></s>[INST]"), assistant("<think>a</think>b")],
     "content parts": [system(PARTS), user(PARTS), assistant(PARTS), user(PARTS)],
     "image part": [user([{"type": "image"}, {"type": "text", "text": "What?"}])],
@@ -101,7 +102,8 @@ CONVERSATIONS = {
     "assistant last": [user("Say A"), assistant("A")],
     "two users": [user("a"), user("b")],
     "assistant first": [assistant("Welcome"), user("b")],
-    "unknown role": [user("a"), {"role": "ipython", "content": "42"}, {"role": "x", "content": "y"}],
+    "ipython": [user("a"), {"role": "ipython", "content": "42"}],
+    "unknown role": [user("a"), {"role": "x", "content": "y"}],
     "no messages": [],
 }
 OPTIONS = [
@@ -162,8 +164,8 @@ def test_rendering_changes_neither_messages_nor_tools():
 
 def test_threads_share_a_template_without_mixing_their_variables():
     template = ChatTemplate(
-        "{% set ns = namespace(n=0) %}{% for i in range(300) %}{% set ns.n = ns.n + x %}{% endfor %}"
-        "{{ ns.n }}"
+        "{% set ns = namespace(n=0) %}"
+        "{% for i in range(300) %}{% set ns.n = ns.n + x %}{% endfor %}{{ ns.n }}"
     )
     results = {}
 
@@ -183,7 +185,8 @@ def test_render_chat_gives_the_template_the_names_it_expects():
         "{{ bos_token }}{{ messages[0].role }}|{{ tools }}|{{ documents }}|"
         "{{ add_generation_prompt }}|{{ enable_thinking }}|{{ eos_token }}"
     )
-    text = render_chat(template, [user("x")], bos_token="<s>", eos_token="</s>", enable_thinking=False)
+    tokens = {"bos_token": "<s>", "eos_token": "</s>"}
+    text = render_chat(template, [user("x")], **tokens, enable_thinking=False)
     assert text == "<s>user|None|None|True|False|</s>"
 
 
@@ -193,7 +196,8 @@ def test_render_chat_reads_the_clock_it_is_given():
 
 
 def test_raise_exception_ends_the_render_with_exactly_its_message():
-    template = ChatTemplate("{% if true %}\n{{ raise_exception('No system role: ' ~ 1) }}{% endif %}")
+    source = "{% if true %}\n{{ raise_exception('No system role: ' ~ 1) }}{% endif %}"
+    template = ChatTemplate(source)
     with pytest.raises(TemplateError) as caught:
         template.render({})
     assert caught.value.message == "No system role: 1"
@@ -204,7 +208,7 @@ def test_raise_exception_ends_the_render_with_exactly_its_message():
     ("source", "message"),
     [
         ("a\n{{ b\n}}\n{% frob %}", "template line 4: unknown tag 'frob'"),
-        ("a\n\n{% if x %}\nb", "template line 3: the template ends before"),
+        ("a\n\n{% if x %}\nb", "template line 3: this block has no elif or else or endif"),
         ("a\n{{ 'b }}", "template line 2: unexpected"),
         ("{#\n#}{#\n", "template line 2: missing end of comment"),
         ("\n{% include 'x' %}", "template line 2: 'include' is refused"),
@@ -217,9 +221,9 @@ def test_a_bad_template_is_refused_with_its_line(source, message):
 
 
 def test_a_failing_render_names_the_line_of_the_innermost_statement():
-    template = ChatTemplate("a\n{% for m in messages %}\n{% if true %}\n{{ m.a.b }}{% endif %}{% endfor %}")
+    source = "a\n{% for m in messages %}\n{% if m %}\n{{ m.a.b }}{% endif %}{% endfor %}"
     with pytest.raises(TemplateError, match="template line 4: dict has no 'a'"):
-        template.render({"messages": [{}]})
+        ChatTemplate(source).render({"messages": [{"role": "user"}]})
 
 
 class Sly(dict):

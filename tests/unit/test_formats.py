@@ -118,7 +118,8 @@ def test_no_group_is_worse_than_the_plain_method_and_most_are_better(
     format, plain, kind, group_size
 ):
     weights = weights_of(kind, (48, 512))
-    searched = squared_errors(weights, dequantize(quantize(format, weights, group_size)), group_size)
+    values = dequantize(quantize(format, weights, group_size))
+    searched = squared_errors(weights, values, group_size)
     baseline = squared_errors(weights, plain(weights, group_size), group_size)
     # Errors are summed in float32 by the search and in float64 here.
     assert (searched <= baseline * (1 + 1e-4)).all()

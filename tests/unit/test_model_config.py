@@ -1,4 +1,4 @@
-"""ModelConfig from config.json (against transformers' own config objects) and from GGUF metadata."""
+"""ModelConfig from config.json (against transformers' own objects) and from GGUF metadata."""
 
 import json
 

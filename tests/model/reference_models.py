@@ -1,0 +1,79 @@
+"""Tiny random models of the families as transformers builds, saves and runs them: the reference."""
+
+import numpy as np
+import torch
+from tiny_models import random_tensor
+from transformers import (
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+CLASSES = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+}
+SIZES = {
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 97,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+
+
+def build(family, seed=0, **changes):
+    """A float32 model of one of CLASSES with tiny_models.random_tensor's values; changes are
+    config fields."""
+    config_class, model_class = CLASSES[family]
+    model = model_class(config_class(**SIZES | changes)).eval()
+    rng = np.random.default_rng(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(random_tensor(name, tuple(parameter.shape), rng)))
+    return model
+
+
+def with_weights(model, tensors):
+    """The same model with other weights, {Hugging Face name: float32 array}; all must be given."""
+    copy = type(model)(model.config).eval()
+    state = {name: torch.from_numpy(np.array(values)) for name, values in tensors.items()}
+    if model.config.tie_word_embeddings:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    copy.load_state_dict(state)
+    return copy.float()
+
+
+def tensors_of(model):
+    """{Hugging Face name: float32 array} of a model's parameters, a tied output matrix once."""
+    return {name: values.detach().numpy().copy() for name, values in model.named_parameters()}
+
+
+class HalfCache(DynamicCache):
+    """Keys and values as float16 stores them, which is what the KV cache holds."""
+
+    def update(self, key_states, value_states, *args, **kwargs):
+        return super().update(key_states.half().float(), value_states.half().float(), *args, **kwargs)
+
+
+def logits_of(model, token_ids, half_cache=True):
+    """float32 [len(token_ids), vocab_size]; half_cache: attend to keys and values as float16."""
+    cache = HalfCache() if half_cache else None
+    with torch.no_grad():
+        ids = torch.tensor([token_ids])
+        return model(ids, past_key_values=cache, use_cache=half_cache).logits[0].numpy()

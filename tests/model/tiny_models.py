@@ -1,0 +1,165 @@
+"""Tiny random models on disk and on a device, for tests of whole models. Needs no torch.
+
+Owns how a test opens a model and reads logits off the runner; knows nothing of the reference
+(reference_models.py).
+"""
+
+import json
+import os
+import platform
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from marlin.device.device import Device
+from marlin.device.ops import KvLayout
+from marlin.engine.request import Request, SamplingParams
+from marlin.engine.runner import Chunk, Runner
+from marlin.errors import DeviceError
+from marlin.models.checkpoint import open_checkpoint
+from marlin.models.config import ModelConfig
+from marlin.models.hf_config import hf_config
+from marlin.models.llama import LlamaModel
+from marlin.models.rope import RopeScaling
+from marlin.models.tensors import tensor_shapes
+
+_OF_MACHINE = {"x86_64": ("avx512", "avx2"), "AMD64": ("avx512", "avx2")}
+# Each machine's, best first; "scalar" is everywhere.
+INSTRUCTION_SETS = (*_OF_MACHINE.get(platform.machine(), ("i8mm", "neon")), "scalar")
+GREEDY = SamplingParams(temperature=0.0)
+
+
+def tiny_config(**changes):
+    """ModelConfig of a Llama model that runs in milliseconds."""
+    values = {
+        "architecture": "llama",
+        "num_layers": 2,
+        "hidden_dim": 64,
+        "intermediate_dim": 96,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 16,
+        "vocab_size": 97,
+        "max_context_tokens": 512,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "rope_scaling": RopeScaling(),
+        "tie_embeddings": False,
+        "qkv_bias": False,
+        "o_bias": False,
+        "mlp_bias": False,
+        "qk_norm": False,
+        "sliding_window": None,
+        "eos_token_ids": (),
+    }
+    return ModelConfig(**values | changes)
+
+
+def random_tensor(name, shape, rng):
+    """float32 values that let every part of the model show in the logits, which come out near 1.
+
+    Norm weights differ from 1, biases from 0, and attention is far from uniform.
+    """
+    if name.endswith(".bias"):
+        return (0.3 * rng.standard_normal(shape)).astype(np.float32)
+    if len(shape) == 1:
+        return (1 + 0.25 * rng.standard_normal(shape)).astype(np.float32)
+    gain = 1.25 if ".q_proj." in name or ".k_proj." in name else 1.0
+    return (gain * shape[1] ** -0.5 * rng.standard_normal(shape)).astype(np.float32)
+
+
+def random_tensors(config, seed):
+    """{Hugging Face name: float32 array} of a whole model."""
+    rng = np.random.default_rng(seed)
+    shapes = tensor_shapes(config).items()
+    return {name: random_tensor(name, shape, rng) for name, shape in shapes}
+
+
+def write_folder(folder, config, tensors):
+    """Write a Hugging Face folder without a tokenizer; returns its path as a string."""
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
+        json.dump(hf_config(config), file)
+    save_file(tensors, os.path.join(folder, "model.safetensors"))
+    return str(folder)
+
+
+def random_tokens(count, vocab_size, seed=0):
+    return np.random.default_rng(seed).integers(0, vocab_size, count).tolist()
+
+
+def open_device(isa, num_threads=2):
+    """A Device; skips the test, with the library's reason, where the CPU lacks the set."""
+    try:
+        return Device(num_threads, isa)
+    except DeviceError as error:
+        if isa is None:
+            raise
+        pytest.skip(str(error))
+
+
+@contextmanager
+def running(path, *, isa=None, max_step_tokens=64, context=512, sequences=1, blocks=None):
+    """A Runner of the model at `path`.
+
+    Args:
+        context: tokens of the contiguous cache.
+        blocks: (number, tokens each) of a paged cache instead; a sequence may hold all of them.
+    """
+    device = open_device(isa)
+    try:
+        model = LlamaModel(open_checkpoint(path, device))
+        config = model.config
+        num_blocks, block_size = blocks or (1, context)
+        layout = KvLayout(
+            num_blocks, block_size, num_blocks, config.num_kv_heads, config.head_dim
+        )
+        runner = Runner(device, model, layout, max_step_tokens, sequences)
+        try:
+            yield runner
+        finally:
+            runner.close()
+    finally:
+        device.close()
+
+
+def greedy_chunk(token_ids, start, block_table=(0,)):
+    """A Chunk whose last token's logits are computed."""
+    table = np.array(block_table, np.int32)
+    return Chunk(list(token_ids), start, table, Request("tiny", [0], GREEDY, seed=0))
+
+
+def logits_by_chunks(runner, token_ids, sizes, start=0):
+    """Compute tokens in chunks of the given sizes, the last size repeated to the end.
+
+    Returns:
+        {position: float32 [vocab_size]} for the last position of each chunk.
+    """
+    sizes = iter(sizes)
+    found, size = {}, None
+    while start < len(token_ids):
+        size = next(sizes, size)
+        end = min(start + size, len(token_ids))
+        runner.step([greedy_chunk(token_ids[start:end], start)])
+        found[end - 1] = runner.logits[0].copy()
+        start = end
+    return found
+
+
+def logits_of_positions(runner, token_ids, start=0):
+    """Decode logits of each position from `start`, as many at a time as the runner has sequences.
+
+    One sequence's tokens, each a chunk of its own: all of a step's keys are written before any is
+    read, so a token sees those before it in the same step.
+
+    Returns:
+        float32 [len(token_ids) - start, vocab_size].
+    """
+    rows = []
+    for first in range(start, len(token_ids), runner.max_sequences):
+        part = token_ids[first : first + runner.max_sequences]
+        runner.step([greedy_chunk([token], first + i) for i, token in enumerate(part)])
+        rows.append(runner.logits[: len(part)].copy())
+    return np.concatenate(rows)

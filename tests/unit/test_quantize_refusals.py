@@ -1,0 +1,135 @@
+"""What `metal-marlin quantize` refuses; neither refusal nor interruption leaves a trace."""
+
+import json
+import shutil
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+from gguf_builder import f32
+from tiny_checkpoints import save_model, tiny_config, write_gguf
+from transformers import LlamaForCausalLM
+
+from marlin import quantize as command
+from marlin.errors import ConfigError, ModelFileError
+
+DOWN = "model.layers.1.mlp.down_proj"
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """(folder of a tiny random Llama, {name: float32 array})."""
+    folder = tmp_path_factory.mktemp("source") / "llama"
+    folder.mkdir()
+    return folder, save_model(folder)
+
+
+def silent(done, total):
+    assert 0 < done <= total
+
+
+def assert_nothing_was_made(folder, *kept):
+    assert sorted(path.name for path in folder.iterdir()) == sorted(kept)
+
+
+def test_a_destination_that_holds_something_is_refused(llama, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("")
+    with pytest.raises(ConfigError, match="not an empty folder"):
+        command.quantize(llama[0], tmp_path / "out", "fp4", 64, silent)
+    assert_nothing_was_made(tmp_path / "out", "precious")
+    with pytest.raises(ConfigError, match="not an empty folder"):
+        command.quantize(llama[0], tmp_path / "out" / "precious", "fp4", 64, silent)
+
+
+def test_an_empty_destination_is_used(llama, tmp_path):
+    (tmp_path / "out").mkdir()
+    command.quantize(llama[0], tmp_path / "out", "fp4", 64, silent)
+    assert (tmp_path / "out" / "config.json").exists()
+    assert_nothing_was_made(tmp_path, "out")
+
+
+@pytest.mark.parametrize("inside", ["", "out", "deep/er/out"])
+def test_a_destination_inside_the_source_is_refused(tmp_path, inside):
+    save_model(tmp_path)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(ConfigError):
+        command.quantize(tmp_path, tmp_path / inside, "fp4", 64, silent)
+    assert_nothing_was_made(tmp_path, *before)
+
+
+def test_an_unknown_format_group_size_or_source_is_refused(llama, tmp_path):
+    with pytest.raises(ConfigError, match="'fp3' is unknown; fp4, int4, int8"):
+        command.quantize(llama[0], tmp_path / "out", "fp3", 64, silent)
+    with pytest.raises(ConfigError, match="group size 48"):
+        command.quantize(llama[0], tmp_path / "out", "fp4", 48, silent)
+    with pytest.raises(ConfigError, match="does not exist"):
+        command.quantize(tmp_path / "absent", tmp_path / "out", "fp4", 64, silent)
+    assert_nothing_was_made(tmp_path)
+
+
+def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
+    llama, tmp_path, monkeypatch
+):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**9, 0, 1000))
+    with pytest.raises(ConfigError, match="MB and .* has 0.0 MB free"):
+        command.quantize(llama[0], tmp_path / "out", "fp4", 64, silent)
+    assert_nothing_was_made(tmp_path)
+
+
+def test_an_interrupted_run_leaves_nothing(llama, tmp_path):
+    def interrupt(done, total):
+        assert any(tmp_path.iterdir())
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        command.quantize(llama[0], tmp_path / "out", "fp4", 64, interrupt)
+    assert_nothing_was_made(tmp_path)
+
+
+@pytest.mark.parametrize("value, expected", [(float("nan"), "is nan"), (1e5, "over the limit")])
+def test_a_weight_that_cannot_be_quantized_is_named_and_leaves_nothing(
+    tmp_path, value, expected
+):
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(tiny_config())
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[3, 9] = value
+    model.save_pretrained(tmp_path / "source")
+    with pytest.raises(ModelFileError) as caught:
+        command.quantize(tmp_path / "source", tmp_path / "out", "fp4", 64, silent)
+    assert expected in caught.value.message and f"{DOWN}.weight" in caught.value.message
+    assert_nothing_was_made(tmp_path, "source")
+
+
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({"quantization": {"bits": 4, "group_size": 64}}, "quantized already"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantized already"),
+        ({"num_hidden_layers": 3}, "model.layers.2.input_layernorm.weight': is missing"),
+        ({"num_hidden_layers": 1}, "'model.layers.1.*is not a tensor of this llama"),
+        ({"intermediate_size": 256}, r"shape \[192, 64\]; the config implies \[256, 64\]"),
+    ],
+)
+def test_a_checkpoint_that_contradicts_its_config_is_refused(tmp_path, changes, expected):
+    (tmp_path / "source").mkdir()
+    save_model(tmp_path / "source")
+    change_config(tmp_path / "source", **changes)
+    with pytest.raises(ModelFileError, match=expected):
+        command.quantize(tmp_path / "source", tmp_path / "out", "fp4", 64, silent)
+    assert_nothing_was_made(tmp_path, "source")
+
+
+def test_a_gguf_tensor_outside_the_family_is_refused(llama, tmp_path):
+    extra = [("blk.0.ffn_gate_inp.weight", "F32", (2, 2), f32(np.zeros((2, 2))))]
+    write_gguf(tmp_path / "model.gguf", llama[1], extra)
+    with pytest.raises(ModelFileError, match="ffn_gate_inp.weight.*is not a tensor"):
+        command.quantize(tmp_path / "model.gguf", tmp_path / "out", "fp4", 64, silent)
