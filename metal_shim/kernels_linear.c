@@ -1,8 +1,8 @@
 /* kernels_linear.c: y = x W^T for packed weights (fp4, int4, int8), one row or many.
  *
  *   x  float [rows, k]              y  float [rows, n]           output bias  float [n], optional
- *   W  codes, scales, biases in tiles of 16 rows (docs/formats.md);   k % 32 == 0, k % group_size
- * == 0
+ *   W  codes, scales, biases in tiles of 16 rows (docs/formats.md);
+ *   k % 32 == 0, k % group_size == 0
  *
  * Each x row is quantized to int8 in groups of 32. A register holds 4 columns of each of V_LANES
  * weight rows, so a sum never crosses lanes; a row's float sum runs over its groups in order,
@@ -25,14 +25,19 @@
  */
 #define SMALLEST_ACTIVATION 1e-30f
 
-/* What the dot product of one group of 32 activations needs besides their codes. */
+/* Of one group of 32 activations: its scale, and scale * the sum of its codes. */
 typedef struct {
     float scale;
-    float scaled_sum;           /* scale * sum of codes */
-    int32_t begin_int8;         /* -128 * sum */
-    int32_t begin_fp4;          /* -12 * sum */
-    int32_t begin_int8_half[2]; /* -128 * sum of each half */
+    float scaled_sum;
 } act_group;
+
+/* Where the integer dot product with a group begins, because weight codes are stored unsigned.
+ * Apart from act_group, so that int4 does not read it. */
+typedef struct {
+    int32_t int8;         /* -128 * sum of codes */
+    int32_t fp4;          /* -12 * sum */
+    int32_t int8_half[2]; /* -128 * sum of each half */
+} act_begin;
 
 /* 2 * e2m1 + 12 for each fp4 code: unsigned, as the dot product wants it. */
 static const uint8_t fp4_table[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
@@ -49,65 +54,76 @@ typedef struct {
     int scale_f32;
     const int8_t *x_codes;
     const act_group *x_groups;
+    const act_begin *x_begins;
 } linear;
 
 /* Steps tried for a group: its largest value becomes one of these codes. */
-static const float levels[] = {127.0f, 125.3f, 123.7f, 122.1f};
+static const float levels[4] = {127.0f, 125.3f, 123.7f, 122.1f};
 
-/* The step, of those tried, whose codes leave the least squared error once the scale is fitted to
- * them: with codes q the best scale is x.q / q.q, and the error is x.x - (x.q)^2 / q.q. Returns the
- * step's inverse. */
-INLINE float choose_step(const float *x, float amax, float *scale)
+/* Of the steps tried, the inverse of the one that rounds the group with the least squared error:
+ * the error in steps, squared, over the level, squared. */
+INLINE float choose_step(const float *x, float amax)
 {
-    float best = -1.0f, inverse = 0.0f;
-    *scale = 0.0f;
-    if (!(amax > SMALLEST_ACTIVATION)) return inverse;
-    for (int i = 0; i < 4; i++) {
-        vf xq = vf_zero(), qq = vf_zero(), factor = vf_set1(levels[i] / amax);
-        for (int j = 0; j < MARLIN_ACT_GROUP; j += V_LANES) {
-            vf value = vf_load(x + j), code = vf_round(vf_mul(value, factor));
-            xq = vf_fma(value, code, xq);
-            qq = vf_fma(code, code, qq);
+    vf errors[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+    for (int i = 0; i < MARLIN_ACT_GROUP; i += V_LANES) {
+        vf value = vf_load(x + i);
+        for (int j = 0; j < 4; j++) {
+            vf error = vf_fraction(vf_mul(value, vf_set1(levels[j] / amax)));
+            errors[j] = vf_fma(error, error, errors[j]);
         }
-        float sum_xq = vf_reduce_add(xq), fitted = sum_xq / vf_reduce_add(qq);
-        if (sum_xq * fitted <= best) continue;
-        best = sum_xq * fitted;
-        inverse = levels[i] / amax;
-        *scale = fitted;
     }
-    return inverse;
+    float sums[4];
+    vf_reduce_add4(errors, sums);
+    int best = 0;
+    for (int j = 1; j < 4; j++)
+        if (sums[j] * (levels[best] * levels[best]) < sums[best] * (levels[j] * levels[j]))
+            best = j;
+    return levels[best] / amax;
 }
 
-INLINE void quantize_group(const float *x, int8_t *codes, act_group *group)
+/* Codes q of 32 values x, and the scale that fits them best, x.q / q.q. */
+INLINE void quantize_group(const float *x, int8_t *codes, act_group *group, act_begin *begin)
 {
     vf largest = vf_zero();
     for (int i = 0; i < MARLIN_ACT_GROUP; i += V_LANES)
         largest = vf_max(largest, vf_abs(vf_load(x + i)));
-    float scale, inverse = choose_step(x, vf_reduce_max(largest), &scale);
-    for (int i = 0; i < MARLIN_ACT_GROUP; i += V_LANES)
-        vf_store_i8(codes + i, vf_mul(vf_load(x + i), vf_set1(inverse)));
-    int32_t half[2] = {0, 0};
-    for (int i = 0; i < 16; i++) {
-        half[0] += codes[i];
-        half[1] += codes[16 + i];
+    float amax = vf_reduce_max(largest);
+    if (!(amax > SMALLEST_ACTIVATION)) {
+        memset(codes, 0, MARLIN_ACT_GROUP);
+        memset(group, 0, sizeof *group);
+        memset(begin, 0, sizeof *begin);
+        return;
     }
-    int32_t sum = half[0] + half[1];
-    *group = (act_group){
-        scale, scale * (float)sum, -128 * sum, -12 * sum, {-128 * half[0], -128 * half[1]}};
+    vf inverse = vf_set1(choose_step(x, amax));
+    /* q of the first half, q of the second, x.q, q.q */
+    vf parts[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
+    for (int i = 0; i < MARLIN_ACT_GROUP; i += V_LANES) {
+        vf value = vf_load(x + i), code = vf_round(vf_mul(value, inverse));
+        vf_store_i8(codes + i, code);
+        parts[i / 16] = vf_add(parts[i / 16], code);
+        parts[2] = vf_fma(value, code, parts[2]);
+        parts[3] = vf_fma(code, code, parts[3]);
+    }
+    float sums[4];
+    vf_reduce_add4(parts, sums);
+    int32_t half[2] = {(int32_t)sums[0], (int32_t)sums[1]};
+    float scale = sums[2] / sums[3];
+    *group = (act_group){scale, scale * (sums[0] + sums[1])};
+    *begin = (act_begin){
+        -128 * (half[0] + half[1]), -12 * (half[0] + half[1]), {-128 * half[0], -128 * half[1]}};
 }
 
+/* prepared: codes int8 [rows, k], then act_group and act_begin [rows, k / 32]. */
 void ISA(quantize_rows)(const float *x, int64_t k, int64_t begin, int64_t end, uint8_t *prepared,
                         int64_t rows)
 {
     int8_t *codes = (int8_t *)prepared;
-    act_group *groups = (act_group *)(prepared + rows * k);
     int64_t groups_of_32 = k / MARLIN_ACT_GROUP;
-    for (int64_t row = begin; row < end; row++) {
-        for (int64_t g = 0; g < groups_of_32; g++) {
-            int64_t at = row * k + g * MARLIN_ACT_GROUP;
-            quantize_group(x + at, codes + at, &groups[row * groups_of_32 + g]);
-        }
-    }
+    act_group *groups = (act_group *)(prepared + rows * k);
+    act_begin *begins = (act_begin *)(groups + rows * groups_of_32);
+    for (int64_t i = begin * groups_of_32; i < end * groups_of_32; i++)
+        quantize_group(x + i * MARLIN_ACT_GROUP, codes + i * MARLIN_ACT_GROUP, &groups[i],
+                       &begins[i]);
 }
 
 /* Eight registers: columns 4i .. 4i + 3 of V_LANES rows, for the 32 columns of a group. */
@@ -136,13 +152,13 @@ INLINE int32_t load_four(const int8_t *p)
 }
 
 /* Integer dot product of quads [first, last) of a group with one x row. */
-INLINE vi dot_quads(weight_kind kind, const vi w[8], const int8_t *x, const act_group *group,
+INLINE vi dot_quads(weight_kind kind, const vi w[8], const int8_t *x, const act_begin *begin,
                     int first, int last)
 {
     vi sum = vi_set1(0);
-    if (kind == FP4) sum = vi_set1(group->begin_fp4);
-    if (kind == INT8) sum = vi_begin_off(group->begin_int8);
-    if (kind == INT8_G16) sum = vi_begin_off(group->begin_int8_half[first / 4]);
+    if (kind == FP4) sum = vi_set1(begin->fp4);
+    if (kind == INT8) sum = vi_begin_off(begin->int8);
+    if (kind == INT8_G16) sum = vi_begin_off(begin->int8_half[first / 4]);
     for (int i = first; i < last; i++) {
         vi quad = vi_set1(load_four(x + 4 * i));
         sum = kind == INT8 || kind == INT8_G16 ? vi_dot4_off(sum, w[i], quad)
@@ -212,9 +228,10 @@ INLINE void add_rows(const linear *a, weight_kind kind, int num_rows, const vi w
 #pragma GCC unroll 16
     for (int m = 0; m < num_rows; m++) {
         const act_group *group = groups + m * a->groups_of_32;
+        const act_begin *begin = a->x_begins + (group - a->x_groups);
         vi dots[2];
-        dots[0] = dot_quads(kind, w, x + m * a->k, group, 0, kind == INT8_G16 ? 4 : 8);
-        if (kind == INT8_G16) dots[1] = dot_quads(kind, w, x + m * a->k, group, 4, 8);
+        dots[0] = dot_quads(kind, w, x + m * a->k, begin, 0, kind == INT8_G16 ? 4 : 8);
+        if (kind == INT8_G16) dots[1] = dot_quads(kind, w, x + m * a->k, begin, 4, 8);
         sums[m] = add_group(kind, s, group, dots, sums[m]);
     }
 }
@@ -232,9 +249,8 @@ INLINE void pair_weights(weight_kind kind, const vi w[8], vi pairs[8])
     }
 }
 
-/* dot_quads() of x (dots[0]) and of the row k bytes further on (dots[1]). */
-INLINE void dot_pair(weight_kind kind, const vi pairs[8], const int8_t *x, int64_t k, int first,
-                     int last, vi dots[2])
+/* Integer dot products of x (dots[0]) and of the row k bytes further on (dots[1]). */
+INLINE void dot_pair(const vi pairs[8], const int8_t *x, int64_t k, int first, int last, vi dots[2])
 {
     vi low = vi_set1(0), high = vi_set1(0);
     for (int i = first; i < last; i += 2) {
@@ -256,12 +272,13 @@ INLINE void add_row_pairs(const linear *a, weight_kind kind, int num_rows, const
     for (int m = 0; m < num_rows; m += 2) {
         const int8_t *x_rows = x + m * a->k;
         vi halves[2][2];
-        dot_pair(kind, pairs, x_rows, a->k, 0, kind == INT8_G16 ? 4 : 8, halves[0]);
-        if (kind == INT8_G16) dot_pair(kind, pairs, x_rows, a->k, 4, 8, halves[1]);
+        dot_pair(pairs, x_rows, a->k, 0, kind == INT8_G16 ? 4 : 8, halves[0]);
+        if (kind == INT8_G16) dot_pair(pairs, x_rows, a->k, 4, 8, halves[1]);
         for (int i = 0; i < 2; i++) {
             const act_group *group = groups + (m + i) * a->groups_of_32;
             vi dots[2] = {halves[0][i], kind == INT8_G16 ? halves[1][i] : vi_set1(0)};
-            if (kind == FP4) dots[0] = vi_add(dots[0], vi_set1(group->begin_fp4));
+            if (kind == FP4)
+                dots[0] = vi_add(dots[0], vi_set1(a->x_begins[group - a->x_groups].fp4));
             sums[m + i] = add_group(kind, s, group, dots, sums[m + i]);
         }
     }
@@ -321,6 +338,7 @@ INLINE int run_linear(const marlin_call *call, int64_t begin, int64_t end, weigh
         .x_codes = (const int8_t *)call->prepared,
         .x_groups = (const act_group *)(call->prepared + rows * p->k),
     };
+    a.x_begins = (const act_begin *)(a.x_groups + rows * a.groups_of_32);
     if (kind == INT8_G16) a.groups_per_scale = 1;
     int64_t row = 0;
     for (; rows - row >= MAX_ROW_BLOCK; row += MAX_ROW_BLOCK)

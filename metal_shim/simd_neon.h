@@ -24,6 +24,11 @@ static inline vf vf_scale2(vf a, vf n)
 }
 static inline float vf_reduce_add(vf a) { return vaddvq_f32(a); }
 static inline float vf_reduce_max(vf a) { return vmaxvq_f32(a); }
+static inline vf vf_fraction(vf a) { return vf_sub(a, vf_round(a)); }
+static inline void vf_reduce_add4(const vf a[4], float sums[4])
+{
+    for (int i = 0; i < 4; i++) sums[i] = vf_reduce_add(a[i]);
+}
 static inline vf vf_load_f16(const uint16_t *p)
 {
     return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));

@@ -21,6 +21,11 @@ static inline vf vf_round(vf a) { return nearbyintf(a); }
 static inline vf vf_scale2(vf a, vf n) { return n <= -127.0f ? 0.0f : ldexpf(a, (int)n); }
 static inline float vf_reduce_add(vf a) { return a; }
 static inline float vf_reduce_max(vf a) { return a; }
+static inline vf vf_fraction(vf a) { return a - nearbyintf(a); }
+static inline void vf_reduce_add4(const vf a[4], float sums[4])
+{
+    for (int i = 0; i < 4; i++) sums[i] = vf_reduce_add(a[i]);
+}
 static inline float f32_from_f16(uint16_t h);
 static inline float f32_from_bits(uint32_t bits);
 static inline vf vf_load_f16(const uint16_t *p) { return f32_from_f16(*p); }

@@ -7,13 +7,14 @@ from marlin.text.template_values import (
     Function,
     Invocable,
     Namespace,
+    Owned,
     iterate,
     listing,
     to_text,
 )
 
 
-class Cycler(Invocable):
+class Cycler(Owned):
     """cycler(a, b, ...): `next()` walks the values in a circle."""
 
     __slots__ = ("_index", "_values")
@@ -30,9 +31,6 @@ class Cycler(Invocable):
         if name == "next":
             return Function(self._next)
         return Function(self._reset) if name == "reset" else MISSING
-
-    def invoke(self, budget, args, kwargs):
-        raise Fault("call next() of a cycler")
 
     def _next(self, _budget):
         value = self._values[self._index]

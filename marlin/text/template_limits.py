@@ -18,19 +18,20 @@ MAX_NESTING = 64
 # takes one level for each level of the schema.
 MAX_CALL_DEPTH = 50
 
-# Work units in one render; a unit is one token of the template executed, about 0.2 microseconds, so
-# a hostile template ends within a few seconds. A chat of 1000 messages takes under 10 % of it.
-MAX_WORK = 5_000_000
+# Work units in one render; a unit is one token of the template executed, 0.1 to 0.3 microseconds,
+# so a hostile template ends within a few seconds. A chat of 1000 messages takes about 6 % of it,
+# and over half where the template walks the whole chat again for each message (Mistral Nemo,
+# Gemma 4).
+MAX_WORK = 10_000_000
 
 # An iteration or macro call costs this many units more than its tokens: the scope it makes.
 BODY_WORK = 4
 
-# Characters copied or scanned for one unit: memory made in one render is at most 16 x MAX_WORK
-# characters.
-CHARS_PER_WORK = 16
+# Characters copied or scanned for one unit: 80 million characters made in one render at most.
+CHARS_PER_WORK = 8
 
 # References copied from list to list for one unit: 160 MB of them in one render at most.
-REFERENCES_PER_WORK = 4
+REFERENCES_PER_WORK = 2
 
 # Steps of a doubly nested scan (strip by a long set, search from the right) for one unit.
 STEPS_PER_WORK = 128

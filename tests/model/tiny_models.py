@@ -58,16 +58,13 @@ def tiny_config(**changes):
 
 
 def random_tensor(name, shape, rng):
-    """float32 values that let every part of the model show in the logits, which come out near 1.
-
-    Norm weights differ from 1, biases from 0, and attention is far from uniform.
-    """
+    """float32 values that let every part of the model show in the logits, which come out near 1:
+    norm weights differ from 1, biases from 0, and attention is not uniform."""
     if name.endswith(".bias"):
         return (0.3 * rng.standard_normal(shape)).astype(np.float32)
     if len(shape) == 1:
         return (1 + 0.25 * rng.standard_normal(shape)).astype(np.float32)
-    gain = 1.25 if ".q_proj." in name or ".k_proj." in name else 1.0
-    return (gain * shape[1] ** -0.5 * rng.standard_normal(shape)).astype(np.float32)
+    return (shape[1] ** -0.5 * rng.standard_normal(shape)).astype(np.float32)
 
 
 def random_tensors(config, seed):

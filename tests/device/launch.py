@@ -1,0 +1,232 @@
+"""Runs one kernel on arrays: uploads, records, replays, reads back.
+
+Every array lies between guard bytes, which must be as they were when the kernel has run: a kernel that
+writes one element too many fails the test that ran it.
+"""
+
+import numpy as np
+
+from marlin.device import abi, ops
+from marlin.device.program import Recorder, View
+from marlin.weights import formats
+
+GUARD_BYTES = 64
+GUARD = 0xA5
+
+
+class Memory:
+    """The buffers of one run, guarded and released at its end."""
+
+    def __init__(self, device):
+        self.device = device
+        self._views = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        broken = [] if kind else [view for view in self._views if not self._guards_hold(view)]
+        for view in self._views:
+            view.buffer.release()
+        assert not broken, f"a kernel wrote outside {broken}"
+
+    def _guards_hold(self, view):
+        raw = view.buffer.array(np.uint8)
+        end = view.offset + view.num_bytes
+        return (raw[: view.offset] == GUARD).all() and (raw[end:] == GUARD).all()
+
+    def room(self, num_bytes):
+        """View of num_bytes of stale memory."""
+        buffer = self.device.create(num_bytes + 2 * GUARD_BYTES)
+        buffer.array(np.uint8)[:] = GUARD
+        view = View(buffer, GUARD_BYTES, num_bytes)
+        self._views.append(view)
+        return view
+
+    def floats(self, *shape):
+        """View of a float32 array that a kernel will fill."""
+        return self.room(4 * int(np.prod(shape)))
+
+    def put(self, array):
+        """View of a copy of an array."""
+        view = self.room(array.nbytes)
+        self.read(view, array.dtype, array.shape, copy=False)[...] = array
+        return view
+
+    def read(self, view, dtype, shape, copy=True):
+        array = view.buffer.array(dtype, shape, view.offset)
+        return array.copy() if copy else array
+
+    def weight(self, weight):
+        """ops.Weight of a PackedWeight, or of a dense (kind, array [n, k]) with bf16 as uint16."""
+        if not isinstance(weight, formats.PackedWeight):
+            kind, array = weight
+            return ops.Weight(kind, *array.shape, self.put(array))
+        flags = abi.SCALE_F32 if weight.scales.dtype == np.float32 else 0
+        biases = None
+        if weight.biases is not None:
+            flags |= abi.WEIGHT_BIAS
+            biases = self.put(weight.biases)
+        return ops.Weight(
+            weight.format, *weight.shape, self.put(weight.codes), weight.group_size, flags,
+            self.put(weight.scales), biases,
+        )  # fmt: skip
+
+
+def step(tokens=0, tiles=0, logits=0, splits=0):
+    """A step's vars in their order."""
+    return tokens, tiles, logits, splits
+
+
+def run(device, record, variables):
+    """Record with record(recorder), then replay once."""
+    recorder = Recorder(device)
+    record(recorder)
+    program = recorder.finish()
+    try:
+        program.run(*variables)
+    finally:
+        program.close()
+
+
+def linear(device, x, weight, bias=None, many_rows=False):
+    """float32 [rows, n]."""
+    with Memory(device) as memory:
+        w = memory.weight(weight)
+        y = memory.floats(len(x), w.n)
+        x_view, bias_view = memory.put(x), None if bias is None else memory.put(bias)
+        run(
+            device,
+            lambda r: ops.linear(r, x_view, w, y, bias=bias_view, many_rows=many_rows),
+            step(tokens=len(x)),
+        )
+        return memory.read(y, np.float32, (len(x), w.n))
+
+
+def embed(device, token_ids, weight):
+    """float32 [rows, dim]."""
+    with Memory(device) as memory:
+        w = memory.weight(weight)
+        ids, y = memory.put(np.asarray(token_ids, np.int32)), memory.floats(len(token_ids), w.k)
+        run(device, lambda r: ops.embed(r, ids, w, y), step(tokens=len(token_ids)))
+        return memory.read(y, np.float32, (len(token_ids), w.k))
+
+
+def rms_norm(device, x, weight, eps, delta=None, rows_per_var=1, in_place=False):
+    """(y, x afterwards), float32 [rows, dim] each."""
+    with Memory(device) as memory:
+        x_view, w = memory.put(x), memory.put(weight)
+        d = None if delta is None else memory.put(delta)
+        y = x_view if in_place else memory.floats(*x.shape)
+        run(
+            device,
+            lambda r: ops.rms_norm(r, x_view, w, y, x.shape[1], eps, d, rows_per_var),
+            step(tokens=len(x) // rows_per_var),
+        )
+        return memory.read(y, np.float32, x.shape), memory.read(x_view, np.float32, x.shape)
+
+
+def rope_table(device, positions, inv_freq, scale):
+    """float32 [rows, 2, half_dim]."""
+    shape = (len(positions), 2, len(inv_freq))
+    with Memory(device) as memory:
+        at, freq, table = memory.put(positions), memory.put(inv_freq), memory.floats(*shape)
+        run(
+            device,
+            lambda r: ops.rope_table(r, at, freq, table, len(inv_freq), scale),
+            step(tokens=len(positions)),
+        )
+        return memory.read(table, np.float32, shape)
+
+
+def rope_kv_write(device, q, k, v, table, slots, k_cache, v_cache):
+    """(q, k, k_cache, v_cache) after the kernel has rotated and stored."""
+    num_blocks, num_kv_heads, block_size, head_dim = v_cache.shape
+    layout = ops.KvLayout(num_blocks, block_size, num_blocks, num_kv_heads, head_dim)
+    with Memory(device) as memory:
+        arrays = (q, k, v, table, np.asarray(slots, np.int32), k_cache, v_cache)
+        views = [memory.put(array) for array in arrays]
+        run(
+            device,
+            lambda r: ops.rope_kv_write(r, *views, layout, q.shape[1]),
+            step(tokens=len(slots)),
+        )
+        changed = [(views[i], arrays[i]) for i in (0, 1, 5, 6)]
+        return [memory.read(view, array.dtype, array.shape) for view, array in changed]
+
+
+def silu_mul(device, gate, up, in_place=False):
+    """float32 [rows, dim]."""
+    with Memory(device) as memory:
+        g, u = memory.put(gate), memory.put(up)
+        y = g if in_place else memory.floats(*gate.shape)
+        run(device, lambda r: ops.silu_mul(r, g, u, y, gate.shape[1]), step(tokens=len(gate)))
+        return memory.read(y, np.float32, gate.shape)
+
+
+def gather_rows(device, rows, x):
+    """float32 [len(rows), dim]."""
+    with Memory(device) as memory:
+        ids, x_view = memory.put(np.asarray(rows, np.int32)), memory.put(x)
+        y = memory.floats(len(rows), x.shape[1])
+        run(device, lambda r: ops.gather_rows(r, ids, x_view, y, x.shape[1]), step(logits=len(rows)))
+        return memory.read(y, np.float32, (len(rows), x.shape[1]))
+
+
+def attention(device, case, split=False):
+    """float32 [rows, num_heads, head_dim] of a kv_case.KvCase."""
+    layout = case.layout
+    with Memory(device) as memory:
+        q, k_cache, v_cache = (memory.put(a) for a in (case.q, case.k_cache, case.v_cache))
+        inputs = ops.AttentionInputs(
+            memory.put(case.tables), memory.put(case.tiles), layout, case.q.shape[1], case.window
+        )
+        out = memory.floats(*case.q.shape)
+        if split:
+            shape = (*case.q.shape[:2], layout.max_splits, layout.head_dim + 2)
+            partials = memory.floats(*shape)
+            arguments = (q, k_cache, v_cache, inputs, partials, out)
+            record = ops.split_attention
+        else:
+            arguments, record = (q, k_cache, v_cache, inputs, out), ops.attention
+        run(
+            device,
+            lambda r: record(r, *arguments),
+            step(tiles=len(case.tiles), splits=case.num_splits),
+        )
+        return memory.read(out, np.float32, case.q.shape)
+
+
+def penalize(device, logits, entries, starts, rows):
+    """float32 [rows, vocab_size]."""
+    with Memory(device) as memory:
+        view, *rest = (memory.put(a) for a in (logits, entries, starts, rows))
+        run(
+            device,
+            lambda r: ops.penalize(r, view, *rest, logits.shape[1]),
+            step(logits=len(logits)),
+        )
+        return memory.read(view, np.float32, logits.shape)
+
+
+def sample(device, logits, rows):
+    """int32 [rows]."""
+    with Memory(device) as memory:
+        view, parameters, ids = memory.put(logits), memory.put(rows), memory.room(4 * len(rows))
+        run(
+            device,
+            lambda r: ops.sample(r, view, parameters, ids, logits.shape[1]),
+            step(logits=len(rows)),
+        )
+        return memory.read(ids, np.int32, (len(rows),))
+
+
+def repack(device, raw, packed, ggml_type, permute_heads=0):
+    """Fill the arrays of a blank PackedWeight from GGUF blocks."""
+    with Memory(device) as memory:
+        source, weight = memory.put(raw), memory.weight(packed)
+        run(device, lambda r: ops.repack(r, source, weight, ggml_type, permute_heads), step())
+        views = (weight.data, weight.scales, weight.biases)
+        for view, array in zip(views, (packed.codes, packed.scales, packed.biases), strict=True):
+            if array is not None:
+                array[...] = memory.read(view, array.dtype, array.shape)

@@ -1,0 +1,277 @@
+"""The oracle: what each kernel should compute, in plain numpy, clear rather than fast.
+
+Owns the mathematics and how close a device must come to it. Knows no device, no buffer and no packed
+byte: a packed weight arrives as the matrix it stands for.
+
+Sums are float64. What a kernel only moves or computes element by element is float32 here too, in the
+same order, and is compared bit by bit.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+# Largest error allowed, as a share of the magnitude of what was added up.
+#   float32  Kernels multiply and add in float32, where one rounding is 2^-24 = 6e-8. Sums here have
+#            at most about 1000 terms, whose roundings walk at random to some 30 of them.
+#   float16  A key or value is rounded once when it is stored; a device that fuses a multiply and an
+#            add may land on the other side of a rounding boundary, one unit in the last place away.
+TOLERANCES = {"float32": 2e-6, "float16": 2.0**-10}
+# Below this a value is zero for every kernel: float32's smallest normal, 1e-38, with room to round.
+NEGLIGIBLE = 1e-37
+
+ACT_GROUP = 32
+# Largest codes tried for a group of activations, and the largest value that counts as no activation.
+ACT_LEVELS = np.array([127.0, 125.3, 123.7, 122.1], np.float32)
+SMALLEST_ACTIVATION = np.float32(1e-30)
+KEY_TILE = 16
+MAX_HALF = 65504.0
+
+
+class Expected(NamedTuple):
+    """A value and the size of what cancelled on the way to it; both of the result's shape."""
+
+    value: np.ndarray
+    magnitude: np.ndarray
+
+
+def assert_close(actual, expected, dtype="float32"):
+    """Fail, naming the worst place, unless actual is within TOLERANCES[dtype] of an Expected."""
+    assert actual.shape == expected.value.shape, (actual.shape, expected.value.shape)
+    error = np.abs(actual.astype(np.float64) - expected.value)
+    share = error / (TOLERANCES[dtype] * np.abs(expected.magnitude) + NEGLIGIBLE)
+    if not (share <= 1).all():
+        worst = np.unravel_index(np.argmax(np.where(np.isnan(share), np.inf, share)), share.shape)
+        raise AssertionError(
+            f"{np.sum(~(share <= 1))} of {share.size} values are off, the worst at "
+            f"{[int(i) for i in worst]}: {actual[worst]!r}, not {expected.value[worst]!r}, "
+            f"{share[worst]:.3g} times the tolerance"
+        )
+
+
+def linear(x, weight, bias=None, weight_magnitude=None):
+    """y = x W^T + b.
+
+    Args:
+        x: [rows, k]; weight: [n, k]; bias: [n] or None.
+        weight_magnitude: [n, k], what cancels inside a weight (|scale * code| + |bias|); None is |W|.
+    """
+    x, weight = x.astype(np.float64), weight.astype(np.float64)
+    magnitude = np.abs(x) @ (np.abs(weight) if weight_magnitude is None else weight_magnitude).T
+    value = x @ weight.T
+    if bias is not None:
+        value, magnitude = value + bias, magnitude + np.abs(bias)
+    return Expected(value, magnitude)
+
+
+class QuantizedRows(NamedTuple):
+    """Activations as packed linear kernels see them.
+
+    Attributes:
+        values: float64 [rows, k], codes * scales.
+        codes: int8 [rows, k].
+        scales: float64 [rows, k / 32].
+        settled: bool [rows, k / 32], whether the best step leads by more than float32 can blur.
+    """
+
+    values: np.ndarray
+    codes: np.ndarray
+    scales: np.ndarray
+    settled: np.ndarray
+
+
+def quantize_activations(x):
+    """int8 codes in groups of 32 along k: of four steps, the one that leaves the least squared error
+    once the scale is fitted to its codes (codes q: scale x.q / q.q, which explains (x.q)^2 / q.q).
+
+    Args:
+        x: float32 [rows, k], k a multiple of 32.
+    """
+    groups = x.astype(np.float32).reshape(len(x), -1, ACT_GROUP)
+    largest = np.abs(groups).max(axis=2)
+    alive = largest > SMALLEST_ACTIVATION
+    factors = ACT_LEVELS / np.where(alive, largest, 1)[:, :, None]
+    tried = np.rint(groups[:, :, None] * factors[:, :, :, None]).astype(np.float64)
+    cross = (tried * groups[:, :, None]).sum(axis=3)
+    fitted = cross / np.maximum((tried * tried).sum(axis=3), 1)
+    gains = cross * fitted
+    best = np.argmax(gains, axis=2)[:, :, None]
+    runner_up = np.sort(gains, axis=2)[:, :, -2]
+    lead = np.take_along_axis(gains, best, 2)[:, :, 0] - runner_up
+    codes = np.take_along_axis(tried, best[:, :, :, None], 2)[:, :, 0] * alive[:, :, None]
+    scales = np.take_along_axis(fitted, best, 2)[:, :, 0] * alive
+    return QuantizedRows(
+        (codes * scales[:, :, None]).reshape(x.shape),
+        codes.astype(np.int8).reshape(x.shape),
+        scales,
+        ~alive | (lead > 1e-5 * runner_up),
+    )
+
+
+def bfloat16(values):
+    """(float32 values cut to bfloat16's, their uint16 bits)."""
+    bits = (np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    return (bits.astype(np.uint32) << 16).view(np.float32), bits
+
+
+def rms_norm(x, weight, eps, delta=None):
+    """y = s * weight / sqrt(mean(s^2) + eps) with s = x + delta.
+
+    Args:
+        x, delta: float32 [rows, dim]; weight: [dim].
+
+    Returns:
+        (Expected y, float32 s exactly).
+    """
+    summed = x if delta is None else x + delta
+    wide = summed.astype(np.float64)
+    y = wide * weight / np.sqrt(np.mean(wide * wide, axis=1, keepdims=True) + eps)
+    return Expected(y, np.abs(y)), summed
+
+
+def rope_table(positions, inv_freq, scale):
+    """[rows, 2, half_dim]: cos and sin of the float32 angle, times scale."""
+    angles = positions.astype(np.float32)[:, None] * inv_freq.astype(np.float32)
+    value = np.stack([np.cos(angles.astype(np.float64)), np.sin(angles.astype(np.float64))], 1)
+    return Expected(value * scale, np.full(value.shape, scale))
+
+
+def rotate(heads, table):
+    """RoPE on half-split pairs (i, i + head_dim / 2), float32 with each product rounded.
+
+    Args:
+        heads: float32 [rows, num_heads, head_dim]; table: float32 [rows, 2, head_dim / 2].
+    """
+    cos, sin = table[:, None, 0], table[:, None, 1]
+    low, high = np.split(heads, 2, axis=2)
+    return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=2)
+
+
+def to_half(values):
+    """float16, out of range to the largest finite one."""
+    return np.clip(values, -MAX_HALF, MAX_HALF).astype(np.float16)
+
+
+def write_kv(k_cache, v_cache, k, v, slots):
+    """Store k and v float32 [rows, num_kv_heads, head_dim] at their slots, in place.
+
+    Args:
+        k_cache: float16 [num_blocks, num_kv_heads, block_size / 16, head_dim, 16].
+        v_cache: float16 [num_blocks, num_kv_heads, block_size, head_dim].
+        slots: block * block_size + offset of each row.
+    """
+    for row, slot in enumerate(slots):
+        block, offset = divmod(int(slot), v_cache.shape[2])
+        k_cache[block, :, offset // KEY_TILE, :, offset % KEY_TILE] = to_half(k[row])
+        v_cache[block, :, offset] = to_half(v[row])
+
+
+def read_kv(k_cache, v_cache, table, count):
+    """Keys and values of positions [0, count) of a block table, float16 [count, kv_heads, dim] each."""
+    num_kv_heads, block_size, head_dim = v_cache.shape[1:]
+    keys, values = np.zeros((2, count, num_kv_heads, head_dim), np.float16)
+    for position in range(count):
+        block, offset = table[position // block_size], position % block_size
+        keys[position] = k_cache[block, :, offset // KEY_TILE, :, offset % KEY_TILE]
+        values[position] = v_cache[block, :, offset]
+    return keys, values
+
+
+def attention(q, keys, values, positions, window=0):
+    """Causal attention of one sequence with scale head_dim ** -0.5.
+
+    Args:
+        q: [rows, num_heads, head_dim]; keys, values: [context, num_kv_heads, head_dim].
+        positions: int [rows]; a query sees (position - window, position], or all before it for 0.
+    """
+    q, keys, values = (array.astype(np.float64) for array in (q, keys, values))
+    repeats = q.shape[1] // keys.shape[1]
+    keys, values = np.repeat(keys, repeats, axis=1), np.repeat(values, repeats, axis=1)
+    scale = q.shape[2] ** -0.5
+    distance = np.asarray(positions)[:, None] - np.arange(len(keys))
+    seen = (distance >= 0) & (distance < (window or len(keys)))
+    scores = np.einsum("rhd,chd->rhc", q, keys) * scale
+    # An error of a score changes its weight by as large a share; its own size is its terms'.
+    terms = np.einsum("rhd,chd->rhc", np.abs(q), np.abs(keys)) * scale
+    scores = np.where(seen[:, None], scores, -np.inf)
+    weights = np.exp(scores - scores.max(axis=2, keepdims=True))
+    weights /= weights.sum(axis=2, keepdims=True)
+    sizes = np.einsum("rhc,chd->rhd", weights, np.abs(values))
+    strongest = np.where(seen[:, None], terms, 0).max(axis=2, keepdims=True)
+    return Expected(np.einsum("rhc,chd->rhd", weights, values), sizes * (1 + strongest))
+
+
+def silu_mul(gate, up):
+    """gate / (1 + exp(-gate)) * up."""
+    wide = gate.astype(np.float64)
+    # exp of -|gate| cannot overflow.
+    small = np.exp(-np.abs(wide))
+    value = wide * np.where(wide >= 0, 1, small) / (1 + small) * up
+    # exp's error grows with its argument.
+    return Expected(value, np.abs(value) * (1 + np.abs(wide)))
+
+
+def embed(weight, token_ids):
+    """Rows of W [vocab_size, dim]."""
+    return weight[token_ids]
+
+
+def penalize(logits, entries, row):
+    """Penalties and biases of one row of logits, float32 in the documented order.
+
+    Args:
+        logits: float32 [vocab_size].
+        entries: (token_id, num_outputs, bias) of each token; num_outputs 0: only in the prompt, -1: not
+            seen at all.
+        row: mapping with repetition_penalty, frequency_penalty and presence_penalty.
+    """
+    logits = logits.copy()
+    repetition, frequency, presence = (
+        np.float32(row[f"{name}_penalty"]) for name in ("repetition", "frequency", "presence")
+    )
+    for token_id, num_outputs, bias in entries:
+        x = logits[token_id]
+        if num_outputs >= 0:
+            x = x / repetition if x > 0 else x * repetition
+        if num_outputs > 0:
+            x = x - (np.float32(num_outputs) * frequency + presence)
+        logits[token_id] = x + np.float32(bias)
+    return logits
+
+
+def distribution(logits, temperature=1.0, top_p=1.0, min_p=0.0, top_k=0):
+    """Probability of each token, float64 [vocab_size]: temperature, then min_p, then top_k, then top_p.
+
+    Args:
+        temperature: 0 puts all on the lowest id among the largest logits.
+        top_p: keep the fewest likeliest tokens whose share of what top_k left is at least this.
+        min_p: keep tokens at least this likely, relative to the likeliest.
+        top_k: keep this many; 0 is all. Among equals, lower ids first.
+    """
+    logits = logits.astype(np.float64)
+    order = np.argsort(-logits, kind="stable")
+    if temperature <= 0:
+        return np.eye(len(logits))[order[0]]
+    weights = np.exp((logits - logits[order[0]]) / temperature)
+    weights[weights < min_p] = 0
+    if top_k:
+        weights[order[top_k:]] = 0
+    cumulative = np.cumsum(weights[order])
+    enough = int(np.argmax(cumulative >= min(top_p, 1 - 1e-12) * cumulative[-1]))
+    weights[order[enough + 1 :]] = 0
+    return weights / weights.sum()
+
+
+def uniform(seed, position):
+    """The draw in [0, 1) of a request's seed at a position: SplitMix64 (Steele, Lea, Flood 2014)."""
+    mask = (1 << 64) - 1
+    z = (seed + (position + 1) * 0x9E3779B97F4A7C15) & mask
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & mask
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & mask
+    return ((z ^ z >> 31) >> 11) * 2.0**-53
+
+
+def rope_row_order(num_rows, num_heads):
+    """Which GGUF row each half-split row comes from: pairs (i, i + 1) become (i, i + head_dim / 2)."""
+    pairs = np.arange(num_rows).reshape(num_heads, -1, 2)
+    return pairs.transpose(0, 2, 1).reshape(-1)

@@ -1,0 +1,299 @@
+"""Validation of OpenAI requests: what is taken, what is refused, and under which name."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from marlin.errors import MarlinError, RequestError
+from marlin.server import fields, openai
+from marlin.server.limits import Limits
+
+LIMITS = Limits()
+
+
+def chat(**changes):
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], **changes}
+    return openai.parse_chat(body, LIMITS, 512)
+
+
+def completion(**changes):
+    return openai.parse_completion({"model": "m", "prompt": "Hi", **changes}, LIMITS, 512)
+
+
+def message(**changes):
+    return {"messages": [{"role": "user", "content": "Hi", **changes}]}
+
+
+def part(value):
+    return message(content=[{"type": "text", "text": "a"}, value])
+
+
+REFUSED_BY_BOTH = [
+    ({"model": None}, "model"),
+    ({"model": 7}, "model"),
+    ({"temperature": "0.7"}, "temperature"),
+    ({"temperature": True}, "temperature"),
+    ({"temperature": -0.1}, "temperature"),
+    ({"temperature": 2.1}, "temperature"),
+    ({"temperature": 10**400}, "temperature"),
+    ({"top_p": 1.1}, "top_p"),
+    ({"top_p": -0.1}, "top_p"),
+    ({"top_k": 1.0}, "top_k"),
+    ({"top_k": -2}, "top_k"),
+    ({"min_p": 2}, "min_p"),
+    ({"frequency_penalty": 2.5}, "frequency_penalty"),
+    ({"presence_penalty": -2.5}, "presence_penalty"),
+    ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"repetition_penalty": 2.5}, "repetition_penalty"),
+    ({"seed": 1.5}, "seed"),
+    ({"seed": 2**63}, "seed"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": -5}, "max_tokens"),
+    ({"max_tokens": 5.0}, "max_tokens"),
+    ({"max_tokens": True}, "max_tokens"),
+    ({"stream": 1}, "stream"),
+    ({"stream": "true"}, "stream"),
+    ({"ignore_eos": "no"}, "ignore_eos"),
+    ({"stop": 5}, "stop"),
+    ({"stop": ""}, "stop"),
+    ({"stop": []}, "stop"),
+    ({"stop": ["a", None]}, "stop[1]"),
+    ({"stop": ["a", ""]}, "stop[1]"),
+    ({"stop": ["x"] * 17}, "stop"),
+    ({"stop": "x" * 1025}, "stop"),
+    ({"stop": "\ud800"}, "stop"),
+    ({"stream_options": {}}, "stream_options"),
+    ({"stream": True, "stream_options": []}, "stream_options"),
+    ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+    ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage"),
+    ({"n": 2}, "n"),
+    ({"n": True}, "n"),
+    ({"best_of": 3}, "best_of"),
+    ({"logit_bias": {"50": 1}}, "logit_bias"),
+    ({"store": True}, "store"),
+    ({"user": 5}, "user"),
+    ({"metadata": "x"}, "metadata"),
+    ({"temprature": 1}, "temprature"),
+    ({"\ud800": 1}, "\\ud800"),
+]
+REFUSED_IN_CHAT = [
+    ({"messages": None}, "messages"),
+    ({"messages": "Hi"}, "messages"),
+    ({"messages": []}, "messages"),
+    ({"messages": ["Hi"]}, "messages[0]"),
+    ({"messages": [{"content": "Hi"}]}, "messages[0].role"),
+    (message(role="king"), "messages[0].role"),
+    (message(role=["user"]), "messages[0].role"),
+    (message(role="tool"), "messages[0].role"),
+    ({"messages": [{"role": "user"}]}, "messages[0].content"),
+    (message(content=None), "messages[0].content"),
+    (message(content=5), "messages[0].content"),
+    (message(content=[]), "messages[0].content"),
+    (message(content="\udc00"), "messages[0].content"),
+    (part("b"), "messages[0].content[1]"),
+    (part({"type": "image_url"}), "messages[0].content[1].type"),
+    (part({"text": "b"}), "messages[0].content[1].type"),
+    (part({"type": "text"}), "messages[0].content[1].text"),
+    (message(name=5), "messages[0].name"),
+    (message(tool_calls=[{}]), "messages[0].tool_calls"),
+    (message(colour="red"), "messages[0].colour"),
+    ({"max_completion_tokens": 0}, "max_completion_tokens"),
+    ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens"),
+    ({"logprobs": True}, "logprobs"),
+    ({"top_logprobs": 3}, "top_logprobs"),
+    ({"tools": [{}]}, "tools"),
+    ({"tool_choice": "required"}, "tool_choice"),
+    ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"modalities": ["text", "audio"]}, "modalities"),
+    ({"prompt": "Hi"}, "prompt"),
+]
+REFUSED_IN_COMPLETIONS = [
+    ({"prompt": None}, "prompt"),
+    ({"prompt": 5}, "prompt"),
+    ({"prompt": {}}, "prompt"),
+    ({"prompt": []}, "prompt"),
+    ({"prompt": [[]]}, "prompt"),
+    ({"prompt": ["a", "b"]}, "prompt"),
+    ({"prompt": [1, -1]}, "prompt[1]"),
+    ({"prompt": [1, True]}, "prompt[1]"),
+    ({"prompt": [1, "a"]}, "prompt[1]"),
+    ({"prompt": "\ud83d"}, "prompt"),
+    ({"echo": True}, "echo"),
+    ({"logprobs": 0}, "logprobs"),
+    ({"suffix": "end"}, "suffix"),
+    ({"max_completion_tokens": 5}, "max_completion_tokens"),
+    ({"messages": []}, "messages"),
+]
+
+
+def assert_refused(parse, changes, param):
+    with pytest.raises(RequestError) as caught:
+        parse(**changes)
+    assert caught.value.param == param
+    assert (caught.value.status, caught.value.type) == (422, "invalid_request_error")
+    assert param in caught.value.message
+    assert len(caught.value.message) < 250
+
+
+@pytest.mark.parametrize(("changes", "param"), REFUSED_BY_BOTH)
+def test_both_endpoints_refuse_a_bad_field_by_its_name(changes, param):
+    assert_refused(chat, changes, param)
+    assert_refused(completion, changes, param)
+
+
+@pytest.mark.parametrize(("changes", "param"), REFUSED_IN_CHAT)
+def test_chat_refuses_a_bad_field_by_its_name(changes, param):
+    assert_refused(chat, changes, param)
+
+
+@pytest.mark.parametrize(("changes", "param"), REFUSED_IN_COMPLETIONS)
+def test_completions_refuse_a_bad_field_by_its_name(changes, param):
+    assert_refused(completion, changes, param)
+
+
+@pytest.mark.parametrize("name", ["model", "messages"])
+def test_a_missing_field_of_chat_is_named(name):
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+    del body[name]
+    with pytest.raises(RequestError, match=f"{name} is required") as caught:
+        openai.parse_chat(body, LIMITS, 512)
+    assert (caught.value.param, caught.value.code) == (name, "missing_required_parameter")
+
+
+def test_a_missing_prompt_is_named():
+    with pytest.raises(RequestError) as caught:
+        openai.parse_completion({"model": "m"}, LIMITS, 512)
+    assert caught.value.param == "prompt"
+
+
+def test_a_message_names_value_and_limit():
+    with pytest.raises(RequestError, match=r"temperature must be 0 to 2, got 3\.5"):
+        chat(temperature=3.5)
+
+
+def test_null_means_the_default_for_every_optional_field():
+    honoured = openai._CHAT_FIELDS - {"model", "messages"}
+    names = [*honoured, *openai._ACCEPTED, *openai._NOT_SUPPORTED_IN_CHAT]
+    assert chat(**dict.fromkeys(names)) == chat()
+    names = [*openai._COMPLETION_FIELDS - {"model", "prompt"}, *openai._NOT_SUPPORTED_IN_COMPLETIONS]
+    assert completion(**dict.fromkeys(names)) == completion()
+
+
+@pytest.mark.parametrize(
+    "harmless",
+    [
+        {"user": "u", "metadata": {"a": "b"}, "store": False, "service_tier": "auto"},
+        {"n": 1, "logit_bias": {}, "best_of": 1, "safety_identifier": "s", "prompt_cache_key": "k"},
+    ],
+)
+def test_harmless_fields_change_nothing(harmless):
+    assert chat(**harmless) == chat()
+    assert completion(**harmless) == completion()
+
+
+def test_the_values_that_ask_for_nothing_are_taken_for_unsupported_fields():
+    plain = {"logprobs": False, "top_logprobs": 0, "tools": [], "tool_choice": "none"}
+    plain |= {"response_format": {"type": "text"}, "modalities": ["text"]}
+    assert chat(**plain) == chat()
+    assert completion(echo=False, suffix="") == completion()
+
+
+def test_bounds_themselves_are_in_range():
+    sampling = chat(temperature=2, top_p=1, frequency_penalty=-2, presence_penalty=2).options.sampling
+    assert (sampling.temperature, sampling.top_p) == (2.0, 1.0)
+    assert (sampling.frequency_penalty, sampling.presence_penalty) == (-2.0, 2.0)
+    assert chat(top_k=-1).options.sampling.top_k == 0
+    assert 0 < chat(top_p=0).options.sampling.top_p < 1e-3
+
+
+def test_max_completion_tokens_is_max_tokens():
+    assert chat(max_completion_tokens=7).options.sampling.max_tokens == 7
+    assert chat(max_completion_tokens=7, max_tokens=7).options.sampling.max_tokens == 7
+    assert chat(max_tokens=9).options.sampling.max_tokens == 9
+
+
+def test_a_negative_seed_becomes_the_same_unsigned_one_every_time():
+    assert chat(seed=-1).options.sampling.seed == 2**64 - 1
+    assert chat(seed=5).options.sampling.seed == 5
+    assert chat().options.sampling.seed is None
+
+
+def test_stop_is_a_string_or_an_array():
+    assert chat(stop="a").options.stop == ("a",)
+    assert chat(stop=["a", "b\u00e9"]).options.stop == ("a", "b\u00e9")
+    assert chat().options.stop == ()
+
+
+def test_text_parts_are_joined_by_line_ends_and_developer_is_system():
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    request = chat(messages=[{"role": "developer", "content": parts}])
+    assert request.messages == [{"role": "system", "content": "a\nb"}]
+
+
+def test_an_answer_can_be_sent_back_as_history():
+    old = {"role": "assistant", "content": "Hi", "refusal": None, "tool_calls": [], "audio": None}
+    assert chat(messages=[old]).messages == [{"role": "assistant", "content": "Hi"}]
+
+
+def test_name_and_reasoning_reach_the_template():
+    given = {"role": "user", "content": "Hi", "name": "Ann", "reasoning_content": "hm"}
+    assert chat(messages=[given]).messages == [given]
+
+
+@pytest.mark.parametrize("prompt", ["Hi", ["Hi"]])
+def test_a_prompt_is_a_string_or_an_array_of_one(prompt):
+    assert completion(prompt=prompt).prompt == "Hi"
+
+
+@pytest.mark.parametrize("prompt", [[1, 2], [[1, 2]]])
+def test_a_prompt_may_be_token_ids(prompt):
+    assert completion(prompt=prompt).prompt == [1, 2]
+
+
+@pytest.mark.parametrize("body", [b"[]", b'"a"', b"1", b"null", b"true", b"1.5"])
+def test_json_that_is_no_object_is_422(body):
+    with pytest.raises(RequestError, match="must be a JSON object") as caught:
+        fields.parse_json(body)
+    assert caught.value.status == 422
+
+
+def test_numbers_are_read_as_json_has_them():
+    assert fields.parse_json(b'{"a": 1e-999, "b": -0.5e2}') == {"a": 0.0, "b": -50.0}
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=4,
+)
+NAMES = sorted(
+    openai._CHAT_FIELDS
+    | openai._COMPLETION_FIELDS
+    | set(openai._ACCEPTED)
+    | set(openai._NOT_SUPPORTED_IN_CHAT)
+    | set(openai._NOT_SUPPORTED_IN_COMPLETIONS)
+)
+MESSAGES = st.lists(st.fixed_dictionaries({"role": JSON, "content": JSON}), max_size=2)
+
+
+@given(st.dictionaries(st.sampled_from(NAMES) | st.text(), JSON | MESSAGES, max_size=4))
+@settings(max_examples=200, deadline=None)
+def test_no_object_whatever_gets_past_validation_as_anything_but_a_named_error(body):
+    full = {"model": "m", "messages": [{"role": "user", "content": "a"}], "prompt": "a", **body}
+    for parse, other in ((openai.parse_chat, "prompt"), (openai.parse_completion, "messages")):
+        try:
+            request = parse({k: v for k, v in full.items() if k != other}, LIMITS, 512)
+        except RequestError as error:
+            assert error.message
+        else:
+            assert request.options.sampling.max_tokens >= 1
+
+
+@given(st.binary(max_size=200) | st.text(alphabet='{}[]":,0123456789eE+-.\\untrafls', max_size=60))
+@settings(max_examples=500, deadline=None)
+def test_no_bytes_whatever_get_past_the_json_reader_as_anything_but_a_known_error(body):
+    body = body if isinstance(body, bytes) else body.encode()
+    try:
+        assert isinstance(fields.parse_json(body), dict)
+    except MarlinError as error:
+        assert error.status in (400, 422)
