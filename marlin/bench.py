@@ -1,7 +1,8 @@
-"""`metal-marlin bench`: prefill and decode speed of a model, beside what the machine can do at best.
+"""`metal-marlin bench`: prefill and decode speed of a model, beside what the machine can do at
+best.
 
-Measures; knows nothing of serving. Figures are medians; threads take turns within each round, so that a machine
-whose speed drifts favours none.
+Measures; knows nothing of serving. Figures are medians; threads take turns within each round, so
+that a machine whose speed drifts favours none.
 """
 
 import json
@@ -89,7 +90,9 @@ def machine():
     model = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+            names = [
+                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
+            ]
         model = names[0] if names else model
     return {"cpu": model, "cores": os.cpu_count(), "system": platform.system()}
 
@@ -156,13 +159,15 @@ class Subject:
         for num_prompt, rates in self.prefill_rates.items():
             prefill = statistics.median(rates)
             decode = statistics.median(self.decode_rates[num_prompt])
-            rows.append({
-                "prompt_tokens": num_prompt,
-                "prefill_tokens_per_s": round(prefill, 1),
-                "prefill_share_of_int8_peak": round(prefill * token_operations / dot, 3),
-                "decode_tokens_per_s": round(decode, 1),
-                "decode_share_of_bandwidth": round(decode * token_bytes / read, 3),
-            })
+            rows.append(
+                {
+                    "prompt_tokens": num_prompt,
+                    "prefill_tokens_per_s": round(prefill, 1),
+                    "prefill_share_of_int8_peak": round(prefill * token_operations / dot, 3),
+                    "decode_tokens_per_s": round(decode, 1),
+                    "decode_share_of_bandwidth": round(decode * token_bytes / read, 3),
+                }
+            )
         return {
             "isa": info["isa"],
             "threads": info["num_threads"],
@@ -200,8 +205,11 @@ def print_table(report, file):
             f"{result['layer_operations_per_token'] / 1e6:.0f} Mop",
             file=file,
         )
-        print(f"{'prompt':>8}{'prefill tok/s':>16}{'of peak':>9}"
-              f"{'decode tok/s':>15}{'of bandwidth':>14}", file=file)
+        print(
+            f"{'prompt':>8}{'prefill tok/s':>16}{'of peak':>9}"
+            f"{'decode tok/s':>15}{'of bandwidth':>14}",
+            file=file,
+        )
         for row in result["rows"]:
             print(
                 f"{row['prompt_tokens']:>8}{row['prefill_tokens_per_s']:>16.1f}"

@@ -1,6 +1,7 @@
 """The command line: what can be typed, and which part of the project runs it.
 
-Imports the part that a command needs inside that command, so that --help and mistakes answer at once.
+Imports the part that a command needs inside that command, so that --help and mistakes answer at
+once.
 """
 
 import argparse
@@ -85,7 +86,9 @@ def _add_bench_arguments(parser):
 def _add_generate_arguments(parser):
     number, count = float, config.whole_number
     parser.add_argument("model_path", metavar="MODEL", help="model folder or GGUF file")
-    parser.add_argument("--prompt", default="-", help="the prompt; - (the default) reads standard input")
+    parser.add_argument(
+        "--prompt", default="-", help="the prompt; - (the default) reads standard input"
+    )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(
         "--chat",
@@ -93,7 +96,9 @@ def _add_generate_arguments(parser):
         default=None,
         help="put the prompt through the model's chat template (default if it has one)",
     )
-    mode.add_argument("--raw", action="store_false", dest="chat", help="continue the prompt as it is")
+    mode.add_argument(
+        "--raw", action="store_false", dest="chat", help="continue the prompt as it is"
+    )
     parser.add_argument("--system", metavar="TEXT", help="system message, with --chat")
     parser.add_argument("--max-tokens", type=count(1), default=512, metavar="N")
     parser.add_argument("--temperature", type=number, metavar="T")

@@ -189,8 +189,10 @@ def add_arguments(parser):
 def serve_config(arguments, environ):
     """Settle the settings: an option on the command line, else its variable, else its default.
 
-    The model path is the exception: METAL_MARLIN_MODEL_PATH wins over the argument, so that a container or
-    a service unit can change the model without touching its command. An empty variable counts as unset.
+    The model path is the exception: METAL_MARLIN_MODEL_PATH wins over the argument, so that a
+        container or
+    a service unit can change the model without touching its command. An empty variable counts as
+    unset.
 
     Args:
         arguments: mapping of field name to text or None.

@@ -81,8 +81,8 @@ class QuantizedRows(NamedTuple):
 
 
 def quantize_activations(x):
-    """int8 codes in groups of 32 along k: of four steps, the one that leaves the least squared error
-    once the scale is fitted to its codes (codes q: scale x.q / q.q, which explains (x.q)^2 / q.q).
+    """int8 codes in groups of 32 along k: of four steps, the one that rounds the group with the least
+    squared error, and then the scale that fits its codes q best, x.q / q.q.
 
     Args:
         x: float32 [rows, k], k a multiple of 32.
@@ -91,20 +91,18 @@ def quantize_activations(x):
     largest = np.abs(groups).max(axis=2)
     alive = largest > SMALLEST_ACTIVATION
     factors = ACT_LEVELS / np.where(alive, largest, 1)[:, :, None]
-    tried = np.rint(groups[:, :, None] * factors[:, :, :, None]).astype(np.float64)
-    cross = (tried * groups[:, :, None]).sum(axis=3)
-    fitted = cross / np.maximum((tried * tried).sum(axis=3), 1)
-    gains = cross * fitted
-    best = np.argmax(gains, axis=2)[:, :, None]
-    runner_up = np.sort(gains, axis=2)[:, :, -2]
-    lead = np.take_along_axis(gains, best, 2)[:, :, 0] - runner_up
+    scaled = groups[:, :, None] * factors[:, :, :, None]
+    tried = np.rint(scaled).astype(np.float64)
+    errors = ((scaled - tried) ** 2).sum(axis=3) / ACT_LEVELS.astype(np.float64) ** 2
+    best = np.argmin(errors, axis=2)[:, :, None]
+    least, runner_up = np.moveaxis(np.sort(errors, axis=2)[:, :, :2], 2, 0)
     codes = np.take_along_axis(tried, best[:, :, :, None], 2)[:, :, 0] * alive[:, :, None]
-    scales = np.take_along_axis(fitted, best, 2)[:, :, 0] * alive
+    scales = (codes * groups).sum(axis=2) / np.maximum((codes * codes).sum(axis=2), 1)
     return QuantizedRows(
         (codes * scales[:, :, None]).reshape(x.shape),
         codes.astype(np.int8).reshape(x.shape),
         scales,
-        ~alive | (lead > 1e-5 * runner_up),
+        ~alive | (runner_up - least > 1e-4 * least),
     )
 
 

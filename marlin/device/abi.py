@@ -1,4 +1,5 @@
-"""metal_shim/marlin.h and shaders/params.h for Python: record layouts, constants, and the loaded library.
+"""metal_shim/marlin.h and shaders/params.h for Python: record layouts, constants, and the loaded
+library.
 
 Owns the ctypes signatures and the numpy dtypes. Knows nothing of what kernels compute.
 """
@@ -28,7 +29,14 @@ WEIGHT_BIAS = 2
 OUTPUT_BIAS = 4
 
 GGML_TYPES = {
-    "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q4_K": 12, "Q5_K": 13, "Q6_K": 14,
+    "Q4_0": 2,
+    "Q4_1": 3,
+    "Q5_0": 6,
+    "Q5_1": 7,
+    "Q8_0": 8,
+    "Q4_K": 12,
+    "Q5_K": 13,
+    "Q6_K": 14,
 }
 
 BINDING = np.dtype(
@@ -65,21 +73,40 @@ PARAMS = {
     "RowsParams": _params(("i", "rows_var"), ("u", "dim")),
     "RopeTableParams": _params(("i", "rows_var"), ("u", "half_dim"), ("f", "scale")),
     "RopeKvParams": _params(
-        ("i", "rows_var"), ("u", "num_heads"), ("u", "num_kv_heads"), ("u", "head_dim"),
-        ("u", "block_size"), ("u", "num_blocks"),
+        ("i", "rows_var"),
+        ("u", "num_heads"),
+        ("u", "num_kv_heads"),
+        ("u", "head_dim"),
+        ("u", "block_size"),
+        ("u", "num_blocks"),
     ),
     "AttentionParams": _params(
-        ("i", "tiles_var"), ("i", "splits_var"), ("u", "num_heads"), ("u", "num_kv_heads"),
-        ("u", "head_dim"), ("u", "block_size"), ("u", "num_blocks"), ("u", "table_stride"),
-        ("u", "window"), ("u", "max_splits"), ("f", "scale"),
+        ("i", "tiles_var"),
+        ("i", "splits_var"),
+        ("u", "num_heads"),
+        ("u", "num_kv_heads"),
+        ("u", "head_dim"),
+        ("u", "block_size"),
+        ("u", "num_blocks"),
+        ("u", "table_stride"),
+        ("u", "window"),
+        ("u", "max_splits"),
+        ("f", "scale"),
     ),
     "SampleParams": _params(("i", "rows_var"), ("u", "vocab_size")),
     "ProbeParams": _params(("u", "num_units")),
     "RepackParams": _params(("u", "type"), ("u", "n"), ("u", "k"), ("u", "permute_heads")),
     "SampleRow": _params(
-        ("f", "temperature"), ("f", "top_p"), ("f", "min_p"), ("u", "top_k"), ("u", "seed_low"),
-        ("u", "seed_high"), ("u", "position"), ("f", "frequency_penalty"),
-        ("f", "presence_penalty"), ("f", "repetition_penalty"),
+        ("f", "temperature"),
+        ("f", "top_p"),
+        ("f", "min_p"),
+        ("u", "top_k"),
+        ("u", "seed_low"),
+        ("u", "seed_high"),
+        ("u", "position"),
+        ("f", "frequency_penalty"),
+        ("f", "presence_penalty"),
+        ("f", "repetition_penalty"),
     ),
     "PenaltyEntry": _params(("i", "token_id"), ("i", "num_outputs"), ("f", "bias")),
 }
@@ -105,21 +132,21 @@ _POINTER = ctypes.c_void_p
 _SIGNATURES = {
     "marlin_abi_version": (ctypes.c_int, []),
     "marlin_last_error": (ctypes.c_char_p, []),
-    "marlin_device_open": (
-        ctypes.c_int, [ctypes.POINTER(DeviceOptions), ctypes.POINTER(_POINTER)]
-    ),
+    "marlin_device_open": (ctypes.c_int, [ctypes.POINTER(DeviceOptions), ctypes.POINTER(_POINTER)]),
     "marlin_device_close": (None, [_POINTER]),
     "marlin_device_describe": (ctypes.c_int, [_POINTER, ctypes.POINTER(DeviceInfo)]),
     "marlin_buffer_create": (ctypes.c_int, [_POINTER, ctypes.c_int64]),
     "marlin_buffer_map": (
-        ctypes.c_int, [_POINTER, ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64]
+        ctypes.c_int,
+        [_POINTER, ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64],
     ),
     "marlin_buffer_wrap": (ctypes.c_int, [_POINTER, _POINTER, ctypes.c_int64]),
     "marlin_buffer_contents": (_POINTER, [_POINTER, ctypes.c_int]),
     "marlin_buffer_release": (ctypes.c_int, [_POINTER, ctypes.c_int]),
     "marlin_kernel_find": (ctypes.c_int, [ctypes.c_char_p]),
     "marlin_program_create": (
-        ctypes.c_int, [_POINTER, _POINTER, ctypes.c_int32, ctypes.POINTER(_POINTER)]
+        ctypes.c_int,
+        [_POINTER, _POINTER, ctypes.c_int32, ctypes.POINTER(_POINTER)],
     ),
     "marlin_program_destroy": (None, [_POINTER]),
     "marlin_program_submit": (

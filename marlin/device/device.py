@@ -39,9 +39,7 @@ class Buffer:
 
     def release(self):
         """Give up the buffer; programs that use it keep it alive."""
-        self.device.check(
-            self.device.library.marlin_buffer_release(self.device.handle, self.id)
-        )
+        self.device.check(self.device.library.marlin_buffer_release(self.device.handle, self.id))
 
 
 class Device:
@@ -49,7 +47,8 @@ class Device:
 
     Args:
         num_threads: workers; None is as many cores as the process may use.
-        isa: instruction set to use ("avx512", "avx2", "i8mm", "neon", "scalar"); None is the best here.
+        isa: instruction set to use ("avx512", "avx2", "i8mm", "neon", "scalar"); None is the best
+            here.
         library_path: the native library; None is the one that was built with the package.
 
     Raises:
@@ -67,7 +66,9 @@ class Device:
             ) from error
         version = self.library.marlin_abi_version()
         if version != abi.ABI_VERSION:
-            raise DeviceError(f"{path} has ABI version {version}, not {abi.ABI_VERSION}: rebuild it")
+            raise DeviceError(
+                f"{path} has ABI version {version}, not {abi.ABI_VERSION}: rebuild it"
+            )
         options = abi.DeviceOptions(num_threads or 0, (isa or "").encode())
         handle = ctypes.c_void_p()
         self.handle = None

@@ -1,7 +1,7 @@
 """Recording each kernel with its shapes: the one place that knows the order of a kernel's bindings.
 
-Functions append to a Recorder. Arguments named `*_var` are indices into a step's vars (VAR_*). Shapes are in
-the heads of metal_shim/kernels_*.c and shaders/*.metal.
+Functions append to a Recorder. Arguments named `*_var` are indices into a step's vars (VAR_*).
+Shapes are in the heads of metal_shim/kernels_*.c and shaders/*.metal.
 """
 
 from dataclasses import dataclass
@@ -46,8 +46,9 @@ class Weight:
 
 @dataclass(frozen=True, slots=True)
 class KvLayout:
-    """The KV cache's shape: K half [num_blocks, num_kv_heads, block_size / 16, head_dim, 16], V half
-    [num_blocks, num_kv_heads, block_size, head_dim]; a sequence holds up to table_stride blocks."""
+    """The KV cache's shape: K half [num_blocks, num_kv_heads, block_size / 16, head_dim, 16], V
+    half [num_blocks, num_kv_heads, block_size, head_dim]; a sequence holds up to table_stride
+    blocks."""
 
     num_blocks: int
     block_size: int
@@ -72,13 +73,23 @@ def _maybe(view, access):
 def embed(recorder, token_ids, weight, y, rows_var=VAR_TOKENS):
     """y[t] = W[token_ids[t]]."""
     params = make_params(
-        "EmbedParams", rows_var=rows_var, vocab_size=weight.n, dim=weight.k,
-        group_size=weight.group_size, flags=weight.flags,
+        "EmbedParams",
+        rows_var=rows_var,
+        vocab_size=weight.n,
+        dim=weight.k,
+        group_size=weight.group_size,
+        flags=weight.flags,
     )
     recorder.dispatch(
-        f"embed_{weight.kind}", params,
-        [(token_ids, READ), (weight.data, READ), _maybe(weight.scales, READ),
-         _maybe(weight.biases, READ), (y, WRITE)],
+        f"embed_{weight.kind}",
+        params,
+        [
+            (token_ids, READ),
+            (weight.data, READ),
+            _maybe(weight.scales, READ),
+            _maybe(weight.biases, READ),
+            (y, WRITE),
+        ],
         grid=((rows_var, 1), 1, 1),
     )
 
@@ -86,13 +97,24 @@ def embed(recorder, token_ids, weight, y, rows_var=VAR_TOKENS):
 def linear(recorder, x, weight, y, rows_var=VAR_TOKENS, bias=None, many_rows=False, label=""):
     """y = x W^T + bias; many_rows chooses the kernel made for a prefill."""
     params = make_params(
-        "LinearParams", rows_var=rows_var, n=weight.n, k=weight.k, group_size=weight.group_size,
+        "LinearParams",
+        rows_var=rows_var,
+        n=weight.n,
+        k=weight.k,
+        group_size=weight.group_size,
         flags=weight.flags | (abi.OUTPUT_BIAS if bias is not None else 0),
     )
     recorder.dispatch(
-        f"{'matmul' if many_rows else 'matvec'}_{weight.kind}", params,
-        [(x, READ), (weight.data, READ), _maybe(weight.scales, READ),
-         _maybe(weight.biases, READ), _maybe(bias, READ), (y, WRITE)],
+        f"{'matmul' if many_rows else 'matvec'}_{weight.kind}",
+        params,
+        [
+            (x, READ),
+            (weight.data, READ),
+            _maybe(weight.scales, READ),
+            _maybe(weight.biases, READ),
+            _maybe(bias, READ),
+            (y, WRITE),
+        ],
         grid=(-(-weight.n // abi.ROW_TILE), (rows_var, 1), 1),
         label=label,
     )
@@ -101,11 +123,16 @@ def linear(recorder, x, weight, y, rows_var=VAR_TOKENS, bias=None, many_rows=Fal
 def rms_norm(recorder, x, weight, y, dim, eps, delta=None, rows_per_var=1, rows_var=VAR_TOKENS):
     """x += delta (if given); y = x * rsqrt(mean(x^2) + eps) * weight; y may be x."""
     params = make_params(
-        "RmsNormParams", rows_var=rows_var, rows_per_var=rows_per_var, dim=dim,
-        has_delta=int(delta is not None), eps=eps,
+        "RmsNormParams",
+        rows_var=rows_var,
+        rows_per_var=rows_per_var,
+        dim=dim,
+        has_delta=int(delta is not None),
+        eps=eps,
     )
     recorder.dispatch(
-        "rms_norm", params,
+        "rms_norm",
+        params,
         [(x, READ if delta is None else BOTH), _maybe(delta, READ), (weight, READ), (y, WRITE)],
         grid=((rows_var, 1), rows_per_var, 1),
     )
@@ -115,24 +142,33 @@ def rope_table(recorder, positions, inv_freq, table, half_dim, scale):
     """table[t] = cos and sin of positions[t] * inv_freq, times scale."""
     params = make_params("RopeTableParams", rows_var=VAR_TOKENS, half_dim=half_dim, scale=scale)
     recorder.dispatch(
-        "rope_table", params, [(positions, READ), (inv_freq, READ), (table, WRITE)],
+        "rope_table",
+        params,
+        [(positions, READ), (inv_freq, READ), (table, WRITE)],
         grid=((VAR_TOKENS, 1), 1, 1),
     )
 
 
-def rope_kv_write(recorder, q, k, v, table, slots, k_cache, v_cache, layout, num_heads):
-    """Rotate q and k in place and write k and v to their slots."""
+def rope_kv_write(recorder, qkv, rows, caches, layout, num_heads):
+    """Rotate q and k in place and write k and v to their slots.
+
+    Args:
+        qkv: Views q, k, v.
+        rows: Views (RoPE table, slots).
+        caches: Views (K cache, V cache) of the layer.
+    """
     params = make_params(
-        "RopeKvParams", rows_var=VAR_TOKENS, num_heads=num_heads,
-        num_kv_heads=layout.num_kv_heads, head_dim=layout.head_dim, block_size=layout.block_size,
+        "RopeKvParams",
+        rows_var=VAR_TOKENS,
+        num_heads=num_heads,
+        num_kv_heads=layout.num_kv_heads,
+        head_dim=layout.head_dim,
+        block_size=layout.block_size,
         num_blocks=layout.num_blocks,
     )
-    recorder.dispatch(
-        "rope_kv_write", params,
-        [(q, BOTH), (k, BOTH), (v, READ), (table, READ), (slots, READ), (k_cache, WRITE),
-         (v_cache, WRITE)],
-        grid=((VAR_TOKENS, 1), 1, 1),
-    )
+    accesses = (BOTH, BOTH, READ, READ, READ, WRITE, WRITE)
+    bindings = list(zip((*qkv, *rows, *caches), accesses, strict=True))
+    recorder.dispatch("rope_kv_write", params, bindings, grid=((VAR_TOKENS, 1), 1, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,35 +185,48 @@ class AttentionInputs:
 def _attention_params(inputs):
     layout = inputs.layout
     return make_params(
-        "AttentionParams", tiles_var=VAR_TILES, splits_var=VAR_SPLITS,
-        num_heads=inputs.num_heads, num_kv_heads=layout.num_kv_heads, head_dim=layout.head_dim,
-        block_size=layout.block_size, num_blocks=layout.num_blocks,
-        table_stride=layout.table_stride, window=inputs.window or 0,
-        max_splits=layout.max_splits, scale=layout.head_dim**-0.5,
+        "AttentionParams",
+        tiles_var=VAR_TILES,
+        splits_var=VAR_SPLITS,
+        num_heads=inputs.num_heads,
+        num_kv_heads=layout.num_kv_heads,
+        head_dim=layout.head_dim,
+        block_size=layout.block_size,
+        num_blocks=layout.num_blocks,
+        table_stride=layout.table_stride,
+        window=inputs.window or 0,
+        max_splits=layout.max_splits,
+        scale=layout.head_dim**-0.5,
     )
 
 
-def attention(recorder, q, k_cache, v_cache, inputs, out):
+def _attention_bindings(q, caches, inputs, out):
+    views = (q, *caches, inputs.tables, inputs.tiles)
+    return [*((view, READ) for view in views), (out, WRITE)]
+
+
+def attention(recorder, q, caches, inputs, out):
     """Causal attention, each tile's whole context in one unit of work: for prefill."""
     recorder.dispatch(
-        "attention", _attention_params(inputs),
-        [(q, READ), (k_cache, READ), (v_cache, READ), (inputs.tables, READ), (inputs.tiles, READ),
-         (out, WRITE)],
+        "attention",
+        _attention_params(inputs),
+        _attention_bindings(q, caches, inputs, out),
         grid=((VAR_TILES, 1), inputs.layout.num_kv_heads, 1),
     )
 
 
-def split_attention(recorder, q, k_cache, v_cache, inputs, partials, out):
+def split_attention(recorder, q, caches, inputs, partials, out):
     """The same numbers as attention(), the context shared out over threads: for decode."""
     params = _attention_params(inputs)
     recorder.dispatch(
-        "attention_split", params,
-        [(q, READ), (k_cache, READ), (v_cache, READ), (inputs.tables, READ), (inputs.tiles, READ),
-         (partials, WRITE)],
+        "attention_split",
+        params,
+        _attention_bindings(q, caches, inputs, partials),
         grid=((VAR_TILES, 1), inputs.layout.num_kv_heads, (VAR_SPLITS, 1)),
     )
     recorder.dispatch(
-        "attention_combine", params,
+        "attention_combine",
+        params,
         [(partials, READ), None, None, None, (inputs.tiles, READ), (out, WRITE)],
         grid=((VAR_TILES, 1), 1, 1),
     )
@@ -186,23 +235,28 @@ def split_attention(recorder, q, k_cache, v_cache, inputs, partials, out):
 def silu_mul(recorder, gate, up, y, dim):
     """y = silu(gate) * up; y may be gate."""
     recorder.dispatch(
-        "silu_mul", make_params("RowsParams", rows_var=VAR_TOKENS, dim=dim),
-        [(gate, READ), (up, READ), (y, WRITE)], grid=((VAR_TOKENS, 1), 1, 1),
+        "silu_mul",
+        make_params("RowsParams", rows_var=VAR_TOKENS, dim=dim),
+        [(gate, READ), (up, READ), (y, WRITE)],
+        grid=((VAR_TOKENS, 1), 1, 1),
     )
 
 
 def gather_rows(recorder, rows, x, y, dim):
     """y[r] = x[rows[r]] for the rows whose logits are wanted."""
     recorder.dispatch(
-        "gather_rows", make_params("RowsParams", rows_var=VAR_LOGITS, dim=dim),
-        [(rows, READ), (x, READ), (y, WRITE)], grid=((VAR_LOGITS, 1), 1, 1),
+        "gather_rows",
+        make_params("RowsParams", rows_var=VAR_LOGITS, dim=dim),
+        [(rows, READ), (x, READ), (y, WRITE)],
+        grid=((VAR_LOGITS, 1), 1, 1),
     )
 
 
 def penalize(recorder, logits, entries, starts, rows, vocab_size):
     """Apply penalties and biases to the logits in place."""
     recorder.dispatch(
-        "penalize", make_params("SampleParams", rows_var=VAR_LOGITS, vocab_size=vocab_size),
+        "penalize",
+        make_params("SampleParams", rows_var=VAR_LOGITS, vocab_size=vocab_size),
         [(logits, BOTH), (entries, READ), (starts, READ), (rows, READ)],
         grid=((VAR_LOGITS, 1), 1, 1),
     )
@@ -211,21 +265,31 @@ def penalize(recorder, logits, entries, starts, rows, vocab_size):
 def sample(recorder, logits, rows, token_ids, vocab_size):
     """token_ids[r] drawn from logits[r]."""
     recorder.dispatch(
-        "sample", make_params("SampleParams", rows_var=VAR_LOGITS, vocab_size=vocab_size),
-        [(logits, READ), (rows, READ), (token_ids, WRITE)], grid=((VAR_LOGITS, 1), 1, 1),
+        "sample",
+        make_params("SampleParams", rows_var=VAR_LOGITS, vocab_size=vocab_size),
+        [(logits, READ), (rows, READ), (token_ids, WRITE)],
+        grid=((VAR_LOGITS, 1), 1, 1),
     )
 
 
 def repack(recorder, source, weight, ggml_type, permute_heads=0):
     """Fill a packed weight from the GGUF blocks in `source`."""
     params = make_params(
-        "RepackParams", type=abi.GGML_TYPES[ggml_type], n=weight.n, k=weight.k,
+        "RepackParams",
+        type=abi.GGML_TYPES[ggml_type],
+        n=weight.n,
+        k=weight.k,
         permute_heads=permute_heads,
     )
     recorder.dispatch(
-        "repack", params,
-        [(source, READ), (weight.data, WRITE), (weight.scales, WRITE),
-         _maybe(weight.biases, WRITE)],
+        "repack",
+        params,
+        [
+            (source, READ),
+            (weight.data, WRITE),
+            (weight.scales, WRITE),
+            _maybe(weight.biases, WRITE),
+        ],
         grid=(-(-weight.n // abi.ROW_TILE), 1, 1),
     )
 
@@ -233,6 +297,8 @@ def repack(recorder, source, weight, ggml_type, permute_heads=0):
 def probe(recorder, kernel, num_units, source, out):
     """Run a probe kernel, "probe_read" (source: num_units * abi.PROBE_BYTES) or "probe_dot"."""
     recorder.dispatch(
-        kernel, make_params("ProbeParams", num_units=num_units),
-        [_maybe(source, READ), (out, WRITE)], grid=(num_units, 1, 1),
+        kernel,
+        make_params("ProbeParams", num_units=num_units),
+        [_maybe(source, READ), (out, WRITE)],
+        grid=(num_units, 1, 1),
     )

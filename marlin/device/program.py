@@ -1,4 +1,5 @@
-"""Recording dispatches and replaying them. Knows the records of marlin.h, not what kernels compute (ops.py)."""
+"""Recording dispatches and replaying them. Knows the records of marlin.h, not what kernels compute
+(ops.py)."""
 
 import ctypes
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ class View:
 
 
 class Recorder:
-    """Collects dispatches and computes where a barrier is needed from what each reads and writes."""
+    """Collects dispatches and computes where a barrier is needed from what each reads and
+    writes."""
 
     def __init__(self, device):
         self.device = device
@@ -70,7 +72,8 @@ class Recorder:
         return self._kernel_ids[kernel]
 
     def _needs_barrier(self, bindings):
-        """Whether a dispatch touches what one since the last barrier wrote, or writes what one read."""
+        """Whether a dispatch touches what one since the last barrier wrote, or writes what one
+        read."""
         reads, writes = [], []
         for view, access in (bound for bound in bindings if bound is not None):
             span = (view.buffer.id, view.offset, view.offset + view.num_bytes)
@@ -92,7 +95,8 @@ class Recorder:
         """The Program of everything recorded.
 
         Args:
-            barriers: "computed", or "all" to set one at every dispatch (to test that none is missing).
+            barriers: "computed", or "all" to set one at every dispatch (to test that none is
+                missing).
 
         Raises:
             DeviceError: native code found a record that it cannot run; the text says which and why.
@@ -104,9 +108,7 @@ class Recorder:
 
 
 def _overlap(spans, others):
-    return any(
-        a[0] == b[0] and a[1] < b[2] and b[1] < a[2] for a in spans for b in others
-    )
+    return any(a[0] == b[0] and a[1] < b[2] and b[1] < a[2] for a in spans for b in others)
 
 
 class Program:

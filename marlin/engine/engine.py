@@ -1,6 +1,7 @@
 """The engine thread: takes requests in order, steps the model, publishes tokens.
 
-Sequential mode: one running sequence over one contiguous KV block. What the last request left in the cache is
+Sequential mode: one running sequence over one contiguous KV block. What the last request left in
+    the cache is
 kept, and the next one starts after the tokens that the two have in common.
 """
 
@@ -19,7 +20,8 @@ logger = logging.getLogger(__name__)
 
 
 class Engine:
-    """Owns the runner and the thread that steps it. submit() and stats() may be called by any thread.
+    """Owns the runner and the thread that steps it. submit() and stats() may be called by any
+    thread.
 
     Args:
         runner: a Runner whose cache is one block as long as the context.
@@ -69,8 +71,8 @@ class Engine:
             raise ContextLengthError("the prompt has no tokens; at least 1 is needed")
         if count >= self.max_context_tokens:
             raise ContextLengthError(
-                f"the prompt has {count} tokens; the context holds {self.max_context_tokens}, and at "
-                "least 1 of them must be left for the answer"
+                f"the prompt has {count} tokens; the context holds {self.max_context_tokens}, and "
+                "at least 1 of them must be left for the answer"
             )
         if not 0 <= min(prompt_token_ids) <= max(prompt_token_ids) < self._vocab_size:
             raise ContextLengthError(
@@ -171,7 +173,8 @@ class Engine:
         del self._cached_token_ids[common:]
 
     def _step(self, request):
-        """Compute up to a step's budget of the request's tokens; its next token id once all are done."""
+        """Compute up to a step's budget of the request's tokens; its next token id once all are
+        done."""
         start = request.num_computed_tokens
         end = min(request.num_tokens, start + self._runner.max_step_tokens)
         num_prompt = len(request.prompt_token_ids)

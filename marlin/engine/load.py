@@ -17,7 +17,8 @@ from marlin.text.tokenizer import Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-# Tokens of a prefill step. Larger steps read the weights less often; this many already hide that read
+# Tokens of a prefill step. Larger steps read the weights less often; this many already hide that
+# read
 # behind arithmetic, and an aborted prefill is noticed within one step.
 PREFILL_STEP_TOKENS = 512
 # The KV cache may take this share of the machine's memory when the user names no context.
@@ -46,8 +47,8 @@ def load_engine(path, num_threads=None, max_context_tokens=None, isa=None):
     Args:
         path: a .gguf file, or a folder in Hugging Face or native form.
         num_threads: CPU workers; None is as many cores as the process may use.
-        max_context_tokens: KV cache length; None is the model's own context, or what a quarter of the
-            machine's memory holds.
+        max_context_tokens: KV cache length; None is the model's own context, or what a quarter of
+            the machine's memory holds.
         isa: CPU instruction set; None is the best here.
 
     Raises:
@@ -90,6 +91,8 @@ def _context_tokens(config, device, wanted):
     if fits < own:
         logger.warning(
             "context limited to %d of the model's %d tokens, a quarter of the memory; "
-            "--max-context sets it", fits // 16 * 16, own,
+            "--max-context sets it",
+            fits // 16 * 16,
+            own,
         )
     return max(16, min(own, fits) // 16 * 16)

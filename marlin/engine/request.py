@@ -1,7 +1,8 @@
 """A request: what was asked for, its tokens so far, and the queue its tokens leave by.
 
-The engine thread writes `output_token_ids` and publishes events; the thread that submitted the request reads
-events and may abort. Text (detokenizing, stop strings) belongs to the reader, not to the engine.
+The engine thread writes `output_token_ids` and publishes events; the thread that submitted the
+request reads events and may abort. Text (detokenizing, stop strings) belongs to the reader, not to
+the engine.
 """
 
 import queue
@@ -11,7 +12,8 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one request chooses tokens. Values are validated where they enter (server/openai.py, cli.py).
+    """How one request chooses tokens. Values are validated where they enter (server/openai.py,
+    cli.py).
 
     Attributes:
         temperature: 0 is greedy.
@@ -19,7 +21,8 @@ class SamplingParams:
         top_k: keep the k likeliest tokens; 0 is off.
         min_p: keep tokens at least this share of the likeliest one's probability; 0 is off.
         frequency_penalty, presence_penalty: subtracted per occurrence / once, over output tokens.
-        repetition_penalty: divides positive and multiplies negative logits of tokens seen in prompt or output.
+        repetition_penalty: divides positive and multiplies negative logits of tokens seen in
+            prompt or output.
         seed: None draws one from the engine's generator; the same seed repeats the same tokens.
         max_tokens: output tokens at most, >= 1.
         ignore_eos: keep going past an end-of-sequence token (benchmarks).
@@ -49,8 +52,8 @@ class FinishEvent:
     """The last event of a request.
 
     Attributes:
-        reason: "stop" (end-of-sequence token, which is not published), "length" (max_tokens or the context is
-            full), "abort" or "error".
+        reason: "stop" (end-of-sequence token, which is not published), "length" (max_tokens or the
+            context is full), "abort" or "error".
         error: the exception that ended it, for "error".
     """
 

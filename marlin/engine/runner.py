@@ -1,7 +1,7 @@
 """One step on the device: fills the step's inputs, replays the program, hands back sampled tokens.
 
-Owns the KV cache, the activations and the recorded programs. Knows no queues and no policy: which tokens of
-which requests are in a step is decided above.
+Owns the KV cache, the activations and the recorded programs. Knows no queues and no policy: which
+tokens of which requests are in a step is decided above.
 """
 
 from dataclasses import dataclass
@@ -48,9 +48,7 @@ class Runner:
         self.max_step_tokens = max_step_tokens
         self.max_sequences = max_sequences
         config = model.config
-        self._caches = [
-            device.create(layout.layer_bytes) for _ in range(2 * config.num_layers)
-        ]
+        self._caches = [device.create(layout.layer_bytes) for _ in range(2 * config.num_layers)]
         max_tiles = max_step_tokens // abi.QUERY_TILE + max_sequences
         self._views = {}
         self._token_ids = self._input("token_ids", np.int32, (max_step_tokens,))
@@ -61,16 +59,15 @@ class Runner:
         self._logit_rows = self._input("logit_rows", np.int32, (max_sequences,))
         self._sample_rows = self._input("sample_rows", sampler.SAMPLE_ROW, (max_sequences,))
         self._entry_starts = self._input("entry_starts", np.int32, (max_sequences + 1,))
-        # Every token of every context, so that no penalty is ever dropped; pages are touched when used.
+        # Every token of every context, so that no penalty is ever dropped; pages are touched when
+        # used.
         max_entries = max_sequences * min(
             config.vocab_size, layout.table_stride * layout.block_size
         )
         self._entries = self._input("entries", sampler.PENALTY_ENTRY, (max_entries,))
         self._sampled = self._input("sampled", np.int32, (max_sequences,))
         self._acts = model.allocate(device, max_step_tokens, max_sequences, layout)
-        self.logits = self._acts.logits.buffer.array(
-            np.float32, (max_sequences, config.vocab_size)
-        )
+        self.logits = self._acts.logits.buffer.array(np.float32, (max_sequences, config.vocab_size))
         self._prefill = self._record(prefill=True)
         self._decode = self._record(prefill=False)
 
@@ -86,7 +83,10 @@ class Runner:
             positions=views["positions"],
             slots=views["slots"],
             attention=ops.AttentionInputs(
-                views["tables"], views["tiles"], self.layout, config.num_heads,
+                views["tables"],
+                views["tiles"],
+                self.layout,
+                config.num_heads,
                 config.sliding_window,
             ),
             k_caches=[View.of(buffer) for buffer in self._caches[0::2]],
@@ -97,7 +97,11 @@ class Runner:
         self.model.record(recorder, inputs, self._acts, prefill)
         logits, vocab_size = self._acts.logits, config.vocab_size
         ops.penalize(
-            recorder, logits, views["entries"], views["entry_starts"], views["sample_rows"],
+            recorder,
+            logits,
+            views["entries"],
+            views["entry_starts"],
+            views["sample_rows"],
             vocab_size,
         )
         ops.sample(recorder, logits, views["sample_rows"], views["sampled"], vocab_size)

@@ -32,17 +32,16 @@ def penalty_entries(request):
     """The tokens that the request's penalties change.
 
     Returns:
-        PENALTY_ENTRY [any]; empty when no penalty is set. num_outputs counts a token's occurrences in
-        the output; a token of the prompt alone has 0, and matters to the repetition penalty only.
+        PENALTY_ENTRY [any]; empty when no penalty is set. num_outputs counts a token's occurrences
+        in the output; a token of the prompt alone has 0, and matters to the repetition penalty
+        only.
     """
     params = request.params
     penalized = params.frequency_penalty or params.presence_penalty
     repeats = params.repetition_penalty != 1.0
     if not penalized and not repeats:
         return np.zeros(0, PENALTY_ENTRY)
-    outputs, counts = np.unique(
-        np.asarray(request.output_token_ids, np.int32), return_counts=True
-    )
+    outputs, counts = np.unique(np.asarray(request.output_token_ids, np.int32), return_counts=True)
     token_ids, num_outputs = outputs, counts
     if repeats:
         prompt_only = np.setdiff1d(np.asarray(request.prompt_token_ids, np.int32), outputs)

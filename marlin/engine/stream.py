@@ -1,7 +1,7 @@
 """A request's token events as text: detokenized, cut at stop strings, bounded by a deadline.
 
-Runs in the thread that reads the answer. Knows nothing of HTTP or JSON; the reader's own liveness is a
-callable passed in.
+Runs in the thread that reads the answer. Knows nothing of HTTP or JSON; the reader's own liveness
+is a callable passed in.
 """
 
 import queue
@@ -23,8 +23,8 @@ class TextDelta:
     Attributes:
         text: may be empty only in the last delta.
         num_tokens: output tokens behind it, since the delta before.
-        finish_reason: None until the last delta; then "stop" (a stop string or end of sequence), "length",
-            "abort" (the engine gave the request up) or "timeout" (the deadline passed).
+        finish_reason: None until the last delta; then "stop" (a stop string or end of sequence),
+            "length", "abort" (the engine gave the request up) or "timeout" (the deadline passed).
     """
 
     text: str
@@ -35,17 +35,18 @@ class TextDelta:
 class TextStream:
     """Iterate once for TextDeltas; the last one has a finish reason.
 
-    Leaving the iteration early, by close() or an exception, aborts the request. Events that are already
-    queued become one delta.
+    Leaving the iteration early, by close() or an exception, aborts the request. Events that are
+    already queued become one delta.
 
     Args:
         request: a submitted engine.request.Request.
         tokenizer: what Detokenizer takes.
         stops: stop strings; the text ends before the first of them to appear.
         deadline: clock time, or None for no limit.
-        continues: the text goes on from the prompt (a completion) rather than standing alone (a chat
-            answer); see Detokenizer.
-        heartbeat: called about every poll_s while the stream is being read; what it raises ends the stream.
+        continues: the text goes on from the prompt (a completion) rather than standing alone (a
+            chat answer); see Detokenizer.
+        heartbeat: called about every poll_s while the stream is being read; what it raises ends the
+            stream.
         poll_s: seconds.
         clock: monotonic seconds.
     """
@@ -83,11 +84,13 @@ class TextStream:
                     yield TextDelta(text, num_tokens, reason)
                     num_tokens = 0
         finally:
-            # Harmless after the engine's own end; needed after a stop string, a timeout, an early leave.
+            # Harmless after the engine's own end; needed after a stop string, a timeout, an early
+            # leave.
             self._request.abort()
 
     def _next_events(self):
-        """Wait for an event; returns it and those queued behind it, or [] once the deadline passed."""
+        """Wait for an event; returns it and those queued behind it, or [] once the deadline
+        passed."""
         events = self._request.events
         while True:
             now = self._clock()

@@ -1,7 +1,7 @@
 """A model's tensors on a device, by their Hugging Face names, whatever file they come from.
 
-Owns what is used in place (mapped), what is repacked once (GGUF blocks) and what is copied (norms and
-biases, as float32). Knows no layer order: that is models/llama.py.
+Owns what is used in place (mapped), what is repacked once (GGUF blocks) and what is copied (norms
+and biases, as float32). Knows no layer order: that is models/llama.py.
 """
 
 import os
@@ -71,7 +71,8 @@ def open_checkpoint(path, device):
 
 
 class GgufCheckpoint:
-    """Tensors of one GGUF file. Block types are repacked; RoPE rows are put in Hugging Face's order."""
+    """Tensors of one GGUF file. Block types are repacked; RoPE rows are put in Hugging Face's
+    order."""
 
     def __init__(self, path, device):
         self.path = path
@@ -142,13 +143,19 @@ class GgufCheckpoint:
         if form.scale_bytes == 4:
             flags |= abi.SCALE_F32
         return Weight(
-            form.kind, n, k, View(buffer, start, code_bytes), form.group_size, flags,
+            form.kind,
+            n,
+            k,
+            View(buffer, start, code_bytes),
+            form.group_size,
+            flags,
             View(buffer, start + code_bytes, scale_bytes),
             View(buffer, start + code_bytes + scale_bytes, scale_bytes) if form.has_bias else None,
         )
 
     def _take(self, num_bytes):
-        """(buffer, offset) of num_bytes new bytes, side by side in slabs that huge pages can back."""
+        """(buffer, offset) of num_bytes new bytes, side by side in slabs that huge pages can
+        back."""
         slab, used = self._slab
         if slab is None or used + num_bytes > slab.num_bytes:
             slab, used = self.device.create(max(SLAB_BYTES, num_bytes)), 0
@@ -209,7 +216,8 @@ class FolderCheckpoint:
         return info
 
     def _view(self, info, alignment):
-        """The tensor in its mapped file; copied only if it lies where its elements cannot be read."""
+        """The tensor in its mapped file; copied only if it lies where its elements cannot be
+        read."""
         if info.offset % alignment:
             return View.of(self.device.create_from(read_bytes(info)))
         if info.path not in self._files:
@@ -237,7 +245,8 @@ class FolderCheckpoint:
         kind = self._packed_kind(codes, tiles, k)
         if len(scales.shape) != 3 or scales.shape[1] < 1 or k % scales.shape[1]:
             raise ModelFileError(
-                scales.path, f"has shape {scales.shape}, expected [{tiles}, {k} / group, 16]",
+                scales.path,
+                f"has shape {scales.shape}, expected [{tiles}, {k} / group, 16]",
                 tensor=scales.name,
             )
         shape = (tiles, scales.shape[1], abi.ROW_TILE)
@@ -245,13 +254,17 @@ class FolderCheckpoint:
         biases = None
         if f"{stem}.biases" in self.folder.tensors:
             biases = self._info(f"{stem}.biases", shape, (scales.dtype,))
-        flags = (abi.SCALE_F32 if scales.dtype == "F32" else 0) | (
-            abi.WEIGHT_BIAS if biases else 0
-        )
+        flags = (abi.SCALE_F32 if scales.dtype == "F32" else 0) | (abi.WEIGHT_BIAS if biases else 0)
         alignment = 4 if scales.dtype == "F32" else 2
         return Weight(
-            kind, n, k, self._view(codes, 4), k // scales.shape[1], flags,
-            self._view(scales, alignment), biases and self._view(biases, alignment),
+            kind,
+            n,
+            k,
+            self._view(codes, 4),
+            k // scales.shape[1],
+            flags,
+            self._view(scales, alignment),
+            biases and self._view(biases, alignment),
         )
 
     def _packed_kind(self, codes, tiles, k):
@@ -259,8 +272,10 @@ class FolderCheckpoint:
         wanted = (tiles, k // 4, 16, 4) if eight_bits else (tiles, k // 8, 16)
         if codes.dtype not in ("U8", "U32") or codes.shape != wanted:
             raise ModelFileError(
-                codes.path, f"is {codes.dtype} {codes.shape}, expected U32 {(tiles, k // 8, 16)} "
-                f"or U8 {(tiles, k // 4, 16, 4)}", tensor=codes.name,
+                codes.path,
+                f"is {codes.dtype} {codes.shape}, expected U32 {(tiles, k // 8, 16)} "
+                f"or U8 {(tiles, k // 4, 16, 4)}",
+                tensor=codes.name,
             )
         if eight_bits:
             return "int8"
@@ -281,13 +296,19 @@ def read_quantization(folder):
     config = read_json_object(path)
     if "quantization_config" in config:
         method = config["quantization_config"]
-        raise ModelFileError(path, f"quantization_config {method!r:.80} cannot be read; expected a "
-                                   "plain checkpoint or one that `metal-marlin quantize` wrote")
+        raise ModelFileError(
+            path,
+            f"quantization_config {method!r:.80} cannot be read; expected a "
+            "plain checkpoint or one that `metal-marlin quantize` wrote",
+        )
     quantization = config.get("quantization")
     if quantization is None:
         return None
     known = isinstance(quantization, dict) and quantization.get("version") == 1
     if not known or quantization.get("format") not in ("fp4", "int4", "int8"):
-        raise ModelFileError(path, f"quantization {quantization!r:.80} is not version 1 of a native "
-                                   "format; write it again with `metal-marlin quantize`")
+        raise ModelFileError(
+            path,
+            f"quantization {quantization!r:.80} is not version 1 of a native "
+            "format; write it again with `metal-marlin quantize`",
+        )
     return quantization

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from marlin.device import ops
 from marlin.device.ops import Weight
-from marlin.device.program import View
+from marlin.device.program import Recorder, View
 from marlin.errors import ModelFileError
+from marlin.models.config import ModelConfig
 from marlin.models.rope import rope_inv_freq
 
 
@@ -52,6 +53,25 @@ class StepInputs:
     k_caches: list[View]
     v_caches: list[View]
     logit_rows: View
+
+
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """Float buffers of a step; first dimension num_tokens unless said."""
+
+    hidden: View
+    normed: View
+    delta: View
+    q: View
+    k: View
+    v: View
+    attended: View
+    gate: View
+    up: View
+    rope: View  # [num_tokens, 2, head_dim / 2], cos and sin
+    partials: View  # [decode rows, num_heads, max_splits, head_dim + 2]
+    last: View  # [num_logits, hidden_dim]
+    logits: View  # [num_logits, vocab_size]
 
 
 class LlamaModel:
@@ -155,97 +175,85 @@ class LlamaModel:
         Args:
             prefill: True for steps with many tokens a sequence, False for one token a sequence.
         """
-        config = self.config
+        step = _StepRecorder(recorder, self.config, inputs, acts, prefill)
+        half_dim = self.config.head_dim // 2
         ops.embed(recorder, inputs.token_ids, self.embedding, acts.hidden)
         ops.rope_table(
-            recorder, inputs.positions, self.inv_freq, acts.rope, config.head_dim // 2,
-            self.rope_scale,
+            recorder, inputs.positions, self.inv_freq, acts.rope, half_dim, self.rope_scale
         )
         for index, layer in enumerate(self.layers):
-            self._record_attention(recorder, index, layer, inputs, acts, prefill)
-            self._record_ffn(recorder, index, layer, acts, prefill)
-        ops.rms_norm(
-            recorder, acts.hidden, self.norm, acts.normed, config.hidden_dim, config.rms_norm_eps,
-            delta=acts.delta,
-        )
-        ops.gather_rows(recorder, inputs.logit_rows, acts.normed, acts.last, config.hidden_dim)
-        ops.linear(
-            recorder, acts.last, self.lm_head, acts.logits, ops.VAR_LOGITS, label="lm_head"
-        )
-
-    def _record_attention(self, recorder, index, layer, inputs, acts, prefill):
-        config = self.config
-
-        def linear(x, part, y, name):
-            ops.linear(
-                recorder, x, part.weight, y, bias=part.bias, many_rows=prefill,
-                label=f"layer {index} {name}",
-            )
-
-        ops.rms_norm(
-            recorder, acts.hidden, layer.attn_norm, acts.normed, config.hidden_dim,
-            config.rms_norm_eps, delta=acts.delta if index else None,
-        )
-        linear(acts.normed, layer.q, acts.q, "q")
-        linear(acts.normed, layer.k, acts.k, "k")
-        linear(acts.normed, layer.v, acts.v, "v")
-        norms = (acts.q, layer.q_norm, config.num_heads), (acts.k, layer.k_norm, config.num_kv_heads)
-        for x, weight, num_heads in norms:
-            if weight is not None:
-                ops.rms_norm(
-                    recorder, x, weight, x, config.head_dim, config.rms_norm_eps,
-                    rows_per_var=num_heads,
-                )
-        k_cache, v_cache = inputs.k_caches[index], inputs.v_caches[index]
-        ops.rope_kv_write(
-            recorder, acts.q, acts.k, acts.v, acts.rope, inputs.slots, k_cache, v_cache,
-            inputs.attention.layout, config.num_heads,
-        )
-        if prefill:
-            ops.attention(recorder, acts.q, k_cache, v_cache, inputs.attention, acts.attended)
-        else:
-            # The partials hold a row for each sequence, fewer than the rows of q.
-            row_floats = inputs.attention.layout.max_splits * (config.head_dim + 2)
-            rows = acts.partials.num_bytes // (4 * config.num_heads * row_floats)
-            q = View(acts.q.buffer, 0, rows * config.num_heads * config.head_dim * 4)
-            ops.split_attention(
-                recorder, q, k_cache, v_cache, inputs.attention, acts.partials, acts.attended
-            )
-        linear(acts.attended, layer.o, acts.delta, "o")
-
-    def _record_ffn(self, recorder, index, layer, acts, prefill):
-        config = self.config
-        ops.rms_norm(
-            recorder, acts.hidden, layer.ffn_norm, acts.normed, config.hidden_dim,
-            config.rms_norm_eps, delta=acts.delta,
-        )
-        parts = (acts.normed, layer.gate, acts.gate), (acts.normed, layer.up, acts.up)
-        for x, part, y in parts:
-            ops.linear(
-                recorder, x, part.weight, y, bias=part.bias, many_rows=prefill,
-                label=f"layer {index} ffn",
-            )
-        ops.silu_mul(recorder, acts.gate, acts.up, acts.gate, config.intermediate_dim)
-        ops.linear(
-            recorder, acts.gate, layer.down.weight, acts.delta, bias=layer.down.bias,
-            many_rows=prefill, label=f"layer {index} down",
-        )
+            step.attention(index, layer)
+            step.feed_forward(index, layer)
+        step.norm(self.norm, delta=acts.delta)
+        ops.gather_rows(recorder, inputs.logit_rows, acts.normed, acts.last, self.config.hidden_dim)
+        ops.linear(recorder, acts.last, self.lm_head, acts.logits, ops.VAR_LOGITS, label="lm_head")
 
 
 @dataclass(frozen=True, slots=True)
-class Activations:
-    """Float buffers of a step; first dimension num_tokens unless said."""
+class _StepRecorder:
+    """The parts of a layer, recorded over one set of inputs and activations."""
 
-    hidden: View
-    normed: View
-    delta: View
-    q: View
-    k: View
-    v: View
-    attended: View
-    gate: View
-    up: View
-    rope: View  # [num_tokens, 2, head_dim / 2], cos and sin
-    partials: View  # [decode rows, num_heads, max_splits, head_dim + 2]
-    last: View  # [num_logits, hidden_dim]
-    logits: View  # [num_logits, vocab_size]
+    recorder: Recorder
+    config: ModelConfig
+    inputs: StepInputs
+    acts: Activations
+    prefill: bool
+
+    def norm(self, weight, delta=None):
+        """hidden += delta; normed = rms_norm(hidden)."""
+        acts, eps = self.acts, self.config.rms_norm_eps
+        dim = self.config.hidden_dim
+        ops.rms_norm(self.recorder, acts.hidden, weight, acts.normed, dim, eps, delta=delta)
+
+    def linear(self, x, part, y, label):
+        ops.linear(
+            self.recorder,
+            x,
+            part.weight,
+            y,
+            bias=part.bias,
+            many_rows=self.prefill,
+            label=label,
+        )
+
+    def attention(self, index, layer):
+        """From hidden to delta, by way of the cache."""
+        acts, label = self.acts, f"layer {index}"
+        self.norm(layer.attn_norm, delta=acts.delta if index else None)
+        self.linear(acts.normed, layer.q, acts.q, f"{label} q")
+        self.linear(acts.normed, layer.k, acts.k, f"{label} k")
+        self.linear(acts.normed, layer.v, acts.v, f"{label} v")
+        self._head_norm(acts.q, layer.q_norm, self.config.num_heads)
+        self._head_norm(acts.k, layer.k_norm, self.config.num_kv_heads)
+        self._attend(self.inputs.k_caches[index], self.inputs.v_caches[index])
+        self.linear(acts.attended, layer.o, acts.delta, f"{label} o")
+
+    def _head_norm(self, x, weight, num_heads):
+        if weight is None:
+            return
+        dim, eps = self.config.head_dim, self.config.rms_norm_eps
+        ops.rms_norm(self.recorder, x, weight, x, dim, eps, rows_per_var=num_heads)
+
+    def _attend(self, k_cache, v_cache):
+        acts, config, inputs = self.acts, self.config, self.inputs.attention
+        caches = (k_cache, v_cache)
+        qkv = (acts.q, acts.k, acts.v)
+        rows = (acts.rope, self.inputs.slots)
+        ops.rope_kv_write(self.recorder, qkv, rows, caches, inputs.layout, config.num_heads)
+        if self.prefill:
+            ops.attention(self.recorder, acts.q, caches, inputs, acts.attended)
+            return
+        # The partials hold a row for each sequence, fewer than the rows of q.
+        row_floats = inputs.layout.max_splits * (config.head_dim + 2)
+        num_rows = acts.partials.num_bytes // (4 * config.num_heads * row_floats)
+        q = View(acts.q.buffer, 0, num_rows * config.num_heads * config.head_dim * 4)
+        ops.split_attention(self.recorder, q, caches, inputs, acts.partials, acts.attended)
+
+    def feed_forward(self, index, layer):
+        """hidden += delta, then from hidden to the next delta."""
+        acts, label = self.acts, f"layer {index}"
+        self.norm(layer.ffn_norm, delta=acts.delta)
+        self.linear(acts.normed, layer.gate, acts.gate, f"{label} gate")
+        self.linear(acts.normed, layer.up, acts.up, f"{label} up")
+        ops.silu_mul(self.recorder, acts.gate, acts.up, acts.gate, self.config.intermediate_dim)
+        self.linear(acts.gate, layer.down, acts.delta, f"{label} down")

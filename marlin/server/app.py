@@ -1,6 +1,7 @@
 """The routes: what each endpoint does with an Exchange, and how every error becomes an answer.
 
-Sits between HTTP (server/exchange.py) and the model (server/service.py) and knows the details of neither.
+Sits between HTTP (server/exchange.py) and the model (server/service.py) and knows the details of
+neither.
 """
 
 import hmac
@@ -71,6 +72,7 @@ class App:
             self._authorize(exchange.head)
             self._handler(exchange.head)(exchange)
         except PeerGone:
+            exchange.notes += " (client left)"
             raise
         except MarlinError as error:
             if error.status >= 500:
@@ -163,63 +165,65 @@ class App:
         self._reply_json(exchange, responses.model_card(service.model_id, service.created))
 
     def _chat(self, exchange):
-        def prepare(service, body):
-            request = openai.parse_chat(body, self._limits, self._settings.default_max_tokens)
-            _check_model(request, service)
-            return request.options, service.chat_token_ids(request.messages)
+        def tokenize(service, request):
+            return service.chat_token_ids(request.messages)
 
-        self._generate(exchange, prepare, responses.ChatAnswer)
+        self._generate(exchange, openai.parse_chat, tokenize, responses.ChatAnswer)
 
     def _complete(self, exchange):
-        def prepare(service, body):
-            request = openai.parse_completion(
-                body, self._limits, self._settings.default_max_tokens
-            )
-            _check_model(request, service)
-            return request.options, service.completion_token_ids(request.prompt)
+        def tokenize(service, request):
+            return service.completion_token_ids(request.prompt)
 
-        self._generate(exchange, prepare, responses.CompletionAnswer)
+        self._generate(exchange, openai.parse_completion, tokenize, responses.CompletionAnswer)
 
-    def _generate(self, exchange, prepare, answer_kind):
-        """prepare(service, body) -> (GenerationOptions, prompt token ids); see the two above."""
-        body = fields.parse_json(exchange.read_body())
+    def _generate(self, exchange, parse, tokenize, answer_kind):
+        """Answer a generation request; parse and tokenize are its endpoint's, see the two above."""
+        content = exchange.read_body()
         deadline = time.monotonic() + self._settings.timeout_s
-        service = self._service
-        if service is None:
-            raise HttpError(
-                503,
-                "no model is loaded: the server was started without one",
-                type="model_not_loaded",
-                code="model_not_loaded",
-            )
         with self._metrics.request():
-            options, token_ids = prepare(service, body)
-            envelope = responses.Envelope(
-                id=answer_kind.id_prefix + os.urandom(12).hex(),
-                created=int(time.time()),
-                model=service.model_id,
-            )
+            body = fields.parse_json(content)
+            service = self._loaded_service()
+            request = parse(body, self._limits, self._settings.default_max_tokens)
+            _check_model(request, service)
+            options = request.options
+            answer = answer_kind(_envelope(service, answer_kind), options.include_usage)
 
             def still_wanted():
                 exchange.check_peer()
                 if time.monotonic() >= deadline:
                     raise self._timed_out()
 
+            # Tokenizing a long prompt is work, too, and waits for its slot.
             with self._gate.slot(still_wanted):
-                request = _submit(service, token_ids, options, envelope.id)
-                stream = TextStream(
-                    request,
-                    service.tokenizer,
-                    options.stop,
-                    deadline,
-                    continues=answer_kind.continues_prompt,
-                    heartbeat=exchange.check_peer,
-                    poll_s=self._limits.poll_s,
-                )
-                answer = answer_kind(envelope, options.include_usage)
+                token_ids = tokenize(service, request)
+                stream = self._start(exchange, service, token_ids, answer, options, deadline)
                 send = self._send_stream if options.stream else self._send_whole
                 with closing(iter(stream)) as deltas:
                     send(exchange, answer, deltas, len(token_ids), options)
+
+    def _loaded_service(self):
+        if self._service is None:
+            raise HttpError(
+                503,
+                "no model is loaded: the server was started without one",
+                type="model_not_loaded",
+                code="model_not_loaded",
+            )
+        return self._service
+
+    def _start(self, exchange, service, token_ids, answer, options, deadline):
+        # No output can be longer than the context; a larger wish means "until it is full".
+        max_tokens = min(options.sampling.max_tokens, service.engine.max_context_tokens)
+        params = replace(options.sampling, max_tokens=max_tokens)
+        return TextStream(
+            service.engine.submit(token_ids, params, answer.id),
+            service.tokenizer,
+            options.stop,
+            deadline,
+            continues=answer.continues_prompt,
+            heartbeat=exchange.check_peer,
+            poll_s=self._limits.poll_s,
+        )
 
     def _send_whole(self, exchange, answer, deltas, num_prompt_tokens, _options):
         texts = []
@@ -234,7 +238,8 @@ class App:
         self._reply_json(exchange, answer.body("".join(texts), delta.finish_reason, usage))
 
     def _send_stream(self, exchange, answer, deltas, num_prompt_tokens, options):
-        """One write for each delta; the head waits for the first, so that failing early has a status."""
+        """One write for each delta; the head waits for the first, so that an early failure has
+        its status."""
         num_tokens = 0
         for delta in deltas:
             num_tokens += delta.num_tokens
@@ -274,11 +279,9 @@ class App:
         exchange.reply(status, responses.encode(body), responses.JSON_TYPE)
 
 
-def _submit(service, token_ids, options, request_id):
-    # No output can be longer than the context; a larger wish means "until it is full".
-    max_tokens = min(options.sampling.max_tokens, service.engine.max_context_tokens)
-    params = replace(options.sampling, max_tokens=max_tokens)
-    return service.engine.submit(token_ids, params, request_id)
+def _envelope(service, answer_kind):
+    answer_id = answer_kind.id_prefix + os.urandom(12).hex()
+    return responses.Envelope(answer_id, int(time.time()), service.model_id)
 
 
 def _send_events(exchange, chunks, last):

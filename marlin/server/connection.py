@@ -1,8 +1,8 @@
 """One client's socket: buffered reads and whole writes, each against a deadline.
 
-Knows bytes and time, not HTTP. Reading through a buffer of our own (not a file object) is what makes a
-deadline cover a whole head or body rather than one recv, and lets a wait for the engine notice that the
-client left while bytes of its next request are already here.
+Knows bytes and time, not HTTP. Reading through a buffer of our own (not a file object) is what
+makes a deadline cover a whole head or body rather than one recv, and lets a wait for the engine
+notice that the client left while bytes of its next request are already here.
 """
 
 import socket
@@ -71,7 +71,8 @@ class Connection:
         """Read through the empty line that ends a request head.
 
         Returns:
-            The head without its final CRLF pair; one empty line before it is skipped (RFC 9112 2.2).
+            The head without its final CRLF pair. One empty line before it is skipped, as RFC 9112
+            section 2.2 asks.
 
         Raises:
             LineTooLong, BareLineFeed, PeerGone, ReadDeadline.
@@ -144,9 +145,9 @@ class Connection:
     def peer_gone(self, max_buffered):
         """Look, without waiting, whether the client closed or reset the connection.
 
-        What it sends meanwhile (its next request) is buffered, up to max_buffered bytes; behind that many
-        an end of stream cannot be seen, and the next write or read finds it. A client that only shut down
-        its sending side counts as gone: no portable call tells the two apart.
+        What it sends meanwhile (its next request) is buffered, up to max_buffered bytes; behind
+        that many an end of stream cannot be seen, and the next write or read finds it. A client
+        that only shut down its sending side counts as gone: no portable call tells the two apart.
         """
         while len(self._buffer) < max_buffered:
             try:
@@ -162,7 +163,7 @@ class Connection:
         return False
 
     def send(self, data, seconds):
-        """Write all of data within `seconds`. Raises PeerGone, also for a reader that is too slow."""
+        """Write all of data within `seconds`; PeerGone: the client left or reads too slowly."""
         try:
             self._sock.settimeout(seconds)
             self._sock.sendall(data)

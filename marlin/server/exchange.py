@@ -1,7 +1,8 @@
 """One request and its answer on a connection: the body in, a whole or a streamed response out.
 
-Keeps the connection's framing true whatever happens above it: a body that nobody read is read and dropped
-or ends the connection, HTTP/1.0 gets no chunks, HEAD gets no content. Knows no routes and no JSON.
+Keeps the connection's framing true whatever happens above it: a body that nobody read is read and
+dropped or ends the connection, HTTP/1.0 gets no chunks, HEAD gets no content. Knows no routes and
+no JSON.
 """
 
 import time
@@ -127,7 +128,7 @@ class Exchange:
         return fields
 
     def _settle_unread_body(self):
-        """An unread body would be parsed as the next request: drop it if that is cheap, else close."""
+        """Left alone, an unread body is the next request: drop it if that is cheap, else close."""
         if not self._body_pending:
             return
         length = self.head.content_length

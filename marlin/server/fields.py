@@ -30,8 +30,8 @@ def parse_json(body):
         dict.
 
     Raises:
-        MalformedRequestError: not UTF-8, not JSON, nested too deeply, a repeated key, NaN, Infinity or a
-            number past the range of a double.
+        MalformedRequestError: not UTF-8, not JSON, nested too deeply, a repeated key, NaN, Infinity
+            or a number past the range of a double.
         RequestError: JSON, but not an object.
     """
     try:

@@ -57,8 +57,8 @@ class SlotGate:
                 return
             if len(self._waiting) >= self._max_waiting:
                 raise OverloadedError(
-                    f"{self._num_inside} requests are running and {len(self._waiting)} are waiting, "
-                    "which is all this server takes; try again"
+                    f"{self._num_inside} requests are running and {len(self._waiting)} are "
+                    "waiting, which is all this server takes; try again"
                 )
             self._waiting.append(ticket)
             try:

@@ -1,8 +1,8 @@
 """HTTP/1.1 as this server speaks it: request heads, body framing, response heads.
 
-Pure functions over bytes, and one over a reader of bytes; no sockets, no routes, no JSON. What RFC 9112
-leaves to the recipient is decided for strictness: whatever two parsers could read differently is a 400 and
-the end of the connection.
+Pure functions over bytes, and one over a reader of bytes; no sockets, no routes, no JSON. What
+RFC 9112 leaves to the recipient is decided for strictness: whatever two parsers could read
+differently is a 400 and the end of the connection.
 """
 
 import re
@@ -14,7 +14,8 @@ from marlin.errors import MarlinError
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
-# Field values: visible bytes, space, tab and the opaque high half (RFC 9110 section 5.5); no control bytes.
+# Field values: visible bytes, space, tab and the opaque high half (RFC 9110 section 5.5); no
+# control bytes.
 _FIELD = re.compile(rb"(" + _TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)")
 # int() would also take "+5", "1_0", spaces and full-width digits.
 _CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
@@ -54,7 +55,8 @@ class RequestHead:
     Attributes:
         method: as sent; methods are case-sensitive.
         path: target without query, still percent-encoded, always starting with "/" (or "*").
-        headers: lower-case name to value (latin-1), surrounding blanks removed; repeats joined by ", ".
+        headers: lower-case name to value (latin-1) without surrounding blanks; repeated fields are
+            joined by ", ".
         minor: 0 for HTTP/1.0, 1 for HTTP/1.1 and later 1.x.
         content_length: declared body length, 0 when there is none, None when chunked.
         keep_alive: the client wants the connection kept.
@@ -180,7 +182,8 @@ def read_body(reader, head, limits):
     """Read a request's body to its end.
 
     Args:
-        reader: has read_exact(n) and read_line(max_bytes), both raising on a deadline or a closed peer.
+        reader: has read_exact(n) and read_line(max_bytes), both raising on a deadline or a closed
+            peer.
         head: its RequestHead.
         limits: server.limits.Limits.
 
@@ -224,7 +227,7 @@ def _read_chunks(reader, limits):
 
 
 def http_date(now_s):
-    """IMF-fixdate of RFC 9110 section 5.6.7, whatever the locale. now_s: seconds since the epoch."""
+    """IMF-fixdate of RFC 9110 section 5.6.7 in any locale. now_s: seconds since the epoch."""
     t = time.gmtime(now_s)
     return (
         f"{_DAYS[t.tm_wday]}, {t.tm_mday:02} {_MONTHS[t.tm_mon - 1]} {t.tm_year} "
@@ -235,12 +238,12 @@ def http_date(now_s):
 def response_head(status, headers, now_s):
     """Bytes of a status line and header fields, up to and with the empty line.
 
-    headers: (name, value) pairs. Values are the server's own or were checked by parse_head's grammar, so
-    that no value can hold a line break.
+    headers: (name, value) pairs. Values are the server's own or passed parse_head's grammar, so
+    that none can hold a line break.
     """
     lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", f"Date: {http_date(now_s)}"]
     lines.extend(f"{name}: {value}" for name, value in headers)
-    assert not any("\r" in line or "\n" in line for line in lines), "line break in a response header"
+    assert not any("\r" in line or "\n" in line for line in lines), "line break in a header"
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 

@@ -15,26 +15,31 @@ class Limits:
         head_bytes: request line and all fields together; proxies add a few KB of their own at most.
         num_header_fields: enough for any proxy chain; a flood of tiny fields stops here.
         body_bytes: a 128k-token prompt written wholly as \\uXXXX escapes is about 3 MB of JSON.
-        chunk_line_bytes: a chunk-size line, or a trailer field; we use neither extensions nor trailers.
+        chunk_line_bytes: a chunk-size line, or a trailer field; we use neither extensions nor
+            trailers.
         num_trailer_fields: trailers are read and dropped, so a handful is already generous.
-        chunk_overhead: bytes of chunk framing allowed for each body byte, plus 64 KiB; one-byte chunks
-            with a plain size line cost 5, so honest clients never meet it.
-        unread_body_bytes: when an error is answered before the body was read, a body up to this size is
-            read and dropped to keep the connection; a larger one costs the client its connection.
-        head_s: from connecting to the first byte, and from the first byte of a request to the end of its
-            head.
-        idle_s: between two requests of a connection; longer than the 60 s that proxies commonly keep.
+        chunk_overhead: bytes of chunk framing allowed for each body byte, plus 64 KiB; one-byte
+            chunks with a plain size line cost 5, so honest clients never meet it.
+        unread_body_bytes: when an error is answered before the body was read, a body up to this
+            size is read and dropped to keep the connection; a larger one costs the client its
+            connection.
+        head_s: from connecting to the first byte, and from the first byte of a request to the end
+            of its head.
+        idle_s: between two requests of a connection; longer than the 60 s that proxies commonly
+            keep.
         body_s: for the whole body: body_bytes in 60 s is 70 KB/s.
         write_s: for one write. A reader that stalls longer than this has stopped reading.
-        linger_s: how long a connection that ends early is read, so that the answer is not lost to a reset.
-        drain_s: what requests in flight get when the server is told to stop; service managers wait longer.
+        linger_s: how long a connection that ends early is read, so that the answer is not lost to a
+            reset.
+        drain_s: what requests in flight get when the server is told to stop; service managers wait
+            longer.
         poll_s: how often a wait for the engine looks whether the client is still there.
         pipelined_bytes: requests sent ahead that are held while one is answered.
         num_connections: one thread each; 1,000 idle clients must leave room for the busy ones.
         backlog: connections the kernel holds while the model loads or the accept loop is behind.
         num_stop_strings, stop_characters: each is searched for in every token's text.
-        queue_factor: requests that may wait for a slot, for each slot: a queued request then waits about
-            as long as a running one runs.
+        queue_factor: requests that may wait for a slot, for each slot: a queued request then waits
+            about as long as a running one runs.
         retry_after_s: the Retry-After of an overloaded answer; a short completion is over by then.
     """
 

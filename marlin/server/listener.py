@@ -1,8 +1,9 @@
 """The listening socket, one thread a connection, and the loop of requests on each.
 
-Hands every well-formed request to an application as an Exchange and answers the malformed ones itself.
-Built on socketserver, not on http.server: that one brings an HTTP client and TLS into the process, looks
-up its own host name on the network, answers in HTML and reads headers without a deadline.
+Hands every well-formed request to an application as an Exchange and answers the malformed ones
+itself. Built on socketserver, not on http.server: that one brings an HTTP client and TLS into the
+process, looks up its own host name on the network, answers in HTML and reads headers without a
+deadline.
 """
 
 import errno

@@ -66,7 +66,7 @@ class Metrics:
 
 
 def resident_bytes():
-    """Resident memory of this process: the present figure on Linux, elsewhere the highest so far."""
+    """Resident memory of this process: its present size on Linux, its peak elsewhere."""
     if sys.platform == "linux":
         with open("/proc/self/statm", "rb") as statm:
             return int(statm.read().split()[1]) * resource.getpagesize()

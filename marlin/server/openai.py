@@ -1,8 +1,8 @@
 """The OpenAI API's requests: JSON to dataclasses (server/responses.py is the way back).
 
-No I/O, no clock, no model. Every field of the API is in exactly one of three
-groups: honoured, harmless here and accepted, or refused by name. A name in none of them is refused too, so
-that a misspelt parameter never passes for one that was honoured.
+No I/O, no clock, no model. Every field of the API is in exactly one of three groups: honoured,
+harmless here and accepted, or refused by name. A name in none of them is refused too, so that a
+misspelt parameter never passes for one that was honoured.
 """
 
 from dataclasses import dataclass
@@ -55,7 +55,8 @@ _NOT_SUPPORTED_IN_COMPLETIONS = {
     "suffix": ("",),
 }
 _SAMPLING = (
-    "temperature top_p top_k min_p frequency_penalty presence_penalty repetition_penalty seed ignore_eos"
+    "temperature top_p top_k min_p frequency_penalty presence_penalty repetition_penalty seed "
+    "ignore_eos"
 ).split()
 _COMMON = ("model", "max_tokens", "stream", "stream_options", "stop", *_SAMPLING)
 _CHAT_FIELDS = frozenset(("messages", "max_completion_tokens", *_COMMON))
@@ -195,7 +196,8 @@ def _parse_prompt(value):
     if type(value) is list:
         return _parse_token_ids(value)
     if type(value) is not str:
-        refuse("prompt", f"must be a string or an array of token ids, got {fields.type_name(value)}")
+        got = fields.type_name(value)
+        refuse("prompt", f"must be a string or an array of token ids, got {got}")
     return fields.checked_text(value, "prompt")
 
 

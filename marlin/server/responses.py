@@ -1,6 +1,6 @@
-"""The OpenAI API's answers: results to JSON bodies and server-sent events (server/openai.py is the way in).
+"""The OpenAI API's answers: results to JSON bodies and server-sent events.
 
-No I/O and no clock: ids and times are passed in.
+The way in is server/openai.py. No I/O and no clock: ids and times are passed in.
 """
 
 import json
@@ -80,6 +80,7 @@ class ChatAnswer:
     continues_prompt = False
 
     def __init__(self, envelope, include_usage=False):
+        self.id = envelope.id
         self._envelope = envelope
         # With usage asked for, every chunk has the field and only the last one a value.
         self._usage_field = {"usage": None} if include_usage else {}
@@ -119,6 +120,7 @@ class CompletionAnswer:
     continues_prompt = True
 
     def __init__(self, envelope, include_usage=False):
+        self.id = envelope.id
         self._envelope = envelope
         # With usage asked for, every chunk has the field and only the last one a value.
         self._usage_field = {"usage": None} if include_usage else {}

@@ -24,8 +24,8 @@ _log = logging.getLogger("marlin.server")
 def serve(config, load, limits=None):
     """Serve until SIGTERM or SIGINT; call it from the main thread.
 
-    The socket listens before the model loads: a taken port is found at once, and a client that connects
-    meanwhile waits in the backlog instead of being refused.
+    The socket listens before the model loads: a taken port is found at once, and a client that
+    connects meanwhile waits in the backlog instead of being refused.
 
     Args:
         config: ServeConfig.
@@ -109,8 +109,8 @@ def _announce(config, service, listener):
 class StopSignals:
     """SIGTERM and SIGINT as bytes in a pipe, for the main thread to wait on.
 
-    The interpreter's own C handler writes them (signal.set_wakeup_fd), so that a signal is seen whichever
-    thread it lands on, and also in the instant before the wait begins.
+    The interpreter's own C handler writes them (signal.set_wakeup_fd), so that a signal is seen
+    whichever thread it lands on, and also in the instant before the wait begins.
     """
 
     def __init__(self):

@@ -23,7 +23,8 @@ class Service:
         model_id: the name that requests must give.
         created: when it was loaded, seconds since the epoch.
         tokenizer: encode(text, add_special_tokens) -> list of ids; vocab_size.
-        engine: submit(prompt_token_ids, params, request_id) -> Request; max_context_tokens, stats(), alive.
+        engine: submit(prompt_token_ids, params, request_id) -> Request; max_context_tokens,
+            stats(), alive.
         render_chat: messages to prompt text; None for a model without a (usable) chat template.
     """
 

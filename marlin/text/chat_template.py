@@ -2,18 +2,18 @@
 
 Renders the template language that model publishers write their chat templates in, as `transformers`
 renders it: jinja2's language with trim_blocks, lstrip_blocks, loop controls and the `generation`
-block, in a sandbox where values cannot change. The interpreter is the files `template_*.py`; it
+block, in a sandbox where values cannot change. The interpreter is the package `template`; it
 evaluates no Python, looks up no Python attribute by name, and stops at the limits of
-template_limits. It knows nothing of models or tokens.
+template/limits.py. It knows nothing of models or tokens.
 """
 
 from datetime import datetime
 
-from marlin.text.template_globals import make_globals
-from marlin.text.template_limits import FAULTS, Budget, located
-from marlin.text.template_nodes import Scope
-from marlin.text.template_parser import parse
-from marlin.text.template_values import check_variables
+from marlin.text.template.globals import make_globals
+from marlin.text.template.limits import FAULTS, Budget, located
+from marlin.text.template.nodes import Scope
+from marlin.text.template.parser import parse
+from marlin.text.template.values import check_variables
 
 
 class ChatTemplate:

@@ -137,9 +137,7 @@ class Tokenizer:
             "chat_template": self.chat_template,
         }
         _write_json(folder / "tokenizer_config.json", config)
-        _write_json(
-            folder / "generation_config.json", {"eos_token_id": sorted(self.eos_token_ids)}
-        )
+        _write_json(folder / "generation_config.json", {"eos_token_id": sorted(self.eos_token_ids)})
 
 
 def load_tokenizer(folder):
@@ -281,9 +279,7 @@ def _recognise_decoder(decoder):
         return "byte_level", False
     strip = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
     strips = steps[-1] == strip
-    replaces = steps[0] == {
-        "type": "Replace", "pattern": {"String": SPACE_PIECE}, "content": " "
-    }
+    replaces = steps[0] == {"type": "Replace", "pattern": {"String": SPACE_PIECE}, "content": " "}
     if replaces and names[1:3] == ["ByteFallback", "Fuse"] and len(steps) == 3 + strips:
         return "sentencepiece", strips
     return None, False

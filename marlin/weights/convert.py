@@ -49,7 +49,7 @@ class SourceTensor:
 
     @property
     def kind(self):
-        """"embedding", "lm_head", "attention", "mlp", or "other" for what is never quantized."""
+        """ "embedding", "lm_head", "attention", "mlp", or "other" for what is never quantized."""
         if len(self.info.shape) != 2 or not self.name.endswith(".weight"):
             return "other"
         if self.name == "model.embed_tokens.weight":

@@ -248,9 +248,7 @@ def _read_tensors(cursor, num_tensors, alignment):
             message = f"truncated: its data is bytes {data_start + offset} to"
             message += f" {data_start + offset + num_bytes}, and the file has {cursor.size}"
             raise ModelFileError(cursor.path, message, tensor=name)
-        tensors[name] = TensorInfo(
-            name, dtype, shape, data_start + offset, num_bytes, cursor.path
-        )
+        tensors[name] = TensorInfo(name, dtype, shape, data_start + offset, num_bytes, cursor.path)
     _check_no_overlap(tensors)
     return tensors
 

@@ -60,8 +60,10 @@ def rows_are_interleaved(gguf_architecture, hf_name):
     Files of architecture `llama` (Mistral is written as `llama` too) permute the rows of q_proj and
     k_proj, weights and biases; qwen2 and qwen3 files keep Hugging Face's order.
     """
-    return gguf_architecture == "llama" and ".self_attn." in hf_name and (
-        ".q_proj." in hf_name or ".k_proj." in hf_name
+    return (
+        gguf_architecture == "llama"
+        and ".self_attn." in hf_name
+        and (".q_proj." in hf_name or ".k_proj." in hf_name)
     )
 
 

@@ -103,7 +103,7 @@ def make_case(
         (num_blocks, num_kv_heads, block_size // 16, head_dim, 16), STALE, np.float16
     )
     v_cache = np.full((num_blocks, num_kv_heads, block_size, head_dim), -STALE, np.float16)
-    free = rng.permutation(num_blocks).tolist()
+    free = np.random.default_rng(num_blocks).permutation(num_blocks).tolist()
     tables = np.full((len(sequences), stride), -1, np.int32)
     for index, (context_len, num_queries) in enumerate(sequences):
         for block in range(-(-context_len // block_size)):
@@ -112,6 +112,5 @@ def make_case(
         slots = tables[index, positions // block_size] * block_size + positions % block_size
         k, v = rng.standard_normal((2, context_len, num_kv_heads, head_dim))
         reference.write_kv(k_cache, v_cache, k, v, slots)
-    q = rng.standard_normal((num_rows, num_heads, head_dim)).astype(np.float32) * loudness
-    q = q.astype(np.float32)
+    q = (rng.standard_normal((num_rows, num_heads, head_dim)) * loudness).astype(np.float32)
     return KvCase(sequences, q, k_cache, v_cache, tables, tiles_of(sequences), window)

@@ -148,7 +148,7 @@ def rope_kv_write(device, q, k, v, table, slots, k_cache, v_cache):
         views = [memory.put(array) for array in arrays]
         run(
             device,
-            lambda r: ops.rope_kv_write(r, *views, layout, q.shape[1]),
+            lambda r: ops.rope_kv_write(r, views[:3], views[3:5], views[5:], layout, q.shape[1]),
             step(tokens=len(slots)),
         )
         changed = [(views[i], arrays[i]) for i in (0, 1, 5, 6)]
@@ -185,10 +185,10 @@ def attention(device, case, split=False):
         if split:
             shape = (*case.q.shape[:2], layout.max_splits, layout.head_dim + 2)
             partials = memory.floats(*shape)
-            arguments = (q, k_cache, v_cache, inputs, partials, out)
+            arguments = (q, (k_cache, v_cache), inputs, partials, out)
             record = ops.split_attention
         else:
-            arguments, record = (q, k_cache, v_cache, inputs, out), ops.attention
+            arguments, record = (q, (k_cache, v_cache), inputs, out), ops.attention
         run(
             device,
             lambda r: record(r, *arguments),

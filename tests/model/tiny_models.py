@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from marlin.device import abi
 from marlin.device.device import Device
 from marlin.device.ops import KvLayout
 from marlin.engine.request import Request, SamplingParams
@@ -24,6 +25,7 @@ from marlin.models.hf_config import hf_config
 from marlin.models.llama import LlamaModel
 from marlin.models.rope import RopeScaling
 from marlin.models.tensors import tensor_shapes
+from marlin.weights import formats, ggml_types
 
 _OF_MACHINE = {"x86_64": ("avx512", "avx2"), "AMD64": ("avx512", "avx2")}
 # Each machine's, best first; "scalar" is everywhere.
@@ -160,3 +162,24 @@ def logits_of_positions(runner, token_ids, start=0):
         runner.step([greedy_chunk([token], first + i) for i, token in enumerate(part)])
         rows.append(runner.logits[: len(part)].copy())
     return np.concatenate(rows)
+
+
+def weight_values(weight):
+    """What a Weight stands for, read back from its buffers: float32 [n, k]."""
+    raw = {
+        part: None if view is None else view.buffer.array(np.uint8, (view.num_bytes,), view.offset)
+        for part, view in [("codes", weight.data), ("scales", weight.scales), ("biases", weight.biases)]
+    }
+    if weight.kind in ("f32", "f16", "bf16"):
+        return ggml_types.dequantize(weight.kind.upper(), raw["codes"], (weight.n, weight.k))
+    tiles = -(-weight.n // abi.ROW_TILE)
+    is_bytes = weight.kind == "int8"
+    shape = (tiles, weight.k // 4, 16, 4) if is_bytes else (tiles, weight.k // 8, 16)
+    codes = raw["codes"].view(np.uint8 if is_bytes else np.uint32).reshape(shape)
+    scale_type = np.float32 if weight.flags & abi.SCALE_F32 else np.float16
+    factors = [
+        None if part is None else part.view(scale_type).reshape(tiles, -1, 16)
+        for part in (raw["scales"], raw["biases"])
+    ]
+    packed = formats.PackedWeight(weight.kind, (weight.n, weight.k), weight.group_size, codes, *factors)
+    return formats.dequantize(packed)

@@ -53,7 +53,8 @@ def start_server():
         ):
             engine = engine or FakeEngine()
             tokenizer = tokenizer or ByteTokenizer()
-            config = serve_config({"host": "127.0.0.1", "port": "0", **(options or {})}, environ or {})
+            arguments = {"host": "127.0.0.1", "port": "0", **(options or {})}
+            config = serve_config(arguments, environ or {})
             bounds = dataclasses.replace(Limits(linger_s=0.2), **limits)
             service = Service(MODEL, 1_700_000_000, tokenizer, engine, chat_renderer(tokenizer))
             app = build_app(config, service if model else None, bounds)

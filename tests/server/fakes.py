@@ -1,4 +1,5 @@
-"""A tokenizer and an engine small enough to see through: a token is a byte, answers are scripted."""
+"""A tokenizer and an engine small enough to see through: a token is a byte, answers are
+scripted."""
 
 import threading
 

@@ -1,7 +1,7 @@
 """Run as a program: `serve` with a scripted engine, under an audit hook that records connections.
 
-Arguments after the script's own are serve's. Each attempt to reach out is a line on standard error that
-starts with OUTGOING.
+Arguments after the script's own are serve's. Each attempt to reach out is a line on standard error
+that starts with OUTGOING.
 """
 
 import sys

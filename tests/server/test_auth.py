@@ -23,7 +23,8 @@ def ask(server, path, authorization=None, method="GET", body=None):
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/models/tiny", "/metrics", "/nowhere"])
 @pytest.mark.parametrize(
-    "authorization", [None, "", "Bearer", "Bearer wrong", "Basic " + KEY, KEY, "Bearer \u00e9\u4e2d"]
+    "authorization",
+    [None, "", "Bearer", "Bearer wrong", "Basic " + KEY, KEY, "Bearer \u00e9\u4e2d"],
 )
 def test_a_missing_or_wrong_key_is_401(locked, path, authorization):
     answer = ask(locked, path, authorization)

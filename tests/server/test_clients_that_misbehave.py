@@ -1,4 +1,5 @@
-"""Slow clients, silent clients and clients that vanish: each is let go in time, and frees what it held."""
+"""Slow clients, silent clients and clients that vanish: each is let go in time, and frees what it
+held."""
 
 import socket
 import struct

@@ -248,7 +248,8 @@ def test_metrics_count_requests_and_tokens(server):
 
 def test_a_request_id_is_echoed_when_sane_and_made_up_otherwise(server):
     def request_id(value):
-        return ask(server, "GET", "/health", None, [f"X-Request-ID: {value}"]).headers["x-request-id"]
+        answer = ask(server, "GET", "/health", None, [f"X-Request-ID: {value}"])
+        return answer.headers["x-request-id"]
 
     assert request_id("abc-1.2:3_4") == "abc-1.2:3_4"
     assert request_id("a b").startswith("req-")

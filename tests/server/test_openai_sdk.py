@@ -1,4 +1,5 @@
-"""The official SDK against the server: answers it can use, and the exception it raises for each error."""
+"""The official SDK against the server: answers it can use, and the exception it raises for each
+error."""
 
 import openai
 import pytest

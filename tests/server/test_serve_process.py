@@ -1,4 +1,5 @@
-"""`serve` as a process: its announcement, its log, its signals, and that it reaches out to nobody."""
+"""`serve` as a process: its announcement, its log, its signals, and that it reaches out to
+nobody."""
 
 import json
 import os
@@ -64,6 +65,12 @@ def chat(client, **changes):
     return client.ask("POST", "/v1/chat/completions", chat_body(**changes))
 
 
+def begin_stream(client, model):
+    body = chat_body(model=model, stream=True)
+    client.send(request_bytes("POST", "/v1/chat/completions", body))
+    client.read_stream_head()
+
+
 def test_it_announces_itself_answers_logs_no_prompt_and_reaches_out_to_nobody(start):
     process = start("hello", "--host", "127.0.0.1")
     assert "serving hello at http://127.0.0.1:" in process.announcement
@@ -107,8 +114,7 @@ def test_a_signal_lets_a_stream_in_flight_finish_and_exits_0(start, signum):
     process = start("slow", "--host", "127.0.0.1")
     with process.connect() as client, process.connect() as idle:
         assert idle.ask("GET", "/health").status == 200
-        client.send(request_bytes("POST", "/v1/chat/completions", chat_body(model="slow", stream=True)))
-        client.read_stream_head()
+        begin_stream(client, "slow")
         chunks = client.chunks()
         data = next(chunks)
         process.popen.send_signal(signum)
@@ -122,8 +128,7 @@ def test_a_signal_lets_a_stream_in_flight_finish_and_exits_0(start, signum):
 def test_a_stopping_server_takes_no_new_connection(start):
     process = start("hang", "--host", "127.0.0.1")
     with process.connect() as client:
-        client.send(request_bytes("POST", "/v1/chat/completions", chat_body(model="hang", stream=True)))
-        client.read_stream_head()
+        begin_stream(client, "hang")
         process.popen.send_signal(signal.SIGTERM)
         end = time.monotonic() + CLIENT_TIMEOUT_S
         with pytest.raises(ConnectionRefusedError):
@@ -136,8 +141,7 @@ def test_a_stopping_server_takes_no_new_connection(start):
 def test_a_second_signal_stops_at_once(start):
     process = start("hang", "--host", "127.0.0.1")
     with process.connect() as client:
-        client.send(request_bytes("POST", "/v1/chat/completions", chat_body(model="hang", stream=True)))
-        client.read_stream_head()
+        begin_stream(client, "hang")
         process.popen.send_signal(signal.SIGTERM)
         assert "stopping" in next(line for line in process.popen.stderr if "stopping" in line)
         process.popen.send_signal(signal.SIGTERM)

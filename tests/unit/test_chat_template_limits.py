@@ -9,7 +9,7 @@ import pytest
 from marlin.errors import TemplateError
 from marlin.text import chat_template
 from marlin.text.chat_template import ChatTemplate
-from marlin.text.template_limits import MAX_WORK, Budget
+from marlin.text.template.limits import MAX_WORK, Budget
 
 # A render that uses its whole budget takes about 1.5 s; a shared machine may be much slower.
 MAX_SECONDS = 15
@@ -192,7 +192,7 @@ def test_the_interpreter_names_no_way_to_run_or_reach_python():
     forbidden = {"eval", "exec", "compile", "getattr", "setattr", "hasattr", "vars", "globals"}
     forbidden |= {"__import__", "importlib", "pickle", "open", "dir", "delattr"}
     folder = Path(chat_template.__file__).parent
-    paths = [Path(chat_template.__file__), *folder.glob("template_*.py")]
+    paths = [Path(chat_template.__file__), *folder.glob("template/*.py")]
     assert len(paths) > 10
     for path in paths:
         nodes = list(ast.walk(ast.parse(path.read_text())))

@@ -1,4 +1,5 @@
-"""The project's own sources: which layer may import which, and that nothing in them can call out."""
+"""The project's own sources: which layer may import which, and that nothing in them can call
+out."""
 
 import ast
 from pathlib import Path
@@ -9,8 +10,8 @@ PACKAGE = Path(__file__).parent.parent.parent / "marlin"
 
 # Layers that anyone may import; they import none but these themselves.
 LEAVES = {"errors", "config", "text"}
-# A layer imports the leaves, itself and what stands beside it. Files right under marlin/ are layers, too;
-# "" is the package itself, which holds the version.
+# A layer imports the leaves, itself and what stands beside it. Files right under marlin/ are
+# layers, too; "" is the package itself, which holds the version.
 BELOW = {
     "": set(),
     "errors": set(),

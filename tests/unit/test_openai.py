@@ -175,7 +175,8 @@ def test_null_means_the_default_for_every_optional_field():
     honoured = openai._CHAT_FIELDS - {"model", "messages"}
     names = [*honoured, *openai._ACCEPTED, *openai._NOT_SUPPORTED_IN_CHAT]
     assert chat(**dict.fromkeys(names)) == chat()
-    names = [*openai._COMPLETION_FIELDS - {"model", "prompt"}, *openai._NOT_SUPPORTED_IN_COMPLETIONS]
+    honoured = openai._COMPLETION_FIELDS - {"model", "prompt"}
+    names = [*honoured, *openai._NOT_SUPPORTED_IN_COMPLETIONS]
     assert completion(**dict.fromkeys(names)) == completion()
 
 
@@ -199,7 +200,8 @@ def test_the_values_that_ask_for_nothing_are_taken_for_unsupported_fields():
 
 
 def test_bounds_themselves_are_in_range():
-    sampling = chat(temperature=2, top_p=1, frequency_penalty=-2, presence_penalty=2).options.sampling
+    request = chat(temperature=2, top_p=1, frequency_penalty=-2, presence_penalty=2)
+    sampling = request.options.sampling
     assert (sampling.temperature, sampling.top_p) == (2.0, 1.0)
     assert (sampling.frequency_penalty, sampling.presence_penalty) == (-2.0, 2.0)
     assert chat(top_k=-1).options.sampling.top_k == 0

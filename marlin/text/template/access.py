@@ -5,9 +5,9 @@ dict, a method from the fixed table, or a member that an object of the interpret
 here changes a value.
 """
 
-from marlin.text.template_limits import Fault
-from marlin.text.template_methods import METHODS
-from marlin.text.template_values import MISSING, Function, Group, Owned, Undefined, kind_name
+from marlin.text.template.limits import Fault
+from marlin.text.template.methods import METHODS
+from marlin.text.template.values import MISSING, Function, Group, Owned, Undefined, kind_name
 
 _SEQUENCES = (str, list, tuple, range)
 _LONG_KEY = 64

@@ -5,12 +5,12 @@ that changes in a render is in its Scope and Budget. Evaluating raises FAULTS; s
 into TemplateError with a line.
 """
 
-from marlin.text.template_access import attribute, cut, item
-from marlin.text.template_filters import FILTERS
-from marlin.text.template_limits import Fault
-from marlin.text.template_operators import ARITHMETIC, compare, signed
-from marlin.text.template_tests import TESTS
-from marlin.text.template_values import MISSING, Invocable, Undefined, iterate, kind_name
+from marlin.text.template.access import attribute, cut, item
+from marlin.text.template.filters import FILTERS
+from marlin.text.template.limits import Fault
+from marlin.text.template.operators import ARITHMETIC, compare, signed
+from marlin.text.template.tests import TESTS
+from marlin.text.template.values import MISSING, Invocable, Undefined, iterate, kind_name
 
 
 class Scope:

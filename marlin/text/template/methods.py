@@ -5,10 +5,10 @@ Methods that change their value are listed as None: they hide a dict's entry of 
 jinja2, and calling one fails.
 """
 
-from marlin.text.template_formatting import check_padding, format_braces
-from marlin.text.template_limits import MAX_ITEMS, STEPS_PER_WORK, Fault
-from marlin.text.template_operators import contains
-from marlin.text.template_values import kind_name, listing
+from marlin.text.template.formatting import check_padding, format_braces
+from marlin.text.template.limits import MAX_ITEMS, STEPS_PER_WORK, Fault
+from marlin.text.template.operators import contains
+from marlin.text.template.values import kind_name, listing
 
 _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 

@@ -1,12 +1,12 @@
-"""The expression half of the parser: tokens to the nodes of template_nodes.
+"""The expression half of the parser: tokens to the nodes of nodes.py.
 
 Owns precedence. From loosest to tightest: inline if, or, and, not, comparisons and `in`, + -, ~, *
 / // %, **, signs; then calls, subscripts, filters and `is` tests. All binary operators group to the
 left, ** included, as in jinja2.
 """
 
-from marlin.text import template_nodes as nodes
-from marlin.text.template_limits import MAX_NESTING, located
+from marlin.text.template import nodes as nodes
+from marlin.text.template.limits import MAX_NESTING, located
 
 _COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
 _PRECEDENCE = {"+": 1, "-": 1, "~": 2, "*": 3, "/": 3, "//": 3, "%": 3, "**": 4}

@@ -7,12 +7,12 @@ As in jinja2, most of them take any value and read it as the text it prints.
 import math
 import re
 
-from marlin.text.template_formatting import check_padding, printf, to_json
-from marlin.text.template_limits import MAX_NUMBER_CHARS, Fault
-from marlin.text.template_methods import METHODS
-from marlin.text.template_methods import replace as replace_text
-from marlin.text.template_operators import ARITHMETIC
-from marlin.text.template_values import Undefined, kind_name, to_text
+from marlin.text.template.formatting import check_padding, printf, to_json
+from marlin.text.template.limits import MAX_NUMBER_CHARS, Fault
+from marlin.text.template.methods import METHODS
+from marlin.text.template.methods import replace as replace_text
+from marlin.text.template.operators import ARITHMETIC
+from marlin.text.template.values import Undefined, kind_name, to_text
 
 _WORD_START = re.compile(r"([-\s({\[<]+)")
 _WORD = re.compile(r"\w+")

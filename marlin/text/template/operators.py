@@ -6,9 +6,9 @@ runs.
 
 import operator
 
-from marlin.text.template_formatting import printf
-from marlin.text.template_limits import MAX_INT_BITS, Fault
-from marlin.text.template_values import Undefined, kind_name, to_text
+from marlin.text.template.formatting import printf
+from marlin.text.template.limits import MAX_INT_BITS, Fault
+from marlin.text.template.values import Undefined, kind_name, to_text
 
 _NUMBERS = (bool, int, float)
 _CONTAINERS = (list, tuple, dict, type({}.keys()), type({}.items()))

@@ -9,8 +9,8 @@ import json
 import re
 from string import Formatter
 
-from marlin.text.template_limits import MAX_PADDING, MAX_TEXT_CHARS, Fault
-from marlin.text.template_values import to_text
+from marlin.text.template.limits import MAX_PADDING, MAX_TEXT_CHARS, Fault
+from marlin.text.template.values import to_text
 
 _DIRECTIVE = re.compile(r"%(?:\([^()]*\))?[#0\- +]*(\*|[0-9]*)(?:\.(\*|[0-9]*))?[hlL]?(.?)", re.S)
 _SPEC = re.compile(r"(?:.?[<>=^])?[-+ ]?#?0?[0-9]{0,4}[,_]?(?:\.[0-9]{1,4})?[a-zA-Z%]?", re.S)

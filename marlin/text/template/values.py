@@ -8,7 +8,7 @@ no expression, filter or method.
 from collections.abc import Sized
 
 from marlin.errors import TemplateError
-from marlin.text.template_limits import MAX_VALUE_DEPTH, Fault
+from marlin.text.template.limits import MAX_VALUE_DEPTH, Fault
 
 MISSING = object()
 

@@ -5,8 +5,8 @@ Owns scoping, loops and macros, and gives every error its line. Like expressions
 change. `execute` returns None, or BREAK or CONTINUE on its way to the loop it concerns.
 """
 
-from marlin.text.template_limits import BODY_WORK, FAULTS, Fault, located
-from marlin.text.template_values import (
+from marlin.text.template.limits import BODY_WORK, FAULTS, Fault, located
+from marlin.text.template.values import (
     MISSING,
     Invocable,
     Loop,

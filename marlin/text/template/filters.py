@@ -7,13 +7,13 @@ length.
 
 from itertools import groupby
 
-from marlin.text.template_access import attribute, path_getter
-from marlin.text.template_limits import Fault
-from marlin.text.template_methods import join as join_text
-from marlin.text.template_operators import ARITHMETIC
-from marlin.text.template_tests import TESTS
-from marlin.text.template_text_filters import TEXT_FILTERS
-from marlin.text.template_values import (
+from marlin.text.template.access import attribute, path_getter
+from marlin.text.template.limits import Fault
+from marlin.text.template.methods import join as join_text
+from marlin.text.template.operators import ARITHMETIC
+from marlin.text.template.tests import TESTS
+from marlin.text.template.text_filters import TEXT_FILTERS
+from marlin.text.template.values import (
     Group,
     Loop,
     Stream,

@@ -1,8 +1,8 @@
 """The functions and constants that every template can name."""
 
 from marlin.errors import TemplateError
-from marlin.text.template_limits import MAX_PADDING, MAX_RANGE, Fault
-from marlin.text.template_values import (
+from marlin.text.template.limits import MAX_PADDING, MAX_RANGE, Fault
+from marlin.text.template.values import (
     MISSING,
     Function,
     Invocable,

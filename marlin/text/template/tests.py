@@ -1,7 +1,7 @@
 """What may follow `is`: TESTS maps a name to function(budget, value, *args) -> bool."""
 
-from marlin.text.template_operators import ARITHMETIC, compare, contains
-from marlin.text.template_values import Invocable, Undefined, is_iterable, is_sequence, to_text
+from marlin.text.template.operators import ARITHMETIC, compare, contains
+from marlin.text.template.values import Invocable, Undefined, is_iterable, is_sequence, to_text
 
 
 def _is_kind(*kinds):

@@ -4,10 +4,10 @@ Owns tags and how blocks nest. Tags that load other templates (include, import, 
 refused: a chat template stands alone.
 """
 
-from marlin.text import template_nodes as nodes
-from marlin.text import template_statements as statements
-from marlin.text.template_expressions import ExpressionParser
-from marlin.text.template_lexer import tokenize
+from marlin.text.template import nodes as nodes
+from marlin.text.template import statements as statements
+from marlin.text.template.expressions import ExpressionParser
+from marlin.text.template.lexer import tokenize
 
 _EXTRA_NAMES = ("caller", "varargs", "kwargs")
 _REFUSED_TAGS = ("include", "import", "from", "extends")

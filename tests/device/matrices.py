@@ -1,0 +1,45 @@
+"""Random weights of every kind, and activations that every device quantizes alike."""
+
+import numpy as np
+import reference
+
+from marlin.weights import formats
+
+DENSE = ("f32", "f16", "bf16")
+
+
+def activations(rows, k, seed=0):
+    """float32 [rows, k] whose groups have one clearly best quantization step, so that no device may
+    choose another; their sizes differ by row and group."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((rows, k // 32, 32)) * np.exp2(rng.integers(-8, 8, (rows, k // 32, 1)))
+    x = x.astype(np.float32)
+    while not (settled := reference.quantize_activations(x.reshape(rows, k)).settled).all():
+        x[~settled] = rng.standard_normal((np.sum(~settled), 32))
+    return x.reshape(rows, k)
+
+
+def packed_weight(kind, n, k, group_size, scale_dtype=np.float16, with_bias=None, seed=1):
+    """PackedWeight of random codes, scales of both signs and, where the kind has them, biases."""
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(0, 256 if kind == "int8" else 16, (n, k)).astype(np.uint8)
+    scales = rng.standard_normal((n, k // group_size)).astype(scale_dtype)
+    with_bias = kind == "int4" if with_bias is None else with_bias
+    biases = (rng.standard_normal(scales.shape) * 4).astype(scale_dtype) if with_bias else None
+    return formats.pack(kind, codes, scales, biases)
+
+
+def dense_weight(kind, n, k, seed=1):
+    """((kind, stored array), the float32 values it stands for)."""
+    values = np.random.default_rng(seed).standard_normal((n, k)).astype(np.float32)
+    if kind == "bf16":
+        values, stored = reference.bfloat16(values)
+    else:
+        stored = values.astype({"f32": np.float32, "f16": np.float16}[kind])
+        values = stored.astype(np.float32)
+    return (kind, stored), values
+
+
+def bias_of(n):
+    """float32 [n], an output bias."""
+    return np.random.default_rng(n).standard_normal(n).astype(np.float32)

@@ -1,0 +1,117 @@
+"""GGUF blocks become packed tiles that stand for exactly the same numbers."""
+
+import launch
+import numpy as np
+import pytest
+import reference
+from matrices import activations
+
+from marlin.weights import formats, ggml_types
+
+# What each type becomes: format, group size, scale dtype, whether it has biases.
+TARGETS = {
+    "Q4_0": ("int4", 32, np.float16, True),
+    "Q4_1": ("int4", 32, np.float16, True),
+    "Q5_0": ("int8", 32, np.float16, False),
+    "Q5_1": ("int8", 32, np.float16, True),
+    "Q8_0": ("int8", 32, np.float16, False),
+    "Q4_K": ("int4", 32, np.float32, True),
+    "Q5_K": ("int8", 32, np.float32, True),
+    "Q6_K": ("int8", 16, np.float32, False),
+}
+SUPER_BLOCKS = ("Q4_K", "Q5_K", "Q6_K")
+
+
+def random_blocks(ggml_type, num_rows, k, seed=0):
+    """uint8 [num_rows, row bytes]: random bits, with scales that are ordinary numbers."""
+    rng = np.random.default_rng(seed)
+    layout, _ = ggml_types.DECODERS[ggml_type]
+    num_blocks = num_rows * k // (256 if ggml_type in SUPER_BLOCKS else 32)
+    raw = rng.integers(0, 256, num_blocks * layout.itemsize).astype(np.uint8)
+    for field in {"d", "m", "dmin"} & set(layout.names):
+        raw.view(layout)[field] = rng.standard_normal(num_blocks)
+    return raw.reshape(num_rows, -1)
+
+
+def blank(ggml_type, num_rows, k):
+    """A PackedWeight of zeros of the right kind, as the buffers of a fresh device are."""
+    kind, group_size, dtype, has_bias = TARGETS[ggml_type]
+    zeros = np.zeros((num_rows, k // group_size), dtype)
+    codes = np.zeros((num_rows, k), np.uint8)
+    return formats.pack(kind, codes, zeros, zeros if has_bias else None)
+
+
+def width_of(ggml_type, num_blocks):
+    return num_blocks * (256 if ggml_type in SUPER_BLOCKS else 32)
+
+
+@pytest.mark.parametrize("ggml_type", TARGETS)
+@pytest.mark.parametrize("num_rows, num_blocks", [(1, 1), (15, 2), (16, 3), (17, 1), (33, 2)])
+def test_a_repacked_weight_stands_for_the_same_numbers(device, ggml_type, num_rows, num_blocks):
+    k = width_of(ggml_type, num_blocks)
+    raw, packed = random_blocks(ggml_type, num_rows, k), blank(ggml_type, num_rows, k)
+    launch.repack(device, raw, packed, ggml_type)
+    expected = ggml_types.dequantize(ggml_type, raw, (num_rows, k))
+    # Q4_0 is d * (q - 8) there and d * q - 8 * d here, each rounded once to float32.
+    magnitude = np.abs(expected) + np.abs(formats.dequantize(packed)).max()
+    actual = formats.dequantize(packed)
+    reference.assert_close(actual, reference.Expected(expected, magnitude))
+    if ggml_type != "Q4_0":
+        np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("ggml_type", TARGETS)
+def test_rows_that_pad_the_last_tile_stay_zero(any_device, ggml_type):
+    k = width_of(ggml_type, 1)
+    packed = blank(ggml_type, 17, k)
+    launch.repack(any_device, random_blocks(ggml_type, 17, k), packed, ggml_type)
+    for array in (packed.codes, packed.scales, packed.biases):
+        if array is not None:
+            last = array[-1] if array.ndim < 4 else array[-1].transpose(0, 2, 1)
+            assert last[..., 0].any() and not last[..., 1:].any()
+
+
+@pytest.mark.parametrize("ggml_type", ["Q4_1", "Q6_K"])
+@pytest.mark.parametrize("num_heads, head_dim", [(1, 16), (3, 16), (2, 48)])
+def test_interleaved_rope_rows_become_half_split(device, ggml_type, num_heads, head_dim):
+    num_rows, k = num_heads * head_dim, width_of(ggml_type, 1)
+    raw, packed = random_blocks(ggml_type, num_rows, k), blank(ggml_type, num_rows, k)
+    launch.repack(device, raw, packed, ggml_type, permute_heads=num_heads)
+    order = reference.rope_row_order(num_rows, num_heads)
+    straight = blank(ggml_type, num_rows, k)
+    launch.repack(device, raw[order], straight, ggml_type)
+    np.testing.assert_array_equal(formats.dequantize(packed), formats.dequantize(straight))
+
+
+def test_the_rope_order_of_four_rows_is_worked_by_hand():
+    # Pairs (0, 1) and (2, 3) become pairs (0, 2) and (1, 3).
+    assert reference.rope_row_order(4, 1).tolist() == [0, 2, 1, 3]
+
+
+@pytest.mark.parametrize("ggml_type", TARGETS)
+def test_a_repacked_weight_multiplies_as_its_numbers_do(device, ggml_type):
+    k = 256
+    raw, packed = random_blocks(ggml_type, 17, k), blank(ggml_type, 17, k)
+    launch.repack(device, raw, packed, ggml_type)
+    x = activations(3, k)
+    weight = ggml_types.dequantize(ggml_type, raw, (17, k))
+    codes, scales, biases = formats.unpack(packed)
+    largest = np.repeat(np.abs(scales.astype(np.float64)), packed.group_size, axis=1) * 15
+    if biases is not None:
+        largest = largest + np.repeat(np.abs(biases.astype(np.float64)), packed.group_size, axis=1)
+    magnitude = np.abs(weight) + (largest if packed.biases is not None else 0)
+    quantized = reference.quantize_activations(x).values
+    expected = reference.linear(quantized, weight, weight_magnitude=magnitude)
+    reference.assert_close(launch.linear(device, x, packed), expected)
+
+
+@pytest.mark.parametrize("ggml_type", TARGETS)
+def test_every_instruction_set_and_thread_count_repacks_to_the_same_bytes(isa, devices, ggml_type):
+    k = width_of(ggml_type, 2)
+    raw = random_blocks(ggml_type, 37, k)
+    results = []
+    for device in (devices.get("scalar"), devices.get(isa, 1), devices.get(isa, 3)):
+        packed = blank(ggml_type, 37, k)
+        launch.repack(device, raw, packed, ggml_type)
+        results.append((packed.codes.tobytes(), packed.scales.tobytes()))
+    assert results[0] == results[1] == results[2]

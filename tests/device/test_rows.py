@@ -1,0 +1,207 @@
+"""The row-by-row kernels: embedding, RMS norm, RoPE with the KV write, SiLU, row gather."""
+
+import launch
+import numpy as np
+import pytest
+import reference
+from matrices import DENSE, dense_weight, packed_weight
+
+from marlin.weights import formats
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+# --- embedding ---
+
+
+@pytest.mark.parametrize(
+    "kind, group_size, scale_dtype",
+    [
+        ("fp4", 32, np.float16),
+        ("fp4", 128, np.float32),
+        ("int4", 64, np.float16),
+        ("int4", 32, np.float32),
+        ("int8", 16, np.float32),
+        ("int8", 128, np.float16),
+    ],
+)
+def test_a_packed_embedding_row_is_the_dequantized_one_to_the_bit(
+    device, kind, group_size, scale_dtype
+):
+    packed = packed_weight(kind, 33, 128, group_size, scale_dtype)
+    token_ids = [0, 32, 15, 16, 16, 31, 1]
+    expected = reference.embed(formats.dequantize(packed), token_ids)
+    np.testing.assert_array_equal(launch.embed(device, token_ids, packed), expected)
+
+
+@pytest.mark.parametrize("kind", DENSE)
+@pytest.mark.parametrize("dim", [1, 33, 64])
+def test_a_dense_embedding_row_is_copied_to_the_bit(device, kind, dim):
+    weight, values = dense_weight(kind, 17, dim)
+    token_ids = [16, 0, 3]
+    expected = reference.embed(values, token_ids)
+    np.testing.assert_array_equal(launch.embed(device, token_ids, weight), expected)
+
+
+def test_an_int8_embedding_adds_its_bias(device):
+    packed = packed_weight("int8", 17, 64, 32, np.float32, with_bias=True)
+    expected = formats.dequantize(packed)[[16, 2]]
+    np.testing.assert_array_equal(launch.embed(device, [16, 2], packed), expected)
+
+
+# --- RMS norm ---
+
+
+@pytest.mark.parametrize("rows, dim", [(1, 1), (2, 15), (3, 16), (5, 33), (17, 576), (37, 64)])
+@pytest.mark.parametrize("has_delta", [False, True])
+def test_rms_norm_adds_its_delta_first_and_keeps_the_sum(device, rows, dim, has_delta):
+    x, weight = normal(rows, dim), normal(dim, seed=1)
+    delta = normal(rows, dim, seed=2) if has_delta else None
+    expected, summed = reference.rms_norm(x, weight, 1e-5, delta)
+    y, x_after = launch.rms_norm(device, x, weight, 1e-5, delta)
+    reference.assert_close(y, expected)
+    np.testing.assert_array_equal(x_after, summed)
+
+
+@pytest.mark.parametrize("dim", [16, 48, 80])
+def test_rms_norm_of_heads_takes_each_head_for_itself_in_place(device, dim):
+    x, weight = normal(5 * 3, dim) * 40, normal(dim, seed=1)
+    expected, _ = reference.rms_norm(x, weight, 1e-6)
+    y, _ = launch.rms_norm(device, x, weight, 1e-6, rows_per_var=3, in_place=True)
+    reference.assert_close(y, expected)
+
+
+def test_eps_keeps_the_norm_of_zeros_at_zero(device):
+    zeros = np.zeros((2, 33), np.float32)
+    y, _ = launch.rms_norm(device, zeros, normal(33), 1e-5)
+    np.testing.assert_array_equal(y, 0)
+
+
+def test_rms_norm_of_tiny_rows_is_ruled_by_eps(device):
+    x, weight = normal(3, 40) * np.float32(1e-4), normal(40, seed=1)
+    expected, _ = reference.rms_norm(x, weight, 1e-5)
+    reference.assert_close(launch.rms_norm(device, x, weight, 1e-5)[0], expected)
+
+
+# --- RoPE and the KV write ---
+
+
+@pytest.mark.parametrize("half_dim, scale", [(8, 1.0), (24, 1.0), (64, 1.19)])
+def test_the_rope_table_holds_scaled_cosines_and_sines(device, half_dim, scale):
+    positions = np.array([0, 1, 17, 255, 8191, 131071], np.int32)
+    inv_freq = (10000.0 ** -(np.arange(half_dim) / half_dim)).astype(np.float32)
+    table = launch.rope_table(device, positions, inv_freq, scale)
+    reference.assert_close(table, reference.rope_table(positions, inv_freq, scale))
+
+
+def rope_inputs(rows, num_heads, num_kv_heads, head_dim, block_size, num_blocks):
+    """q, k, v, table, slots (distinct, shuffled, in a stale cache), k_cache, v_cache."""
+    heads = [normal(rows, n, head_dim, seed=n) for n in (num_heads, num_kv_heads, num_kv_heads)]
+    table = reference.rope_table(np.arange(rows) * 7, normal(head_dim // 2) ** 2, 1.0).value
+    slots = np.random.default_rng(rows).permutation(num_blocks * block_size)[:rows]
+    k_shape = (num_blocks, num_kv_heads, block_size // 16, head_dim, 16)
+    k_cache = np.full(k_shape, 7, np.float16)
+    v_cache = np.full((num_blocks, num_kv_heads, block_size, head_dim), 9, np.float16)
+    return *heads, table.astype(np.float32), slots, k_cache, v_cache
+
+
+@pytest.mark.parametrize(
+    "rows, num_heads, num_kv_heads, head_dim, block_size, num_blocks",
+    [
+        (1, 1, 1, 16, 16, 1),
+        (17, 9, 3, 64, 16, 5),
+        (5, 8, 1, 48, 32, 2),
+        (37, 2, 2, 80, 48, 1),
+        (3, 3, 1, 128, 32, 4),
+    ],
+)
+def test_keys_and_values_land_in_their_slots_and_nowhere_else(
+    device, rows, num_heads, num_kv_heads, head_dim, block_size, num_blocks
+):
+    shape = (rows, num_heads, num_kv_heads, head_dim, block_size, num_blocks)
+    q, k, v, table, slots, k_cache, v_cache = rope_inputs(*shape)
+    actual = launch.rope_kv_write(device, q, k, v, table, slots, k_cache, v_cache)
+    q, k = reference.rotate(q, table), reference.rotate(k, table)
+    reference.write_kv(k_cache, v_cache, k, v, slots)
+    for name, got, want in zip("q k", actual[:2], (q, k), strict=False):
+        reference.assert_close(got, reference.Expected(want, np.abs(want) + 1)), name
+    for got, want in zip(actual[2:], (k_cache, v_cache), strict=True):
+        reference.assert_close(got, reference.Expected(want, np.abs(want)), "float16")
+    np.testing.assert_array_equal(actual[3], v_cache)
+
+
+def test_position_zero_leaves_q_and_k_as_they_are(device):
+    q, k, v, table, slots, k_cache, v_cache = rope_inputs(2, 3, 1, 48, 16, 1)
+    table[:, 0], table[:, 1] = 1, 0
+    actual = launch.rope_kv_write(device, q, k, v, table, slots, k_cache, v_cache)
+    np.testing.assert_array_equal(actual[0], q)
+    np.testing.assert_array_equal(actual[1], k)
+
+
+def test_a_rotation_is_of_half_split_pairs(device):
+    q, k, v, table, slots, k_cache, v_cache = rope_inputs(1, 1, 1, 16, 16, 1)
+    q[:], table[:, 0], table[:, 1] = 0, 0, 1
+    q[0, 0, 3] = 5.0  # a quarter turn takes element 3 to 3 + head_dim / 2
+    actual = launch.rope_kv_write(device, q, k, v, table, slots, k_cache, v_cache)
+    assert np.flatnonzero(actual[0]).tolist() == [11] and actual[0][0, 0, 11] == 5.0
+
+
+def test_values_out_of_half_range_are_stored_as_the_largest_half(device):
+    q, k, v, table, slots, k_cache, v_cache = rope_inputs(1, 1, 1, 16, 16, 1)
+    v[0, 0, :6] = [1e6, -1e6, 65520, np.inf, 2.0**-24, 2.0**-26]
+    stored = launch.rope_kv_write(device, q, k, v, table, slots, k_cache, v_cache)[3]
+    expected = [65504, -65504, 65504, 65504, 2.0**-24, 0]
+    assert stored[0, 0, slots[0], :6].tolist() == expected
+
+
+# --- SiLU and gather ---
+
+
+@pytest.mark.parametrize("rows, dim", [(1, 1), (2, 15), (3, 16), (5, 33), (17, 96)])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_silu_mul_multiplies_the_gated_row(device, rows, dim, in_place):
+    gate, up = normal(rows, dim) * 5, normal(rows, dim, seed=1)
+    expected = reference.silu_mul(gate, up)
+    reference.assert_close(launch.silu_mul(device, gate, up, in_place), expected)
+
+
+def test_silu_of_large_values_is_the_value_or_zero(device):
+    gate = np.tile(np.array([200, -200, 3e38, -3e38, 0, -88, -127, 88], np.float32), (1, 5))
+    expected = reference.silu_mul(gate, np.ones_like(gate))
+    reference.assert_close(launch.silu_mul(device, gate, np.ones_like(gate)), expected)
+
+
+def test_gather_rows_takes_rows_in_any_order_and_more_than_once(device):
+    x = normal(17, 33)
+    rows = [16, 0, 3, 3, 15]
+    np.testing.assert_array_equal(launch.gather_rows(device, rows, x), x[rows])
+
+
+# --- company ---
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 17])
+def test_rows_get_the_same_bits_whatever_rows_and_threads_share_the_work(isa, devices, num_rows):
+    x, weight, delta = normal(37, 100), normal(100, seed=1), normal(37, 100, seed=2)
+    alone = devices.get(isa, 1)
+    whole_norm = launch.rms_norm(alone, x, weight, 1e-5, delta)[0]
+    whole_silu = launch.silu_mul(alone, x, delta)
+    for num_threads in (1, 2, 3):
+        device = devices.get(isa, num_threads)
+        for part in (slice(0, num_rows), slice(37 - num_rows, 37), slice(0, 37)):
+            norm = launch.rms_norm(device, x[part], weight, 1e-5, delta[part])[0]
+            np.testing.assert_array_equal(norm, whole_norm[part])
+            silu = launch.silu_mul(device, x[part], delta[part])
+            np.testing.assert_array_equal(silu, whole_silu[part])
+
+
+def test_instruction_sets_agree_within_the_order_of_their_sums(isa, devices):
+    x, weight = normal(5, 250), normal(250, seed=1)
+    scalar, other = devices.get("scalar"), devices.get(isa)
+    norms = [launch.rms_norm(device, x, weight, 1e-5)[0] for device in (other, scalar)]
+    reference.assert_close(norms[0], reference.Expected(norms[1], np.abs(norms[1])))
+    silus = [launch.silu_mul(device, x, x) for device in (other, scalar)]
+    magnitude = reference.silu_mul(x, x).magnitude
+    reference.assert_close(silus[0], reference.Expected(silus[1], magnitude))

@@ -1,0 +1,223 @@
+/* kernel_cases.c: programs of one kernel with odd shapes: embedding, linear layers, row kernels,
+ * repacking, probes. Attention and sampling are in sequence_cases.c. */
+#include "harness.h"
+
+#include <string.h>
+
+typedef struct {
+    const char *weight;
+    int bits;         /* of a packed code; 0: dense */
+    int bytes;        /* of a dense value */
+    int n, k, group;
+    uint32_t flags;
+} weight_shape;
+
+/* n: 1, below, at and past a tile of 16. k: one group or more, and for dense weights no multiple
+ * of any vector. Every group size, scale type, bias. */
+static const weight_shape weights[] = {
+    {"int4", 4, 0, 17, 96, 32, MARLIN_WEIGHT_BIAS},
+    {"int4", 4, 0, 40, 128, 64, MARLIN_WEIGHT_BIAS | MARLIN_SCALE_F32 | MARLIN_OUTPUT_BIAS},
+    {"int4", 4, 0, 1, 256, 128, MARLIN_WEIGHT_BIAS},
+    {"fp4", 4, 0, 19, 96, 32, 0},
+    {"fp4", 4, 0, 33, 256, 128, MARLIN_OUTPUT_BIAS | MARLIN_SCALE_F32},
+    {"int8", 8, 0, 23, 96, 32, 0},
+    {"int8", 8, 0, 5, 128, 64, MARLIN_WEIGHT_BIAS | MARLIN_SCALE_F32},
+    {"int8", 8, 0, 31, 256, 16, MARLIN_SCALE_F32 | MARLIN_OUTPUT_BIAS},
+    {"int8", 8, 0, 16, 128, 128, MARLIN_OUTPUT_BIAS},
+    {"f32", 0, 4, 21, 37, 0, MARLIN_OUTPUT_BIAS},
+    {"f16", 0, 2, 3, 1, 0, 0},
+    {"f16", 0, 2, 20, 100, 0, MARLIN_OUTPUT_BIAS},
+    {"bf16", 0, 2, 18, 99, 0, 0},
+};
+#define NUM_WEIGHTS (int)(sizeof weights / sizeof *weights)
+/* One row, a pair, and counts that take every block of rows a set has: 16, 8, 4, 2, 1. */
+static const int row_counts[] = {1, 2, 7, 19};
+#define NUM_ROW_COUNTS 4
+
+/* Weights at bindings 1 to 3, as embed and the linear kernels have them. */
+static void add_weight(test_case *c, marlin_dispatch *record, const weight_shape *w)
+{
+    if (!w->bits) {
+        int values = w->bytes == 4 ? add_floats(c, INPUT, w->n * w->k, -1.0f, 1.0f)
+                                   : add_halves(c, INPUT, w->n * w->k);
+        bind(c, record, 1, values, MARLIN_READ);
+        return;
+    }
+    int64_t padded = (w->n + MARLIN_ROW_TILE - 1) / MARLIN_ROW_TILE * MARLIN_ROW_TILE;
+    bind(c, record, 1, add_random_bytes(c, padded * w->k * w->bits / 8), MARLIN_READ);
+    int num_scales = w->flags & MARLIN_WEIGHT_BIAS ? 2 : 1;
+    for (int i = 0; i < num_scales; i++) {
+        int64_t count = padded * (w->k / w->group);
+        int scales = w->flags & MARLIN_SCALE_F32 ? add_floats(c, INPUT, count, -0.1f, 0.1f)
+                                                 : add_halves(c, INPUT, count);
+        bind(c, record, 2 + i, scales, MARLIN_READ);
+    }
+}
+
+/* Activations that int8 holds exactly: codes with a 127 in each group of 32, times 2^-7. So every
+ * set quantizes them to the same bits. */
+static int add_exact_activations(test_case *c, int64_t count)
+{
+    int number = add_floats(c, INPUT, count, 0.0f, 1.0f);
+    float *x = (float *)c->blocks[number - 1].data;
+    for (int64_t i = 0; i < count; i++)
+        x[i] = (float)((int)(next_random(c) % 255) - 127) * 0x1p-7f;
+    for (int64_t i = 0; i < count; i += MARLIN_ACT_GROUP)
+        x[i + (int64_t)(next_random(c) % MARLIN_ACT_GROUP)] = -127 * 0x1p-7f;
+    return number;
+}
+
+/* Variants: the first half has activations that quantize exactly where weights are packed. */
+test_case *make_linear(int variant)
+{
+    const weight_shape *w = &weights[variant / NUM_ROW_COUNTS % NUM_WEIGHTS];
+    int rows = row_counts[variant % NUM_ROW_COUNTS];
+    bool exact = w->bits && variant < NUM_WEIGHTS * NUM_ROW_COUNTS;
+    const char *kernel = rows > 1 ? "matmul" : "matvec";
+    test_case *c = new_case(100 + variant, "%s_%s n=%d k=%d group=%d rows=%d x=%s", kernel,
+                            w->weight, w->n, w->k, w->group, rows, exact ? "exact" : "random");
+    struct LinearParams p = {
+        .rows_var = 2, .n = w->n, .k = w->k, .group_size = w->group, .flags = w->flags};
+    char name[32];
+    strcpy(name, kernel);
+    strcat(strcat(name, "_"), w->weight);
+    marlin_dispatch *record = add_record(c, name, &p, sizeof p, 6);
+    int x = exact ? add_exact_activations(c, rows * w->k)
+                  : add_floats(c, INPUT, rows * w->k, -1.5f, 1.0f);
+    bind(c, record, 0, x, MARLIN_READ);
+    add_weight(c, record, w);
+    if (w->flags & MARLIN_OUTPUT_BIAS)
+        bind(c, record, 4, add_floats(c, INPUT, w->n, -1.0f, 1.0f), MARLIN_READ);
+    block_kind kind = exact ? EXACT : w->bits ? QUANTIZED : SUMMED;
+    bind(c, record, 5, add_bytes(c, kind, 4 * rows * w->n), MARLIN_WRITE);
+    c->vars[2] = rows;
+    return c;
+}
+
+test_case *make_embed(int variant)
+{
+    const weight_shape *w = &weights[variant];
+    int rows = 3;
+    test_case *c = new_case(200 + variant, "embed_%s vocab=%d dim=%d group=%d", w->weight, w->n,
+                            w->k, w->group);
+    struct EmbedParams p = {
+        .rows_var = 0, .vocab_size = w->n, .dim = w->k, .group_size = w->group, .flags = w->flags};
+    char name[32] = "embed_";
+    strcat(name, w->weight);
+    marlin_dispatch *record = add_record(c, name, &p, sizeof p, 5);
+    int32_t token_ids[] = {w->n - 1, 0, w->n / 2};
+    bind(c, record, 0, add_integers(c, rows, token_ids), MARLIN_READ);
+    add_weight(c, record, w);
+    bind(c, record, 4, add_bytes(c, EXACT, 4 * rows * w->k), MARLIN_WRITE);
+    c->vars[0] = rows;
+    return c;
+}
+
+/* Dims below, at and past the vectors; with a delta, whose sum goes back into x; heads of a norm. */
+test_case *make_rms_norm(int variant)
+{
+    static const int dims[] = {1, 16, 37, 103}, deltas[] = {1, 0, 0, 1}, heads[] = {1, 3, 1, 2};
+    int dim = dims[variant], rows = 5;
+    test_case *c = new_case(300 + variant, "rms_norm dim=%d delta=%d rows_per_var=%d", dim,
+                            deltas[variant], heads[variant]);
+    struct RmsNormParams p = {.rows_var = 1,
+                              .rows_per_var = heads[variant],
+                              .dim = dim,
+                              .has_delta = deltas[variant],
+                              .eps = 1e-5f};
+    marlin_dispatch *record = add_record(c, "rms_norm", &p, sizeof p, 4);
+    int count = rows * heads[variant] * dim;
+    int x = add_floats(c, p.has_delta ? EXACT : INPUT, count, -2.0f, 2.0f);
+    bind(c, record, 0, x, p.has_delta ? MARLIN_READ | MARLIN_WRITE : MARLIN_READ);
+    if (p.has_delta) bind(c, record, 1, add_floats(c, INPUT, count, -1.0f, 1.0f), MARLIN_READ);
+    bind(c, record, 2, add_floats(c, INPUT, dim, 0.5f, 1.5f), MARLIN_READ);
+    bind(c, record, 3, add_bytes(c, SUMMED, 4 * count), MARLIN_WRITE);
+    c->vars[1] = rows;
+    return c;
+}
+
+/* silu_mul, silu_mul in place, gather_rows. */
+test_case *make_rows(int variant)
+{
+    int dim = 45, rows = 4;
+    struct RowsParams p = {.rows_var = 3, .dim = dim};
+    const char *kernel = variant == 2 ? "gather_rows" : "silu_mul";
+    test_case *c = new_case(400 + variant, "%s%s", kernel, variant == 1 ? " in place" : "");
+    marlin_dispatch *record = add_record(c, kernel, &p, sizeof p, 3);
+    c->vars[3] = rows;
+    if (variant == 2) {
+        int32_t chosen[] = {6, 0, 3, 3};
+        bind(c, record, 0, add_integers(c, rows, chosen), MARLIN_READ);
+        bind(c, record, 1, add_floats(c, INPUT, 7 * dim, -1.0f, 1.0f), MARLIN_READ);
+        bind(c, record, 2, add_bytes(c, EXACT, 4 * rows * dim), MARLIN_WRITE);
+        return c;
+    }
+    /* The last dim % lanes values take the C library's expf() instead of the vector one. */
+    int gate = add_floats(c, variant == 1 ? SUMMED : INPUT, rows * dim, -20.0f, 20.0f);
+    int y = variant == 1 ? gate : add_bytes(c, SUMMED, 4 * rows * dim);
+    bind(c, record, 0, gate, variant == 1 ? MARLIN_READ | MARLIN_WRITE : MARLIN_READ);
+    bind(c, record, 1, add_floats(c, INPUT, rows * dim, -1.0f, 1.0f), MARLIN_READ);
+    bind(c, record, 2, y, MARLIN_WRITE);
+    return c;
+}
+
+typedef struct {
+    const char *name;
+    uint32_t type;
+    int values, bytes, bits, group, scale_bytes;
+    bool has_bias;
+} ggml_type;
+
+static const ggml_type types[] = {
+    {"Q4_0", MARLIN_GGML_Q4_0, 32, 18, 4, 32, 2, true},
+    {"Q4_1", MARLIN_GGML_Q4_1, 32, 20, 4, 32, 2, true},
+    {"Q5_0", MARLIN_GGML_Q5_0, 32, 22, 8, 32, 2, false},
+    {"Q5_1", MARLIN_GGML_Q5_1, 32, 24, 8, 32, 2, true},
+    {"Q8_0", MARLIN_GGML_Q8_0, 32, 34, 8, 32, 2, false},
+    {"Q4_K", MARLIN_GGML_Q4_K, 256, 144, 4, 32, 4, true},
+    {"Q5_K", MARLIN_GGML_Q5_K, 256, 176, 8, 32, 4, true},
+    {"Q6_K", MARLIN_GGML_Q6_K, 256, 210, 8, 16, 4, false},
+};
+
+/* Any bytes are a block. Variants past the types permute rows of heads. */
+test_case *make_repack(int variant)
+{
+    const ggml_type *type = &types[variant % 8];
+    int heads = variant >= 8 ? 3 : 0, n = heads ? 18 : 21, k = type->values * (heads ? 1 : 3);
+    test_case *c = new_case(500 + variant, "repack %s n=%d k=%d heads=%d", type->name, n, k, heads);
+    struct RepackParams p = {.type = type->type, .n = n, .k = k, .permute_heads = heads};
+    marlin_dispatch *record = add_record(c, "repack", &p, sizeof p, 4);
+    int64_t padded = 32, scale_bytes = padded * (k / type->group) * type->scale_bytes;
+    int source = add_random_bytes(c, (int64_t)n * (k / type->values) * type->bytes);
+    bind(c, record, 0, source, MARLIN_READ);
+    bind(c, record, 1, add_bytes(c, EXACT, padded * k * type->bits / 8), MARLIN_WRITE);
+    bind(c, record, 2, add_bytes(c, EXACT, scale_bytes), MARLIN_WRITE);
+    if (type->has_bias) bind(c, record, 3, add_bytes(c, EXACT, scale_bytes), MARLIN_WRITE);
+    return c;
+}
+
+test_case *make_probe(int variant)
+{
+    const char *kernel = variant ? "probe_dot" : "probe_read";
+    struct ProbeParams p = {.num_units = 2};
+    test_case *c = new_case(600 + variant, "%s", kernel);
+    marlin_dispatch *record = add_record(c, kernel, &p, sizeof p, 2);
+    if (!variant) bind(c, record, 0, add_random_bytes(c, 2 * MARLIN_PROBE_BYTES), MARLIN_READ);
+    bind(c, record, 1, add_bytes(c, EXACT, 8), MARLIN_WRITE);
+    return c;
+}
+
+const case_family case_families[] = {
+    {make_linear, 2 * NUM_WEIGHTS * NUM_ROW_COUNTS},
+    {make_embed, NUM_WEIGHTS},
+    {make_rms_norm, 4},
+    {make_rows, 3},
+    {make_repack, 16},
+    {make_probe, 2},
+    {make_rope, 3},
+    {make_attention, 8},
+    {make_penalize, 1},
+    {make_sample, 2},
+    {make_layer, 2},
+};
+const int num_case_families = (int)(sizeof case_families / sizeof *case_families);

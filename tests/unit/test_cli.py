@@ -1,0 +1,130 @@
+"""The command line: what answers at once, how mistakes read, and what generate writes."""
+
+import io
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from server.fakes import ByteTokenizer, FakeEngine, StoppedByEngine, say
+
+from marlin import __version__, cli, generate
+from marlin.errors import ConfigError, MarlinError, RequestError
+
+
+def generated(*words, stdin="", engine=None, tokenizer=None):
+    """Run generate with a scripted engine; returns (output, engine)."""
+    engine = engine or FakeEngine()
+    loaded = SimpleNamespace(
+        model_id="tiny", engine=engine, tokenizer=tokenizer or ByteTokenizer()
+    )
+    arguments = cli._build_parser("generate").parse_args(["generate", "MODEL", *words])
+    output = io.StringIO()
+    code = generate.run(arguments, lambda path, **_: loaded, io.StringIO(stdin), output)
+    assert code == 0
+    return output.getvalue(), engine
+
+
+def prompt_of(engine):
+    return bytes(engine.requests[0].prompt_token_ids).decode()
+
+
+@pytest.mark.parametrize("words", [["--help"], ["serve", "--help"], ["generate", "--help"]])
+def test_help_loads_nothing_heavy(words):
+    code = (
+        "import sys; from marlin.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'numpy', 'tokenizers', 'safetensors', 'ctypes', 'socket'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "usage: metal-marlin" in done.stdout
+
+
+def test_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"metal-marlin {__version__}\n"
+
+
+def test_no_command_shows_the_commands_and_fails(capsys):
+    assert cli.main([]) == 2
+    shown = capsys.readouterr().out
+    assert all(command in shown for command in ("serve", "generate", "quantize", "bench"))
+
+
+@pytest.mark.parametrize(
+    ("words", "environ", "message"),
+    [
+        (["serve", "--port", "x"], {}, "--port must be a whole number, 0 to 65535, got 'x'"),
+        (["serve"], {"METAL_MARLIN_PORT": "x"}, "METAL_MARLIN_PORT must be a whole number"),
+    ],
+)
+def test_a_wrong_setting_is_one_line_and_code_2(words, environ, message, capsys):
+    assert cli.main(words, environ) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_generate_uses_the_chat_template_of_a_model_that_has_one():
+    output, engine = generated("--prompt", "Hi", "--system", "Be kind")
+    assert output == "Hello there!\n"
+    assert prompt_of(engine) == "system: Be kind\nuser: Hi\nassistant:"
+    assert engine.closed
+
+
+def test_generate_raw_continues_the_prompt():
+    output, engine = generated("--prompt", "Hi", "--raw")
+    assert (output, prompt_of(engine)) == ("Hello there!\n", "Hi")
+
+
+def test_generate_continues_the_prompt_for_a_model_without_a_template():
+    tokenizer = ByteTokenizer()
+    tokenizer.chat_template = None
+    assert prompt_of(generated("--prompt", "Hi", tokenizer=tokenizer)[1]) == "Hi"
+    with pytest.raises(MarlinError, match="no chat template"):
+        generated("--prompt", "Hi", "--chat", tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("words", [[], ["--prompt", "-"]])
+def test_generate_reads_its_prompt_from_standard_input(words):
+    assert prompt_of(generated("--raw", *words, stdin="two\nlines\n")[1]) == "two\nlines"
+
+
+def test_generate_passes_sampling_and_stop_strings_on():
+    words = ["--max-tokens", "9", "--temperature", "0", "--top-k", "3", "--seed", "5"]
+    output, engine = generated("--prompt", "Hi", *words, "--stop", "x", "--stop", "lo")
+    params = engine.requests[0].params
+    assert (params.max_tokens, params.temperature, params.top_k, params.seed) == (9, 0.0, 3, 5)
+    assert params.top_p == 0.9
+    assert output == "Hel\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "param"),
+    [(["--temperature", "3"], "temperature"), (["--top-p", "2"], "top_p"), (["--stop", ""], "stop")],
+)
+def test_generate_refuses_what_the_server_refuses(words, param):
+    with pytest.raises(RequestError, match=param):
+        generated("--prompt", "Hi", *words)
+
+
+def test_generate_refuses_a_system_message_without_a_template():
+    with pytest.raises(ConfigError, match="--system"):
+        generated("--prompt", "Hi", "--raw", "--system", "Be kind")
+
+
+def test_generate_fails_when_the_engine_gives_up():
+    def script(_request):
+        yield b"Hel"
+        raise StoppedByEngine
+
+    with pytest.raises(MarlinError, match="before the answer was complete"):
+        generated("--prompt", "Hi", engine=FakeEngine(script))
+
+
+def test_generate_ends_without_output_for_an_empty_answer():
+    assert generated("--prompt", "Hi", engine=FakeEngine(say(b"")))[0] == "\n"
