@@ -34,7 +34,7 @@ typedef struct marlin_device marlin_device;
 typedef struct marlin_program marlin_program;
 
 typedef struct {
-    int32_t num_threads; /* 0: as many as this process may use */
+    int32_t num_threads; /* 0: as many as its affinity allows */
     char isa[16];        /* CPU: "avx512", "avx2", "i8mm", "neon", "scalar"; "": the best here */
 } marlin_device_options;
 

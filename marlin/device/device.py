@@ -1,11 +1,33 @@
 """A device and its buffers. Knows nothing of kernels (program.py) or models."""
 
 import ctypes
+import os
 
 import numpy as np
 
 from marlin.device import abi
 from marlin.errors import DeviceError
+
+
+# Where Linux says how much processor time a container may use (cgroup v2: "quota period" in µs).
+CPU_QUOTA_FILE = "/sys/fs/cgroup/cpu.max"
+
+
+def usable_cores(quota_file=CPU_QUOTA_FILE):
+    """Cores that this process may keep busy: its affinity, and its container's quota, rounded up.
+
+    More workers than that would spin while another of them is kept off its core.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)
+    count = len(affinity(0)) if affinity else os.cpu_count() or 1
+    try:
+        with open(quota_file, encoding="ascii") as file:
+            quota, period = file.read().split()
+    except (OSError, ValueError):
+        return count
+    if quota == "max":
+        return count
+    return max(1, min(count, -(-int(quota) // int(period))))
 
 
 class Buffer:
@@ -46,7 +68,7 @@ class Device:
     """One opened native device.
 
     Args:
-        num_threads: workers; None is as many cores as the process may use.
+        num_threads: workers; None is usable_cores().
         isa: instruction set to use ("avx512", "avx2", "i8mm", "neon", "scalar"); None is the best
             here.
         library_path: the native library; None is the one that was built with the package.
@@ -69,7 +91,7 @@ class Device:
             raise DeviceError(
                 f"{path} has ABI version {version}, not {abi.ABI_VERSION}: rebuild it"
             )
-        options = abi.DeviceOptions(num_threads or 0, (isa or "").encode())
+        options = abi.DeviceOptions(num_threads or usable_cores(), (isa or "").encode())
         handle = ctypes.c_void_p()
         self.handle = None
         self.check(self.library.marlin_device_open(ctypes.byref(options), ctypes.byref(handle)))

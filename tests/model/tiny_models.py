@@ -183,3 +183,11 @@ def weight_values(weight):
     ]
     packed = formats.PackedWeight(weight.kind, (weight.n, weight.k), weight.group_size, codes, *factors)
     return formats.dequantize(packed)
+
+
+def prefill(runner, token_ids):
+    """Compute tokens from position 0 in as large steps as the runner takes; no logits."""
+    table = np.zeros(1, np.int32)
+    for start in range(0, len(token_ids), runner.max_step_tokens):
+        part = token_ids[start : start + runner.max_step_tokens]
+        runner.step([Chunk(part, start, table)])

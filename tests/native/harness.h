@@ -13,7 +13,7 @@
 #include "marlin.h"
 #include "params.h"
 
-#define MAX_BLOCKS 40
+#define MAX_BLOCKS 56
 #define MAX_RECORDS 24
 #define MAX_DEVICES 12
 
@@ -88,37 +88,5 @@ void free_results(uint8_t *results[MAX_BLOCKS]);
 int same_bits(const test_case *c, uint8_t *const a[], uint8_t *const b[]);
 /* Number of the first block that differs by more than its kind allows, or 0. */
 int close_enough(const test_case *c, uint8_t *const reference[], uint8_t *const results[]);
-
-/* ---- the cases and the checks over them ---- */
-
-typedef test_case *(*case_maker)(int variant);
-typedef struct {
-    case_maker make;
-    int num_variants;
-} case_family;
-
-extern const case_family case_families[];
-extern const int num_case_families;
-
-test_case *make_linear(int variant);
-test_case *make_embed(int variant);
-test_case *make_rms_norm(int variant);
-test_case *make_rope(int variant);
-test_case *make_rows(int variant);
-test_case *make_attention(int variant);
-test_case *make_penalize(int variant);
-test_case *make_sample(int variant);
-test_case *make_repack(int variant);
-test_case *make_probe(int variant);
-test_case *make_layer(int variant);
-
-void check_kernels(void);
-void check_replays(void);
-void check_record_refusals(void);
-void check_parameter_refusals(void);
-void check_submit_refusals(void);
-void check_index_errors(void);
-void check_devices(void);
-void check_buffers(const char *scratch_file);
 
 #endif

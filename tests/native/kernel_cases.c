@@ -1,50 +1,45 @@
 /* kernel_cases.c: programs of one kernel with odd shapes: embedding, linear layers, row kernels,
  * repacking, probes. Attention and sampling are in sequence_cases.c. */
-#include "harness.h"
+#include <stdio.h>
 
-#include <string.h>
-
-typedef struct {
-    const char *weight;
-    int bits;         /* of a packed code; 0: dense */
-    int bytes;        /* of a dense value */
-    int n, k, group;
-    uint32_t flags;
-} weight_shape;
+#include "cases.h"
 
 /* n: 1, below, at and past a tile of 16. k: one group or more, and for dense weights no multiple
- * of any vector. Every group size, scale type, bias. */
+ * of any vector. Every group size, scale type, bias. Packed shapes come first. */
 static const weight_shape weights[] = {
-    {"int4", 4, 0, 17, 96, 32, MARLIN_WEIGHT_BIAS},
-    {"int4", 4, 0, 40, 128, 64, MARLIN_WEIGHT_BIAS | MARLIN_SCALE_F32 | MARLIN_OUTPUT_BIAS},
-    {"int4", 4, 0, 1, 256, 128, MARLIN_WEIGHT_BIAS},
-    {"fp4", 4, 0, 19, 96, 32, 0},
-    {"fp4", 4, 0, 33, 256, 128, MARLIN_OUTPUT_BIAS | MARLIN_SCALE_F32},
-    {"int8", 8, 0, 23, 96, 32, 0},
-    {"int8", 8, 0, 5, 128, 64, MARLIN_WEIGHT_BIAS | MARLIN_SCALE_F32},
-    {"int8", 8, 0, 31, 256, 16, MARLIN_SCALE_F32 | MARLIN_OUTPUT_BIAS},
-    {"int8", 8, 0, 16, 128, 128, MARLIN_OUTPUT_BIAS},
-    {"f32", 0, 4, 21, 37, 0, MARLIN_OUTPUT_BIAS},
-    {"f16", 0, 2, 3, 1, 0, 0},
-    {"f16", 0, 2, 20, 100, 0, MARLIN_OUTPUT_BIAS},
-    {"bf16", 0, 2, 18, 99, 0, 0},
+    {"int4", 17, 96, 32, MARLIN_WEIGHT_BIAS},
+    {"int4", 40, 128, 64, MARLIN_WEIGHT_BIAS | MARLIN_SCALE_F32 | MARLIN_OUTPUT_BIAS},
+    {"int4", 1, 256, 128, MARLIN_WEIGHT_BIAS},
+    {"fp4", 19, 96, 32, 0},
+    {"fp4", 33, 256, 128, MARLIN_OUTPUT_BIAS | MARLIN_SCALE_F32},
+    {"int8", 23, 96, 32, 0},
+    {"int8", 5, 128, 64, MARLIN_WEIGHT_BIAS | MARLIN_SCALE_F32},
+    {"int8", 31, 256, 16, MARLIN_SCALE_F32 | MARLIN_OUTPUT_BIAS},
+    {"int8", 16, 128, 128, MARLIN_OUTPUT_BIAS},
+    {"f32", 21, 37, 0, MARLIN_OUTPUT_BIAS},
+    {"f16", 3, 1, 0, 0},
+    {"f16", 20, 100, 0, MARLIN_OUTPUT_BIAS},
+    {"bf16", 18, 99, 0, 0},
 };
+#define NUM_PACKED 9
 #define NUM_WEIGHTS (int)(sizeof weights / sizeof *weights)
 /* One row, a pair, and counts that take every block of rows a set has: 16, 8, 4, 2, 1. */
 static const int row_counts[] = {1, 2, 7, 19};
 #define NUM_ROW_COUNTS 4
 
-/* Weights at bindings 1 to 3, as embed and the linear kernels have them. */
+/* Weights at bindings 1 to 3, where embed and the linear kernels have them. */
 static void add_weight(test_case *c, marlin_dispatch *record, const weight_shape *w)
 {
-    if (!w->bits) {
-        int values = w->bytes == 4 ? add_floats(c, INPUT, w->n * w->k, -1.0f, 1.0f)
-                                   : add_halves(c, INPUT, w->n * w->k);
+    if (!w->group) {
+        bool is_f32 = w->weight[1] == '3';
+        int values = is_f32 ? add_floats(c, INPUT, w->n * w->k, -1.0f, 1.0f)
+                            : add_halves(c, INPUT, w->n * w->k);
         bind(c, record, 1, values, MARLIN_READ);
         return;
     }
+    int bits = w->weight[3] == '8' ? 8 : 4;
     int64_t padded = (w->n + MARLIN_ROW_TILE - 1) / MARLIN_ROW_TILE * MARLIN_ROW_TILE;
-    bind(c, record, 1, add_random_bytes(c, padded * w->k * w->bits / 8), MARLIN_READ);
+    bind(c, record, 1, add_random_bytes(c, padded * w->k * bits / 8), MARLIN_READ);
     int num_scales = w->flags & MARLIN_WEIGHT_BIAS ? 2 : 1;
     for (int i = 0; i < num_scales; i++) {
         int64_t count = padded * (w->k / w->group);
@@ -52,6 +47,22 @@ static void add_weight(test_case *c, marlin_dispatch *record, const weight_shape
                                                  : add_halves(c, INPUT, count);
         bind(c, record, 2 + i, scales, MARLIN_READ);
     }
+}
+
+marlin_dispatch *add_linear(test_case *c, const weight_shape *w, int rows_var, int rows, int x,
+                            int y)
+{
+    struct LinearParams p = {
+        .rows_var = rows_var, .n = w->n, .k = w->k, .group_size = w->group, .flags = w->flags};
+    char kernel[32];
+    snprintf(kernel, sizeof kernel, "%s_%s", rows > 1 ? "matmul" : "matvec", w->weight);
+    marlin_dispatch *record = add_record(c, kernel, &p, sizeof p, 6);
+    bind(c, record, 0, x, MARLIN_READ);
+    add_weight(c, record, w);
+    if (w->flags & MARLIN_OUTPUT_BIAS)
+        bind(c, record, 4, add_floats(c, INPUT, w->n, -1.0f, 1.0f), MARLIN_READ);
+    bind(c, record, 5, y, MARLIN_WRITE);
+    return record;
 }
 
 /* Activations that int8 holds exactly: codes with a 127 in each group of 32, times 2^-7. So every
@@ -67,29 +78,19 @@ static int add_exact_activations(test_case *c, int64_t count)
     return number;
 }
 
-/* Variants: the first half has activations that quantize exactly where weights are packed. */
+/* Each shape with each number of rows, packed ones with activations that quantize exactly; then
+ * packed ones again with any activations. */
 test_case *make_linear(int variant)
 {
-    const weight_shape *w = &weights[variant / NUM_ROW_COUNTS % NUM_WEIGHTS];
-    int rows = row_counts[variant % NUM_ROW_COUNTS];
-    bool exact = w->bits && variant < NUM_WEIGHTS * NUM_ROW_COUNTS;
-    const char *kernel = rows > 1 ? "matmul" : "matvec";
-    test_case *c = new_case(100 + variant, "%s_%s n=%d k=%d group=%d rows=%d x=%s", kernel,
-                            w->weight, w->n, w->k, w->group, rows, exact ? "exact" : "random");
-    struct LinearParams p = {
-        .rows_var = 2, .n = w->n, .k = w->k, .group_size = w->group, .flags = w->flags};
-    char name[32];
-    strcpy(name, kernel);
-    strcat(strcat(name, "_"), w->weight);
-    marlin_dispatch *record = add_record(c, name, &p, sizeof p, 6);
+    int shape = variant / NUM_ROW_COUNTS, rows = row_counts[variant % NUM_ROW_COUNTS];
+    bool exact = shape < NUM_PACKED;
+    const weight_shape *w = &weights[shape % NUM_WEIGHTS];
+    test_case *c = new_case(100 + variant, "linear_%s n=%d k=%d group=%d rows=%d%s", w->weight,
+                            w->n, w->k, w->group, rows, exact ? " exact x" : "");
     int x = exact ? add_exact_activations(c, rows * w->k)
                   : add_floats(c, INPUT, rows * w->k, -1.5f, 1.0f);
-    bind(c, record, 0, x, MARLIN_READ);
-    add_weight(c, record, w);
-    if (w->flags & MARLIN_OUTPUT_BIAS)
-        bind(c, record, 4, add_floats(c, INPUT, w->n, -1.0f, 1.0f), MARLIN_READ);
-    block_kind kind = exact ? EXACT : w->bits ? QUANTIZED : SUMMED;
-    bind(c, record, 5, add_bytes(c, kind, 4 * rows * w->n), MARLIN_WRITE);
+    int y = add_bytes(c, exact ? EXACT : w->group ? QUANTIZED : SUMMED, 4 * rows * w->n);
+    add_linear(c, w, 2, rows, x, y);
     c->vars[2] = rows;
     return c;
 }
@@ -102,9 +103,9 @@ test_case *make_embed(int variant)
                             w->k, w->group);
     struct EmbedParams p = {
         .rows_var = 0, .vocab_size = w->n, .dim = w->k, .group_size = w->group, .flags = w->flags};
-    char name[32] = "embed_";
-    strcat(name, w->weight);
-    marlin_dispatch *record = add_record(c, name, &p, sizeof p, 5);
+    char kernel[32];
+    snprintf(kernel, sizeof kernel, "embed_%s", w->weight);
+    marlin_dispatch *record = add_record(c, kernel, &p, sizeof p, 5);
     int32_t token_ids[] = {w->n - 1, 0, w->n / 2};
     bind(c, record, 0, add_integers(c, rows, token_ids), MARLIN_READ);
     add_weight(c, record, w);
@@ -179,7 +180,20 @@ static const ggml_type types[] = {
     {"Q6_K", MARLIN_GGML_Q6_K, 256, 210, 8, 16, 4, false},
 };
 
-/* Any bytes are a block. Variants past the types permute rows of heads. */
+/* Random blocks whose float16 scales, first or last in a block, are finite. */
+static int add_ggml_blocks(test_case *c, const ggml_type *type, int64_t count)
+{
+    int number = add_random_bytes(c, count * type->bytes);
+    for (int64_t i = 0; i < count; i++) {
+        uint8_t *p = c->blocks[number - 1].data + i * type->bytes;
+        p[1] &= 0xbf;
+        p[3] &= 0xbf;
+        p[type->bytes - 1] &= 0xbf;
+    }
+    return number;
+}
+
+/* Variants past the types permute rows of heads. */
 test_case *make_repack(int variant)
 {
     const ggml_type *type = &types[variant % 8];
@@ -188,8 +202,7 @@ test_case *make_repack(int variant)
     struct RepackParams p = {.type = type->type, .n = n, .k = k, .permute_heads = heads};
     marlin_dispatch *record = add_record(c, "repack", &p, sizeof p, 4);
     int64_t padded = 32, scale_bytes = padded * (k / type->group) * type->scale_bytes;
-    int source = add_random_bytes(c, (int64_t)n * (k / type->values) * type->bytes);
-    bind(c, record, 0, source, MARLIN_READ);
+    bind(c, record, 0, add_ggml_blocks(c, type, (int64_t)n * (k / type->values)), MARLIN_READ);
     bind(c, record, 1, add_bytes(c, EXACT, padded * k * type->bits / 8), MARLIN_WRITE);
     bind(c, record, 2, add_bytes(c, EXACT, scale_bytes), MARLIN_WRITE);
     if (type->has_bias) bind(c, record, 3, add_bytes(c, EXACT, scale_bytes), MARLIN_WRITE);
@@ -208,7 +221,7 @@ test_case *make_probe(int variant)
 }
 
 const case_family case_families[] = {
-    {make_linear, 2 * NUM_WEIGHTS * NUM_ROW_COUNTS},
+    {make_linear, (NUM_WEIGHTS + NUM_PACKED) * NUM_ROW_COUNTS},
     {make_embed, NUM_WEIGHTS},
     {make_rms_norm, 4},
     {make_rows, 3},

@@ -105,7 +105,11 @@ def test_generate_passes_sampling_and_stop_strings_on():
 
 @pytest.mark.parametrize(
     ("words", "param"),
-    [(["--temperature", "3"], "temperature"), (["--top-p", "2"], "top_p"), (["--stop", ""], "stop")],
+    [
+        (["--temperature", "3"], "temperature"),
+        (["--top-p", "2"], "top_p"),
+        (["--stop", ""], "stop"),
+    ],
 )
 def test_generate_refuses_what_the_server_refuses(words, param):
     with pytest.raises(RequestError, match=param):
