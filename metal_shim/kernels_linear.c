@@ -50,7 +50,8 @@ typedef struct {
     const uint8_t *biases;
     const float *output_bias;
     float *y;
-    int64_t n, k, groups_of_32, scale_groups, groups_per_scale;
+    int64_t n, k, groups_of_32, scale_groups;
+    int scale_shift; /* log2 of the groups of 32 that share a scale */
     int scale_f32;
     const int8_t *x_codes;
     const act_group *x_groups;
@@ -200,7 +201,7 @@ typedef struct {
 INLINE group_scales load_scales(const linear *a, weight_kind kind, int64_t tile, int64_t g,
                                 int64_t lane)
 {
-    int64_t at = (tile * a->scale_groups + g / a->groups_per_scale) * 16 + lane;
+    int64_t at = (tile * a->scale_groups + (g >> a->scale_shift)) * 16 + lane;
     if (kind == INT8_G16) at = (tile * a->scale_groups + g * 2) * 16 + lane;
     return (group_scales){
         .scale[0] = load_scale(a, kind, a->scales, at),
@@ -333,13 +334,12 @@ INLINE int run_linear(const marlin_call *call, int64_t begin, int64_t end, weigh
         .k = p->k,
         .groups_of_32 = p->k / MARLIN_ACT_GROUP,
         .scale_groups = p->k / p->group_size,
-        .groups_per_scale = p->group_size / MARLIN_ACT_GROUP,
+        .scale_shift = p->group_size == 128 ? 2 : p->group_size == 64 ? 1 : 0,
         .scale_f32 = (p->flags & MARLIN_SCALE_F32) != 0,
         .x_codes = (const int8_t *)call->prepared,
         .x_groups = (const act_group *)(call->prepared + rows * p->k),
     };
     a.x_begins = (const act_begin *)(a.x_groups + rows * a.groups_of_32);
-    if (kind == INT8_G16) a.groups_per_scale = 1;
     int64_t row = 0;
     for (; rows - row >= MAX_ROW_BLOCK; row += MAX_ROW_BLOCK)
         run_tiles(&a, kind, MAX_ROW_BLOCK, row, begin, end);
