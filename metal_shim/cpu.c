@@ -14,6 +14,9 @@
 
 #include "cpu.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #if defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #elif defined(__APPLE__)
@@ -66,8 +69,10 @@ extern const marlin_isa marlin_isa_avx2;
 static int has_avx2(void)
 {
     __builtin_cpu_init();
+    unsigned eax, ebx, ecx, edx;
+    /* Not every clang's __builtin_cpu_supports() knows f16c. */
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-           __builtin_cpu_supports("f16c");
+           __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
 }
 #endif
 

@@ -56,7 +56,7 @@ typedef struct {
 /* Row limits gathered while a program is checked: vars[v] may be at most limit[v]. */
 typedef struct {
     const marlin_call *call;
-    int32_t num_bindings;
+    const marlin_binding *bindings; /* of the record */
     int64_t limit[MARLIN_MAX_VARS];
     const char *problem; /* NULL: the call is sound */
     int binding;         /* the binding at fault, or -1 */

@@ -20,13 +20,25 @@ static void require(marlin_check *c, bool holds, const char *problem)
     if (!holds) refuse(c, -1, problem);
 }
 
-static void need(marlin_check *c, int binding, int64_t bytes)
+/* alignment: bytes of the binding's largest element. */
+static void need(marlin_check *c, int binding, int alignment, int64_t bytes)
 {
-    if (!c->problem && c->call->bytes[binding] < bytes)
+    if (c->problem) return;
+    if (c->call->bytes[binding] < bytes)
         refuse(c, binding, "is smaller than the parameters ask");
+    else if ((uintptr_t)c->call->at[binding] % alignment != 0)
+        refuse(c, binding, "begins where its elements cannot be read");
 }
 
-/* The binding holds row_bytes for each of vars[var] * rows_per_var rows (and `extra` more rows). */
+/* The kernel writes the binding: barriers must know, and a mapped file cannot be written. */
+static void writes(marlin_check *c, int binding)
+{
+    if (!c->problem && !(c->bindings[binding].access & MARLIN_WRITE))
+        refuse(c, binding, "is written but not declared so");
+}
+
+/* The binding holds row_bytes for each of vars[var] * rows_per_var rows (and `extra` more rows), of
+ * elements of 4 bytes. */
 static void need_rows(marlin_check *c, int binding, int32_t var, int64_t rows_per_var,
                       int64_t extra, int64_t row_bytes)
 {
@@ -40,67 +52,76 @@ static void need_rows(marlin_check *c, int binding, int32_t var, int64_t rows_pe
         refuse(c, binding, "does not hold one row");
     else if (rows < c->limit[var])
         c->limit[var] = rows;
+    need(c, binding, 4, 0);
 }
 
 /* ---- embedding and linear layers ---- */
 
+typedef enum { DENSE, PACKED_INT8, PACKED_INT4, PACKED_FP4 } packed_kind;
+
 static void check_packed(marlin_check *c, int64_t n, int64_t k, uint32_t group, uint32_t flags,
-                         int bits)
+                         packed_kind kind)
 {
+    int bits = kind == PACKED_INT8 ? 8 : 4;
     bool group_known = group == 32 || group == 64 || group == 128 || (group == 16 && bits == 8);
     require(c, group_known, "has a group size other than 32, 64 or 128 (16 for int8)");
+    bool has_bias = flags & MARLIN_WEIGHT_BIAS;
+    require(c, has_bias || kind != PACKED_INT4, "int4 needs a weight bias");
+    require(c, !has_bias || (kind != PACKED_FP4 && group != 16),
+            "fp4 and int8 in groups of 16 have no weight bias");
     if (c->problem) return;
     require(c, k % 32 == 0 && k % group == 0,
             "has a width that is no multiple of 32 and of the group size");
     int64_t padded = (n + MARLIN_ROW_TILE - 1) / MARLIN_ROW_TILE * MARLIN_ROW_TILE;
-    int64_t scale_bytes = padded * (k / group) * (flags & MARLIN_SCALE_F32 ? 4 : 2);
-    need(c, 1, padded * k * bits / 8);
-    need(c, 2, scale_bytes);
-    if (flags & MARLIN_WEIGHT_BIAS) need(c, 3, scale_bytes);
+    int value_bytes = flags & MARLIN_SCALE_F32 ? 4 : 2;
+    int64_t scale_bytes = padded * (k / group) * value_bytes;
+    need(c, 1, 4, padded * k * bits / 8);
+    need(c, 2, value_bytes, scale_bytes);
+    if (has_bias) need(c, 3, value_bytes, scale_bytes);
 }
 
-static void check_embed(marlin_check *c, int value_bytes, int bits, bool needs_bias)
+static void check_embed(marlin_check *c, int value_bytes, packed_kind kind)
 {
     const struct EmbedParams *p = c->call->params;
     require(c, p->dim >= 1 && p->dim <= MAX_DIM, "has a dim out of range");
     require(c, p->vocab_size >= 1 && p->vocab_size <= MAX_VOCAB, "has a vocab_size out of range");
-    if (needs_bias) require(c, p->flags & MARLIN_WEIGHT_BIAS, "int4 needs a weight bias");
     if (c->problem) return;
-    if (value_bytes)
-        need(c, 1, (int64_t)p->vocab_size * p->dim * value_bytes);
+    if (kind == DENSE)
+        need(c, 1, value_bytes, (int64_t)p->vocab_size * p->dim * value_bytes);
     else
-        check_packed(c, p->vocab_size, p->dim, p->group_size, p->flags, bits);
+        check_packed(c, p->vocab_size, p->dim, p->group_size, p->flags, kind);
     need_rows(c, 0, p->rows_var, 1, 0, 4);
     need_rows(c, 4, p->rows_var, 1, 0, 4 * (int64_t)p->dim);
+    writes(c, 4);
 }
 
-static void check_embed_f32(marlin_check *c) { check_embed(c, 4, 0, false); }
-static void check_embed_half(marlin_check *c) { check_embed(c, 2, 0, false); }
-static void check_embed_int8(marlin_check *c) { check_embed(c, 0, 8, false); }
-static void check_embed_int4(marlin_check *c) { check_embed(c, 0, 4, true); }
-static void check_embed_fp4(marlin_check *c) { check_embed(c, 0, 4, false); }
+static void check_embed_f32(marlin_check *c) { check_embed(c, 4, DENSE); }
+static void check_embed_half(marlin_check *c) { check_embed(c, 2, DENSE); }
+static void check_embed_int8(marlin_check *c) { check_embed(c, 0, PACKED_INT8); }
+static void check_embed_int4(marlin_check *c) { check_embed(c, 0, PACKED_INT4); }
+static void check_embed_fp4(marlin_check *c) { check_embed(c, 0, PACKED_FP4); }
 
-static void check_linear(marlin_check *c, int value_bytes, int bits, bool needs_bias)
+static void check_linear(marlin_check *c, int value_bytes, packed_kind kind)
 {
     const struct LinearParams *p = c->call->params;
     require(c, p->n >= 1 && p->n <= MAX_VOCAB, "has an n out of range");
     require(c, p->k >= 1 && p->k <= MAX_DIM, "has a k out of range");
-    if (needs_bias) require(c, p->flags & MARLIN_WEIGHT_BIAS, "int4 needs a weight bias");
     if (c->problem) return;
-    if (value_bytes)
-        need(c, 1, (int64_t)p->n * p->k * value_bytes);
+    if (kind == DENSE)
+        need(c, 1, value_bytes, (int64_t)p->n * p->k * value_bytes);
     else
-        check_packed(c, p->n, p->k, p->group_size, p->flags, bits);
-    if (p->flags & MARLIN_OUTPUT_BIAS) need(c, 4, 4 * (int64_t)p->n);
+        check_packed(c, p->n, p->k, p->group_size, p->flags, kind);
+    if (p->flags & MARLIN_OUTPUT_BIAS) need(c, 4, 4, 4 * (int64_t)p->n);
     need_rows(c, 0, p->rows_var, 1, 0, 4 * (int64_t)p->k);
     need_rows(c, 5, p->rows_var, 1, 0, 4 * (int64_t)p->n);
+    writes(c, 5);
 }
 
-static void check_linear_f32(marlin_check *c) { check_linear(c, 4, 0, false); }
-static void check_linear_half(marlin_check *c) { check_linear(c, 2, 0, false); }
-static void check_linear_int8(marlin_check *c) { check_linear(c, 0, 8, false); }
-static void check_linear_int4(marlin_check *c) { check_linear(c, 0, 4, true); }
-static void check_linear_fp4(marlin_check *c) { check_linear(c, 0, 4, false); }
+static void check_linear_f32(marlin_check *c) { check_linear(c, 4, DENSE); }
+static void check_linear_half(marlin_check *c) { check_linear(c, 2, DENSE); }
+static void check_linear_int8(marlin_check *c) { check_linear(c, 0, PACKED_INT8); }
+static void check_linear_int4(marlin_check *c) { check_linear(c, 0, PACKED_INT4); }
+static void check_linear_fp4(marlin_check *c) { check_linear(c, 0, PACKED_FP4); }
 
 static int64_t units_linear(const marlin_call *call)
 {
@@ -125,8 +146,10 @@ static void check_rms_norm(marlin_check *c)
     int64_t row_bytes = 4 * (int64_t)p->dim;
     need_rows(c, 0, p->rows_var, p->rows_per_var, 0, row_bytes);
     if (p->has_delta) need_rows(c, 1, p->rows_var, p->rows_per_var, 0, row_bytes);
-    need(c, 2, row_bytes);
+    need(c, 2, 4, row_bytes);
     need_rows(c, 3, p->rows_var, p->rows_per_var, 0, row_bytes);
+    if (p->has_delta) writes(c, 0);
+    writes(c, 3);
 }
 
 static int64_t units_rms_norm(const marlin_call *call)
@@ -141,8 +164,9 @@ static void check_rope_table(marlin_check *c)
     require(c, p->half_dim >= 1 && p->half_dim <= 4096, "has a half_dim out of range");
     if (c->problem) return;
     need_rows(c, 0, p->rows_var, 1, 0, 4);
-    need(c, 1, 4 * (int64_t)p->half_dim);
+    need(c, 1, 4, 4 * (int64_t)p->half_dim);
     need_rows(c, 2, p->rows_var, 1, 0, 8 * (int64_t)p->half_dim);
+    writes(c, 2);
 }
 
 static void check_cache(marlin_check *c, int k_binding, uint32_t kv_heads, uint32_t dim,
@@ -157,8 +181,8 @@ static void check_cache(marlin_check *c, int k_binding, uint32_t kv_heads, uint3
     require(c, (int64_t)num_blocks * block_size <= INT32_MAX, "has more slots than an int32 holds");
     if (c->problem) return;
     int64_t bytes = (int64_t)num_blocks * block_size * kv_heads * dim * 2;
-    need(c, k_binding, bytes);
-    need(c, k_binding + 1, bytes);
+    need(c, k_binding, 2, bytes);
+    need(c, k_binding + 1, 2, bytes);
 }
 
 static void check_rope_kv_write(marlin_check *c)
@@ -172,6 +196,8 @@ static void check_rope_kv_write(marlin_check *c)
     need_rows(c, 2, p->rows_var, 1, 0, 4 * (int64_t)p->num_kv_heads * p->head_dim);
     need_rows(c, 3, p->rows_var, 1, 0, 4 * (int64_t)p->head_dim);
     need_rows(c, 4, p->rows_var, 1, 0, 4);
+    static const int written[] = {0, 1, 5, 6};
+    for (int i = 0; i < 4; i++) writes(c, written[i]);
 }
 
 static void check_silu_mul(marlin_check *c)
@@ -180,6 +206,7 @@ static void check_silu_mul(marlin_check *c)
     require(c, p->dim >= 1 && p->dim <= MAX_DIM, "has a dim out of range");
     if (c->problem) return;
     for (int i = 0; i < 3; i++) need_rows(c, i, p->rows_var, 1, 0, 4 * (int64_t)p->dim);
+    writes(c, 2);
 }
 
 static void check_gather_rows(marlin_check *c)
@@ -188,7 +215,9 @@ static void check_gather_rows(marlin_check *c)
     require(c, p->dim >= 1 && p->dim <= MAX_DIM, "has a dim out of range");
     if (c->problem) return;
     need_rows(c, 0, p->rows_var, 1, 0, 4);
+    need(c, 1, 4, 0); /* the kernel checks each row that it takes */
     need_rows(c, 2, p->rows_var, 1, 0, 4 * (int64_t)p->dim);
+    writes(c, 2);
 }
 
 /* ---- attention ---- */
@@ -214,11 +243,12 @@ static void check_attention(marlin_check *c)
     if (c->problem) return;
     int64_t row_bytes = 4 * (int64_t)p->num_heads * p->head_dim;
     check_cache(c, 1, p->num_kv_heads, p->head_dim, p->block_size, p->num_blocks);
-    need(c, 0, row_bytes);
-    need(c, 3, 4 * (int64_t)p->table_stride);
+    need(c, 0, 4, row_bytes);
+    need(c, 3, 4, 4 * (int64_t)p->table_stride);
     need_rows(c, 4, p->tiles_var, 1, 0, 16);
     /* Rows come from the tiles, which the kernel checks against binding 0. */
-    need(c, 5, c->call->bytes[0] / row_bytes * row_bytes);
+    need(c, 5, 4, c->call->bytes[0] / row_bytes * row_bytes);
+    writes(c, 5);
 }
 
 static int64_t partial_bytes(const struct AttentionParams *p)
@@ -235,10 +265,11 @@ static void check_attention_split(marlin_check *c)
     check_cache(c, 1, p->num_kv_heads, p->head_dim, p->block_size, p->num_blocks);
     require(c, p->max_splits >= 1 && p->max_splits <= (1 << 20), "has a max_splits out of range");
     if (c->problem) return;
-    need(c, 0, row_bytes);
-    need(c, 3, 4 * (int64_t)p->table_stride);
+    need(c, 0, 4, row_bytes);
+    need(c, 3, 4, 4 * (int64_t)p->table_stride);
     need_rows(c, 4, p->tiles_var, 1, 0, 16);
-    need(c, 5, c->call->bytes[0] / row_bytes * partial_bytes(p));
+    need(c, 5, 4, c->call->bytes[0] / row_bytes * partial_bytes(p));
+    writes(c, 5);
     require(c, p->splits_var >= 0 && p->splits_var < MARLIN_MAX_VARS, "names a var out of range");
     if (!c->problem && c->limit[p->splits_var] > p->max_splits)
         c->limit[p->splits_var] = p->max_splits;
@@ -251,9 +282,10 @@ static void check_attention_combine(marlin_check *c)
     if (c->problem) return;
     require(c, p->max_splits >= 1 && p->max_splits <= (1 << 20), "has a max_splits out of range");
     if (c->problem) return;
-    need(c, 0, partial_bytes(p));
+    need(c, 0, 4, partial_bytes(p));
     need_rows(c, 4, p->tiles_var, 1, 0, 16);
-    need(c, 5, c->call->bytes[0] / partial_bytes(p) * 4 * p->num_heads * p->head_dim);
+    need(c, 5, 4, c->call->bytes[0] / partial_bytes(p) * 4 * p->num_heads * p->head_dim);
+    writes(c, 5);
 }
 
 static int64_t units_attention(const marlin_call *call)
@@ -296,7 +328,9 @@ static void check_penalize(marlin_check *c)
 {
     const struct SampleParams *p = c->call->params;
     check_vocab(c, 3);
+    need(c, 1, 4, 0); /* the kernel checks each entry that it takes */
     need_rows(c, 2, p->rows_var, 1, 1, 4);
+    writes(c, 0);
 }
 
 static void check_sample(marlin_check *c)
@@ -304,6 +338,7 @@ static void check_sample(marlin_check *c)
     const struct SampleParams *p = c->call->params;
     check_vocab(c, 1);
     need_rows(c, 2, p->rows_var, 1, 0, 4);
+    writes(c, 2);
 }
 
 static int64_t scratch_sample(const marlin_call *call)
@@ -334,16 +369,17 @@ static void check_repack(marlin_check *c)
         p->type == MARLIN_GGML_Q4_0 || p->type == MARLIN_GGML_Q4_1 || p->type == MARLIN_GGML_Q4_K;
     bool has_bias =
         p->type != MARLIN_GGML_Q5_0 && p->type != MARLIN_GGML_Q8_0 && p->type != MARLIN_GGML_Q6_K;
-    int64_t group = p->type == MARLIN_GGML_Q6_K ? 16 : 32,
-            scale_bytes = p->type >= MARLIN_GGML_Q4_K ? 4 : 2;
+    int group = p->type == MARLIN_GGML_Q6_K ? 16 : 32;
+    int scale_bytes = p->type >= MARLIN_GGML_Q4_K ? 4 : 2;
     int64_t padded = ((int64_t)p->n + MARLIN_ROW_TILE - 1) / MARLIN_ROW_TILE * MARLIN_ROW_TILE;
-    need(c, 0, (int64_t)p->n * (p->k / values) * block_bytes[p->type]);
-    need(c, 1, padded * p->k / (four_bits ? 2 : 1));
-    need(c, 2, padded * (p->k / group) * scale_bytes);
+    need(c, 0, 1, (int64_t)p->n * (p->k / values) * block_bytes[p->type]);
+    need(c, 1, 4, padded * p->k / (four_bits ? 2 : 1));
+    need(c, 2, scale_bytes, padded * (p->k / group) * scale_bytes);
     if (has_bias)
-        need(c, 3, padded * (p->k / group) * scale_bytes);
+        need(c, 3, scale_bytes, padded * (p->k / group) * scale_bytes);
     else
         require(c, c->call->bytes[3] == 0, "has a bias that its block type lacks");
+    for (int i = 1; i < (has_bias ? 4 : 3); i++) writes(c, i);
 }
 
 static int64_t units_repack(const marlin_call *call)
@@ -364,14 +400,15 @@ static void check_probe_dot(marlin_check *c)
 {
     const struct ProbeParams *p = c->call->params;
     require(c, p->num_units >= 1, "has no units");
-    need(c, 1, 4 * (int64_t)p->num_units);
+    need(c, 1, 4, 4 * (int64_t)p->num_units);
+    writes(c, 1);
 }
 
 static void check_probe_read(marlin_check *c)
 {
     const struct ProbeParams *p = c->call->params;
     check_probe_dot(c);
-    need(c, 0, (int64_t)p->num_units * MARLIN_PROBE_BYTES);
+    need(c, 0, 1, (int64_t)p->num_units * MARLIN_PROBE_BYTES);
 }
 
 static int64_t units_probe(const marlin_call *call)

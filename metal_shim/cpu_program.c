@@ -87,9 +87,6 @@ static int bind(marlin_program *program, int index, const marlin_dispatch *recor
             return marlin_fail(MARLIN_EINVAL,
                                "dispatch %d (%s): binding %d writes buffer %d, which is read-only",
                                index, it->kernel->name, i, b->buffer);
-        if (b->offset % 2 != 0)
-            return marlin_fail(MARLIN_EINVAL, "dispatch %d (%s): binding %d is at an odd offset",
-                               index, it->kernel->name, i);
         it->call.at[i] = buffer->memory + b->offset;
         it->call.bytes[i] = b->bytes;
         buffer->holds++;
@@ -127,7 +124,7 @@ static int add_item(marlin_program *program, int index, const marlin_dispatch *r
     if (code != MARLIN_OK) return code;
     it->call.params = it->params;
     it->call.vars = program->vars;
-    marlin_check check = {.call = &it->call, .num_bindings = record->num_bindings, .binding = -1};
+    marlin_check check = {.call = &it->call, .bindings = record->bindings, .binding = -1};
     memcpy(check.limit, program->limit, sizeof check.limit);
     it->kernel->check(&check);
     if (check.problem && check.binding >= 0)
@@ -290,6 +287,16 @@ static void fetch_ahead(void *context, int worker)
         __builtin_prefetch(call->at[1] + (first + memory->ahead_line) * 64, 0, 2);
 }
 
+/* Whether a dispatch of this replay, before `index`, has quantized its input to the shared area: the
+ * owner may lie before the replay's first dispatch, or be skipped for an empty grid. */
+static int is_prepared(const marlin_program *program, int32_t index)
+{
+    int32_t owner = program->items[index].owner;
+    for (int32_t i = owner > program->first ? owner : program->first; i < index; i++)
+        if (program->items[i].owner == owner && !grid_is_empty(&program->items[i])) return 1;
+    return 0;
+}
+
 /* Quantize a linear kernel's input, or find it done. Returns where it is. Every worker takes the
  * same branch, so all of them come to the meeting or none does. */
 static uint8_t *prepare(marlin_program *program, int32_t index, int worker)
@@ -306,7 +313,7 @@ static uint8_t *prepare(marlin_program *program, int32_t index, int worker)
         return memory->rows;
     }
     uint8_t *shared = program->shared + it->prepared;
-    if (it->owner != index && it->owner >= program->first) return shared;
+    if (is_prepared(program, index)) return shared;
     int num_workers = marlin_pool_size(program->device->pool);
     atomic_llong *next_row = &program->counters[index * num_workers].next_row;
     for (;;) {

@@ -50,8 +50,8 @@ typedef struct {
 
 typedef struct {
     int32_t buffer; /* id, or 0: not bound */
-    int32_t access; /* MARLIN_READ | MARLIN_WRITE */
-    int64_t offset; /* bytes */
+    int32_t access; /* MARLIN_READ | MARLIN_WRITE: at least what the kernel does */
+    int64_t offset; /* bytes; the address is a multiple of the elements' size */
     int64_t bytes;
 } marlin_binding;
 

@@ -17,10 +17,9 @@ from marlin.text.tokenizer import Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-# Tokens of a prefill step. Larger steps read the weights less often; this many already hide that
-# read
-# behind arithmetic, and an aborted prefill is noticed within one step.
-PREFILL_STEP_TOKENS = 512
+# Tokens of a prefill step. A step reads the weights once; this many hide that read behind arithmetic
+# (docs/performance.md), keep activations in the second-level cache, and let an abort be noticed soon.
+PREFILL_STEP_TOKENS = 256
 # The KV cache may take this share of the machine's memory when the user names no context.
 MAX_KV_MEMORY_SHARE = 0.25
 

@@ -79,6 +79,7 @@ def test_int8_activations_are_no_farther_from_float32_than_the_recorded_engine(
     assert np.quantile(found, 0.99) <= allowed["p99_abs"]
 
 
+@pytest.mark.slow  # writes 540 MB
 @pytest.mark.parametrize("isa", FAST_SETS)
 def test_float32_weights_agree_but_for_the_float16_cache(float_folder, reference, isa):
     with running(float_folder, isa=isa, sequences=16) as runner:
@@ -111,7 +112,6 @@ def may_part(item, index, ours):
 @pytest.mark.parametrize("isa", FAST_SETS)
 def test_greedy_answers_are_the_recorded_ones_up_to_a_near_tie(demo_model_path, reference, isa):
     loaded = load_engine(demo_model_path, isa=isa, max_context_tokens=256)
-    num_whole = 0
     try:
         for item in reference["items"]:
             recorded = item["greedy_ids"]
@@ -120,7 +120,5 @@ def test_greedy_answers_are_the_recorded_ones_up_to_a_near_tie(demo_model_path, 
             index = next((index for index, pair in pairs if pair[0] != pair[1]), None)
             assert index is None or may_part(item, index, ours), (item["prompt"], index, ours)
             assert index is not None or len(ours) == len(recorded)
-            num_whole += index is None
     finally:
         loaded.engine.close()
-    print(f"{num_whole} of {len(reference['items'])} answers are the recorded ones to the end")

@@ -100,14 +100,16 @@ def open_device(isa, num_threads=2):
 
 
 @contextmanager
-def running(path, *, isa=None, max_step_tokens=64, context=512, sequences=1, blocks=None):
+def running(
+    path, *, isa=None, num_threads=2, max_step_tokens=64, context=512, sequences=1, blocks=None
+):
     """A Runner of the model at `path`.
 
     Args:
         context: tokens of the contiguous cache.
         blocks: (number, tokens each) of a paged cache instead; a sequence may hold all of them.
     """
-    device = open_device(isa)
+    device = open_device(isa, num_threads)
     try:
         model = LlamaModel(open_checkpoint(path, device))
         config = model.config

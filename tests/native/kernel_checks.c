@@ -35,18 +35,18 @@ static void check_isa(const test_case *c, marlin_device *const on[NUM_THREAD_COU
                       const char *isa, uint8_t *const reference[MAX_BLOCKS])
 {
     uint8_t *first[MAX_BLOCKS], *other[MAX_BLOCKS];
-    int code = run_case(c, on[0], first), block = 0;
+    int code = run_case(c, on[0], first);
     if (!check(code == MARLIN_OK, "%s: %s runs", isa, c->name)) {
         printf("        %s\n", marlin_last_error());
         return;
     }
-    block = close_enough(c, reference, first);
-    check(!block, "%s: %s agrees with scalar (block %d)", isa, c->name, block);
+    int differs = close_enough(c, reference, first);
+    check(!differs, "%s: %s agrees with scalar (block %d)", isa, c->name, differs);
     for (int i = 1; i < NUM_THREAD_COUNTS; i++) {
         code = run_case(c, on[i], other);
-        block = code == MARLIN_OK ? same_bits(c, first, other) : -1;
-        check(!block, "%s: %s has the same bits with %d threads (block %d)", isa, c->name,
-              thread_counts[i], block);
+        differs = code == MARLIN_OK ? same_bits(c, first, other) : -1;
+        check(!differs, "%s: %s has the same bits with %d threads (block %d)", isa, c->name,
+              thread_counts[i], differs);
         if (code == MARLIN_OK) free_results(other);
     }
     free_results(first);

@@ -182,7 +182,7 @@ void check_index_errors(void)
 static int open_code(int num_threads, const char *isa)
 {
     marlin_device_options options = {.num_threads = num_threads};
-    memcpy(options.isa, isa, strnlen(isa, sizeof options.isa));
+    memcpy(options.isa, isa, strlen(isa));
     marlin_device *device = NULL;
     int code = marlin_device_open(&options, &device);
     marlin_device_close(device);

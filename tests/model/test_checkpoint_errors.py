@@ -1,0 +1,247 @@
+"""A model file that cannot be run costs one ModelFileError that names file and tensor, no crash."""
+
+import json
+import os
+import re
+
+import gguf_builder
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from tiny_models import open_device, random_tensors, tiny_config, write_folder
+
+from marlin.errors import MarlinError, ModelFileError
+from marlin.models.checkpoint import open_checkpoint
+from marlin.models.llama import LlamaModel
+from marlin.quantize import quantize
+from marlin.weights.names import gguf_name
+
+DOWN = "model.layers.1.mlp.down_proj"
+NORM = "model.layers.0.input_layernorm.weight"
+
+
+@pytest.fixture(scope="module")
+def device():
+    opened = open_device(None)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A good folder in Hugging Face form."""
+    config = tiny_config(head_dim=32, intermediate_dim=128)
+    return write_folder(tmp_path / "model", config, random_tensors(config, seed=0))
+
+
+@pytest.fixture
+def native(folder, tmp_path):
+    """A good native folder."""
+    quantize(folder, tmp_path / "native", "int4", 32, progress=lambda done, total: None)
+    return str(tmp_path / "native")
+
+
+def change_tensors(folder, change):
+    """Rewrite a folder's weights after change(tensors)."""
+    path = os.path.join(folder, "model.safetensors")
+    tensors = dict(load_file(path))
+    change(tensors)
+    save_file(tensors, path)
+
+
+def change_config(folder, **values):
+    path = os.path.join(folder, "config.json")
+    with open(path, encoding="utf-8") as file:
+        config = json.load(file)
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(config | values, file)
+
+
+def refusal(path, device):
+    """The text of the ModelFileError that loading gives; it names the file or folder."""
+    with pytest.raises(ModelFileError) as caught:
+        LlamaModel(open_checkpoint(path, device))
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def write_gguf(path, change=lambda tensors: None, metadata=()):
+    """A tiny llama GGUF of F32 tensors; change() edits {GGUF name: (kind, shape, raw bytes)}."""
+    config = tiny_config(head_dim=32)
+    entries = [
+        ("general.architecture", "str", "llama"),
+        ("llama.context_length", "u32", 512),
+        ("llama.embedding_length", "u32", 64),
+        ("llama.block_count", "u32", 2),
+        ("llama.feed_forward_length", "u32", 96),
+        ("llama.attention.head_count", "u32", 4),
+        ("llama.attention.head_count_kv", "u32", 2),
+        ("llama.attention.key_length", "u32", 32),
+        ("llama.attention.layer_norm_rms_epsilon", "f32", 1e-5),
+        *metadata,
+    ]
+    tensors = {
+        gguf_name(name): ("F32", values.shape, gguf_builder.f32(values))
+        for name, values in random_tensors(config, seed=0).items()
+    }
+    change(tensors)
+    listed = [(name, *stored) for name, stored in tensors.items()]
+    path.write_bytes(gguf_builder.build(entries, listed))
+    return path
+
+
+def test_the_models_that_these_tests_break_load_when_whole(folder, native, device, tmp_path):
+    for path in (folder, native, write_gguf(tmp_path / "m.gguf")):
+        assert len(LlamaModel(open_checkpoint(path, device)).layers) == 2
+
+
+def test_a_path_with_nothing_there_is_refused(device, tmp_path):
+    assert "no such file or folder" in refusal(tmp_path / "absent", device)
+
+
+def test_a_folder_without_weights_is_refused(folder, device):
+    os.remove(os.path.join(folder, "model.safetensors"))
+    assert "model.safetensors" in refusal(folder, device)
+
+
+@pytest.mark.parametrize("name", [f"{DOWN}.weight", NORM, "lm_head.weight"])
+def test_a_missing_tensor_is_named(folder, device, name):
+    change_tensors(folder, lambda tensors: tensors.pop(name))
+    assert re.search(f"'{name}': .*missing", refusal(folder, device))
+
+
+@pytest.mark.parametrize("name", [f"{DOWN}.weight", NORM])
+def test_a_tensor_of_another_shape_is_named_with_both_shapes(folder, device, name):
+    def change(tensors):
+        tensors[name] = np.zeros((*tensors[name].shape[:-1], 48), np.float32)
+
+    change_tensors(folder, change)
+    text = refusal(folder, device)
+    assert f"'{name}'" in text and "48" in text and ("64," in text or "128)" in text)
+
+
+@pytest.mark.parametrize("name", [f"{DOWN}.weight", NORM])
+@pytest.mark.parametrize("dtype", [np.int32, np.float64, np.uint8])
+def test_a_tensor_of_another_dtype_is_named_with_those_expected(folder, device, name, dtype):
+    def change(tensors):
+        tensors[name] = tensors[name].astype(dtype)
+
+    change_tensors(folder, change)
+    text = refusal(folder, device)
+    assert f"'{name}'" in text and "expected F32 or F16 or BF16" in text
+
+
+def test_a_head_size_that_the_kernels_cannot_run_is_refused_by_name(tmp_path, device):
+    config = tiny_config(head_dim=24)
+    folder = write_folder(tmp_path / "model", config, random_tensors(config, seed=0))
+    text = refusal(folder, device)
+    assert "head_dim is 24" in text and "16" in text
+
+
+@pytest.mark.parametrize("quantization", [{"bits": 4, "group_size": 64}, {"version": 2}, "int4"])
+def test_another_programs_quantization_is_refused(folder, device, quantization):
+    change_config(folder, quantization=quantization)
+    text = refusal(folder, device)
+    assert "config.json" in text and "metal-marlin quantize" in text
+
+
+def test_a_quantization_config_is_refused(folder, device):
+    change_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+    text = refusal(folder, device)
+    assert "config.json" in text and "gptq" in text
+
+
+def test_an_unknown_native_format_is_refused(native, device):
+    change_config(native, quantization={"version": 1, "format": "int3"})
+    assert "int3" in refusal(native, device)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
+def test_a_truncated_safetensors_file_is_refused(folder, device, share):
+    path = os.path.join(folder, "model.safetensors")
+    os.truncate(path, int(os.path.getsize(path) * share))
+    assert "model.safetensors" in refusal(folder, device)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
+def test_a_truncated_gguf_file_is_refused(device, tmp_path, share):
+    path = write_gguf(tmp_path / "m.gguf")
+    os.truncate(path, int(os.path.getsize(path) * share))
+    refusal(path, device)
+
+
+def test_a_file_cut_after_its_header_was_read_is_refused(device, tmp_path):
+    path = write_gguf(tmp_path / "m.gguf")
+    checkpoint = open_checkpoint(path, device)
+    os.truncate(path, os.path.getsize(path) // 2)
+    with pytest.raises(MarlinError, match="m.gguf"):
+        LlamaModel(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["blk.1.ffn_down.weight", "blk.0.attn_norm.weight"])
+def test_a_tensor_missing_from_a_gguf_is_named_as_the_file_spells_it(device, tmp_path, name):
+    path = write_gguf(tmp_path / "m.gguf", lambda tensors: tensors.pop(name))
+    assert re.search(f"'{name}': .*missing", refusal(path, device))
+
+
+@pytest.mark.parametrize(
+    "name, stored",
+    [
+        ("blk.1.ffn_down.weight", ("F32", (32, 96), bytes(4 * 32 * 96))),
+        ("blk.1.ffn_down.weight", ("Q8_0", (64, 64), bytes(64 * 2 * 34))),
+        ("output_norm.weight", ("F32", (63,), bytes(4 * 63))),
+        ("blk.0.attn_norm.weight", ("Q8_0", (64,), bytes(2 * 34))),
+    ],
+    ids=["matrix", "blocks", "vector", "quantized-norm"],
+)
+def test_a_gguf_tensor_of_another_shape_or_type_is_named(device, tmp_path, name, stored):
+    path = write_gguf(tmp_path / "m.gguf", lambda tensors: tensors.update({name: stored}))
+    assert f"'{name}'" in refusal(path, device)
+
+
+def test_a_gguf_of_another_architecture_is_refused_by_name(device, tmp_path):
+    data = write_gguf(tmp_path / "m.gguf").read_bytes()
+    (tmp_path / "m.gguf").write_bytes(data.replace(b"llama", b"mamba"))
+    assert "mamba" in refusal(tmp_path / "m.gguf", device)
+
+
+def change_part(part, **changed):
+    """An edit of one packed matrix's part: dtype=, shape=, or drop=True."""
+
+    def change(tensors):
+        name = f"{DOWN}.{part}"
+        if "drop" in changed:
+            del tensors[name]
+            return
+        shape = changed.get("shape", tensors[name].shape)
+        dtype = changed.get("dtype", tensors[name].dtype)
+        tensors[name] = np.zeros(shape, dtype)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "part, changed",
+    [
+        ("codes", {"drop": True}),
+        ("codes", {"dtype": np.int32}),
+        ("codes", {"shape": (4, 15, 16)}),
+        ("codes", {"shape": (4, 16, 8)}),
+        ("codes", {"dtype": np.uint8}),
+        ("scales", {"drop": True}),
+        ("scales", {"dtype": np.int16}),
+        ("scales", {"shape": (3, 4, 16)}),
+        ("scales", {"shape": (4, 4)}),
+        ("scales", {"shape": (4, 0, 16)}),
+        ("scales", {"shape": (4, 3, 16)}),
+        ("scales", {"shape": (4, 128, 16)}),
+        ("scales", {"shape": (4, 8, 16)}),
+        ("biases", {"dtype": np.float32}),
+        ("biases", {"shape": (4, 2, 16)}),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else value,
+)
+def test_a_packed_matrix_with_a_wrong_part_is_named(native, device, part, changed):
+    change_tensors(native, change_part(part, **changed))
+    text = refusal(native, device)
+    assert f"'{DOWN}." in text
