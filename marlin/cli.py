@@ -150,13 +150,19 @@ def _serve(arguments, environ):
 
 
 def _load_service(settings):
-    from marlin.engine.load import load_engine
+    from marlin.engine.load import Batching, load_engine
     from marlin.server.service import service_for
 
+    batching = None
+    if settings.enable_batching:
+        batching = Batching(
+            settings.num_kv_blocks, settings.block_size, settings.max_concurrent_requests
+        )
     return service_for(
         load_engine(
             settings.model_path,
             num_threads=settings.num_threads,
             max_context_tokens=settings.max_context_tokens,
+            batching=batching,
         )
     )

@@ -25,6 +25,8 @@ class ServeConfig:
         log_level: one of LOG_LEVELS.
         num_threads: CPU threads of the device; None lets the device choose.
         max_context_tokens: prompt and output together; None is the model's own.
+        enable_batching: requests share steps over a paged KV cache, instead of one after another.
+        num_kv_blocks, block_size: that cache's blocks, and tokens a block.
         api_key: what clients must present, or None.
     """
 
@@ -37,6 +39,9 @@ class ServeConfig:
     log_level: str
     num_threads: int | None
     max_context_tokens: int | None
+    enable_batching: bool
+    num_kv_blocks: int
+    block_size: int
     api_key: bytes | None = field(repr=False)
 
 
@@ -72,6 +77,21 @@ def _log_level(text):
     return text.upper()
 
 
+def _block_size(text):
+    value = whole_number(16, 4096)(text)
+    if value % 16:
+        raise ValueError(
+            "must be a multiple of 16, the tokens that keys are stored side by side in"
+        )
+    return value
+
+
+def _switch(text):
+    if text not in ("true", "false"):
+        raise ValueError("must be true or false")
+    return text == "true"
+
+
 def _host(text):
     if not text:
         raise ValueError("must not be empty")
@@ -88,14 +108,14 @@ class Option:
         default: when neither the command line nor the environment has it.
         parse: text to value; raises ValueError saying what it must be.
         variable: environment variable that sets it too, or None.
-        metavar, help: for --help.
+        metavar, help: for --help; an option without a metavar is a switch that takes no value.
     """
 
     flag: str
     field: str
     default: object
     parse: object
-    metavar: str
+    metavar: str | None
     help: str
     variable: str | None = None
 
@@ -168,6 +188,30 @@ OPTIONS = (
         "TOKENS",
         "prompt and output together (default: the model's own context)",
     ),
+    Option(
+        "--enable-batching",
+        "enable_batching",
+        False,
+        _switch,
+        None,
+        "share steps between requests, over a paged KV cache (default: one request at a time)",
+    ),
+    Option(
+        "--num-kv-blocks",
+        "num_kv_blocks",
+        512,
+        whole_number(1, 1 << 24),
+        "N",
+        "KV cache blocks, with --enable-batching (default 512)",
+    ),
+    Option(
+        "--block-size",
+        "block_size",
+        16,
+        _block_size,
+        "TOKENS",
+        "tokens a KV cache block, with --enable-batching (default 16)",
+    ),
 )
 
 
@@ -181,18 +225,18 @@ def add_arguments(parser):
     )
     for option in OPTIONS:
         source = f" [{option.variable}]" if option.variable else ""
-        parser.add_argument(
-            option.flag, dest=option.field, metavar=option.metavar, help=option.help + source
-        )
+        kind = {"metavar": option.metavar}
+        if option.metavar is None:
+            kind = {"action": "store_const", "const": "true"}
+        parser.add_argument(option.flag, dest=option.field, help=option.help + source, **kind)
 
 
 def serve_config(arguments, environ):
     """Settle the settings: an option on the command line, else its variable, else its default.
 
     The model path is the exception: METAL_MARLIN_MODEL_PATH wins over the argument, so that a
-        container or
-    a service unit can change the model without touching its command. An empty variable counts as
-    unset.
+    container or a service unit can change the model without touching its command. An empty variable
+    counts as unset.
 
     Args:
         arguments: mapping of field name to text or None.

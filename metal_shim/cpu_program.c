@@ -287,8 +287,8 @@ static void fetch_ahead(void *context, int worker)
         __builtin_prefetch(call->at[1] + (first + memory->ahead_line) * 64, 0, 2);
 }
 
-/* Whether a dispatch of this replay, before `index`, has quantized its input to the shared area: the
- * owner may lie before the replay's first dispatch, or be skipped for an empty grid. */
+/* Whether a dispatch of this replay, before `index`, has quantized its input to the shared area:
+ * the owner may lie before the replay's first dispatch, or be skipped for an empty grid. */
 static int is_prepared(const marlin_program *program, int32_t index)
 {
     int32_t owner = program->items[index].owner;

@@ -317,7 +317,8 @@ KERNEL(attention_combine)
     float *merged = (float *)scratch;
     for (int64_t unit = begin; unit < end; unit++) {
         const int32_t *t = (const int32_t *)call->at[4] + unit * 4;
-        if (t[0] < 0 || t[1] < 1 || t[0] + (int64_t)t[1] > all_rows) return MARLIN_EDEVICE;
+        if (t[0] < 0 || t[1] < 1 || t[0] + (int64_t)t[1] > all_rows || t[3] < 0)
+            return MARLIN_EDEVICE;
         for (int64_t row = t[0]; row < t[0] + (int64_t)t[1]; row++) {
             int64_t last = t[3] + row - t[0],
                     hidden = p->window ? last - (int64_t)p->window + 1 : 0;

@@ -8,7 +8,6 @@ import numpy as np
 from marlin.device import abi
 from marlin.errors import DeviceError
 
-
 # Where Linux says how much processor time a container may use (cgroup v2: "quota period" in µs).
 CPU_QUOTA_FILE = "/sys/fs/cgroup/cpu.max"
 

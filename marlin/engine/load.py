@@ -17,8 +17,9 @@ from marlin.text.tokenizer import Tokenizer, load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-# Tokens of a prefill step. A step reads the weights once; this many hide that read behind arithmetic
-# (docs/performance.md), keep activations in the second-level cache, and let an abort be noticed soon.
+# Tokens of a prefill step. A step reads the weights once; this many hide that read behind
+# arithmetic, keep activations in the second-level cache, and let an abort be noticed soon
+# (docs/performance.md).
 PREFILL_STEP_TOKENS = 256
 # The KV cache may take this share of the machine's memory when the user names no context.
 MAX_KV_MEMORY_SHARE = 0.25
@@ -40,41 +41,90 @@ class LoadedModel:
     format: str
 
 
-def load_engine(path, num_threads=None, max_context_tokens=None, isa=None):
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """A paged KV cache that requests share.
+
+    Attributes:
+        num_blocks, block_size: blocks in all, and tokens a block (a multiple of 16).
+        max_sequences: requests that may run at once.
+    """
+
+    num_blocks: int
+    block_size: int
+    max_sequences: int
+
+
+def load_engine(path, num_threads=None, max_context_tokens=None, isa=None, batching=None):
     """Open a model and start its engine.
 
     Args:
         path: a .gguf file, or a folder in Hugging Face or native form.
         num_threads: CPU workers; None is as many cores as the process may use.
-        max_context_tokens: KV cache length; None is the model's own context, or what a quarter of
-            the machine's memory holds.
+        max_context_tokens: prompt and output together; None is the model's own context, or what a
+            quarter of the machine's memory holds.
         isa: CPU instruction set; None is the best here.
+        batching: Batching; None runs one request at a time over one contiguous cache.
 
     Raises:
         ModelFileError: the model cannot be read.
-        ConfigError: max_context_tokens is more than the model is made for, or less than 16.
+        ConfigError: a context or a KV cache that the model or the machine cannot have.
         DeviceError: the device cannot be opened or its memory does not suffice.
     """
     device = Device(num_threads, isa)
     checkpoint = open_checkpoint(path, device)
     config = checkpoint.config
-    context = _context_tokens(config, device, max_context_tokens)
-    model = LlamaModel(checkpoint)
-    layout = KvLayout(1, context, 1, config.num_kv_heads, config.head_dim)
-    runner = Runner(device, model, layout, min(PREFILL_STEP_TOKENS, context), max_sequences=1)
-    if isinstance(checkpoint, GgufCheckpoint):
-        tokenizer = tokenizer_from_gguf(checkpoint.file.metadata, checkpoint.path)
-        checkpoint.file.metadata.clear()
+    if batching is None:
+        context = _context_tokens(config, device, max_context_tokens)
+        layout = KvLayout(1, context, 1, config.num_kv_heads, config.head_dim)
+        max_sequences = 1
     else:
-        tokenizer = load_tokenizer(path)
+        context = min(max_context_tokens or config.max_context_tokens, config.max_context_tokens)
+        layout = _paged_layout(config, device, batching, context)
+        max_sequences = min(batching.max_sequences, batching.num_blocks)
+    step_tokens = max(PREFILL_STEP_TOKENS, max_sequences)
+    runner = Runner(device, LlamaModel(checkpoint), layout, step_tokens, max_sequences)
+    tokenizer = _load_tokenizer(checkpoint)
     eos_token_ids = tokenizer.eos_token_ids | set(config.eos_token_ids)
     name = os.path.basename(os.path.abspath(path)).removesuffix(".gguf")
-    return LoadedModel(name, Engine(runner, eos_token_ids), tokenizer, config, checkpoint.format)
+    engine = Engine(runner, eos_token_ids, context)
+    return LoadedModel(name, engine, tokenizer, config, checkpoint.format)
+
+
+def _load_tokenizer(checkpoint):
+    if not isinstance(checkpoint, GgufCheckpoint):
+        return load_tokenizer(checkpoint.path)
+    tokenizer = tokenizer_from_gguf(checkpoint.file.metadata, checkpoint.path)
+    checkpoint.file.metadata.clear()
+    return tokenizer
+
+
+def _kv_token_bytes(config):
+    return config.num_layers * config.num_kv_heads * config.head_dim * 4
+
+
+def _paged_layout(config, device, batching, context):
+    num_tokens = batching.num_blocks * batching.block_size
+    num_bytes = num_tokens * _kv_token_bytes(config)
+    memory_bytes = device.info()["memory_bytes"]
+    if num_bytes > memory_bytes:
+        raise ConfigError(
+            f"{batching.num_blocks} KV blocks of {batching.block_size} tokens take "
+            f"{num_bytes >> 20} MiB; the machine has {memory_bytes >> 20} MiB"
+        )
+    table_stride = min(batching.num_blocks, -(-context // batching.block_size))
+    return KvLayout(
+        batching.num_blocks,
+        batching.block_size,
+        table_stride,
+        config.num_kv_heads,
+        config.head_dim,
+    )
 
 
 def _context_tokens(config, device, wanted):
-    """Length of the KV cache: a multiple of 16, the key tile."""
-    token_bytes = config.num_layers * config.num_kv_heads * config.head_dim * 4
+    """Length of the contiguous KV cache: a multiple of 16, the key tile."""
+    token_bytes = _kv_token_bytes(config)
     memory_bytes = device.info()["memory_bytes"]
     own = config.max_context_tokens
     if wanted is not None:

@@ -61,9 +61,16 @@ class FinishEvent:
     error: Exception | None = None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Request:
-    """One generation. `events` yields TokenEvents and then exactly one FinishEvent."""
+    """One generation.
+
+    Attributes:
+        num_computed_tokens: tokens whose KV exists.
+        num_cached_tokens: those of them that a prefix hit gave.
+        block_ids: KV blocks that it holds, in logical order.
+        events: yields TokenEvents and then exactly one FinishEvent.
+    """
 
     request_id: str
     prompt_token_ids: list[int]
@@ -72,6 +79,7 @@ class Request:
     output_token_ids: list[int] = field(default_factory=list)
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
+    block_ids: list[int] = field(default_factory=list)
     events: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
     _aborted: threading.Event = field(default_factory=threading.Event)
 

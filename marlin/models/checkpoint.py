@@ -15,6 +15,7 @@ from marlin.device.program import Recorder, View
 from marlin.errors import ModelFileError
 from marlin.models.config import config_from_gguf, config_from_hf
 from marlin.weights import ggml_types, names
+from marlin.weights.formats import GROUP_SIZES
 from marlin.weights.gguf import GGUFFile
 from marlin.weights.json_file import read_json_object
 from marlin.weights.safetensors_file import SafetensorsFolder
@@ -243,17 +244,17 @@ class FolderCheckpoint:
         scales = self._info(f"{stem}.scales", dtypes=("F16", "F32"))
         tiles = -(-n // abi.ROW_TILE)
         kind = self._packed_kind(codes, tiles, k)
-        if len(scales.shape) != 3 or scales.shape[1] < 1 or k % scales.shape[1]:
+        shapes = {(tiles, k // size, abi.ROW_TILE): size for size in GROUP_SIZES if k % size == 0}
+        group_size = shapes.get(scales.shape)
+        if group_size is None:
             raise ModelFileError(
                 scales.path,
-                f"has shape {scales.shape}, expected [{tiles}, {k} / group, 16]",
+                f"has shape {scales.shape}, expected one of {list(shapes)}",
                 tensor=scales.name,
             )
-        shape = (tiles, scales.shape[1], abi.ROW_TILE)
-        self._info(scales.name, shape, (scales.dtype,))
         biases = None
-        if f"{stem}.biases" in self.folder.tensors:
-            biases = self._info(f"{stem}.biases", shape, (scales.dtype,))
+        if kind == "int4" or (kind == "int8" and f"{stem}.biases" in self.folder.tensors):
+            biases = self._info(f"{stem}.biases", scales.shape, (scales.dtype,))
         flags = (abi.SCALE_F32 if scales.dtype == "F32" else 0) | (abi.WEIGHT_BIAS if biases else 0)
         alignment = 4 if scales.dtype == "F32" else 2
         return Weight(
@@ -261,7 +262,7 @@ class FolderCheckpoint:
             n,
             k,
             self._view(codes, 4),
-            k // scales.shape[1],
+            group_size,
             flags,
             self._view(scales, alignment),
             biases and self._view(biases, alignment),
@@ -277,9 +278,11 @@ class FolderCheckpoint:
                 f"or U8 {(tiles, k // 4, 16, 4)}",
                 tensor=codes.name,
             )
-        if eight_bits:
-            return "int8"
-        return "int4" if codes.name.replace(".codes", ".biases") in self.folder.tensors else "fp4"
+        if not eight_bits and self.format not in ("fp4", "int4"):
+            raise ModelFileError(
+                codes.path, f"is 4-bit in a folder of format {self.format}", tensor=codes.name
+            )
+        return "int8" if eight_bits else self.format
 
     def finish(self):
         """Nothing is pending: files are used in place."""

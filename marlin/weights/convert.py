@@ -44,10 +44,6 @@ class SourceTensor:
         return math.prod(self.info.shape)
 
     @property
-    def num_values(self):
-        return math.prod(self.info.shape)
-
-    @property
     def kind(self):
         """ "embedding", "lm_head", "attention", "mlp", or "other" for what is never quantized."""
         if len(self.info.shape) != 2 or not self.name.endswith(".weight"):

@@ -1,9 +1,12 @@
 """Runs raw dispatch records in a process of its own, so that a crash fails a test instead of ending the run.
 
 As a program: reads requests from stdin, answers one line each: "ok", or "error: " and the native text.
-A request is a little-endian int32 header (number of records, number of vars), the vars, the records.
+A request is little-endian int32: number of records, number of vars, the seed of the buffers' contents, the
+vars; then the records.
 """
 
+import ctypes
+import mmap
 import subprocess
 import sys
 import tempfile
@@ -16,9 +19,11 @@ from marlin.device.device import Device
 from marlin.device.program import Program
 from marlin.errors import DeviceError
 
-# Buffers that records may name: 1 to 4 are memory, 5 is a mapped file.
-BUFFER_BYTES = (64, 1024, 16 * 1024, 64 * 1024)
-FILE_BYTES = 4096
+# Buffers that records may name: 1 to NUM_BUFFERS are memory between pages that may not be touched, the
+# next is a mapped file. A multiple of every page size in use.
+NUM_BUFFERS = 8
+MAPPED_FILE = NUM_BUFFERS + 1
+BUFFER_BYTES = 1 << 16
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -28,8 +33,11 @@ class RecordRunner:
     def __init__(self):
         self._process = None
 
-    def run(self, records, variables=()):
+    def run(self, records, variables=(), seed=0):
         """Create a program of records abi.DISPATCH [n], replay it, destroy it.
+
+        Args:
+            seed: of the buffers' contents: 0 is 0 and 1, -1 all bits set, others random bits.
 
         Returns:
             "ok" or "error: " and the text.
@@ -41,7 +49,7 @@ class RecordRunner:
             command = [sys.executable, "-X", "faulthandler", __file__]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
             self._process = subprocess.Popen(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, **pipes)
-        header = np.array([len(records), len(variables), *variables], np.int32)
+        header = np.array([len(records), len(variables), seed, *variables], np.int32)
         try:
             self._process.stdin.write(header.tobytes() + records.tobytes())
             self._process.stdin.flush()
@@ -65,11 +73,29 @@ class RecordRunner:
             assert code == 0, stderr
 
 
-def answer(device, buffers, records, variables):
-    for buffer in buffers:
-        # Small numbers: as int32 often valid ids and positions, as float32 tiny.
-        values = buffer.array(np.int32)
-        values[:] = np.arange(len(values)) % 5
+def contents(seed):
+    """int32 of a buffer's size. Small numbers are often valid ids, and tiny floats; these four are also a
+    sound attention tile."""
+    count = BUFFER_BYTES // 4
+    if seed == 0:
+        return np.tile(np.array([0, 1, 0, 0], np.int32), count // 4)
+    if seed == -1:
+        return np.full(count, -1, np.int32)
+    return np.random.default_rng(seed).integers(-(2**31), 2**31, count).astype(np.int32)
+
+
+def guarded_memory():
+    """uint8 [BUFFER_BYTES] between two pages that may not be touched."""
+    page = mmap.PAGESIZE
+    mapping = mmap.mmap(-1, BUFFER_BYTES + 2 * page)
+    whole = np.frombuffer(mapping, np.uint8)
+    libc, no_access = ctypes.CDLL(None, use_errno=True), 0
+    for address in (whole.ctypes.data, whole.ctypes.data + page + BUFFER_BYTES):
+        assert libc.mprotect(ctypes.c_void_p(address), page, no_access) == 0, ctypes.get_errno()
+    return whole[page : page + BUFFER_BYTES]
+
+
+def answer(device, records, variables):
     try:
         program = Program(device, records, [""] * len(records))
         try:
@@ -82,14 +108,19 @@ def answer(device, buffers, records, variables):
 
 
 def serve(device, mapped_path, read, write):
-    buffers = [device.create(num_bytes) for num_bytes in BUFFER_BYTES]
-    device.map(mapped_path, 0, FILE_BYTES)
-    while header := read(8):
-        num_records, num_variables = np.frombuffer(header, np.int32)
+    memory = [guarded_memory() for _ in range(NUM_BUFFERS)]
+    for array in memory:
+        address = ctypes.c_void_p(array.ctypes.data)
+        device.check(device.library.marlin_buffer_wrap(device.handle, address, BUFFER_BYTES))
+    device.map(mapped_path, 0, BUFFER_BYTES)
+    while header := read(12):
+        num_records, num_variables, seed = np.frombuffer(header, np.int32)
         variables = np.frombuffer(read(4 * int(num_variables)), np.int32).tolist()
         raw = read(int(num_records) * abi.DISPATCH.itemsize)
         records = np.frombuffer(raw, abi.DISPATCH).copy()
-        write(answer(device, buffers, records, variables))
+        for array in memory:
+            array.view(np.int32)[:] = contents(int(seed))
+        write(answer(device, records, variables))
 
 
 def main():
@@ -99,7 +130,7 @@ def main():
 
     device = Device(num_threads=1)
     with tempfile.NamedTemporaryFile() as file:
-        file.write(bytes(FILE_BYTES))
+        file.write(bytes(BUFFER_BYTES))
         file.flush()
         serve(device, file.name, sys.stdin.buffer.read, write)
     device.close()

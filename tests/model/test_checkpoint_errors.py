@@ -34,11 +34,16 @@ def folder(tmp_path):
     return write_folder(tmp_path / "model", config, random_tensors(config, seed=0))
 
 
+def quantized(folder, format):
+    """A good native folder made of one in Hugging Face form."""
+    native = f"{folder}-{format}"
+    quantize(folder, native, format, 32, progress=lambda done, total: None)
+    return native
+
+
 @pytest.fixture
-def native(folder, tmp_path):
-    """A good native folder."""
-    quantize(folder, tmp_path / "native", "int4", 32, progress=lambda done, total: None)
-    return str(tmp_path / "native")
+def native(folder):
+    return quantized(folder, "int4")
 
 
 def change_tensors(folder, change):
@@ -234,8 +239,7 @@ def change_part(part, **changed):
         ("scales", {"shape": (4, 4)}),
         ("scales", {"shape": (4, 0, 16)}),
         ("scales", {"shape": (4, 3, 16)}),
-        ("scales", {"shape": (4, 128, 16)}),
-        ("scales", {"shape": (4, 8, 16)}),
+        ("biases", {"drop": True}),
         ("biases", {"dtype": np.float32}),
         ("biases", {"shape": (4, 2, 16)}),
     ],
@@ -245,3 +249,18 @@ def test_a_packed_matrix_with_a_wrong_part_is_named(native, device, part, change
     change_tensors(native, change_part(part, **changed))
     text = refusal(native, device)
     assert f"'{DOWN}." in text
+
+
+@pytest.mark.parametrize("format", ["fp4", "int8"])
+@pytest.mark.parametrize("num_groups", [8, 128])
+def test_a_group_size_that_no_kernel_knows_is_refused(folder, device, format, num_groups):
+    native = quantized(folder, format)
+    change_tensors(native, change_part("scales", shape=(4, num_groups, 16)))
+    text = refusal(native, device)
+    # 128 columns in groups of 32, 64 or 128.
+    assert f"'{DOWN}.scales'" in text and "[(4, 4, 16), (4, 2, 16), (4, 1, 16)]" in text
+
+
+def test_packed_weights_in_a_folder_that_does_not_say_so_are_refused(native, device):
+    change_config(native, quantization=None)
+    assert ".codes'" in refusal(native, device)

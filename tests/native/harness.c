@@ -174,8 +174,8 @@ int load_case(const test_case *c, marlin_device *device, loaded_case *loaded)
 
 int replay(loaded_case *loaded, int first, int count)
 {
-    int code = marlin_program_submit(loaded->program, first, count, loaded->c->vars,
-                                     MARLIN_MAX_VARS);
+    int code =
+        marlin_program_submit(loaded->program, first, count, loaded->c->vars, MARLIN_MAX_VARS);
     return code == MARLIN_OK ? marlin_program_wait(loaded->program) : code;
 }
 

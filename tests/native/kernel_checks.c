@@ -1,5 +1,6 @@
 /* kernel_checks.c: what every kernel gives, over all cases (cases.h): near the scalar set's result
- * in every set, and the same bits for any number of threads, any barriers, any split of a replay. */
+ * in every set, and the same bits for any number of threads, any barriers, any split of a replay.
+ */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -106,8 +107,8 @@ static void check_rows_alone(const devices *d)
             if (!d->at[i][0] || c->vars[2] == 1) continue;
             int code = run_case(c, d->at[i][0], together);
             int alone_code = run_case(alone, d->at[i][1], apart);
-            bool same = code == MARLIN_OK && alone_code == MARLIN_OK &&
-                        !same_bits(c, together, apart);
+            bool same =
+                code == MARLIN_OK && alone_code == MARLIN_OK && !same_bits(c, together, apart);
             check(same, "%s: %s gives each row the bits it has alone", isa_names[i], c->name);
             if (code == MARLIN_OK) free_results(together);
             if (alone_code == MARLIN_OK) free_results(apart);
@@ -187,8 +188,8 @@ static void check_skipped_sharer(const devices *d)
         ran = run_case(c, d->at[i][1], one) == MARLIN_OK && ran;
         bool untouched = ran && !memcmp(one[skipped - 1], c->blocks[skipped - 1].data, 4 * 5 * 33);
         check(untouched, "%s: a dispatch with an empty grid is skipped", isa_names[i]);
-        check(ran && !memcmp(both[y - 1], one[y - 1], 4 * 5 * 33),
-              "%s: %s has the same bits", isa_names[i], c->name);
+        check(ran && !memcmp(both[y - 1], one[y - 1], 4 * 5 * 33), "%s: %s has the same bits",
+              isa_names[i], c->name);
         free_results(both);
         free_results(one);
         free_case(c);

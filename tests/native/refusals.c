@@ -84,8 +84,10 @@ static void negative_buffer(test_case *c, marlin_binding *b)
 static void written_undeclared(test_case *c, marlin_binding *b)
 {
     (void)c;
-    if (b->access & MARLIN_WRITE) b->access = MARLIN_READ;
-    else b->buffer = 1 << 20; /* nothing to see here: refused in any case */
+    if (b->access & MARLIN_WRITE)
+        b->access = MARLIN_READ;
+    else
+        b->buffer = 1 << 20; /* nothing to see here: refused in any case */
 }
 
 static const struct {
@@ -209,9 +211,10 @@ typedef struct {
     uint32_t value;
 } parameter_change;
 
-#define LINEAR(variant, field, value) {make_linear, variant, #field, FIELD(LinearParams, field), value}
+#define LINEAR(variant, field, value)                                                              \
+    {make_linear, variant, #field, FIELD(LinearParams, field), value}
 #define EMBED(variant, field, value) {make_embed, variant, #field, FIELD(EmbedParams, field), value}
-#define OTHER(make, variant, params, field, value) \
+#define OTHER(make, variant, params, field, value)                                                 \
     {make, variant, #field, FIELD(params, field), (uint32_t)(value)}
 
 /* Linear variants: 2 is int4, 14 fp4, 22 int8, 30 int8 in groups of 16, 38 f32. */

@@ -19,10 +19,14 @@ void check_submit_refusals(void)
         const char *what;
         int32_t first, count, num_vars;
     } ranges[] = {
-        {"no dispatches", 0, 0, 3},       {"a negative count", 0, -1, 3},
-        {"a negative start", -1, 2, 3},   {"a range past the end", 1, 1 << 30, 3},
-        {"a start past the end", 99, 1, 3}, {"a range that overflows", 2, INT32_MAX, 3},
-        {"nine vars", 0, 1, 9},           {"a negative number of vars", 0, 1, -1},
+        {"no dispatches", 0, 0, 3},
+        {"a negative count", 0, -1, 3},
+        {"a negative start", -1, 2, 3},
+        {"a range past the end", 1, 1 << 30, 3},
+        {"a start past the end", 99, 1, 3},
+        {"a range that overflows", 2, INT32_MAX, 3},
+        {"nine vars", 0, 1, 9},
+        {"a negative number of vars", 0, 1, -1},
     };
     for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++)
         check(marlin_program_submit(program, ranges[i].first, ranges[i].count, vars,
@@ -46,8 +50,8 @@ void check_submit_refusals(void)
           "a replay of no rows runs");
     bool untouched = true;
     for (int i = 0; i < c->num_blocks; i++)
-        untouched = untouched && !memcmp(loaded.memory[i], c->blocks[i].data,
-                                         (size_t)c->blocks[i].bytes);
+        untouched =
+            untouched && !memcmp(loaded.memory[i], c->blocks[i].data, (size_t)c->blocks[i].bytes);
     check(untouched, "a replay of no rows writes nothing");
     loaded_case second;
     check(load_case(c, device, &second) == MARLIN_OK, "a second program loads");
@@ -136,8 +140,8 @@ static void check_index_error(const index_change *change, marlin_device *device,
 /* attention_combine has the tiles to itself when it is replayed alone. */
 static void check_combine_errors(marlin_device *device)
 {
-    static const int32_t changes[][2] = {{0, -1}, {0, 24}, {1, 0}, {1, INT32_MAX}, {7, 34 * 16},
-                                         {7, INT32_MAX}, {3, -1}};
+    static const int32_t changes[][2] = {{0, -1},      {0, 24},        {1, 0}, {1, INT32_MAX},
+                                         {7, 3 * 256}, {7, INT32_MAX}, {3, -1}};
     for (size_t i = 0; i < sizeof changes / sizeof *changes; i++) {
         test_case *c = make_attention(SPLIT);
         int tiles = c->records[1].bindings[4].buffer - 1;

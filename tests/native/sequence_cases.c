@@ -1,5 +1,6 @@
-/* sequence_cases.c: programs of the kernels that know of sequences: RoPE and the KV write, attention
- * over a block table, penalties, sampling; and a whole layer. Single kernels are in kernel_cases.c. */
+/* sequence_cases.c: programs of the kernels that know of sequences: RoPE and the KV write,
+ * attention over a block table, penalties, sampling; and a whole layer. Single kernels are in
+ * kernel_cases.c. */
 #include <string.h>
 
 #include "cases.h"
@@ -118,11 +119,10 @@ test_case *make_penalize(int variant)
     struct SampleParams p = {.rows_var = 0, .vocab_size = vocab};
     static const struct PenaltyEntry entries[] = {
         {36, 2, 0.5f}, {0, 0, 0.0f}, {3, -1, -100.0f}, {3, 1, 0.0f}, {12, 9, 1.0f}};
-    struct SampleRow sample_rows[3] = {{.repetition_penalty = 1.5f},
-                                       {.repetition_penalty = 1.0f},
-                                       {.repetition_penalty = 1.1f,
-                                        .frequency_penalty = 0.3f,
-                                        .presence_penalty = -0.7f}};
+    struct SampleRow sample_rows[3] = {
+        {.repetition_penalty = 1.5f},
+        {.repetition_penalty = 1.0f},
+        {.repetition_penalty = 1.1f, .frequency_penalty = 0.3f, .presence_penalty = -0.7f}};
     marlin_dispatch *record = add_record(c, "penalize", &p, sizeof p, 4);
     int logits = add_floats(c, EXACT, rows * vocab, -5.0f, 5.0f);
     bind(c, record, 0, logits, MARLIN_READ | MARLIN_WRITE);
@@ -249,7 +249,7 @@ static void add_feed_forward(layer *l)
     add_linear(c, &up_weight, 0, l->rows, l->y, up)->barrier = 0;
     struct RowsParams p = {.rows_var = 0, .dim = FFN};
     marlin_dispatch *record = add_record(c, "silu_mul", &p, sizeof p, 3);
-    bind(c, record, 0, gate, MARLIN_READ | MARLIN_WRITE);
+    bind(c, record, 0, gate, MARLIN_READ);
     bind(c, record, 1, up, MARLIN_READ);
     bind(c, record, 2, gate, MARLIN_WRITE);
     add_linear(c, &down_weight, 0, l->rows, gate, l->delta);

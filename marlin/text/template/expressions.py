@@ -5,7 +5,7 @@ Owns precedence. From loosest to tightest: inline if, or, and, not, comparisons 
 left, ** included, as in jinja2.
 """
 
-from marlin.text.template import nodes as nodes
+from marlin.text.template import nodes
 from marlin.text.template.limits import MAX_NESTING, located
 
 _COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")

@@ -4,8 +4,7 @@ Owns tags and how blocks nest. Tags that load other templates (include, import, 
 refused: a chat template stands alone.
 """
 
-from marlin.text.template import nodes as nodes
-from marlin.text.template import statements as statements
+from marlin.text.template import nodes, statements
 from marlin.text.template.expressions import ExpressionParser
 from marlin.text.template.lexer import tokenize
 

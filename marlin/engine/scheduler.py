@@ -1,0 +1,173 @@
+"""Which tokens of which requests go into the next step: no device, no threads, no clock.
+
+One rule runs everything: a request's num_computed_tokens chases its num_tokens, and each step gives
+the running requests shares of a token budget. Prefill, chunked prefill, decode and a resumed
+request are that one rule.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+
+from marlin.engine.request import Request
+
+# Prompt tokens of a step in which others decode: a longer step would stall their streams.
+PREFILL_TOKENS_BESIDE_DECODES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A request's part of a step: its tokens [start, start + num_tokens)."""
+
+    request: Request
+    start: int
+    num_tokens: int
+
+    @property
+    def is_last(self):
+        """Whether it computes the last of the request's tokens, so that the next is sampled."""
+        return self.start + self.num_tokens == self.request.num_tokens
+
+    def token_ids(self):
+        """The tokens to compute."""
+        prompt, output = self.request.prompt_token_ids, self.request.output_token_ids
+        begin, end = self.start, self.start + self.num_tokens
+        if begin >= len(prompt):
+            return output[begin - len(prompt) : end - len(prompt)]
+        return prompt[begin:end] + output[: max(0, end - len(prompt))]
+
+
+class Scheduler:
+    """First come, first served, over a pool of KV blocks.
+
+    Args:
+        pool: BlockPool. A pool of one block as long as the context is sequential mode: what the
+            last request left in it is kept, and the next starts after the tokens both begin with.
+        max_sequences: requests that may run at once.
+        max_step_tokens: tokens a step may compute.
+
+    Attributes:
+        waiting: deque of Requests, first to be admitted first.
+        running: list of Requests, first admitted first; each holds the blocks of its tokens.
+    """
+
+    def __init__(self, pool, max_sequences, max_step_tokens):
+        self._pool = pool
+        self._max_sequences = max_sequences
+        self._max_step_tokens = max_step_tokens
+        self.waiting = deque()
+        self.running = []
+        self._kept_token_ids = []
+
+    def requests(self):
+        """Every request in hand, running ones first."""
+        return [*self.running, *self.waiting]
+
+    def schedule(self):
+        """Choose the next step's shares.
+
+        Returns:
+            list of Share, at most max_sequences, together at most max_step_tokens tokens. Empty
+            only when there is no request.
+        """
+        shares = []
+        budget = self._max_step_tokens
+        decodes = [r for r in self.running if r.num_tokens - r.num_computed_tokens == 1]
+        for request in decodes:
+            # A request may have been preempted to make room for one before it.
+            if request in self.running and self._grow(request, 1):
+                shares.append(Share(request, request.num_computed_tokens, 1))
+                budget -= 1
+        shares = [share for share in shares if share.request in self.running]
+        if shares:
+            budget = min(budget, PREFILL_TOKENS_BESIDE_DECODES)
+        in_step = {id(share.request) for share in shares}
+        for request in [r for r in self.running if id(r) not in in_step]:
+            budget -= self._add_prefill(shares, request, budget)
+        while self.waiting and budget > 0 and self._admit():
+            budget -= self._add_prefill(shares, self.running[-1], budget)
+        return shares
+
+    def _add_prefill(self, shares, request, budget):
+        """Give a request up to `budget` tokens; returns how many."""
+        count = min(budget, request.num_tokens - request.num_computed_tokens)
+        if count < 1 or request not in self.running or not self._grow(request, count):
+            return 0
+        shares.append(Share(request, request.num_computed_tokens, count))
+        return count
+
+    def _grow(self, request, num_tokens):
+        """Hold blocks for num_tokens more, preempting the youngest while too few are free."""
+        needed = self._pool.blocks_for(request.num_computed_tokens + num_tokens)
+        while True:
+            blocks = self._pool.take(max(0, needed - len(request.block_ids)))
+            if blocks is not None:
+                request.block_ids += blocks
+                return True
+            youngest = self.running[-1]
+            self._preempt(youngest)
+            if youngest is request:
+                return False
+
+    def _preempt(self, request):
+        """Back to the head of the queue, to be computed anew."""
+        self._release(request)
+        request.num_computed_tokens = 0
+        self.running.remove(request)
+        self.waiting.appendleft(request)
+
+    def _admit(self):
+        """Start the first waiting request if there is a place, and room for all of its tokens."""
+        request = self.waiting[0]
+        wanted = self._pool.blocks_for(request.num_tokens)
+        if len(self.running) >= self._max_sequences or wanted > self._pool.num_free:
+            return False
+        self.running.append(self.waiting.popleft())
+        self._reuse_prefix(request)
+        return True
+
+    def _reuse_prefix(self, request):
+        """Keep what a single block holds of the prompt's beginning, but for one token."""
+        kept, prompt = self._kept_token_ids, request.prompt_token_ids
+        limit = min(len(kept), len(prompt) - 1)
+        common = next((i for i in range(limit) if kept[i] != prompt[i]), limit)
+        request.num_cached_tokens = request.num_computed_tokens = common
+        self._kept_token_ids = []
+
+    def advance(self, share):
+        """Note that a share has been computed."""
+        share.request.num_computed_tokens = share.start + share.num_tokens
+
+    def remove(self, request, keep=True):
+        """Drop a finished or aborted request, and give its blocks back at once.
+
+        Args:
+            keep: False when its KV cannot be trusted, after a failed step.
+        """
+        if request not in self.running:
+            self.waiting.remove(request)
+            return
+        if keep and self._pool.num_blocks == 1:
+            tokens = request.prompt_token_ids + request.output_token_ids
+            self._kept_token_ids = tokens[: request.num_computed_tokens]
+        self._release(request)
+        self.running.remove(request)
+
+    def _release(self, request):
+        self._pool.give_back(request.block_ids)
+        request.block_ids = []
+
+    def check(self):
+        """Every block is free or held once, and holders have what their tokens need.
+
+        Raises:
+            AssertionError: the bookkeeping is broken.
+        """
+        held = [block for request in self.running for block in request.block_ids]
+        assert len(held) == len(set(held)), "a block is held twice"
+        assert len(held) + self._pool.num_free == self._pool.num_blocks, "a block is lost"
+        assert not any(request.block_ids for request in self.waiting), (
+            "a waiting request holds blocks"
+        )
+        for request in self.running:
+            needed = self._pool.blocks_for(request.num_computed_tokens)
+            assert len(request.block_ids) >= needed, "a running request lacks blocks"

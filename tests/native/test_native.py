@@ -1,0 +1,132 @@
+"""device_test.c, the CPU device's own test program, where a plain run cannot show a fault.
+
+Under sanitizers: a byte past a binding, undefined behaviour, a leak, a race in the worker pool.
+Under qemu: the ARM instruction sets, and which of them a processor gets. With clang, which Macs
+build with. Owns the building of the program; the checks are in the C files beside this one.
+"""
+
+import platform
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = [
+    pytest.mark.native,
+    pytest.mark.skipif(platform.system() != "Linux", reason="these tools are Linux's"),
+]
+
+# A run takes seconds; a worker that never wakes would take for ever.
+RUN_TIMEOUT_S = 300
+COMPILE_FLAGS = ("-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-Wshadow", "-Werror")
+ARM_PACKAGES = "gcc-aarch64-linux-gnu libc6-dev-arm64-cross"
+ARM_LIBRARIES = "/usr/aarch64-linux-gnu"
+
+
+def require_program(name, packages):
+    if shutil.which(name) is None:
+        pytest.skip(f"{name} is not on PATH: sudo apt-get install {packages}")
+
+
+def build_device_test(checkout, folder, compiler, sanitize=None, machine=None, isa=None):
+    """The library and the program that tests it, built alike. Returns the program's path.
+
+    Args:
+        checkout: the checkout's root.
+        folder: where both go.
+        compiler: the C compiler's name.
+        sanitize: sanitizers, as -fsanitize= takes them.
+        machine: what the compiler compiles for, if not this machine.
+        isa: the one instruction set to build; None is all.
+    """
+    build = [sys.executable, "metal_shim/build.py", "--output", str(folder), "--cc", compiler]
+    build += ["--sanitize", sanitize] if sanitize else []
+    build += ["--machine", machine] if machine else []
+    build += ["--isa", isa] if isa else []
+    program = folder / "device_test"
+    sources = sorted(str(path) for path in (checkout / "tests" / "native").glob("*.c"))
+    compile_program = [compiler, *COMPILE_FLAGS, "-Imetal_shim", "-Ishaders", *sources]
+    compile_program += [f"-fsanitize={sanitize}"] if sanitize else []
+    compile_program += [f"-L{folder}", "-lmarlin_cpu", f"-Wl,-rpath,{folder}", "-o", str(program)]
+    for command in (build, compile_program):
+        done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+    return program
+
+
+def run_device_test(program, *arguments, prefix=()):
+    """The finished process of `prefix... program SCRATCH_FILE arguments...`."""
+    command = [*prefix, str(program), str(program.with_name("scratch_file")), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=RUN_TIMEOUT_S)
+
+
+def assert_all_passed(done):
+    failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED")]
+    said = "\n".join([*failed[:20], done.stderr[:4000]])
+    assert done.returncode == 0, f"exit status {done.returncode}\n{said}"
+    summary = done.stdout.splitlines()[-1]
+    assert re.fullmatch(r"[1-9]\d* passed, 0 failed", summary), summary
+
+
+@pytest.fixture(scope="module")
+def fixed_addresses():
+    """A command prefix that keeps a program's memory where sanitizers expect it, if it may.
+
+    Their shadow memory has fixed places, which a kernel that randomizes addresses by 32 bits
+    (vm.mmap_rnd_bits) may have given to something else.
+    """
+    prefix = ("setarch", "-R")
+    if shutil.which("setarch") is None:
+        print("setarch is not on PATH (Debian package util-linux): addresses stay random")
+        return ()
+    asked = subprocess.run([*prefix, "true"], capture_output=True, text=True)
+    if asked.returncode != 0:
+        print(f"setarch -R may not be used here, addresses stay random: {asked.stderr.strip()}")
+        return ()
+    return prefix
+
+
+def test_no_check_reads_or_writes_past_a_binding_or_leaks_or_is_undefined(
+    checkout, tmp_path, fixed_addresses
+):
+    require_program("gcc", "gcc libc6-dev")
+    program = build_device_test(checkout, tmp_path, "gcc", sanitize="address,undefined")
+    assert_all_passed(run_device_test(program, prefix=fixed_addresses))
+
+
+def test_workers_do_not_race(checkout, tmp_path, fixed_addresses):
+    require_program("gcc", "gcc libc6-dev")
+    program = build_device_test(checkout, tmp_path, "gcc", sanitize="thread", isa="scalar")
+    groups = ("devices", "kernels", "replays", "submit", "indices", "buffers")
+    done = run_device_test(program, *groups, prefix=fixed_addresses)
+    if "unexpected memory mapping" in done.stderr:
+        pytest.skip(f"ThreadSanitizer cannot run on this kernel: {done.stderr.strip()}")
+    assert_all_passed(done)
+
+
+@pytest.fixture(scope="module")
+def arm_program(checkout, tmp_path_factory):
+    require_program("aarch64-linux-gnu-gcc", ARM_PACKAGES)
+    require_program("qemu-aarch64", "qemu-user")
+    folder = tmp_path_factory.mktemp("arm")
+    return build_device_test(checkout, folder, "aarch64-linux-gnu-gcc", machine="aarch64")
+
+
+@pytest.mark.parametrize(
+    ("processor", "sets"),
+    [("max", "i8mm neon scalar"), ("neoverse-n1", "neon scalar"), ("cortex-a72", "scalar")],
+)
+def test_an_arm_processor_gets_the_sets_that_it_has(arm_program, processor, sets):
+    qemu = ("qemu-aarch64", "-cpu", processor, "-L", ARM_LIBRARIES)
+    done = run_device_test(arm_program, prefix=qemu)
+    assert_all_passed(done)
+    best = sets.split()[0]
+    assert done.stdout.splitlines()[0] == f"instruction sets: {sets}; best: {best}"
+
+
+def test_clang_builds_it_without_a_warning_and_it_passes(checkout, tmp_path):
+    require_program("clang", "clang")
+    program = build_device_test(checkout, tmp_path, "clang")
+    assert_all_passed(run_device_test(program))

@@ -1,0 +1,167 @@
+"""The scheduler as data: which tokens go into a step, and where the blocks are."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from marlin.engine.block_pool import BlockPool
+from marlin.engine.request import Request, SamplingParams
+from marlin.engine.scheduler import PREFILL_TOKENS_BESIDE_DECODES, Scheduler
+
+
+def make_request(prompt, max_tokens=8, name="r"):
+    return Request(name, list(prompt), SamplingParams(max_tokens=max_tokens), seed=0)
+
+
+def run_step(scheduler, token_id=7):
+    """Carry out one step with a runner that always samples token_id; returns its shares."""
+    shares = scheduler.schedule()
+    for share in shares:
+        wants_token = share.is_last
+        scheduler.advance(share)
+        if wants_token:
+            share.request.output_token_ids.append(token_id)
+            if len(share.request.output_token_ids) == share.request.params.max_tokens:
+                scheduler.remove(share.request)
+    scheduler.check()
+    return shares
+
+
+def as_spans(shares):
+    return [(share.request.request_id, share.start, share.num_tokens) for share in shares]
+
+
+def test_a_long_prompt_is_computed_in_steps_of_the_budget():
+    scheduler = Scheduler(BlockPool(8, 16), max_sequences=4, max_step_tokens=20)
+    scheduler.waiting.append(make_request(range(45), name="a"))
+    spans = [as_spans(run_step(scheduler)) for _ in range(4)]
+    assert spans == [[("a", 0, 20)], [("a", 20, 20)], [("a", 40, 5)], [("a", 45, 1)]]
+
+
+def test_a_prompt_arriving_beside_a_decode_gets_a_small_share_and_the_decode_goes_on():
+    scheduler = Scheduler(BlockPool(64, 16), max_sequences=4, max_step_tokens=256)
+    scheduler.waiting.append(make_request(range(3), name="a"))
+    run_step(scheduler)
+    scheduler.waiting.append(make_request(range(300), name="b"))
+    spans = as_spans(run_step(scheduler))
+    assert spans == [("a", 3, 1), ("b", 0, PREFILL_TOKENS_BESIDE_DECODES)]
+
+
+def test_a_request_waits_until_the_pool_has_room_for_all_of_its_prompt():
+    scheduler = Scheduler(BlockPool(4, 16), max_sequences=4, max_step_tokens=256)
+    scheduler.waiting.extend([make_request(range(48), 2, "a"), make_request(range(32), 2, "b")])
+    assert as_spans(run_step(scheduler)) == [("a", 0, 48)]
+    assert as_spans(run_step(scheduler)) == [("a", 48, 1)]
+    assert as_spans(run_step(scheduler)) == [("b", 0, 32)]
+
+
+def test_requests_are_admitted_in_the_order_in_which_they_came():
+    scheduler = Scheduler(BlockPool(4, 16), max_sequences=4, max_step_tokens=256)
+    big, small = make_request(range(60), 1, "big"), make_request(range(2), 1, "small")
+    scheduler.waiting.extend([make_request(range(30), 3, "first"), big, small])
+    assert as_spans(run_step(scheduler)) == [("first", 0, 30)]
+    assert as_spans(run_step(scheduler)) == [("first", 30, 1)]
+
+
+def test_when_the_pool_runs_dry_the_youngest_gives_way_and_later_starts_again():
+    scheduler = Scheduler(BlockPool(2, 16), max_sequences=2, max_step_tokens=64)
+    old, young = make_request(range(16), 4, "old"), make_request(range(10), 9, "young")
+    scheduler.waiting.extend([old, young])
+    run_step(scheduler)
+    assert as_spans(run_step(scheduler)) == [("old", 16, 1)]
+    assert [request.request_id for request in scheduler.waiting] == ["young"]
+    assert young.num_computed_tokens == 0 and young.output_token_ids == [7]
+    run_step(scheduler)
+    run_step(scheduler)
+    assert as_spans(run_step(scheduler)) == [("young", 0, 11)]
+
+
+def test_an_aborted_request_gives_its_blocks_back_at_once():
+    pool = BlockPool(4, 16)
+    scheduler = Scheduler(pool, max_sequences=2, max_step_tokens=64)
+    request = make_request(range(40))
+    scheduler.waiting.append(request)
+    run_step(scheduler)
+    assert pool.num_free == 1
+    scheduler.remove(request)
+    assert pool.num_free == 4 and scheduler.requests() == []
+
+
+def test_sequential_mode_keeps_the_tokens_that_the_next_prompt_begins_with():
+    scheduler = Scheduler(BlockPool(1, 64), max_sequences=1, max_step_tokens=64)
+    scheduler.waiting.append(make_request([1, 2, 3, 4], 2))
+    run_step(scheduler, token_id=9)
+    run_step(scheduler, token_id=9)
+    later = make_request([1, 2, 3, 4, 9, 5, 6], 1, "later")
+    scheduler.waiting.append(later)
+    assert as_spans(run_step(scheduler)) == [("later", 5, 2)]
+    assert later.num_cached_tokens == 5
+
+
+def test_a_prompt_that_is_all_in_the_cache_still_computes_its_last_token():
+    scheduler = Scheduler(BlockPool(1, 64), max_sequences=1, max_step_tokens=64)
+    for name in ("a", "b"):
+        scheduler.waiting.append(make_request([1, 2, 3], 1, name))
+        spans = as_spans(run_step(scheduler))
+    assert spans == [("b", 2, 1)]
+
+
+def test_nothing_is_kept_after_a_step_that_failed():
+    scheduler = Scheduler(BlockPool(1, 64), max_sequences=1, max_step_tokens=64)
+    request = make_request([1, 2, 3])
+    scheduler.waiting.append(request)
+    scheduler.schedule()
+    scheduler.remove(request, keep=False)
+    scheduler.waiting.append(make_request([1, 2, 3], name="b"))
+    assert as_spans(scheduler.schedule()) == [("b", 0, 3)]
+
+
+def test_giving_a_block_back_twice_is_noticed():
+    pool = BlockPool(2, 16)
+    blocks = pool.take(1)
+    pool.give_back(blocks)
+    with pytest.raises(AssertionError):
+        pool.give_back(blocks)
+
+
+REQUESTS = st.lists(
+    st.tuples(st.integers(1, 90), st.integers(1, 12), st.integers(0, 30)), min_size=1, max_size=12
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    requests=REQUESTS,
+    num_blocks=st.integers(7, 20),
+    max_sequences=st.integers(1, 6),
+    budget=st.integers(6, 64),
+    aborts=st.sets(st.integers(0, 60)),
+)
+def test_any_mix_of_requests_ends_with_every_block_free(
+    requests, num_blocks, max_sequences, budget, aborts
+):
+    """Arrivals, lengths, aborts and tiny pools at random: every step keeps the bookkeeping whole and
+    stays within its budget, and every request that is not aborted gets all of its tokens."""
+    pool = BlockPool(num_blocks, 16)
+    scheduler = Scheduler(pool, max_sequences, budget)
+    arrivals = [
+        (step, make_request(range(num_prompt), num_outputs, str(i)))
+        for i, (num_prompt, num_outputs, step) in enumerate(requests)
+    ]
+    aborted = set()
+    for step in range(3000):
+        scheduler.waiting.extend(request for at, request in arrivals if at == step)
+        if step in aborts and scheduler.requests():
+            victim = scheduler.requests()[step % len(scheduler.requests())]
+            scheduler.remove(victim)
+            aborted.add(victim)
+        shares = run_step(scheduler)
+        assert sum(share.num_tokens for share in shares) <= budget
+        assert len(shares) <= max_sequences
+        assert shares or not scheduler.requests(), "a step without progress"
+        if step > 30 and not scheduler.requests():
+            break
+    assert pool.num_free == num_blocks
+    for _, request in arrivals:
+        if request not in aborted:
+            assert len(request.output_token_ids) == request.params.max_tokens
