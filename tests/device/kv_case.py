@@ -99,9 +99,7 @@ def make_case(
     stride = -(-longest // block_size)
     num_blocks = stride * len(sequences) + 2
     num_rows = sum(num_queries for _, num_queries in sequences)
-    k_cache = np.full(
-        (num_blocks, num_kv_heads, block_size // 16, head_dim, 16), STALE, np.float16
-    )
+    k_cache = np.full((num_blocks, num_kv_heads, block_size // 16, head_dim, 16), STALE, np.float16)
     v_cache = np.full((num_blocks, num_kv_heads, block_size, head_dim), -STALE, np.float16)
     free = np.random.default_rng(num_blocks).permutation(num_blocks).tolist()
     tables = np.full((len(sequences), stride), -1, np.int32)

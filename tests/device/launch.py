@@ -169,7 +169,9 @@ def gather_rows(device, rows, x):
     with Memory(device) as memory:
         ids, x_view = memory.put(np.asarray(rows, np.int32)), memory.put(x)
         y = memory.floats(len(rows), x.shape[1])
-        run(device, lambda r: ops.gather_rows(r, ids, x_view, y, x.shape[1]), step(logits=len(rows)))
+        run(
+            device, lambda r: ops.gather_rows(r, ids, x_view, y, x.shape[1]), step(logits=len(rows))
+        )
         return memory.read(y, np.float32, (len(rows), x.shape[1]))
 
 

@@ -48,7 +48,9 @@ class RecordRunner:
         if self._process is None:
             command = [sys.executable, "-X", "faulthandler", __file__]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-            self._process = subprocess.Popen(command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, **pipes)
+            self._process = subprocess.Popen(
+                command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, **pipes
+            )
         header = np.array([len(records), len(variables), seed, *variables], np.int32)
         try:
             self._process.stdin.write(header.tobytes() + records.tobytes())

@@ -126,9 +126,7 @@ def test_no_kernel_writes_a_file_that_is_bound_for_reading(runner, kernel_ids, n
     "num_blocks, block_size",
     [(2**32 - 1, 2**32 - 16), (2**31, 2**32 - 16), (2**32 - 1, 16), (1, 2**31), (2**28, 16)],
 )
-def test_a_cache_whose_size_overflows_is_refused(
-    runner, kernel_ids, name, num_blocks, block_size
-):
+def test_a_cache_whose_size_overflows_is_refused(runner, kernel_ids, name, num_blocks, block_size):
     record = sound_record(kernel_ids, name, num_blocks=num_blocks, block_size=block_size)
     answer = runner.run(np.array([record]), [1])
     assert answer.startswith(f"error: dispatch 0 ({name}): ") and "index" not in answer

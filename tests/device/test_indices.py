@@ -16,13 +16,17 @@ WRONG_IDS = [-1, 33, 2**31 - 1, -(2**31)]
 
 
 def fails_in(kernel):
-    return pytest.raises(DeviceError, match=rf"dispatch \d \({kernel}\): an index in a buffer points")
+    return pytest.raises(
+        DeviceError, match=rf"dispatch \d \({kernel}\): an index in a buffer points"
+    )
 
 
 @pytest.mark.parametrize("token_id", WRONG_IDS)
 @pytest.mark.parametrize("kind", ["int4", "f32"])
 def test_a_token_id_outside_the_vocabulary(device, token_id, kind):
-    weight = packed_weight("int4", 33, 32, 32) if kind == "int4" else ("f32", np.ones((33, 32), "f4"))
+    weight = (
+        packed_weight("int4", 33, 32, 32) if kind == "int4" else ("f32", np.ones((33, 32), "f4"))
+    )
     with fails_in(f"embed_{kind}"):
         launch.embed(device, [0, 1, token_id], weight)
     assert launch.embed(device, [32], weight).shape == (1, 32)

@@ -26,7 +26,11 @@ class Bench:
         given = {
             "kernel": "silu_mul",
             "params": make_params("RowsParams", rows_var=0, dim=DIM),
-            "bindings": [(View.of(self.a), abi.READ), (View.of(self.b), abi.READ), (View.of(self.c), abi.WRITE)],
+            "bindings": [
+                (View.of(self.a), abi.READ),
+                (View.of(self.b), abi.READ),
+                (View.of(self.c), abi.WRITE),
+            ],
             "grid": ((0, 1), 1, 1),
         } | changes
         recorder = Recorder(self.device)
@@ -35,7 +39,11 @@ class Bench:
 
     def binding(self, index, view, access=None):
         """dispatch() with one binding changed."""
-        views = [(View.of(self.a), abi.READ), (View.of(self.b), abi.READ), (View.of(self.c), abi.WRITE)]
+        views = [
+            (View.of(self.a), abi.READ),
+            (View.of(self.b), abi.READ),
+            (View.of(self.c), abi.WRITE),
+        ]
         views[index] = (view, access or views[index][1])
         return self.dispatch(bindings=views)
 
@@ -119,8 +127,31 @@ def test_a_range_outside_its_buffer_is_refused(bench, offset, num_bytes):
     refuses(bench.binding(2, View(bench.c, offset, num_bytes)), "binding 2, .* leaves buffer")
 
 
-def test_an_odd_offset_is_refused(bench):
-    refuses(bench.binding(0, View(bench.a, 1, ROW_BYTES)), "binding 0 is at an odd offset")
+@pytest.mark.parametrize("index", [0, 1, 2])
+@pytest.mark.parametrize("offset", [1, 2, 3])
+def test_floats_that_begin_between_words_are_refused(bench, index, offset):
+    buffer = (bench.a, bench.b, bench.c)[index]
+    recorder = bench.binding(index, View(buffer, offset, ROW_BYTES))
+    refuses(recorder, rf"binding {index} .* begins where its elements cannot be read")
+
+
+def test_half_weights_may_begin_at_any_even_byte(bench):
+    weights = np.arange(2 * DIM, dtype=np.float16).reshape(2, DIM)
+    buffer = bench.device.create(2 + weights.nbytes)
+    buffer.array(np.float16, weights.shape, 2)[...] = weights
+    bench.a.array(np.float32)[:] = 1
+    weight = ops.Weight("f16", 2, DIM, View(buffer, 2, weights.nbytes))
+    recorder = Recorder(bench.device)
+    ops.linear(recorder, View(bench.a, 0, ROW_BYTES), weight, View(bench.c, 0, 8))
+    program = recorder.finish()
+    program.run(1)
+    assert bench.c.array(np.float32)[:2].tolist() == weights.sum(axis=1).tolist()
+    program.close()
+    odd = ops.Weight("f16", 2, DIM, View(buffer, 1, weights.nbytes))
+    recorder = Recorder(bench.device)
+    ops.linear(recorder, View(bench.a, 0, ROW_BYTES), odd, View(bench.c, 0, 8))
+    refuses(recorder, "begins where its elements cannot be read")
+    buffer.release()
 
 
 def test_writing_a_mapped_file_is_refused(bench, tmp_path):
@@ -160,7 +191,11 @@ def test_a_binding_too_small_for_one_row_is_refused(bench, index):
 
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_an_unbound_binding_is_refused(bench, index):
-    views = [(View.of(bench.a), abi.READ), (View.of(bench.b), abi.READ), (View.of(bench.c), abi.WRITE)]
+    views = [
+        (View.of(bench.a), abi.READ),
+        (View.of(bench.b), abi.READ),
+        (View.of(bench.c), abi.WRITE),
+    ]
     views[index] = None
     refuses(bench.dispatch(bindings=views), rf"binding {index} \(0 bytes\)")
 
@@ -206,7 +241,11 @@ def test_an_empty_program_is_refused(bench):
 def test_a_refused_program_holds_no_buffer(bench):
     before = bench.device.info()["allocated_bytes"]
     buffer = bench.device.create(1 << 16)
-    views = [(View.of(buffer), abi.READ), (View.of(buffer), abi.READ), (View(bench.c, 0, 4), abi.WRITE)]
+    views = [
+        (View.of(buffer), abi.READ),
+        (View.of(buffer), abi.READ),
+        (View(bench.c, 0, 4), abi.WRITE),
+    ]
     refuses(bench.dispatch(bindings=views), "does not hold one row")
     buffer.release()
     assert bench.device.info()["allocated_bytes"] == before

@@ -170,7 +170,10 @@ def test_a_draw_depends_on_its_seed_and_position_alone(device):
 @pytest.mark.parametrize("change", [{"seed": 2}, {"seed": 1 << 32 | 1}, {"position": 200}])
 def test_another_seed_or_position_is_another_draw(device, change):
     logits = np.zeros(1024)
-    first, second = draws(device, logits, 100, seed=1), draws(device, logits, 100, **{"seed": 1} | change)
+    first, second = (
+        draws(device, logits, 100, seed=1),
+        draws(device, logits, 100, **{"seed": 1} | change),
+    )
     assert np.mean(first == second) < 0.1
 
 

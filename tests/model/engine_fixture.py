@@ -5,6 +5,7 @@ Owns the gate in front of the runner and how events are read; knows nothing of w
 
 import queue
 import threading
+import time
 
 from tiny_models import open_device
 
@@ -28,6 +29,7 @@ class GatedRunner:
         started: queue of each step's chunks, filled as the step begins.
         steps: list of the same.
         faults: exceptions that the next steps raise instead of running.
+        is_closed: close() was called.
     """
 
     def __init__(self, runner):
@@ -37,6 +39,7 @@ class GatedRunner:
         self.started = queue.SimpleQueue()
         self.steps = []
         self.faults = []
+        self.is_closed = False
 
     def __getattr__(self, name):
         return getattr(self._runner, name)
@@ -63,15 +66,17 @@ class GatedRunner:
             raise self.faults.pop(0)
         return self._runner.step(chunks)
 
+    def close(self):
+        self.is_closed = True
+        self._runner.close()
+
     def next_step(self):
         """Wait until a step begins; returns its chunks."""
         return self.started.get(timeout=TIMEOUT_S)
 
 
-class TestedEngine:
+class TinyEngine:
     """An engine in sequential mode over a model folder; `engine` is the Engine."""
-
-    __test__ = False
 
     def __init__(self, folder, eos_token_ids=(), context=CONTEXT_TOKENS):
         self._device = open_device(None)
@@ -93,6 +98,19 @@ class TestedEngine:
         token_ids, finish = read(self.submit(prompt, **params))
         assert finish.reason in ("stop", "length"), finish
         return token_ids
+
+    def begin_closing(self):
+        """Close the engine in a thread, which is returned once the engine takes no more requests.
+
+        The thread ends when the held step does.
+        """
+        thread = threading.Thread(target=self.engine.close)
+        thread.start()
+        deadline = time.monotonic() + TIMEOUT_S
+        while self.engine.alive:
+            assert time.monotonic() < deadline, "close() was called and the engine is alive"
+            thread.join(0.001)
+        return thread
 
     def close(self):
         self.runner.open()

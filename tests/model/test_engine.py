@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from engine_fixture import CONTEXT_TOKENS, STEP_TOKENS, TestedEngine, read
+from engine_fixture import CONTEXT_TOKENS, STEP_TOKENS, TinyEngine, read
 from tiny_models import random_tensors, random_tokens, tiny_config, write_folder
 
 from marlin.engine.request import TokenEvent
@@ -25,7 +25,7 @@ def start(folder):
     opened = []
 
     def start_one(**options):
-        opened.append(TestedEngine(folder, **options))
+        opened.append(TinyEngine(folder, **options))
         return opened[-1]
 
     yield start_one
@@ -109,6 +109,12 @@ def test_other_seeds_and_no_seed_give_other_tokens(start):
     seeds = [0, 1, 2, 1 << 32, (1 << 64) - 1, -5, None, None]
     answers = [tuple(tested.generate(PROMPT, seed=seed, **sampled)) for seed in seeds]
     assert len(set(answers)) == len(seeds)
+
+
+def test_each_position_of_an_answer_draws_anew(start):
+    # So hot that all 97 tokens are equally likely: 24 draws hit about 21 of them.
+    answer = start().generate(PROMPT, temperature=1e6, top_p=1.0, seed=1, max_tokens=24)
+    assert len(set(answer)) > 12
 
 
 def test_a_cached_prefix_changes_no_token_and_is_counted(start):

@@ -4,7 +4,7 @@ The runner's steps are held while something happens, so that each test knows whe
 """
 
 import pytest
-from engine_fixture import STEP_TOKENS, TestedEngine, read
+from engine_fixture import STEP_TOKENS, TIMEOUT_S, TinyEngine, read
 from tiny_models import random_tensors, random_tokens, tiny_config, write_folder
 
 from marlin.engine.request import FinishEvent, TokenEvent
@@ -22,7 +22,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def tested(folder):
-    tested = TestedEngine(folder)
+    tested = TinyEngine(folder)
     yield tested
     tested.close()
 
@@ -30,7 +30,7 @@ def tested(folder):
 @pytest.fixture(scope="module")
 def answer(folder):
     """The undisturbed answer to OTHER."""
-    tested = TestedEngine(folder)
+    tested = TinyEngine(folder)
     token_ids = tested.generate(OTHER)
     tested.close()
     return token_ids
@@ -125,14 +125,17 @@ def test_a_request_aborted_while_it_waits_leaves_the_cached_prefix_alone(tested)
 
 def test_closing_ends_the_running_request_and_those_that_wait(tested):
     tested.runner.hold()
-    requests = [tested.submit(PROMPT, name, max_tokens=50) for name in "abc"]
+    requests = [tested.submit(PROMPT, name) for name in "abc"]
     tested.runner.next_step()
+    thread = tested.begin_closing()
     tested.runner.open()
-    tested.engine.close()
+    thread.join(TIMEOUT_S)
+    assert not thread.is_alive()
     for request in requests:
         token_ids, finish = read(request)
-        assert finish.reason in ("abort", "error") and len(token_ids) < 50
-    assert not tested.engine.alive
+        assert token_ids == [] and finish.reason in ("abort", "error")
+    assert tested.runner.is_closed
+    assert len(tested.runner.steps) == 1
 
 
 def test_closing_twice_is_harmless_and_nothing_is_taken_afterwards(tested):
@@ -191,6 +194,8 @@ def test_a_dead_engine_thread_fails_every_request_and_takes_no_more(tested):
         tested.submit(PROMPT)
     stats = tested.engine.stats()
     assert (stats["num_running"], stats["num_waiting"]) == (0, 0)
+    tested.engine.close()
+    assert tested.runner.is_closed
 
 
 def test_tokens_are_published_one_step_at_a_time(tested, answer):
