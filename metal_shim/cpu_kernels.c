@@ -178,7 +178,8 @@ static void check_cache(marlin_check *c, int k_binding, uint32_t kv_heads, uint3
     require(c, block_size >= 16 && block_size % 16 == 0,
             "has a block_size that is no multiple of 16");
     require(c, num_blocks >= 1, "has no blocks");
-    require(c, (int64_t)num_blocks * block_size <= INT32_MAX, "has more slots than an int32 holds");
+    require(c, (uint64_t)num_blocks * block_size <= INT32_MAX,
+            "has more slots than an int32 holds");
     if (c->problem) return;
     int64_t bytes = (int64_t)num_blocks * block_size * kv_heads * dim * 2;
     need(c, k_binding, 2, bytes);
@@ -256,6 +257,14 @@ static int64_t partial_bytes(const struct AttentionParams *p)
     return 4 * (int64_t)p->num_heads * p->max_splits * (p->head_dim + 2);
 }
 
+static void limit_splits(marlin_check *c)
+{
+    const struct AttentionParams *p = c->call->params;
+    require(c, p->splits_var >= 0 && p->splits_var < MARLIN_MAX_VARS, "names a var out of range");
+    if (!c->problem && c->limit[p->splits_var] > p->max_splits)
+        c->limit[p->splits_var] = p->max_splits;
+}
+
 static void check_attention_split(marlin_check *c)
 {
     const struct AttentionParams *p = c->call->params;
@@ -270,9 +279,7 @@ static void check_attention_split(marlin_check *c)
     need_rows(c, 4, p->tiles_var, 1, 0, 16);
     need(c, 5, 4, c->call->bytes[0] / row_bytes * partial_bytes(p));
     writes(c, 5);
-    require(c, p->splits_var >= 0 && p->splits_var < MARLIN_MAX_VARS, "names a var out of range");
-    if (!c->problem && c->limit[p->splits_var] > p->max_splits)
-        c->limit[p->splits_var] = p->max_splits;
+    limit_splits(c);
 }
 
 static void check_attention_combine(marlin_check *c)
@@ -286,6 +293,7 @@ static void check_attention_combine(marlin_check *c)
     need_rows(c, 4, p->tiles_var, 1, 0, 16);
     need(c, 5, 4, c->call->bytes[0] / partial_bytes(p) * 4 * p->num_heads * p->head_dim);
     writes(c, 5);
+    limit_splits(c);
 }
 
 static int64_t units_attention(const marlin_call *call)

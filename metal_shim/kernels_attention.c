@@ -322,7 +322,7 @@ KERNEL(attention_combine)
         for (int64_t row = t[0]; row < t[0] + (int64_t)t[1]; row++) {
             int64_t last = t[3] + row - t[0],
                     hidden = p->window ? last - (int64_t)p->window + 1 : 0;
-            if (last / SPLIT >= (int64_t)p->max_splits) return MARLIN_EDEVICE;
+            if (last / SPLIT >= call->vars[p->splits_var]) return MARLIN_EDEVICE;
             for (int64_t head = 0; head < p->num_heads; head++) {
                 const float *partials = (const float *)call->at[0] +
                                         (row * p->num_heads + head) * p->max_splits * (dim + 2);

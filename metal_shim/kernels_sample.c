@@ -132,13 +132,14 @@ static int32_t sample_row(const float *logits, int64_t count, const struct Sampl
     float total = sum_of(weights, count, 0.0f, &number);
     float wanted = row->top_p < 1.0f ? row->top_p * total : INFINITY;
     int64_t top_k = row->top_k > 0 && row->top_k < count ? row->top_k : count;
-    /* The smallest of a few thresholds that is sure to keep every token of the top k and of the
-     * nucleus: only those few are sorted. */
+    /* The highest of a few thresholds that keeps the whole top k, or without one the whole nucleus:
+     * only the tokens above it are sorted. (A nucleus is a share of the top k's mass.) */
     static const float thresholds[] = {0x1p-4f, 0x1p-7f, 0x1p-10f, 0x1p-14f, 0x1p-20f, 0.0f};
     float threshold = 0.0f;
     for (int i = 0; i < 6; i++) {
         threshold = thresholds[i];
-        if (sum_of(weights, count, threshold, &number) >= wanted || number >= top_k) break;
+        float mass_above = sum_of(weights, count, threshold, &number);
+        if (top_k < count ? number >= top_k : mass_above >= wanted) break;
     }
     int64_t kept = 0;
     for (int64_t i = 0; i < count; i++)

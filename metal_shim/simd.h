@@ -65,14 +65,15 @@ INLINE float f32_from_f16(uint16_t h)
     return f32_from_bits(sign | bits_from_f32(value));
 }
 
-/* Float to IEEE half, round to nearest even, out of range to the largest finite half: a stored key
- * or value is never infinite, because 0 * inf in a masked lane would be NaN. */
+/* Float to IEEE half, round to nearest even; out of range becomes the largest finite half and NaN
+ * zero. A stored key or value is always finite: in a masked lane 0 * inf or 0 * NaN would be NaN, and
+ * the block may be another request's by then. */
 INLINE uint16_t f16_from_f32(float value)
 {
     uint32_t bits = bits_from_f32(value);
     uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
     bits &= 0x7fffffffu;
-    if (bits > 0x7f800000u) return (uint16_t)(sign | 0x7e00);
+    if (bits > 0x7f800000u) return 0;
     if (bits >= 0x477fe000u) return (uint16_t)(sign | 0x7bff);
     if (bits <
         0x38800000u) { /* subnormal half: adding 0.5 leaves the rounded mantissa in the low bits */

@@ -1,10 +1,10 @@
 """The oracle: what each kernel should compute, in plain numpy, clear rather than fast.
 
-Owns the mathematics and how close a device must come to it. Knows no device, no buffer and no packed
-byte: a packed weight arrives as the matrix it stands for.
+Owns the mathematics and how close a device must come to it. Knows no device, no buffer and no
+packed byte: a packed weight arrives as the matrix it stands for.
 
-Sums are float64. What a kernel only moves or computes element by element is float32 here too, in the
-same order, and is compared bit by bit.
+Sums are float64. What a kernel only moves or computes element by element is float32 here too, in
+the same order, and is compared bit by bit.
 """
 
 from typing import NamedTuple
@@ -14,14 +14,15 @@ import numpy as np
 # Largest error allowed: a share of the magnitude of what was added up, and what counts as nothing.
 #   float32  Kernels multiply and add in float32, where one rounding is 2^-24 = 6e-8. Sums here have
 #            at most about 1000 terms, whose roundings walk at random to some 30 of them. An
-#            exponential below 2^-126, float32's smallest normal, may be 0, and silu multiplies it by
-#            its argument of about 100.
-#   float16  A key or value is rounded once when it is stored; a device that fuses a multiply and an
-#            add may land on the other side of a rounding boundary, one unit in the last place away.
+#            exponential below 2^-126, float32's smallest normal, may be 0, and silu multiplies it
+#            by its argument of about 100.
+#   float16  A key or value is rounded once when it is stored; a device that fuses a multiply and
+#            an add may land on the other side of a rounding boundary, one unit in the last place
+#            away.
 TOLERANCES = {"float32": (2e-6, 1e-35), "float16": (2.0**-10, 2.0**-24)}
 
 ACT_GROUP = 32
-# Largest codes tried for a group of activations, and the largest value that counts as no activation.
+# Largest codes tried for a group of activations; the largest value that counts as no activation.
 ACT_LEVELS = np.array([127.0, 125.3, 123.7, 122.1], np.float32)
 SMALLEST_ACTIVATION = np.float32(1e-30)
 KEY_TILE = 16
@@ -55,7 +56,7 @@ def linear(x, weight, bias=None, weight_magnitude=None):
 
     Args:
         x: [rows, k]; weight: [n, k]; bias: [n] or None.
-        weight_magnitude: [n, k], what cancels inside a weight (|scale * code| + |bias|); None is |W|.
+        weight_magnitude: [n, k], what cancels inside a weight (|scale * code| + |bias|); None: |W|.
     """
     x, weight = x.astype(np.float64), weight.astype(np.float64)
     magnitude = np.abs(x) @ (np.abs(weight) if weight_magnitude is None else weight_magnitude).T
@@ -82,8 +83,8 @@ class QuantizedRows(NamedTuple):
 
 
 def quantize_activations(x):
-    """int8 codes in groups of 32 along k: of four steps, the one that rounds the group with the least
-    squared error, and then the scale that fits its codes q best, x.q / q.q.
+    """int8 codes in groups of 32 along k: of four steps, the one that rounds the group with the
+    least squared error, and then the scale that fits its codes q best, x.q / q.q.
 
     Args:
         x: float32 [rows, k], k a multiple of 32.
@@ -166,7 +167,7 @@ def write_kv(k_cache, v_cache, k, v, slots):
 
 
 def read_kv(k_cache, v_cache, table, count):
-    """Keys and values of positions [0, count) of a block table, float16 [count, kv_heads, dim] each."""
+    """Keys and values of positions [0, count) of a table, float16 [count, kv_heads, dim] each."""
     num_kv_heads, block_size, head_dim = v_cache.shape[1:]
     keys, values = np.zeros((2, count, num_kv_heads, head_dim), np.float16)
     for position in range(count):
@@ -220,8 +221,8 @@ def penalize(logits, entries, row):
 
     Args:
         logits: float32 [vocab_size].
-        entries: (token_id, num_outputs, bias) of each token; num_outputs 0: only in the prompt, -1: not
-            seen at all.
+        entries: (token_id, num_outputs, bias) of each token; num_outputs 0: only in the prompt,
+            -1: not seen at all.
         row: mapping with repetition_penalty, frequency_penalty and presence_penalty.
     """
     logits = logits.copy()
@@ -239,7 +240,7 @@ def penalize(logits, entries, row):
 
 
 def distribution(logits, temperature=1.0, top_p=1.0, min_p=0.0, top_k=0):
-    """Probability of each token, float64 [vocab_size]: temperature, then min_p, then top_k, then top_p.
+    """Each token's probability, float64 [vocab_size]: temperature, min_p, top_k, top_p in turn.
 
     Args:
         temperature: 0 puts all on the lowest id among the largest logits.
@@ -262,7 +263,7 @@ def distribution(logits, temperature=1.0, top_p=1.0, min_p=0.0, top_k=0):
 
 
 def uniform(seed, position):
-    """The draw in [0, 1) of a request's seed at a position: SplitMix64 (Steele, Lea, Flood 2014)."""
+    """The draw in [0, 1) of a seed at a position: SplitMix64 (Steele, Lea, Flood 2014)."""
     mask = (1 << 64) - 1
     z = (seed + (position + 1) * 0x9E3779B97F4A7C15) & mask
     z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & mask
@@ -271,6 +272,6 @@ def uniform(seed, position):
 
 
 def rope_row_order(num_rows, num_heads):
-    """Which GGUF row each half-split row comes from: pairs (i, i + 1) become (i, i + head_dim / 2)."""
+    """The GGUF row of each half-split row: pairs (i, i + 1) become (i, i + head_dim / 2)."""
     pairs = np.arange(num_rows).reshape(num_heads, -1, 2)
     return pairs.transpose(0, 2, 1).reshape(-1)

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import weakref
 
 import numpy as np
 
@@ -30,7 +31,12 @@ def usable_cores(quota_file=CPU_QUOTA_FILE):
 
 
 class Buffer:
-    """Device memory by id. `array()` is the host's view of it."""
+    """Device memory by id. `array()` is the host's view of it.
+
+    Attributes:
+        id: what dispatches name it by; None once released, since the device uses ids again.
+        num_bytes: its length.
+    """
 
     def __init__(self, device, buffer_id, num_bytes):
         self.device = device
@@ -55,12 +61,22 @@ class Buffer:
                 f"a view of {count * dtype.itemsize} bytes at {offset} leaves a buffer of "
                 f"{self.num_bytes}"
             )
+        self.check_held()
         raw = (ctypes.c_char * (count * dtype.itemsize)).from_address(self.address + offset)
         return np.frombuffer(raw, dtype).reshape(shape)
 
     def release(self):
-        """Give up the buffer; programs that use it keep it alive."""
+        """Give up the buffer, once; programs that use it keep its memory alive."""
+        self.check_held()
         self.device.check(self.device.library.marlin_buffer_release(self.device.handle, self.id))
+        self.id = None
+
+    def check_held(self):
+        """Raise DeviceError once the buffer has been released, or its device closed."""
+        if self.device.handle is None:
+            raise DeviceError("the device was closed")
+        if self.id is None:
+            raise DeviceError(f"a buffer of {self.num_bytes} bytes was released already")
 
 
 class Device:
@@ -95,6 +111,7 @@ class Device:
         self.handle = None
         self.check(self.library.marlin_device_open(ctypes.byref(options), ctypes.byref(handle)))
         self.handle = handle
+        self.programs = weakref.WeakSet()
 
     def check(self, code):
         """Pass on a result >= 0; raise DeviceError with the library's text for a negative one."""
@@ -128,7 +145,9 @@ class Device:
         return Buffer(self, self.check(code), num_bytes)
 
     def close(self):
-        """Free the device and its buffers; destroy its programs first. Idempotent."""
+        """Destroy the device's programs, then free it and its buffers. Idempotent."""
         if self.handle is not None:
+            for program in list(self.programs):
+                program.close()
             self.library.marlin_device_close(self.handle)
             self.handle = None

@@ -47,6 +47,8 @@ class Recorder:
             group: threads a threadgroup; a CPU ignores it.
             label: what dump() prints beside the kernel.
         """
+        for view, _ in (bound for bound in bindings if bound is not None):
+            view.buffer.check_held()
         record = np.zeros((), abi.DISPATCH)
         record["kernel"] = self._kernel_id(kernel)
         record["barrier"] = self._needs_barrier(bindings)
@@ -125,6 +127,7 @@ class Program:
                 device.handle, self.records.ctypes.data, len(records), ctypes.byref(self._handle)
             )
         )
+        device.programs.add(self)
 
     def __len__(self):
         return len(self.records)
@@ -135,6 +138,8 @@ class Program:
         Raises:
             DeviceError: a bad range, a var that the buffers cannot hold, or a replay in flight.
         """
+        if len(variables) > abi.MAX_VARS:
+            raise DeviceError(f"{len(variables)} vars, at most {abi.MAX_VARS}")
         self._vars[: len(variables)] = variables
         count = len(self.records) - first if count is None else count
         self.device.check(

@@ -1,4 +1,5 @@
-"""Devices for the kernel tests: every instruction set of this kind of machine, on one thread and on more.
+"""Devices for the kernel tests: every instruction set of this kind of machine, on one thread and on
+more.
 
 A set that this processor or build lacks is skipped with what the device says about it.
 """

@@ -103,7 +103,7 @@ def make_case(
     v_cache = np.full((num_blocks, num_kv_heads, block_size, head_dim), -STALE, np.float16)
     free = np.random.default_rng(num_blocks).permutation(num_blocks).tolist()
     tables = np.full((len(sequences), stride), -1, np.int32)
-    for index, (context_len, num_queries) in enumerate(sequences):
+    for index, (context_len, _) in enumerate(sequences):
         for block in range(-(-context_len // block_size)):
             tables[index, block] = free.pop()
         positions = np.arange(context_len)

@@ -1,7 +1,7 @@
 """Runs one kernel on arrays: uploads, records, replays, reads back.
 
-Every array lies between guard bytes, which must be as they were when the kernel has run: a kernel that
-writes one element too many fails the test that ran it.
+Every array lies between guard bytes, which must be as they were when the kernel has run: a kernel
+that writes one element too many fails the test that ran it.
 """
 
 import numpy as np
@@ -175,8 +175,8 @@ def gather_rows(device, rows, x):
         return memory.read(y, np.float32, (len(rows), x.shape[1]))
 
 
-def attention(device, case, split=False):
-    """float32 [rows, num_heads, head_dim] of a kv_case.KvCase."""
+def attention(device, case, split=False, num_splits=None):
+    """float32 [rows, num_heads, head_dim] of a kv_case.KvCase; num_splits None: all it has."""
     layout = case.layout
     with Memory(device) as memory:
         q, k_cache, v_cache = (memory.put(a) for a in (case.q, case.k_cache, case.v_cache))
@@ -191,11 +191,9 @@ def attention(device, case, split=False):
             record = ops.split_attention
         else:
             arguments, record = (q, (k_cache, v_cache), inputs, out), ops.attention
-        run(
-            device,
-            lambda r: record(r, *arguments),
-            step(tiles=len(case.tiles), splits=case.num_splits),
-        )
+        num_splits = case.num_splits if num_splits is None else num_splits
+        variables = step(tiles=len(case.tiles), splits=num_splits)
+        run(device, lambda r: record(r, *arguments), variables)
         return memory.read(out, np.float32, case.q.shape)
 
 

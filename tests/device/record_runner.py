@@ -1,12 +1,14 @@
-"""Runs raw dispatch records in a process of its own, so that a crash fails a test instead of ending the run.
+"""Runs raw dispatch records in a process of its own, so that a crash fails a test instead of ending
+the run.
 
-As a program: reads requests from stdin, answers one line each: "ok", or "error: " and the native text.
-A request is little-endian int32: number of records, number of vars, the seed of the buffers' contents, the
-vars; then the records.
+As a program: reads requests from stdin, answers one line each: "ok", or "error: " and the native
+text. A request is little-endian int32: number of records, number of vars, the seed of the buffers'
+contents, the vars; then the records.
 """
 
 import ctypes
 import mmap
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,11 +21,12 @@ from marlin.device.device import Device
 from marlin.device.program import Program
 from marlin.errors import DeviceError
 
-# Buffers that records may name: 1 to NUM_BUFFERS are memory between pages that may not be touched, the
-# next is a mapped file. A multiple of every page size in use.
+# Buffers that records may name: 1 to NUM_BUFFERS are memory between pages that may not be touched,
+# the next is a mapped file. Their size is a multiple of every page size in use.
 NUM_BUFFERS = 8
 MAPPED_FILE = NUM_BUFFERS + 1
 BUFFER_BYTES = 1 << 16
+ALL_ONE = -2
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -37,7 +40,8 @@ class RecordRunner:
         """Create a program of records abi.DISPATCH [n], replay it, destroy it.
 
         Args:
-            seed: of the buffers' contents: 0 is 0 and 1, -1 all bits set, others random bits.
+            seed: of the buffers' contents: 0 is zeros and ones, ALL_ONE int32 ones, -1 all bits
+                set, others random bits.
 
         Returns:
             "ok" or "error: " and the text.
@@ -46,11 +50,10 @@ class RecordRunner:
             AssertionError: the process died.
         """
         if self._process is None:
+            environment = os.environ | {"PYTHONPATH": str(ROOT)}
             command = [sys.executable, "-X", "faulthandler", __file__]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-            self._process = subprocess.Popen(
-                command, cwd=ROOT, env={"PYTHONPATH": str(ROOT)}, **pipes
-            )
+            self._process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
         header = np.array([len(records), len(variables), seed, *variables], np.int32)
         try:
             self._process.stdin.write(header.tobytes() + records.tobytes())
@@ -76,13 +79,13 @@ class RecordRunner:
 
 
 def contents(seed):
-    """int32 of a buffer's size. Small numbers are often valid ids, and tiny floats; these four are also a
-    sound attention tile."""
+    """int32 of a buffer's size. Small numbers are often valid ids, and tiny floats; these four are
+    also a sound attention tile."""
     count = BUFFER_BYTES // 4
     if seed == 0:
         return np.tile(np.array([0, 1, 0, 0], np.int32), count // 4)
-    if seed == -1:
-        return np.full(count, -1, np.int32)
+    if seed < 0:
+        return np.full(count, 1 if seed == ALL_ONE else -1, np.int32)
     return np.random.default_rng(seed).integers(-(2**31), 2**31, count).astype(np.int32)
 
 

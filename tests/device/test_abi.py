@@ -1,5 +1,5 @@
-"""marlin/device/abi.py says the same as metal_shim/marlin.h and shaders/params.h, which are parsed here, and
-as a C compiler makes of them."""
+"""marlin/device/abi.py says the same as metal_shim/marlin.h and shaders/params.h, which are parsed
+here, and as a C compiler makes of them."""
 
 import ctypes
 import os

@@ -1,4 +1,4 @@
-"""Causal attention over block tables: against the oracle, and the same bits however it is divided."""
+"""Causal attention over block tables: against the oracle, and the same bits however divided."""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ import pytest
 import reference
 from kv_case import make_case
 
-# Contexts around one key tile, around one split of 256 and over several: one query each, as in decode.
+# Contexts around one key tile, around one split of 256 and over several: one query each.
 DECODE = [(length, 1) for length in (1, 15, 16, 17, 255, 256, 257, 700)]
 # Chunks of a prompt: from the start, within a block, across a split; whole tiles and parts of one.
 PREFILL = [(37, 37), (16, 16), (273, 20), (259, 5), (90, 17)]

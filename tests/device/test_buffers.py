@@ -25,9 +25,10 @@ def test_a_created_buffer_is_zeroed_and_counted(fresh):
 def test_a_reused_id_begins_zeroed(fresh):
     first = fresh.create(64)
     first.array(np.uint8)[:] = 255
+    first_id = first.id
     first.release()
     second = fresh.create(64)
-    assert second.id == first.id and not second.array(np.uint8).any()
+    assert second.id == first_id and not second.array(np.uint8).any()
 
 
 @pytest.mark.parametrize("num_bytes", [0, -1, -(2**63), 2**62])

@@ -1,5 +1,5 @@
-"""A caller's mistake is a DeviceError that names the dispatch, and never a crash: what native code checks
-when a program is created, submitted and waited for."""
+"""A caller's mistake is a DeviceError that names the dispatch, and never a crash: what native code
+checks when a program is created, submitted and waited for."""
 
 import numpy as np
 import pytest
@@ -21,30 +21,26 @@ class Bench:
         self.device = device
         self.a, self.b, self.c = (device.create(ROWS * ROW_BYTES) for _ in range(3))
 
+    def bindings(self):
+        views = [View.of(buffer) for buffer in (self.a, self.b, self.c)]
+        return list(zip(views, (abi.READ, abi.READ, abi.WRITE), strict=True))
+
     def dispatch(self, **changes):
-        """A Recorder with c = silu(a) * b, or that with another kernel, params, bindings or grid."""
+        """A Recorder with c = silu(a) * b, or that with another kernel, params or bindings."""
         given = {
             "kernel": "silu_mul",
             "params": make_params("RowsParams", rows_var=0, dim=DIM),
-            "bindings": [
-                (View.of(self.a), abi.READ),
-                (View.of(self.b), abi.READ),
-                (View.of(self.c), abi.WRITE),
-            ],
+            "bindings": self.bindings(),
             "grid": ((0, 1), 1, 1),
         } | changes
         recorder = Recorder(self.device)
         recorder.dispatch(**given)
         return recorder
 
-    def binding(self, index, view, access=None):
+    def binding(self, index, view):
         """dispatch() with one binding changed."""
-        views = [
-            (View.of(self.a), abi.READ),
-            (View.of(self.b), abi.READ),
-            (View.of(self.c), abi.WRITE),
-        ]
-        views[index] = (view, access or views[index][1])
+        views = self.bindings()
+        views[index] = (view, views[index][1])
         return self.dispatch(bindings=views)
 
     def close(self):
@@ -105,10 +101,20 @@ def test_a_buffer_that_does_not_exist_is_refused(bench, program, buffer_id):
         Program(bench.device, records, [""])
 
 
-def test_a_released_buffer_is_refused(bench):
+def test_a_released_buffer_cannot_be_recorded(bench):
     buffer = bench.device.create(ROW_BYTES)
     buffer.release()
-    refuses(bench.binding(0, View(buffer, 0, ROW_BYTES)), "which does not exist")
+    with pytest.raises(DeviceError, match="released already"):
+        bench.binding(0, View(buffer, 0, ROW_BYTES))
+
+
+def test_the_id_of_a_released_buffer_is_refused(bench, program):
+    buffer = bench.device.create(ROW_BYTES)
+    records = program.records.copy()
+    records["bindings"]["buffer"][0, 1] = buffer.id
+    buffer.release()
+    with pytest.raises(DeviceError, match="binding 1 names buffer .*, which does not exist"):
+        Program(bench.device, records, [""])
 
 
 @pytest.mark.parametrize(
@@ -191,11 +197,7 @@ def test_a_binding_too_small_for_one_row_is_refused(bench, index):
 
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_an_unbound_binding_is_refused(bench, index):
-    views = [
-        (View.of(bench.a), abi.READ),
-        (View.of(bench.b), abi.READ),
-        (View.of(bench.c), abi.WRITE),
-    ]
+    views = bench.bindings()
     views[index] = None
     refuses(bench.dispatch(bindings=views), rf"binding {index} \(0 bytes\)")
 
@@ -339,13 +341,14 @@ def test_a_program_keeps_a_released_buffer(bench):
     buffer = device.create(ROWS * ROW_BYTES)
     buffer.array(np.float32)[:] = 3.0
     program = bench.binding(1, View.of(buffer)).finish()
+    buffer_id = buffer.id
     buffer.release()
     # What is created next must not take the memory or the id of one that is still in use.
     newcomer = device.create(ROWS * ROW_BYTES)
     newcomer.array(np.float32)[:] = -50.0
     bench.a.array(np.float32)[:] = 100.0
     program.run(ROWS)
-    assert newcomer.id != buffer.id and (bench.c.array(np.float32) == 300.0).all()
+    assert newcomer.id != buffer_id and (bench.c.array(np.float32) == 300.0).all()
     newcomer.release()
     assert device.info()["allocated_bytes"] == before + ROWS * ROW_BYTES
     program.close()

@@ -88,7 +88,7 @@ def test_a_step_of_no_rows_runs_nothing(device):
 
 
 class Ranges:
-    """Copies between ranges of one buffer of 256 bytes and another, recorded as silu_mul of one row."""
+    """Dispatches that read a range of one of two buffers of 256 bytes and write another."""
 
     def __init__(self, device, memory):
         self.buffers = [memory.room(256).buffer for _ in range(2)]

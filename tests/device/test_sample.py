@@ -106,8 +106,8 @@ SETTINGS = [
 
 
 def assert_frequencies_match(ids, expected):
-    """No impossible token, and a chi-square statistic within 5 deviations of its mean: the draws are
-    fixed by their seed, so this either always holds or never."""
+    """No impossible token, and a chi-square statistic within 5 deviations of its mean: the draws
+    are fixed by their seed, so this either always holds or never."""
     counts = np.bincount(ids, minlength=len(expected))
     assert counts[expected == 0].sum() == 0, np.flatnonzero(counts * (expected == 0))
     wanted = expected * len(ids)

@@ -1,5 +1,5 @@
-"""A whole step of a one-layer model with random weights, of every kernel a real step has: for tests of
-how programs replay, not of what kernels compute."""
+"""A whole step of a one-layer model with random weights, of every kernel a real step has: for tests
+of how programs replay, not of what kernels compute."""
 
 import launch
 import numpy as np
@@ -107,7 +107,7 @@ class TinyStep:
             ops.attention(r, v["q"], caches, inputs, out)
 
     def variables(self, rows):
-        """The vars of a step of `rows` tokens, after the inputs that depend on their number are set."""
+        """Set the inputs that depend on the number of tokens; the vars of a step of `rows`."""
         last = self.memory.read(self.views["rows"], np.int32, (1,), copy=False)
         last[0] = rows - 1
         num_tiles = -(-rows // abi.QUERY_TILE)

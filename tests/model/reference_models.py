@@ -71,7 +71,8 @@ class HalfCache(DynamicCache):
     """Keys and values as float16 stores them, which is what the KV cache holds."""
 
     def update(self, key_states, value_states, *args, **kwargs):
-        return super().update(key_states.half().float(), value_states.half().float(), *args, **kwargs)
+        rounded = (states.half().float() for states in (key_states, value_states))
+        return super().update(*rounded, *args, **kwargs)
 
 
 def logits_of(model, token_ids, half_cache=True):

@@ -1,4 +1,4 @@
-"""The same tokens give the same bits, however they are cut into steps and whoever is in the step."""
+"""The same tokens give the same bits, however cut into steps and whoever else is in a step."""
 
 import gguf_builder
 import numpy as np

@@ -1,4 +1,4 @@
-"""GGUF files that the `gguf` package wrote, against transformers running the weights they stand for."""
+"""GGUF files of the `gguf` package, against transformers running the weights they stand for."""
 
 import numpy as np
 import pytest

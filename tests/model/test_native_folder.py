@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 from reference_models import build, logits_of, with_weights
-from tiny_models import INSTRUCTION_SETS, logits_by_chunks, logits_of_positions, random_tokens, running
+from tiny_models import (
+    INSTRUCTION_SETS,
+    logits_by_chunks,
+    logits_of_positions,
+    random_tokens,
+    running,
+)
 
 from marlin.models.checkpoint import open_checkpoint
 from marlin.quantize import quantize
@@ -40,7 +46,8 @@ def stored_weights(folder, model):
     for name, parameter in model.named_parameters():
         stem, shape = name.removesuffix(".weight"), tuple(parameter.shape)
         if name in tensors:
-            found[name] = ggml_types.dequantize(tensors[name].dtype, read_bytes(tensors[name]), shape)
+            info = tensors[name]
+            found[name] = ggml_types.dequantize(info.dtype, read_bytes(info), shape)
             continue
         parts = {part: array(f"{stem}.{part}") for part in ("codes", "scales", "biases")}
         format = "int8" if parts["codes"].dtype == np.uint8 else "fp4"

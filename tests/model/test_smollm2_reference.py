@@ -102,9 +102,7 @@ def generate(engine, prompt_ids, max_tokens):
 
 def may_part(item, index, ours):
     """Whether another token than the recorded one is no mistake: float32 all but ties there, or
-    is on our side, or has no record."""
-    if index >= len(item["fp32_top5"]):
-        return True
+    is on our side."""
     (likeliest, first), (_, second) = item["fp32_top5"][index][:2]
     return first - second < NEAR_TIE or ours[index] == likeliest
 
@@ -114,7 +112,8 @@ def test_greedy_answers_are_the_recorded_ones_up_to_a_near_tie(demo_model_path, 
     loaded = load_engine(demo_model_path, isa=isa, max_context_tokens=256)
     try:
         for item in reference["items"]:
-            recorded = item["greedy_ids"]
+            # What comes after float32's record could not be judged.
+            recorded = item["greedy_ids"][: len(item["fp32_top5"])]
             ours = generate(loaded.engine, item["prompt_ids"], len(recorded))
             pairs = enumerate(zip(ours, recorded, strict=False))
             index = next((index for index, pair in pairs if pair[0] != pair[1]), None)

@@ -168,23 +168,25 @@ def logits_of_positions(runner, token_ids, start=0):
 
 def weight_values(weight):
     """What a Weight stands for, read back from its buffers: float32 [n, k]."""
-    raw = {
-        part: None if view is None else view.buffer.array(np.uint8, (view.num_bytes,), view.offset)
-        for part, view in [("codes", weight.data), ("scales", weight.scales), ("biases", weight.biases)]
-    }
+    codes, *factors = (
+        None if view is None else view.buffer.array(np.uint8, (view.num_bytes,), view.offset)
+        for view in (weight.data, weight.scales, weight.biases)
+    )
+    size = weight.n, weight.k
     if weight.kind in ("f32", "f16", "bf16"):
-        return ggml_types.dequantize(weight.kind.upper(), raw["codes"], (weight.n, weight.k))
+        return ggml_types.dequantize(weight.kind.upper(), codes, size)
     tiles = -(-weight.n // abi.ROW_TILE)
     is_bytes = weight.kind == "int8"
     shape = (tiles, weight.k // 4, 16, 4) if is_bytes else (tiles, weight.k // 8, 16)
-    codes = raw["codes"].view(np.uint8 if is_bytes else np.uint32).reshape(shape)
+    codes = codes.view(np.uint8 if is_bytes else np.uint32).reshape(shape)
     scale_type = np.float32 if weight.flags & abi.SCALE_F32 else np.float16
     factors = [
         None if part is None else part.view(scale_type).reshape(tiles, -1, 16)
-        for part in (raw["scales"], raw["biases"])
+        for part in factors
     ]
-    packed = formats.PackedWeight(weight.kind, (weight.n, weight.k), weight.group_size, codes, *factors)
-    return formats.dequantize(packed)
+    return formats.dequantize(
+        formats.PackedWeight(weight.kind, size, weight.group_size, codes, *factors)
+    )
 
 
 def prefill(runner, token_ids):

@@ -65,20 +65,25 @@ marlin_dispatch *add_linear(test_case *c, const weight_shape *w, int rows_var, i
     return record;
 }
 
-/* Activations that int8 holds exactly: codes with a 127 in each group of 32, times 2^-7. So every
- * set quantizes them to the same bits. */
-static int add_exact_activations(test_case *c, int64_t count)
+/* Activations whose best int8 codes are known: whole numbers with a 127 in each group of 32, each
+ * moved by `off` up or down, times 2^-7. With off = 0 int8 holds them exactly, and every set gets
+ * the same scale to the bit; 1/8 is too little for another step to fit better, and is lost only by
+ * rounding to nearest. */
+static int add_activations(test_case *c, int64_t count, float off)
 {
     int number = add_floats(c, INPUT, count, 0.0f, 1.0f);
     float *x = (float *)c->blocks[number - 1].data;
-    for (int64_t i = 0; i < count; i++) x[i] = (float)((int)(next_random(c) % 255) - 127) * 0x1p-7f;
+    for (int64_t i = 0; i < count; i++) {
+        float code = (float)((int)(next_random(c) % 253) - 126);
+        x[i] = (code + (next_random(c) % 2 ? off : -off)) * 0x1p-7f;
+    }
     for (int64_t i = 0; i < count; i += MARLIN_ACT_GROUP)
         x[i + (int64_t)(next_random(c) % MARLIN_ACT_GROUP)] = -127 * 0x1p-7f;
     return number;
 }
 
-/* Each shape with each number of rows, packed ones with activations that quantize exactly; then
- * packed ones again with any activations. */
+/* Each shape with each number of rows, packed ones with activations that int8 holds exactly; then
+ * packed ones again with activations that it rounds. */
 test_case *make_linear(int variant)
 {
     int shape = variant / NUM_ROW_COUNTS, rows = row_counts[variant % NUM_ROW_COUNTS];
@@ -86,9 +91,9 @@ test_case *make_linear(int variant)
     const weight_shape *w = &weights[shape % NUM_WEIGHTS];
     test_case *c = new_case(100 + variant, "linear_%s n=%d k=%d group=%d rows=%d%s", w->weight,
                             w->n, w->k, w->group, rows, exact ? " exact x" : "");
-    int x = exact ? add_exact_activations(c, rows * w->k)
-                  : add_floats(c, INPUT, rows * w->k, -1.5f, 1.0f);
-    int y = add_bytes(c, exact ? EXACT : w->group ? QUANTIZED : SUMMED, 4 * rows * w->n);
+    int x = w->group ? add_activations(c, rows * w->k, exact ? 0.0f : 0.125f)
+                     : add_floats(c, INPUT, rows * w->k, -1.5f, 1.0f);
+    int y = add_bytes(c, exact ? EXACT : SUMMED, 4 * rows * w->n);
     add_linear(c, w, 2, rows, x, y);
     c->vars[2] = rows;
     return c;

@@ -140,8 +140,8 @@ REQUESTS = st.lists(
 def test_any_mix_of_requests_ends_with_every_block_free(
     requests, num_blocks, max_sequences, budget, aborts
 ):
-    """Arrivals, lengths, aborts and tiny pools at random: every step keeps the bookkeeping whole and
-    stays within its budget, and every request that is not aborted gets all of its tokens."""
+    """Arrivals, lengths, aborts and tiny pools at random: every step keeps the bookkeeping whole
+    and stays within its budget, and every request that is not aborted gets all of its tokens."""
     pool = BlockPool(num_blocks, 16)
     scheduler = Scheduler(pool, max_sequences, budget)
     arrivals = [
