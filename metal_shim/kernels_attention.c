@@ -316,7 +316,8 @@ KERNEL(attention_combine)
     int64_t all_rows = call->bytes[0] / (4 * (dim + 2) * p->num_heads * p->max_splits);
     float *merged = (float *)scratch;
     for (int64_t unit = begin; unit < end; unit++) {
-        const int32_t *t = (const int32_t *)call->at[4] + unit * 4;
+        int32_t t[4]; /* a copy: what was checked cannot change while out is written */
+        memcpy(t, call->at[4] + unit * sizeof t, sizeof t);
         if (t[0] < 0 || t[1] < 1 || t[0] + (int64_t)t[1] > all_rows || t[3] < 0)
             return MARLIN_EDEVICE;
         for (int64_t row = t[0]; row < t[0] + (int64_t)t[1]; row++) {

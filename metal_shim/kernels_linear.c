@@ -62,7 +62,7 @@ typedef struct {
 static const float levels[4] = {127.0f, 125.3f, 123.7f, 122.1f};
 
 /* Of the steps tried, the inverse of the one that rounds the group with the least squared error:
- * the error in steps, squared, over the level, squared. */
+ * the error in steps, squared, over the level, squared. NaN if a value is not finite. */
 INLINE float choose_step(const float *x, float amax)
 {
     vf errors[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
@@ -79,7 +79,16 @@ INLINE float choose_step(const float *x, float amax)
     for (int j = 1; j < 4; j++)
         if (sums[j] * (levels[best] * levels[best]) < sums[best] * (levels[j] * levels[j]))
             best = j;
-    return levels[best] / amax;
+    return isfinite(sums[0]) ? levels[best] / amax : NAN;
+}
+
+/* A group of zeros, or of what cannot be quantized: then every product with it is NaN, as a float
+ * product would be. */
+static void quantize_constant(float value, int8_t *codes, act_group *group, act_begin *begin)
+{
+    memset(codes, 0, MARLIN_ACT_GROUP);
+    *group = (act_group){value, value};
+    memset(begin, 0, sizeof *begin);
 }
 
 /* Codes q of 32 values x, and the scale that fits them best, x.q / q.q. */
@@ -90,12 +99,17 @@ INLINE void quantize_group(const float *x, int8_t *codes, act_group *group, act_
         largest = vf_max(largest, vf_abs(vf_load(x + i)));
     float amax = vf_reduce_max(largest);
     if (!(amax > SMALLEST_ACTIVATION)) {
-        memset(codes, 0, MARLIN_ACT_GROUP);
-        memset(group, 0, sizeof *group);
-        memset(begin, 0, sizeof *begin);
+        float sum = 0.0f; /* the largest of values with a NaN among them may be any of them */
+        for (int i = 0; i < MARLIN_ACT_GROUP; i++) sum += x[i];
+        quantize_constant(isnan(sum) ? NAN : 0.0f, codes, group, begin);
         return;
     }
-    vf inverse = vf_set1(choose_step(x, amax));
+    float step = choose_step(x, amax);
+    if (isnan(step)) {
+        quantize_constant(NAN, codes, group, begin);
+        return;
+    }
+    vf inverse = vf_set1(step);
     /* q of the first half, q of the second, x.q, q.q */
     vf parts[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
     for (int i = 0; i < MARLIN_ACT_GROUP; i += V_LANES) {
@@ -334,7 +348,9 @@ INLINE int run_linear(const marlin_call *call, int64_t begin, int64_t end, weigh
         .k = p->k,
         .groups_of_32 = p->k / MARLIN_ACT_GROUP,
         .scale_groups = p->k / p->group_size,
-        .scale_shift = p->group_size == 128 ? 2 : p->group_size == 64 ? 1 : 0,
+        .scale_shift = p->group_size == 128  ? 2
+                       : p->group_size == 64 ? 1
+                                             : 0,
         .scale_f32 = (p->flags & MARLIN_SCALE_F32) != 0,
         .x_codes = (const int8_t *)call->prepared,
         .x_groups = (const act_group *)(call->prepared + rows * p->k),

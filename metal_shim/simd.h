@@ -66,8 +66,8 @@ INLINE float f32_from_f16(uint16_t h)
 }
 
 /* Float to IEEE half, round to nearest even; out of range becomes the largest finite half and NaN
- * zero. A stored key or value is always finite: in a masked lane 0 * inf or 0 * NaN would be NaN, and
- * the block may be another request's by then. */
+ * zero. A stored key or value is always finite: in a masked lane 0 * inf or 0 * NaN would be NaN,
+ * and the block may be another request's by then. */
 INLINE uint16_t f16_from_f32(float value)
 {
     uint32_t bits = bits_from_f32(value);

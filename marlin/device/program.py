@@ -35,6 +35,7 @@ class Recorder:
         self._kernel_ids = {}
         self._reads = []
         self._writes = []
+        self._buffers = set()
 
     def dispatch(self, kernel, params, bindings, grid, group=(1, 1, 1), label=""):
         """Append one dispatch.
@@ -49,6 +50,7 @@ class Recorder:
         """
         for view, _ in (bound for bound in bindings if bound is not None):
             view.buffer.check_held()
+            self._buffers.add(view.buffer)
         record = np.zeros((), abi.DISPATCH)
         record["kernel"] = self._kernel_id(kernel)
         record["barrier"] = self._needs_barrier(bindings)
@@ -101,8 +103,11 @@ class Recorder:
                 missing).
 
         Raises:
-            DeviceError: native code found a record that it cannot run; the text says which and why.
+            DeviceError: a buffer was released meanwhile, or native code found a record that it
+                cannot run; the text says which and why.
         """
+        for buffer in self._buffers:  # an id that was released may be another buffer's by now
+            buffer.check_held()
         records = np.array(self._records, abi.DISPATCH)
         if barriers == "all":
             records["barrier"] = 1

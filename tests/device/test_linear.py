@@ -135,3 +135,16 @@ def test_the_largest_codes_do_not_saturate(device, kind, code, value, sign):
     packed = formats.pack(kind, codes, ones, 0 * ones if kind == "int4" else None)
     y = launch.linear(device, x, packed)
     np.testing.assert_allclose(y, np.full((2, 16), sign * 3.0 * 64 * value), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", formats.FORMATS)
+@pytest.mark.parametrize("others", [0.0, 1.0])
+@pytest.mark.parametrize("place", [0, 5, 31])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_makes_its_row_nan_and_no_other(
+    device, kind, others, place, value
+):
+    x = np.full((3, 64), others, np.float32)
+    x[1, place] = value
+    y = launch.linear(device, x, packed_weight(kind, 17, 64, 32))
+    assert np.isnan(y[1]).all() and np.isfinite(y[[0, 2]]).all()
