@@ -16,11 +16,12 @@
     X(embed_f16)                                                                                   \
     X(embed_bf16)                                                                                  \
     X(embed_int8)                                                                                  \
-    X(embed_int4) X(embed_fp4) X(matvec_f32) X(matvec_f16) X(matvec_bf16) X(matvec_int8)           \
-        X(matvec_int4) X(matvec_fp4) X(matmul_f32) X(matmul_f16) X(matmul_bf16) X(matmul_int8)     \
-            X(matmul_int4) X(matmul_fp4) X(rms_norm) X(rope_table) X(rope_kv_write) X(silu_mul)    \
-                X(gather_rows) X(attention) X(attention_split) X(attention_combine) X(penalize)    \
-                    X(sample) X(repack) X(probe_read) X(probe_dot)
+    X(embed_int4)                                                                                  \
+    X(embed_fp4) X(matvec_f32) X(matvec_f16) X(matvec_bf16) X(matvec_int8) X(matvec_int4)          \
+        X(matvec_fp4) X(matmul_f32) X(matmul_f16) X(matmul_bf16) X(matmul_int8) X(matmul_int4)     \
+            X(matmul_fp4) X(rms_norm) X(rope_table) X(rope_kv_write) X(silu_mul) X(gather_rows)    \
+                X(attention) X(attention_split) X(attention_combine) X(penalize) X(sample)         \
+                    X(repack) X(probe_read) X(probe_dot)
 
 enum {
     KERNEL_none = 0,

@@ -7,6 +7,9 @@
 #include "cpu.h"
 #include "simd.h"
 
+/* Candidates at the edge of the nucleus that are sorted; a bisection step costs about as much. */
+#define MAX_SORTED 64
+
 typedef struct {
     float weight;
     int32_t token_id;
@@ -67,29 +70,70 @@ static double uniform(const struct SampleRow *row)
     return (double)((z ^ z >> 31) >> 11) * 0x1p-53;
 }
 
-static float sum_of(const float *values, int64_t count, float at_least, int64_t *number)
-{
-    float sum = 0.0f;
-    *number = 0;
-    for (int64_t begin = 0; begin < count; begin += 256) {
-        int64_t end = begin + 256 < count ? begin + 256 : count;
-        float part = 0.0f;
-        int32_t kept = 0;
-        for (int64_t i = begin; i < end; i++) {
-            part += values[i] >= at_least ? values[i] : 0.0f;
-            kept += values[i] >= at_least;
-        }
-        sum += part;
-        *number += kept;
-    }
-    return sum;
-}
-
 static int by_weight(const void *left, const void *right)
 {
     const candidate *a = left, *b = right;
     if (a->weight != b->weight) return a->weight < b->weight ? 1 : -1;
     return a->token_id < b->token_id ? -1 : 1;
+}
+
+static double mass_of(const candidate *candidates, int64_t count)
+{
+    double mass = 0.0;
+    for (int64_t i = 0; i < count; i++) mass += candidates[i].weight;
+    return mass;
+}
+
+/* Candidates whose weight is at least `bits` as an integer (positive floats order as integers do).
+ */
+static int64_t count_from(const candidate *candidates, int64_t count, uint32_t bits, double *mass)
+{
+    int64_t number = 0;
+    *mass = 0.0;
+    for (int64_t i = 0; i < count; i++) {
+        if (bits_from_f32(candidates[i].weight) < bits) continue;
+        *mass += candidates[i].weight;
+        number++;
+    }
+    return number;
+}
+
+/* Move the heaviest candidates to the front, as few as reach mass_limit or count_limit, and return
+ * how many they are. Only those near the limit are sorted: bisection finds a weight `low` from
+ * which there are enough and a weight `high` from which there are not, with few between the two. */
+static int64_t keep_heaviest(candidate *candidates, int64_t count, double mass_limit,
+                             int64_t count_limit)
+{
+    uint32_t low = 0, high = bits_from_f32(1.0f) + 1;
+    int64_t from_low = count, from_high = 0;
+    while (high - low > 1 && from_low - from_high > MAX_SORTED) {
+        uint32_t middle = low + (high - low) / 2;
+        double mass;
+        int64_t number = count_from(candidates, count, middle, &mass);
+        if (number >= count_limit || mass >= mass_limit) {
+            low = middle;
+            from_low = number;
+        } else {
+            high = middle;
+            from_high = number;
+        }
+    }
+    int64_t sure = 0, between;
+    for (int64_t i = 0; i < count; i++) {
+        if (bits_from_f32(candidates[i].weight) < high) continue;
+        candidate heavy = candidates[i];
+        candidates[i] = candidates[sure];
+        candidates[sure++] = heavy;
+    }
+    between = sure;
+    for (int64_t i = sure; i < count; i++)
+        if (bits_from_f32(candidates[i].weight) >= low) candidates[between++] = candidates[i];
+    qsort(candidates + sure, (size_t)(between - sure), sizeof *candidates, by_weight);
+    double mass = mass_of(candidates, sure);
+    int64_t kept = sure;
+    while (kept < between && (kept == 0 || (kept < count_limit && mass < mass_limit)))
+        mass += candidates[kept++].weight;
+    return kept;
 }
 
 static int32_t draw(const candidate *candidates, int64_t count, double target)
@@ -103,20 +147,42 @@ static int32_t draw(const candidate *candidates, int64_t count, double target)
 }
 
 /* Weights relative to the likeliest token's, 2^((logit - max) / temperature * log2 e), 0 below
- * min_p. */
-static void relative_weights(const float *logits, int64_t count, const struct SampleRow *row,
-                             float *weights)
+ * min_p. Returns their sum. */
+static float relative_weights(const float *logits, int64_t count, const struct SampleRow *row,
+                              float *weights)
 {
-    float max = logits[argmax(logits, count)];
-    float factor = 1.44269504f / row->temperature;
+    vf max = vf_set1(logits[argmax(logits, count)]), min_p = vf_set1(row->min_p);
+    vf factor = vf_set1(1.44269504f / row->temperature), total = vf_zero();
     for (int64_t i = 0; i < count; i += V_LANES) {
         float lanes[V_LANES];
         int64_t valid = count - i < V_LANES ? count - i : V_LANES;
-        for (int64_t j = 0; j < valid; j++) lanes[j] = logits[i + j] - max;
-        for (int64_t j = valid; j < V_LANES; j++) lanes[j] = -INFINITY;
-        vf_store(lanes, vf_exp2(vf_mul(vf_load(lanes), vf_set1(factor))));
-        for (int64_t j = 0; j < valid; j++)
-            weights[i + j] = lanes[j] >= row->min_p ? lanes[j] : 0.0f;
+        if (valid < V_LANES) {
+            for (int64_t j = 0; j < V_LANES; j++) lanes[j] = j < valid ? logits[i + j] : -INFINITY;
+        }
+        vf x = vf_load(valid < V_LANES ? lanes : logits + i);
+        vf weight = vf_keep_from(vf_exp2(vf_mul(vf_sub(x, max), factor)), min_p);
+        total = vf_add(total, weight);
+        vf_store(valid < V_LANES ? lanes : weights + i, weight);
+        for (int64_t j = 0; valid < V_LANES && j < valid; j++) weights[i + j] = lanes[j];
+    }
+    return vf_reduce_add(total);
+}
+
+/* Gather the tokens that may be drawn before they are narrowed to top_k and top_p: those above the
+ * highest of a few thresholds that keeps the whole top k, or without one the whole nucleus. */
+static int64_t gather(const float *weights, int64_t count, double mass_limit, int64_t count_limit,
+                      candidate *candidates)
+{
+    static const float thresholds[] = {0x1p-7f, 0x1p-14f, 0x1p-24f};
+    for (int t = 0;; t++) {
+        float threshold = t < 3 ? thresholds[t] : 0.0f;
+        int64_t number = 0;
+        for (int64_t i = 0; i < count; i++) {
+            candidates[number] = (candidate){weights[i], (int32_t)i};
+            number += weights[i] > threshold;
+        }
+        if (t == 3 || number >= count_limit || mass_of(candidates, number) >= mass_limit)
+            return number;
     }
 }
 
@@ -124,43 +190,18 @@ static int32_t sample_row(const float *logits, int64_t count, const struct Sampl
                           uint8_t *scratch)
 {
     if (row->temperature <= 0.0f) return argmax(logits, count);
-    float *weights = (float *)scratch;
-    candidate *candidates = (candidate *)(weights + count);
-    relative_weights(logits, count, row, weights);
-
-    int64_t number;
-    float total = sum_of(weights, count, 0.0f, &number);
-    float wanted = row->top_p < 1.0f ? row->top_p * total : INFINITY;
-    int64_t top_k = row->top_k > 0 && row->top_k < count ? row->top_k : count;
-    /* The highest of a few thresholds that keeps the whole top k, or without one the whole nucleus:
-     * only the tokens above it are sorted. (A nucleus is a share of the top k's mass.) */
-    static const float thresholds[] = {0x1p-4f, 0x1p-7f, 0x1p-10f, 0x1p-14f, 0x1p-20f, 0.0f};
-    float threshold = 0.0f;
-    for (int i = 0; i < 6; i++) {
-        threshold = thresholds[i];
-        float mass_above = sum_of(weights, count, threshold, &number);
-        if (top_k < count ? number >= top_k : mass_above >= wanted) break;
-    }
-    int64_t kept = 0;
-    for (int64_t i = 0; i < count; i++)
-        if (weights[i] >= threshold && weights[i] > 0.0f)
-            candidates[kept++] = (candidate){weights[i], (int32_t)i};
+    candidate *candidates = (candidate *)scratch;
+    float *weights = (float *)(candidates + count + 1);
+    float total = relative_weights(logits, count, row, weights);
+    int has_top_k = row->top_k > 0 && row->top_k < count, has_top_p = row->top_p < 1.0f;
+    int64_t top_k = has_top_k ? row->top_k : INT64_MAX;
+    double nucleus = has_top_p && !has_top_k ? (double)row->top_p * total : INFINITY;
+    int64_t kept = gather(weights, count, nucleus, top_k, candidates);
     if (kept == 0) return argmax(logits, count);
-    double mass = 0.0;
-    if (top_k < count || row->top_p < 1.0f) {
-        qsort(candidates, (size_t)kept, sizeof *candidates, by_weight);
-        if (kept > top_k) kept = top_k;
-        double limit = top_k < count ? 0.0 : total;
-        for (int64_t i = 0; top_k < count && i < kept; i++) limit += candidates[i].weight;
-        limit *= row->top_p;
-        int64_t nucleus = 0;
-        while (nucleus < kept && (nucleus == 0 || mass < limit))
-            mass += candidates[nucleus++].weight;
-        kept = nucleus;
-    } else {
-        for (int64_t i = 0; i < kept; i++) mass += candidates[i].weight;
-    }
-    return draw(candidates, kept, uniform(row) * mass);
+    if (has_top_k) kept = keep_heaviest(candidates, kept, INFINITY, top_k);
+    if (has_top_k && has_top_p) nucleus = row->top_p * mass_of(candidates, kept);
+    if (has_top_p) kept = keep_heaviest(candidates, kept, nucleus, INT64_MAX);
+    return draw(candidates, kept, uniform(row) * mass_of(candidates, kept));
 }
 
 /* token_ids[r] drawn from logits[r]: temperature, then min_p, then top_k, then top_p; temperature

@@ -37,6 +37,10 @@ static inline float vf_reduce_max(vf a)
     x = _mm_max_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
+static inline vf vf_keep_from(vf a, vf t)
+{
+    return _mm256_and_ps(_mm256_cmp_ps(a, t, _CMP_GE_OQ), a);
+}
 static inline vf vf_fraction(vf a) { return vf_sub(a, vf_round(a)); }
 static inline void vf_reduce_add4(const vf a[4], float sums[4])
 {

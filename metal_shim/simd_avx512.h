@@ -28,6 +28,10 @@ static inline vf vf_scale2(vf a, vf n)
 }
 static inline float vf_reduce_add(vf a) { return _mm512_reduce_add_ps(a); }
 static inline float vf_reduce_max(vf a) { return _mm512_reduce_max_ps(a); }
+static inline vf vf_keep_from(vf a, vf t)
+{
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, t, _CMP_GE_OQ), a);
+}
 static inline vf vf_fraction(vf a)
 {
     return _mm512_reduce_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
