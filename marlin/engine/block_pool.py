@@ -1,4 +1,26 @@
-"""Which KV blocks are free. Pure bookkeeping: knows no requests and no device."""
+"""Which KV blocks are free, held or cached. Pure bookkeeping: knows no requests and no device.
+
+A block is held by one or more sequences, or unused. A full block may carry the hash of all tokens
+up to its end; unused, it is then cached: still found by that hash, and given away last.
+"""
+
+import hashlib
+from collections import OrderedDict
+
+import numpy as np
+
+
+def block_hash(parent, token_ids):
+    """Hash of a full block of tokens that follows the blocks hashed in `parent`.
+
+    Cryptographic, because a collision would show one request's context to another.
+
+    Args:
+        parent: bytes, the hash of the block before; b"" for the first.
+        token_ids: the block's tokens.
+    """
+    tokens = np.asarray(token_ids, np.int32).tobytes()
+    return hashlib.blake2b(tokens, key=parent, digest_size=32).digest()
 
 
 class BlockPool:
@@ -12,12 +34,22 @@ class BlockPool:
     def __init__(self, num_blocks, block_size):
         self.num_blocks = num_blocks
         self.block_size = block_size
-        # Taken from the end: low ids go first, and a block just freed is used again while cached.
-        self._free = list(range(num_blocks - 1, -1, -1))
+        self._num_holders = [0] * num_blocks
+        self._hashes = [None] * num_blocks
+        self._by_hash = {}
+        # Unused blocks, next to be given away first: those without a hash, then the cached ones,
+        # the longest unused first.
+        self._unused = OrderedDict.fromkeys(range(num_blocks))
 
     @property
     def num_free(self):
-        return len(self._free)
+        """Blocks that nobody holds, cached ones among them."""
+        return len(self._unused)
+
+    @property
+    def num_cached(self):
+        """Unused blocks that can still be found by their hash."""
+        return sum(self._hashes[block] is not None for block in self._unused)
 
     def blocks_for(self, num_tokens):
         """Blocks that hold num_tokens tokens."""
@@ -25,11 +57,60 @@ class BlockPool:
 
     def take(self, count):
         """ids of `count` blocks, or None when fewer are free (and then none is taken)."""
-        if count > len(self._free):
+        if count > len(self._unused):
             return None
-        return [self._free.pop() for _ in range(count)]
+        blocks = [self._unused.popitem(last=False)[0] for _ in range(count)]
+        for block in blocks:
+            self._num_holders[block] = 1
+            self._forget(block)
+        return blocks
 
-    def give_back(self, block_ids):
-        """Free blocks that take() gave."""
-        self._free.extend(reversed(block_ids))
-        assert len(self._free) <= self.num_blocks, "a block was given back twice"
+    def _forget(self, block):
+        if self._hashes[block] is not None:
+            del self._by_hash[self._hashes[block]]
+            self._hashes[block] = None
+
+    def find(self, hashes):
+        """Hold the blocks of the longest known beginning of a chain of hashes; ids in order."""
+        blocks = []
+        for value in hashes:
+            if (block := self._by_hash.get(value)) is None:
+                break
+            self._unused.pop(block, None)
+            self._num_holders[block] += 1
+            blocks.append(block)
+        return blocks
+
+    def remember(self, block, value):
+        """Let a held, full block be found by its hash, unless another block has the same tokens."""
+        if self._hashes[block] is None and value not in self._by_hash:
+            self._hashes[block] = value
+            self._by_hash[value] = block
+
+    def give_back(self, blocks):
+        """Let go of blocks that take() or find() gave, in logical order.
+
+        The last of them are given away first: a beginning is worth more than what follows it.
+        """
+        for block in reversed(blocks):
+            assert self._num_holders[block] > 0, "a block was given back twice"
+            self._num_holders[block] -= 1
+            if self._num_holders[block] == 0:
+                self._unused[block] = None
+                if self._hashes[block] is None:
+                    self._unused.move_to_end(block, last=False)
+
+    def check(self, held):
+        """Compare with the blocks that sequences hold, one entry for each hold.
+
+        Raises:
+            AssertionError: a block is lost, unused while held, or found by a wrong hash.
+        """
+        counts = [0] * self.num_blocks
+        for block in held:
+            counts[block] += 1
+        assert counts == self._num_holders, "holders are not those that sequences know of"
+        unused = {block for block, count in enumerate(counts) if count == 0}
+        assert unused == set(self._unused), "a block is neither held nor unused, or both"
+        known = {value: block for block, value in enumerate(self._hashes) if value is not None}
+        assert known == self._by_hash, "a hash leads to another block"

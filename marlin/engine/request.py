@@ -10,6 +10,12 @@ import threading
 from dataclasses import dataclass, field
 
 
+# Entries of one request's logit_bias; the runner keeps room for so many a sequence. Users of the
+# API ban word lists; 1,024 is past what the largest APIs take.
+MAX_LOGIT_BIASES = 1024
+MAX_LOGPROBS = 20
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How one request chooses tokens. Values are validated where they enter (server/openai.py,
@@ -26,6 +32,10 @@ class SamplingParams:
         seed: None draws one from the engine's generator; the same seed repeats the same tokens.
         max_tokens: output tokens at most, >= 1.
         ignore_eos: keep going past an end-of-sequence token (benchmarks).
+        logit_bias: (token id, added to its logit after the penalties) pairs, each id once, at most
+            MAX_LOGIT_BIASES.
+        num_logprobs: report each token's log-probability and those of this many of the likeliest
+            tokens, 0 to MAX_LOGPROBS; None reports none.
     """
 
     temperature: float = 0.7
@@ -38,13 +48,30 @@ class SamplingParams:
     seed: int | None = None
     max_tokens: int = 512
     ignore_eos: bool = False
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    num_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """What the model itself held of one output token: natural logarithms of its probabilities
+    before penalties, bias, temperature and the sampling filters.
+
+    Attributes:
+        logprob: the token's own.
+        top: (token id, logprob) of the likeliest tokens, likeliest first, ties by lower id.
+    """
+
+    logprob: float
+    top: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class TokenEvent:
-    """New output tokens, in order."""
+    """New output tokens, in order; logprobs: one for each of them, or none if not asked for."""
 
     token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +96,7 @@ class Request:
         num_computed_tokens: tokens whose KV exists.
         num_cached_tokens: those of them that a prefix hit gave.
         block_ids: KV blocks that it holds, in logical order.
+        block_hashes: hash chain of its full blocks of tokens, as far as it was needed.
         events: yields TokenEvents and then exactly one FinishEvent.
     """
 
@@ -80,6 +108,7 @@ class Request:
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
     block_ids: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)
     events: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
     _aborted: threading.Event = field(default_factory=threading.Event)
 

@@ -8,6 +8,7 @@ request are that one rule.
 from collections import deque
 from dataclasses import dataclass
 
+from marlin.engine.block_pool import block_hash
 from marlin.engine.request import Request
 
 # Prompt tokens of a step in which others decode: a longer step would stall their streams.
@@ -118,24 +119,64 @@ class Scheduler:
     def _admit(self):
         """Start the first waiting request if there is a place, and room for all of its tokens."""
         request = self.waiting[0]
-        wanted = self._pool.blocks_for(request.num_tokens)
-        if len(self.running) >= self._max_sequences or wanted > self._pool.num_free:
+        if len(self.running) >= self._max_sequences or not self._hold_prefix(request):
             return False
         self.running.append(self.waiting.popleft())
-        self._reuse_prefix(request)
+        if not request.output_token_ids:  # not when it resumes: that is no hit for its client
+            request.num_cached_tokens = request.num_computed_tokens
         return True
 
-    def _reuse_prefix(self, request):
-        """Keep what a single block holds of the prompt's beginning, but for one token."""
+    def _hold_prefix(self, request):
+        """Give a request what the cache knows of its tokens, if the pool has room for the rest.
+
+        At least one token is left to compute. A request whose next block is being computed for
+        another waits for it: a shared beginning is computed once.
+        """
+        if self._pool.num_blocks == 1:
+            if self._pool.num_free:
+                request.num_computed_tokens = self._common_with_kept(request)
+                self._kept_token_ids = []
+            return self._pool.num_free > 0
+        self._hash_blocks(request, request.num_tokens - 1)
+        blocks = self._pool.find(request.block_hashes)
+        rest = request.block_hashes[len(blocks) : len(blocks) + 1]
+        missing = self._pool.blocks_for(request.num_tokens) - len(blocks)
+        if missing > self._pool.num_free or any(self._is_pending(value) for value in rest):
+            self._pool.give_back(blocks)
+            return False
+        request.block_ids = blocks
+        request.num_computed_tokens = len(blocks) * self._pool.block_size
+        return True
+
+    def _common_with_kept(self, request):
         kept, prompt = self._kept_token_ids, request.prompt_token_ids
         limit = min(len(kept), len(prompt) - 1)
-        common = next((i for i in range(limit) if kept[i] != prompt[i]), limit)
-        request.num_cached_tokens = request.num_computed_tokens = common
-        self._kept_token_ids = []
+        return next((i for i in range(limit) if kept[i] != prompt[i]), limit)
+
+    def _is_pending(self, value):
+        """Whether a running request has yet to compute the block of this hash."""
+        return any(
+            value in request.block_hashes[request.num_computed_tokens // self._pool.block_size :]
+            for request in self.running
+        )
+
+    def _hash_blocks(self, request, num_tokens):
+        """Hash the full blocks among a request's first num_tokens tokens, once each."""
+        size, hashes = self._pool.block_size, request.block_hashes
+        for end in range((len(hashes) + 1) * size, num_tokens + 1, size):
+            parent = hashes[-1] if hashes else b""
+            hashes.append(block_hash(parent, Share(request, end - size, size).token_ids()))
 
     def advance(self, share):
-        """Note that a share has been computed."""
-        share.request.num_computed_tokens = share.start + share.num_tokens
+        """Note that a share has been computed; its full blocks can be found from now on."""
+        request, size = share.request, self._pool.block_size
+        end = share.start + share.num_tokens
+        request.num_computed_tokens = end
+        if self._pool.num_blocks == 1 or share.start // size == end // size:
+            return
+        self._hash_blocks(request, end)
+        for index in range(share.start // size, end // size):
+            self._pool.remember(request.block_ids[index], request.block_hashes[index])
 
     def remove(self, request, keep=True):
         """Drop a finished or aborted request, and give its blocks back at once.
@@ -157,17 +198,14 @@ class Scheduler:
         request.block_ids = []
 
     def check(self):
-        """Every block is free or held once, and holders have what their tokens need.
+        """Every block is free, cached or held by those who say so, and holders have what they need.
 
         Raises:
             AssertionError: the bookkeeping is broken.
         """
-        held = [block for request in self.running for block in request.block_ids]
-        assert len(held) == len(set(held)), "a block is held twice"
-        assert len(held) + self._pool.num_free == self._pool.num_blocks, "a block is lost"
-        assert not any(request.block_ids for request in self.waiting), (
-            "a waiting request holds blocks"
-        )
+        self._pool.check([block for request in self.running for block in request.block_ids])
+        waiting = [request for request in self.waiting if request.block_ids]
+        assert not waiting, "a waiting request holds blocks"
         for request in self.running:
             needed = self._pool.blocks_for(request.num_computed_tokens)
             assert len(request.block_ids) >= needed, "a running request lacks blocks"

@@ -65,3 +65,23 @@ def test_more_requests_than_places_are_all_answered(folder):
     with running(folder, sequences=3, blocks=(12, 16)) as runner:
         results = outputs(runner, prompts, max_tokens=6)
     assert [len(token_ids) for token_ids in results] == [6] * 20
+
+
+def test_a_prefix_hit_changes_no_token(folder):
+    shared = random_tokens(40, 97, seed=1)
+    prompts = [[*shared, *random_tokens(count, 97, seed=count)] for count in (1, 7, 8, 9, 30)]
+    with running(folder, context=160) as runner:
+        alone = outputs(runner, prompts, max_tokens=12)
+    with running(folder, sequences=5, blocks=(40, 16)) as runner:
+        engine = Engine(runner, eos_token_ids=())
+        for _ in range(2):
+            requests = [
+                engine.submit(
+                    prompt, SamplingParams(temperature=1.0, seed=i, max_tokens=12), f"r{i}"
+                )
+                for i, prompt in enumerate(prompts)
+            ]
+            assert [collect(request) for request in requests] == alone
+        # 40 shared tokens are two full blocks of 16; the second round finds all full blocks.
+        assert [request.num_cached_tokens for request in requests] == [32, 32, 32, 48, 64]
+        engine.close()

@@ -49,7 +49,8 @@ def test_a_prompt_arriving_beside_a_decode_gets_a_small_share_and_the_decode_goe
 
 def test_a_request_waits_until_the_pool_has_room_for_all_of_its_prompt():
     scheduler = Scheduler(BlockPool(4, 16), max_sequences=4, max_step_tokens=256)
-    scheduler.waiting.extend([make_request(range(48), 2, "a"), make_request(range(32), 2, "b")])
+    other = make_request(range(100, 132), 2, "b")
+    scheduler.waiting.extend([make_request(range(48), 2, "a"), other])
     assert as_spans(run_step(scheduler)) == [("a", 0, 48)]
     assert as_spans(run_step(scheduler)) == [("a", 48, 1)]
     assert as_spans(run_step(scheduler)) == [("b", 0, 32)]
@@ -61,6 +62,76 @@ def test_requests_are_admitted_in_the_order_in_which_they_came():
     scheduler.waiting.extend([make_request(range(30), 3, "first"), big, small])
     assert as_spans(run_step(scheduler)) == [("first", 0, 30)]
     assert as_spans(run_step(scheduler)) == [("first", 30, 1)]
+
+
+def test_a_prompt_begins_after_the_full_blocks_that_an_earlier_one_left():
+    scheduler = Scheduler(BlockPool(16, 16), max_sequences=4, max_step_tokens=256)
+    scheduler.waiting.append(make_request(range(40), 1, "a"))
+    run_step(scheduler)
+    later = make_request([*range(36), 99, 99], 1, "b")
+    scheduler.waiting.append(later)
+    assert as_spans(run_step(scheduler)) == [("b", 32, 6)]
+    assert later.num_cached_tokens == 32
+
+
+def test_a_prompt_of_whole_cached_blocks_still_computes_its_last_block():
+    scheduler = Scheduler(BlockPool(16, 16), max_sequences=4, max_step_tokens=256)
+    for name in ("a", "b"):
+        scheduler.waiting.append(make_request(range(32), 1, name))
+        spans = as_spans(run_step(scheduler))
+    assert spans == [("b", 16, 16)]
+
+
+def test_blocks_with_equal_tokens_after_different_beginnings_are_not_shared():
+    scheduler = Scheduler(BlockPool(16, 16), max_sequences=4, max_step_tokens=256)
+    scheduler.waiting.append(make_request([*range(16), *range(50, 66), 1], 1, "a"))
+    run_step(scheduler)
+    scheduler.waiting.append(make_request([*range(1, 17), *range(50, 66), 1], 1, "b"))
+    assert as_spans(run_step(scheduler)) == [("b", 0, 33)]
+
+
+def test_a_beginning_shared_by_requests_that_arrive_together_is_computed_once():
+    scheduler = Scheduler(BlockPool(256, 16), max_sequences=16, max_step_tokens=256)
+    system_prompt = list(range(1000))
+    scheduler.waiting.extend(
+        make_request([*system_prompt, 2000 + i, 3000 + i], 2, f"r{i}") for i in range(16)
+    )
+    computed = 0
+    while scheduler.requests():
+        computed += sum(share.num_tokens for share in run_step(scheduler))
+    # 62 full blocks once; 10 tokens each after them, and the first output token.
+    assert computed == 62 * 16 + 16 * (10 + 1)
+
+
+def test_the_longest_unused_block_is_given_away_first():
+    pool = BlockPool(3, 16)
+    old, new = pool.take(1), pool.take(1)
+    pool.remember(old[0], b"old")
+    pool.remember(new[0], b"new")
+    pool.give_back(old)
+    pool.give_back(new)
+    assert pool.num_cached == 2 and pool.num_free == 3
+    pool.take(2)  # the block that never had a hash, then the oldest
+    assert pool.find([b"old"]) == [] and pool.find([b"new"]) == new
+
+
+def test_a_block_that_is_held_is_never_given_away():
+    pool = BlockPool(2, 16)
+    held = pool.take(1)
+    pool.remember(held[0], b"x")
+    assert pool.find([b"x"]) == held
+    assert pool.take(2) is None and pool.take(1) != held
+
+
+def test_a_preempted_request_resumes_from_what_the_cache_still_holds():
+    scheduler = Scheduler(BlockPool(4, 16), max_sequences=2, max_step_tokens=64)
+    old, young = make_request(range(100, 116), 2, "old"), make_request(range(40), 9, "young")
+    scheduler.waiting.extend([old, young])
+    run_step(scheduler)
+    assert as_spans(run_step(scheduler)) == [("old", 16, 1)]
+    spans = as_spans(run_step(scheduler))
+    assert spans[0][0] == "young" and spans[0][1] in (16, 32)
+    assert young.num_cached_tokens == 0
 
 
 def test_when_the_pool_runs_dry_the_youngest_gives_way_and_later_starts_again():
