@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from marlin.engine.block_pool import block_hash
 from marlin.engine.request import Request
 
-# Prompt tokens of a step in which others decode: a longer step would stall their streams.
-PREFILL_TOKENS_BESIDE_DECODES = 64
+# Prompt tokens of a step in which others decode. On a CPU a step's time grows with its rows, so a
+# small share delays the streams little and costs the prompt nothing (docs/performance.md).
+PREFILL_TOKENS_BESIDE_DECODES = 32
 
 
 @dataclass(frozen=True, slots=True)
