@@ -138,20 +138,38 @@ def _run(arguments, environ):
 
 
 def _serve(arguments, environ):
-    import logging
-
     settings = config.serve_config(vars(arguments), environ)
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
-    )
+    _set_up_logging(settings)
+    if settings.workers > 1:
+        from marlin.server.supervisor import supervise
+
+        return supervise(settings, run_worker)
     from marlin.server.serve import serve
 
     return serve(settings, _load_service)
 
 
-def _load_service(settings):
-    from marlin.engine.load import Batching, load_engine
+def run_worker():
+    """The main function of a worker process, see server/supervisor.py; returns its exit code."""
+    from marlin.server import worker
+
+    return worker.main(_load_service, _set_up_logging)
+
+
+def _set_up_logging(settings):
+    from marlin.server import logs
+
+    logs.configure(settings.log_level, settings.log_format, sys.stderr)
+
+
+def _load_service(settings, share=None):
     from marlin.server.service import service_for
+
+    if settings.mock_model:
+        from marlin.engine.mock import load_mock
+
+        return service_for(load_mock(settings.model_path, settings.max_context_tokens))
+    from marlin.engine.load import Batching, load_engine
 
     batching = None
     if settings.enable_batching:
@@ -164,5 +182,6 @@ def _load_service(settings):
             num_threads=settings.num_threads,
             max_context_tokens=settings.max_context_tokens,
             batching=batching,
+            share=share,
         )
     )

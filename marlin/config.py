@@ -3,13 +3,16 @@
 Reads option strings and an environment mapping that it is given; opens nothing and starts nothing.
 """
 
+import argparse
 from dataclasses import dataclass, field
 
 from marlin.errors import ConfigError
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+LOG_FORMATS = ("text", "json")
 MODEL_PATH_VARIABLE = "METAL_MARLIN_MODEL_PATH"
 API_KEY_VARIABLE = "METAL_MARLIN_API_KEY"
+MOCK_MODEL_VARIABLE = "METAL_MARLIN_MOCK_MODEL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,29 +22,37 @@ class ServeConfig:
     Attributes:
         model_path: model folder or GGUF file; None serves no model and answers 503.
         host, port: address to listen on; port 0 picks a free one.
+        workers: processes that serve; with more than one, a supervisor starts and replaces them.
         max_concurrent_requests: generation requests inside at once; as many more may wait.
         max_tokens: output tokens of a request that names no limit.
         timeout_s: from a request's last byte to the end of its answer.
         log_level: one of LOG_LEVELS.
+        log_format: one of LOG_FORMATS.
+        enable_metrics: /metrics is served.
         num_threads: CPU threads of the device; None lets the device choose.
         max_context_tokens: prompt and output together; None is the model's own.
         enable_batching: requests share steps over a paged KV cache, instead of one after another.
         num_kv_blocks, block_size: that cache's blocks, and tokens a block.
+        mock_model: answers are made up under the model path's name; no model is loaded.
         api_key: what clients must present, or None.
     """
 
     model_path: str | None
     host: str
     port: int
+    workers: int
     max_concurrent_requests: int
     max_tokens: int
     timeout_s: float
     log_level: str
+    log_format: str
+    enable_metrics: bool
     num_threads: int | None
     max_context_tokens: int | None
     enable_batching: bool
     num_kv_blocks: int
     block_size: int
+    mock_model: bool
     api_key: bytes | None = field(repr=False)
 
 
@@ -77,6 +88,12 @@ def _log_level(text):
     return text.upper()
 
 
+def _log_format(text):
+    if text not in LOG_FORMATS:
+        raise ValueError("must be one of " + ", ".join(LOG_FORMATS))
+    return text
+
+
 def _block_size(text):
     value = whole_number(16, 4096)(text)
     if value % 16:
@@ -108,7 +125,7 @@ class Option:
         default: when neither the command line nor the environment has it.
         parse: text to value; raises ValueError saying what it must be.
         variable: environment variable that sets it too, or None.
-        metavar, help: for --help; an option without a metavar is a switch that takes no value.
+        metavar, help: for --help; an option without a metavar is a switch, see _add_switch().
     """
 
     flag: str
@@ -138,6 +155,15 @@ OPTIONS = (
         "N",
         "port, 0 for any free one (default 8000)",
         "METAL_MARLIN_PORT",
+    ),
+    Option(
+        "--workers",
+        "workers",
+        1,
+        whole_number(1, 256),
+        "N",
+        "processes that serve, sharing the weights (default 1)",
+        "METAL_MARLIN_WORKERS",
     ),
     Option(
         "--max-concurrent-requests",
@@ -171,6 +197,22 @@ OPTIONS = (
         "LEVEL",
         "DEBUG, INFO, WARNING or ERROR (default INFO)",
         "METAL_MARLIN_LOG_LEVEL",
+    ),
+    Option(
+        "--log-format",
+        "log_format",
+        "text",
+        _log_format,
+        "FORMAT",
+        "text, or json: one object a line (default text)",
+    ),
+    Option(
+        "--enable-metrics",
+        "enable_metrics",
+        True,
+        _switch,
+        None,
+        "serve /metrics (default); --no-enable-metrics or =false does not",
     ),
     Option(
         "--threads",
@@ -225,10 +267,27 @@ def add_arguments(parser):
     )
     for option in OPTIONS:
         source = f" [{option.variable}]" if option.variable else ""
-        kind = {"metavar": option.metavar}
+        text = option.help + source
         if option.metavar is None:
-            kind = {"action": "store_const", "const": "true"}
-        parser.add_argument(option.flag, dest=option.field, help=option.help + source, **kind)
+            _add_switch(parser, option, text)
+        else:
+            parser.add_argument(option.flag, dest=option.field, help=text, metavar=option.metavar)
+
+
+def _add_switch(parser, option, text):
+    """FLAG, FLAG=true, FLAG=false and --no-FLAG.
+
+    An optional value (nargs="?") would take the MODEL_PATH that follows a bare flag, so that each
+    spelling is an option of its own; argparse looks for a whole word before it splits at "=".
+    """
+    negative = "--no-" + option.flag.removeprefix("--")
+    for flag, value, shown in (
+        (option.flag, "true", text),
+        (f"{option.flag}=true", "true", argparse.SUPPRESS),
+        (f"{option.flag}=false", "false", argparse.SUPPRESS),
+        (negative, "false", argparse.SUPPRESS),
+    ):
+        parser.add_argument(flag, dest=option.field, action="store_const", const=value, help=shown)
 
 
 def serve_config(arguments, environ):
@@ -248,6 +307,7 @@ def serve_config(arguments, environ):
     values = {option.field: _settle(option, arguments, environ) for option in OPTIONS}
     return ServeConfig(
         model_path=environ.get(MODEL_PATH_VARIABLE) or arguments.get("model_path"),
+        mock_model=_mock_model(environ.get(MOCK_MODEL_VARIABLE)),
         api_key=_api_key(environ.get(API_KEY_VARIABLE)),
         **values,
     )
@@ -263,6 +323,12 @@ def _settle(option, arguments, environ):
         return option.parse(text)
     except ValueError as error:
         raise ConfigError(f"{source} {error}, got {text!r}") from None
+
+
+def _mock_model(text):
+    if text not in (None, "", "0", "1"):
+        raise ConfigError(f"{MOCK_MODEL_VARIABLE} must be 1 or 0, got {text!r}")
+    return text == "1"
 
 
 def _api_key(text):

@@ -112,6 +112,7 @@ class Device:
         self.check(self.library.marlin_device_open(ctypes.byref(options), ctypes.byref(handle)))
         self.handle = handle
         self.programs = weakref.WeakSet()
+        self._wrapped = []
 
     def check(self, code):
         """Pass on a result >= 0; raise DeviceError with the library's text for a negative one."""
@@ -144,6 +145,15 @@ class Device:
         code = self.library.marlin_buffer_map(self.handle, str(path).encode(), offset, num_bytes)
         return Buffer(self, self.check(code), num_bytes)
 
+    def wrap(self, memory):
+        """Buffer over a writable mmap or bytearray, which is held until the device closes."""
+        raw = (ctypes.c_char * len(memory)).from_buffer(memory)
+        address = ctypes.addressof(raw)
+        code = self.library.marlin_buffer_wrap(self.handle, address, len(memory))
+        buffer = Buffer(self, self.check(code), len(memory))
+        self._wrapped.append(raw)
+        return buffer
+
     def close(self):
         """Destroy the device's programs, then free it and its buffers. Idempotent."""
         if self.handle is not None:
@@ -151,3 +161,4 @@ class Device:
                 program.close()
             self.library.marlin_device_close(self.handle)
             self.handle = None
+            self._wrapped.clear()

@@ -7,11 +7,12 @@ the runner's.
 import queue
 import secrets
 import threading
+import time
 
 import numpy as np
 
 from marlin.engine.block_pool import BlockPool
-from marlin.engine.request import FinishEvent, Request, TokenEvent
+from marlin.engine.request import MAX_LOGIT_BIASES, FinishEvent, Request, TokenEvent
 from marlin.engine.runner import Chunk
 from marlin.engine.scheduler import Scheduler
 from marlin.errors import ContextLengthError, DeviceError, OverloadedError, RequestError
@@ -25,9 +26,10 @@ class Engine:
             sequential mode; many blocks are shared by up to runner.max_sequences requests.
         eos_token_ids: tokens that end a generation.
         max_context_tokens: prompt and output together; None is all that the cache holds.
+        clock: monotonic seconds.
     """
 
-    def __init__(self, runner, eos_token_ids, max_context_tokens=None):
+    def __init__(self, runner, eos_token_ids, max_context_tokens=None, clock=time.monotonic):
         self._runner = runner
         self._eos_token_ids = frozenset(eos_token_ids)
         layout = runner.layout
@@ -40,6 +42,8 @@ class Engine:
         self._lock = threading.Lock()
         self._closed = False
         self._released = False
+        self._clock = clock
+        self._stepped_at = clock()
         self._num_submitted = 0
         self._num_finished = 0
         self._num_running = 0
@@ -56,15 +60,19 @@ class Engine:
 
         Raises:
             ContextLengthError: the prompt leaves no room for a token of output.
-            RequestError: the prompt has no tokens, or one outside the vocabulary.
+            RequestError: the prompt has no tokens; or it or logit_bias has one outside the
+                vocabulary.
             OverloadedError: the engine has stopped.
         """
         self._check_prompt(prompt_token_ids)
+        self._check_bias(params.logit_bias)
         seed = secrets.randbits(64) if params.seed is None else params.seed & (1 << 64) - 1
         request = Request(request_id, list(prompt_token_ids), params, seed)
         with self._lock:
             if not self.alive:
                 raise OverloadedError("the engine has stopped")
+            if self._num_submitted == self._num_finished:  # until now there was nothing to step
+                self._stepped_at = self._clock()
             self._num_submitted += 1
             self._incoming.put(request)
         return request
@@ -84,13 +92,26 @@ class Engine:
                 param="prompt",
             )
 
+    def _check_bias(self, logit_bias):
+        outside = [token_id for token_id, _ in logit_bias if not 0 <= token_id < self._vocab_size]
+        if outside or len(logit_bias) > MAX_LOGIT_BIASES:
+            raise RequestError(
+                f"logit_bias may hold {MAX_LOGIT_BIASES} of the vocabulary's {self._vocab_size} "
+                f"tokens; {len(outside)} of {len(logit_bias)} are outside it",
+                param="logit_bias",
+            )
+
     @property
     def alive(self):
         """False once the engine thread has ended or close() was called."""
         return self._thread.is_alive() and not self._closed
 
     def stats(self):
-        """Counts since the start, and what is in hand now."""
+        """Counts since the start, and what is in hand now.
+
+        seconds_since_step: how long the work in hand has waited for a step to be completed; 0
+        without work.
+        """
         with self._lock:
             unfinished = self._num_submitted - self._num_finished
             return {
@@ -101,6 +122,7 @@ class Engine:
                 "kv_bytes": self._runner.kv_bytes,
                 "num_kv_blocks": self._pool.num_blocks,
                 "num_free_kv_blocks": self._pool.num_free,
+                "seconds_since_step": self._clock() - self._stepped_at if unfinished else 0.0,
             }
 
     def close(self):
@@ -157,18 +179,21 @@ class Engine:
             for share in shares
         ]
         try:
-            sampled = iter(self._runner.step(chunks))
+            token_ids = self._runner.step(chunks)
         except DeviceError as error:
             for share in shares:
                 self._finish(share.request, FinishEvent("error", error), keep=False)
             return
+        with self._lock:
+            self._stepped_at = self._clock()
+        sampled = zip(token_ids, self._runner.logprobs, strict=True)
         for share in shares:
             wants_token = share.is_last
             self._scheduler.advance(share)
             if wants_token:
-                self._publish(share.request, next(sampled))
+                self._publish(share.request, *next(sampled))
 
-    def _publish(self, request, token_id):
+    def _publish(self, request, token_id, logprobs):
         """Append a sampled token, or end the request."""
         if not request.output_token_ids:
             self._num_prompt_tokens += len(request.prompt_token_ids)
@@ -176,7 +201,7 @@ class Engine:
             self._finish(request, FinishEvent("stop"))
             return
         request.output_token_ids.append(token_id)
-        request.events.put(TokenEvent((token_id,)))
+        request.events.put(TokenEvent((token_id,), (logprobs,) if logprobs else ()))
         self._num_generated_tokens += 1
         full = request.num_tokens >= self.max_context_tokens
         if full or len(request.output_token_ids) >= request.params.max_tokens:

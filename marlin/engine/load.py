@@ -4,8 +4,9 @@ import logging
 import os
 from dataclasses import dataclass
 
-from marlin.device.device import Device
+from marlin.device.device import Device, usable_cores
 from marlin.device.ops import KvLayout
+from marlin.device.slabs import SharedSlabs
 from marlin.engine.engine import Engine
 from marlin.engine.runner import Runner
 from marlin.errors import ConfigError
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 # arithmetic, keep activations in the second-level cache, and let an abort be noticed soon
 # (docs/performance.md).
 PREFILL_STEP_TOKENS = 256
-# The KV cache may take this share of the machine's memory when the user names no context.
+# KV caches may take this share of the machine's memory when the user names no context.
 MAX_KV_MEMORY_SHARE = 0.25
 
 
@@ -32,6 +33,7 @@ class LoadedModel:
     Attributes:
         model_id: what API calls name it by: the path's last component, without .gguf.
         format: "gguf", "safetensors", or a native folder's "fp4", "int4", "int8".
+        isa: instruction set that the device uses.
     """
 
     model_id: str
@@ -39,6 +41,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     config: ModelConfig
     format: str
+    isa: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,9 @@ class Batching:
     max_sequences: int
 
 
-def load_engine(path, num_threads=None, max_context_tokens=None, isa=None, batching=None):
+def load_engine(
+    path, num_threads=None, max_context_tokens=None, isa=None, batching=None, share=None
+):
     """Open a model and start its engine.
 
     Args:
@@ -65,17 +70,21 @@ def load_engine(path, num_threads=None, max_context_tokens=None, isa=None, batch
             quarter of the machine's memory holds.
         isa: CPU instruction set; None is the best here.
         batching: Batching; None runs one request at a time over one contiguous cache.
+        share: engine.share.Share, when other processes serve the model, too.
 
     Raises:
         ModelFileError: the model cannot be read.
         ConfigError: a context or a KV cache that the model or the machine cannot have.
         DeviceError: the device cannot be opened or its memory does not suffice.
     """
-    device = Device(num_threads, isa)
-    checkpoint = open_checkpoint(path, device)
+    num_processes = share.num_processes if share else 1
+    device = Device(num_threads or max(1, usable_cores() // num_processes), isa)
+    slabs = share and SharedSlabs(device, share.weights_fd, filled=not share.writes_weights)
+    checkpoint = open_checkpoint(path, device, slabs)
     config = checkpoint.config
     if batching is None:
-        context = _context_tokens(config, device, max_context_tokens)
+        memory_share = MAX_KV_MEMORY_SHARE / num_processes
+        context = _context_tokens(config, device, max_context_tokens, memory_share)
         layout = KvLayout(1, context, 1, config.num_kv_heads, config.head_dim)
         max_sequences = 1
     else:
@@ -88,7 +97,8 @@ def load_engine(path, num_threads=None, max_context_tokens=None, isa=None, batch
     eos_token_ids = tokenizer.eos_token_ids | set(config.eos_token_ids)
     name = os.path.basename(os.path.abspath(path)).removesuffix(".gguf")
     engine = Engine(runner, eos_token_ids, context)
-    return LoadedModel(name, engine, tokenizer, config, checkpoint.format)
+    isa = device.info()["isa"]
+    return LoadedModel(name, engine, tokenizer, config, checkpoint.format, isa)
 
 
 def _load_tokenizer(checkpoint):
@@ -122,7 +132,7 @@ def _paged_layout(config, device, batching, context):
     )
 
 
-def _context_tokens(config, device, wanted):
+def _context_tokens(config, device, wanted, memory_share):
     """Length of the contiguous KV cache: a multiple of 16, the key tile."""
     token_bytes = _kv_token_bytes(config)
     memory_bytes = device.info()["memory_bytes"]
@@ -136,12 +146,13 @@ def _context_tokens(config, device, wanted):
                 f"the machine has {memory_bytes >> 20} MiB"
             )
         return wanted // 16 * 16
-    fits = int(memory_bytes * MAX_KV_MEMORY_SHARE / token_bytes)
+    fits = int(memory_bytes * memory_share / token_bytes)
     if fits < own:
         logger.warning(
-            "context limited to %d of the model's %d tokens, a quarter of the memory; "
+            "context limited to %d of the model's %d tokens, %g%% of the memory; "
             "--max-context sets it",
             fits // 16 * 16,
             own,
+            memory_share * 100,
         )
     return max(16, min(own, fits) // 16 * 16)

@@ -9,7 +9,6 @@ import queue
 import threading
 from dataclasses import dataclass, field
 
-
 # Entries of one request's logit_bias; the runner keeps room for so many a sequence. Users of the
 # API ban word lists; 1,024 is past what the largest APIs take.
 MAX_LOGIT_BIASES = 1024

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from marlin.device import abi, ops
-from marlin.device.program import Recorder, View
+from marlin.device.program import Program, Recorder, View
 from marlin.engine import sampler
+from marlin.engine.logprobs import Distribution
+from marlin.engine.request import MAX_LOGIT_BIASES
 from marlin.models.llama import StepInputs
 
 
@@ -31,6 +33,14 @@ class Chunk:
     request: object = None
 
 
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A recorded step; its first num_forward dispatches end with the logits."""
+
+    program: Program
+    num_forward: int
+
+
 class Runner:
     """Device state for steps of one model.
 
@@ -39,6 +49,9 @@ class Runner:
         layout: ops.KvLayout of the cache to create.
         max_step_tokens: tokens a step may compute.
         max_sequences: sequences a step may hold.
+
+    Attributes:
+        logprobs: of the last step's samples, in order: TokenLogprobs, or None where not asked for.
     """
 
     def __init__(self, device, model, layout, max_step_tokens, max_sequences):
@@ -59,15 +72,16 @@ class Runner:
         self._logit_rows = self._input("logit_rows", np.int32, (max_sequences,))
         self._sample_rows = self._input("sample_rows", sampler.SAMPLE_ROW, (max_sequences,))
         self._entry_starts = self._input("entry_starts", np.int32, (max_sequences + 1,))
-        # Every token of every context, so that no penalty is ever dropped; pages are touched when
-        # used.
+        # Every token of every context and every bias, so that none is ever dropped; pages are
+        # touched when used.
         max_entries = max_sequences * min(
-            config.vocab_size, layout.table_stride * layout.block_size
+            config.vocab_size, layout.table_stride * layout.block_size + MAX_LOGIT_BIASES
         )
         self._entries = self._input("entries", sampler.PENALTY_ENTRY, (max_entries,))
         self._sampled = self._input("sampled", np.int32, (max_sequences,))
         self._acts = model.allocate(device, max_step_tokens, max_sequences, layout)
         self.logits = self._acts.logits.buffer.array(np.float32, (max_sequences, config.vocab_size))
+        self.logprobs = []
         self._prefill = self._record(prefill=True)
         self._decode = self._record(prefill=False)
 
@@ -95,6 +109,7 @@ class Runner:
         )
         recorder = Recorder(self.device)
         self.model.record(recorder, inputs, self._acts, prefill)
+        num_forward = len(recorder)
         logits, vocab_size = self._acts.logits, config.vocab_size
         ops.penalize(
             recorder,
@@ -105,7 +120,7 @@ class Runner:
             vocab_size,
         )
         ops.sample(recorder, logits, views["sample_rows"], views["sampled"], vocab_size)
-        return recorder.finish()
+        return _Step(recorder.finish(), num_forward)
 
     def step(self, chunks):
         """Compute the chunks' tokens and sample where asked.
@@ -132,9 +147,29 @@ class Runner:
                 self._logit_rows[num_logits] = num_tokens - 1
                 num_entries = self._fill_sampling(num_logits, num_entries, chunk.request)
                 num_logits += 1
-        program = self._decode if num_tokens == len(chunks) else self._prefill
-        program.run(num_tokens, num_tiles, num_logits, last_position // abi.KV_SPLIT + 1)
-        return self._sampled[:num_logits].tolist()
+        step = self._decode if num_tokens == len(chunks) else self._prefill
+        sizes = (num_tokens, num_tiles, num_logits, last_position // abi.KV_SPLIT + 1)
+        return self._replay(step, sizes, [chunk.request for chunk in chunks if chunk.request])
+
+    def _replay(self, step, sizes, requests):
+        """Run a step and sample a token for each request."""
+        wanted = [request.params.num_logprobs for request in requests]
+        distributions = [None] * len(requests)
+        if any(num_top is not None for num_top in wanted):
+            step.program.run(*sizes, count=step.num_forward)
+            distributions = [
+                None if num_top is None else Distribution(self.logits[row], num_top)
+                for row, num_top in enumerate(wanted)
+            ]
+            step.program.run(*sizes, first=step.num_forward)
+        else:
+            step.program.run(*sizes)
+        token_ids = self._sampled[: len(requests)].tolist()
+        self.logprobs = [
+            distribution and distribution.of(token_id)
+            for distribution, token_id in zip(distributions, token_ids, strict=True)
+        ]
+        return token_ids
 
     def _fill_tokens(self, at, chunk, count):
         block_size = self.layout.block_size
@@ -172,5 +207,5 @@ class Runner:
 
     def close(self):
         """Destroy the programs."""
-        self._prefill.close()
-        self._decode.close()
+        self._prefill.program.close()
+        self._decode.program.close()

@@ -29,24 +29,39 @@ def fill_sample_row(row, request):
 
 
 def penalty_entries(request):
-    """The tokens that the request's penalties change.
+    """The tokens whose logits the request's penalties and biases change, each token once.
 
     Returns:
-        PENALTY_ENTRY [any]; empty when no penalty is set. num_outputs counts a token's occurrences
-        in the output; a token of the prompt alone has 0, and matters to the repetition penalty
-        only.
+        PENALTY_ENTRY [any]; empty when nothing is set. num_outputs counts a token's occurrences in
+        the output; a token of the prompt alone has 0, and matters to the repetition penalty only;
+        a token that is in neither has -1, and its bias alone.
     """
+    seen_ids, num_outputs = _seen_tokens(request)
+    biases = request.params.logit_bias
+    if not biases:
+        entries = np.zeros(len(seen_ids), PENALTY_ENTRY)
+        entries["token_id"], entries["num_outputs"] = seen_ids, num_outputs
+        return entries
+    biased_ids = np.array([token_id for token_id, _ in biases], np.int32)
+    token_ids = np.union1d(seen_ids, biased_ids)
+    entries = np.zeros(len(token_ids), PENALTY_ENTRY)
+    entries["token_id"] = token_ids
+    entries["num_outputs"] = -1
+    entries["num_outputs"][np.searchsorted(token_ids, seen_ids)] = num_outputs
+    entries["bias"][np.searchsorted(token_ids, biased_ids)] = [bias for _, bias in biases]
+    return entries
+
+
+def _seen_tokens(request):
+    """(token ids, occurrences in the output) that the request's penalties look at."""
     params = request.params
     penalized = params.frequency_penalty or params.presence_penalty
     repeats = params.repetition_penalty != 1.0
     if not penalized and not repeats:
-        return np.zeros(0, PENALTY_ENTRY)
+        return np.zeros(0, np.int32), np.zeros(0, np.int64)
     outputs, counts = np.unique(np.asarray(request.output_token_ids, np.int32), return_counts=True)
-    token_ids, num_outputs = outputs, counts
-    if repeats:
-        prompt_only = np.setdiff1d(np.asarray(request.prompt_token_ids, np.int32), outputs)
-        token_ids = np.concatenate([outputs, prompt_only])
-        num_outputs = np.concatenate([counts, np.zeros(len(prompt_only), counts.dtype)])
-    entries = np.zeros(len(token_ids), PENALTY_ENTRY)
-    entries["token_id"], entries["num_outputs"] = token_ids, num_outputs
-    return entries
+    if not repeats:
+        return outputs, counts
+    prompt_only = np.setdiff1d(np.asarray(request.prompt_token_ids, np.int32), outputs)
+    none = np.zeros(len(prompt_only), counts.dtype)
+    return np.concatenate([outputs, prompt_only]), np.concatenate([counts, none])

@@ -6,14 +6,29 @@ is a callable passed in.
 
 import queue
 import time
+from collections import deque
 from dataclasses import dataclass
 
-from marlin.engine.request import TokenEvent
+from marlin.engine.request import TokenEvent, TokenLogprobs
 from marlin.text.detokenizer import Detokenizer
 from marlin.text.stop import StopMatcher
 
 # Events taken into one delta. A reader that fell behind must not chase a fast engine for ever.
 _MAX_EVENTS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ShownToken:
+    """A token behind a delta's text, for a request that asked for log-probabilities.
+
+    Attributes:
+        text_offset: where its text begins, in characters from the start of the answer.
+        logprobs: engine.request.TokenLogprobs.
+    """
+
+    token_id: int
+    text_offset: int
+    logprobs: TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +40,25 @@ class TextDelta:
         num_tokens: output tokens behind it, since the delta before.
         finish_reason: None until the last delta; then "stop" (a stop string or end of sequence),
             "length", "abort" (the engine gave the request up) or "timeout" (the deadline passed).
+        tokens: ShownTokens whose first character is in this text, or that come before such a
+            character and have no text. Empty unless log-probabilities were asked for. Tokens that
+            lie wholly in or after a stop string are in no delta.
     """
 
     text: str
     num_tokens: int
     finish_reason: str | None = None
+    tokens: tuple[ShownToken, ...] = ()
 
 
 class TextStream:
     """Iterate once for TextDeltas; the last one has a finish reason.
 
     Leaving the iteration early, by close() or an exception, aborts the request. Events that are
-    already queued become one delta.
+    already queued become one delta. merged() reads several streams at once.
 
     Args:
-        request: a submitted engine.request.Request.
+        request: a submitted engine.request.Request; also an attribute.
         tokenizer: what Detokenizer takes.
         stops: stop strings; the text ends before the first of them to appear.
         deadline: clock time, or None for no limit.
@@ -49,6 +68,10 @@ class TextStream:
             stream.
         poll_s: seconds.
         clock: monotonic seconds.
+
+    Attributes:
+        request: the one given.
+        finished: the last delta has been taken.
     """
 
     def __init__(
@@ -63,7 +86,8 @@ class TextStream:
         poll_s=0.1,
         clock=time.monotonic,
     ):
-        self._request = request
+        self.request = request
+        self.finished = False
         self._detokenizer = Detokenizer(tokenizer, continues)
         self._stop_matcher = StopMatcher(stops)
         self._deadline = deadline
@@ -71,70 +95,130 @@ class TextStream:
         self._poll_s = poll_s
         self._clock = clock
         self._next_beat = clock() + poll_s
+        self._num_tokens = 0  # since the delta before
+        self._num_produced = 0  # characters out of the detokenizer
+        self._num_shown = 0  # characters in deltas
+        self._waiting_tokens = deque()  # ShownTokens for a later delta
 
     def __iter__(self):
         """Raises: whatever ended the request in the engine, or what the heartbeat raises."""
-        reason = None
-        num_tokens = 0
         try:
-            while reason is None:
-                text, num_new, reason = self._consume(self._next_events())
-                num_tokens += num_new
-                if text or reason is not None:
-                    yield TextDelta(text, num_tokens, reason)
-                    num_tokens = 0
+            while not self.finished:
+                delta = self.next_delta()
+                if delta is not None:
+                    yield delta
         finally:
             # Harmless after the engine's own end; needed after a stop string, a timeout, an early
             # leave.
-            self._request.abort()
+            self.request.abort()
 
-    def _next_events(self):
-        """Wait for an event; returns it and those queued behind it, or [] once the deadline
-        passed."""
-        events = self._request.events
-        while True:
-            now = self._clock()
-            wait_s = self._poll_s
-            if self._deadline is not None:
-                wait_s = min(wait_s, self._deadline - now)
-                if wait_s <= 0:
-                    return []
-            if self._heartbeat is not None and now >= self._next_beat:
-                self._heartbeat()
-                self._next_beat = now + self._poll_s
-            ready = []
-            try:
-                ready.append(events.get(timeout=wait_s))
-                while len(ready) < _MAX_EVENTS:
-                    ready.append(events.get_nowait())
-            except queue.Empty:
-                pass
-            if ready:
-                return ready
+    def next_delta(self, wait=True):
+        """Take what has arrived.
+
+        Args:
+            wait: wait about poll_s for something to arrive.
+
+        Returns:
+            TextDelta, or None while there is no new text. After the last delta the request is
+            aborted, whoever ended it.
+
+        Raises:
+            As iterating.
+        """
+        events = self._ready_events(wait)
+        if events is None:
+            text, reason = self._flush()[0], "timeout"
+        else:
+            text, reason = self._consume(events)
+        if not text and reason is None:
+            return None
+        self._num_shown += len(text)
+        delta = TextDelta(text, self._num_tokens, reason, self._shown_tokens(reason))
+        self._num_tokens = 0
+        if reason is not None:
+            self.finished = True
+            self.request.abort()
+        return delta
+
+    def _ready_events(self, wait):
+        """Events that are queued, at most _MAX_EVENTS; None once the deadline passed."""
+        now = self._clock()
+        wait_s = self._poll_s if wait else 0
+        if self._deadline is not None:
+            if now >= self._deadline:
+                return None
+            wait_s = min(wait_s, self._deadline - now)
+        if self._heartbeat is not None and now >= self._next_beat:
+            self._heartbeat()
+            self._next_beat = now + self._poll_s
+        events, ready = self.request.events, []
+        try:
+            ready.append(events.get(timeout=wait_s) if wait else events.get_nowait())
+            while len(ready) < _MAX_EVENTS:
+                ready.append(events.get_nowait())
+        except queue.Empty:
+            pass
+        return ready
 
     def _consume(self, events):
-        """Returns (text, number of tokens, finish reason or None)."""
-        if not events:
-            return self._flush()[0], 0, "timeout"
+        """Returns (text, finish reason or None)."""
         texts = []
-        num_tokens = 0
         for event in events:
             if isinstance(event, TokenEvent):
-                for token_id in event.token_ids:
-                    num_tokens += 1
-                    text, matched = self._stop_matcher.push(self._detokenizer.push(token_id))
+                for index, token_id in enumerate(event.token_ids):
+                    logprobs = event.logprobs[index] if event.logprobs else None
+                    text, matched = self._push(token_id, logprobs)
                     texts.append(text)
                     if matched:
-                        return "".join(texts), num_tokens, "stop"
+                        return "".join(texts), "stop"
             elif event.reason == "error":
                 raise event.error
             else:
                 text, matched = self._flush()
                 texts.append(text)
-                return "".join(texts), num_tokens, "stop" if matched else event.reason
-        return "".join(texts), num_tokens, None
+                return "".join(texts), "stop" if matched else event.reason
+        return "".join(texts), None
+
+    def _push(self, token_id, logprobs):
+        """Returns (text that is safe to show, whether a stop string has matched)."""
+        self._num_tokens += 1
+        if logprobs is not None:
+            self._waiting_tokens.append(ShownToken(token_id, self._num_produced, logprobs))
+        text = self._detokenizer.push(token_id)
+        self._num_produced += len(text)
+        return self._stop_matcher.push(text)
+
+    def _shown_tokens(self, reason):
+        """Tokens that the text shown so far accounts for; at an end that cut nothing, all."""
+        cut = reason is None or self._stop_matcher.matched is not None
+        waiting, shown = self._waiting_tokens, []
+        while waiting and (not cut or waiting[0].text_offset < self._num_shown):
+            shown.append(waiting.popleft())
+        return tuple(shown)
 
     def _flush(self):
         """What detokenizer and stop matcher still hold; a stop string may complete in it."""
         text, matched = self._stop_matcher.push(self._detokenizer.flush())
         return (text if matched else text + self._stop_matcher.flush()), matched
+
+
+def merged(streams):
+    """(index, TextDelta) of several TextStreams as they come; each has its last delta.
+
+    Waits on the first unfinished stream and looks at the others after it: the engine runs requests
+    in the order of submission, or side by side in the same steps. Leaving early, and an error of
+    one stream, aborts all requests.
+    """
+    try:
+        unfinished = dict(enumerate(streams))
+        while unfinished:
+            for place, (index, stream) in enumerate(list(unfinished.items())):
+                delta = stream.next_delta(wait=place == 0)
+                if delta is None:
+                    continue
+                if delta.finish_reason is not None:
+                    del unfinished[index]
+                yield index, delta
+    finally:
+        for stream in streams:
+            stream.request.abort()

@@ -12,6 +12,7 @@ import numpy as np
 from marlin.device import abi, ops
 from marlin.device.ops import Weight
 from marlin.device.program import Recorder, View
+from marlin.device.slabs import PrivateSlabs
 from marlin.errors import ModelFileError
 from marlin.models.config import config_from_gguf, config_from_hf
 from marlin.weights import ggml_types, names
@@ -54,8 +55,14 @@ _REPACKED = {
 }
 
 
-def open_checkpoint(path, device):
+def open_checkpoint(path, device, slabs=None):
     """Open a GGUF file, or a folder in Hugging Face or native form.
+
+    Args:
+        path: of the file or folder.
+        device: an opened Device.
+        slabs: device.slabs memory for what is repacked; None is memory of this process. Folders
+            are used in place and need none.
 
     Returns:
         Checkpoint; its weights are on the device only when asked for.
@@ -67,7 +74,7 @@ def open_checkpoint(path, device):
     if os.path.isdir(path):
         return FolderCheckpoint(path, device)
     if os.path.isfile(path):
-        return GgufCheckpoint(path, device)
+        return GgufCheckpoint(path, device, slabs)
     raise ModelFileError(path, "no such file or folder; expected a .gguf file or a model folder")
 
 
@@ -75,7 +82,7 @@ class GgufCheckpoint:
     """Tensors of one GGUF file. Block types are repacked; RoPE rows are put in Hugging Face's
     order."""
 
-    def __init__(self, path, device):
+    def __init__(self, path, device, slabs=None):
         self.path = path
         self.device = device
         self.file = GGUFFile(path)
@@ -84,6 +91,7 @@ class GgufCheckpoint:
         self.format = "gguf"
         self._pending = []
         self._pending_bytes = 0
+        self._slabs = slabs or PrivateSlabs(device)
         self._slab = None, 0
 
     def rope_factors(self):
@@ -123,8 +131,7 @@ class GgufCheckpoint:
             if not interleaved:
                 view = View.of(self.device.map(self.path, info.offset, info.num_bytes))
                 return Weight(kind, n, k, view)
-            rows = names.unpermute_rows(read_bytes(info).reshape(n, -1), num_heads)
-            return Weight(kind, n, k, View.of(self.device.create_from(rows)))
+            return Weight(kind, n, k, self._unpermuted(info, n, num_heads))
         if info.dtype not in _REPACKED:
             raise ModelFileError(self.path, f"is {info.dtype}, not a weight type", tensor=info.name)
         weight = self._allocate(_REPACKED[info.dtype], n, k)
@@ -133,6 +140,13 @@ class GgufCheckpoint:
         if self._pending_bytes >= REPACK_BATCH_BYTES:
             self.finish()
         return weight
+
+    def _unpermuted(self, info, n, num_heads):
+        buffer, start = self._take(info.num_bytes)
+        if not self._slabs.filled:
+            rows = names.unpermute_rows(read_bytes(info).reshape(n, -1), num_heads)
+            buffer.array(np.uint8, rows.shape, start)[...] = rows
+        return View(buffer, start, info.num_bytes)
 
     def _allocate(self, form, n, k):
         rows = -(-n // abi.ROW_TILE) * abi.ROW_TILE
@@ -159,12 +173,14 @@ class GgufCheckpoint:
         back."""
         slab, used = self._slab
         if slab is None or used + num_bytes > slab.num_bytes:
-            slab, used = self.device.create(max(SLAB_BYTES, num_bytes)), 0
+            slab, used = self._slabs.new(max(SLAB_BYTES, num_bytes)), 0
         self._slab = slab, used + -(-num_bytes // 64) * 64
         return slab, used
 
     def finish(self):
-        """Repack what matrix() has promised so far."""
+        """Repack what matrix() has promised so far, unless another process has done so."""
+        if self._slabs.filled:
+            self._pending, self._pending_bytes = [], 0
         if not self._pending:
             return
         recorder = Recorder(self.device)

@@ -8,21 +8,18 @@ import hmac
 import logging
 import os
 import time
-from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from urllib.parse import unquote
 
-from marlin.engine.stream import TextStream
 from marlin.errors import MarlinError, ModelNotFoundError, OverloadedError
 from marlin.server import fields, openai, responses
 from marlin.server.connection import PeerGone
+from marlin.server.generation import Generation, timed_out
 from marlin.server.http import HttpError
-from marlin.server.metrics import resident_bytes
+from marlin.server.metrics import DISCONNECTED
 
 _log = logging.getLogger("marlin.server")
 _MODEL_PATH = "/v1/models/"
-_MB = 1024 * 1024
-_FINISHED = ("stop", "length")  # an answer that is whole, as far as it was asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,21 +46,26 @@ class App:
         gate: server.gate.SlotGate that generation requests pass.
         metrics: server.metrics.Metrics.
         limits: server.limits.Limits.
+        health: server.health.Health.
+        metrics_page: server.metrics_page.MetricsPage, or None for no /metrics.
     """
 
-    def __init__(self, service, settings, gate, metrics, limits):
+    def __init__(self, service, settings, gate, metrics, limits, health, metrics_page=None):
         self._service = service
         self._settings = settings
         self._gate = gate
         self._metrics = metrics
         self._limits = limits
+        self._vitals = health
+        self._metrics_page = metrics_page
         self._routes = {
             "/health": {"GET": self._health},
-            "/metrics": {"GET": self._show_metrics},
             "/v1/models": {"GET": self._list_models},
             "/v1/chat/completions": {"POST": self._chat},
             "/v1/completions": {"POST": self._complete},
         }
+        if metrics_page is not None:
+            self._routes["/metrics"] = {"GET": self._show_metrics}
         self._model_route = {"GET": self._show_model}
 
     def handle(self, exchange):
@@ -72,16 +74,30 @@ class App:
             self._authorize(exchange.head)
             self._handler(exchange.head)(exchange)
         except PeerGone:
-            exchange.notes += " (client left)"
+            exchange.outcome = DISCONNECTED
             raise
         except MarlinError as error:
             if error.status >= 500:
-                _log.warning("%s: %s", exchange.request_id, error.message)
+                _log.warning(
+                    "%s: %s", exchange.request_id, error.message, extra=exchange.log_fields()
+                )
             self._answer_error(exchange, error)
         # The one boundary: a bug in one request must not take down its neighbours.
         except Exception:
-            _log.exception("%s: internal error", exchange.request_id)
+            _log.exception("%s: internal error", exchange.request_id, extra=exchange.log_fields())
             self._answer_error(exchange, MarlinError("internal error", code="internal_error"))
+        finally:
+            self._metrics.answered(exchange.head.path, exchange.outcome or exchange.status)
+
+    def count_malformed(self, status):
+        """Count an answer to what was not a readable request."""
+        self._metrics.answered(None, status)
+
+    def beat(self):
+        """Bring up to date what the other workers tell about this one; several times a second."""
+        self._vitals.beat()
+        if self._metrics_page is not None:
+            self._metrics_page.refresh()
 
     def error_content(self, error):
         """(bytes, content type) that answer a MarlinError."""
@@ -89,6 +105,7 @@ class App:
 
     def _answer_error(self, exchange, error):
         if exchange.stream_open:
+            exchange.outcome = error.status
             event = responses.event(responses.error_body(error))
             exchange.stream(responses.SSE_TYPE, event + responses.DONE_EVENT, last=True)
             return
@@ -138,17 +155,14 @@ class App:
         return handler
 
     def _health(self, exchange):
-        service = self._service
-        alive = service is None or service.engine.alive
-        body = {"status": "ok" if alive else "error", "model_loaded": service is not None}
+        alive = self._vitals.is_well()
+        loaded = self._service is not None
+        body = {"status": "ok" if alive else "error", "model_loaded": loaded}
         self._reply_json(exchange, body, 200 if alive else 503)
 
     def _show_metrics(self, exchange):
-        stats = {} if self._service is None else self._service.engine.stats()
-        body = self._metrics.snapshot()
-        body["memory_usage_mb"] = round(resident_bytes() / _MB, 1)
-        body["gpu_memory_usage_mb"] = round(stats.get("gpu_memory_bytes", 0) / _MB, 1)
-        self._reply_json(exchange, body)
+        answer = self._metrics_page.answer(exchange.head.headers.get("accept"))
+        exchange.reply(200, *answer, headers=(("Vary", "Accept"),))
 
     def _list_models(self, exchange):
         service = self._service
@@ -162,44 +176,55 @@ class App:
         service = self._service
         if service is None or model_id != service.model_id:
             raise _model_not_found(model_id)
-        self._reply_json(exchange, responses.model_card(service.model_id, service.created))
+        card = responses.model_card(service.model_id, service.created)
+        self._reply_json(exchange, card | service.details())
 
     def _chat(self, exchange):
         def tokenize(service, request):
-            return service.chat_token_ids(request.messages)
+            return [service.chat_token_ids(request.messages)]
 
         self._generate(exchange, openai.parse_chat, tokenize, responses.ChatAnswer)
 
     def _complete(self, exchange):
         def tokenize(service, request):
-            return service.completion_token_ids(request.prompt)
+            return [
+                service.completion_token_ids(prompt.content, prompt.param)
+                for prompt in request.prompts
+            ]
 
         self._generate(exchange, openai.parse_completion, tokenize, responses.CompletionAnswer)
 
     def _generate(self, exchange, parse, tokenize, answer_kind):
         """Answer a generation request; parse and tokenize are its endpoint's, see the two above."""
         content = exchange.read_body()
-        deadline = time.monotonic() + self._settings.timeout_s
-        with self._metrics.request():
+        timeout_s = self._settings.timeout_s
+        deadline = time.monotonic() + timeout_s
+        with self._metrics.request() as exchange.record:
             body = fields.parse_json(content)
             service = self._loaded_service()
             request = parse(body, self._limits, self._settings.default_max_tokens)
             _check_model(request, service)
             options = request.options
-            answer = answer_kind(_envelope(service, answer_kind), options.include_usage)
+            shows_logprobs = options.sampling.num_logprobs is not None
+            answer = answer_kind(
+                _envelope(service, answer_kind),
+                options.include_usage,
+                service.tokenizer if shows_logprobs else None,
+            )
 
             def still_wanted():
                 exchange.check_peer()
                 if time.monotonic() >= deadline:
-                    raise self._timed_out()
+                    raise timed_out(timeout_s)
 
+            generation = Generation(
+                exchange, service, answer, options, self._limits, deadline, timeout_s
+            )
             # Tokenizing a long prompt is work, too, and waits for its slot.
             with self._gate.slot(still_wanted):
-                token_ids = tokenize(service, request)
-                stream = self._start(exchange, service, token_ids, answer, options, deadline)
-                send = self._send_stream if options.stream else self._send_whole
-                with closing(iter(stream)) as deltas:
-                    send(exchange, answer, deltas, len(token_ids), options)
+                prompts = tokenize(service, request)
+                service.check_logit_bias(options.sampling.logit_bias)
+                generation.run(prompts)
 
     def _loaded_service(self):
         if self._service is None:
@@ -211,86 +236,13 @@ class App:
             )
         return self._service
 
-    def _start(self, exchange, service, token_ids, answer, options, deadline):
-        # No output can be longer than the context; a larger wish means "until it is full".
-        max_tokens = min(options.sampling.max_tokens, service.engine.max_context_tokens)
-        params = replace(options.sampling, max_tokens=max_tokens)
-        return TextStream(
-            service.engine.submit(token_ids, params, answer.id),
-            service.tokenizer,
-            options.stop,
-            deadline,
-            continues=answer.continues_prompt,
-            heartbeat=exchange.check_peer,
-            poll_s=self._limits.poll_s,
-        )
-
-    def _send_whole(self, exchange, answer, deltas, num_prompt_tokens, _options):
-        texts = []
-        num_tokens = 0
-        for delta in deltas:
-            texts.append(delta.text)
-            num_tokens += delta.num_tokens
-            self._metrics.add_tokens(delta.num_tokens)
-            self._check_finish(delta.finish_reason)
-        usage = responses.Usage(num_prompt_tokens, num_tokens)
-        exchange.notes = _token_notes(usage)
-        self._reply_json(exchange, answer.body("".join(texts), delta.finish_reason, usage))
-
-    def _send_stream(self, exchange, answer, deltas, num_prompt_tokens, options):
-        """One write for each delta; the head waits for the first, so that an early failure has
-        its status."""
-        num_tokens = 0
-        for delta in deltas:
-            num_tokens += delta.num_tokens
-            self._metrics.add_tokens(delta.num_tokens)
-            finished = delta.finish_reason in _FINISHED
-            chunks = [] if exchange.stream_open else answer.opening_chunks()
-            if delta.text:
-                chunks.append(answer.text_chunk(delta.text))
-            if finished:
-                usage = responses.Usage(num_prompt_tokens, num_tokens)
-                exchange.notes = _token_notes(usage)
-                chunks.append(answer.final_chunk(delta.finish_reason))
-                if options.include_usage:
-                    chunks.append(answer.usage_chunk(usage))
-            if delta.text or finished:
-                _send_events(exchange, chunks, finished)
-            self._check_finish(delta.finish_reason)
-
-    def _check_finish(self, reason):
-        if reason is None or reason in _FINISHED:
-            return
-        if reason == "timeout":
-            raise self._timed_out()
-        raise HttpError(
-            503, "the server is stopping", type="server_error", code="server_stopping"
-        )
-
-    def _timed_out(self):
-        return HttpError(
-            504,
-            f"the answer was not complete within {self._settings.timeout_s:g} s",
-            type="timeout_error",
-            code="timeout",
-        )
-
     def _reply_json(self, exchange, body, status=200):
         exchange.reply(status, responses.encode(body), responses.JSON_TYPE)
 
 
 def _envelope(service, answer_kind):
     answer_id = answer_kind.id_prefix + os.urandom(12).hex()
-    return responses.Envelope(answer_id, int(time.time()), service.model_id)
-
-
-def _send_events(exchange, chunks, last):
-    data = b"".join(responses.event(chunk) for chunk in chunks)
-    exchange.stream(responses.SSE_TYPE, data + responses.DONE_EVENT if last else data, last)
-
-
-def _token_notes(usage):
-    return f" prompt={usage.num_prompt_tokens} output={usage.num_output_tokens}"
+    return responses.Envelope(answer_id, int(time.time()), service.model_id, service.fingerprint)
 
 
 def _check_model(request, service):

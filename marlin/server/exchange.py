@@ -26,7 +26,9 @@ class Exchange:
         status: status sent, None before.
         keep_open: whether another request may follow on this connection.
         stream_open: a streamed body has begun and not ended; a status can no longer be sent.
-        notes: words that the handler adds to the access log line.
+        outcome: what became of the request when `status` does not tell, e.g. the status of an error
+            in a stream; else None.
+        record: server.metrics.RequestRecord of a generation request, else None.
     """
 
     def __init__(
@@ -37,13 +39,18 @@ class Exchange:
         self.status = None
         self.keep_open = head.keep_alive
         self.stream_open = False
-        self.notes = ""
+        self.outcome = None
+        self.record = None
         self._connection = connection
         self._limits = limits
         self._draining = draining
         self._wall_clock = wall_clock
         self._body_pending = head.has_body
         self._chunked = False
+
+    def log_fields(self):
+        """`extra` for the log lines of this request."""
+        return {"fields": {"request_id": self.request_id}}
 
     def read_body(self):
         """The request body, read within `limits.body_s`; bytes.

@@ -5,6 +5,8 @@ Values only: nothing here reads a socket or a clock. Tests pass smaller ones in.
 
 from dataclasses import dataclass
 
+from marlin.engine.request import MAX_LOGIT_BIASES
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -38,8 +40,19 @@ class Limits:
         num_connections: one thread each; 1,000 idle clients must leave room for the busy ones.
         backlog: connections the kernel holds while the model loads or the accept loop is behind.
         num_stop_strings, stop_characters: each is searched for in every token's text.
+        num_choices: `n` of a call; each is a request to the engine, all from one slot.
+        num_call_choices: `n` times the prompts of a call.
+        num_logit_biases: what the engine has room for.
         queue_factor: requests that may wait for a slot, for each slot: a queued request then waits
             about as long as a running one runs.
+        stuck_s: an engine that has work and completes no step for so long is taken for stuck: a
+            full prefill step of an 8B model takes two slow cores about 20 s. So is a worker
+            process that gave no sign of life meanwhile.
+        beat_s: how often a worker process gives its signs of life.
+        restart_s, restart_max_s: the pause before a worker that ended is replaced, doubled each
+            time: the first crash costs hardly anything, and a crash loop no processor time.
+        restart_reset_s: a worker that lived for so long had a fresh crash; pauses start anew.
+        stop_s: what a worker gets beyond drain_s to end by itself.
         retry_after_s: the Retry-After of an overloaded answer; a short completion is over by then.
     """
 
@@ -63,5 +76,14 @@ class Limits:
     backlog: int = 1024
     num_stop_strings: int = 16
     stop_characters: int = 1024
+    num_choices: int = 16
+    num_call_choices: int = 64
+    num_logit_biases: int = MAX_LOGIT_BIASES
     queue_factor: int = 1
     retry_after_s: int = 1
+    stuck_s: float = 60.0
+    beat_s: float = 0.25
+    restart_s: float = 0.25
+    restart_max_s: float = 30.0
+    restart_reset_s: float = 60.0
+    stop_s: float = 5.0

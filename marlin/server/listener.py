@@ -24,6 +24,7 @@ from marlin.server.connection import (
     ReadDeadline,
 )
 from marlin.server.exchange import Exchange
+from marlin.server.logs import log_access
 
 _log = logging.getLogger("marlin.server")
 # What may be echoed into a header and a log line without further care.
@@ -59,7 +60,8 @@ class HttpServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     Args:
         listener: listening socket, from open_listener or inherited.
-        application: has handle(exchange) and error_content(error) -> (bytes, content type).
+        application: has handle(exchange), error_content(error) -> (bytes, content type) and
+            count_malformed(status).
         limits: server.limits.Limits.
     """
 
@@ -81,6 +83,11 @@ class HttpServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
     @property
     def draining(self):
         return self._draining.is_set()
+
+    @property
+    def num_busy(self):
+        """Connections with a request in hand."""
+        return self._num_busy
 
     def drain(self, grace_s):
         """Accept nothing more and wait for the requests in flight.
@@ -179,7 +186,7 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
         try:
             self.server.application.handle(exchange)
         finally:
-            self._log_access(exchange, time.monotonic() - started)
+            log_access(exchange, self._peer, time.monotonic() - started)
         return exchange.keep_open
 
     def _read_head(self, connection):
@@ -198,6 +205,7 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
             raise http.bad_request("lines of a request head end in CR LF") from None
 
     def _refuse(self, connection, error):
+        self.server.application.count_malformed(error.status)
         content, content_type = self.server.application.error_content(error)
         fields = [
             ("Content-Type", content_type),
@@ -208,25 +216,10 @@ class ConnectionHandler(socketserver.BaseRequestHandler):
             http.response_head(error.status, fields, time.time()) + content,
             self.server.limits.write_s,
         )
-        _log.info("%s malformed request: %d %s", self._peer, error.status, error.message)
-
-    def _log_access(self, exchange, seconds):
-        head = exchange.head
-        # Probes and scrapes come every few seconds for ever.
-        level = logging.DEBUG if head.path in ("/health", "/metrics") else logging.INFO
-        if not _log.isEnabledFor(level):
-            return
-        status = exchange.status or "gone"
-        _log.log(
-            level,
-            "%s %s %s %s %.3fs%s id=%s",
-            self._peer,
-            head.method,
-            head.path,
-            status,
-            seconds,
-            exchange.notes,
-            exchange.request_id,
+        _log.info(
+            "%s malformed request: %d %s",
+            *(self._peer, error.status, error.message),
+            extra={"fields": {"client": self._peer, "status": error.status}},
         )
 
     @property

@@ -1,73 +1,350 @@
-"""What the server counts about itself.
+"""What the server counts about itself, in one flat array of float64.
 
-Only counting: who asks and in which format is the app's affair.
+A worker process records into its own array, which may lie in shared memory; total() adds the arrays
+of all workers up. Only counting: which format is asked for, and by whom, is the affair of
+server/metrics_page.py. The order of the cells is the order of FAMILIES and means nothing outside
+of one run.
 """
 
 import resource
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from array import array
+from bisect import bisect_left
+from dataclasses import dataclass
+
+_PREFIX = "metal_marlin_"
+# Labels that a request may get: whatever else clients make up must not become a new series.
+ENDPOINTS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/models",
+    "/v1/models/{id}",
+    "/health",
+    "/metrics",
+    "other",
+)
+DISCONNECTED = "disconnected"
+STATUSES = (
+    *("200", "400", "401", "404", "405", "408", "411", "413", "414", "422", "431"),
+    *("500", "501", "503", "504", "505", DISCONNECTED, "other"),
+)
+_ENDPOINT_INDEX = {endpoint: index for index, endpoint in enumerate(ENDPOINTS)}
+_STATUS_INDEX = {status: index for index, status in enumerate(STATUSES)}
+# Seconds. A short prompt on a fast device is some ms, a full context on a slow one minutes.
+_FIRST_TOKEN_BOUNDS = (
+    *(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0),
+)
+# From 2,000 tokens a second to a stall that a reader takes for a hang.
+_BETWEEN_BOUNDS = (
+    *(0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0),
+)
+_DURATION_BOUNDS = (
+    *(0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One metric and its cells.
+
+    Attributes:
+        name: with prefix and unit.
+        kind: "counter", "gauge" or "histogram", as Prometheus has them.
+        help: one sentence.
+        start, num_cells: its cells. A histogram has one for each bound, one above the last bound,
+            and the sum; buckets hold their own observations only, not those below them.
+        labels: label names; cells run through their values, the last label fastest.
+        bounds: upper bounds of a histogram's buckets, seconds.
+        merge: sum, or max, over the workers.
+    """
+
+    name: str
+    kind: str
+    help: str
+    start: int
+    num_cells: int = 1
+    labels: tuple[str, ...] = ()
+    bounds: tuple[float, ...] = ()
+    merge: object = sum
+
+    @property
+    def stop(self):
+        return self.start + self.num_cells
+
+
+def _lay_out(*rows):
+    families = {}
+    start = 0
+    for name, kind, text, *rest in rows:
+        family = Family(_PREFIX + name, kind, text, start, **(rest[0] if rest else {}))
+        families[name] = family
+        start = family.stop
+    return families
+
+
+def _by_endpoint_and_status():
+    return {"num_cells": len(ENDPOINTS) * len(STATUSES), "labels": ("endpoint", "status")}
+
+
+def _histogram(bounds):
+    return {"num_cells": len(bounds) + 2, "bounds": bounds}
+
+
+FAMILIES = _lay_out(
+    (
+        "http_requests_total",
+        "counter",
+        "HTTP requests by endpoint and outcome.",
+        _by_endpoint_and_status(),
+    ),
+    ("generation_requests_total", "counter", "Generation requests whose body arrived."),
+    ("requests_in_flight", "gauge", "Generation requests being answered or waiting."),
+    ("requests_queued", "gauge", "Generation requests waiting for a slot or for the engine."),
+    ("prompt_tokens_total", "counter", "Prompt tokens given to the engine."),
+    ("cached_prompt_tokens_total", "counter", "Prompt tokens whose KV was reused."),
+    ("generated_tokens_total", "counter", "Output tokens."),
+    ("busy_seconds_total", "counter", "Time in which a worker had a generation request."),
+    (
+        "time_to_first_token_seconds",
+        "histogram",
+        "From a request's last byte to its first text.",
+        _histogram(_FIRST_TOKEN_BOUNDS),
+    ),
+    (
+        "inter_token_latency_seconds",
+        "histogram",
+        "Time between output tokens after the first text.",
+        _histogram(_BETWEEN_BOUNDS),
+    ),
+    (
+        "request_duration_seconds",
+        "histogram",
+        "From a generation request's last byte to the end of its whole answer.",
+        _histogram(_DURATION_BOUNDS),
+    ),
+    ("kv_blocks", "gauge", "KV cache blocks."),
+    ("kv_blocks_free", "gauge", "KV cache blocks that no request holds."),
+    ("kv_bytes", "gauge", "Size of the KV cache in bytes."),
+    ("private_memory_bytes", "gauge", "Resident memory that a worker shares with no other."),
+    (
+        "shared_memory_bytes",
+        "gauge",
+        "Resident memory backed by files or shared between workers; the largest worker's.",
+        {"merge": max},
+    ),
+    ("gpu_memory_bytes", "gauge", "Memory held on a GPU; 0 on the CPU device."),
+    ("workers", "gauge", "Worker processes that are up."),
+    # On the clock of all processes of the machine; counts only while requests are in flight.
+    ("busy_since", "hidden", "When the requests in flight began to be more than none."),
+)
+NUM_CELLS = max(family.stop for family in FAMILIES.values())
+_CELL = {name: family.start for name, family in FAMILIES.items()}
+_IN_FLIGHT, _BUSY_SINCE = _CELL["requests_in_flight"], _CELL["busy_since"]
+_BUSY = _CELL["busy_seconds_total"]
+_GENERATED = _CELL["generated_tokens_total"]
 
 
 class Metrics:
-    """Counters of one process; every method may be called from any thread.
+    """Records what one process does; every method may be called from any thread.
 
     Args:
-        clock: monotonic seconds.
+        storage: writable memoryview of float64 [NUM_CELLS], this process's alone to write; None
+            makes one. Counters in it go on from where an earlier process left them; gauges start
+            at 0.
+        clock: monotonic seconds, the same in all processes of the machine.
     """
 
-    def __init__(self, clock=time.monotonic):
+    def __init__(self, storage=None, clock=time.monotonic):
+        self._cells = array("d", bytes(8 * NUM_CELLS)) if storage is None else storage
         self._clock = clock
+        # One lock: it is held for less than a microsecond, and no wait happens under it.
         self._lock = threading.Lock()
-        self._requests_total = 0
-        self._requests_active = 0
-        self._tokens_generated = 0
-        self._busy_s = 0.0
-        self._busy_since = 0.0
+        clear_gauges(self._cells)
+        self._cells[_CELL["workers"]] = 1.0
 
-    @contextmanager
     def request(self):
-        """Count a generation request, and hold it active for the length of a `with` block."""
-        with self._lock:
-            self._requests_total += 1
-            if self._requests_active == 0:
-                self._busy_since = self._clock()
-            self._requests_active += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._requests_active -= 1
-                if self._requests_active == 0:
-                    self._busy_s += self._clock() - self._busy_since
+        """A RequestRecord; use it as a `with` block around a generation request."""
+        return RequestRecord(self, self._clock)
 
-    def add_tokens(self, num_tokens):
-        """Count generated tokens."""
+    def answered(self, path, status):
+        """Count an HTTP request.
+
+        Args:
+            path: of the request target; None when there was none to be read.
+            status: HTTP status (int), or DISCONNECTED.
+        """
+        known = _STATUS_INDEX.get(str(status), len(STATUSES) - 1)
+        cell = endpoint_index(path) * len(STATUSES) + known
         with self._lock:
-            self._tokens_generated += num_tokens
+            self._cells[cell] += 1.0
+
+    def add(self, name, count):
+        """Add to the counter FAMILIES[name]."""
+        with self._lock:
+            self._cells[_CELL[name]] += count
+
+    def set_gauges(self, **values):
+        """Set gauges by their names in FAMILIES."""
+        with self._lock:
+            for name, value in values.items():
+                self._cells[_CELL[name]] = value
+
+    def observe(self, name, seconds):
+        """Add one observation to the histogram FAMILIES[name]."""
+        family = FAMILIES[name]
+        cell = family.start + bisect_left(family.bounds, seconds)
+        with self._lock:
+            self._cells[cell] += 1.0
+            self._cells[family.stop - 1] += seconds
+
+    def add_tokens(self, num_tokens, seconds):
+        """Count output tokens, and, unless `seconds` is None, the time between them.
+
+        seconds: since the tokens before; shared evenly by tokens that came at once.
+        """
+        cells = self._cells
+        if seconds is None:
+            with self._lock:
+                cells[_GENERATED] += num_tokens
+            return
+        bucket = _BETWEEN.start + bisect_left(_BETWEEN_BOUNDS, seconds / num_tokens)
+        with self._lock:
+            cells[_GENERATED] += num_tokens
+            cells[bucket] += num_tokens
+            cells[_BETWEEN_SUM] += seconds
+
+    def begin_request(self):
+        with self._lock:
+            cells = self._cells
+            cells[_CELL["generation_requests_total"]] += 1.0
+            if cells[_IN_FLIGHT] == 0:
+                cells[_BUSY_SINCE] = self._clock()
+            cells[_IN_FLIGHT] += 1.0
+
+    def end_request(self):
+        with self._lock:
+            cells = self._cells
+            cells[_IN_FLIGHT] -= 1.0
+            if cells[_IN_FLIGHT] == 0:
+                cells[_BUSY] += self._clock() - cells[_BUSY_SINCE]
 
     def snapshot(self):
-        """The request and token counters, as /metrics names them.
-
-        avg_tokens_per_second is over the time in which at least one request was active.
-        """
+        """A copy of the cells, busy time brought up to now; array of float64 [NUM_CELLS]."""
         with self._lock:
-            busy_s = self._busy_s
-            if self._requests_active:
-                busy_s += self._clock() - self._busy_since
-            rate = self._tokens_generated / busy_s if busy_s > 0 else 0.0
-            return {
-                "requests_total": self._requests_total,
-                "requests_active": self._requests_active,
-                "tokens_generated_total": self._tokens_generated,
-                "avg_tokens_per_second": round(rate, 2),
-            }
+            return read_snapshot(self._cells, self._clock())
 
 
-def resident_bytes():
-    """Resident memory of this process: its present size on Linux, its peak elsewhere."""
+_BETWEEN = FAMILIES["inter_token_latency_seconds"]
+_BETWEEN_SUM = _BETWEEN.stop - 1
+
+
+class RequestRecord:
+    """One generation request: active within its `with` block, timed from its making.
+
+    Attributes:
+        num_prompt_tokens, num_cached_tokens, num_output_tokens: so far, over all its sequences.
+    """
+
+    def __init__(self, metrics, clock):
+        self._metrics = metrics
+        self._clock = clock
+        self._began = clock()
+        self.num_prompt_tokens = 0
+        self.num_cached_tokens = 0
+        self.num_output_tokens = 0
+
+    def __enter__(self):
+        self._metrics.begin_request()
+        return self
+
+    def __exit__(self, kind, _error, _traceback):
+        if kind is None:
+            self._metrics.observe("request_duration_seconds", self._clock() - self._began)
+        self._metrics.end_request()
+
+    def watch(self, streams, deltas):
+        """Pass the deltas of a request's sequences on, counting their tokens and timing them.
+
+        Args:
+            streams: engine.stream.TextStreams, all submitted.
+            deltas: engine.stream.merged(streams); closed when this is.
+        """
+        requests = [stream.request for stream in streams]
+        self.num_prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
+        self._metrics.add("prompt_tokens_total", self.num_prompt_tokens)
+        last_times = [None] * len(streams)
+        try:
+            for index, delta in deltas:
+                if delta.num_tokens:
+                    last_times[index] = self._count(delta.num_tokens, last_times[index])
+                yield index, delta
+        finally:
+            deltas.close()
+            self.num_cached_tokens = sum(request.num_cached_tokens for request in requests)
+            self._metrics.add("cached_prompt_tokens_total", self.num_cached_tokens)
+
+    def _count(self, num_tokens, last):
+        """Count tokens that have come; `last`: when those before came. Returns the time."""
+        now = self._clock()
+        if not self.num_output_tokens:
+            self._metrics.observe("time_to_first_token_seconds", now - self._began)
+        self.num_output_tokens += num_tokens
+        self._metrics.add_tokens(num_tokens, None if last is None else now - last)
+        return now
+
+
+def endpoint_index(path):
+    """Index in ENDPOINTS of a request's path; anything unknown, None included, is "other"."""
+    if path is not None and path.startswith("/v1/models/"):
+        path = "/v1/models/{id}"
+    return _ENDPOINT_INDEX.get(path, len(ENDPOINTS) - 1)
+
+
+def clear_gauges(cells):
+    """Zero every gauge: its process is gone, or about to begin."""
+    for family in FAMILIES.values():
+        if family.kind in ("gauge", "hidden"):
+            for cell in range(family.start, family.stop):
+                cells[cell] = 0.0
+
+
+def read_snapshot(cells, now):
+    """A copy of some process's cells, busy time brought up to `now` (time.monotonic()).
+
+    Read without that process's lock: each number is whole, but one may be an event ahead of
+    another.
+    """
+    copy = array("d", cells[:NUM_CELLS])
+    if copy[_IN_FLIGHT] > 0:
+        copy[_BUSY] += max(0.0, now - copy[_BUSY_SINCE])
+    return copy
+
+
+def total(snapshots):
+    """Cells of all workers together; list of float [NUM_CELLS]."""
+    merged = [0.0] * NUM_CELLS
+    for family in FAMILIES.values():
+        for cell in range(family.start, family.stop):
+            merged[cell] = family.merge(snapshot[cell] for snapshot in snapshots)
+    return merged
+
+
+def memory_gauges():
+    """Resident memory of this process as set_gauges() takes it: now on Linux, its peak elsewhere.
+
+    Source: statm in proc(5); its third number counts file-backed and shared pages.
+    """
     if sys.platform == "linux":
         with open("/proc/self/statm", "rb") as statm:
-            return int(statm.read().split()[1]) * resource.getpagesize()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            resident, shared = (int(field) for field in statm.read().split()[1:3])
+        page = resource.getpagesize()
+        return {
+            "private_memory_bytes": max(0, resident - shared) * page,
+            "shared_memory_bytes": shared * page,
+        }
+    return {
+        "private_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        "shared_memory_bytes": 0,
+    }

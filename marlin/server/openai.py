@@ -5,10 +5,11 @@ harmless here and accepted, or refused by name. A name in none of them is refuse
 misspelt parameter never passes for one that was honoured.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from marlin.engine.request import SamplingParams
-from marlin.server import fields
+from marlin.server import fields, logprobs
 from marlin.server.fields import refuse
 
 # "developer" is OpenAI's newer word for system; chat templates know only the older one.
@@ -27,15 +28,10 @@ _ACCEPTED = {
 
 # Understood, but only this much of it is honoured. Name to the values that ask for nothing more.
 _NOT_SUPPORTED = {
-    "n": (1,),
     "store": (False,),
-    "logit_bias": ({},),
-    "best_of": (1,),
 }
 _NOT_SUPPORTED_IN_CHAT = {
     **_NOT_SUPPORTED,
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -50,23 +46,26 @@ _NOT_SUPPORTED_IN_CHAT = {
 }
 _NOT_SUPPORTED_IN_COMPLETIONS = {
     **_NOT_SUPPORTED,
-    "logprobs": (),
-    "echo": (False,),
     "suffix": ("",),
 }
 _SAMPLING = (
     "temperature top_p top_k min_p frequency_penalty presence_penalty repetition_penalty seed "
-    "ignore_eos"
+    "ignore_eos logit_bias"
 ).split()
-_COMMON = ("model", "max_tokens", "stream", "stream_options", "stop", *_SAMPLING)
-_CHAT_FIELDS = frozenset(("messages", "max_completion_tokens", *_COMMON))
-_COMPLETION_FIELDS = frozenset(("prompt", *_COMMON))
+_COMMON = (
+    *("model", "max_tokens", "stream", "stream_options", "stop", "n", "best_of", "logprobs"),
+    *_SAMPLING,
+)
+_CHAT_FIELDS = frozenset(("messages", "max_completion_tokens", "top_logprobs", *_COMMON))
+_COMPLETION_FIELDS = frozenset(("prompt", "echo", *_COMMON))
 # What a message of an earlier answer carries when SDK users send it back whole.
 _EMPTY_MESSAGE_FIELDS = ("refusal", "audio", "annotations", "function_call", "tool_calls")
 _MESSAGE_TEXT_FIELDS = ("name", "reasoning_content")
 
 # A nucleus of mass 0 holds the likeliest token alone; so does one of any mass this small.
 _SMALLEST_TOP_P = 1e-6
+# One spelling for each id, so that no id can come twice; far more digits than any vocabulary.
+_TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 _MIN_SEED, _MAX_SEED = -(2**63), 2**63 - 1
 _DEFAULTS = SamplingParams()
 
@@ -80,12 +79,16 @@ class GenerationOptions:
         stop: strings that end the text, not part of it.
         stream: answer by server-sent events.
         include_usage: end the stream with a chunk of token counts.
+        num_choices: for each prompt.
+        echo: a choice's text begins with its prompt.
     """
 
     sampling: SamplingParams
     stop: tuple[str, ...]
     stream: bool
     include_usage: bool
+    num_choices: int
+    echo: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +101,20 @@ class ChatRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Prompt:
+    """content: str, or a non-empty list of token ids (not yet checked against a vocabulary);
+    param: what errors call it, `prompt` or `prompt[i]`."""
+
+    content: str | list[int]
+    param: str
+
+
+@dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """prompt: str, or a non-empty list of token ids (not yet checked against a vocabulary)."""
+    """prompts: at least one Prompt."""
 
     model: str
-    prompt: str | list[int]
+    prompts: list[Prompt]
     options: GenerationOptions
 
 
@@ -124,17 +136,27 @@ def parse_chat(body, limits, default_max_tokens):
     newer = fields.integer(body, "max_completion_tokens", None, 1)
     if None not in (max_tokens, newer) and max_tokens != newer:
         refuse("max_completion_tokens", f"is {newer} but max_tokens is {max_tokens}")
-    options = _parse_options(body, limits, newer or max_tokens or default_max_tokens)
+    max_tokens = newer or max_tokens or default_max_tokens
+    options = _parse_options(body, limits, max_tokens, logprobs.parse_chat(body))
     return ChatRequest(model, messages, options)
 
 
 def parse_completion(body, limits, default_max_tokens):
     """Validate a /v1/completions body; arguments and errors as parse_chat's."""
     model = fields.checked_text(fields.required(body, "model"), "model")
-    prompt = _parse_prompt(fields.required(body, "prompt"))
+    prompts = _parse_prompts(fields.required(body, "prompt"))
     _refuse_unsupported(body, _NOT_SUPPORTED_IN_COMPLETIONS, _COMPLETION_FIELDS)
     max_tokens = fields.integer(body, "max_tokens", default_max_tokens, 1)
-    return CompletionRequest(model, prompt, _parse_options(body, limits, max_tokens))
+    num_logprobs = logprobs.parse_completion(body)
+    options = _parse_options(body, limits, max_tokens, num_logprobs)
+    num_choices = len(prompts) * options.num_choices
+    if num_choices > limits.num_call_choices:
+        most = limits.num_call_choices
+        refuse("prompt", f"and n ask for {num_choices} choices; a call may have {most}")
+    echo = fields.boolean(body, "echo")
+    if echo and num_logprobs is not None:
+        refuse("echo", "is not supported together with logprobs")
+    return CompletionRequest(model, prompts, replace(options, echo=echo))
 
 
 def _parse_messages(value):
@@ -185,39 +207,66 @@ def _parse_content(message, param):
     return "\n".join(texts)
 
 
-def _parse_prompt(value):
+def _parse_prompts(value):
     if type(value) is list:
         if not value:
             refuse("prompt", "must not be empty")
         if type(value[0]) in (str, list):
-            if len(value) > 1:
-                refuse("prompt", "may hold one prompt; lists of prompts are not supported")
-            value = value[0]
+            params = (f"prompt[{index}]" for index in range(len(value)))
+            return [_parse_prompt(*pair) for pair in zip(value, params, strict=False)]
+    return [_parse_prompt(value, "prompt")]
+
+
+def _parse_prompt(value, param):
     if type(value) is list:
-        return _parse_token_ids(value)
+        return Prompt(_parse_token_ids(value, param), param)
     if type(value) is not str:
         got = fields.type_name(value)
-        refuse("prompt", f"must be a string or an array of token ids, got {got}")
-    return fields.checked_text(value, "prompt")
+        refuse(param, f"must be a string or an array of token ids, got {got}")
+    return Prompt(fields.checked_text(value, param), param)
 
 
-def _parse_token_ids(value):
+def _parse_token_ids(value, param):
     if not value:
-        refuse("prompt", "must not be empty")
+        refuse(param, "must not be empty")
     for index, token_id in enumerate(value):
         if type(token_id) is not int or token_id < 0:
-            refuse(f"prompt[{index}]", f"must be a token id, got {fields.shown(token_id)}")
+            refuse(f"{param}[{index}]", f"must be a token id, got {fields.shown(token_id)}")
     return value
 
 
-def _parse_options(body, limits, max_tokens):
+def _parse_options(body, limits, max_tokens, num_logprobs):
     stream = fields.boolean(body, "stream")
+    num_choices = fields.integer(body, "n", 1, 1, limits.num_choices)
+    if fields.integer(body, "best_of", num_choices, 1) != num_choices:
+        refuse("best_of", f"must equal n, which is {num_choices}, got {body['best_of']}")
+    sampling = replace(
+        parse_sampling(body, max_tokens),
+        logit_bias=_parse_logit_bias(body, limits),
+        num_logprobs=num_logprobs,
+    )
     return GenerationOptions(
-        sampling=parse_sampling(body, max_tokens),
+        sampling=sampling,
         stop=parse_stop(body, limits),
         stream=stream,
         include_usage=_parse_stream_options(body, stream),
+        num_choices=num_choices,
     )
+
+
+def _parse_logit_bias(body, limits):
+    given = fields.optional(body, "logit_bias", dict) or {}
+    if len(given) > limits.num_logit_biases:
+        refuse("logit_bias", f"may hold {limits.num_logit_biases} tokens, got {len(given)}")
+    biases = []
+    for name, value in given.items():
+        param = f"logit_bias.{_plain(name)}"
+        if not _TOKEN_ID.fullmatch(name):
+            refuse(param, "must be named by a token id in decimal digits")
+        if value is None:
+            refuse(param, "must not be null")
+        biases.append((int(name), fields.number({param: value}, param, None, -100, 100)))
+    return tuple(biases)
 
 
 def parse_sampling(body, max_tokens):

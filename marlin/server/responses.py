@@ -4,7 +4,10 @@ The way in is server/openai.py. No I/O and no clock: ids and times are passed in
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from marlin.server import logprobs
 
 JSON_TYPE = "application/json"
 SSE_TYPE = "text/event-stream; charset=utf-8"
@@ -15,17 +18,30 @@ _ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts of one answer."""
+    """Token counts of one answer; num_cached_tokens are those of the prompt that another request
+    had left computed."""
 
     num_prompt_tokens: int
     num_output_tokens: int
+    num_cached_tokens: int = 0
 
     def as_json(self):
         return {
             "prompt_tokens": self.num_prompt_tokens,
             "completion_tokens": self.num_output_tokens,
             "total_tokens": self.num_prompt_tokens + self.num_output_tokens,
+            "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens},
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One whole choice. tokens: engine.stream.ShownTokens, if log-probabilities were asked for."""
+
+    index: int
+    text: str
+    finish_reason: str
+    tokens: Sequence = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +51,7 @@ class Envelope:
     id: str
     created: int
     model: str
+    fingerprint: str
 
     def as_json(self, kind, choices):
         return {
@@ -42,6 +59,7 @@ class Envelope:
             "object": kind,
             "created": self.created,
             "model": self.model,
+            "system_fingerprint": self.fingerprint,
             "choices": choices,
         }
 
@@ -73,78 +91,90 @@ def model_card(model_id, created):
     return {"id": model_id, "object": "model", "created": created, "owned_by": "metal-marlin"}
 
 
-class ChatAnswer:
+class _Answer:
+    """What both endpoints share.
+
+    Args:
+        envelope: Envelope.
+        include_usage: chunks have `usage`.
+        tokenizer: for the texts of tokens, if log-probabilities are to be shown, else None.
+    """
+
+    def __init__(self, envelope, include_usage=False, tokenizer=None):
+        self.id = envelope.id
+        self._envelope = envelope
+        # With usage asked for, every chunk has the field and only the last one a value.
+        self._usage_field = {"usage": None} if include_usage else {}
+        self._tokenizer = tokenizer
+
+    def body(self, choices, usage):
+        """The whole answer: Choices in order of their index, and Usage."""
+        body = self._envelope.as_json(self.body_kind, [self._choice(c) for c in choices])
+        return body | {"usage": usage.as_json()}
+
+    def usage_chunk(self, usage):
+        return self._envelope.as_json(self.chunk_kind, []) | {"usage": usage.as_json()}
+
+    def _chunk(self, choice):
+        return self._envelope.as_json(self.chunk_kind, [choice]) | self._usage_field
+
+    def _logprobs(self, tokens):
+        if self._tokenizer is None:
+            return {}
+        return {"logprobs": self.show_logprobs(self._tokenizer, tokens)}
+
+
+class ChatAnswer(_Answer):
     """Bodies and chunks of /v1/chat/completions."""
 
     id_prefix = "chatcmpl-"
+    body_kind = "chat.completion"
+    chunk_kind = "chat.completion.chunk"
     continues_prompt = False
+    show_logprobs = staticmethod(logprobs.chat_shape)
 
-    def __init__(self, envelope, include_usage=False):
-        self.id = envelope.id
-        self._envelope = envelope
-        # With usage asked for, every chunk has the field and only the last one a value.
-        self._usage_field = {"usage": None} if include_usage else {}
+    def opening_chunks(self, index):
+        """Chunks before a choice's first text; here the one that names the role."""
+        delta = {"role": "assistant", "content": ""}
+        return [self._chunk({"index": index, "delta": delta, "finish_reason": None})]
 
-    def body(self, text, finish_reason, usage):
-        choice = {
-            "index": 0,
-            "message": {"role": "assistant", "content": text},
-            "finish_reason": finish_reason,
+    def text_chunk(self, index, text, tokens):
+        choice = {"index": index, "delta": {"content": text}, "finish_reason": None}
+        return self._chunk(choice | self._logprobs(tokens))
+
+    def final_chunk(self, index, finish_reason):
+        return self._chunk({"index": index, "delta": {}, "finish_reason": finish_reason})
+
+    def _choice(self, choice):
+        shown = {
+            "index": choice.index,
+            "message": {"role": "assistant", "content": choice.text},
+            "finish_reason": choice.finish_reason,
         }
-        body = self._envelope.as_json("chat.completion", [choice])
-        return body | {"usage": usage.as_json()}
-
-    def opening_chunks(self):
-        """Chunks before the first text; here the one that names the role."""
-        return [self._chunk({"role": "assistant", "content": ""}, None)]
-
-    def text_chunk(self, text):
-        return self._chunk({"content": text}, None)
-
-    def final_chunk(self, finish_reason):
-        return self._chunk({}, finish_reason)
-
-    def usage_chunk(self, usage):
-        chunk = self._envelope.as_json("chat.completion.chunk", [])
-        return chunk | {"usage": usage.as_json()}
-
-    def _chunk(self, delta, finish_reason):
-        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
-        return self._envelope.as_json("chat.completion.chunk", [choice]) | self._usage_field
+        return shown | self._logprobs(choice.tokens)
 
 
-class CompletionAnswer:
+class CompletionAnswer(_Answer):
     """Bodies and chunks of /v1/completions; a chunk is a body without counts."""
 
     id_prefix = "cmpl-"
+    body_kind = chunk_kind = "text_completion"
     continues_prompt = True
+    show_logprobs = staticmethod(logprobs.completion_shape)
 
-    def __init__(self, envelope, include_usage=False):
-        self.id = envelope.id
-        self._envelope = envelope
-        # With usage asked for, every chunk has the field and only the last one a value.
-        self._usage_field = {"usage": None} if include_usage else {}
-
-    def body(self, text, finish_reason, usage):
-        choice = _text_choice(text, finish_reason)
-        return self._envelope.as_json("text_completion", [choice]) | {"usage": usage.as_json()}
-
-    def opening_chunks(self):
+    def opening_chunks(self, _index):
         return []
 
-    def text_chunk(self, text):
-        return self._chunk(text, None)
+    def text_chunk(self, index, text, tokens):
+        return self._chunk(self._choice(Choice(index, text, None, tokens)))
 
-    def final_chunk(self, finish_reason):
-        return self._chunk("", finish_reason)
+    def final_chunk(self, index, finish_reason):
+        return self._chunk({"index": index, "text": "", "finish_reason": finish_reason})
 
-    def usage_chunk(self, usage):
-        return self._envelope.as_json("text_completion", []) | {"usage": usage.as_json()}
-
-    def _chunk(self, text, finish_reason):
-        choice = _text_choice(text, finish_reason)
-        return self._envelope.as_json("text_completion", [choice]) | self._usage_field
-
-
-def _text_choice(text, finish_reason):
-    return {"index": 0, "text": text, "finish_reason": finish_reason}
+    def _choice(self, choice):
+        shown = {
+            "index": choice.index,
+            "text": choice.text,
+            "finish_reason": choice.finish_reason,
+        }
+        return shown | self._logprobs(choice.tokens)

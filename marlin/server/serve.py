@@ -9,14 +9,17 @@ import os
 import resource
 import signal
 import threading
+import time
 
 from marlin import __version__
 from marlin.errors import ConfigError
 from marlin.server.app import App, Settings
 from marlin.server.gate import SlotGate
+from marlin.server.health import Health, SharedHealth
 from marlin.server.limits import Limits
 from marlin.server.listener import HttpServer, open_listener
 from marlin.server.metrics import Metrics
+from marlin.server.metrics_page import MetricsPage
 
 _log = logging.getLogger("marlin.server")
 
@@ -40,13 +43,13 @@ def serve(config, load, limits=None):
         MarlinError: what `load` raises.
     """
     limits = limits or Limits()
-    _raise_file_limit(limits)
-    listener = _listen(config, limits)
+    raise_file_limit(limits)
+    listener = listen(config, limits)
     service = load(config) if config.model_path else None
     server = HttpServer(listener, build_app(config, service, limits), limits)
     signals = StopSignals()
     threading.Thread(target=server.serve_forever, name="accept", daemon=True).start()
-    _announce(config, service, listener)
+    announce(config, service and service.model_id, listener)
     signals.wait()
     _log.info("stopping: waiting up to %g s for requests in flight", limits.drain_s)
 
@@ -64,15 +67,30 @@ def serve(config, load, limits=None):
     return 0
 
 
-def build_app(config, service, limits):
-    """The application of a server, from its settings."""
+def build_app(config, service, limits, seat=None):
+    """The application of a server, from its settings.
+
+    seat: server.board.Seat of one worker process among several; None for the only process.
+    """
     settings = Settings(config.max_tokens, config.timeout_s, config.api_key)
     num_slots = config.max_concurrent_requests
     gate = SlotGate(num_slots, limits.queue_factor * num_slots, limits.poll_s)
-    return App(service, settings, gate, Metrics(), limits)
+    if seat is None:
+        metrics, snapshots = Metrics(), None
+        health = Health(service, limits.stuck_s)
+    else:
+        metrics = Metrics(seat.metrics)
+        health = SharedHealth(service, limits.stuck_s, seat)
+
+        def snapshots():
+            return seat.board.snapshots(time.monotonic())
+
+    page = MetricsPage(metrics, service, gate, snapshots) if config.enable_metrics else None
+    return App(service, settings, gate, metrics, limits, health, page)
 
 
-def _listen(config, limits):
+def listen(config, limits):
+    """The listening socket. Raises ConfigError when its address cannot be bound."""
     try:
         return open_listener(config.host, config.port, limits.backlog)
     except OSError as error:
@@ -81,7 +99,7 @@ def _listen(config, limits):
         ) from None
 
 
-def _raise_file_limit(limits):
+def raise_file_limit(limits):
     """Let every connection have its descriptor, as far as the system's hard limit allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = limits.num_connections + 256  # the model's files, pipes, the interpreter's own
@@ -95,10 +113,11 @@ def _raise_file_limit(limits):
         _log.warning("file descriptors stay limited to %d: %s", soft, error)
 
 
-def _announce(config, service, listener):
+def announce(config, model_id, listener):
+    """Say on standard output what is served where; model_id: None for nothing."""
     host, port = listener.getsockname()[:2]
     where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    what = f"serving {service.model_id}" if service else "no model loaded (every request gets 503)"
+    what = f"serving {model_id}" if model_id else "no model loaded (every request gets 503)"
     print(f"metal-marlin {__version__}: {what} at {where}", flush=True)
     if config.api_key is None and not ipaddress.ip_address(host).is_loopback:
         _log.warning(
@@ -107,18 +126,22 @@ def _announce(config, service, listener):
 
 
 class StopSignals:
-    """SIGTERM and SIGINT as bytes in a pipe, for the main thread to wait on.
+    """SIGTERM and SIGINT, and `others`, as bytes in a pipe for the main thread to wait on.
 
     The interpreter's own C handler writes them (signal.set_wakeup_fd), so that a signal is seen
     whichever thread it lands on, and also in the instant before the wait begins.
     """
 
-    def __init__(self):
+    def __init__(self, others=()):
         self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         signal.set_wakeup_fd(self._writer)
-        for signum in (signal.SIGTERM, signal.SIGINT):
+        for signum in (signal.SIGTERM, signal.SIGINT, *others):
             signal.signal(signum, lambda _signum, _frame: None)
+
+    def fileno(self):
+        """Readable when wait() would not have to."""
+        return self._reader
 
     def wait(self):
         """Wait for the next signal, or for finish(); returns the signal's number, or 0."""

@@ -3,12 +3,14 @@
 Holds no request and no socket; the engine behind it owns the model's state.
 """
 
+import hashlib
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from marlin import __version__
 from marlin.errors import RequestError, TemplateError
 from marlin.text.chat_template import ChatTemplate, render_chat
 
@@ -26,6 +28,9 @@ class Service:
         engine: submit(prompt_token_ids, params, request_id) -> Request; max_context_tokens,
             stats(), alive.
         render_chat: messages to prompt text; None for a model without a (usable) chat template.
+        format: of the weights: "gguf", "safetensors", "fp4", …; "mock" for no weights.
+        isa: instruction set of the device, "" for none.
+        num_layers: of the model.
     """
 
     model_id: str
@@ -33,6 +38,47 @@ class Service:
     tokenizer: Any
     engine: Any
     render_chat: Callable[[list[dict]], str] | None
+    format: str = "mock"
+    isa: str = ""
+    num_layers: int = 0
+
+    @property
+    def fingerprint(self):
+        """Names all that decides what a seed gives: package, model, weights and device."""
+        facts = "\0".join((__version__, self.model_id, self.format, self.isa))
+        return "fp_" + hashlib.sha256(facts.encode()).hexdigest()[:10]
+
+    def details(self):
+        """What /v1/models/{id} says beyond the list's entry; JSON."""
+        return {
+            "capabilities": {
+                "chat_completions": self.render_chat is not None,
+                "completions": True,
+                "streaming": True,
+                "logprobs": True,
+                "logit_bias": True,
+                "seed": True,
+                "tools": False,
+                "vision": False,
+                "embeddings": False,
+            },
+            "config": {
+                "format": self.format,
+                "max_context_length": self.engine.max_context_tokens,
+                "num_layers": self.num_layers,
+                "vocab_size": self.tokenizer.vocab_size,
+            },
+        }
+
+    def check_logit_bias(self, logit_bias):
+        """Raise RequestError for a (token id, bias) pair outside the vocabulary."""
+        num_tokens = self.tokenizer.vocab_size
+        for token_id, _ in logit_bias:
+            if token_id >= num_tokens:
+                param = f"logit_bias.{token_id}"
+                raise RequestError(
+                    f"{param} is no token; the vocabulary has {num_tokens}", param=param
+                )
 
     def chat_token_ids(self, messages):
         """Prompt token ids of a conversation.
@@ -48,8 +94,11 @@ class Service:
         # A template writes the special tokens itself, beginning-of-sequence included.
         return self.tokenizer.encode(self.render_chat(messages), add_special_tokens=False)
 
-    def completion_token_ids(self, prompt):
+    def completion_token_ids(self, prompt, param="prompt"):
         """Prompt token ids of a text, or of ids after a look at the vocabulary.
+
+        Args:
+            param: what errors call it.
 
         Raises:
             RequestError: an id outside the vocabulary, or a text of no tokens at all.
@@ -57,14 +106,14 @@ class Service:
         if isinstance(prompt, str):
             token_ids = self.tokenizer.encode(prompt)
             if not token_ids:
-                raise RequestError("prompt has no tokens", param="prompt")
+                raise RequestError(f"{param} has no tokens", param=param)
             return token_ids
         num_tokens = self.tokenizer.vocab_size
         for index, token_id in enumerate(prompt):
             if token_id >= num_tokens:
                 raise RequestError(
-                    f"prompt[{index}] is {token_id}, but the vocabulary has {num_tokens} tokens",
-                    param=f"prompt[{index}]",
+                    f"{param}[{index}] is {token_id}, but the vocabulary has {num_tokens} tokens",
+                    param=f"{param}[{index}]",
                 )
         return prompt
 
@@ -77,6 +126,9 @@ def service_for(loaded, wall_clock=time.time):
         tokenizer=loaded.tokenizer,
         engine=loaded.engine,
         render_chat=chat_renderer(loaded.tokenizer),
+        format=loaded.format,
+        isa=loaded.isa,
+        num_layers=loaded.config.num_layers,
     )
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 from contextlib import ExitStack
 
+import openai
 import pytest
 from clients import CLIENT_TIMEOUT_S, MODEL, RawClient
 from fakes import ByteTokenizer, FakeEngine
@@ -71,3 +72,18 @@ def start_server():
 @pytest.fixture
 def server(start_server):
     return start_server()
+
+
+@pytest.fixture
+def sdk():
+    """sdk(server, api_key=…) -> an official client that never tries again."""
+    clients = []
+
+    def connect(server, api_key="unused"):
+        client = openai.OpenAI(base_url=server.base_url, api_key=api_key, max_retries=0, timeout=10)
+        clients.append(client)
+        return client
+
+    yield connect
+    for client in clients:
+        client.close()

@@ -1,25 +1,25 @@
 """A tokenizer and an engine small enough to see through: a token is a byte, answers are
-scripted."""
+scripted. What they share with any engine is the mock model's."""
 
 import threading
 
-from marlin.engine.request import FinishEvent, Request, TokenEvent
-from marlin.errors import ContextLengthError
+from marlin.engine.mock import MockEngine, MockTokenizer
 
 EOS_ID = 256
 
 
-class ByteTokenizer:
+class ByteTokenizer(MockTokenizer):
     """Token ids 0..255 are bytes; 256 is a special token."""
 
     vocab_size = 257
-    bos_token = None
     eos_token = "<end>"
-    byte_exact = True
-    strips_leading_space = False
+    eos_token_ids = frozenset({EOS_ID})
     chat_template = (
         "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
     )
+
+    def __init__(self):
+        pass
 
     def encode(self, text, *, add_special_tokens=True):
         return list(text.encode("utf-8"))
@@ -31,7 +31,7 @@ class ByteTokenizer:
         return token_id == EOS_ID
 
 
-class FakeEngine:
+class FakeEngine(MockEngine):
     """Answers every request on a thread of its own.
 
     Args:
@@ -41,59 +41,37 @@ class FakeEngine:
 
     Attributes:
         requests: all submitted requests, in order.
-        aborted: set when a script saw its request aborted.
+        submitted, aborted: released when a request came, and when a script saw its one aborted.
     """
 
+    alive = True
+
     def __init__(self, script=None, max_context_tokens=64 * 1024):
+        super().__init__(ByteTokenizer(), max_context_tokens, step_s=0, answer=self._follow)
         self.script = script or say(b"Hello there!")
-        self.max_context_tokens = max_context_tokens
         self.requests = []
-        self.alive = True
-        self.closed = False
         self.submitted = threading.Semaphore(0)
         self.aborted = threading.Semaphore(0)
 
+    @property
+    def closed(self):
+        return self._closed
+
     def submit(self, prompt_token_ids, params, request_id):
-        if len(prompt_token_ids) >= self.max_context_tokens:
-            raise ContextLengthError(
-                f"prompt has {len(prompt_token_ids)} tokens, the context holds "
-                f"{self.max_context_tokens}"
-            )
-        request = Request(request_id, prompt_token_ids, params, seed=params.seed or 0)
+        request = super().submit(prompt_token_ids, params, request_id)
         self.requests.append(request)
-        threading.Thread(target=self._run, args=(request,), daemon=True).start()
         self.submitted.release()
         return request
 
-    def _run(self, request):
-        left = request.params.max_tokens
-        reason = "stop"
+    def _follow(self, request):
         try:
             for piece in self.script(request):
-                for token_id in piece:
-                    if request.aborted:
-                        break
-                    if left == 0:
-                        reason = "length"
-                        break
-                    left -= 1
-                    request.output_token_ids.append(token_id)
-                    request.events.put(TokenEvent((token_id,)))
-        except EngineDown as error:
-            request.events.put(FinishEvent("error", error))
-            return
+                yield from piece
         except StoppedByEngine:
-            reason = "abort"
-        if request.aborted:
-            self.aborted.release()
-            reason = "abort"
-        request.events.put(FinishEvent(reason))
-
-    def stats(self):
-        return {"num_running": 0, "num_waiting": 0, "num_generated_tokens": 0}
-
-    def close(self):
-        self.closed = True
+            request.abort()
+        finally:
+            if request.aborted:
+                self.aborted.release()
 
 
 class EngineDown(Exception):

@@ -17,12 +17,12 @@ def _audit(event, arguments):
 sys.addaudithook(_audit)
 
 import argparse  # noqa: E402  (the hook comes before every import that could connect)
-import logging  # noqa: E402
 import os  # noqa: E402
 
 from fakes import ByteTokenizer, FakeEngine, say, say_then_hang  # noqa: E402
 
 from marlin import config  # noqa: E402
+from marlin.server import logs  # noqa: E402
 from marlin.server.limits import Limits  # noqa: E402
 from marlin.server.serve import serve  # noqa: E402
 from marlin.server.service import Service, chat_renderer  # noqa: E402
@@ -47,7 +47,7 @@ def main():
     parser = argparse.ArgumentParser()
     config.add_arguments(parser)
     settings = config.serve_config(vars(parser.parse_args()), os.environ)
-    logging.basicConfig(level=settings.log_level, stream=sys.stderr)
+    logs.configure(settings.log_level, settings.log_format, sys.stderr)
     code = serve(settings, _load, Limits(drain_s=5.0))
     clients = sorted({"ssl", "http.client", "urllib.request", "asyncio"} & set(sys.modules))
     print("CLIENT MODULES", clients, file=sys.stderr, flush=True)

@@ -134,10 +134,7 @@ def test_a_reader_that_stops_reading_is_dropped(start_server):
         def token_bytes(self, token_id):
             return b"x" * 4096  # fills the socket's buffers, a few MB, with few tokens
 
-    def flood(request):
-        while not request.aborted:
-            yield b"x"
-
+    flood = say_then_hang(b"x" * 20_000)
     server = start_server(FakeEngine(flood), WideTokenizer(), write_s=0.2, poll_s=0.02)
     with server.connect() as client:
         client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -1,5 +1,7 @@
 """The whole path, from the command line to the official SDK, with the demo model."""
 
+import json
+import math
 import os
 import re
 import socket
@@ -110,3 +112,86 @@ def test_a_client_that_leaves_during_prefill_frees_the_engine_for_the_next(serve
         client.close()
         wait_for_active(0)
     assert "Paris" in served.ask("What is the capital of France?").choices[0].message.content
+
+
+def sampled_text(served, **changes):
+    answer = served.ask("Write a poem.", temperature=1.5, top_p=1, max_tokens=12, **changes)
+    return [choice.message.content for choice in answer.choices]
+
+
+def test_choices_repeat_with_a_seed_and_differ_from_each_other(served):
+    first = sampled_text(served, n=3, seed=5)
+    assert first == sampled_text(served, n=3, seed=5)
+    assert len(set(first)) == 3
+    assert sampled_text(served, seed=6) == [first[1]]
+
+
+def test_greedy_choices_are_copies_and_find_their_prompt_cached(served):
+    answer = served.ask("What is the capital of France?", n=3, max_tokens=4)
+    assert len({choice.message.content for choice in answer.choices}) == 1
+    assert answer.usage.completion_tokens == 12
+    again = served.ask("What is the capital of France?", max_tokens=8)
+    assert again.usage.prompt_tokens_details.cached_tokens > 0
+
+
+def test_a_streamed_call_interleaves_nothing_but_its_indices(served):
+    asked = {"n": 2, "seed": 5, "temperature": 1.0, "max_tokens": 12}
+    whole = [c.message.content for c in served.ask("Write a poem.", **asked).choices]
+    texts = {0: "", 1: ""}
+    for chunk in served.ask("Write a poem.", stream=True, **asked):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    assert [texts[0], texts[1]] == whole
+
+
+def test_log_probabilities_are_those_of_the_recorded_reference(served, checkout):
+    reference = json.loads((checkout / "tests" / "data" / "smollm2_reference.json").read_text())
+    item = next(item for item in reference["items"] if item["kind"] == "raw")
+    # An int8 engine against float32: a lone token may be this far off (see the file's own spread).
+    tolerance = reference["spread_between_the_two"]["p99_abs"]
+    answer = served.sdk.completions.create(
+        model=MODEL, prompt=item["prompt_ids"], temperature=0, max_tokens=1, logprobs=5
+    )
+    shown = answer.choices[0].logprobs
+    (token_id, expected), *_ = item["fp32_top5"][0]
+    assert token_id == item["greedy_ids"][0]
+    assert shown.tokens == [" Paris"]
+    assert shown.token_logprobs[0] == pytest.approx(expected, abs=tolerance)
+    recorded = [logprob for _, logprob in item["fp32_top5"][0]]
+    assert list(shown.top_logprobs[0].values()) == pytest.approx(recorded, abs=2 * tolerance)
+
+
+def test_likeliest_tokens_are_ordered_and_weigh_less_than_everything(served):
+    answer = served.ask("What is the capital of France?", logprobs=True, top_logprobs=20)
+    content = answer.choices[0].logprobs.content
+    assert "".join(token.token for token in content) == answer.choices[0].message.content
+    assert len(content) == answer.usage.completion_tokens
+    for token in content:
+        logprobs = [top.logprob for top in token.top_logprobs]
+        assert len(logprobs) == 20 and logprobs == sorted(logprobs, reverse=True)
+        assert 0.5 < sum(map(math.exp, logprobs)) <= 1 + 1e-9
+        assert token.logprob == logprobs[0]  # greedy
+        assert bytes(token.bytes).decode() == token.token
+
+
+def test_a_bias_bans_and_forces_tokens(served):
+    asked = {"model": MODEL, "prompt": "The capital of France is", "temperature": 0}
+    paris = 7042
+    create = served.sdk.completions.create
+    assert "Paris" in create(**asked, max_tokens=1).choices[0].text
+    banned = create(**asked, max_tokens=12, logit_bias={str(paris): -100})
+    assert "Paris" not in banned.choices[0].text
+    forced = create(**asked, max_tokens=3, logit_bias={str(paris): 100})
+    assert forced.choices[0].text == " Paris Paris Paris"
+
+
+def test_the_model_card_tells_its_size(served):
+    card = served.sdk.models.retrieve(MODEL)
+    assert card.config == {
+        "format": "gguf",
+        "max_context_length": card.config["max_context_length"],
+        "num_layers": 30,
+        "vocab_size": 49152,
+    }
+    assert card.config["max_context_length"] in (2048, 8192)
+    assert card.capabilities["chat_completions"] is True

@@ -4,7 +4,12 @@ import pytest
 from clients import MODEL, chat_body, completion_body
 from fakes import ByteTokenizer, EngineDown, FakeEngine, say
 
-HELLO_USAGE = {"prompt_tokens": 19, "completion_tokens": 12, "total_tokens": 31}
+HELLO_USAGE = {
+    "prompt_tokens": 19,
+    "completion_tokens": 12,
+    "total_tokens": 31,
+    "prompt_tokens_details": {"cached_tokens": 0},
+}
 
 
 def ask(server, method, path, body=None, headers=()):
@@ -27,14 +32,36 @@ def test_health_turns_503_when_the_engine_has_died(server):
 def test_models_are_listed_and_shown_one_by_one(server):
     card = {"id": MODEL, "object": "model", "created": 1_700_000_000, "owned_by": "metal-marlin"}
     assert ask(server, "GET", "/v1/models").json() == {"object": "list", "data": [card]}
-    assert ask(server, "GET", f"/v1/models/{MODEL}").json() == card
-    assert ask(server, "GET", "/v1/models/t%69ny").json() == card
+    for path in (f"/v1/models/{MODEL}", "/v1/models/t%69ny"):
+        assert ask(server, "GET", path).json().items() >= card.items()
+
+
+def test_a_model_tells_what_it_can_and_how_large_it_is(server):
+    shown = ask(server, "GET", f"/v1/models/{MODEL}").json()
+    capable = {name for name, can in shown["capabilities"].items() if can is True}
+    assert {"chat_completions", "completions", "streaming", "logprobs"} <= capable
+    assert shown["capabilities"]["tools"] is False
+    assert shown["config"] == {
+        "format": "mock",
+        "max_context_length": 64 * 1024,
+        "num_layers": 0,
+        "vocab_size": 257,
+    }
+
+
+def test_a_model_without_a_chat_template_says_that_it_cannot_chat(start_server):
+    tokenizer = ByteTokenizer()
+    tokenizer.chat_template = None
+    shown = ask(start_server(tokenizer=tokenizer), "GET", f"/v1/models/{MODEL}").json()
+    assert shown["capabilities"]["chat_completions"] is False
+    assert shown["capabilities"]["completions"] is True
 
 
 def test_chat_answers_in_the_documented_shape(server):
     body = ask(server, "POST", "/v1/chat/completions", chat_body()).json()
     assert body.pop("id").startswith("chatcmpl-")
     assert abs(body.pop("created") - 1_700_000_000) < 10**9
+    assert body.pop("system_fingerprint").startswith("fp_")
     assert body == {
         "object": "chat.completion",
         "model": MODEL,
@@ -60,11 +87,12 @@ def test_completions_answer_in_the_documented_shape(server):
     body = ask(server, "POST", "/v1/completions", completion_body()).json()
     assert body.pop("id").startswith("cmpl-")
     assert type(body.pop("created")) is int
+    assert body.pop("system_fingerprint").startswith("fp_")
     assert body == {
         "object": "text_completion",
         "model": MODEL,
         "choices": [{"index": 0, "text": "Hello there!", "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": 2, "completion_tokens": 12, "total_tokens": 14},
+        "usage": HELLO_USAGE | {"prompt_tokens": 2, "total_tokens": 14},
     }
 
 

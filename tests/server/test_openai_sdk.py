@@ -9,20 +9,6 @@ from fakes import FakeEngine, say_then_hang
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
 
-@pytest.fixture
-def sdk():
-    clients = []
-
-    def connect(server, api_key="unused"):
-        client = openai.OpenAI(base_url=server.base_url, api_key=api_key, max_retries=0, timeout=10)
-        clients.append(client)
-        return client
-
-    yield connect
-    for client in clients:
-        client.close()
-
-
 def chat(client, **changes):
     return client.chat.completions.create(**{"model": MODEL, "messages": MESSAGES, **changes})
 
@@ -70,7 +56,7 @@ def test_the_request_id_reaches_the_sdk(server, sdk):
     [
         ({"temperature": 2.5}, openai.UnprocessableEntityError, "temperature"),
         ({"messages": []}, openai.UnprocessableEntityError, "messages"),
-        ({"n": 2}, openai.UnprocessableEntityError, "n"),
+        ({"n": 17}, openai.UnprocessableEntityError, "n"),
         ({"model": "other"}, openai.NotFoundError, "model"),
     ],
 )

@@ -16,7 +16,12 @@ def generated(*words, stdin="", engine=None, tokenizer=None):
     """Run generate with a scripted engine; returns (output, engine)."""
     engine = engine or FakeEngine()
     loaded = SimpleNamespace(
-        model_id="tiny", engine=engine, tokenizer=tokenizer or ByteTokenizer()
+        model_id="tiny",
+        engine=engine,
+        tokenizer=tokenizer or ByteTokenizer(),
+        config=SimpleNamespace(num_layers=1),
+        format="gguf",
+        isa="scalar",
     )
     arguments = cli._build_parser("generate").parse_args(["generate", "MODEL", *words])
     output = io.StringIO()

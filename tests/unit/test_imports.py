@@ -38,7 +38,10 @@ NETWORK_MODULES = {"http", "socket", "socketserver", "urllib"}
 FORBIDDEN_CALLS = {
     "eval", "exec", "__import__", "compile", "connect", "connect_ex", "create_connection",
     "getaddrinfo", "gethostbyname", "gethostbyaddr", "getfqdn", "sendto", "system", "popen",
+    "Popen", "fork",
 }
+# Worker processes are this Python again, and what it runs is in the package.
+STARTS_PROCESSES = {"marlin.server.supervisor": {"Popen"}}
 # re.compile and platform.system are harmless namesakes.
 HARMLESS_OWNERS = {"re", "platform"}
 
@@ -122,7 +125,7 @@ def test_no_module_connects_evaluates_or_starts_a_process(path):
         for owner, name in called_names(ast.parse(path.read_text()))
         if owner not in HARMLESS_OWNERS
     }
-    assert not calls & FORBIDDEN_CALLS
+    assert not (calls - STARTS_PROCESSES.get(module_of(path), set())) & FORBIDDEN_CALLS
 
 
 def test_the_checks_see_what_they_are_for():

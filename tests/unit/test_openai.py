@@ -66,10 +66,26 @@ REFUSED_BY_BOTH = [
     ({"stream": True, "stream_options": []}, "stream_options"),
     ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
     ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage"),
-    ({"n": 2}, "n"),
+    ({"n": 0}, "n"),
+    ({"n": 17}, "n"),
+    ({"n": 2.0}, "n"),
     ({"n": True}, "n"),
     ({"best_of": 3}, "best_of"),
-    ({"logit_bias": {"50": 1}}, "logit_bias"),
+    ({"n": 3, "best_of": 2}, "best_of"),
+    ({"n": 2, "best_of": "2"}, "best_of"),
+    ({"logit_bias": [50]}, "logit_bias"),
+    ({"logit_bias": {str(token_id): 1 for token_id in range(1025)}}, "logit_bias"),
+    ({"logit_bias": {"50": 100.5}}, "logit_bias.50"),
+    ({"logit_bias": {"50": "1"}}, "logit_bias.50"),
+    ({"logit_bias": {"50": True}}, "logit_bias.50"),
+    ({"logit_bias": {"50": None}}, "logit_bias.50"),
+    ({"logit_bias": {"05": 1}}, "logit_bias.05"),
+    ({"logit_bias": {"-5": 1}}, "logit_bias.-5"),
+    ({"logit_bias": {" 5": 1}}, "logit_bias. 5"),
+    ({"logit_bias": {"": 1}}, "logit_bias."),
+    ({"logit_bias": {"the": 1}}, "logit_bias.the"),
+    ({"logit_bias": {"\u0665": 1}}, "logit_bias.\\u0665"),
+    ({"logit_bias": {"1" * 11: 1}}, "logit_bias." + "1" * 11),
     ({"store": True}, "store"),
     ({"user": 5}, "user"),
     ({"metadata": "x"}, "metadata"),
@@ -99,8 +115,13 @@ REFUSED_IN_CHAT = [
     (message(colour="red"), "messages[0].colour"),
     ({"max_completion_tokens": 0}, "max_completion_tokens"),
     ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens"),
-    ({"logprobs": True}, "logprobs"),
+    ({"logprobs": 5}, "logprobs"),
+    ({"logprobs": "true"}, "logprobs"),
     ({"top_logprobs": 3}, "top_logprobs"),
+    ({"logprobs": False, "top_logprobs": 3}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
+    ({"echo": True}, "echo"),
     ({"tools": [{}]}, "tools"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"response_format": {"type": "json_object"}}, "response_format"),
@@ -112,14 +133,23 @@ REFUSED_IN_COMPLETIONS = [
     ({"prompt": 5}, "prompt"),
     ({"prompt": {}}, "prompt"),
     ({"prompt": []}, "prompt"),
-    ({"prompt": [[]]}, "prompt"),
-    ({"prompt": ["a", "b"]}, "prompt"),
+    ({"prompt": [[]]}, "prompt[0]"),
+    ({"prompt": ["a", 5]}, "prompt[1]"),
+    ({"prompt": ["a", None]}, "prompt[1]"),
+    ({"prompt": [[1], [2, -1]]}, "prompt[1][1]"),
+    ({"prompt": ["a", "\ud83d"]}, "prompt[1]"),
+    ({"prompt": ["a"] * 65}, "prompt"),
+    ({"prompt": ["a"] * 5, "n": 13}, "prompt"),
     ({"prompt": [1, -1]}, "prompt[1]"),
     ({"prompt": [1, True]}, "prompt[1]"),
     ({"prompt": [1, "a"]}, "prompt[1]"),
     ({"prompt": "\ud83d"}, "prompt"),
-    ({"echo": True}, "echo"),
-    ({"logprobs": 0}, "logprobs"),
+    ({"echo": 1}, "echo"),
+    ({"echo": True, "logprobs": 0}, "echo"),
+    ({"logprobs": 6}, "logprobs"),
+    ({"logprobs": -1}, "logprobs"),
+    ({"logprobs": True}, "logprobs"),
+    ({"top_logprobs": 2}, "top_logprobs"),
     ({"suffix": "end"}, "suffix"),
     ({"max_completion_tokens": 5}, "max_completion_tokens"),
     ({"messages": []}, "messages"),
@@ -242,14 +272,54 @@ def test_name_and_reasoning_reach_the_template():
     assert chat(messages=[given]).messages == [given]
 
 
-@pytest.mark.parametrize("prompt", ["Hi", ["Hi"]])
-def test_a_prompt_is_a_string_or_an_array_of_one(prompt):
-    assert completion(prompt=prompt).prompt == "Hi"
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("Hi", [("Hi", "prompt")]),
+        ([1, 2], [([1, 2], "prompt")]),
+        (["Hi"], [("Hi", "prompt[0]")]),
+        (["Hi", "Ho"], [("Hi", "prompt[0]"), ("Ho", "prompt[1]")]),
+        ([[1, 2], [3]], [([1, 2], "prompt[0]"), ([3], "prompt[1]")]),
+    ],
+)
+def test_a_prompt_is_a_text_or_token_ids_or_a_list_of_them(prompt, expected):
+    found = completion(prompt=prompt).prompts
+    assert [(one.content, one.param) for one in found] == expected
 
 
-@pytest.mark.parametrize("prompt", [[1, 2], [[1, 2]]])
-def test_a_prompt_may_be_token_ids(prompt):
-    assert completion(prompt=prompt).prompt == [1, 2]
+def test_n_and_best_of_name_one_number_of_choices():
+    assert chat().options.num_choices == 1
+    assert chat(n=16).options.num_choices == 16
+    assert completion(n=3, best_of=3).options.num_choices == 3
+    assert completion(n=None, best_of=1) == completion()
+    assert completion(prompt=["a"] * 4, n=16).options.num_choices == 16
+
+
+def test_logprobs_of_chat_are_a_switch_and_a_count():
+    def asked(**changes):
+        return chat(**changes).options.sampling.num_logprobs
+
+    assert asked() is None
+    assert asked(logprobs=False, top_logprobs=0) is None
+    assert asked(logprobs=True) == 0
+    assert asked(logprobs=True, top_logprobs=20) == 20
+
+
+def test_logprobs_of_completions_are_a_count():
+    assert completion().options.sampling.num_logprobs is None
+    assert completion(logprobs=0).options.sampling.num_logprobs == 0
+    assert completion(logprobs=5).options.sampling.num_logprobs == 5
+
+
+def test_logit_bias_maps_token_ids_to_numbers():
+    bias = chat(logit_bias={"0": -100, "42": 0.5}).options.sampling.logit_bias
+    assert bias == ((0, -100.0), (42, 0.5))
+    assert chat(logit_bias={}).options.sampling.logit_bias == ()
+
+
+def test_echo_is_off_unless_asked_for():
+    assert not completion().options.echo
+    assert completion(echo=True).options.echo
 
 
 @pytest.mark.parametrize("body", [b"[]", b'"a"', b"1", b"null", b"true", b"1.5"])

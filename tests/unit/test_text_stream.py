@@ -151,7 +151,7 @@ def test_a_deadline_ends_the_stream_and_the_request():
 def test_a_deadline_holds_for_an_engine_that_never_pauses():
     endless = ([b"x"] for _ in range(10**6))
     deltas, _, clock = stream(deadline=101.0)
-    request_events = deltas._request.events
+    request_events = deltas.request.events
 
     def get(timeout):
         clock.now += 0.01

@@ -1,0 +1,247 @@
+"""A mock model: made-up answers behind the interfaces of the real engine and tokenizer.
+
+For trying clients, proxies and supervisors without a model file. It opens no file and no device,
+and is only ever served when it was asked for by name; nothing falls back to it.
+"""
+
+import logging
+import math
+import os
+import random
+import re
+import secrets
+import threading
+import time
+import zlib
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+from marlin.engine.request import FinishEvent, Request, TokenEvent, TokenLogprobs
+from marlin.errors import ContextLengthError, OverloadedError, RequestError
+
+_log = logging.getLogger(__name__)
+
+FORMAT = "mock"
+# As long as the contexts of the small models that people try first.
+CONTEXT_TOKENS = 8192
+# Time of a token: fast for a model, and slow enough that a stream is several writes.
+STEP_S = 0.001
+
+_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_WORDS = (
+    "a and any answer brown can dog each every few fish fox from hello here how is jumps lazy long "
+    "marlin metal mock more of on one only over quick reads says short some swims system the then "
+    "this user assistant token two under up water while with word you"
+).split()
+# Spelled in bytes, so that an answer holds characters that arrive in parts.
+_SPELLED_WORDS = ("café", "naïve", "深い")
+_PIECES = re.compile(r"<\|[a-z_]+\|>| ?[A-Za-z]+|.", re.DOTALL)
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+class MockTokenizer:
+    """Token ids 0 to 255 are bytes; then special tokens, then a few words.
+
+    Has what server and engine use of text.tokenizer.Tokenizer.
+    """
+
+    bos_token = None
+    eos_token = "<|im_end|>"
+    byte_exact = True
+    strips_leading_space = False
+    chat_template = _CHAT_TEMPLATE
+
+    def __init__(self):
+        words = [form for word in _WORDS for form in (word, " " + word, word.capitalize())]
+        self._texts = [*_SPECIAL, *dict.fromkeys(words)]
+        self._ids = {text: 256 + index for index, text in enumerate(self._texts)}
+        self.vocab_size = 256 + len(self._texts)
+        self.eos_token_ids = frozenset({self._ids[self.eos_token]})
+
+    def encode(self, text, *, add_special_tokens=True):
+        """Token ids of a text: its known words, and the bytes of everything else."""
+        token_ids = []
+        for piece in _PIECES.findall(text):
+            token_id = self._ids.get(piece)
+            if token_id is None:
+                token_ids.extend(piece.encode("utf-8", "replace"))
+            else:
+                token_ids.append(token_id)
+        return token_ids
+
+    def decode(self, ids, skip_special_tokens=True):
+        """The text of a run of tokens."""
+        kept = [id for id in ids if not (skip_special_tokens and self.is_special(id))]
+        return b"".join(map(self.token_bytes, kept)).decode("utf-8", "replace")
+
+    def token_text(self, id):
+        """A token as text; a byte that is no character by itself becomes U+FFFD."""
+        return self.token_bytes(id).decode("utf-8", "replace")
+
+    def token_bytes(self, id):
+        """The bytes a token adds to a text."""
+        return bytes([id]) if id < 256 else self._texts[id - 256].encode("utf-8")
+
+    def is_special(self, id):
+        """Whether this token stays out of an answer's text."""
+        return 256 <= id < 256 + len(_SPECIAL)
+
+
+class MockEngine:
+    """Answers every request on a thread of its own, a token every step_s.
+
+    Has the methods of engine.engine.Engine. An answer is a function of the prompt and the seed, at
+    temperature 0 of the prompt alone.
+
+    Args:
+        tokenizer: MockTokenizer.
+        max_context_tokens: prompt and output together.
+        step_s: seconds a token; 0 for as fast as can be.
+        answer: callable(request) yielding token ids, None for made-up sentences. A thread of its
+            own runs it; what it raises ends the request with that error.
+    """
+
+    def __init__(self, tokenizer, max_context_tokens=CONTEXT_TOKENS, *, step_s=STEP_S, answer=None):
+        self.max_context_tokens = max_context_tokens
+        self._tokenizer = tokenizer
+        self._step_s = step_s
+        self._answer = answer or self._sentences
+        self._lock = threading.Lock()
+        self._running = set()
+        self._closed = False
+        self._num_prompt_tokens = 0
+        self._num_generated_tokens = 0
+
+    def submit(self, prompt_token_ids, params, request_id):
+        """Begin a request; arguments, result and errors are Engine.submit's."""
+        count = len(prompt_token_ids)
+        if count == 0:
+            raise RequestError("the prompt has no tokens; at least 1 is needed", param="prompt")
+        if count >= self.max_context_tokens:
+            raise ContextLengthError(
+                f"the prompt has {count} tokens; the context holds {self.max_context_tokens}, and "
+                "at least 1 of them must be left for the answer"
+            )
+        seed = secrets.randbits(64) if params.seed is None else params.seed
+        request = Request(request_id, list(prompt_token_ids), params, seed)
+        with self._lock:
+            if self._closed:
+                raise OverloadedError("the engine has stopped")
+            self._running.add(request)
+            self._num_prompt_tokens += count
+        threading.Thread(target=self._run, args=(request,), name="mock", daemon=True).start()
+        return request
+
+    @property
+    def alive(self):
+        """False once close() was called."""
+        return not self._closed
+
+    def stats(self):
+        """Counts as Engine.stats() has them; there is no KV cache."""
+        with self._lock:
+            return {
+                "num_running": len(self._running),
+                "num_waiting": 0,
+                "num_prompt_tokens": self._num_prompt_tokens,
+                "num_generated_tokens": self._num_generated_tokens,
+                "kv_bytes": 0,
+                "num_kv_blocks": 0,
+                "num_free_kv_blocks": 0,
+                "seconds_since_step": 0.0,
+            }
+
+    def close(self):
+        """Abort what is in hand; nothing more is taken."""
+        with self._lock:
+            self._closed = True
+            for request in self._running:
+                request.abort()
+
+    def _run(self, request):
+        try:
+            event = FinishEvent(self._generate(request))
+        except Exception as error:  # whoever waits for the answer must hear of it
+            event = FinishEvent("error", error)
+        with self._lock:
+            self._running.discard(request)
+        request.events.put(event)
+
+    def _generate(self, request):
+        """Publish a request's tokens; returns the finish reason."""
+        params = request.params
+        eos_token_ids = () if params.ignore_eos else self._tokenizer.eos_token_ids
+        for token_id in self._answer(request):
+            if request.aborted:
+                return "abort"
+            if token_id in eos_token_ids:
+                break
+            self._publish(request, token_id)
+            full = request.num_tokens >= self.max_context_tokens
+            if full or len(request.output_token_ids) >= params.max_tokens:
+                return "length"
+            if self._step_s:
+                time.sleep(self._step_s)
+        return "abort" if request.aborted else "stop"
+
+    def _publish(self, request, token_id):
+        request.output_token_ids.append(token_id)
+        request.events.put(TokenEvent((token_id,), self._logprobs(request, token_id)))
+        with self._lock:
+            self._num_generated_tokens += 1
+
+    def _logprobs(self, request, token_id):
+        """As if the token had probability 1/2, the id after it 1/4, the next 1/8, and so on."""
+        num_top = request.params.num_logprobs
+        if num_top is None:
+            return ()
+        num_tokens = self._tokenizer.vocab_size
+        top = [((token_id + i) % num_tokens, -(i + 1) * math.log(2)) for i in range(num_top)]
+        return (TokenLogprobs(-math.log(2), tuple(top)),)
+
+    def _sentences(self, request):
+        """Made-up sentences and an end-of-sequence token, again and again."""
+        prompt = ",".join(map(str, request.prompt_token_ids)).encode()
+        seed = 0 if request.params.temperature == 0 else request.seed
+        chooser = random.Random(zlib.crc32(prompt) << 64 | seed)
+        last = self._tokenizer.token_bytes(request.prompt_token_ids[-1])
+        first = last.isspace()  # a text of its own begins with a capital and no space
+        while True:
+            for _ in range(chooser.randint(1, 3)):
+                yield from self._sentence(chooser, first)
+                first = False
+            yield from self._tokenizer.eos_token_ids
+
+    def _sentence(self, chooser, first):
+        words = chooser.choices(_WORDS, k=chooser.randint(4, 9))
+        words.insert(chooser.randint(1, len(words)), chooser.choice(_SPELLED_WORDS))
+        text = " ".join([words[0].capitalize() if first else words[0], *words[1:]]) + "."
+        return self._tokenizer.encode(text if first else " " + text)
+
+
+@dataclass(frozen=True, slots=True)
+class MockModel:
+    """What engine.load.LoadedModel is for a real model."""
+
+    model_id: str
+    engine: MockEngine
+    tokenizer: MockTokenizer
+    config: SimpleNamespace
+    format: str = FORMAT
+    isa: str = ""
+
+
+def load_mock(path, max_context_tokens=None):
+    """A running mock under a path's last component; the path need not exist."""
+    name = os.path.basename(os.path.abspath(path)).removesuffix(".gguf")
+    _log.warning("METAL_MARLIN_MOCK_MODEL=1: %s is a mock; its answers are made up", name)
+    tokenizer = MockTokenizer()
+    context = max_context_tokens or CONTEXT_TOKENS
+    config = SimpleNamespace(
+        num_layers=0, vocab_size=tokenizer.vocab_size, max_context_tokens=context
+    )
+    return MockModel(name, MockEngine(tokenizer, context), tokenizer, config)

@@ -1,0 +1,174 @@
+"""One API call that generates: its choices through the engine, their text out as one answer.
+
+The app has parsed the call and holds its slot; this owns the call's requests to the engine and
+ends all of them together. Knows no routes, and JSON only through server/responses.py.
+"""
+
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+from marlin.engine.stream import TextStream, merged
+from marlin.server import responses
+from marlin.server.http import HttpError
+from marlin.server.limits import Limits
+from marlin.server.openai import GenerationOptions
+from marlin.server.service import Service
+from marlin.text.detokenizer import Detokenizer
+
+_FINISHED = ("stop", "length")  # a choice that is whole, as far as it was asked for
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """A call and what answers it.
+
+    Attributes:
+        exchange: server.exchange.Exchange to answer on.
+        answer: responses.ChatAnswer or CompletionAnswer.
+        deadline: monotonic seconds; timeout_s is what it was set to, for messages.
+    """
+
+    exchange: Any
+    service: Service
+    answer: Any
+    options: GenerationOptions
+    limits: Limits
+    deadline: float
+    timeout_s: float
+
+    def run(self, prompts):
+        """Answer with options.num_choices choices for each prompt.
+
+        Args:
+            prompts: lists of token ids. Choice i of prompt p has index p * num_choices + i, and
+                draws with the call's seed + i, so that a prompt's choices do not depend on the
+                prompts beside it.
+
+        Raises:
+            RequestError: the engine refuses a prompt.
+            HttpError: the deadline passed, or the engine gave a request up.
+            PeerGone: the client left.
+        """
+        streams = self._start(prompts)
+        requests = [stream.request for stream in streams]
+        prefixes = [""] * len(streams)
+        if self.options.echo:
+            prefixes = [self._text_of(request.prompt_token_ids) for request in requests]
+        send = self._send_stream if self.options.stream else self._send_whole
+        with closing(self.exchange.record.watch(streams, merged(streams))) as deltas:
+            send(deltas, prefixes, requests)
+
+    def _start(self, prompts):
+        engine, sampling = self.service.engine, self.options.sampling
+        # No output can be longer than the context; a larger wish means "until it is full".
+        sampling = replace(sampling, max_tokens=min(sampling.max_tokens, engine.max_context_tokens))
+        streams = []
+        try:
+            for prompt in prompts:
+                for offset in range(self.options.num_choices):
+                    params = _seeded(sampling, offset)
+                    request_id = f"{self.answer.id}-{len(streams)}"
+                    streams.append(self._stream(engine.submit(prompt, params, request_id)))
+        except BaseException:
+            for stream in streams:
+                stream.request.abort()
+            raise
+        return streams
+
+    def _stream(self, request):
+        return TextStream(
+            request,
+            self.service.tokenizer,
+            self.options.stop,
+            self.deadline,
+            continues=self.answer.continues_prompt,
+            heartbeat=self.exchange.check_peer,
+            poll_s=self.limits.poll_s,
+        )
+
+    def _text_of(self, token_ids):
+        detokenizer = Detokenizer(
+            self.service.tokenizer, continues=False, skip_special_tokens=False
+        )
+        return "".join([*map(detokenizer.push, token_ids), detokenizer.flush()])
+
+    def _send_whole(self, deltas, prefixes, requests):
+        texts = [[prefix] for prefix in prefixes]
+        tokens = [[] for _ in prefixes]
+        reasons = [None] * len(prefixes)
+        num_output_tokens = 0
+        for index, delta in deltas:
+            self._check_finish(delta.finish_reason)
+            texts[index].append(delta.text)
+            tokens[index].extend(delta.tokens)
+            reasons[index] = delta.finish_reason
+            num_output_tokens += delta.num_tokens
+        choices = [
+            responses.Choice(index, "".join(parts), reason, shown)
+            for index, (parts, reason, shown) in enumerate(zip(texts, reasons, tokens, strict=True))
+        ]
+        body = self.answer.body(choices, self._usage(requests, num_output_tokens))
+        self.exchange.reply(200, responses.encode(body), responses.JSON_TYPE)
+
+    def _send_stream(self, deltas, prefixes, requests):
+        """One write for each delta; the head waits for the first, so that an early failure has
+        its status."""
+        answer = self.answer
+        unopened, unfinished = set(range(len(prefixes))), set(range(len(prefixes)))
+        num_output_tokens = 0
+        for index, delta in deltas:
+            num_output_tokens += delta.num_tokens
+            text, chunks = delta.text, []
+            if index in unopened:
+                unopened.remove(index)
+                chunks += answer.opening_chunks(index)
+                text = prefixes[index] + text
+            if text or delta.tokens:
+                chunks.append(answer.text_chunk(index, text, delta.tokens))
+            finished = delta.finish_reason in _FINISHED
+            if finished:
+                unfinished.remove(index)
+                chunks.append(answer.final_chunk(index, delta.finish_reason))
+                if self.options.include_usage and not unfinished:
+                    chunks.append(answer.usage_chunk(self._usage(requests, num_output_tokens)))
+            if delta.text or finished:
+                self._send_events(chunks, last=not unfinished)
+            self._check_finish(delta.finish_reason)
+
+    def _send_events(self, chunks, last):
+        data = b"".join(responses.event(chunk) for chunk in chunks)
+        data = data + responses.DONE_EVENT if last else data
+        self.exchange.stream(responses.SSE_TYPE, data, last)
+
+    def _usage(self, requests, num_output_tokens):
+        """A prompt counts once, however many choices it has."""
+        firsts = requests[:: self.options.num_choices]
+        return responses.Usage(
+            sum(len(request.prompt_token_ids) for request in firsts),
+            num_output_tokens,
+            sum(request.num_cached_tokens for request in firsts),
+        )
+
+    def _check_finish(self, reason):
+        if reason is None or reason in _FINISHED:
+            return
+        if reason == "timeout":
+            raise timed_out(self.timeout_s)
+        raise HttpError(503, "the server is stopping", type="server_error", code="server_stopping")
+
+
+def timed_out(timeout_s):
+    """The error of a call that was not answered in time."""
+    return HttpError(
+        504,
+        f"the answer was not complete within {timeout_s:g} s",
+        type="timeout_error",
+        code="timeout",
+    )
+
+
+def _seeded(sampling, offset):
+    if sampling.seed is None:
+        return sampling
+    return replace(sampling, seed=(sampling.seed + offset) % 2**64)

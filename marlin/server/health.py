@@ -1,0 +1,52 @@
+"""What /health tells: whether the engine still completes steps, here or in any worker."""
+
+import math
+import time
+
+
+class Health:
+    """The state of a server of one process.
+
+    Args:
+        service: server.service.Service, or None when no model is served.
+        stuck_s: work that waits for a step for so long is stuck.
+    """
+
+    def __init__(self, service, stuck_s):
+        self._service = service
+        self._stuck_s = stuck_s
+
+    def waited_s(self):
+        """Seconds that the work in hand has waited for a step; inf when the engine has ended."""
+        if self._service is None:
+            return 0.0
+        engine = self._service.engine
+        return engine.stats().get("seconds_since_step", 0.0) if engine.alive else math.inf
+
+    def is_well(self):
+        """Whether requests can be answered."""
+        return self.waited_s() < self._stuck_s
+
+
+class SharedHealth(Health):
+    """The state of a server of several workers, told by any of them.
+
+    Args:
+        service, stuck_s: as Health's.
+        seat: this worker's server.board.Seat.
+        clock: seconds since a moment that all workers share.
+    """
+
+    def __init__(self, service, stuck_s, seat, clock=time.monotonic):
+        super().__init__(service, stuck_s)
+        self._seat = seat
+        self._clock = clock
+
+    def beat(self):
+        """Tell the other workers how this one is."""
+        self._seat.beat(self._clock(), self.waited_s())
+
+    def is_well(self):
+        """Whether any worker can answer requests."""
+        self.beat()
+        return self._seat.board.any_well(self._clock(), self._stuck_s)

@@ -1,0 +1,113 @@
+"""What log lines look like, as text or as JSON, and the line that every request leaves.
+
+Prompts, answers and header fields never come this way; what a client chose (its path, its request
+id) is escaped, so that it can neither end a line nor forge one.
+"""
+
+import json
+import logging
+import time
+
+from marlin.server.metrics import DISCONNECTED
+
+_log = logging.getLogger("marlin.server")
+_QUIET_PATHS = ("/health", "/metrics")
+# C0 and C1 controls and the two Unicode line ends; a terminal or a log reader may act on them.
+_ESCAPES = {
+    code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    for code in (*range(32), *range(127, 160), 0x2028, 0x2029)
+}
+_ESCAPES_BUT_LINE_END = {code: text for code, text in _ESCAPES.items() if code != 0x0A}
+_ENCODER = json.JSONEncoder(separators=(",", ":"), default=str)
+
+
+def configure(level, log_format, stream):
+    """Send this process's log lines to a stream; replaces what was configured before.
+
+    Args:
+        level: one of config.LOG_LEVELS.
+        log_format: one of config.LOG_FORMATS.
+    """
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+class TextFormatter(logging.Formatter):
+    """Time, level and message; a traceback follows on indented lines."""
+
+    def __init__(self):
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+
+    def formatMessage(self, record):  # noqa: N802 (logging's name)
+        return super().formatMessage(record).translate(_ESCAPES)
+
+    def formatException(self, ei):  # noqa: N802
+        text = super().formatException(ei).translate(_ESCAPES_BUT_LINE_END)
+        return "  " + text.replace("\n", "\n  ")
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line, ASCII only; the fields are those of docs/serving.md.
+
+    A record's `fields` attribute (logging's `extra={"fields": {...}}`) adds its own.
+    """
+
+    def format(self, record):
+        line = {
+            "time": rfc3339(record.created),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            "pid": record.process,
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return _ENCODER.encode(line)
+
+
+def rfc3339(seconds):
+    """UTC time with milliseconds. seconds: since the epoch."""
+    milliseconds = int(seconds * 1000)
+    whole = time.gmtime(milliseconds // 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', whole)}.{milliseconds % 1000:03}Z"
+
+
+def log_access(exchange, client, seconds):
+    """The one line of a request.
+
+    Args:
+        exchange: server.exchange.Exchange, answered.
+        client: address.
+        seconds: that it took.
+    """
+    head = exchange.head
+    # Probes and scrapes come every few seconds for ever.
+    level = logging.DEBUG if head.path in _QUIET_PATHS else logging.INFO
+    if not _log.isEnabledFor(level):
+        return
+    status, record = exchange.status or "gone", exchange.record
+    left = exchange.outcome == DISCONNECTED
+    fields = {
+        **exchange.log_fields()["fields"],
+        "method": head.method,
+        "path": head.path,
+        "status": exchange.status,
+        "duration_ms": round(seconds * 1000, 3),
+        "client": client,
+    }
+    notes = ""
+    if record is not None and record.num_prompt_tokens:
+        fields["prompt_tokens"] = record.num_prompt_tokens
+        fields["output_tokens"] = record.num_output_tokens
+        notes = f" prompt={record.num_prompt_tokens} output={record.num_output_tokens}"
+    if left:
+        fields["client_left"] = True
+        notes += " (client left)"
+    _log.log(
+        level,
+        "%s %s %s %s %.3fs%s id=%s",
+        *(client, head.method, head.path, status, seconds, notes, exchange.request_id),
+        extra={"fields": fields},
+    )

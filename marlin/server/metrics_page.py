@@ -1,0 +1,81 @@
+"""What /metrics answers: numbers of all workers, in the format that the client asks for.
+
+Counting is in server/metrics.py, the text formats in server/prometheus.py.
+"""
+
+import platform
+from types import SimpleNamespace
+
+from marlin import __version__
+from marlin.server import prometheus, responses
+from marlin.server.accept import preferred
+from marlin.server.metrics import FAMILIES, memory_gauges, total
+
+_MB = 1024 * 1024
+# In the order in which they win a tie: curl's */* gets the JSON that the documentation shows.
+_OFFERS = (responses.JSON_TYPE, prometheus.TEXT_TYPE, prometheus.OPENMETRICS_TYPE)
+
+
+class MetricsPage:
+    """Renders the metrics.
+
+    Args:
+        metrics: this process's server.metrics.Metrics.
+        service: server.service.Service, or None.
+        gate: server.gate.SlotGate.
+        snapshots: callable giving one array of cells for each worker; None when this process is
+            the only one.
+    """
+
+    def __init__(self, metrics, service, gate, snapshots=None):
+        self._metrics = metrics
+        self._service = service
+        self._gate = gate
+        self._snapshots = snapshots or (lambda: [metrics.snapshot()])
+
+    def refresh(self):
+        """Bring this process's gauges up to date. Other workers see them as they were last set."""
+        stats = {} if self._service is None else self._service.engine.stats()
+        self._metrics.set_gauges(
+            requests_queued=self._gate.num_waiting + stats.get("num_waiting", 0),
+            kv_blocks=stats.get("num_kv_blocks", 0),
+            kv_blocks_free=stats.get("num_free_kv_blocks", 0),
+            kv_bytes=stats.get("kv_bytes", 0),
+            gpu_memory_bytes=stats.get("gpu_memory_bytes", 0),
+            **memory_gauges(),
+        )
+
+    def answer(self, accept):
+        """Returns (bytes, content type).
+
+        accept: value of the Accept field, or None without one.
+        """
+        self.refresh()
+        snapshots = self._snapshots()
+        kind = preferred(accept, _OFFERS)
+        if kind == responses.JSON_TYPE:
+            return responses.encode(json_body(snapshots)), kind
+        openmetrics = kind == prometheus.OPENMETRICS_TYPE
+        model = None if self._service is None else {"model": self._service.model_id}
+        build = {"version": __version__, "python": platform.python_version()}
+        return prometheus.render(snapshots, model, build, openmetrics=openmetrics), kind
+
+
+def json_body(snapshots):
+    """The JSON answer, of all workers together.
+
+    avg_tokens_per_second is over the time in which a worker had a generation request, so that an
+    idle night does not lower it; several workers' times add up.
+    """
+    cells = total(snapshots)
+    values = SimpleNamespace(**{name: cells[family.start] for name, family in FAMILIES.items()})
+    busy_s = values.busy_seconds_total
+    rate = values.generated_tokens_total / busy_s if busy_s > 0 else 0.0
+    return {
+        "requests_total": int(values.generation_requests_total),
+        "requests_active": int(values.requests_in_flight),
+        "tokens_generated_total": int(values.generated_tokens_total),
+        "avg_tokens_per_second": round(rate, 2),
+        "memory_usage_mb": round(prometheus.resident_bytes(cells) / _MB, 1),
+        "gpu_memory_usage_mb": round(values.gpu_memory_bytes / _MB, 1),
+    }

@@ -1,0 +1,265 @@
+"""`metal-marlin serve --workers N`: the process that owns the listening socket and looks after the
+workers.
+
+Loads no model and answers no request: it starts processes, replaces those that end, and stops them.
+"""
+
+import fcntl
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+from marlin.server.board import Board
+from marlin.server.limits import Limits
+from marlin.server.serve import StopSignals, announce, listen, raise_file_limit
+from marlin.server.worker import Job
+
+_log = logging.getLogger("marlin.server")
+_STOP = (signal.SIGTERM, signal.SIGINT)
+# The worker imports what this process would import, from wherever it was started.
+_PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from {} import {} as main; sys.exit(main())"
+
+
+def supervise(config, worker_main, limits=None):
+    """Serve with config.workers processes until SIGTERM or SIGINT; call it from the main thread.
+
+    Args:
+        config: ServeConfig.
+        worker_main: function without arguments that calls server.worker.main(); the workers import
+            it by its module and name.
+        limits: server.limits.Limits, or None for the standard ones.
+
+    Returns:
+        Exit code: 0 after the first signal, 128 and the signal's number after a second one; what
+        the first process said, when the model cannot be loaded.
+
+    Raises:
+        ConfigError: the address cannot be bound.
+    """
+    limits = limits or Limits()
+    raise_file_limit(limits)
+    return Supervisor(config, worker_main, limits, listen(config, limits)).run()
+
+
+class Backoff:
+    """How long to wait before a worker that ended is replaced.
+
+    Args:
+        first_s, most_s: pauses begin with the one, double each time, and end at the other.
+        reset_s: after a life of so long they begin anew.
+    """
+
+    def __init__(self, first_s, most_s, reset_s):
+        self._first_s = first_s
+        self._most_s = most_s
+        self._reset_s = reset_s
+        self._next_s = first_s
+
+    def pause_s(self, lived_s):
+        """The pause after a life of lived_s."""
+        if lived_s >= self._reset_s:
+            self._next_s = self._first_s
+        pause_s = self._next_s
+        self._next_s = min(self._most_s, 2 * pause_s)
+        return pause_s
+
+
+class _Place:
+    """One worker's place: its process, if one runs, and when the next may."""
+
+    def __init__(self, index, backoff):
+        self.index = index
+        self.backoff = backoff
+        self.process = None
+        self.ready_fd = None
+        self.started = 0.0
+        self.due = 0.0
+
+    def close_ready_pipe(self):
+        if self.ready_fd is not None:
+            os.close(self.ready_fd)
+            self.ready_fd = None
+
+
+class Supervisor:
+    """Owns the processes.
+
+    Args:
+        config, worker_main, limits: as supervise()'s.
+        listener: listening socket; closed when stopping begins.
+        clock: seconds since a moment that all processes share.
+        wall_clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self, config, worker_main, limits, listener, clock=time.monotonic, wall_clock=time.time
+    ):
+        self._config = config
+        self._program = _PROGRAM.format(worker_main.__module__, worker_main.__qualname__)
+        self._limits = limits
+        self._listener = listener
+        self._clock = clock
+        self._created = int(wall_clock())
+        self._weights_fd = _nameless_file("metal-marlin-weights")
+        self._board_fd = _nameless_file("metal-marlin-board")
+        self._board = Board.create(self._board_fd, config.workers)
+        self._places = [
+            _Place(index, Backoff(limits.restart_s, limits.restart_max_s, limits.restart_reset_s))
+            for index in range(config.workers)
+        ]
+        self._announced = False
+        self._kill_at = None  # while stopping: when the workers' time is over
+        self._signals = StopSignals((signal.SIGCHLD,))
+
+    def run(self):
+        """Start the workers and look after them; returns the exit code."""
+        if self._config.model_path:
+            code = self._fill_weights()
+            if code is not None:
+                return code
+        while True:
+            now = self._clock()
+            for place in self._places:
+                self._look_after(place, now)
+            if self._kill_at is not None and not self._processes():
+                return 0
+            signum = self._wait(now)
+            if signum in _STOP and self._kill_at is not None:
+                self._kill()
+                return 128 + signum
+            if signum in _STOP:
+                self._begin_stopping()
+
+    def _processes(self):
+        return [place.process for place in self._places if place.process is not None]
+
+    def _fill_weights(self):
+        """Have the shared weights written; returns an exit code when that is the end of it."""
+        process, ready_fd = self._spawn(None)
+        os.close(ready_fd)
+        with process.stdin:
+            while process.poll() is None:
+                if self._signals.wait() in _STOP:
+                    process.kill()
+                    process.wait()
+                    return 0
+        if process.returncode < 0:
+            _log.error("loading the model was ended by signal %d", -process.returncode)
+            return 1
+        if process.returncode:
+            return process.returncode
+        _seal(self._weights_fd)
+        return None
+
+    def _spawn(self, index):
+        """Start a process; returns (Popen, the end to read of its pipe that says when it is
+        ready)."""
+        ready_fd, writer = os.pipe()
+        job = Job(
+            config=self._config,
+            limits=self._limits,
+            index=index,
+            created=self._created,
+            listener_fd=self._listener.fileno(),
+            board_fd=self._board_fd,
+            weights_fd=self._weights_fd,
+            ready_fd=writer,
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", self._program, *sys.path],
+            bufsize=0,
+            stdin=subprocess.PIPE,
+            pass_fds=(job.listener_fd, job.board_fd, job.weights_fd, writer),
+            # Ctrl-C on a terminal goes to this process alone, which passes it on.
+            start_new_session=True,
+        )
+        os.close(writer)
+        try:
+            process.stdin.write(job.encode())
+        except BrokenPipeError:
+            _log.debug("process %d ended before it had read its settings", process.pid)
+        return process, ready_fd
+
+    def _look_after(self, place, now):
+        """Take note of a worker's end, replace it when it is time, kill it when its time is
+        over."""
+        process = place.process
+        if process is not None and process.poll() is not None:
+            self._bury(place, now)
+        if self._kill_at is None:
+            if place.process is None and now >= place.due:
+                place.process, place.ready_fd = self._spawn(place.index)
+                place.started = now
+        elif place.process is not None and now >= self._kill_at:
+            _log.warning("worker %d did not end in time and is killed", place.index)
+            place.process.kill()
+            place.process.wait()
+            self._bury(place, now)
+
+    def _bury(self, place, now):
+        code, pid = place.process.returncode, place.process.pid
+        place.process.stdin.close()
+        place.close_ready_pipe()
+        place.process = None
+        self._board.seats[place.index].vacate(now)
+        if self._kill_at is not None:
+            return
+        pause_s = place.backoff.pause_s(now - place.started)
+        place.due = now + pause_s
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+        _log.error("worker %d (process %d) %s; replaced in %g s", place.index, pid, how, pause_s)
+
+    def _wait(self, now):
+        """Wait for a signal or for something to do; returns the signal's number, or None."""
+        if self._kill_at is not None:
+            due = [self._kill_at]
+        else:
+            due = [place.due for place in self._places if place.process is None]
+        pipes = {place.ready_fd: place for place in self._places if place.ready_fd is not None}
+        timeout_s = max(0.0, min(due) - now) if due else None
+        readable, _, _ = select.select([self._signals, *pipes], [], [], timeout_s)
+        for fd in readable:
+            if fd is not self._signals:
+                self._hear(pipes[fd])
+        return self._signals.wait() if self._signals in readable else None
+
+    def _hear(self, place):
+        """A worker is ready, or ended before it was."""
+        line = os.read(place.ready_fd, 64 * 1024)
+        place.close_ready_pipe()
+        if line and not self._announced and self._kill_at is None:
+            self._announced = True
+            announce(self._config, line.decode("utf-8").rstrip("\n") or None, self._listener)
+
+    def _begin_stopping(self):
+        _log.info("stopping: waiting up to %g s for requests in flight", self._limits.drain_s)
+        self._listener.close()
+        self._kill_at = self._clock() + self._limits.drain_s + self._limits.stop_s
+        for process in self._processes():
+            process.terminate()
+
+    def _kill(self):
+        for process in self._processes():
+            process.kill()
+        for process in self._processes():
+            process.wait()
+
+
+def _nameless_file(name):
+    """Descriptor of an empty file that goes away with the last process that has it."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with tempfile.TemporaryFile(prefix=name) as file:
+        return os.dup(file.fileno())
+
+
+def _seal(fd):
+    """From now on no process can change or shorten the file, which others compute with."""
+    if hasattr(fcntl, "F_ADD_SEALS") and hasattr(os, "memfd_create"):
+        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)

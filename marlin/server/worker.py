@@ -1,0 +1,175 @@
+"""One of several server processes: what it is handed at its start, and its life until it is told
+to stop.
+
+A worker shares the listening socket, the weights and the board with its siblings and inherits all
+three as descriptors. Its standard input is the supervisor: one line of JSON, then nothing until the
+supervisor is gone.
+"""
+
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+
+from marlin.config import ServeConfig
+from marlin.engine.share import Share
+from marlin.errors import ConfigError, MarlinError
+from marlin.server.board import Board
+from marlin.server.limits import Limits
+from marlin.server.listener import HttpServer
+from marlin.server.serve import StopSignals, build_app
+
+_log = logging.getLogger("marlin.server")
+# Seconds that a worker which is answering leaves a new connection to idle siblings: they take it
+# within some 100 µs, and when there is none it is lost time, so not much more.
+_YIELD_S = 0.002
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a process is started for.
+
+    Attributes:
+        config, limits: of the server.
+        index: which worker it is, from 0; None fills the shared weights and ends.
+        created: when the server was started, seconds since the epoch; all workers say the same.
+        listener_fd, board_fd, weights_fd: inherited descriptors.
+        ready_fd: inherited pipe; the model's name is written to it once the worker serves.
+    """
+
+    config: ServeConfig
+    limits: Limits
+    index: int | None
+    created: int
+    listener_fd: int
+    board_fd: int
+    weights_fd: int
+    ready_fd: int
+
+    def encode(self):
+        """One line of bytes."""
+        values = asdict(self)
+        key = self.config.api_key
+        values["config"]["api_key"] = None if key is None else key.decode("utf-8")
+        return json.dumps(values).encode("ascii") + b"\n"
+
+    @classmethod
+    def decode(cls, line):
+        """The inverse of encode()."""
+        values = json.loads(line)
+        key = values["config"].pop("api_key")
+        values["config"] = ServeConfig(
+            **values["config"], api_key=None if key is None else key.encode("utf-8")
+        )
+        values["limits"] = Limits(**values["limits"])
+        return cls(**values)
+
+    @property
+    def share(self):
+        return Share(self.config.workers, self.weights_fd, writes_weights=self.index is None)
+
+
+class WorkerServer(HttpServer):
+    """An HttpServer whose listening socket others accept from, too."""
+
+    def __init__(self, listener, application, limits):
+        # Another worker may be faster; whoever comes second must not wait in accept().
+        listener.setblocking(False)
+        super().__init__(listener, application, limits)
+
+    def get_request(self):
+        if self.num_busy:
+            time.sleep(_YIELD_S)
+        return super().get_request()
+
+
+def main(load, set_up_logging):
+    """Read the job from standard input and do it.
+
+    Args:
+        load: callable(config, share) -> server.service.Service; called only with a model path.
+        set_up_logging: callable(config).
+
+    Returns:
+        Exit code: 0, or 1 or 2 after a message as the command line gives it.
+    """
+    job = Job.decode(_read_line(sys.stdin.fileno()))
+    set_up_logging(job.config)
+    try:
+        return _fill_weights(job, load) if job.index is None else _serve(job, load)
+    except MarlinError as error:
+        print(f"metal-marlin: {error.message}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+
+
+def _read_line(fd):
+    """Read through a line feed and nothing more: the rest of the stream is for another to wait
+    on."""
+    line = b""
+    while not line.endswith(b"\n"):
+        piece = os.read(fd, 64 * 1024)
+        if not piece:
+            raise SystemExit(0)  # the supervisor ended meanwhile
+        line += piece
+    return line
+
+
+def _fill_weights(job, load):
+    """Load the whole model: what is wrong with it or its settings comes out once, here."""
+    _when_orphaned(lambda: os._exit(0))
+    service = load(job.config, job.share)
+    service.engine.close()
+    return 0
+
+
+def _serve(job, load):
+    limits = job.limits
+    signals = StopSignals()
+    _when_orphaned(signals.finish)
+    seat = Board(job.board_fd, job.config.workers).seats[job.index]
+    service = None
+    if job.config.model_path:
+        service = replace(load(job.config, job.share), created=job.created)
+    app = build_app(job.config, service, limits, seat)
+    app.beat()
+    server = WorkerServer(socket.socket(fileno=job.listener_fd), app, limits)
+    threading.Thread(target=server.serve_forever, name="accept", daemon=True).start()
+    threading.Thread(target=_keep_beating, args=(app, limits), name="beat", daemon=True).start()
+    _report_ready(job, service)
+    _log.info("worker %d (process %d) serves", job.index, os.getpid())
+    # One signal or many: the supervisor kills when there is to be no more waiting, and a service
+    # manager may send the same signal to all processes of the service as the supervisor does.
+    signals.wait()
+    if not server.drain(limits.drain_s):
+        _log.warning("requests still running after %g s were cut off", limits.drain_s)
+    if service is not None:
+        service.engine.close()
+    return 0
+
+
+def _report_ready(job, service):
+    # A supervisor that is gone needs no word; standard input tells of that.
+    with suppress(BrokenPipeError), os.fdopen(job.ready_fd, "wb") as pipe:
+        pipe.write((service.model_id if service else "").encode("utf-8") + b"\n")
+
+
+def _keep_beating(app, limits):
+    while True:
+        time.sleep(limits.beat_s)
+        app.beat()
+
+
+def _when_orphaned(act):
+    """Call act() once the supervisor's end of standard input is closed, however it ended."""
+
+    def watch():
+        while os.read(0, 1024):
+            pass
+        act()
+
+    threading.Thread(target=watch, name="supervisor", daemon=True).start()

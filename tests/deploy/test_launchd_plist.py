@@ -1,0 +1,39 @@
+"""deploy/com.metal-marlin.server.plist, as far as a machine without launchd can judge it."""
+
+import plistlib
+
+import pytest
+
+from marlin.cli import _build_parser
+from marlin.config import OPTIONS, serve_config
+from marlin.server.limits import Limits
+
+
+@pytest.fixture
+def plist(deploy):
+    with open(deploy / "com.metal-marlin.server.plist", "rb") as file:
+        return plistlib.load(file)
+
+
+def test_its_command_and_variables_are_settings_that_the_server_takes(plist):
+    program, *words = plist["ProgramArguments"]
+    assert program.endswith("/bin/metal-marlin")
+    variables = plist["EnvironmentVariables"]
+    assert set(variables) <= {option.variable for option in OPTIONS}
+    arguments = vars(_build_parser("serve").parse_args(words))
+    assert serve_config(arguments, variables).model_path == "/opt/models/qwen3_4b_fp4"
+
+
+def test_it_starts_with_the_machine_and_again_after_a_crash(plist):
+    assert plist["RunAtLoad"] is True and plist["KeepAlive"] is True
+    assert plist["ThrottleInterval"] == 10
+
+
+def test_streams_in_flight_have_their_time_before_launchd_kills(plist):
+    assert plist["ExitTimeOut"] > Limits().drain_s
+
+
+def test_every_connection_has_its_descriptor(plist):
+    for limits in (plist["SoftResourceLimits"], plist["HardResourceLimits"]):
+        assert limits["NumberOfFiles"] > Limits().num_connections
+    assert plist["Umask"] == 0o077

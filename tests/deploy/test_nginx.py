@@ -1,0 +1,233 @@
+"""deploy/nginx.conf in a real nginx, over TLS, in front of real servers.
+
+The shipped text is used as it is but for what belongs to one installation: addresses, ports,
+certificate, and where nginx may write.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection, HTTPSConnection
+
+import pytest
+from contract import CHAT, MODEL, chat
+from served import PATIENCE_S, serve_mock
+
+HOST = "api.example.com"
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def replaced(text, old, new):
+    assert text.count(old) == 1, f"{old!r} is in the shipped file {text.count(old)} times"
+    return text.replace(old, new)
+
+
+def localized(text, folder, ports, servers):
+    """The shipped configuration for this machine; ports: of HTTP and TLS."""
+    addresses = " ".join(f"server 127.0.0.1:{port};" for port in servers)
+    text = replaced(text, "server metal-marlin:8000;", addresses)
+    text = replaced(text, "listen 80;", f"listen 127.0.0.1:{ports[0]};")
+    text = replaced(text, "listen 443 ssl http2;", f"listen 127.0.0.1:{ports[1]} ssl http2;")
+    text = text.replace("/etc/nginx/ssl/", f"{folder}/")
+    kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    places = "".join(f"{kind}_temp_path {folder}/{kind};" for kind in kinds)
+    text = replaced(text, "http {", f"http {{ access_log off; {places}")
+    # Started by root, its workers would be nobody, who may not write in this folder.
+    user = "user root;" if os.geteuid() == 0 else ""
+    return f"{user} daemon off; pid {folder}/pid; error_log stderr warn;\n{text}"
+
+
+@pytest.fixture(scope="module")
+def certificate(program, tmp_path_factory):
+    """A folder with a throwaway key.pem and cert.pem for HOST."""
+    folder = tmp_path_factory.mktemp("tls")
+    folder.chmod(0o755)
+    command = f"{program('openssl')} req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN={HOST}"
+    done = subprocess.run(
+        [*command.split(), "-addext", f"subjectAltName=DNS:{HOST}"]
+        + ["-keyout", str(folder / "key.pem"), "-out", str(folder / "cert.pem")],
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+class Nginx:
+    """A running nginx over some servers' ports; change: the configuration's last edit."""
+
+    def __init__(self, program, text, folder, servers, change=lambda text: text):
+        self.ports = free_port(), free_port()
+        self.tls = ssl.create_default_context(cafile=folder / "cert.pem")
+        path = folder / "nginx.conf"
+        path.write_text(change(localized(text, folder, self.ports, servers)))
+        command = [program("nginx"), "-e", "stderr", "-p", str(folder), "-c", str(path)]
+        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        end = time.monotonic() + PATIENCE_S
+        while not self._listens():
+            assert self.process.poll() is None, self.process.stderr.read()
+            assert time.monotonic() < end, "nginx never listened"
+            time.sleep(0.02)  # a gentle poll for a program that announces nothing
+
+    def _listens(self):
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.ports[1])) == 0
+
+    def connect(self):
+        connection = HTTPSConnection(HOST, self.ports[1], timeout=PATIENCE_S, context=self.tls)
+        # The name is for the certificate; the address is this machine's.
+        connection._create_connection = lambda address, *rest: socket.create_connection(
+            ("127.0.0.1", address[1]), *rest
+        )
+        return connection
+
+    def send(self, method, path, body=None, headers=None):
+        """Returns (status, headers, content)."""
+        connection = self.connect()
+        try:
+            body = None if body is None else json.dumps(body)
+            connection.request(method, path, body, headers or {})
+            response = connection.getresponse()
+            return response.status, response.headers, response.read()
+        finally:
+            connection.close()
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        self.process.communicate(timeout=PATIENCE_S)
+
+
+@pytest.fixture
+def start_nginx(program, deploy, certificate):
+    running = []
+
+    def start(*servers, change=lambda text: text):
+        text = (deploy / "nginx.conf").read_text()
+        ports = [served.port for served in servers]
+        running.append(Nginx(program, text, certificate, ports, change))
+        return running[-1]
+
+    yield start
+    for nginx in running:
+        nginx.stop()
+
+
+@pytest.fixture(scope="module")
+def replica():
+    with serve_mock(model=f"models/{MODEL}") as served:
+        yield served
+
+
+def without_rate_limit(text):
+    return replaced(text, "rate=10r/s", "rate=100000r/s")
+
+
+def test_nginx_accepts_the_shipped_file(program, deploy, certificate):
+    path = certificate / "checked.conf"
+    path.write_text(localized((deploy / "nginx.conf").read_text(), certificate, (80, 443), [8000]))
+    done = subprocess.run(
+        [program("nginx"), "-t", "-e", "stderr", "-p", str(certificate), "-c", str(path)],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and "test is successful" in done.stderr, done.stderr
+    assert "[warn]" not in done.stderr or "http2" in done.stderr  # newer ones rename that word
+
+
+def test_plain_http_is_sent_to_tls(start_nginx, replica):
+    nginx = start_nginx(replica)
+    connection = HTTPConnection("127.0.0.1", nginx.ports[0], timeout=PATIENCE_S)
+    connection.request("GET", "/v1/models?a=b")
+    response = connection.getresponse()
+    assert response.status == 301
+    assert response.headers["Location"] == f"https://{HOST}/v1/models?a=b"
+    connection.close()
+
+
+def test_a_stream_arrives_through_tls_while_it_is_generated(start_nginx, replica):
+    connection = start_nginx(replica).connect()
+    body = chat(stream=True, max_tokens=500, ignore_eos=True)
+    connection.request("POST", CHAT, json.dumps(body))
+    response = connection.getresponse()
+    assert response.readline().startswith(b"data: {")
+    assert replica.metrics()["requests_active"] == 1
+    assert response.read().endswith(b"data: [DONE]\n\n")
+    connection.close()
+
+
+def test_a_client_that_leaves_the_proxy_frees_the_server(start_nginx, replica):
+    connection = start_nginx(replica).connect()
+    connection.request(
+        "POST", CHAT, json.dumps(chat(stream=True, max_tokens=9**6, ignore_eos=True))
+    )
+    response = connection.getresponse()
+    response.readline()
+    response.close()
+    connection.close()
+    replica.wait_for_active(0)
+
+
+def test_answers_errors_and_request_ids_pass_unchanged(start_nginx, replica):
+    nginx = start_nginx(replica)
+    status, headers, content = nginx.send("POST", CHAT, chat(), {"X-Request-ID": "mine-2"})
+    assert (status, headers["X-Request-ID"]) == (200, "mine-2")
+    assert json.loads(content)["choices"]
+    status, headers, content = nginx.send("POST", CHAT, chat(temperature=3))
+    assert (status, json.loads(content)["error"]["param"]) == (422, "temperature")
+    assert re.fullmatch("[0-9a-f]{32}", headers["X-Request-ID"])  # nginx made it up
+
+
+def test_a_body_as_large_as_the_server_takes_is_let_through(start_nginx, replica):
+    body = chat(messages=[{"role": "user", "content": "x" * 3_000_000}])
+    status, _, content = start_nginx(replica).send("POST", CHAT, body)
+    assert (status, json.loads(content)["error"]["code"]) == (400, "context_length_exceeded")
+
+
+def test_a_flood_from_one_address_gets_429_as_json(start_nginx, replica):
+    nginx = start_nginx(replica)
+    with ThreadPoolExecutor(max_workers=40) as pool:
+        answers = list(pool.map(lambda _: nginx.send("GET", "/health"), range(40)))
+    refused = [answer for answer in answers if answer[0] == 429]
+    assert refused and len(answers) - len(refused) >= 20  # the burst is slowed, not refused
+    _, headers, content = refused[0]
+    assert json.loads(content)["error"]["type"] == "rate_limit_error"
+    assert headers["Retry-After"] == "1"
+
+
+def test_a_replica_that_is_killed_under_load_loses_no_request_that_had_not_started(start_nginx):
+    with serve_mock(model=f"models/{MODEL}") as doomed, serve_mock(model=f"models/{MODEL}") as kept:
+        nginx = start_nginx(doomed, kept, change=without_rate_limit)
+        answered = threading.Semaphore(0)
+
+        def ask(_):
+            status = nginx.send("POST", CHAT, chat(max_tokens=100, ignore_eos=True))[0]
+            answered.release()
+            return status
+
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            statuses = pool.map(ask, range(100))
+            for _ in range(20):
+                assert answered.acquire(timeout=PATIENCE_S)
+            shares = [served.metrics()["requests_total"] for served in (doomed, kept)]
+            doomed.process.kill()
+            assert set(statuses) == {200}
+        assert min(shares) > 0, "only one of the replicas was asked"
+        assert kept.metrics()["requests_total"] > shares[1]
+
+
+def test_with_no_replica_left_the_answer_is_503_as_json(start_nginx):
+    with serve_mock(model=f"models/{MODEL}") as served:
+        nginx = start_nginx(served)
+    status, headers, content = nginx.send("POST", CHAT, chat())
+    assert (status, json.loads(content)["error"]["code"]) == (503, "server_unreachable")
+    assert headers["Retry-After"] == "5"

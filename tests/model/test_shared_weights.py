@@ -1,0 +1,79 @@
+"""Weights that one process repacks into a file and others map: the same numbers, held once."""
+
+import os
+import tempfile
+
+import numpy as np
+import pytest
+from gguf_models import write_gguf
+from reference_models import build
+from tiny_models import open_device, weight_values
+
+from marlin.device.slabs import SharedSlabs
+from marlin.errors import DeviceError
+from marlin.models.checkpoint import open_checkpoint
+from marlin.models.llama import LlamaModel
+
+# Every way into a slab: repacked blocks, and dense rows put in another order.
+KINDS = {".v_proj.": "Q4_0", ".q_proj.": "F16", ".k_proj.": "F32", ".down_proj.": "Q6_K"}
+SIZES = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "head_dim": 32}
+
+
+@pytest.fixture
+def path(tmp_path):
+    def kind_of(name):
+        return next((kind for part, kind in KINDS.items() if part in name), "Q4_1")
+
+    write_gguf(tmp_path / "m.gguf", build("llama", **SIZES), kind_of)
+    return tmp_path / "m.gguf"
+
+
+@pytest.fixture
+def fd():
+    with tempfile.TemporaryFile() as file:
+        yield file.fileno()
+
+
+@pytest.fixture
+def load():
+    """load(path, fd, filled) -> (device, LlamaModel); private weights without an fd."""
+    devices = []
+
+    def run(path, fd=None, filled=False):
+        device = open_device(None)
+        devices.append(device)
+        slabs = None if fd is None else SharedSlabs(device, fd, filled)
+        return device, LlamaModel(open_checkpoint(path, device, slabs))
+
+    yield run
+    for device in devices:
+        device.close()
+
+
+def weights(model):
+    layers = [(l.q, l.k, l.v, l.o, l.gate, l.up, l.down) for l in model.layers]
+    return [model.embedding, model.lm_head] + [part.weight for layer in layers for part in layer]
+
+
+def test_a_reader_finds_what_the_writer_made_of_the_model(path, fd, load):
+    _, private = load(path)
+    writer, _ = load(path, fd)
+    _, mapped = load(path, fd, filled=True)
+    writer.close()
+    for expected, found in zip(weights(private), weights(mapped), strict=True):
+        np.testing.assert_array_equal(weight_values(found), weight_values(expected))
+
+
+def test_a_reader_allocates_less_than_the_weights(path, fd, load):
+    private, model = load(path)
+    load(path, fd)
+    reader, _ = load(path, fd, filled=True)
+    sizes = [w.data.num_bytes for w in weights(model)]
+    assert reader.info()["allocated_bytes"] < sum(sizes) / 10
+    assert private.info()["allocated_bytes"] > sum(sizes)
+
+
+def test_a_file_of_another_model_is_refused(path, fd, load):
+    os.ftruncate(fd, 4096)
+    with pytest.raises(DeviceError, match="does not hold"):
+        load(path, fd, filled=True)

@@ -1,0 +1,62 @@
+"""Run as a program: `serve` with several workers around scripted engines. Arguments are serve's.
+
+The model path is the script's name. GATE is a file that the scripts wait for.
+"""
+
+import argparse
+import logging
+import os
+import sys
+
+from fakes import ByteTokenizer, FakeEngine
+
+from marlin import config
+from marlin.errors import ModelFileError
+from marlin.server import supervisor, worker
+from marlin.server.limits import Limits
+from marlin.server.service import Service, chat_renderer
+
+LIMITS = Limits(drain_s=8.0, restart_s=0.05, beat_s=0.05)
+GATE_POLL_S = 0.01
+
+
+def _gated(request):
+    """The worker's process id, and the rest once the gate is open."""
+    yield f"{os.getpid()} ".encode()
+    while not os.path.exists(os.environ["GATE"]):
+        if request._aborted.wait(GATE_POLL_S):
+            return
+    yield b"and ended"
+
+
+def _load(settings, share):
+    if settings.model_path == "broken":
+        raise ModelFileError("broken", "cannot be read")
+    if settings.model_path == "only-once" and not share.writes_weights:
+        os._exit(3)
+    tokenizer = ByteTokenizer()
+    engine = FakeEngine(_gated)
+    return Service(settings.model_path, 0, tokenizer, engine, chat_renderer(tokenizer))
+
+
+def _set_up_logging(settings):
+    logging.basicConfig(level=settings.log_level, stream=sys.stderr)
+
+
+def worker_main():
+    return worker.main(_load, _set_up_logging)
+
+
+def main():
+    # The workers import worker_main by its module's name, which must not be __main__.
+    import serve_workers
+
+    parser = argparse.ArgumentParser()
+    config.add_arguments(parser)
+    settings = config.serve_config(vars(parser.parse_args()), os.environ)
+    _set_up_logging(settings)
+    return supervisor.supervise(settings, serve_workers.worker_main, LIMITS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""`serve --workers N` as processes: shared work, replaced workers, and every way to end."""
+
+import os
+import re
+import signal
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from clients import chat_body
+from worker_processes import Workers, running, until
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@pytest.fixture
+def start(tmp_path):
+    started = []
+
+    def run(*arguments, **changes):
+        started.append(Workers(tmp_path / "gate", *arguments, **changes))
+        return started[-1]
+
+    yield run
+    for workers in started:
+        workers.close()
+
+
+@pytest.fixture
+def pair(start):
+    """Two workers that serve the gated script."""
+    workers = start("gated", "--workers", "2")
+    workers.wait_for_workers(2)
+    return workers
+
+
+def test_a_busy_worker_leaves_a_connection_to_an_idle_one(pair):
+    with ExitStack() as stack:
+        first, second = pair.streams(stack)
+        assert {first.pid, second.pid} == set(pair.pids())
+
+
+def test_metrics_of_either_worker_speak_for_both(pair):
+    pair.open_gate()
+    with ExitStack() as stack:
+        streams = pair.streams(stack)
+        num_done = 0
+        for stream in streams:
+            assert stream.finish() == "and ended"
+            num_done += 1
+        body = pair.ask("/metrics").json()
+        assert body["requests_total"] >= num_done
+        for _ in range(8):  # whoever answers
+            assert pair.ask("/metrics").json()["requests_total"] == body["requests_total"]
+        text = pair.ask("/metrics", "Accept: text/plain").body.decode()
+        assert re.search(r"^metal_marlin_workers 2(\.0)?$", text, re.MULTILINE)
+
+
+def test_a_killed_worker_is_replaced_while_the_other_streams_on_and_no_total_goes_down(pair):
+    with ExitStack() as stack:
+        kept, killed = pair.streams(stack)
+        before = pair.ask("/metrics").json()
+        assert before["requests_total"] >= 2 and before["requests_active"] >= 2
+        os.kill(killed.pid, signal.SIGKILL)
+
+        def replaced():
+            assert pair.ask("/health").status == 200
+            now = pair.ask("/metrics").json()
+            for name in ("requests_total", "tokens_generated_total"):
+                assert now[name] >= before[name]
+            return len(pair.pids()) == 3
+
+        until(replaced, "a new worker")
+        until(lambda: not running(killed.pid), "the killed worker's end")
+        pair.open_gate()
+        assert kept.finish() == "and ended"
+        assert b"ended" not in killed.client.file.read()
+    until(lambda: pair.ask("/metrics").json()["requests_active"] == 0, "no request is active")
+    assert pair.logged(rf"process {killed.pid}\) was ended by signal 9; replaced in 0.05 s")
+
+
+def test_workers_that_end_at_once_are_started_ever_more_slowly(start):
+    workers = start("only-once", "--workers", "2", announces=False)
+    found = until(
+        lambda: len(p := workers.logged(r"worker 0 .* code 3; replaced in (\S+) s")) >= 4 and p,
+        "four ends of worker 0",
+    )
+    assert found[:4] == ["0.05", "0.1", "0.2", "0.4"]
+    workers.popen.send_signal(signal.SIGTERM)
+    assert workers.wait() == 0
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_streams_finish_refuses_new_connections_and_exits_0(pair, signum):
+    with ExitStack() as stack:
+        streams = pair.streams(stack)
+        pair.popen.send_signal(signum)
+        until(lambda: refuses(pair), "new connections are refused")
+        pair.open_gate()
+        assert [stream.finish() for stream in streams] == ["and ended"] * 2
+    assert pair.wait() == 0
+    assert not any(running(pid) for pid in pair.pids())
+
+
+def refuses(workers):
+    try:
+        workers.connect().close()
+    except ConnectionRefusedError:
+        return True
+    except ConnectionError:  # caught in the very moment of closing
+        return False
+    return False
+
+
+def test_a_signal_to_every_process_of_the_service_drains_as_well(pair):
+    with ExitStack() as stack:
+        streams = pair.streams(stack)
+        for pid in (*pair.pids(), pair.popen.pid):
+            os.kill(pid, signal.SIGTERM)
+        until(lambda: refuses(pair), "new connections are refused")
+        pair.open_gate()
+        assert [stream.finish() for stream in streams] == ["and ended"] * 2
+    assert pair.wait() == 0
+
+
+def test_a_second_signal_stops_at_once(pair):
+    with ExitStack() as stack:
+        pair.streams(stack)
+        pair.popen.send_signal(signal.SIGTERM)
+        until(lambda: pair.logged("stopping"), "the stop")
+        pair.popen.send_signal(signal.SIGTERM)
+        assert pair.popen.wait(timeout=2) == 128 + signal.SIGTERM
+    assert not any(running(pid) for pid in pair.pids())
+
+
+def test_workers_end_when_the_supervisor_is_killed(pair):
+    with ExitStack() as stack:
+        streams = pair.streams(stack)
+        pair.popen.kill()
+        pair.open_gate()
+        assert [stream.finish() for stream in streams] == ["and ended"] * 2
+    until(lambda: not any(map(running, pair.pids())), "the workers' end")
+
+
+def test_a_model_that_cannot_be_loaded_is_one_message_and_an_exit_code(start):
+    workers = start("broken", "--workers", "4")
+    assert workers.announcement == "" and workers.wait() == 1
+    assert [line.strip() for line in workers.log] == ["metal-marlin: broken: cannot be read"]
+
+
+def test_without_a_model_the_workers_start_and_say_so(start):
+    workers = start("--workers", "2")
+    assert "no model loaded" in workers.announcement
+    with workers.connect() as client:
+        answer = client.ask("POST", "/v1/chat/completions", chat_body())
+        assert answer.error["code"] == "model_not_loaded"
+        assert client.ask("GET", "/health").json() == {"status": "ok", "model_loaded": False}
+
+
+def test_the_workers_know_the_api_key_and_no_command_line_shows_it(start):
+    workers = start("gated", "--workers", "2", METAL_MARLIN_API_KEY="s\u00e9cret-key")
+    pids = [workers.popen.pid, *workers.wait_for_workers(2)]
+    assert workers.ask("/v1/models").status == 401
+    key = "Authorization: Bearer " + "s\u00e9cret-key".encode().decode("latin-1")
+    assert workers.ask("/v1/models", key).status == 200
+    for pid in pids:
+        assert b"cret-key" not in Path(f"/proc/{pid}/cmdline").read_bytes()

@@ -1,0 +1,147 @@
+"""Log lines: their JSON, their text, and what cannot get through them."""
+
+import io
+import json
+import logging
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from marlin.server.logs import JsonFormatter, TextFormatter, log_access, rfc3339
+
+
+def record(message, *arguments, error=None, **extra):
+    exc_info = error and (type(error), error, error.__traceback__)
+    made = logging.LogRecord("marlin.server", logging.INFO, "", 1, message, arguments, exc_info)
+    made.__dict__.update(extra)
+    return made
+
+
+def test_a_json_line_holds_what_every_line_has_and_the_records_own_fields():
+    made = record("%d requests", 3, fields={"request_id": "abc", "status": 200})
+    made.created = 0.25
+    line = json.loads(JsonFormatter().format(made))
+    assert line == {
+        "time": "1970-01-01T00:00:00.250Z",
+        "level": "INFO",
+        "logger": "marlin.server",
+        "message": "3 requests",
+        "pid": made.process,
+        "request_id": "abc",
+        "status": 200,
+    }
+
+
+@pytest.mark.parametrize("text", ["a\nb", "\x1b[31mred", "\x00\x7f", "\u2028\u2029", "\ud800", "ü"])
+def test_a_json_line_is_one_line_of_ascii_whatever_it_holds(text):
+    line = JsonFormatter().format(record("%s", text, fields={"path": text}))
+    assert line.isascii() and line.isprintable()
+    assert json.loads(line)["message"] == json.loads(line)["path"] == text
+
+
+def test_an_exception_is_a_field_of_its_json_line():
+    try:
+        raise KeyError("lost")
+    except KeyError as error:
+        line = JsonFormatter().format(record("internal error", error=error))
+    assert "\n" not in line
+    assert json.loads(line)["exception"].endswith("KeyError: 'lost'")
+
+
+def test_text_escapes_control_characters_so_that_no_line_can_be_forged():
+    line = TextFormatter().format(record("%s", "x\n2026 INFO forged\r\x1b[2J\x85\u2028"))
+    assert line.endswith(r"INFO x\x0a2026 INFO forged\x0d\x1b[2J\x85\u2028")
+
+
+def test_text_indents_a_traceback_so_that_no_line_of_it_looks_like_a_log_line():
+    try:
+        raise ValueError("first\n2026 INFO forged\x1b")
+    except ValueError as error:
+        first, *others = TextFormatter().format(record("bad", error=error)).split("\n")
+    assert first.endswith("INFO bad")
+    assert others[-1] == r"  2026 INFO forged\x1b" and all(s.startswith("  ") for s in others)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "1970-01-01T00:00:00.000Z"),
+        (1_700_000_000.9996, "2023-11-14T22:13:20.999Z"),
+        (951_782_400.5, "2000-02-29T00:00:00.500Z"),
+    ],
+)
+def test_times_are_rfc_3339_in_utc(seconds, text):
+    assert rfc3339(seconds) == text
+
+
+def access_line(caplog, path, **attributes):
+    exchange = SimpleNamespace(
+        head=SimpleNamespace(method="POST", path=path),
+        request_id="abc",
+        status=200,
+        outcome=None,
+        record=None,
+        log_fields=lambda: {"fields": {"request_id": "abc"}},
+    )
+    exchange.__dict__.update(attributes)
+    with caplog.at_level(logging.DEBUG, logger="marlin.server"):
+        log_access(exchange, "10.0.0.1", 0.0125)
+    return caplog.records[-1]
+
+
+def test_the_line_of_a_request_has_its_numbers_in_the_text_and_as_fields(caplog):
+    counts = SimpleNamespace(num_prompt_tokens=26, num_output_tokens=12)
+    line = access_line(caplog, "/v1/completions", record=counts)
+    assert line.getMessage() == (
+        "10.0.0.1 POST /v1/completions 200 0.013s prompt=26 output=12 id=abc"
+    )
+    assert line.fields == {
+        "request_id": "abc",
+        "method": "POST",
+        "path": "/v1/completions",
+        "status": 200,
+        "duration_ms": 12.5,
+        "client": "10.0.0.1",
+        "prompt_tokens": 26,
+        "output_tokens": 12,
+    }
+
+
+def test_a_client_that_left_before_an_answer_is_said_to_be_gone(caplog):
+    line = access_line(caplog, "/v1/models", status=None, outcome="disconnected")
+    assert line.getMessage() == "10.0.0.1 POST /v1/models gone 0.013s (client left) id=abc"
+    assert line.fields["status"] is None and line.fields["client_left"] is True
+
+
+@pytest.mark.parametrize(
+    ("path", "level"), [("/health", "DEBUG"), ("/metrics", "DEBUG"), ("/health2", "INFO")]
+)
+def test_probes_and_scrapes_are_logged_at_debug(caplog, path, level):
+    assert access_line(caplog, path).levelname == level
+
+
+def test_configure_sends_lines_of_the_level_to_the_stream_and_can_be_called_again():
+    code = (
+        "import io, logging, sys\n"
+        "from marlin.server.logs import configure\n"
+        "first, second = io.StringIO(), io.StringIO()\n"
+        "configure('INFO', 'text', first)\n"
+        "configure('WARNING', 'json', second)\n"
+        "logging.getLogger('marlin.x').info('hidden')\n"
+        "logging.getLogger('marlin.x').warning('shown')\n"
+        "assert first.getvalue() == ''\n"
+        "assert second.getvalue().count('\\n') == 1 and 'shown' in second.getvalue()\n"
+    )
+    # In a process of its own: pytest owns this one's root logger.
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_message_that_is_not_a_template_is_left_alone():
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(JsonFormatter())
+    handler.handle(record("100% sure"))
+    assert json.loads(stream.getvalue())["message"] == "100% sure"

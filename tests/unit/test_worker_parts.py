@@ -1,0 +1,133 @@
+"""The parts that several server processes are made of, without processes: board, health, backoff,
+the job on a pipe."""
+
+import math
+import os
+import tempfile
+from types import SimpleNamespace
+
+import pytest
+
+from marlin.config import serve_config
+from marlin.server.board import Board
+from marlin.server.health import Health, SharedHealth
+from marlin.server.limits import Limits
+from marlin.server.metrics import FAMILIES, Metrics, total
+from marlin.server.supervisor import Backoff
+from marlin.server.worker import Job
+
+STUCK_S = 60.0
+
+
+@pytest.fixture
+def board():
+    with tempfile.TemporaryFile() as file:
+        yield Board.create(os.dup(file.fileno()), 2)
+
+
+class FakeClock:
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+def service(waited_s=0.0, alive=True):
+    engine = SimpleNamespace(alive=alive, stats=lambda: {"seconds_since_step": waited_s})
+    return SimpleNamespace(engine=engine)
+
+
+def value(board, name, now):
+    return total(board.snapshots(now))[FAMILIES[name].start]
+
+
+def test_a_board_is_read_through_another_mapping_of_its_file():
+    with tempfile.TemporaryFile() as file:
+        mine = Board.create(file.fileno(), 2)
+        other = Board(file.fileno(), 2)
+        Metrics(mine.seats[1].metrics).add("prompt_tokens_total", 7)
+        assert value(other, "prompt_tokens_total", 0.0) == 7
+
+
+def test_what_all_workers_counted_adds_up(board):
+    for seat, count in zip(board.seats, (3, 4), strict=True):
+        Metrics(seat.metrics).add("generated_tokens_total", count)
+    assert value(board, "generated_tokens_total", 0.0) == 7
+    assert value(board, "workers", 0.0) == 2
+
+
+def test_a_worker_that_is_gone_leaves_its_totals_and_nothing_else(board):
+    clock = FakeClock()
+    metrics = Metrics(board.seats[0].metrics, clock)
+    metrics.add("generated_tokens_total", 5)
+    metrics.request().__enter__()
+    clock.now += 10
+    assert value(board, "requests_in_flight", clock.now) == 1
+    busy_s = value(board, "busy_seconds_total", clock.now)
+    board.seats[0].vacate(clock.now)
+    assert value(board, "requests_in_flight", clock.now) == 0
+    assert value(board, "workers", clock.now) == 0
+    assert value(board, "generated_tokens_total", clock.now) == 5
+    assert value(board, "busy_seconds_total", clock.now) == busy_s == 10
+
+
+def test_the_next_worker_in_a_seat_counts_on(board):
+    Metrics(board.seats[0].metrics).add("generated_tokens_total", 5)
+    board.seats[0].vacate(0.0)
+    Metrics(board.seats[0].metrics).add("generated_tokens_total", 2)
+    assert value(board, "generated_tokens_total", 0.0) == 7
+
+
+@pytest.mark.parametrize(
+    ("served", "expected"),
+    [
+        (None, True),
+        (service(), True),
+        (service(waited_s=STUCK_S - 1), True),
+        (service(waited_s=STUCK_S), False),
+        (service(alive=False), False),
+    ],
+)
+def test_one_process_is_well_unless_its_engine_is_stuck_or_has_ended(served, expected):
+    assert Health(served, STUCK_S).is_well() is expected
+
+
+def test_one_worker_that_completes_steps_is_enough(board):
+    clock = FakeClock()
+    stuck = SharedHealth(service(waited_s=STUCK_S), STUCK_S, board.seats[0], clock)
+    other = service()
+    well = SharedHealth(other, STUCK_S, board.seats[1], clock)
+    assert not stuck.is_well()  # the other one has not begun
+    well.beat()
+    assert stuck.is_well() and well.is_well()
+    other.engine.alive = False
+    assert not well.is_well() and not stuck.is_well()
+
+
+def test_a_worker_without_a_sign_of_life_or_without_a_process_does_not_count(board):
+    seat = board.seats[1]
+    seat.beat(1000.0, 0.0)
+    assert board.any_well(1000.0 + STUCK_S - 1, STUCK_S)
+    assert not board.any_well(1000.0 + STUCK_S, STUCK_S)
+    seat.vacate(1001.0)
+    assert not board.any_well(1001.0, STUCK_S)
+    seat.beat(1002.0, math.inf)
+    assert not board.any_well(1002.0, STUCK_S)
+
+
+def test_pauses_double_up_to_the_longest_and_begin_anew_after_a_long_life():
+    backoff = Backoff(first_s=0.25, most_s=2.0, reset_s=60.0)
+    assert [backoff.pause_s(1.0) for _ in range(5)] == [0.25, 0.5, 1.0, 2.0, 2.0]
+    assert backoff.pause_s(59.9) == 2.0
+    assert [backoff.pause_s(60.0), backoff.pause_s(1.0)] == [0.25, 0.5]
+
+
+@pytest.mark.parametrize("key", [None, "k\u00fcy"])
+def test_a_job_comes_back_from_its_line_as_it_was(key):
+    environ = {} if key is None else {"METAL_MARLIN_API_KEY": key}
+    config = serve_config({"model_path": "m", "workers": "3", "timeout_s": "1.5"}, environ)
+    job = Job(config, Limits(drain_s=2.5), 1, 1_700_000_000, 3, 4, 5, 6)
+    line = job.encode()
+    assert line.endswith(b"\n") and line.count(b"\n") == 1
+    assert Job.decode(line) == job
