@@ -1,4 +1,4 @@
-"""Every option and variable of the serving document: its default, its effect, and which source wins.
+"""Every documented option and variable: its default, its effect, and which source wins.
 
 Real processes around the mock model.
 """
