@@ -12,10 +12,16 @@ import time
 import numpy as np
 
 from marlin.engine.block_pool import BlockPool
-from marlin.engine.request import MAX_LOGIT_BIASES, FinishEvent, Request, TokenEvent
+from marlin.engine.request import (
+    MAX_LOGIT_BIASES,
+    FinishEvent,
+    Request,
+    TokenEvent,
+    check_prompt_length,
+)
 from marlin.engine.runner import Chunk
 from marlin.engine.scheduler import Scheduler
-from marlin.errors import ContextLengthError, DeviceError, OverloadedError, RequestError
+from marlin.errors import DeviceError, OverloadedError, RequestError
 
 
 class Engine:
@@ -78,14 +84,7 @@ class Engine:
         return request
 
     def _check_prompt(self, prompt_token_ids):
-        count = len(prompt_token_ids)
-        if count == 0:
-            raise RequestError("the prompt has no tokens; at least 1 is needed", param="prompt")
-        if count >= self.max_context_tokens:
-            raise ContextLengthError(
-                f"the prompt has {count} tokens; the context holds {self.max_context_tokens}, and "
-                "at least 1 of them must be left for the answer"
-            )
+        check_prompt_length(len(prompt_token_ids), self.max_context_tokens)
         if not 0 <= min(prompt_token_ids) <= max(prompt_token_ids) < self._vocab_size:
             raise RequestError(
                 f"the prompt has a token id outside the vocabulary of {self._vocab_size}",

@@ -16,8 +16,14 @@ import zlib
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-from marlin.engine.request import FinishEvent, Request, TokenEvent, TokenLogprobs
-from marlin.errors import ContextLengthError, OverloadedError, RequestError
+from marlin.engine.request import (
+    FinishEvent,
+    Request,
+    TokenEvent,
+    TokenLogprobs,
+    check_prompt_length,
+)
+from marlin.errors import OverloadedError
 
 _log = logging.getLogger(__name__)
 
@@ -119,13 +125,7 @@ class MockEngine:
     def submit(self, prompt_token_ids, params, request_id):
         """Begin a request; arguments, result and errors are Engine.submit's."""
         count = len(prompt_token_ids)
-        if count == 0:
-            raise RequestError("the prompt has no tokens; at least 1 is needed", param="prompt")
-        if count >= self.max_context_tokens:
-            raise ContextLengthError(
-                f"the prompt has {count} tokens; the context holds {self.max_context_tokens}, and "
-                "at least 1 of them must be left for the answer"
-            )
+        check_prompt_length(count, self.max_context_tokens)
         seed = secrets.randbits(64) if params.seed is None else params.seed
         request = Request(request_id, list(prompt_token_ids), params, seed)
         with self._lock:

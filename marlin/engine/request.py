@@ -9,6 +9,8 @@ import queue
 import threading
 from dataclasses import dataclass, field
 
+from marlin.errors import ContextLengthError, RequestError
+
 # Entries of one request's logit_bias; the runner keeps room for so many a sequence. Users of the
 # API ban word lists; 1,024 is past what the largest APIs take.
 MAX_LOGIT_BIASES = 1024
@@ -122,3 +124,19 @@ class Request:
     def abort(self):
         """Ask the engine to drop this request at its next step. Any thread; idempotent."""
         self._aborted.set()
+
+
+def check_prompt_length(num_tokens, max_context_tokens):
+    """Refuse a prompt that leaves no token to compute, or no room for one of output.
+
+    Raises:
+        RequestError: it is empty.
+        ContextLengthError: it fills the context; the message has both numbers.
+    """
+    if num_tokens == 0:
+        raise RequestError("the prompt has no tokens; at least 1 is needed", param="prompt")
+    if num_tokens >= max_context_tokens:
+        raise ContextLengthError(
+            f"the prompt has {num_tokens} tokens; the context holds {max_context_tokens}, and at "
+            "least 1 of them must be left for the answer"
+        )
