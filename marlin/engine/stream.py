@@ -154,10 +154,11 @@ class TextStream:
         events, ready = self.request.events, []
         try:
             ready.append(events.get(timeout=wait_s) if wait else events.get_nowait())
-            while len(ready) < _MAX_EVENTS:
-                ready.append(events.get_nowait())
         except queue.Empty:
-            pass
+            return ready
+        # Only this thread takes from the queue: what is in it now stays.
+        while len(ready) < _MAX_EVENTS and not events.empty():
+            ready.append(events.get_nowait())
         return ready
 
     def _consume(self, events):

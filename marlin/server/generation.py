@@ -119,27 +119,28 @@ class Generation:
         num_output_tokens = 0
         for index, delta in deltas:
             num_output_tokens += delta.num_tokens
-            text, chunks = delta.text, []
+            text, events = delta.text, []
             if index in unopened:
                 unopened.remove(index)
-                chunks += answer.opening_chunks(index)
+                events += map(responses.event, answer.opening_chunks(index))
                 text = prefixes[index] + text
             if text or delta.tokens:
-                chunks.append(answer.text_chunk(index, text, delta.tokens))
+                events.append(answer.text_event(index, text, delta.tokens))
             finished = delta.finish_reason in _FINISHED
             if finished:
                 unfinished.remove(index)
-                chunks.append(answer.final_chunk(index, delta.finish_reason))
+                events.append(responses.event(answer.final_chunk(index, delta.finish_reason)))
                 if self.options.include_usage and not unfinished:
-                    chunks.append(answer.usage_chunk(self._usage(requests, num_output_tokens)))
+                    usage = self._usage(requests, num_output_tokens)
+                    events.append(responses.event(answer.usage_chunk(usage)))
             if delta.text or finished:
-                self._send_events(chunks, last=not unfinished)
+                self._send_events(events, last=not unfinished)
             self._check_finish(delta.finish_reason)
 
-    def _send_events(self, chunks, last):
-        data = b"".join(responses.event(chunk) for chunk in chunks)
-        data = data + responses.DONE_EVENT if last else data
-        self.exchange.stream(responses.SSE_TYPE, data, last)
+    def _send_events(self, events, last):
+        if last:
+            events.append(responses.DONE_EVENT)
+        self.exchange.stream(responses.SSE_TYPE, b"".join(events), last)
 
     def _usage(self, requests, num_output_tokens):
         """A prompt counts once, however many choices it has."""

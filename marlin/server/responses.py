@@ -105,6 +105,7 @@ class _Answer:
         self._envelope = envelope
         # With usage asked for, every chunk has the field and only the last one a value.
         self._usage_field = {"usage": None} if include_usage else {}
+        self._frames = {}  # by choice: the bytes before and after the text of a text_chunk
         self._tokenizer = tokenizer
 
     def body(self, choices, usage):
@@ -114,6 +115,18 @@ class _Answer:
 
     def usage_chunk(self, usage):
         return self._envelope.as_json(self.chunk_kind, []) | {"usage": usage.as_json()}
+
+    def text_event(self, index, text, tokens):
+        """event(text_chunk(index, text, tokens)); all but the text is encoded once a choice."""
+        if self._tokenizer is not None:
+            return event(self.text_chunk(index, text, tokens))
+        frame = self._frames.get(index)
+        if frame is None:
+            # No name that a path can have holds a NUL, so this one is the text's.
+            frame = event(self.text_chunk(index, "\0", ())).split(encode("\0"))
+            self._frames[index] = frame
+        before, after = frame
+        return before + encode(text) + after
 
     def _chunk(self, choice):
         return self._envelope.as_json(self.chunk_kind, [choice]) | self._usage_field

@@ -48,8 +48,11 @@ class Events:
             raise queue.Empty
         return self._bursts[0].pop(0)
 
+    def empty(self):
+        return not self._bursts or not self._bursts[0]
+
     def get_nowait(self):
-        if not self._bursts or not self._bursts[0]:
+        if self.empty():
             raise queue.Empty
         return self._bursts[0].pop(0)
 
