@@ -25,70 +25,73 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
+from marlin.config import serve_config
+from marlin.engine.mock import MockEngine, MockModel, MockTokenizer, SimpleNamespace
+from marlin.engine.request import FinishEvent, Request, TokenEvent
+from marlin.server.serve import serve as run
+from marlin.server.service import service_for
+
 NUM_STREAMS = 64
 TICK_S = 0.0064
 TEXT = re.compile(rb'"text":"(a*)"')
 ID = re.compile(rb'"id":"([^"]+)"')
 
 
+class BeatEngine(MockEngine):
+    """Every running request gets the token "a" at each beat, all together, as a batch does."""
+
+    def __init__(self, tokenizer, stamps_path):
+        super().__init__(tokenizer, 1 << 20)
+        self.stamps = {}
+        self.stamps_path = stamps_path
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def submit(self, prompt_token_ids, params, request_id):
+        request = Request(request_id, prompt_token_ids, params, 0)
+        if params.max_tokens == 1:
+            self._end(request)
+        else:
+            self.stamps[request_id] = []
+            with self._lock:
+                self._running.add(request)
+        return request
+
+    def _end(self, request):
+        request.events.put(TokenEvent((97,)))
+        request.events.put(FinishEvent("length"))
+
+    def _beat(self):
+        beat = time.monotonic()
+        while True:
+            beat += TICK_S
+            time.sleep(max(0.0, beat - time.monotonic()))
+            with self._lock:
+                running = list(self._running) if len(self._running) == NUM_STREAMS else []
+            for request in running:
+                stamps = self.stamps[request.request_id]
+                stamps.append(time.monotonic())
+                if len(stamps) == request.params.max_tokens:
+                    self._end(request)
+                    with self._lock:
+                        self._running.discard(request)
+                        if not self._running:
+                            self._write_stamps()
+                else:
+                    request.events.put(TokenEvent((97,)))
+
+    def _write_stamps(self):
+        with open(self.stamps_path + ".part", "w", encoding="ascii") as file:
+            json.dump(self.stamps, file)
+        os.replace(self.stamps_path + ".part", self.stamps_path)
+
+
 def serve(port, stamps_path):
-    """The server process: real HTTP layer, and an engine that publishes on a beat."""
-    from marlin.config import serve_config
-    from marlin.engine.mock import MockEngine, MockModel, MockTokenizer, SimpleNamespace
-    from marlin.engine.request import FinishEvent, Request, TokenEvent
-    from marlin.server.serve import serve as run
-    from marlin.server.service import service_for
-
-    class BeatEngine(MockEngine):
-        """Every running request gets the token "a" at each beat, all together, as a batch does."""
-
-        def __init__(self, tokenizer):
-            super().__init__(tokenizer, 1 << 20)
-            self.stamps = {}
-            threading.Thread(target=self._beat, daemon=True).start()
-
-        def submit(self, prompt_token_ids, params, request_id):
-            request = Request(request_id, prompt_token_ids, params, 0)
-            if params.max_tokens == 1:
-                self._end(request)
-            else:
-                self.stamps[request_id] = []
-                with self._lock:
-                    self._running.add(request)
-            return request
-
-        def _end(self, request):
-            request.events.put(TokenEvent((97,)))
-            request.events.put(FinishEvent("length"))
-
-        def _beat(self):
-            beat = time.monotonic()
-            while True:
-                beat += TICK_S
-                time.sleep(max(0.0, beat - time.monotonic()))
-                with self._lock:
-                    running = list(self._running) if len(self._running) == NUM_STREAMS else []
-                for request in running:
-                    stamps = self.stamps[request.request_id]
-                    stamps.append(time.monotonic())
-                    if len(stamps) == request.params.max_tokens:
-                        self._end(request)
-                        with self._lock:
-                            self._running.discard(request)
-                            if not self._running:
-                                self._write_stamps()
-                    else:
-                        request.events.put(TokenEvent((97,)))
-
-        def _write_stamps(self):
-            with open(stamps_path + ".part", "w", encoding="ascii") as file:
-                json.dump(self.stamps, file)
-            os.replace(stamps_path + ".part", stamps_path)
+    """The server process: the real HTTP layer over a BeatEngine."""
 
     def load(_settings):
         tokenizer = MockTokenizer()
         config = SimpleNamespace(num_layers=0, vocab_size=512, max_context_tokens=1 << 20)
-        return service_for(MockModel("beat", BeatEngine(tokenizer), tokenizer, config))
+        return service_for(MockModel("beat", BeatEngine(tokenizer, stamps_path), tokenizer, config))
 
     arguments = {"host": "127.0.0.1", "port": str(port), "model_path": "beat"}
     arguments["max_concurrent_requests"] = str(2 * NUM_STREAMS)
