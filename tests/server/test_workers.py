@@ -57,12 +57,15 @@ def test_metrics_of_either_worker_speak_for_both(pair):
         assert re.search(r"^metal_marlin_workers 2(\.0)?$", text, re.MULTILINE)
 
 
-def test_a_killed_worker_is_replaced_while_the_other_streams_on_and_no_total_goes_down(pair):
+@pytest.mark.parametrize("ended_by", [signal.SIGKILL, signal.SIGSEGV], ids=["killed", "crash"])
+def test_a_lost_worker_is_replaced_while_the_other_streams_on_and_no_total_goes_down(
+    pair, ended_by
+):
     with ExitStack() as stack:
         kept, killed = pair.streams(stack)
         before = pair.ask("/metrics").json()
         assert before["requests_total"] >= 2 and before["requests_active"] >= 2
-        os.kill(killed.pid, signal.SIGKILL)
+        os.kill(killed.pid, ended_by)
 
         def replaced():
             assert pair.ask("/health").status == 200
@@ -77,7 +80,8 @@ def test_a_killed_worker_is_replaced_while_the_other_streams_on_and_no_total_goe
         assert kept.finish() == "and ended"
         assert b"ended" not in killed.client.file.read()
     until(lambda: pair.ask("/metrics").json()["requests_active"] == 0, "no request is active")
-    assert pair.logged(rf"process {killed.pid}\) was ended by signal 9; replaced in 0.05 s")
+    ended = rf"process {killed.pid}\) was ended by signal {ended_by:d}; replaced in 0.05 s"
+    assert pair.logged(ended)
 
 
 def test_workers_that_end_at_once_are_started_ever_more_slowly(start):
