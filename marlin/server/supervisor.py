@@ -1,7 +1,8 @@
 """`metal-marlin serve --workers N`: the process that owns the listening socket and looks after the
 workers.
 
-Loads no model and answers no request: it starts processes, replaces those that end, and stops them.
+Loads no model and generates nothing: it starts processes, replaces those that end, and stops them.
+While there is none it says so to whoever asks.
 """
 
 import fcntl
@@ -14,12 +15,16 @@ import sys
 import tempfile
 import time
 
+from marlin.errors import OverloadedError
+from marlin.server import http, responses
 from marlin.server.board import Board
 from marlin.server.limits import Limits
 from marlin.server.serve import StopSignals, announce, listen, raise_file_limit
 from marlin.server.worker import Job
 
 _log = logging.getLogger("marlin.server")
+# A client that is turned away has this long to say what it wants: restarts wait meanwhile.
+_TURN_AWAY_S = 0.05
 _STOP = (signal.SIGTERM, signal.SIGINT)
 # The worker imports what this process would import, from wherever it was started.
 _PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from {} import {} as main; sys.exit(main())"
@@ -113,6 +118,7 @@ class Supervisor:
             for index in range(config.workers)
         ]
         self._announced = False
+        self._listener.setblocking(False)  # one flag for all who have the socket
         self._kill_at = None  # while stopping: when the workers' time is over
         self._signals = StopSignals((signal.SIGCHLD,))
 
@@ -222,9 +228,13 @@ class Supervisor:
             due = [place.due for place in self._places if place.process is None]
         pipes = {place.ready_fd: place for place in self._places if place.ready_fd is not None}
         timeout_s = max(0.0, min(due) - now) if due else None
-        readable, _, _ = select.select([self._signals, *pipes], [], [], timeout_s)
+        alone = self._kill_at is None and not self._processes()
+        watched = [self._signals, *pipes, *([self._listener] if alone else [])]
+        readable, _, _ = select.select(watched, [], [], timeout_s)
         for fd in readable:
-            if fd is not self._signals:
+            if fd is self._listener:
+                self._turn_away()
+            elif fd is not self._signals:
                 self._hear(pipes[fd])
         return self._signals.wait() if self._signals in readable else None
 
@@ -235,6 +245,35 @@ class Supervisor:
         if line and not self._announced and self._kill_at is None:
             self._announced = True
             announce(self._config, line.decode("utf-8").rstrip("\n") or None, self._listener)
+
+    def _turn_away(self):
+        """Answer a client with 503, whatever it asked: there is no worker."""
+        try:
+            client, _ = self._listener.accept()
+        except OSError:
+            return
+        with client:
+            client.settimeout(_TURN_AWAY_S)
+            try:
+                # Left unread, the request would reset the connection before the answer is read.
+                asked = client.recv(self._limits.head_bytes)
+                client.sendall(self._no_worker_answer(asked))
+            except OSError:
+                _log.debug("a client left before it could be turned away")
+
+    def _no_worker_answer(self, asked):
+        error = OverloadedError("no worker process is running; one is being started")
+        is_health = asked.startswith((b"GET /health ", b"HEAD /health "))
+        body = {"status": "error", "model_loaded": False} if is_health else None
+        content = responses.encode(body or responses.error_body(error))
+        fields = [
+            ("Content-Type", responses.JSON_TYPE),
+            ("Content-Length", str(len(content))),
+            ("Retry-After", str(self._limits.retry_after_s)),
+            ("Connection", "close"),
+        ]
+        head = http.response_head(error.status, fields, time.time())
+        return head if asked.startswith(b"HEAD ") else head + content
 
     def _begin_stopping(self):
         _log.info("stopping: waiting up to %g s for requests in flight", self._limits.drain_s)

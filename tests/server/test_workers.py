@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -136,6 +137,22 @@ def test_a_second_signal_stops_at_once(pair):
         pair.popen.send_signal(signal.SIGTERM)
         assert pair.popen.wait(timeout=2) == 128 + signal.SIGTERM
     assert not any(running(pid) for pid in pair.pids())
+
+
+def test_while_no_worker_lives_every_answer_is_503(start):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    workers = start("only-once", "--workers", "2", announces=False, port=port)
+    until(lambda: workers.logged(r"worker 0 .* code 3; replaced in (0.4) s"), "a longer pause")
+    health = until(
+        lambda: (answer := workers.ask("/health")).status == 503 and answer, "a 503 of /health"
+    )
+    assert health.json() == {"status": "error", "model_loaded": False}
+    models = until(
+        lambda: (answer := workers.ask("/v1/models")).status == 503 and answer, "a 503"
+    )
+    assert models.error["type"] == "server_overloaded" and "no worker" in models.error["message"]
 
 
 def test_workers_end_when_the_supervisor_is_killed(pair):

@@ -68,6 +68,7 @@ class Workers:
         gate: path of the file that scripts wait for.
         program: what Python runs, before `arguments`.
         announces: whether it is going to serve; else nothing is waited for.
+        port: to listen on; 0 for any, which only the announcement tells.
 
     Attributes:
         log: lines of standard error so far.
@@ -77,13 +78,14 @@ class Workers:
         self,
         gate,
         *arguments,
+        port=0,
         program=(str(HERE / "serve_workers.py"),),
         announces=True,
         **environ,
     ):
         self.gate = gate
         self.popen = subprocess.Popen(
-            [sys.executable, *program, *arguments, "--port", "0", "--host", "127.0.0.1"],
+            [sys.executable, *program, *arguments, "--port", str(port), "--host", "127.0.0.1"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -99,7 +101,7 @@ class Workers:
         self._reader.start()
         self.announcement = self.popen.stdout.readline() if announces else ""
         match = re.search(r":(\d+)$", self.announcement)
-        self.port = int(match[1]) if match else None
+        self.port = int(match[1]) if match else port
 
     def _read_log(self):
         for line in self.popen.stderr:
