@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from marlin.engine.block_pool import block_hash
 from marlin.engine.request import Request
 
-# Prompt tokens of a step in which others decode. On a CPU a step's time grows with its rows: a small
-# share keeps the streams' steps short, and the prompt itself is computed somewhat more slowly.
+# Prompt tokens of a step in which others decode. On a CPU a step's time grows with its rows: a
+# small share keeps the streams' steps short, and the prompt is computed somewhat more slowly.
 PREFILL_TOKENS_BESIDE_DECODES = 32
 
 
