@@ -60,7 +60,7 @@ def main():
             f"round {number + 1}: prefill {prefill:.0f} and {other_prefill:.0f}, "
             f"decode {decode:.0f} and {other_decode:.0f} tok/s; reads "
             f"{result['read_bytes_per_s'] / 1e9:.1f} GB/s, "
-            f"int8 {result['int8_operations_per_s'] / 1e9:.0f} Gop/s",
+            f"int8 {result['peak_operations_per_s'] / 1e9:.0f} Gop/s",
             file=sys.stderr,
         )
     print(f"{'':>16}{'Metal Marlin':>14}{'llama.cpp':>12}{'ratio':>8}   median of {len(rounds)}")

@@ -7,33 +7,38 @@ that a machine whose speed drifts favours none.
 
 import json
 import os
-import platform
 import statistics
 import sys
 import time
 
 import numpy as np
 
+from marlin.config import DEVICE_HELP, DEVICE_KINDS
 from marlin.device import abi, ops
 from marlin.device.device import Device
 from marlin.device.ops import KvLayout
 from marlin.device.program import Recorder, View
 from marlin.engine.load import PREFILL_STEP_TOKENS
+from marlin.engine.memory import MemoryBudget, check_memory
 from marlin.engine.request import Request, SamplingParams
 from marlin.engine.runner import Chunk, Runner
 from marlin.errors import ConfigError
+from marlin.info import machine
 from marlin.models.checkpoint import open_checkpoint
 from marlin.models.llama import LlamaModel
 
 # Well past any last-level cache that a core may use, and read once.
 PROBE_READ_UNITS = 512
 PROBE_DOT_UNITS = 256
+# Threads of a probe_dot unit on a GPU (shaders/launch.h); each instruction multiplies and adds.
+GPU_DOT_THREADS = 256
 VECTOR_LANES = {"avx512": 16, "avx2": 8, "i8mm": 4, "neon": 4, "scalar": 1}
 
 
 def add_arguments(parser):
     """Declare the command's arguments on an argparse parser."""
     parser.add_argument("model", metavar="MODEL", help=".gguf file or model folder")
+    parser.add_argument("--device", choices=DEVICE_KINDS, help=DEVICE_HELP)
     parser.add_argument(
         "--threads", default="", metavar="N[,N]", help="CPU workers; default: all usable cores"
     )
@@ -53,7 +58,10 @@ def run(arguments):
     if arguments.output_tokens < 2 or arguments.repeat < 1 or not prompts:
         raise ConfigError("bench needs a prompt length, 2 output tokens and 1 run at least")
     context = -(-(max(prompts) + arguments.output_tokens) // 16) * 16
-    subjects = [Subject(arguments.model, count, arguments.isa, context) for count in threads]
+    subjects = [
+        Subject(arguments.model, Device(count, arguments.isa, kind=arguments.device), context)
+        for count in threads
+    ]
     for _ in range(arguments.repeat):
         for subject in subjects:
             subject.measure(prompts, arguments.output_tokens)
@@ -85,27 +93,23 @@ def _numbers(option, text):
     return numbers
 
 
-def machine():
-    """What the figures were measured on."""
-    model = platform.processor() or platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            names = [
-                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
-            ]
-        model = names[0] if names else model
-    return {"cpu": model, "cores": os.cpu_count(), "system": platform.system()}
-
-
 class Subject:
-    """One model on one device, and what was measured of them."""
+    """One model on one device, which it owns, and what was measured of them.
 
-    def __init__(self, path, num_threads, isa, context_tokens):
-        self.device = Device(num_threads, isa)
-        self.checkpoint = open_checkpoint(path, self.device)
-        self.model = LlamaModel(self.checkpoint)
-        config = self.model.config
+    Attributes:
+        peak: what prefill is bound by and probe_dot runs: "int8" dot products, or "float32"
+            multiply-adds on a GPU.
+    """
+
+    def __init__(self, path, device, context_tokens):
+        self.device = device
+        self.peak = "int8" if device.kind == "cpu" else "float32"
+        self.checkpoint = open_checkpoint(path, device)
+        config = self.checkpoint.config
         layout = KvLayout(1, context_tokens, 1, config.num_kv_heads, config.head_dim)
+        budget = MemoryBudget(device.info()["memory_bytes"], self.checkpoint.weight_bytes)
+        check_memory(budget, config, layout, PREFILL_STEP_TOKENS, 1)
+        self.model = LlamaModel(self.checkpoint)
         self.runner = Runner(self.device, self.model, layout, PREFILL_STEP_TOKENS, 1)
         self.read_rates, self.dot_rates, self.decode_rates, self.prefill_rates = [], [], {}, {}
         self._read = self._record_probe("probe_read", PROBE_READ_UNITS)
@@ -123,10 +127,11 @@ class Subject:
 
     def measure(self, prompts, num_outputs):
         """One run of everything."""
-        info = self.device.info()
         self.read_rates.append(PROBE_READ_UNITS * abi.PROBE_BYTES / _seconds(self._read.run))
-        dot_operations = PROBE_DOT_UNITS * abi.PROBE_DOTS * 8 * VECTOR_LANES[info["isa"]]
-        self.dot_rates.append(dot_operations / _seconds(self._dot.run))
+        lanes = GPU_DOT_THREADS * 2
+        if self.device.kind == "cpu":
+            lanes = VECTOR_LANES[self.device.info()["isa"]] * 8
+        self.dot_rates.append(PROBE_DOT_UNITS * abi.PROBE_DOTS * lanes / _seconds(self._dot.run))
         for num_prompt in prompts:
             prefill, decode = self._generate(num_prompt, num_outputs)
             self.prefill_rates.setdefault(num_prompt, []).append(prefill)
@@ -145,7 +150,7 @@ class Subject:
             sampled = self.runner.step([Chunk(part, begin, table, request if last else None)])
         middle = time.perf_counter()
         for position in range(num_prompt, num_prompt + num_outputs):
-            sampled = self.runner.step([Chunk(sampled, position, table, request)])
+            sampled = self.runner.step([Chunk(sampled[0], position, table, request)])
         end = time.perf_counter()
         return num_prompt / (middle - start), num_outputs / (end - middle)
 
@@ -163,16 +168,18 @@ class Subject:
                 {
                     "prompt_tokens": num_prompt,
                     "prefill_tokens_per_s": round(prefill, 1),
-                    "prefill_share_of_int8_peak": round(prefill * token_operations / dot, 3),
+                    "prefill_share_of_peak": round(prefill * token_operations / dot, 3),
                     "decode_tokens_per_s": round(decode, 1),
                     "decode_share_of_bandwidth": round(decode * token_bytes / read, 3),
                 }
             )
         return {
+            "device": info["name"],
             "isa": info["isa"],
             "threads": info["num_threads"],
             "read_bytes_per_s": round(read),
-            "int8_operations_per_s": round(dot),
+            "peak": self.peak,
+            "peak_operations_per_s": round(dot),
             "bytes_per_token": token_bytes,
             "layer_operations_per_token": token_operations,
             "rows": rows,
@@ -197,10 +204,13 @@ def print_table(report, file):
     cpu = report["machine"]
     print(f"{report['model']} on {cpu['cores']} cores of {cpu['cpu']}", file=file)
     for result in report["results"]:
+        where = f"{result['threads']} threads"
+        if result["peak"] != "int8":
+            where = result["device"]
         print(
-            f"\n{result['threads']} threads, {result['isa']}: reads "
-            f"{result['read_bytes_per_s'] / 1e9:.1f} GB/s, int8 "
-            f"{result['int8_operations_per_s'] / 1e9:.0f} Gop/s; a decoded token reads "
+            f"\n{where}, {result['isa']}: reads "
+            f"{result['read_bytes_per_s'] / 1e9:.1f} GB/s, {result['peak']} "
+            f"{result['peak_operations_per_s'] / 1e9:.0f} Gop/s; a decoded token reads "
             f"{result['bytes_per_token'] / 1e6:.1f} MB of weights, a prompt token takes "
             f"{result['layer_operations_per_token'] / 1e6:.0f} Mop",
             file=file,
@@ -213,7 +223,7 @@ def print_table(report, file):
         for row in result["rows"]:
             print(
                 f"{row['prompt_tokens']:>8}{row['prefill_tokens_per_s']:>16.1f}"
-                f"{row['prefill_share_of_int8_peak']:>9.0%}{row['decode_tokens_per_s']:>15.1f}"
+                f"{row['prefill_share_of_peak']:>9.0%}{row['decode_tokens_per_s']:>15.1f}"
                 f"{row['decode_share_of_bandwidth']:>14.0%}",
                 file=file,
             )

@@ -16,6 +16,8 @@ _COMMANDS = {
     "generate": "write a model's answer to standard output",
     "quantize": "make a packed model folder from safetensors or GGUF",
     "bench": "measure prefill and decode speed",
+    "info": "show versions, devices and their kernels",
+    "selftest": "run every kernel on stored vectors",
 }
 
 
@@ -83,6 +85,18 @@ def _add_bench_arguments(parser):
     bench.add_arguments(parser)
 
 
+def _add_info_arguments(parser):
+    from marlin import info
+
+    info.add_arguments(parser)
+
+
+def _add_selftest_arguments(parser):
+    from marlin import selftest
+
+    selftest.add_arguments(parser)
+
+
 def _add_generate_arguments(parser):
     number, count = float, config.whole_number
     parser.add_argument("model_path", metavar="MODEL", help="model folder or GGUF file")
@@ -108,8 +122,12 @@ def _add_generate_arguments(parser):
     parser.add_argument("--repetition-penalty", type=number, metavar="R")
     parser.add_argument("--seed", type=count(0), metavar="N")
     parser.add_argument("--stop", action="append", metavar="TEXT", help="may be repeated")
-    parser.add_argument("--threads", type=count(1, 1024), metavar="N")
+    parser.add_argument("--device", choices=config.DEVICE_KINDS, help=config.DEVICE_HELP)
+    parser.add_argument("--threads", type=count(1, 1024), metavar="N", help="of the CPU device")
     parser.add_argument("--max-context", type=count(1), metavar="TOKENS")
+    parser.add_argument(
+        "--speculative", choices=config.SPECULATIVE_METHODS, help=config.SPECULATIVE_HELP
+    )
 
 
 _ADD_ARGUMENTS = {
@@ -117,6 +135,8 @@ _ADD_ARGUMENTS = {
     "generate": _add_generate_arguments,
     "quantize": _add_quantize_arguments,
     "bench": _add_bench_arguments,
+    "info": _add_info_arguments,
+    "selftest": _add_selftest_arguments,
 }
 
 
@@ -132,6 +152,14 @@ def _run(arguments, environ):
         from marlin import quantize
 
         return quantize.run(arguments)
+    if arguments.command == "info":
+        from marlin import info
+
+        return info.run(arguments)
+    if arguments.command == "selftest":
+        from marlin import selftest
+
+        return selftest.run(arguments)
     from marlin import bench
 
     return bench.run(arguments)
@@ -179,9 +207,11 @@ def _load_service(settings, share=None):
     return service_for(
         load_engine(
             settings.model_path,
+            device_kind=settings.device,
             num_threads=settings.num_threads,
             max_context_tokens=settings.max_context_tokens,
             batching=batching,
             share=share,
+            speculative=settings.speculative,
         )
     )

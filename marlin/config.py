@@ -10,6 +10,10 @@ from marlin.errors import ConfigError
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 LOG_FORMATS = ("text", "json")
+DEVICE_KINDS = ("metal", "cpu")
+DEVICE_HELP = "metal or cpu (default: metal on a Mac with a GPU, else cpu)"
+SPECULATIVE_METHODS = ("ngram",)
+SPECULATIVE_HELP = "ngram: draft tokens from the text so far and check them together (default off)"
 MODEL_PATH_VARIABLE = "METAL_MARLIN_MODEL_PATH"
 API_KEY_VARIABLE = "METAL_MARLIN_API_KEY"
 MOCK_MODEL_VARIABLE = "METAL_MARLIN_MOCK_MODEL"
@@ -29,10 +33,12 @@ class ServeConfig:
         log_level: one of LOG_LEVELS.
         log_format: one of LOG_FORMATS.
         enable_metrics: /metrics is served.
-        num_threads: CPU threads of the device; None lets the device choose.
+        device: one of DEVICE_KINDS; None is "metal" on a Mac that has it, else "cpu".
+        num_threads: threads of a CPU device; None lets the device choose.
         max_context_tokens: prompt and output together; None is the model's own.
         enable_batching: requests share steps over a paged KV cache, instead of one after another.
         num_kv_blocks, block_size: that cache's blocks, and tokens a block.
+        speculative: one of SPECULATIVE_METHODS, how tokens are drafted; None drafts none.
         mock_model: answers are made up under the model path's name; no model is loaded.
         api_key: what clients must present, or None.
     """
@@ -47,11 +53,13 @@ class ServeConfig:
     log_level: str
     log_format: str
     enable_metrics: bool
+    device: str | None
     num_threads: int | None
     max_context_tokens: int | None
     enable_batching: bool
     num_kv_blocks: int
     block_size: int
+    speculative: str | None
     mock_model: bool
     api_key: bytes | None = field(repr=False)
 
@@ -91,6 +99,18 @@ def _log_level(text):
 def _log_format(text):
     if text not in LOG_FORMATS:
         raise ValueError("must be one of " + ", ".join(LOG_FORMATS))
+    return text
+
+
+def _device_kind(text):
+    if text not in DEVICE_KINDS:
+        raise ValueError("must be metal or cpu")
+    return text
+
+
+def _speculative_method(text):
+    if text not in SPECULATIVE_METHODS:
+        raise ValueError("must be " + " or ".join(SPECULATIVE_METHODS))
     return text
 
 
@@ -215,12 +235,20 @@ OPTIONS = (
         "serve /metrics (default); --no-enable-metrics or =false does not",
     ),
     Option(
+        "--device",
+        "device",
+        None,
+        _device_kind,
+        "KIND",
+        DEVICE_HELP,
+    ),
+    Option(
         "--threads",
         "num_threads",
         None,
         whole_number(1, 1024),
         "N",
-        "CPU threads for the model (default: the cores this process may use)",
+        "threads of the CPU device (default: the cores this process may use)",
     ),
     Option(
         "--max-context",
@@ -253,6 +281,14 @@ OPTIONS = (
         _block_size,
         "TOKENS",
         "tokens a KV cache block, with --enable-batching (default 16)",
+    ),
+    Option(
+        "--speculative",
+        "speculative",
+        None,
+        _speculative_method,
+        "METHOD",
+        SPECULATIVE_HELP,
     ),
 )
 

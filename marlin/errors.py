@@ -39,6 +39,10 @@ class DeviceError(MarlinError):
     """Native code refused a call or a replay failed; the text is the library's own."""
 
 
+class NoDeviceError(DeviceError):
+    """This machine or installation has no device of the kind asked for; the text says why."""
+
+
 class ModelFileError(MarlinError):
     """A model file or folder that cannot be read.
 

@@ -20,7 +20,8 @@ def run(arguments, load, stdin=None, stdout=None):
 
     Args:
         arguments: the parsed command line (cli.py).
-        load: callable(path, num_threads=, max_context_tokens=) -> LoadedModel.
+        load: callable(path, device_kind=, num_threads=, max_context_tokens=,
+            speculative=) -> LoadedModel.
         stdin, stdout: text streams; None takes the process's own.
 
     Returns:
@@ -37,8 +38,10 @@ def run(arguments, load, stdin=None, stdout=None):
     service = service_for(
         load(
             arguments.model_path,
+            device_kind=arguments.device,
             num_threads=arguments.threads,
             max_context_tokens=arguments.max_context,
+            speculative=arguments.speculative,
         )
     )
     try:

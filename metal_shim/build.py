@@ -1,4 +1,5 @@
-"""Builds libmarlin_cpu from the C sources beside it, with the machine's own compiler.
+"""Builds libmarlin_cpu from the C sources beside it, with the machine's own compiler; on a Mac also
+what build_metal.py builds.
 
 Owns the compiler, its flags, the table of instruction sets and the cache of objects. Knows nothing
 of Python packaging (setuptools_commands.py runs this file as a program) and needs only the standard
@@ -7,7 +8,7 @@ library:
     python3 metal_shim/build.py [--output DIR] [--isa avx2,scalar] [--sanitize address,undefined]
                                 [--cc aarch64-linux-gnu-gcc --machine aarch64]
 
-Every source is compiled once, except kernels_*.c: they are compiled once for each instruction set
+Every source but the Metal device's (metal*) is compiled once, except kernels_*.c: they are compiled once for each instruction set
 in the table below, with -DMARLIN_ISA_<NAME>=1 -DMARLIN_ISA_SUFFIX=<name>. The other sources see
 -DMARLIN_HAVE_<NAME>=1 for each set that the library holds, and choose among them at run time.
 """
@@ -164,10 +165,11 @@ def plan_units(root, toolchain, isas, sanitizers=()):
         flags = (*flags, *SANITIZED_C_FLAGS, _sanitize_flag(sanitizers))
     have = tuple(f"-DMARLIN_HAVE_{name.upper()}=1" for name in isas)
     shim = root / "metal_shim"
-    plain = sorted(shim.glob("cpu*.c"))
     kernels = sorted(shim.glob("kernels_*.c"))
+    metal = set(shim.glob("metal_*.c"))
+    plain = sorted(set(shim.glob("*.c")) - set(kernels) - metal)
     if not plain:
-        raise BuildError(f"no sources: {shim} holds no cpu*.c")
+        raise BuildError(f"no sources: {shim} holds no *.c")
     units = [Unit(source.stem, source, (*flags, *have)) for source in plain]
     for name, isa_flags in isas.items():
         defines = (f"-DMARLIN_ISA_{name.upper()}=1", f"-DMARLIN_ISA_SUFFIX={name}")
@@ -328,6 +330,10 @@ def main(argv=None):
         print(f"build.py: {error}", file=sys.stderr)
         return 1
     sys.stderr.write(built.warnings)
+    if system == "Darwin" and not (options.isa or options.sanitize or options.machine):
+        command = [sys.executable, str(ROOT / "metal_shim" / "build_metal.py"), "--output"]
+        if subprocess.run([*command, str(options.output)]).returncode != 0:
+            return 1
     work = f"compiled {built.num_compiled} of {built.num_objects} objects"
     print(f"{built.library}: {work if built.num_compiled else 'up to date'}")
     return 0

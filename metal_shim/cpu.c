@@ -1,15 +1,10 @@
-/* cpu.c: the CPU device: opening it, its instruction set, its buffers. Programs are in
- * cpu_program.c. */
+/* cpu.c: the CPU device: opening it, and its instruction set. Programs are in cpu_program.c,
+ * buffers in buffers.c. */
 #define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
 #include <sched.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "cpu.h"
@@ -26,30 +21,6 @@
 /* More workers than this help no model that a CPU serves; it bounds what a typing error can start.
  */
 #define MAX_THREADS 256
-/* Below this a huge page would be mostly empty. */
-#define HUGE_PAGE_BYTES (4 << 20)
-
-static _Thread_local char error_text[512];
-
-int marlin_fail(int code, const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(error_text, sizeof error_text, format, arguments);
-    va_end(arguments);
-    return code;
-}
-
-const char *marlin_last_error(void) { return error_text; }
-
-int marlin_abi_version(void) { return MARLIN_ABI_VERSION; }
-
-int marlin_kernel_find(const char *name)
-{
-    for (int i = 1; name && i < NUM_KERNELS; i++)
-        if (strcmp(marlin_kernels[i].name, name) == 0) return i;
-    return marlin_fail(MARLIN_EINVAL, "no kernel is named %.64s", name ? name : "(null)");
-}
 
 /* ---- instruction sets, best first ---- */
 
@@ -159,12 +130,10 @@ int marlin_device_open(const marlin_device_options *options, marlin_device **out
     if (!device) return marlin_fail(MARLIN_ENOMEM, "no memory for a device");
     int num_threads = options->num_threads ? options->num_threads : usable_cores();
     device->isa = isa;
-    device->num_buffers = 1;
-    device->buffers = calloc(1, sizeof *device->buffers);
     device->pool = marlin_pool_create(num_threads > MAX_THREADS ? MAX_THREADS : num_threads);
-    if (!device->pool || !device->buffers) {
+    if (marlin_buffers_open(&device->buffers) != MARLIN_OK || !device->pool) {
         marlin_pool_destroy(device->pool);
-        free(device->buffers);
+        marlin_buffers_close(device);
         free(device);
         return marlin_fail(MARLIN_ENOMEM, "%d worker threads could not be started", num_threads);
     }
@@ -172,24 +141,12 @@ int marlin_device_open(const marlin_device_options *options, marlin_device **out
     return MARLIN_OK;
 }
 
-static void free_buffer(marlin_device *device, marlin_buffer *buffer)
-{
-    if (buffer->mapping) munmap(buffer->mapping, buffer->mapping_bytes);
-    if (buffer->from_file)
-        device->mapped_bytes -= buffer->bytes;
-    else if (buffer->mapping)
-        device->allocated_bytes -= buffer->bytes;
-    memset(buffer, 0, sizeof *buffer);
-}
-
 void marlin_device_close(marlin_device *device)
 {
     if (!device) return;
     if (device->running) marlin_program_wait(device->running);
     marlin_pool_destroy(device->pool);
-    for (int32_t i = 1; i < device->num_buffers; i++)
-        if (device->buffers[i].holds > 0) free_buffer(device, &device->buffers[i]);
-    free(device->buffers);
+    marlin_buffers_close(device);
     free(device);
 }
 
@@ -200,116 +157,25 @@ int marlin_device_describe(marlin_device *device, marlin_device_info *out)
     *out = (marlin_device_info){.name = "CPU",
                                 .num_threads = marlin_pool_size(device->pool),
                                 .page_bytes = (int32_t)sysconf(_SC_PAGESIZE),
-                                .allocated_bytes = device->allocated_bytes,
-                                .mapped_bytes = device->mapped_bytes};
+                                .allocated_bytes = device->buffers.allocated_bytes,
+                                .mapped_bytes = device->buffers.mapped_bytes};
     out->memory_bytes = (int64_t)sysconf(_SC_PHYS_PAGES) * out->page_bytes;
+    out->max_buffer_bytes = out->memory_bytes;
     snprintf(out->isa, sizeof out->isa, "%s", device->isa->name);
     return MARLIN_OK;
 }
 
-/* ---- buffers ---- */
+/* ---- buffers: the CPU binds memory itself ---- */
 
-marlin_buffer *marlin_buffer_get(marlin_device *device, int id)
-{
-    if (!device || id < 1 || id >= device->num_buffers) return NULL;
-    marlin_buffer *buffer = &device->buffers[id];
-    return buffer->holds > 0 && !buffer->released ? buffer : NULL;
-}
+marlin_buffers *marlin_device_buffers(marlin_device *device) { return &device->buffers; }
 
-void marlin_buffer_unhold(marlin_device *device, int id)
+int marlin_device_attach(marlin_device *device, marlin_buffer *buffer)
 {
-    marlin_buffer *buffer = &device->buffers[id];
-    if (--buffer->holds == 0) free_buffer(device, buffer);
-}
-
-static int add_buffer(marlin_device *device, marlin_buffer buffer)
-{
-    int32_t id = 1;
-    while (id < device->num_buffers && device->buffers[id].holds > 0) id++;
-    if (id == device->num_buffers) {
-        marlin_buffer *grown = realloc(device->buffers, (size_t)(id + 1) * sizeof *grown);
-        if (!grown) {
-            if (buffer.mapping) munmap(buffer.mapping, buffer.mapping_bytes);
-            return marlin_fail(MARLIN_ENOMEM, "no memory for a buffer's record");
-        }
-        device->buffers = grown;
-        device->num_buffers = id + 1;
-    }
-    buffer.holds = 1;
-    device->buffers[id] = buffer;
-    if (buffer.from_file)
-        device->mapped_bytes += buffer.bytes;
-    else if (buffer.mapping)
-        device->allocated_bytes += buffer.bytes;
-    return id;
-}
-
-int marlin_buffer_create(marlin_device *device, int64_t bytes)
-{
-    if (!device || bytes < 1)
-        return marlin_fail(MARLIN_EINVAL, "a buffer of %lld bytes", (long long)bytes);
-    void *memory =
-        mmap(NULL, (size_t)bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED)
-        return marlin_fail(MARLIN_ENOMEM, "no memory for a buffer of %lld bytes", (long long)bytes);
-#if defined(MADV_HUGEPAGE)
-    if (bytes >= HUGE_PAGE_BYTES) madvise(memory, (size_t)bytes, MADV_HUGEPAGE);
-#endif
-    return add_buffer(device, (marlin_buffer){.memory = memory,
-                                              .bytes = bytes,
-                                              .mapping = memory,
-                                              .mapping_bytes = (size_t)bytes,
-                                              .writable = 1});
-}
-
-int marlin_buffer_map(marlin_device *device, const char *path, int64_t offset, int64_t bytes)
-{
-    if (!device || !path || offset < 0 || bytes < 1)
-        return marlin_fail(MARLIN_EINVAL, "cannot map %lld bytes at %lld", (long long)bytes,
-                           (long long)offset);
-    int file = open(path, O_RDONLY | O_CLOEXEC);
-    if (file < 0) return marlin_fail(MARLIN_EIO, "%.200s: %s", path, strerror(errno));
-    struct stat status;
-    if (fstat(file, &status) != 0 || !S_ISREG(status.st_mode) || offset > status.st_size ||
-        bytes > status.st_size - offset) {
-        close(file);
-        return marlin_fail(MARLIN_EIO, "%.200s does not hold %lld bytes at %lld", path,
-                           (long long)bytes, (long long)offset);
-    }
-    int64_t lead = offset % sysconf(_SC_PAGESIZE);
-    size_t mapping_bytes = (size_t)(bytes + lead);
-    uint8_t *mapping = mmap(NULL, mapping_bytes, PROT_READ, MAP_SHARED, file, offset - lead);
-    close(file);
-    if (mapping == MAP_FAILED)
-        return marlin_fail(MARLIN_EIO, "%.200s: mmap: %s", path, strerror(errno));
-    return add_buffer(device, (marlin_buffer){.memory = mapping + lead,
-                                              .bytes = bytes,
-                                              .mapping = mapping,
-                                              .mapping_bytes = mapping_bytes,
-                                              .from_file = 1});
-}
-
-int marlin_buffer_wrap(marlin_device *device, void *memory, int64_t bytes)
-{
-    if (!device || !memory || bytes < 1) return marlin_fail(MARLIN_EINVAL, "nothing to wrap");
-    return add_buffer(device, (marlin_buffer){.memory = memory, .bytes = bytes, .writable = 1});
-}
-
-void *marlin_buffer_contents(marlin_device *device, int id)
-{
-    marlin_buffer *buffer = marlin_buffer_get(device, id);
-    if (!buffer) {
-        marlin_fail(MARLIN_EINVAL, "buffer %d does not exist", id);
-        return NULL;
-    }
-    return buffer->memory;
-}
-
-int marlin_buffer_release(marlin_device *device, int id)
-{
-    marlin_buffer *buffer = marlin_buffer_get(device, id);
-    if (!buffer) return marlin_fail(MARLIN_EINVAL, "buffer %d does not exist", id);
-    buffer->released = 1;
-    marlin_buffer_unhold(device, id);
+    (void)device, (void)buffer;
     return MARLIN_OK;
+}
+
+void marlin_device_detach(marlin_device *device, marlin_buffer *buffer)
+{
+    (void)device, (void)buffer;
 }

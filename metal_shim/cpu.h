@@ -1,5 +1,5 @@
-/* cpu.h: what the files of the CPU device share: the kernel table, a resolved call, a worker's own
- * memory. */
+/* cpu.h: what the files of the CPU device share: a resolved call, an instruction set's kernels, the
+ * worker pool. */
 #ifndef MARLIN_CPU_H
 #define MARLIN_CPU_H
 
@@ -7,29 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "marlin.h"
-#include "params.h"
-
-/* Every kernel, once: X(identifier). Ids are positions in this list, from 1. */
-#define MARLIN_KERNELS(X)                                                                          \
-    X(embed_f32)                                                                                   \
-    X(embed_f16)                                                                                   \
-    X(embed_bf16)                                                                                  \
-    X(embed_int8)                                                                                  \
-    X(embed_int4)                                                                                  \
-    X(embed_fp4) X(matvec_f32) X(matvec_f16) X(matvec_bf16) X(matvec_int8) X(matvec_int4)          \
-        X(matvec_fp4) X(matmul_f32) X(matmul_f16) X(matmul_bf16) X(matmul_int8) X(matmul_int4)     \
-            X(matmul_fp4) X(rms_norm) X(rope_table) X(rope_kv_write) X(silu_mul) X(gather_rows)    \
-                X(attention) X(attention_split) X(attention_combine) X(penalize) X(sample)         \
-                    X(repack) X(probe_read) X(probe_dot)
-
-enum {
-    KERNEL_none = 0,
-#define X(name) KERNEL_##name,
-    MARLIN_KERNELS(X)
-#undef X
-        NUM_KERNELS
-};
+#include "kernels.h"
 
 /* A dispatch with its buffers resolved. `prepared` is what the kernel's prepare step left for these
  * rows. */
@@ -55,27 +33,14 @@ typedef struct {
                           int64_t rows);
 } marlin_isa;
 
-/* Row limits gathered while a program is checked: vars[v] may be at most limit[v]. */
+/* How a kernel's work is divided, the same for every instruction set. */
 typedef struct {
-    const marlin_call *call;
-    const marlin_binding *bindings; /* of the record */
-    int64_t limit[MARLIN_MAX_VARS];
-    const char *problem; /* NULL: the call is sound */
-    int binding;         /* the binding at fault, or -1 */
-} marlin_check;
-
-/* What the walker must know of a kernel, the same for every instruction set. */
-typedef struct {
-    const char *name;
-    int32_t param_bytes;
-    int32_t num_bindings;
-    void (*check)(marlin_check *check);
     int64_t (*units)(const marlin_call *call);
     int64_t (*scratch)(const marlin_call *call); /* bytes a worker, or NULL */
     int quantizes; /* 1: binding 0 is quantized first (LinearParams) */
-} marlin_kernel;
+} marlin_work;
 
-extern const marlin_kernel marlin_kernels[NUM_KERNELS];
+extern const marlin_work marlin_works[NUM_KERNELS];
 
 /* Bytes of `rows` quantized rows of k: int8 codes, then 24 bytes for each group of 32
  * (kernels_linear.c). */
@@ -101,30 +66,11 @@ void marlin_pool_finish(marlin_pool *pool);
 typedef void (*marlin_pool_idle)(void *context, int worker);
 void marlin_pool_barrier(marlin_pool *pool, marlin_pool_idle idle, void *context, int worker);
 
-/* Device and buffer access for the program file. */
-typedef struct {
-    uint8_t *memory;
-    int64_t bytes;
-    void *mapping; /* what to unmap, or NULL for wrapped memory */
-    size_t mapping_bytes;
-    int32_t holds; /* the caller's and each program's; 0: free slot */
-    int8_t writable;
-    int8_t released; /* the caller gave it up: the id is no longer valid for new programs */
-    int8_t from_file;
-} marlin_buffer;
-
 struct marlin_device {
     const marlin_isa *isa;
     marlin_pool *pool;
-    marlin_buffer *buffers; /* index 0 unused */
-    int32_t num_buffers;
-    int64_t allocated_bytes;
-    int64_t mapped_bytes;
+    marlin_buffers buffers;
     marlin_program *running;
 };
-
-int marlin_fail(int code, const char *format, ...) __attribute__((format(printf, 2, 3)));
-marlin_buffer *marlin_buffer_get(marlin_device *device, int id);
-void marlin_buffer_unhold(marlin_device *device, int id);
 
 #endif

@@ -1,127 +1,6 @@
-/* cpu_kernels.c: what each kernel asks of its parameters and bindings, and how its work is divided.
- * The same for every instruction set; run by cpu_program.c when a program is created, so that
- * kernels can trust their sizes. */
-#include <stdbool.h>
-
+/* cpu_kernels.c: how the CPU device divides each kernel's work, and the memory that a worker needs
+ * for it. The same for every instruction set. */
 #include "cpu.h"
-
-#define MAX_DIM (1 << 20)
-#define MAX_VOCAB (1 << 24)
-
-static void refuse(marlin_check *c, int binding, const char *problem)
-{
-    if (c->problem) return;
-    c->problem = problem;
-    c->binding = binding;
-}
-
-static void require(marlin_check *c, bool holds, const char *problem)
-{
-    if (!holds) refuse(c, -1, problem);
-}
-
-/* alignment: bytes of the binding's largest element. */
-static void need(marlin_check *c, int binding, int alignment, int64_t bytes)
-{
-    if (c->problem) return;
-    if (c->call->bytes[binding] < bytes)
-        refuse(c, binding, "is smaller than the parameters ask");
-    else if ((uintptr_t)c->call->at[binding] % alignment != 0)
-        refuse(c, binding, "begins where its elements cannot be read");
-}
-
-/* The kernel writes the binding: barriers must know, and a mapped file cannot be written. */
-static void writes(marlin_check *c, int binding)
-{
-    if (!c->problem && !(c->bindings[binding].access & MARLIN_WRITE))
-        refuse(c, binding, "is written but not declared so");
-}
-
-/* The binding holds row_bytes for each of vars[var] * rows_per_var rows (and `extra` more rows), of
- * elements of 4 bytes. */
-static void need_rows(marlin_check *c, int binding, int32_t var, int64_t rows_per_var,
-                      int64_t extra, int64_t row_bytes)
-{
-    if (c->problem) return;
-    if (var < 0 || var >= MARLIN_MAX_VARS) {
-        refuse(c, -1, "names a var out of range");
-        return;
-    }
-    int64_t rows = (c->call->bytes[binding] / row_bytes - extra) / rows_per_var;
-    if (rows < 1)
-        refuse(c, binding, "does not hold one row");
-    else if (rows < c->limit[var])
-        c->limit[var] = rows;
-    need(c, binding, 4, 0);
-}
-
-/* ---- embedding and linear layers ---- */
-
-typedef enum { DENSE, PACKED_INT8, PACKED_INT4, PACKED_FP4 } packed_kind;
-
-static void check_packed(marlin_check *c, int64_t n, int64_t k, uint32_t group, uint32_t flags,
-                         packed_kind kind)
-{
-    int bits = kind == PACKED_INT8 ? 8 : 4;
-    bool group_known = group == 32 || group == 64 || group == 128 || (group == 16 && bits == 8);
-    require(c, group_known, "has a group size other than 32, 64 or 128 (16 for int8)");
-    bool has_bias = flags & MARLIN_WEIGHT_BIAS;
-    require(c, has_bias || kind != PACKED_INT4, "int4 needs a weight bias");
-    require(c, !has_bias || (kind != PACKED_FP4 && group != 16),
-            "fp4 and int8 in groups of 16 have no weight bias");
-    if (c->problem) return;
-    require(c, k % 32 == 0 && k % group == 0,
-            "has a width that is no multiple of 32 and of the group size");
-    int64_t padded = (n + MARLIN_ROW_TILE - 1) / MARLIN_ROW_TILE * MARLIN_ROW_TILE;
-    int value_bytes = flags & MARLIN_SCALE_F32 ? 4 : 2;
-    int64_t scale_bytes = padded * (k / group) * value_bytes;
-    need(c, 1, 4, padded * k * bits / 8);
-    need(c, 2, value_bytes, scale_bytes);
-    if (has_bias) need(c, 3, value_bytes, scale_bytes);
-}
-
-static void check_embed(marlin_check *c, int value_bytes, packed_kind kind)
-{
-    const struct EmbedParams *p = c->call->params;
-    require(c, p->dim >= 1 && p->dim <= MAX_DIM, "has a dim out of range");
-    require(c, p->vocab_size >= 1 && p->vocab_size <= MAX_VOCAB, "has a vocab_size out of range");
-    if (c->problem) return;
-    if (kind == DENSE)
-        need(c, 1, value_bytes, (int64_t)p->vocab_size * p->dim * value_bytes);
-    else
-        check_packed(c, p->vocab_size, p->dim, p->group_size, p->flags, kind);
-    need_rows(c, 0, p->rows_var, 1, 0, 4);
-    need_rows(c, 4, p->rows_var, 1, 0, 4 * (int64_t)p->dim);
-    writes(c, 4);
-}
-
-static void check_embed_f32(marlin_check *c) { check_embed(c, 4, DENSE); }
-static void check_embed_half(marlin_check *c) { check_embed(c, 2, DENSE); }
-static void check_embed_int8(marlin_check *c) { check_embed(c, 0, PACKED_INT8); }
-static void check_embed_int4(marlin_check *c) { check_embed(c, 0, PACKED_INT4); }
-static void check_embed_fp4(marlin_check *c) { check_embed(c, 0, PACKED_FP4); }
-
-static void check_linear(marlin_check *c, int value_bytes, packed_kind kind)
-{
-    const struct LinearParams *p = c->call->params;
-    require(c, p->n >= 1 && p->n <= MAX_VOCAB, "has an n out of range");
-    require(c, p->k >= 1 && p->k <= MAX_DIM, "has a k out of range");
-    if (c->problem) return;
-    if (kind == DENSE)
-        need(c, 1, value_bytes, (int64_t)p->n * p->k * value_bytes);
-    else
-        check_packed(c, p->n, p->k, p->group_size, p->flags, kind);
-    if (p->flags & MARLIN_OUTPUT_BIAS) need(c, 4, 4, 4 * (int64_t)p->n);
-    need_rows(c, 0, p->rows_var, 1, 0, 4 * (int64_t)p->k);
-    need_rows(c, 5, p->rows_var, 1, 0, 4 * (int64_t)p->n);
-    writes(c, 5);
-}
-
-static void check_linear_f32(marlin_check *c) { check_linear(c, 4, DENSE); }
-static void check_linear_half(marlin_check *c) { check_linear(c, 2, DENSE); }
-static void check_linear_int8(marlin_check *c) { check_linear(c, 0, PACKED_INT8); }
-static void check_linear_int4(marlin_check *c) { check_linear(c, 0, PACKED_INT4); }
-static void check_linear_fp4(marlin_check *c) { check_linear(c, 0, PACKED_FP4); }
 
 static int64_t units_linear(const marlin_call *call)
 {
@@ -129,171 +8,16 @@ static int64_t units_linear(const marlin_call *call)
     return ((int64_t)p->n + MARLIN_ROW_TILE - 1) / MARLIN_ROW_TILE;
 }
 
-/* ---- row kernels ---- */
-
 /* Every parameter struct of a row kernel begins with its rows_var. */
 static int64_t units_rows(const marlin_call *call)
 {
     return call->vars[*(const int32_t *)call->params];
 }
 
-static void check_rms_norm(marlin_check *c)
-{
-    const struct RmsNormParams *p = c->call->params;
-    require(c, p->dim >= 1 && p->dim <= MAX_DIM, "has a dim out of range");
-    require(c, p->rows_per_var >= 1 && p->rows_per_var <= 4096, "has a rows_per_var out of range");
-    if (c->problem) return;
-    int64_t row_bytes = 4 * (int64_t)p->dim;
-    need_rows(c, 0, p->rows_var, p->rows_per_var, 0, row_bytes);
-    if (p->has_delta) need_rows(c, 1, p->rows_var, p->rows_per_var, 0, row_bytes);
-    need(c, 2, 4, row_bytes);
-    need_rows(c, 3, p->rows_var, p->rows_per_var, 0, row_bytes);
-    if (p->has_delta) writes(c, 0);
-    writes(c, 3);
-}
-
 static int64_t units_rms_norm(const marlin_call *call)
 {
     const struct RmsNormParams *p = call->params;
     return (int64_t)call->vars[p->rows_var] * p->rows_per_var;
-}
-
-static void check_rope_table(marlin_check *c)
-{
-    const struct RopeTableParams *p = c->call->params;
-    require(c, p->half_dim >= 1 && p->half_dim <= 4096, "has a half_dim out of range");
-    if (c->problem) return;
-    need_rows(c, 0, p->rows_var, 1, 0, 4);
-    need(c, 1, 4, 4 * (int64_t)p->half_dim);
-    need_rows(c, 2, p->rows_var, 1, 0, 8 * (int64_t)p->half_dim);
-    writes(c, 2);
-}
-
-static void check_cache(marlin_check *c, int k_binding, uint32_t kv_heads, uint32_t dim,
-                        uint32_t block_size, uint32_t num_blocks)
-{
-    require(c, kv_heads >= 1 && kv_heads <= 4096, "has a num_kv_heads out of range");
-    require(c, dim >= 16 && dim <= 1024 && dim % 16 == 0,
-            "has a head_dim that is no multiple of 16 up to 1024");
-    require(c, block_size >= 16 && block_size % 16 == 0,
-            "has a block_size that is no multiple of 16");
-    require(c, num_blocks >= 1, "has no blocks");
-    require(c, (uint64_t)num_blocks * block_size <= INT32_MAX,
-            "has more slots than an int32 holds");
-    if (c->problem) return;
-    int64_t bytes = (int64_t)num_blocks * block_size * kv_heads * dim * 2;
-    need(c, k_binding, 2, bytes);
-    need(c, k_binding + 1, 2, bytes);
-}
-
-static void check_rope_kv_write(marlin_check *c)
-{
-    const struct RopeKvParams *p = c->call->params;
-    require(c, p->num_heads >= 1 && p->num_heads <= 4096, "has a num_heads out of range");
-    check_cache(c, 5, p->num_kv_heads, p->head_dim, p->block_size, p->num_blocks);
-    if (c->problem) return;
-    need_rows(c, 0, p->rows_var, 1, 0, 4 * (int64_t)p->num_heads * p->head_dim);
-    need_rows(c, 1, p->rows_var, 1, 0, 4 * (int64_t)p->num_kv_heads * p->head_dim);
-    need_rows(c, 2, p->rows_var, 1, 0, 4 * (int64_t)p->num_kv_heads * p->head_dim);
-    need_rows(c, 3, p->rows_var, 1, 0, 4 * (int64_t)p->head_dim);
-    need_rows(c, 4, p->rows_var, 1, 0, 4);
-    static const int written[] = {0, 1, 5, 6};
-    for (int i = 0; i < 4; i++) writes(c, written[i]);
-}
-
-static void check_silu_mul(marlin_check *c)
-{
-    const struct RowsParams *p = c->call->params;
-    require(c, p->dim >= 1 && p->dim <= MAX_DIM, "has a dim out of range");
-    if (c->problem) return;
-    for (int i = 0; i < 3; i++) need_rows(c, i, p->rows_var, 1, 0, 4 * (int64_t)p->dim);
-    writes(c, 2);
-}
-
-static void check_gather_rows(marlin_check *c)
-{
-    const struct RowsParams *p = c->call->params;
-    require(c, p->dim >= 1 && p->dim <= MAX_DIM, "has a dim out of range");
-    if (c->problem) return;
-    need_rows(c, 0, p->rows_var, 1, 0, 4);
-    need(c, 1, 4, 0); /* the kernel checks each row that it takes */
-    need_rows(c, 2, p->rows_var, 1, 0, 4 * (int64_t)p->dim);
-    writes(c, 2);
-}
-
-/* ---- attention ---- */
-
-static void check_attention_params(marlin_check *c)
-{
-    const struct AttentionParams *p = c->call->params;
-    require(c, p->num_kv_heads >= 1 && p->num_kv_heads <= 4096, "has a num_kv_heads out of range");
-    require(c, p->num_heads >= 1 && p->num_heads <= 4096, "has a num_heads out of range");
-    if (c->problem) return;
-    require(c, p->num_heads % p->num_kv_heads == 0,
-            "has heads that do not divide into its KV heads");
-    require(c, p->head_dim >= 16 && p->head_dim <= 1024 && p->head_dim % 16 == 0,
-            "has a head_dim that is no multiple of 16 up to 1024");
-    require(c, p->table_stride >= 1 && p->table_stride <= INT32_MAX / 4,
-            "has a table_stride out of range");
-}
-
-static void check_attention(marlin_check *c)
-{
-    const struct AttentionParams *p = c->call->params;
-    check_attention_params(c);
-    if (c->problem) return;
-    int64_t row_bytes = 4 * (int64_t)p->num_heads * p->head_dim;
-    check_cache(c, 1, p->num_kv_heads, p->head_dim, p->block_size, p->num_blocks);
-    need(c, 0, 4, row_bytes);
-    need(c, 3, 4, 4 * (int64_t)p->table_stride);
-    need_rows(c, 4, p->tiles_var, 1, 0, 16);
-    /* Rows come from the tiles, which the kernel checks against binding 0. */
-    need(c, 5, 4, c->call->bytes[0] / row_bytes * row_bytes);
-    writes(c, 5);
-}
-
-static int64_t partial_bytes(const struct AttentionParams *p)
-{
-    return 4 * (int64_t)p->num_heads * p->max_splits * (p->head_dim + 2);
-}
-
-static void limit_splits(marlin_check *c)
-{
-    const struct AttentionParams *p = c->call->params;
-    require(c, p->splits_var >= 0 && p->splits_var < MARLIN_MAX_VARS, "names a var out of range");
-    if (!c->problem && c->limit[p->splits_var] > p->max_splits)
-        c->limit[p->splits_var] = p->max_splits;
-}
-
-static void check_attention_split(marlin_check *c)
-{
-    const struct AttentionParams *p = c->call->params;
-    check_attention_params(c);
-    if (c->problem) return;
-    int64_t row_bytes = 4 * (int64_t)p->num_heads * p->head_dim;
-    check_cache(c, 1, p->num_kv_heads, p->head_dim, p->block_size, p->num_blocks);
-    require(c, p->max_splits >= 1 && p->max_splits <= (1 << 20), "has a max_splits out of range");
-    if (c->problem) return;
-    need(c, 0, 4, row_bytes);
-    need(c, 3, 4, 4 * (int64_t)p->table_stride);
-    need_rows(c, 4, p->tiles_var, 1, 0, 16);
-    need(c, 5, 4, c->call->bytes[0] / row_bytes * partial_bytes(p));
-    writes(c, 5);
-    limit_splits(c);
-}
-
-static void check_attention_combine(marlin_check *c)
-{
-    const struct AttentionParams *p = c->call->params;
-    check_attention_params(c);
-    if (c->problem) return;
-    require(c, p->max_splits >= 1 && p->max_splits <= (1 << 20), "has a max_splits out of range");
-    if (c->problem) return;
-    need(c, 0, 4, partial_bytes(p));
-    need_rows(c, 4, p->tiles_var, 1, 0, 16);
-    need(c, 5, 4, c->call->bytes[0] / partial_bytes(p) * 4 * p->num_heads * p->head_dim);
-    writes(c, 5);
-    limit_splits(c);
 }
 
 static int64_t units_attention(const marlin_call *call)
@@ -321,73 +45,10 @@ static int64_t scratch_attention(const marlin_call *call)
     return rows * (p->head_dim + MARLIN_KV_SPLIT + 2 * ((int64_t)p->head_dim + 2) + 1) * 4;
 }
 
-/* ---- sampling and repacking ---- */
-
-static void check_vocab(marlin_check *c, int rows_binding)
-{
-    const struct SampleParams *p = c->call->params;
-    require(c, p->vocab_size >= 1 && p->vocab_size <= MAX_VOCAB, "has a vocab_size out of range");
-    if (c->problem) return;
-    need_rows(c, 0, p->rows_var, 1, 0, 4 * (int64_t)p->vocab_size);
-    need_rows(c, rows_binding, p->rows_var, 1, 0, sizeof(struct SampleRow));
-}
-
-static void check_penalize(marlin_check *c)
-{
-    const struct SampleParams *p = c->call->params;
-    check_vocab(c, 3);
-    need(c, 1, 4, 0); /* the kernel checks each entry that it takes */
-    need_rows(c, 2, p->rows_var, 1, 1, 4);
-    writes(c, 0);
-}
-
-static void check_sample(marlin_check *c)
-{
-    const struct SampleParams *p = c->call->params;
-    check_vocab(c, 1);
-    need_rows(c, 2, p->rows_var, 1, 0, 4);
-    writes(c, 2);
-}
-
 static int64_t scratch_sample(const marlin_call *call)
 {
     const struct SampleParams *p = call->params;
     return 12 * ((int64_t)p->vocab_size + 1);
-}
-
-static void check_repack(marlin_check *c)
-{
-    const struct RepackParams *p = c->call->params;
-    static const int64_t block_bytes[] = {[MARLIN_GGML_Q4_0] = 18,  [MARLIN_GGML_Q4_1] = 20,
-                                          [MARLIN_GGML_Q5_0] = 22,  [MARLIN_GGML_Q5_1] = 24,
-                                          [MARLIN_GGML_Q8_0] = 34,  [MARLIN_GGML_Q4_K] = 144,
-                                          [MARLIN_GGML_Q5_K] = 176, [MARLIN_GGML_Q6_K] = 210};
-    require(c, p->type <= MARLIN_GGML_Q6_K && block_bytes[p->type],
-            "has a block type that is not known");
-    require(c, p->n >= 1 && p->n <= MAX_VOCAB, "has an n out of range");
-    require(c, p->k >= 1 && p->k <= MAX_DIM, "has a k out of range");
-    if (c->problem) return;
-    int64_t values = p->type >= MARLIN_GGML_Q4_K ? 256 : 32;
-    require(c, p->k % values == 0, "has a k that is no multiple of the block");
-    if (p->permute_heads)
-        require(c, p->n % p->permute_heads == 0 && p->n / p->permute_heads % 2 == 0,
-                "has rows that heads do not divide");
-    if (c->problem) return;
-    bool four_bits =
-        p->type == MARLIN_GGML_Q4_0 || p->type == MARLIN_GGML_Q4_1 || p->type == MARLIN_GGML_Q4_K;
-    bool has_bias =
-        p->type != MARLIN_GGML_Q5_0 && p->type != MARLIN_GGML_Q8_0 && p->type != MARLIN_GGML_Q6_K;
-    int group = p->type == MARLIN_GGML_Q6_K ? 16 : 32;
-    int scale_bytes = p->type >= MARLIN_GGML_Q4_K ? 4 : 2;
-    int64_t padded = ((int64_t)p->n + MARLIN_ROW_TILE - 1) / MARLIN_ROW_TILE * MARLIN_ROW_TILE;
-    need(c, 0, 1, (int64_t)p->n * (p->k / values) * block_bytes[p->type]);
-    need(c, 1, 4, padded * p->k / (four_bits ? 2 : 1));
-    need(c, 2, scale_bytes, padded * (p->k / group) * scale_bytes);
-    if (has_bias)
-        need(c, 3, scale_bytes, padded * (p->k / group) * scale_bytes);
-    else
-        require(c, c->call->bytes[3] == 0, "has a bias that its block type lacks");
-    for (int i = 1; i < (has_bias ? 4 : 3); i++) writes(c, i);
 }
 
 static int64_t units_repack(const marlin_call *call)
@@ -402,65 +63,41 @@ static int64_t scratch_repack(const marlin_call *call)
     return (int64_t)p->k / 16 * 8 + p->k;
 }
 
-/* ---- probes ---- */
-
-static void check_probe_dot(marlin_check *c)
-{
-    const struct ProbeParams *p = c->call->params;
-    require(c, p->num_units >= 1, "has no units");
-    need(c, 1, 4, 4 * (int64_t)p->num_units);
-    writes(c, 1);
-}
-
-static void check_probe_read(marlin_check *c)
-{
-    const struct ProbeParams *p = c->call->params;
-    check_probe_dot(c);
-    need(c, 0, 1, (int64_t)p->num_units * MARLIN_PROBE_BYTES);
-}
-
 static int64_t units_probe(const marlin_call *call)
 {
     return ((const struct ProbeParams *)call->params)->num_units;
 }
 
-#define EMBED(weight, check_name)                                                                  \
-    [KERNEL_embed_##weight] = {                                                                    \
-        "embed_" #weight, sizeof(struct EmbedParams), 5, check_name, units_rows, NULL, 0}
-#define LINEAR(weight, check_name, quantizes)                                                      \
-    [KERNEL_matvec_##weight] =                                                                     \
-        {"matvec_" #weight, sizeof(struct LinearParams), 6, check_name, units_linear, NULL,        \
-         quantizes},                                                                               \
-    [KERNEL_matmul_##weight] = {                                                                   \
-        "matmul_" #weight, sizeof(struct LinearParams), 6, check_name, units_linear, NULL,         \
-        quantizes}
-#define OTHER(name, params, bindings, units, scratch)                                              \
-    [KERNEL_##name] = {#name, sizeof(struct params), bindings, check_##name, units, scratch, 0}
+#define EMBED(weight) [KERNEL_embed_##weight] = {units_rows, NULL, 0}
+#define LINEAR(weight, quantizes)                                                                  \
+    [KERNEL_matvec_##weight] = {units_linear, NULL, quantizes},                                    \
+    [KERNEL_matmul_##weight] = {units_linear, NULL, quantizes}
+#define OTHER(name, units, scratch) [KERNEL_##name] = {units, scratch, 0}
 
-const marlin_kernel marlin_kernels[NUM_KERNELS] = {
-    EMBED(f32, check_embed_f32),
-    EMBED(f16, check_embed_half),
-    EMBED(bf16, check_embed_half),
-    EMBED(int8, check_embed_int8),
-    EMBED(int4, check_embed_int4),
-    EMBED(fp4, check_embed_fp4),
-    LINEAR(f32, check_linear_f32, 0),
-    LINEAR(f16, check_linear_half, 0),
-    LINEAR(bf16, check_linear_half, 0),
-    LINEAR(int8, check_linear_int8, 1),
-    LINEAR(int4, check_linear_int4, 1),
-    LINEAR(fp4, check_linear_fp4, 1),
-    OTHER(rms_norm, RmsNormParams, 4, units_rms_norm, NULL),
-    OTHER(rope_table, RopeTableParams, 3, units_rows, NULL),
-    OTHER(rope_kv_write, RopeKvParams, 7, units_rows, NULL),
-    OTHER(silu_mul, RowsParams, 3, units_rows, NULL),
-    OTHER(gather_rows, RowsParams, 3, units_rows, NULL),
-    OTHER(attention, AttentionParams, 6, units_attention, scratch_attention),
-    OTHER(attention_split, AttentionParams, 6, units_attention_split, scratch_attention),
-    OTHER(attention_combine, AttentionParams, 6, units_attention_combine, scratch_attention),
-    OTHER(penalize, SampleParams, 4, units_rows, NULL),
-    OTHER(sample, SampleParams, 3, units_rows, scratch_sample),
-    OTHER(repack, RepackParams, 4, units_repack, scratch_repack),
-    OTHER(probe_read, ProbeParams, 2, units_probe, NULL),
-    OTHER(probe_dot, ProbeParams, 2, units_probe, NULL),
+const marlin_work marlin_works[NUM_KERNELS] = {
+    EMBED(f32),
+    EMBED(f16),
+    EMBED(bf16),
+    EMBED(int8),
+    EMBED(int4),
+    EMBED(fp4),
+    LINEAR(f32, 0),
+    LINEAR(f16, 0),
+    LINEAR(bf16, 0),
+    LINEAR(int8, 1),
+    LINEAR(int4, 1),
+    LINEAR(fp4, 1),
+    OTHER(rms_norm, units_rms_norm, NULL),
+    OTHER(rope_table, units_rows, NULL),
+    OTHER(rope_kv_write, units_rows, NULL),
+    OTHER(silu_mul, units_rows, NULL),
+    OTHER(gather_rows, units_rows, NULL),
+    OTHER(attention, units_attention, scratch_attention),
+    OTHER(attention_split, units_attention_split, scratch_attention),
+    OTHER(attention_combine, units_attention_combine, scratch_attention),
+    OTHER(penalize, units_rows, NULL),
+    OTHER(sample, units_rows, scratch_sample),
+    OTHER(repack, units_repack, scratch_repack),
+    OTHER(probe_read, units_probe, NULL),
+    OTHER(probe_dot, units_probe, NULL),
 };

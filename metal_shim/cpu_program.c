@@ -21,12 +21,10 @@
 #define PIECES_A_WORKER 8
 
 typedef struct {
-    const marlin_kernel *kernel;
+    const marlin_work *work;
     marlin_run run;
     marlin_call call;
-    uint8_t params[MARLIN_MAX_PARAM_BYTES];
     int barrier;
-    int32_t grid_value[3], grid_var[3];
     int32_t owner;    /* the dispatch that quantizes the same input, at or before this one; -1: none
                          does */
     int64_t prepared; /* where in the shared area its quantized rows begin */
@@ -50,92 +48,29 @@ typedef struct {
 
 struct marlin_program {
     marlin_device *device;
+    marlin_records records;
     int32_t count;
     item *items;
     item_counter *counters;
     worker_memory *workers;
-    uint8_t *shared; /* quantized rows of steps with many */
-    int32_t *buffers;
-    int32_t num_buffers;
-    int64_t limit[MARLIN_MAX_VARS];
-    int32_t vars[MARLIN_MAX_VARS];
-    int32_t first, last;
+    uint8_t *shared;   /* quantized rows of steps with many */
     atomic_int failed; /* 1 + the first dispatch that failed */
 };
 
 /* ---- creation ---- */
 
-static int bind(marlin_program *program, int index, const marlin_dispatch *record)
+static void add_item(marlin_program *program, int32_t index)
 {
+    const marlin_record *record = &program->records.items[index];
     item *it = &program->items[index];
-    for (int i = 0; i < record->num_bindings; i++) {
-        const marlin_binding *b = &record->bindings[i];
-        if (b->buffer == 0) continue;
-        marlin_buffer *buffer = marlin_buffer_get(program->device, b->buffer);
-        if (!buffer)
-            return marlin_fail(MARLIN_EINVAL,
-                               "dispatch %d (%s): binding %d names buffer %d, which does not exist",
-                               index, it->kernel->name, i, b->buffer);
-        if (b->offset < 0 || b->bytes < 0 || b->offset > buffer->bytes ||
-            b->bytes > buffer->bytes - b->offset)
-            return marlin_fail(
-                MARLIN_EINVAL,
-                "dispatch %d (%s): binding %d, [%lld, +%lld), leaves buffer %d of %lld bytes",
-                index, it->kernel->name, i, (long long)b->offset, (long long)b->bytes, b->buffer,
-                (long long)buffer->bytes);
-        if ((b->access & MARLIN_WRITE) && !buffer->writable)
-            return marlin_fail(MARLIN_EINVAL,
-                               "dispatch %d (%s): binding %d writes buffer %d, which is read-only",
-                               index, it->kernel->name, i, b->buffer);
-        it->call.at[i] = buffer->memory + b->offset;
-        it->call.bytes[i] = b->bytes;
-        buffer->holds++;
-        program->buffers[program->num_buffers++] = b->buffer;
-    }
-    return MARLIN_OK;
-}
-
-static int add_item(marlin_program *program, int index, const marlin_dispatch *record)
-{
-    item *it = &program->items[index];
-    if (record->kernel < 1 || record->kernel >= NUM_KERNELS)
-        return marlin_fail(MARLIN_EINVAL, "dispatch %d: kernel id %d does not exist", index,
-                           record->kernel);
-    it->kernel = &marlin_kernels[record->kernel];
-    it->run = program->device->isa->run[record->kernel];
-    it->barrier = record->barrier != 0;
+    it->work = &marlin_works[record->kernel_id];
+    it->run = program->device->isa->run[record->kernel_id];
+    it->barrier = record->barrier;
     it->owner = -1;
-    memcpy(it->params, record->params, sizeof it->params);
-    memcpy(it->grid_value, record->grid_value, sizeof it->grid_value);
-    memcpy(it->grid_var, record->grid_var, sizeof it->grid_var);
-    for (int axis = 0; axis < 3; axis++)
-        if (it->grid_value[axis] < (it->grid_var[axis] < 0 ? 0 : 1) ||
-            it->grid_var[axis] >= MARLIN_MAX_VARS)
-            return marlin_fail(MARLIN_EINVAL, "dispatch %d (%s): grid axis %d is out of range",
-                               index, it->kernel->name, axis);
-    if (record->num_bindings != it->kernel->num_bindings ||
-        record->param_bytes != it->kernel->param_bytes)
-        return marlin_fail(
-            MARLIN_EINVAL,
-            "dispatch %d (%s): has %d bindings and %d parameter bytes, not %d and %d", index,
-            it->kernel->name, record->num_bindings, record->param_bytes, it->kernel->num_bindings,
-            it->kernel->param_bytes);
-    int code = bind(program, index, record);
-    if (code != MARLIN_OK) return code;
-    it->call.params = it->params;
-    it->call.vars = program->vars;
-    marlin_check check = {.call = &it->call, .bindings = record->bindings, .binding = -1};
-    memcpy(check.limit, program->limit, sizeof check.limit);
-    it->kernel->check(&check);
-    if (check.problem && check.binding >= 0)
-        return marlin_fail(MARLIN_EINVAL, "dispatch %d (%s): binding %d (%lld bytes) %s", index,
-                           it->kernel->name, check.binding,
-                           (long long)it->call.bytes[check.binding], check.problem);
-    if (check.problem)
-        return marlin_fail(MARLIN_EINVAL, "dispatch %d (%s): %s", index, it->kernel->name,
-                           check.problem);
-    memcpy(program->limit, check.limit, sizeof program->limit);
-    return MARLIN_OK;
+    it->call.params = record->params;
+    it->call.vars = program->records.vars;
+    memcpy(it->call.at, record->at, sizeof it->call.at);
+    memcpy(it->call.bytes, record->bytes, sizeof it->call.bytes);
 }
 
 /* Find who quantizes each linear input, and lay out the shared area: inputs between two barriers
@@ -150,12 +85,12 @@ static int64_t plan_prepared(marlin_program *program)
             since_barrier = i;
             used = 0;
         }
-        if (!it->kernel->quantizes) continue;
-        const struct LinearParams *p = (const struct LinearParams *)it->params;
+        if (!it->work->quantizes) continue;
+        const struct LinearParams *p = it->call.params;
         it->owner = i;
         for (int32_t j = since_barrier; j < i && it->owner == i; j++) {
             const item *other = &program->items[j];
-            const struct LinearParams *q = (const struct LinearParams *)other->params;
+            const struct LinearParams *q = other->call.params;
             if (other->owner == j && other->call.at[0] == it->call.at[0] && q->k == p->k &&
                 q->rows_var == p->rows_var)
                 it->owner = j;
@@ -181,11 +116,11 @@ static int allocate_workers(marlin_program *program)
     int num_workers = marlin_pool_size(program->device->pool);
     for (int32_t i = 0; i < program->count; i++) {
         const item *it = &program->items[i];
-        int64_t bytes = it->kernel->scratch ? it->kernel->scratch(&it->call) : 0;
+        int64_t bytes = it->work->scratch ? it->work->scratch(&it->call) : 0;
         if (bytes > scratch) scratch = bytes;
-        if (!it->kernel->quantizes) continue;
-        bytes =
-            marlin_quantized_bytes(MAX_PRIVATE_ROWS, ((const struct LinearParams *)it->params)->k);
+        if (!it->work->quantizes) continue;
+        bytes = marlin_quantized_bytes(MAX_PRIVATE_ROWS,
+                                       ((const struct LinearParams *)it->call.params)->k);
         if (bytes > rows) rows = bytes;
     }
     program->counters =
@@ -205,8 +140,6 @@ void marlin_program_destroy(marlin_program *program)
 {
     if (!program) return;
     if (program->device->running == program) marlin_program_wait(program);
-    for (int32_t i = 0; i < program->num_buffers; i++)
-        marlin_buffer_unhold(program->device, program->buffers[i]);
     for (int i = 0; program->workers && i < marlin_pool_size(program->device->pool); i++) {
         free(program->workers[i].scratch);
         free(program->workers[i].rows);
@@ -214,8 +147,8 @@ void marlin_program_destroy(marlin_program *program)
     free(program->workers);
     free(program->counters);
     free(program->shared);
-    free(program->buffers);
     free(program->items);
+    marlin_records_close(&program->records);
     free(program);
 }
 
@@ -229,13 +162,10 @@ int marlin_program_create(marlin_device *device, const marlin_dispatch *records,
     program->device = device;
     program->count = count;
     program->items = calloc((size_t)count, sizeof *program->items);
-    program->buffers = calloc((size_t)count * MARLIN_MAX_BINDINGS, sizeof *program->buffers);
-    for (int i = 0; i < MARLIN_MAX_VARS; i++) program->limit[i] = INT32_MAX;
-    int code = MARLIN_OK;
-    if (!program->items || !program->buffers)
+    int code = marlin_records_open(&program->records, device, records, count);
+    if (code == MARLIN_OK && !program->items)
         code = marlin_fail(MARLIN_ENOMEM, "no memory for %d dispatches", count);
-    for (int32_t i = 0; i < count && code == MARLIN_OK; i++)
-        code = add_item(program, i, &records[i]);
+    for (int32_t i = 0; i < count && code == MARLIN_OK; i++) add_item(program, i);
     if (code == MARLIN_OK && allocate_workers(program) != MARLIN_OK)
         code =
             marlin_fail(MARLIN_ENOMEM, "no memory for the scratch space of %d dispatches", count);
@@ -248,15 +178,6 @@ int marlin_program_create(marlin_device *device, const marlin_dispatch *records,
 }
 
 /* ---- replay ---- */
-
-static int grid_is_empty(const item *it)
-{
-    for (int axis = 0; axis < 3; axis++) {
-        int32_t var = it->grid_var[axis];
-        if ((var < 0 ? it->grid_value[axis] : it->call.vars[var]) <= 0) return 1;
-    }
-    return 0;
-}
 
 static int64_t share_begin(int64_t units, int share, int num_workers)
 {
@@ -272,11 +193,12 @@ static void fetch_ahead(void *context, int worker)
     int num_workers = marlin_pool_size(program->device->pool);
     if (memory->ahead < memory->next) {
         memory->ahead = memory->next;
-        while (memory->ahead < program->last && !program->items[memory->ahead].kernel->quantizes)
+        while (memory->ahead < program->records.last &&
+               !program->items[memory->ahead].work->quantizes)
             memory->ahead++;
         memory->ahead_line = 0;
     }
-    if (memory->ahead >= program->last) return;
+    if (memory->ahead >= program->records.last) return;
     const marlin_call *call = &program->items[memory->ahead].call;
     int64_t lines = call->bytes[1] / 64;
     int64_t first = share_begin(lines, worker, num_workers),
@@ -292,8 +214,10 @@ static void fetch_ahead(void *context, int worker)
 static int is_prepared(const marlin_program *program, int32_t index)
 {
     int32_t owner = program->items[index].owner;
-    for (int32_t i = owner > program->first ? owner : program->first; i < index; i++)
-        if (program->items[i].owner == owner && !grid_is_empty(&program->items[i])) return 1;
+    for (int32_t i = owner > program->records.first ? owner : program->records.first; i < index;
+         i++)
+        if (program->items[i].owner == owner && !marlin_grid_is_empty(&program->records, i))
+            return 1;
     return 0;
 }
 
@@ -303,7 +227,7 @@ static uint8_t *prepare(marlin_program *program, int32_t index, int worker)
 {
     worker_memory *memory = &program->workers[worker];
     item *it = &program->items[index];
-    const struct LinearParams *p = (const struct LinearParams *)it->params;
+    const struct LinearParams *p = it->call.params;
     int64_t rows = it->call.vars[p->rows_var];
     const float *x = (const float *)it->call.at[0];
     if (rows <= MAX_PRIVATE_ROWS) {
@@ -353,16 +277,16 @@ static void walk(void *context, int worker)
     marlin_pool *pool = program->device->pool;
     int num_workers = marlin_pool_size(pool);
     memory->rows_owner = memory->ahead = -1;
-    for (int32_t i = program->first; i < program->last; i++) {
+    for (int32_t i = program->records.first; i < program->records.last; i++) {
         item *it = &program->items[i];
         memory->next = i;
-        if (it->barrier && i > program->first)
+        if (it->barrier && i > program->records.first)
             marlin_pool_barrier(pool, fetch_ahead, program, worker);
         memory->next = i + 1;
-        if (grid_is_empty(it)) continue;
+        if (marlin_grid_is_empty(&program->records, i)) continue;
         marlin_call call = it->call;
-        if (it->kernel->quantizes) call.prepared = prepare(program, i, worker);
-        int64_t units = it->kernel->units(&call);
+        if (it->work->quantizes) call.prepared = prepare(program, i, worker);
+        int64_t units = it->work->units(&call);
         for (int j = 0; j < num_workers; j++)
             run_share(program, i, &call, units, (worker + j) % num_workers, memory->scratch);
     }
@@ -373,19 +297,8 @@ int marlin_program_submit(marlin_program *program, int32_t first, int32_t count,
 {
     if (!program) return marlin_fail(MARLIN_EINVAL, "no program");
     if (program->device->running) return marlin_fail(MARLIN_EBUSY, "a replay is in flight");
-    if (first < 0 || count < 1 || first > program->count - count)
-        return marlin_fail(MARLIN_EINVAL, "dispatches [%d, +%d) are not in a program of %d", first,
-                           count, program->count);
-    if (num_vars < 0 || num_vars > MARLIN_MAX_VARS || (num_vars > 0 && !vars))
-        return marlin_fail(MARLIN_EINVAL, "%d vars, at most %d", num_vars, MARLIN_MAX_VARS);
-    for (int32_t i = 0; i < num_vars; i++)
-        if (vars[i] < 0 || vars[i] > program->limit[i])
-            return marlin_fail(MARLIN_EINVAL, "vars[%d] is %d, the bound buffers hold 0 to %lld", i,
-                               vars[i], (long long)program->limit[i]);
-    memset(program->vars, 0, sizeof program->vars);
-    if (num_vars > 0) memcpy(program->vars, vars, (size_t)num_vars * sizeof *vars);
-    program->first = first;
-    program->last = first + count;
+    int code = marlin_records_select(&program->records, first, count, vars, num_vars);
+    if (code != MARLIN_OK) return code;
     atomic_store(&program->failed, 0);
     size_t num_workers = (size_t)marlin_pool_size(program->device->pool);
     memset(program->counters + first * num_workers, 0,
@@ -403,7 +316,5 @@ int marlin_program_wait(marlin_program *program)
     program->device->running = NULL;
     int failed = atomic_load(&program->failed);
     if (failed == 0) return MARLIN_OK;
-    return marlin_fail(MARLIN_EDEVICE,
-                       "dispatch %d (%s): an index in a buffer points outside what it indexes",
-                       failed - 1, program->items[failed - 1].kernel->name);
+    return marlin_fail_index(&program->records, failed - 1);
 }

@@ -25,7 +25,8 @@ enum {
     MARLIN_ENOMEM = -2,  /* memory could not be had */
     MARLIN_EBUSY = -3,   /* a replay is in flight */
     MARLIN_EDEVICE = -4, /* a replay failed: the text names the kernel */
-    MARLIN_EIO = -5      /* a file could not be opened or mapped */
+    MARLIN_EIO = -5,     /* a file could not be opened or mapped */
+    MARLIN_ENODEV = -6   /* this machine has no such device */
 };
 
 enum { MARLIN_READ = 1, MARLIN_WRITE = 2 };
@@ -43,9 +44,10 @@ typedef struct {
     char isa[16];
     int32_t num_threads;
     int32_t page_bytes;
-    int64_t memory_bytes;    /* what the device may use in all */
-    int64_t allocated_bytes; /* buffers created (not mapped or wrapped) */
-    int64_t mapped_bytes;    /* files mapped */
+    int64_t memory_bytes;     /* what the device may use in all */
+    int64_t max_buffer_bytes; /* what one buffer may have */
+    int64_t allocated_bytes;  /* buffers created (not mapped or wrapped) */
+    int64_t mapped_bytes;     /* files mapped */
 } marlin_device_info;
 
 typedef struct {

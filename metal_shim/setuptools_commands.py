@@ -19,7 +19,7 @@ from setuptools.command.install import install
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE_FOLDERS = ("bin", "metal_shim", "shaders")
 SOURCE_FILES = ("CHANGELOG.md",)
-LIBRARIES = ("libmarlin_*.so", "libmarlin_*.dylib")
+LIBRARIES = ("libmarlin_*.so", "libmarlin_*.dylib", "*.metallib")
 DEVICE_FOLDER = Path("marlin", "device")
 
 

@@ -64,3 +64,15 @@ def demo_model_path():
     if not cached.is_file():
         pytest.skip(f"no demo model at {cached}; bin/test fetches it")
     return cached
+
+
+@pytest.fixture(scope="session")
+def simulated_metal():
+    """The Metal device off a Mac: a simulated.Simulated (tests/metal), or a skip that says why."""
+    sys.path.insert(0, str(ROOT / "tests" / "metal"))
+    import simulated
+
+    if reason := simulated.unavailable():
+        pytest.skip(reason)
+    build_metal = _load(ROOT / "metal_shim" / "build_metal.py")
+    return simulated.build(ROOT / "build" / "metal-sim", build_metal)

@@ -153,10 +153,9 @@ def test_enable_metrics_decides_whether_there_are_any(options, status):
 )
 def test_workers_is_the_number_of_processes_that_serve(options, environ, number):
     with serve_mock(*options, environ=environ, model=f"models/{MODEL}") as served:
-        children = subprocess.run(
-            ["ps", "--ppid", str(served.process.pid), "-o", "pid="], capture_output=True, text=True
-        )
-        assert len(children.stdout.split()) == (number if number > 1 else 0)
+        parents = subprocess.run(["ps", "-A", "-o", "ppid="], capture_output=True, text=True)
+        children = parents.stdout.split().count(str(served.process.pid))
+        assert children == (number if number > 1 else 0)
         assert served.post(CHAT, chat())["choices"]
         assert served.ask("GET", "/health") == (200, {"status": "ok", "model_loaded": True})
         assert served.stop() == 0

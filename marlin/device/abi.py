@@ -16,6 +16,7 @@ MAX_PARAM_BYTES = 64
 MAX_VARS = 8
 
 OK = 0
+ENODEV = -6
 READ, WRITE = 1, 2
 
 ROW_TILE = 16
@@ -23,6 +24,18 @@ KV_SPLIT = 256
 QUERY_TILE = 16
 PROBE_BYTES = 1 << 20
 PROBE_DOTS = 1 << 16
+
+DEVICE_KINDS = ("cpu", "metal")
+# Instruction sets of the CPU device, of every kind of machine, best first.
+INSTRUCTION_SETS = ("avx512", "avx2", "i8mm", "neon", "scalar")
+WEIGHT_KINDS = ("f32", "f16", "bf16", "int8", "int4", "fp4")
+# Every kernel by name, in the order of native code's list.
+KERNELS = (
+    *(f"{op}_{kind}" for op in ("embed", "matvec", "matmul") for kind in WEIGHT_KINDS),
+    *("rms_norm", "rope_table", "rope_kv_write", "silu_mul", "gather_rows"),
+    *("attention", "attention_split", "attention_combine"),
+    *("penalize", "sample", "repack", "probe_read", "probe_dot"),
+)
 
 SCALE_F32 = 1
 WEIGHT_BIAS = 2
@@ -123,6 +136,7 @@ class DeviceInfo(ctypes.Structure):
         ("num_threads", ctypes.c_int32),
         ("page_bytes", ctypes.c_int32),
         ("memory_bytes", ctypes.c_int64),
+        ("max_buffer_bytes", ctypes.c_int64),
         ("allocated_bytes", ctypes.c_int64),
         ("mapped_bytes", ctypes.c_int64),
     ]

@@ -2,15 +2,20 @@
 
 import ctypes
 import os
+import platform
+import sys
 import weakref
 
 import numpy as np
 
 from marlin.device import abi
-from marlin.errors import DeviceError
+from marlin.errors import ConfigError, DeviceError, NoDeviceError
 
 # Where Linux says how much processor time a container may use (cgroup v2: "quota period" in µs).
 CPU_QUOTA_FILE = "/sys/fs/cgroup/cpu.max"
+
+# The first macOS whose compiler knows MSL 3.1 (metal_shim/build_metal.py).
+METAL_MACOS = 14
 
 
 def usable_cores(quota_file=CPU_QUOTA_FILE):
@@ -28,6 +33,30 @@ def usable_cores(quota_file=CPU_QUOTA_FILE):
     if quota == "max":
         return count
     return max(1, min(count, -(-int(quota) // int(period))))
+
+
+def why_not(kind):
+    """Why no device of a kind can be opened here, as far as that shows without trying; None: it can
+    be tried."""
+    if kind == "metal" and sys.platform != "darwin":
+        return "Metal is a Mac's, and this is none"
+    # An old interpreter takes every newer macOS for 10.16.
+    if kind == "metal" and 11 <= _macos_major() < METAL_MACOS:
+        return f"the shaders need macOS {METAL_MACOS}, and this is {platform.mac_ver()[0]}"
+    path = abi.library_path(kind)
+    if not path.exists():
+        return f"{path.name} was not built; run `python3 metal_shim/build.py` or reinstall"
+    return None
+
+
+def _macos_major():
+    return int(platform.mac_ver()[0].partition(".")[0] or 0)
+
+
+def expected_kind():
+    """What Device() opens: "metal" on a Mac whose library was built (and that has a GPU, which only
+    opening it shows), else "cpu"."""
+    return "cpu" if why_not("metal") else "metal"
 
 
 class Buffer:
@@ -83,36 +112,53 @@ class Device:
     """One opened native device.
 
     Args:
-        num_threads: workers; None is usable_cores().
-        isa: instruction set to use ("avx512", "avx2", "i8mm", "neon", "scalar"); None is the best
-            here.
+        num_threads: a CPU's workers; None is usable_cores() over num_processes.
+        isa: a CPU's instruction set, one of abi.INSTRUCTION_SETS; None is the best here.
         library_path: the native library; None is the one that was built with the package.
+        kind: "cpu" or "metal"; None is "metal" on a Mac that has a GPU and the library, else "cpu"
+            ("cpu" for a library that is given).
+        num_processes: processes that divide this machine's cores.
+
+    Attributes:
+        kind: "cpu" or "metal".
 
     Raises:
+        NoDeviceError: there is no device of that kind here.
+        ConfigError: threads or an instruction set for a kind that has none.
         DeviceError: the library is missing or of another version, or refuses the options.
     """
 
-    def __init__(self, num_threads=None, isa=None, library_path=None):
-        path = library_path or abi.library_path()
-        try:
-            self.library = abi.load_library(path)
-        except (OSError, AttributeError) as error:
-            raise DeviceError(
-                f"native library {path} cannot be loaded ({error}); "
-                "build it with `python3 metal_shim/build.py` or reinstall the package"
-            ) from error
-        version = self.library.marlin_abi_version()
-        if version != abi.ABI_VERSION:
-            raise DeviceError(
-                f"{path} has ABI version {version}, not {abi.ABI_VERSION}: rebuild it"
-            )
-        options = abi.DeviceOptions(num_threads or usable_cores(), (isa or "").encode())
-        handle = ctypes.c_void_p()
+    def __init__(self, num_threads=None, isa=None, library_path=None, kind=None, num_processes=1):
         self.handle = None
-        self.check(self.library.marlin_device_open(ctypes.byref(options), ctypes.byref(handle)))
-        self.handle = handle
         self.programs = weakref.WeakSet()
         self._wrapped = []
+        self.kind = kind or ("cpu" if library_path else expected_kind())
+        try:
+            self._open(library_path, num_threads, isa, num_processes)
+        except NoDeviceError:
+            if kind or library_path:
+                raise
+            self.kind = "cpu"
+            self._open(None, num_threads, isa, num_processes)
+
+    def _open(self, path, num_threads, isa, num_processes):
+        if self.kind == "cpu":
+            num_threads = num_threads or max(1, usable_cores() // num_processes)
+        elif self.kind not in abi.DEVICE_KINDS:
+            raise DeviceError(f"no device is a {self.kind!r}; there are cpu and metal")
+        else:
+            _refuse_cpu_options(num_threads, isa)
+            if path is None and (reason := why_not(self.kind)):
+                raise NoDeviceError(f"there is no {self.kind} device: {reason}")
+        self.library = _load(path or abi.library_path(self.kind))
+        options = abi.DeviceOptions(num_threads or 0, (isa or "").encode())
+        handle = ctypes.c_void_p()
+        code = self.library.marlin_device_open(ctypes.byref(options), ctypes.byref(handle))
+        if code == abi.ENODEV:
+            reason = self.library.marlin_last_error().decode("utf-8", "replace")
+            raise NoDeviceError(f"there is no {self.kind} device: {reason}")
+        self.check(code)
+        self.handle = handle
 
     def check(self, code):
         """Pass on a result >= 0; raise DeviceError with the library's text for a negative one."""
@@ -121,11 +167,12 @@ class Device:
         return code
 
     def info(self):
-        """Name, instruction set, threads and memory figures (marlin_device_info) as a dict."""
+        """Kind, name, instruction set, threads and memory figures (marlin_device_info), a dict."""
         info = abi.DeviceInfo()
         self.check(self.library.marlin_device_describe(self.handle, ctypes.byref(info)))
         values = {name: getattr(info, name) for name, _ in info._fields_}
-        return {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
+        texts = {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
+        return {"kind": self.kind, **texts}
 
     def create(self, num_bytes):
         """New zeroed Buffer."""
@@ -162,3 +209,26 @@ class Device:
             self.library.marlin_device_close(self.handle)
             self.handle = None
             self._wrapped.clear()
+
+
+def _refuse_cpu_options(num_threads, isa):
+    for option, value in (("--threads", num_threads), ("--isa", isa)):
+        if value:
+            raise ConfigError(
+                f"{option} is the CPU device's, and this is the metal device: leave it out, or "
+                "choose --device cpu"
+            )
+
+
+def _load(path):
+    try:
+        library = abi.load_library(path)
+    except (OSError, AttributeError) as error:
+        raise DeviceError(
+            f"native library {path} cannot be loaded ({error}); "
+            "build it with `python3 metal_shim/build.py` or reinstall the package"
+        ) from error
+    version = library.marlin_abi_version()
+    if version != abi.ABI_VERSION:
+        raise DeviceError(f"{path} has ABI version {version}, not {abi.ABI_VERSION}: rebuild it")
+    return library

@@ -18,6 +18,9 @@ VAR_LOGITS = 2  # rows whose logits are wanted
 VAR_SPLITS = 3  # KV splits of the longest context
 NUM_VARS = 4
 
+# Floats of a row that one unit of silu_mul's grid takes.
+SILU_FLOATS = 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Weight:
@@ -168,7 +171,8 @@ def rope_kv_write(recorder, qkv, rows, caches, layout, num_heads):
     )
     accesses = (BOTH, BOTH, READ, READ, READ, WRITE, WRITE)
     bindings = list(zip((*qkv, *rows, *caches), accesses, strict=True))
-    recorder.dispatch("rope_kv_write", params, bindings, grid=((VAR_TOKENS, 1), 1, 1))
+    heads = num_heads + 2 * layout.num_kv_heads
+    recorder.dispatch("rope_kv_write", params, bindings, grid=((VAR_TOKENS, 1), heads, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +232,7 @@ def split_attention(recorder, q, caches, inputs, partials, out):
         "attention_combine",
         params,
         [(partials, READ), None, None, None, (inputs.tiles, READ), (out, WRITE)],
-        grid=((VAR_TILES, 1), 1, 1),
+        grid=((VAR_TILES, 1), inputs.num_heads, 1),
     )
 
 
@@ -238,7 +242,7 @@ def silu_mul(recorder, gate, up, y, dim):
         "silu_mul",
         make_params("RowsParams", rows_var=VAR_TOKENS, dim=dim),
         [(gate, READ), (up, READ), (y, WRITE)],
-        grid=((VAR_TOKENS, 1), 1, 1),
+        grid=((VAR_TOKENS, 1), -(-dim // SILU_FLOATS), 1),
     )
 
 

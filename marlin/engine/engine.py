@@ -12,6 +12,7 @@ import time
 import numpy as np
 
 from marlin.engine.block_pool import BlockPool
+from marlin.engine.draft import Drafter
 from marlin.engine.request import (
     MAX_LOGIT_BIASES,
     FinishEvent,
@@ -29,7 +30,8 @@ class Engine:
 
     Args:
         runner: a Runner. Its layout decides the mode: one block as long as the context is
-            sequential mode; many blocks are shared by up to runner.max_sequences requests.
+            sequential mode; many blocks are shared by up to runner.max_sequences requests. Requests
+            speculate if it takes draft tokens.
         eos_token_ids: tokens that end a generation.
         max_context_tokens: prompt and output together; None is all that the cache holds.
         clock: monotonic seconds.
@@ -43,7 +45,9 @@ class Engine:
         self.max_context_tokens = min(capacity, max_context_tokens or capacity)
         self._vocab_size = runner.model.config.vocab_size
         self._pool = BlockPool(layout.num_blocks, layout.block_size)
-        self._scheduler = Scheduler(self._pool, runner.max_sequences, runner.max_step_tokens)
+        self._scheduler = Scheduler(
+            self._pool, runner.max_sequences, runner.max_step_tokens, runner.max_draft_tokens
+        )
         self._incoming = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
@@ -55,6 +59,8 @@ class Engine:
         self._num_running = 0
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
+        self._num_draft_tokens = 0
+        self._num_accepted_draft_tokens = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -74,6 +80,8 @@ class Engine:
         self._check_bias(params.logit_bias)
         seed = secrets.randbits(64) if params.seed is None else params.seed & (1 << 64) - 1
         request = Request(request_id, list(prompt_token_ids), params, seed)
+        if self._runner.max_draft_tokens:
+            request.drafter = self._drafter(request)
         with self._lock:
             if not self.alive:
                 raise OverloadedError("the engine has stopped")
@@ -82,6 +90,11 @@ class Engine:
             self._num_submitted += 1
             self._incoming.put(request)
         return request
+
+    def _drafter(self, request):
+        longest = len(request.prompt_token_ids) + request.params.max_tokens
+        ends = () if request.params.ignore_eos else self._eos_token_ids
+        return Drafter(min(self.max_context_tokens, longest), ends)
 
     def _check_prompt(self, prompt_token_ids):
         check_prompt_length(len(prompt_token_ids), self.max_context_tokens)
@@ -118,7 +131,10 @@ class Engine:
                 "num_waiting": unfinished - self._num_running,
                 "num_prompt_tokens": self._num_prompt_tokens,
                 "num_generated_tokens": self._num_generated_tokens,
+                "num_draft_tokens": self._num_draft_tokens,
+                "num_accepted_draft_tokens": self._num_accepted_draft_tokens,
                 "kv_bytes": self._runner.kv_bytes,
+                "gpu_memory_bytes": self._runner.gpu_memory_bytes,
                 "num_kv_blocks": self._pool.num_blocks,
                 "num_free_kv_blocks": self._pool.num_free,
                 "seconds_since_step": self._clock() - self._stepped_at if unfinished else 0.0,
@@ -174,37 +190,55 @@ class Engine:
                 share.start,
                 np.asarray(share.request.block_ids, np.int32),
                 share.request if share.is_last else None,
+                share.draft_token_ids,
             )
             for share in shares
         ]
         try:
-            token_ids = self._runner.step(chunks)
+            token_lists = self._runner.step(chunks)
         except DeviceError as error:
             for share in shares:
                 self._finish(share.request, FinishEvent("error", error), keep=False)
             return
         with self._lock:
             self._stepped_at = self._clock()
-        sampled = zip(token_ids, self._runner.logprobs, strict=True)
+        sampled = zip(token_lists, self._runner.logprobs, strict=True)
         for share in shares:
-            wants_token = share.is_last
-            self._scheduler.advance(share)
-            if wants_token:
-                self._publish(share.request, *next(sampled))
+            if share.is_last:
+                self._publish(share, *next(sampled))
+            else:
+                self._scheduler.advance(share)
 
-    def _publish(self, request, token_id, logprobs):
-        """Append a sampled token, or end the request."""
+    def _publish(self, share, token_ids, logprobs):
+        """Append sampled tokens, or as many as there are before the request's end, and end it."""
+        request = share.request
         if not request.output_token_ids:
             self._num_prompt_tokens += len(request.prompt_token_ids)
-        if token_id in self._eos_token_ids and not request.params.ignore_eos:
-            self._finish(request, FinishEvent("stop"))
-            return
-        request.output_token_ids.append(token_id)
-        request.events.put(TokenEvent((token_id,), (logprobs,) if logprobs else ()))
-        self._num_generated_tokens += 1
-        full = request.num_tokens >= self.max_context_tokens
-        if full or len(request.output_token_ids) >= request.params.max_tokens:
-            self._finish(request, FinishEvent("length"))
+        kept, finish = self._until_end(request, token_ids)
+        request.output_token_ids += kept
+        # The KV of the last token sampled is not there; that of those before it is.
+        num_accepted = min(len(kept), len(token_ids) - 1)
+        self._num_draft_tokens += len(share.draft_token_ids)
+        self._num_accepted_draft_tokens += num_accepted
+        self._scheduler.advance(share, num_accepted)
+        if kept:
+            request.events.put(TokenEvent(tuple(kept), tuple(logprobs[: len(kept)])))
+            self._num_generated_tokens += len(kept)
+        if finish is not None:
+            self._finish(request, finish)
+
+    def _until_end(self, request, token_ids):
+        """(the tokens to keep, the FinishEvent that follows them or None)."""
+        room = min(
+            self.max_context_tokens - request.num_tokens,
+            request.params.max_tokens - len(request.output_token_ids),
+        )
+        for index, token_id in enumerate(token_ids):
+            if token_id in self._eos_token_ids and not request.params.ignore_eos:
+                return token_ids[:index], FinishEvent("stop")
+            if index + 1 == room:
+                return token_ids[: index + 1], FinishEvent("length")
+        return token_ids, None
 
     def _finish(self, request, event, keep=True):
         self._scheduler.remove(request, keep)

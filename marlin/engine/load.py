@@ -4,10 +4,18 @@ import logging
 import os
 from dataclasses import dataclass
 
-from marlin.device.device import Device, usable_cores
+from marlin.device.device import Device
 from marlin.device.ops import KvLayout
 from marlin.device.slabs import SharedSlabs
+from marlin.engine.draft import MAX_DRAFT_TOKENS, MAX_STEP_DRAFT_TOKENS
 from marlin.engine.engine import Engine
+from marlin.engine.memory import (
+    CONTEXT_STEP,
+    MAX_KV_MEMORY_SHARE,
+    MemoryBudget,
+    activation_bytes,
+    check_memory,
+)
 from marlin.engine.runner import Runner
 from marlin.errors import ConfigError
 from marlin.models.checkpoint import GgufCheckpoint, open_checkpoint
@@ -22,8 +30,6 @@ logger = logging.getLogger(__name__)
 # arithmetic, keep activations in the second-level cache, and let an abort be noticed soon
 # (docs/performance.md).
 PREFILL_STEP_TOKENS = 256
-# KV caches may take this share of the machine's memory when the user names no context.
-MAX_KV_MEMORY_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +65,14 @@ class Batching:
 
 
 def load_engine(
-    path, num_threads=None, max_context_tokens=None, isa=None, batching=None, share=None
+    path,
+    num_threads=None,
+    max_context_tokens=None,
+    isa=None,
+    batching=None,
+    share=None,
+    device_kind=None,
+    speculative=None,
 ):
     """Open a model and start its engine.
 
@@ -67,38 +80,48 @@ def load_engine(
         path: a .gguf file, or a folder in Hugging Face or native form.
         num_threads: CPU workers; None is as many cores as the process may use.
         max_context_tokens: prompt and output together; None is the model's own context, or what a
-            quarter of the machine's memory holds.
+            quarter of the device's memory holds.
         isa: CPU instruction set; None is the best here.
         batching: Batching; None runs one request at a time over one contiguous cache.
         share: engine.share.Share, when other processes serve the model, too.
+        device_kind: "cpu" or "metal"; None is Device's choice.
+        speculative: "ngram" drafts tokens that a sequence's own earlier ones suggest; None does
+            not.
 
     Raises:
         ModelFileError: the model cannot be read.
-        ConfigError: a context or a KV cache that the model or the machine cannot have.
+        ConfigError: a context or a KV cache that the model or the device's memory cannot have.
+        NoDeviceError: there is no device of that kind.
         DeviceError: the device cannot be opened or its memory does not suffice.
     """
     num_processes = share.num_processes if share else 1
-    device = Device(num_threads or max(1, usable_cores() // num_processes), isa)
+    device = Device(num_threads, isa, kind=device_kind, num_processes=num_processes)
     slabs = share and SharedSlabs(device, share.weights_fd, filled=not share.writes_weights)
     checkpoint = open_checkpoint(path, device, slabs)
     config = checkpoint.config
+    budget = MemoryBudget(device.info()["memory_bytes"], checkpoint.weight_bytes, num_processes)
+    max_sequences = min(batching.max_sequences, batching.num_blocks) if batching else 1
+    step_tokens = max(PREFILL_STEP_TOKENS, max_sequences)
+    draft_tokens = 0
+    if speculative is not None:
+        draft_tokens = min(MAX_STEP_DRAFT_TOKENS, max_sequences * MAX_DRAFT_TOKENS)
+    max_logits = max_sequences + draft_tokens
     if batching is None:
-        memory_share = MAX_KV_MEMORY_SHARE / num_processes
-        context = _context_tokens(config, device, max_context_tokens, memory_share)
+        context = _context_tokens(config, budget, max_context_tokens, max_logits)
         layout = KvLayout(1, context, 1, config.num_kv_heads, config.head_dim)
-        max_sequences = 1
     else:
         context = min(max_context_tokens or config.max_context_tokens, config.max_context_tokens)
-        layout = _paged_layout(config, device, batching, context)
-        max_sequences = min(batching.max_sequences, batching.num_blocks)
-    step_tokens = max(PREFILL_STEP_TOKENS, max_sequences)
-    runner = Runner(device, LlamaModel(checkpoint), layout, step_tokens, max_sequences)
+        layout = _paged_layout(config, batching, context)
+    check_memory(budget, config, layout, step_tokens, max_logits)
+    model = LlamaModel(checkpoint)
+    runner = Runner(device, model, layout, step_tokens, max_sequences, draft_tokens)
     tokenizer = _load_tokenizer(checkpoint)
     eos_token_ids = tokenizer.eos_token_ids | set(config.eos_token_ids)
     name = os.path.basename(os.path.abspath(path)).removesuffix(".gguf")
     engine = Engine(runner, eos_token_ids, context)
-    isa = device.info()["isa"]
-    return LoadedModel(name, engine, tokenizer, config, checkpoint.format, isa)
+    info = device.info()
+    _log_memory(name, info, runner.kv_bytes)
+    return LoadedModel(name, engine, tokenizer, config, checkpoint.format, info["isa"])
 
 
 def _load_tokenizer(checkpoint):
@@ -109,19 +132,17 @@ def _load_tokenizer(checkpoint):
     return tokenizer
 
 
-def _kv_token_bytes(config):
-    return config.num_layers * config.num_kv_heads * config.head_dim * 4
+def _log_memory(name, info, kv_bytes):
+    held = info["allocated_bytes"] + info["mapped_bytes"]
+    kind = f"{info['num_threads']} threads" if info["kind"] == "cpu" else info["kind"]
+    logger.info(
+        "%s on %s (%s, %s): %d MiB of %d, %d of them KV cache",
+        *(name, info["name"], info["isa"], kind),
+        *(held >> 20, info["memory_bytes"] >> 20, kv_bytes >> 20),
+    )
 
 
-def _paged_layout(config, device, batching, context):
-    num_tokens = batching.num_blocks * batching.block_size
-    num_bytes = num_tokens * _kv_token_bytes(config)
-    memory_bytes = device.info()["memory_bytes"]
-    if num_bytes > memory_bytes:
-        raise ConfigError(
-            f"{batching.num_blocks} KV blocks of {batching.block_size} tokens take "
-            f"{num_bytes >> 20} MiB; the machine has {memory_bytes >> 20} MiB"
-        )
+def _paged_layout(config, batching, context):
     table_stride = min(batching.num_blocks, -(-context // batching.block_size))
     return KvLayout(
         batching.num_blocks,
@@ -132,27 +153,25 @@ def _paged_layout(config, device, batching, context):
     )
 
 
-def _context_tokens(config, device, wanted, memory_share):
-    """Length of the contiguous KV cache: a multiple of 16, the key tile."""
-    token_bytes = _kv_token_bytes(config)
-    memory_bytes = device.info()["memory_bytes"]
+def _context_tokens(config, budget, wanted, max_logits):
+    """Length of the contiguous KV cache; what is too long for the memory is refused later."""
     own = config.max_context_tokens
     if wanted is not None:
-        if not 16 <= wanted <= own:
-            raise ConfigError(f"the context is {wanted} tokens; this model takes 16 to {own}")
-        if wanted * token_bytes > memory_bytes:
+        if not CONTEXT_STEP <= wanted <= own:
             raise ConfigError(
-                f"a context of {wanted} tokens takes {wanted * token_bytes >> 20} MiB of KV cache; "
-                f"the machine has {memory_bytes >> 20} MiB"
+                f"the context is {wanted} tokens; this model takes {CONTEXT_STEP} to {own}"
             )
-        return wanted // 16 * 16
-    fits = int(memory_bytes * memory_share / token_bytes)
+        return wanted // CONTEXT_STEP * CONTEXT_STEP
+    longest = KvLayout(1, own, 1, config.num_kv_heads, config.head_dim)
+    fits = budget.context_that_fits(
+        config, activation_bytes(config, PREFILL_STEP_TOKENS, max_logits, longest)
+    )
     if fits < own:
         logger.warning(
-            "context limited to %d of the model's %d tokens, %g%% of the memory; "
-            "--max-context sets it",
-            fits // 16 * 16,
+            "context limited to %d of the model's %d tokens by the device's memory (at most %g%% "
+            "of it for KV caches); --max-context sets it",
+            fits,
             own,
-            memory_share * 100,
+            MAX_KV_MEMORY_SHARE * 100,
         )
-    return max(16, min(own, fits) // 16 * 16)
+    return max(CONTEXT_STEP, min(own, fits) // CONTEXT_STEP * CONTEXT_STEP)

@@ -98,6 +98,8 @@ class Request:
         num_cached_tokens: those of them that a prefix hit gave.
         block_ids: KV blocks that it holds, in logical order.
         block_hashes: hash chain of its full blocks of tokens, as far as it was needed.
+        drafter: engine.draft.Drafter, or None without speculation.
+        num_draft_tokens, num_accepted_draft_tokens: guesses computed, and those that were right.
         events: yields TokenEvents and then exactly one FinishEvent.
     """
 
@@ -110,12 +112,22 @@ class Request:
     num_cached_tokens: int = 0
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
+    drafter: object = None
+    num_draft_tokens: int = 0
+    num_accepted_draft_tokens: int = 0
     events: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
     _aborted: threading.Event = field(default_factory=threading.Event)
 
     @property
     def num_tokens(self):
         return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    def token_ids(self, begin, end):
+        """Tokens [begin, end) of prompt and output together; fewer past their end."""
+        prompt, output = self.prompt_token_ids, self.output_token_ids
+        if begin >= len(prompt):
+            return output[begin - len(prompt) : end - len(prompt)]
+        return prompt[begin:end] + output[: max(0, end - len(prompt))]
 
     @property
     def aborted(self):

@@ -8,14 +8,14 @@ SAMPLE_ROW = abi.PARAMS["SampleRow"]
 PENALTY_ENTRY = abi.PARAMS["PenaltyEntry"]
 
 
-def fill_sample_row(row, request):
-    """Write one SampleRow for the request's next token.
+def fill_sample_rows(rows, request):
+    """Write the SampleRows of a request's next tokens.
 
     Args:
-        row: 0-d view of dtype SAMPLE_ROW.
-        request: Request; the draw depends on its seed and on how many tokens it has.
+        rows: SAMPLE_ROW [count], for the next token, the one after it, ...
+        request: Request; a draw depends on its seed and on how many tokens there are before it.
     """
-    params = request.params
+    params, row = request.params, rows[0]
     row["temperature"] = params.temperature
     row["top_p"] = params.top_p
     row["min_p"] = params.min_p
@@ -26,17 +26,23 @@ def fill_sample_row(row, request):
     row["frequency_penalty"] = params.frequency_penalty
     row["presence_penalty"] = params.presence_penalty
     row["repetition_penalty"] = params.repetition_penalty
+    if len(rows) > 1:
+        rows[1:] = row
+        rows["position"] += np.arange(len(rows), dtype=rows["position"].dtype)
 
 
-def penalty_entries(request):
+def penalty_entries(request, draft_token_ids=()):
     """The tokens whose logits the request's penalties and biases change, each token once.
+
+    Args:
+        draft_token_ids: tokens taken for output after the request's own.
 
     Returns:
         PENALTY_ENTRY [any]; empty when nothing is set. num_outputs counts a token's occurrences in
         the output; a token of the prompt alone has 0, and matters to the repetition penalty only;
         a token that is in neither has -1, and its bias alone.
     """
-    seen_ids, num_outputs = _seen_tokens(request)
+    seen_ids, num_outputs = _seen_tokens(request, draft_token_ids)
     biases = request.params.logit_bias
     if not biases:
         entries = np.zeros(len(seen_ids), PENALTY_ENTRY)
@@ -52,14 +58,15 @@ def penalty_entries(request):
     return entries
 
 
-def _seen_tokens(request):
+def _seen_tokens(request, draft_token_ids):
     """(token ids, occurrences in the output) that the request's penalties look at."""
     params = request.params
     penalized = params.frequency_penalty or params.presence_penalty
     repeats = params.repetition_penalty != 1.0
     if not penalized and not repeats:
         return np.zeros(0, np.int32), np.zeros(0, np.int64)
-    outputs, counts = np.unique(np.asarray(request.output_token_ids, np.int32), return_counts=True)
+    output = [*request.output_token_ids, *draft_token_ids]
+    outputs, counts = np.unique(np.asarray(output, np.int32), return_counts=True)
     if not repeats:
         return outputs, counts
     prompt_only = np.setdiff1d(np.asarray(request.prompt_token_ids, np.int32), outputs)

@@ -6,9 +6,10 @@ request are that one rule.
 """
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from marlin.engine.block_pool import block_hash
+from marlin.engine.draft import MAX_DRAFT_TOKENS
 from marlin.engine.request import Request
 
 # Prompt tokens of a step in which others decode. On a CPU a step's time grows with its rows: a
@@ -18,11 +19,15 @@ PREFILL_TOKENS_BESIDE_DECODES = 32
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A request's part of a step: its tokens [start, start + num_tokens)."""
+    """A request's part of a step: its tokens [start, start + num_tokens), and guesses that follow.
+
+    Only a share of one token has guesses, and it is the request's last.
+    """
 
     request: Request
     start: int
     num_tokens: int
+    draft_token_ids: tuple[int, ...] = ()
 
     @property
     def is_last(self):
@@ -30,12 +35,8 @@ class Share:
         return self.start + self.num_tokens == self.request.num_tokens
 
     def token_ids(self):
-        """The tokens to compute."""
-        prompt, output = self.request.prompt_token_ids, self.request.output_token_ids
-        begin, end = self.start, self.start + self.num_tokens
-        if begin >= len(prompt):
-            return output[begin - len(prompt) : end - len(prompt)]
-        return prompt[begin:end] + output[: max(0, end - len(prompt))]
+        """The tokens to compute, without the guesses."""
+        return self.request.token_ids(self.start, self.start + self.num_tokens)
 
 
 class Scheduler:
@@ -46,16 +47,18 @@ class Scheduler:
             last request left in it is kept, and the next starts after the tokens both begin with.
         max_sequences: requests that may run at once.
         max_step_tokens: tokens a step may compute.
+        max_draft_tokens: guesses among them, of all requests together.
 
     Attributes:
         waiting: deque of Requests, first to be admitted first.
         running: list of Requests, first admitted first; each holds the blocks of its tokens.
     """
 
-    def __init__(self, pool, max_sequences, max_step_tokens):
+    def __init__(self, pool, max_sequences, max_step_tokens, max_draft_tokens=0):
         self._pool = pool
         self._max_sequences = max_sequences
         self._max_step_tokens = max_step_tokens
+        self._max_draft_tokens = max_draft_tokens
         self.waiting = deque()
         self.running = []
         self._kept_token_ids = []
@@ -68,9 +71,13 @@ class Scheduler:
         """Choose the next step's shares.
 
         Returns:
-            list of Share, at most max_sequences, together at most max_step_tokens tokens. Empty
-            only when there is no request.
+            list of Share, at most max_sequences, together at most max_step_tokens tokens, guesses
+            included. Empty only when there is no request.
         """
+        shares = self._schedule_tokens()
+        return self._with_drafts(shares) if self._max_draft_tokens else shares
+
+    def _schedule_tokens(self):
         shares = []
         budget = self._max_step_tokens
         decodes = [r for r in self.running if r.num_tokens - r.num_computed_tokens == 1]
@@ -88,6 +95,38 @@ class Scheduler:
         while self.waiting and budget > 0 and self._admit():
             budget -= self._add_prefill(shares, self.running[-1], budget)
         return shares
+
+    def _with_drafts(self, shares):
+        """Add guesses where requests make any: last, and from what nobody else wants in this step.
+
+        When there are too many, the longest drafts are cut.
+        """
+        num_tokens = sum(share.num_tokens for share in shares)
+        room = min(self._max_draft_tokens, self._max_step_tokens - num_tokens)
+        drafts = [
+            share.request.drafter.propose(share.request, num_tokens)
+            if share.num_tokens == 1 and share.is_last and room > 0
+            else []
+            for share in shares
+        ]
+        longest = MAX_DRAFT_TOKENS
+        while sum(min(len(draft), longest) for draft in drafts) > room:
+            longest -= 1
+        return [
+            self._with_draft(share, draft[:longest]) if draft[:longest] else share
+            for share, draft in zip(shares, drafts, strict=True)
+        ]
+
+    def _with_draft(self, share, draft):
+        """A share with as much of a draft as there are free blocks for."""
+        request, end = share.request, share.start + share.num_tokens
+        num_blocks = len(request.block_ids)
+        most = (num_blocks + self._pool.num_free) * self._pool.block_size - end
+        draft = tuple(draft[: max(0, most)])
+        request.block_ids += self._pool.take(
+            max(0, self._pool.blocks_for(end + len(draft)) - num_blocks)
+        )
+        return replace(share, draft_token_ids=draft)
 
     def _add_prefill(self, shares, request, budget):
         """Give a request up to `budget` tokens; returns how many."""
@@ -168,16 +207,33 @@ class Scheduler:
             parent = hashes[-1] if hashes else b""
             hashes.append(block_hash(parent, Share(request, end - size, size).token_ids()))
 
-    def advance(self, share):
-        """Note that a share has been computed; its full blocks can be found from now on."""
+    def advance(self, share, num_accepted=0):
+        """Note that a share has been computed; its full blocks can be found from now on.
+
+        Args:
+            num_accepted: its first guesses that have become tokens of the request. Blocks that only
+                the others needed are given back: guessing leaves nobody with fewer blocks.
+        """
         request, size = share.request, self._pool.block_size
-        end = share.start + share.num_tokens
+        end = share.start + share.num_tokens + num_accepted
         request.num_computed_tokens = end
+        if request.drafter is not None:
+            self._learn(share, num_accepted)
         if self._pool.num_blocks == 1 or share.start // size == end // size:
             return
         self._hash_blocks(request, end)
         for index in range(share.start // size, end // size):
             self._pool.remember(request.block_ids[index], request.block_hashes[index])
+
+    def _learn(self, share, num_accepted):
+        request, num_drafted = share.request, len(share.draft_token_ids)
+        request.num_draft_tokens += num_drafted
+        request.num_accepted_draft_tokens += num_accepted
+        request.drafter.follow(request)
+        request.drafter.observe(num_drafted, num_accepted)
+        kept = self._pool.blocks_for(request.num_computed_tokens)
+        self._pool.give_back(request.block_ids[kept:])
+        del request.block_ids[kept:]
 
     def remove(self, request, keep=True):
         """Drop a finished or aborted request, and give its blocks back at once.

@@ -42,6 +42,12 @@ class _Repacked:
     scale_bytes: int
     has_bias: bool
 
+    def part_bytes(self, n, k):
+        """Bytes of the codes, scales and biases (0 without) of a weight [n, k]."""
+        rows = -(-n // abi.ROW_TILE) * abi.ROW_TILE
+        scale_bytes = rows * (k // self.group_size) * self.scale_bytes
+        return rows * k * self.bits // 8, scale_bytes, scale_bytes if self.has_bias else 0
+
 
 _REPACKED = {
     "Q4_0": _Repacked("int4", 4, 32, 2, True),
@@ -93,6 +99,20 @@ class GgufCheckpoint:
         self._pending_bytes = 0
         self._slabs = slabs or PrivateSlabs(device)
         self._slab = None, 0
+
+    @property
+    def weight_bytes(self):
+        """Device memory that the weights will take, in place and repacked."""
+        in_place = slabs = 0
+        for name, info in self.file.tensors.items():
+            form = _REPACKED.get(info.dtype)
+            if form is not None and len(info.shape) == 2:
+                slabs += sum(form.part_bytes(*info.shape))
+            elif names.rows_are_interleaved(self.architecture, names.hf_name(name) or name):
+                slabs += info.num_bytes
+            else:
+                in_place += info.num_bytes
+        return in_place + -(-slabs // SLAB_BYTES) * SLAB_BYTES
 
     def rope_factors(self):
         """float32 divisors of the RoPE frequencies, or None."""
@@ -149,11 +169,8 @@ class GgufCheckpoint:
         return View(buffer, start, info.num_bytes)
 
     def _allocate(self, form, n, k):
-        rows = -(-n // abi.ROW_TILE) * abi.ROW_TILE
-        code_bytes = rows * k * form.bits // 8
-        scale_bytes = rows * (k // form.group_size) * form.scale_bytes
-        num_bytes = code_bytes + scale_bytes * (2 if form.has_bias else 1)
-        buffer, start = self._take(num_bytes)
+        code_bytes, scale_bytes, bias_bytes = form.part_bytes(n, k)
+        buffer, start = self._take(code_bytes + scale_bytes + bias_bytes)
         flags = abi.WEIGHT_BIAS if form.has_bias else 0
         if form.scale_bytes == 4:
             flags |= abi.SCALE_F32
@@ -165,7 +182,7 @@ class GgufCheckpoint:
             form.group_size,
             flags,
             View(buffer, start + code_bytes, scale_bytes),
-            View(buffer, start + code_bytes + scale_bytes, scale_bytes) if form.has_bias else None,
+            View(buffer, start + code_bytes + scale_bytes, bias_bytes) if form.has_bias else None,
         )
 
     def _take(self, num_bytes):
@@ -211,6 +228,14 @@ class FolderCheckpoint:
         self.quantization = read_quantization(path)
         self.format = self.quantization["format"] if self.quantization else "safetensors"
         self._files = {}
+
+    @property
+    def weight_bytes(self):
+        """Device memory that the weights will take: whole files, and norms and biases once more."""
+        tensors = self.folder.tensors.values()
+        files = {info.path for info in tensors}
+        copies = sum(4 * info.shape[0] for info in tensors if len(info.shape) == 1)
+        return sum(map(os.path.getsize, files)) + copies
 
     def rope_factors(self):
         """As GgufCheckpoint's: a folder that was quantized from GGUF keeps the tensor."""

@@ -74,6 +74,28 @@ class Activations:
     logits: View  # [num_logits, vocab_size]
 
 
+def activation_shapes(config, max_tokens, max_logits, layout):
+    """(rows, float32 values a row) of each field of Activations, for steps of up to max_tokens
+    tokens and max_logits rows of logits."""
+    q_dim, kv_dim = (n * config.head_dim for n in (config.num_heads, config.num_kv_heads))
+    num_partials = min(max_tokens, max_logits) * config.num_heads * layout.max_splits
+    return {
+        "hidden": (max_tokens, config.hidden_dim),
+        "normed": (max_tokens, config.hidden_dim),
+        "delta": (max_tokens, config.hidden_dim),
+        "q": (max_tokens, q_dim),
+        "k": (max_tokens, kv_dim),
+        "v": (max_tokens, kv_dim),
+        "attended": (max_tokens, q_dim),
+        "gate": (max_tokens, config.intermediate_dim),
+        "up": (max_tokens, config.intermediate_dim),
+        "rope": (max_tokens, config.head_dim),
+        "partials": (num_partials, config.head_dim + 2),
+        "last": (max_logits, config.hidden_dim),
+        "logits": (max_logits, config.vocab_size),
+    }
+
+
 class LlamaModel:
     """Weights of one model on a device, and how to record its forward step.
 
@@ -146,27 +168,9 @@ class LlamaModel:
 
     def allocate(self, device, max_tokens, max_logits, layout):
         """Activations for steps of up to max_tokens tokens and max_logits rows of logits."""
-        config = self.config
-
-        def floats(rows, width):
-            return View.of(device.create(rows * width * 4))
-
-        q_dim, kv_dim = (n * config.head_dim for n in (config.num_heads, config.num_kv_heads))
-        rows = min(max_tokens, max_logits)
+        shapes = activation_shapes(self.config, max_tokens, max_logits, layout)
         return Activations(
-            hidden=floats(max_tokens, config.hidden_dim),
-            normed=floats(max_tokens, config.hidden_dim),
-            delta=floats(max_tokens, config.hidden_dim),
-            q=floats(max_tokens, q_dim),
-            k=floats(max_tokens, kv_dim),
-            v=floats(max_tokens, kv_dim),
-            attended=floats(max_tokens, q_dim),
-            gate=floats(max_tokens, config.intermediate_dim),
-            up=floats(max_tokens, config.intermediate_dim),
-            rope=floats(max_tokens, config.head_dim),
-            partials=floats(rows * config.num_heads * layout.max_splits, config.head_dim + 2),
-            last=floats(max_logits, config.hidden_dim),
-            logits=floats(max_logits, config.vocab_size),
+            **{name: View.of(device.create(rows * 4 * n)) for name, (rows, n) in shapes.items()}
         )
 
     def record(self, recorder, inputs, acts, prefill):

@@ -105,6 +105,8 @@ FAMILIES = _lay_out(
     ("prompt_tokens_total", "counter", "Prompt tokens given to the engine."),
     ("cached_prompt_tokens_total", "counter", "Prompt tokens whose KV was reused."),
     ("generated_tokens_total", "counter", "Output tokens."),
+    ("draft_tokens_total", "counter", "Tokens guessed by speculation and computed."),
+    ("accepted_draft_tokens_total", "counter", "Guessed tokens that became output."),
     ("busy_seconds_total", "counter", "Time in which a worker had a generation request."),
     (
         "time_to_first_token_seconds",
@@ -284,6 +286,9 @@ class RequestRecord:
             deltas.close()
             self.num_cached_tokens = sum(request.num_cached_tokens for request in requests)
             self._metrics.add("cached_prompt_tokens_total", self.num_cached_tokens)
+            for request in requests:
+                self._metrics.add("draft_tokens_total", request.num_draft_tokens)
+                self._metrics.add("accepted_draft_tokens_total", request.num_accepted_draft_tokens)
 
     def _count(self, num_tokens, last):
         """Count tokens that have come; `last`: when those before came. Returns the time."""

@@ -1,15 +1,17 @@
 """Devices for the kernel tests: every instruction set of this kind of machine, on one thread and on
-more.
+more, and Metal: a Mac's GPU, elsewhere the simulated one (tests/metal).
 
-A set that this processor or build lacks is skipped with what the device says about it.
+A set that this processor or build lacks is skipped with what the device says about it, and so is
+Metal.
 """
 
 import platform
+import sys
 
 import pytest
 
 from marlin.device.device import Device
-from marlin.errors import DeviceError
+from marlin.errors import DeviceError, NoDeviceError
 
 INSTRUCTION_SETS = {
     "x86_64": ("avx512", "avx2", "scalar"),
@@ -23,19 +25,27 @@ DEVICES = [
     for index, isa in enumerate(INSTRUCTION_SETS)
     for num_threads in (1, 2 + index % 2)
 ]
+METAL = ("metal", 0)
 
 
 class DevicePool:
-    """Devices opened once for the whole run, by instruction set and number of threads."""
+    """Devices opened once for the whole run, by instruction set and number of threads.
 
-    def __init__(self):
+    Args:
+        open_metal: opens a Metal device, or skips.
+    """
+
+    def __init__(self, open_metal):
+        self.open_metal = open_metal
         self._devices = {}
 
     def get(self, isa, num_threads=1):
-        """The Device, or a skip that says why there is none."""
+        """The Device, or a skip that says why there is none; METAL's numbers give Metal's."""
+        if (isa, num_threads) == METAL and METAL not in self._devices:
+            self._devices[METAL] = self.open_metal()
         if (isa, num_threads) not in self._devices:
             try:
-                self._devices[isa, num_threads] = Device(num_threads=num_threads, isa=isa)
+                self._devices[isa, num_threads] = Device(num_threads, isa, kind="cpu")
             except DeviceError as error:
                 if "does not have the instruction set" not in str(error):
                     raise
@@ -48,8 +58,23 @@ class DevicePool:
 
 
 @pytest.fixture(scope="session")
-def devices():
-    pool = DevicePool()
+def open_metal(request):
+    """Opens a Metal device: the GPU's on a Mac, elsewhere the simulated one. Skips if it cannot."""
+
+    def open_gpu():
+        try:
+            return Device(kind="metal")
+        except NoDeviceError as error:
+            pytest.skip(str(error))
+
+    if sys.platform == "darwin":
+        return open_gpu
+    return lambda: request.getfixturevalue("simulated_metal").open()
+
+
+@pytest.fixture(scope="session")
+def devices(open_metal):
+    pool = DevicePool(open_metal)
     yield pool
     pool.close()
 
@@ -60,10 +85,34 @@ def isa(request):
     return request.param
 
 
-@pytest.fixture(params=DEVICES, ids=lambda pair: f"{pair[0]}-{pair[1]}")
+@pytest.fixture(params=[*DEVICES, METAL], ids=lambda pair: f"{pair[0]}-{pair[1]}")
 def device(request, devices):
-    """Each instruction set on one thread and on several."""
+    """Each instruction set on one thread and on several, and Metal."""
     return devices.get(*request.param)
+
+
+@pytest.fixture(params=DEVICES, ids=lambda pair: f"{pair[0]}-{pair[1]}")
+def cpu_device(request, devices):
+    """Each instruction set on one thread and on several, for what only the CPU does."""
+    return devices.get(*request.param)
+
+
+@pytest.fixture(params=["cpu", "metal"])
+def kind(request):
+    """Each kind of device."""
+    return request.param
+
+
+@pytest.fixture
+def each_kind(kind, devices):
+    """A device of each kind, for what does not depend on instruction sets or threads."""
+    return devices.get(*METAL) if kind == "metal" else devices.get(None, 2)
+
+
+@pytest.fixture
+def open_fresh(kind, open_metal):
+    """Opens a device of each kind that no other test has used; the caller closes it."""
+    return open_metal if kind == "metal" else lambda: Device(num_threads=1, kind="cpu")
 
 
 @pytest.fixture

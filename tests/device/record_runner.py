@@ -31,10 +31,18 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class RecordRunner:
-    """The process, seen from the test; a new one starts after a crash."""
+    """The process, seen from the test; a new one starts after a crash.
 
-    def __init__(self):
+    Args:
+        kind: of the device.
+        library_path: the native library; None is the one that was built with the package.
+        environment: what the process has besides this one's.
+    """
+
+    def __init__(self, kind="cpu", library_path=None, environment=None):
         self._process = None
+        self._environment = environment or {}
+        self._arguments = [kind, *([str(library_path)] if library_path else [])]
 
     def run(self, records, variables=(), seed=0):
         """Create a program of records abi.DISPATCH [n], replay it, destroy it.
@@ -47,11 +55,11 @@ class RecordRunner:
             "ok" or "error: " and the text.
 
         Raises:
-            AssertionError: the process died.
+            AssertionError: the process died, or the GPU failed.
         """
         if self._process is None:
-            environment = os.environ | {"PYTHONPATH": str(ROOT)}
-            command = [sys.executable, "-X", "faulthandler", __file__]
+            environment = os.environ | {"PYTHONPATH": str(ROOT)} | self._environment
+            command = [sys.executable, "-X", "faulthandler", __file__, *self._arguments]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
             self._process = subprocess.Popen(command, cwd=ROOT, env=environment, **pipes)
         header = np.array([len(records), len(variables), seed, *variables], np.int32)
@@ -61,6 +69,7 @@ class RecordRunner:
             answer = self._process.stdout.readline().decode().strip()
         except BrokenPipeError:
             answer = ""
+        assert "the GPU failed" not in answer, answer
         if not answer:
             code, stderr = self._end()
             raise AssertionError(f"the process ended with {code}: {stderr[-2000:]}")
@@ -133,7 +142,9 @@ def main():
         sys.stdout.write(line.replace("\n", " ") + "\n")
         sys.stdout.flush()
 
-    device = Device(num_threads=1)
+    kind, library_path = sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None
+    num_threads = 1 if kind == "cpu" else None
+    device = Device(num_threads, library_path=library_path, kind=kind)
     with tempfile.NamedTemporaryFile() as file:
         file.write(bytes(BUFFER_BYTES))
         file.flush()

@@ -8,8 +8,8 @@ from marlin.errors import DeviceError
 
 
 @pytest.fixture
-def fresh():
-    device = Device(num_threads=1)
+def fresh(open_fresh):
+    device = open_fresh()
     yield device
     device.close()
 
@@ -139,13 +139,13 @@ def test_a_device_says_what_it_is(isa, devices):
 @pytest.mark.parametrize("num_threads", [-1, 257, 2**31 - 1])
 def test_a_number_of_threads_out_of_range_is_an_error(num_threads):
     with pytest.raises(DeviceError, match=f"{num_threads} threads"):
-        Device(num_threads=num_threads)
+        Device(num_threads=num_threads, kind="cpu")
 
 
 @pytest.mark.parametrize("name", ["sse2", "AVX2", "scalar ", "x" * 16])
 def test_an_unknown_instruction_set_is_named(name):
     with pytest.raises(DeviceError, match=f"does not have the instruction set {name}"):
-        Device(num_threads=1, isa=name)
+        Device(num_threads=1, isa=name, kind="cpu")
 
 
 def test_a_missing_library_says_how_to_build_it(tmp_path):
@@ -161,7 +161,7 @@ def test_a_file_that_is_no_library_is_an_error(tmp_path):
 
 
 def test_two_devices_share_nothing():
-    first, second = Device(num_threads=1), Device(num_threads=2)
+    first, second = Device(num_threads=1, kind="cpu"), Device(num_threads=2, kind="cpu")
     first.create(64)
     assert second.info()["allocated_bytes"] == 0
     first.close()

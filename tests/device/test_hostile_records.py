@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from record_runner import ALL_ONE, BUFFER_BYTES, MAPPED_FILE, ROOT, RecordRunner
 
 from marlin.device import abi
-from marlin.device.device import Device
+from marlin.device.device import Device, why_not
 from marlin.device.program import make_params
 
 PACKED = ("int8", "int4", "fp4")
@@ -20,6 +20,7 @@ DENSE = ("f32", "f16", "bf16")
 KERNELS = {
     **{f"embed_{kind}": ("EmbedParams", 5) for kind in (*PACKED, *DENSE)},
     **{f"matvec_{kind}": ("LinearParams", 6) for kind in (*PACKED, *DENSE)},
+    **{f"matmul_{kind}": ("LinearParams", 6) for kind in (*PACKED, *DENSE)},
     "rms_norm": ("RmsNormParams", 4),
     "rope_table": ("RopeTableParams", 3),
     "rope_kv_write": ("RopeKvParams", 7),
@@ -42,25 +43,34 @@ SOUND = {
 }
 
 
-@pytest.fixture(scope="module")
-def runner():
-    runner = RecordRunner()
+@pytest.fixture(scope="module", params=["cpu", "metal"])
+def runner(request):
+    """A process with each kind of device; off a Mac with the simulated Metal."""
+    simulated = None
+    if request.param == "metal" and sys.platform != "darwin":
+        simulated = request.getfixturevalue("simulated_metal")
+    elif request.param == "metal" and (reason := why_not("metal")):
+        pytest.skip(reason)
+    # Random records overlap as they please: the simulation would end the process for that.
+    environment = simulated.environment | {"SIMMETAL_HAZARDS": "0"} if simulated else {}
+    runner = RecordRunner(request.param, simulated and simulated.library, environment)
     yield runner
     runner.close()
 
 
 @pytest.fixture(scope="module")
 def kernel_ids():
-    device = Device(num_threads=1)
+    device = Device(num_threads=1, kind="cpu")
     yield {name: device.library.marlin_kernel_find(name.encode()) for name in KERNELS}
     device.close()
 
 
 def record_of(kernel_id, params, bindings):
-    """abi.DISPATCH with a grid of one; bindings are (buffer, access, offset, bytes)."""
+    """abi.DISPATCH; bindings are (buffer, access, offset, bytes)."""
     record = np.zeros((), abi.DISPATCH)
     record["kernel"], record["num_bindings"] = kernel_id, len(bindings)
-    record["grid_value"], record["grid_var"] = 1, -1
+    # More than any kernel needs of each axis: a GPU runs no more of it than there are units.
+    record["grid_value"], record["grid_var"] = 8, -1
     record["param_bytes"] = params.nbytes
     record["params"][: params.nbytes] = np.frombuffer(params.tobytes(), np.uint8)
     for i, binding in enumerate(bindings):
@@ -218,7 +228,7 @@ ENDS = {
 }
 SCRIPT = """
 from marlin.device import ops
-from marlin.device.device import Device
+from marlin.device.device import Device, why_not
 from marlin.device.program import Recorder, View
 from marlin.errors import DeviceError
 
@@ -229,7 +239,7 @@ def fails(call, *arguments):
         return
     raise AssertionError("it went through")
 
-device = Device(num_threads=2)
+device = Device(num_threads=2, kind="cpu")
 buffer = device.create(1 << 20)
 recorder = Recorder(device)
 ops.silu_mul(recorder, *[View.of(buffer)] * 3, 8)

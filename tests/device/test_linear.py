@@ -15,23 +15,27 @@ SHAPES = [
 ]  # fmt: skip
 
 
-def expected_of(x, packed, bias=None):
-    """What the oracle makes of the quantized activations."""
+def seen_by(device, x):
+    """The activations that a device multiplies: the CPU's are quantized."""
+    return x if device.kind == "metal" else reference.quantize_activations(x).values
+
+
+def expected_of(device, x, packed, bias=None):
+    """What the oracle makes of the activations that the device sees."""
     weight = formats.dequantize(packed)
     magnitude = np.abs(weight)
     if packed.biases is not None:
         biases = formats.unpack(packed)[2].astype(np.float64)
         biases = np.repeat(biases, packed.group_size, axis=1)
         magnitude = np.abs(weight - biases) + np.abs(biases)
-    quantized = reference.quantize_activations(x).values
-    return reference.linear(quantized, weight, bias, magnitude)
+    return reference.linear(seen_by(device, x), weight, bias, magnitude)
 
 
 @pytest.mark.parametrize("kind", formats.FORMATS)
 @pytest.mark.parametrize("rows, n, k, group_size", SHAPES)
-def test_packed_weights_multiply_the_quantized_activations(device, kind, rows, n, k, group_size):
+def test_packed_weights_multiply_the_activations(device, kind, rows, n, k, group_size):
     x, packed = activations(rows, k), packed_weight(kind, n, k, group_size)
-    reference.assert_close(launch.linear(device, x, packed), expected_of(x, packed))
+    reference.assert_close(launch.linear(device, x, packed), expected_of(device, x, packed))
 
 
 @pytest.mark.parametrize(
@@ -49,14 +53,14 @@ def test_packed_weights_multiply_the_quantized_activations(device, kind, rows, n
 def test_every_form_of_scales_is_read(device, kind, group_size, scale_dtype, with_bias, rows):
     x = activations(rows, 128)
     packed = packed_weight(kind, 33, 128, group_size, scale_dtype, with_bias)
-    reference.assert_close(launch.linear(device, x, packed), expected_of(x, packed))
+    reference.assert_close(launch.linear(device, x, packed), expected_of(device, x, packed))
 
 
 @pytest.mark.parametrize("kind", formats.FORMATS)
 @pytest.mark.parametrize("rows, n", [(1, 33), (5, 17), (2, 16)])
 def test_an_output_bias_is_added_once(device, kind, rows, n):
     x, bias, packed = activations(rows, 96), bias_of(n), packed_weight(kind, n, 96, 32)
-    expected = expected_of(x, packed, bias)
+    expected = expected_of(device, x, packed, bias)
     reference.assert_close(launch.linear(device, x, packed, bias), expected)
 
 
@@ -77,7 +81,7 @@ def test_instruction_sets_agree_within_the_order_of_their_sums(isa, devices, kin
     x, weight = activations(5, 256), packed_weight(kind, 17, 256, 64)
     actual = launch.linear(devices.get(isa), x, weight)
     scalar = launch.linear(devices.get("scalar"), x, weight)
-    magnitude = expected_of(x, weight).magnitude
+    magnitude = expected_of(devices.get("scalar"), x, weight).magnitude
     reference.assert_close(actual, reference.Expected(scalar, magnitude))
 
 
@@ -118,9 +122,9 @@ def test_a_lone_outlier_keeps_its_size_and_hides_only_what_is_far_below_it(devic
         assert abs(y[0, 40] + size) <= size * 1e-5
 
 
-def test_subnormal_activations_count_as_zero(device):
+def test_subnormal_activations_count_as_zero(cpu_device):
     x = np.full((1, 32), 1e-41, np.float32)
-    np.testing.assert_array_equal(seen_activations(device, x), 0)
+    np.testing.assert_array_equal(seen_activations(cpu_device, x), 0)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -141,10 +145,10 @@ def test_the_largest_codes_do_not_saturate(device, kind, code, value, sign):
 @pytest.mark.parametrize("others", [0.0, 1.0])
 @pytest.mark.parametrize("place", [0, 5, 31])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_value_that_is_not_finite_makes_its_row_nan_and_no_other(
-    device, kind, others, place, value
-):
+def test_a_value_that_is_not_finite_spoils_its_row_and_no_other(device, kind, others, place, value):
     x = np.full((3, 64), others, np.float32)
     x[1, place] = value
     y = launch.linear(device, x, packed_weight(kind, 17, 64, 32))
-    assert np.isnan(y[1]).all() and np.isfinite(y[[0, 2]]).all()
+    # Integer sums cannot be infinite, so the CPU makes them NaN; floats may be either.
+    assert np.isnan(y[1]).all() or (device.kind == "metal" and not np.isfinite(y[1]).any())
+    assert np.isfinite(y[[0, 2]]).all()

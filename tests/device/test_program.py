@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from marlin.device import abi, ops
-from marlin.device.device import Device
 from marlin.device.program import Program, Recorder, View, make_params
 from marlin.errors import DeviceError
 
@@ -49,8 +48,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench(any_device):
-    bench = Bench(any_device)
+def bench(each_kind):
+    bench = Bench(each_kind)
     yield bench
     bench.close()
 
@@ -364,8 +363,8 @@ def test_one_program_may_end_while_another_uses_the_same_buffer(bench):
     second.close()
 
 
-def test_a_program_outlives_no_device():
-    device = Device(num_threads=1)
+def test_a_program_outlives_no_device(open_fresh):
+    device = open_fresh()
     bench = Bench(device)
     program = bench.dispatch().finish()
     program.close()

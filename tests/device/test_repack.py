@@ -100,8 +100,8 @@ def test_a_repacked_weight_multiplies_as_its_numbers_do(device, ggml_type):
     if biases is not None:
         largest = largest + np.repeat(np.abs(biases.astype(np.float64)), packed.group_size, axis=1)
     magnitude = np.abs(weight) + (largest if packed.biases is not None else 0)
-    quantized = reference.quantize_activations(x).values
-    expected = reference.linear(quantized, weight, weight_magnitude=magnitude)
+    seen = x if device.kind == "metal" else reference.quantize_activations(x).values
+    expected = reference.linear(seen, weight, weight_magnitude=magnitude)
     reference.assert_close(launch.linear(device, x, packed), expected)
 
 

@@ -61,8 +61,8 @@ def test_a_batch_of_rows_leaves_the_first_row_as_it_is_alone(device):
         np.testing.assert_array_equal(batch[name][0], alone[name][0], err_msg=name)
 
 
-def test_many_replays_in_a_row_never_lose_a_worker(any_device):
-    with launch.Memory(any_device) as memory:
+def test_many_replays_in_a_row_never_lose_a_worker(each_kind):
+    with launch.Memory(each_kind) as memory:
         step = TinyStep(memory)
         program = step.recorder.finish()
         expected = None
@@ -120,16 +120,16 @@ class Ranges:
         ([((0, 0), (1, 0)), ((1, 0), (1, 64)), ((0, 0), (1, 64))], [0, 1, 1]),
     ],
 )
-def test_a_barrier_stands_where_ranges_conflict_and_nowhere_else(any_device, dispatches, expected):
-    with launch.Memory(any_device) as memory:
-        ranges = Ranges(any_device, memory)
+def test_a_barrier_stands_where_ranges_conflict_and_nowhere_else(each_kind, dispatches, expected):
+    with launch.Memory(each_kind) as memory:
+        ranges = Ranges(each_kind, memory)
         for read, write in dispatches:
             ranges.record(read, write)
         assert ranges.barriers() == expected
 
 
-def test_a_dispatch_that_reads_and_writes_one_range_needs_no_barrier_of_its_own(any_device):
-    with launch.Memory(any_device) as memory:
-        ranges = Ranges(any_device, memory)
+def test_a_dispatch_that_reads_and_writes_one_range_needs_no_barrier_of_its_own(each_kind):
+    with launch.Memory(each_kind) as memory:
+        ranges = Ranges(each_kind, memory)
         ranges.record((0, 0), (0, 0))
         assert ranges.barriers() == [0]

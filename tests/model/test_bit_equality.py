@@ -1,5 +1,7 @@
 """The same tokens give the same bits, however cut into steps and whoever else is in a step."""
 
+from dataclasses import replace
+
 import gguf_builder
 import numpy as np
 import pytest
@@ -123,6 +125,28 @@ def test_a_sequence_gives_the_same_bits_alone_and_between_others_in_scattered_bl
             ]
             runner.step(chunks)
             np.testing.assert_array_equal(runner.logits[1], alone[at])
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_guesses_checked_in_one_step_give_the_bits_of_decode_steps(model_path, isa):
+    """Runs of 1 to 9 rows, up to and over the end of the first split of 256 tokens, among decodes
+    alone and beside a prompt, over what wrong guesses left in the cache."""
+    token_ids, wrong = random_tokens(265, 97), random_tokens(25, 97, seed=2)
+    table, prompt = (3, 0, 1, 4, 7, 2, 6, 5, 8), greedy_chunk(wrong[:11], 0, (9,))
+    with running(model_path, isa=isa, sequences=2, blocks=(10, 32), drafts=16) as runner:
+        prefill(runner, token_ids[:240], table)
+        decoded = {}
+        for position in range(240, 265):
+            runner.step([greedy_chunk([token_ids[position]], position, table)])
+            decoded[position] = runner.logits[0].copy()
+        for before in ([], [prompt]):
+            runner.step([greedy_chunk(wrong, 240, table)])
+            for start, end in ((240, 242), (242, 245), (245, 253), (252, 257), (256, 265)):
+                chunk = greedy_chunk([token_ids[start]], start, table)
+                draft = tuple(token_ids[start + 1 : end])
+                runner.step([*before, replace(chunk, draft_token_ids=draft)])
+                for row, position in enumerate(range(start, end), start=len(before)):
+                    np.testing.assert_array_equal(runner.logits[row], decoded[position])
 
 
 def test_the_number_of_threads_changes_no_bit(model_path):

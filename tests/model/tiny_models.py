@@ -92,7 +92,7 @@ def random_tokens(count, vocab_size, seed=0):
 def open_device(isa, num_threads=2):
     """A Device; skips the test, with the library's reason, where the CPU lacks the set."""
     try:
-        return Device(num_threads, isa)
+        return Device(num_threads, isa, kind="cpu")
     except DeviceError as error:
         if isa is None:
             raise
@@ -101,23 +101,30 @@ def open_device(isa, num_threads=2):
 
 @contextmanager
 def running(
-    path, *, isa=None, num_threads=2, max_step_tokens=64, context=512, sequences=1, blocks=None
+    path,
+    *,
+    isa=None,
+    num_threads=2,
+    max_step_tokens=64,
+    context=512,
+    sequences=1,
+    blocks=None,
+    drafts=0,
 ):
     """A Runner of the model at `path`.
 
     Args:
         context: tokens of the contiguous cache.
         blocks: (number, tokens each) of a paged cache instead; a sequence may hold all of them.
+        drafts: guesses a step may hold.
     """
     device = open_device(isa, num_threads)
     try:
         model = LlamaModel(open_checkpoint(path, device))
         config = model.config
         num_blocks, block_size = blocks or (1, context)
-        layout = KvLayout(
-            num_blocks, block_size, num_blocks, config.num_kv_heads, config.head_dim
-        )
-        runner = Runner(device, model, layout, max_step_tokens, sequences)
+        layout = KvLayout(num_blocks, block_size, num_blocks, config.num_kv_heads, config.head_dim)
+        runner = Runner(device, model, layout, max_step_tokens, sequences, drafts)
         try:
             yield runner
         finally:
@@ -181,17 +188,16 @@ def weight_values(weight):
     codes = codes.view(np.uint8 if is_bytes else np.uint32).reshape(shape)
     scale_type = np.float32 if weight.flags & abi.SCALE_F32 else np.float16
     factors = [
-        None if part is None else part.view(scale_type).reshape(tiles, -1, 16)
-        for part in factors
+        None if part is None else part.view(scale_type).reshape(tiles, -1, 16) for part in factors
     ]
     return formats.dequantize(
         formats.PackedWeight(weight.kind, size, weight.group_size, codes, *factors)
     )
 
 
-def prefill(runner, token_ids):
+def prefill(runner, token_ids, block_table=(0,)):
     """Compute tokens from position 0 in as large steps as the runner takes; no logits."""
-    table = np.zeros(1, np.int32)
+    table = np.array(block_table, np.int32)
     for start in range(0, len(token_ids), runner.max_step_tokens):
         part = token_ids[start : start + runner.max_step_tokens]
         runner.step([Chunk(part, start, table)])

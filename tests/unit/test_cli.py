@@ -58,7 +58,8 @@ def test_version_is_the_packages(capsys):
 def test_no_command_shows_the_commands_and_fails(capsys):
     assert cli.main([]) == 2
     shown = capsys.readouterr().out
-    assert all(command in shown for command in ("serve", "generate", "quantize", "bench"))
+    commands = ("serve", "generate", "quantize", "bench", "info", "selftest")
+    assert all(command in shown for command in commands)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +110,22 @@ def test_generate_passes_sampling_and_stop_strings_on():
 
 
 @pytest.mark.parametrize(
+    ("words", "speculative"), [([], None), (["--speculative", "ngram"], "ngram")]
+)
+def test_generate_speculates_when_told_to(words, speculative):
+    given = {}
+
+    def load(_path, **options):
+        given.update(options)
+        raise MarlinError("enough")
+
+    arguments = cli._build_parser("generate").parse_args(["generate", "M", "--prompt", "x", *words])
+    with pytest.raises(MarlinError, match="enough"):
+        generate.run(arguments, load)
+    assert given["speculative"] == speculative
+
+
+@pytest.mark.parametrize(
     ("words", "param"),
     [
         (["--temperature", "3"], "temperature"),
@@ -119,6 +136,30 @@ def test_generate_passes_sampling_and_stop_strings_on():
 def test_generate_refuses_what_the_server_refuses(words, param):
     with pytest.raises(RequestError, match=param):
         generated("--prompt", "Hi", *words)
+
+
+@pytest.mark.parametrize("command", [["generate", "M"], ["bench", "M"], ["selftest"]])
+def test_a_device_is_metal_or_cpu(command, capsys):
+    for kind in ("metal", "cpu"):
+        parsed = cli._build_parser(command[0]).parse_args([*command, "--device", kind])
+        assert parsed.device == kind
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*command, "--device", "tpu"])
+    assert ended.value.code == 2
+    assert "--device: invalid choice: 'tpu'" in capsys.readouterr().err
+
+
+def test_generate_passes_the_device_on():
+    given = {}
+
+    def load(_path, **options):
+        given.update(options)
+        raise MarlinError("enough")
+
+    words = ["generate", "M", "--prompt", "x", "--device", "metal", "--threads", "3"]
+    with pytest.raises(MarlinError, match="enough"):
+        generate.run(cli._build_parser("generate").parse_args(words), load)
+    assert (given["device_kind"], given["num_threads"]) == ("metal", 3)
 
 
 def test_generate_refuses_a_system_message_without_a_template():

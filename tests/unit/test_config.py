@@ -15,7 +15,7 @@ def test_the_defaults_are_those_of_the_documentation():
     assert (config.host, config.port, config.log_level) == ("0.0.0.0", 8000, "INFO")
     assert (config.max_concurrent_requests, config.max_tokens, config.timeout_s) == (10, 512, 120.0)
     assert (config.model_path, config.num_threads, config.max_context_tokens) == (None, None, None)
-    assert config.api_key is None
+    assert config.api_key is None and config.device is None
 
 
 @pytest.mark.parametrize(
@@ -61,8 +61,10 @@ def test_an_empty_variable_counts_as_unset():
         ("timeout_s", "--timeout", "inf"),
         ("timeout_s", "--timeout", "soon"),
         ("log_level", "--log-level", "LOUD"),
+        ("device", "--device", "gpu"),
         ("num_threads", "--threads", "0"),
         ("max_context_tokens", "--max-context", "x"),
+        ("speculative", "--speculative", "eagle"),
     ],
 )
 def test_a_wrong_option_is_named_with_its_value(field, flag, text):

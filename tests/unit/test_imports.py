@@ -24,8 +24,10 @@ BELOW = {
     "server": {"", "engine"},
     "generate": {"engine", "server"},
     "quantize": {"weights", "models"},
-    "bench": {"device", "engine", "models"},
-    "cli": {"", "engine", "server", "generate", "quantize", "bench"},
+    "info": {"", "device"},
+    "selftest": {"info", "device"},
+    "bench": {"info", "device", "engine", "models"},
+    "cli": {"", "engine", "server", "generate", "quantize", "bench", "info", "selftest"},
 }
 
 # Clients, and modules whose use is to reach another host or process, or to run what a file says.

@@ -8,6 +8,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from marlin.engine.request import Request, SamplingParams
 from marlin.server import prometheus
 from marlin.server.metrics import (
     DISCONNECTED,
@@ -64,7 +65,14 @@ def value(found, name, **labels):
     return found["metal_marlin_" + name, frozenset(labels.items())]
 
 
-def a_request(metrics, clock, gaps, num_prompt_tokens=5, num_cached_tokens=2):
+def finished(num_prompt_tokens, num_cached_tokens=0, **counts):
+    """An engine's Request as it is when its last delta was read."""
+    prompt = [0] * num_prompt_tokens
+    counts |= {"num_cached_tokens": num_cached_tokens}
+    return Request("id", prompt, SamplingParams(), seed=0, **counts)
+
+
+def a_request(metrics, clock, gaps, num_prompt_tokens=5, num_cached_tokens=2, **counts):
     """One request of one sequence; gaps: (seconds before a delta, its tokens)."""
 
     def deltas():
@@ -72,9 +80,7 @@ def a_request(metrics, clock, gaps, num_prompt_tokens=5, num_cached_tokens=2):
             clock.now += seconds
             yield 0, SimpleNamespace(num_tokens=num_tokens)
 
-    request = SimpleNamespace(
-        prompt_token_ids=[0] * num_prompt_tokens, num_cached_tokens=num_cached_tokens
-    )
+    request = finished(num_prompt_tokens, num_cached_tokens, **counts)
     with metrics.request() as record:
         list(record.watch([SimpleNamespace(request=request)], deltas()))
     return record
@@ -115,7 +121,7 @@ def test_sequences_of_one_request_have_one_first_token_and_their_own_gaps(metric
             clock.now += seconds
             yield index, SimpleNamespace(num_tokens=1)
 
-    request = SimpleNamespace(prompt_token_ids=[0] * 3, num_cached_tokens=0)
+    request = finished(3)
     streams = [SimpleNamespace(request=request)] * 2
     with metrics.request() as record:
         list(record.watch(streams, deltas()))
@@ -131,13 +137,22 @@ def test_a_request_that_fails_has_no_duration_but_its_tokens_count(metrics, cloc
         yield 0, SimpleNamespace(num_tokens=3)
         raise ConnectionError
 
-    request = SimpleNamespace(prompt_token_ids=[0], num_cached_tokens=0)
+    request = finished(1)
     with pytest.raises(ConnectionError), metrics.request() as record:
         list(record.watch([SimpleNamespace(request=request)], deltas()))
     found = samples([metrics.snapshot()])
     assert value(found, "generated_tokens_total") == 3
     assert value(found, "request_duration_seconds_count") == 0
     assert value(found, "requests_in_flight") == 0
+
+
+def test_guessed_tokens_and_those_of_them_that_were_right_are_counted(metrics, clock):
+    for num_drafts, num_right in ((7, 5), (4, 0)):
+        counts = {"num_draft_tokens": num_drafts, "num_accepted_draft_tokens": num_right}
+        a_request(metrics, clock, [(0.1, 6)], **counts)
+    found = samples([metrics.snapshot()])
+    assert value(found, "draft_tokens_total") == 11
+    assert value(found, "accepted_draft_tokens_total") == 5
 
 
 def test_leaving_early_closes_the_deltas(metrics):
@@ -150,7 +165,7 @@ def test_leaving_early_closes_the_deltas(metrics):
         finally:
             closed.append(True)
 
-    request = SimpleNamespace(prompt_token_ids=[0], num_cached_tokens=7)
+    request = finished(1, 7)
     held = deltas()  # a reference, so that the garbage collector does not close them
     watched = metrics.request().watch([SimpleNamespace(request=request)], held)
     next(watched)

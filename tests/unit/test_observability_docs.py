@@ -84,6 +84,8 @@ def test_dashboard_panels_have_ids_places_and_a_data_source_that_can_be_chosen()
         taken |= cells
 
 
-@pytest.mark.parametrize("option", ["--enable-metrics", "--log-format", "--enable-batching"])
+@pytest.mark.parametrize(
+    "option", ["--enable-metrics", "--log-format", "--enable-batching", "--speculative"]
+)
 def test_the_options_are_documented(option):
     assert f"| `{option}` |" in DOCUMENT

@@ -15,7 +15,7 @@ import pytest
 
 FILES = ("pyproject.toml", "setup.cfg", "README.md", "LICENSE", "CHANGELOG.md")
 FOLDERS = ("marlin", "bin")
-LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.so", "*.dylib")
+LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.so", "*.dylib", "*.metallib")
 
 
 def run(*command, cwd):
@@ -105,10 +105,13 @@ def test_the_wheel_is_for_any_python_3_on_this_platform(wheel):
 @pytest.mark.native
 def test_the_wheel_holds_the_package_with_its_library_and_no_more(wheel, checkout):
     sources = {str(path.relative_to(checkout)) for path in (checkout / "marlin").rglob("*.py")}
+    sources.add("marlin/selftest.safetensors")
     names = {name for name in wheel_names(wheel) if ".dist-info/" not in name}
-    (library,) = names - sources
-    assert library in ("marlin/device/libmarlin_cpu.so", "marlin/device/libmarlin_cpu.dylib")
-    assert names >= sources
+    suffix = "dylib" if sys.platform == "darwin" else "so"
+    library = f"marlin/device/libmarlin_cpu.{suffix}"
+    assert names >= sources | {library}
+    metal = {f"marlin/device/{name}" for name in ("libmarlin_metal.dylib", "marlin.metallib")}
+    assert names - sources - {library} <= (metal if suffix == "dylib" else set())
     with zipfile.ZipFile(wheel) as archive:
         assert archive.read(library) != b"of another machine"
 

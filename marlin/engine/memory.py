@@ -1,0 +1,94 @@
+"""What a model takes of its device's memory, counted before any of it is taken.
+
+Weights are there once for all processes that serve the model; each process has a KV cache and
+activations of its own. Knows sizes only; allocates nothing.
+"""
+
+from dataclasses import dataclass
+
+from marlin.errors import ConfigError
+from marlin.models.llama import activation_shapes
+
+# KV caches may take this share of the device's memory when the user names no context.
+MAX_KV_MEMORY_SHARE = 0.25
+# A contiguous KV cache is a multiple of this long: the key tile.
+CONTEXT_STEP = 16
+
+
+def kv_token_bytes(config):
+    """KV cache bytes of a token: a float16 key and value in each layer."""
+    return config.num_layers * config.num_kv_heads * config.head_dim * 4
+
+
+def activation_bytes(config, max_tokens, max_logits, layout):
+    """Bytes of a step's activations, see models.llama.activation_shapes()."""
+    shapes = activation_shapes(config, max_tokens, max_logits, layout)
+    return sum(4 * rows * width for rows, width in shapes.values())
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryBudget:
+    """A device's memory, and what of it is spoken for before the KV cache.
+
+    Attributes:
+        memory_bytes: what the device may use in all (marlin_device_info).
+        weight_bytes: mapped and repacked weights, once for all processes.
+        num_processes: processes that have a KV cache each.
+    """
+
+    memory_bytes: int
+    weight_bytes: int
+    num_processes: int = 1
+
+    def context_that_fits(self, config, activations):
+        """Tokens of the longest contiguous KV cache when the user names none; may be 0.
+
+        MAX_KV_MEMORY_SHARE of the memory bounds all processes' caches together, and so does what
+        weights and activations (bytes, of each process) leave.
+        """
+        free = self.memory_bytes - self.weight_bytes - self.num_processes * activations
+        room = min(free, int(self.memory_bytes * MAX_KV_MEMORY_SHARE))
+        tokens = max(0, room) // (self.num_processes * kv_token_bytes(config))
+        return tokens // CONTEXT_STEP * CONTEXT_STEP
+
+    def check(self, cache, kv_bytes, activations):
+        """Refuse what the device cannot hold.
+
+        Args:
+            cache: of what the KV cache is, for the message: "of 4096 tokens".
+            kv_bytes, activations: bytes of one process.
+
+        Raises:
+            ConfigError: weights, KV caches and activations together exceed the memory.
+        """
+        needed = self.weight_bytes + self.num_processes * (kv_bytes + activations)
+        if needed <= self.memory_bytes:
+            return
+        each = f" for each of {self.num_processes} processes" if self.num_processes > 1 else ""
+        raise ConfigError(
+            f"the model does not fit: its weights take {_mib(self.weight_bytes)}, a KV cache "
+            f"{cache} {_mib(kv_bytes)} and a step's activations {_mib(activations)}{each}, "
+            f"{_mib(needed)} in all; the device has {_mib(self.memory_bytes)}"
+        )
+
+
+def check_memory(budget, config, layout, step_tokens, max_logits):
+    """Check a MemoryBudget against a KV cache and the activations of steps over it.
+
+    Args:
+        layout: ops.KvLayout of the cache.
+        step_tokens, max_logits: tokens, and rows of logits, that a step may compute.
+
+    Raises:
+        ConfigError: as MemoryBudget.check().
+    """
+    kv_tokens = layout.num_blocks * layout.block_size
+    cache = f"of {kv_tokens} tokens"
+    if layout.num_blocks > 1:
+        cache = f"of {layout.num_blocks} blocks of {layout.block_size} tokens"
+    activations = activation_bytes(config, step_tokens, max_logits, layout)
+    budget.check(cache, kv_tokens * kv_token_bytes(config), activations)
+
+
+def _mib(num_bytes):
+    return f"{-(-num_bytes >> 20)} MiB"

@@ -1,0 +1,131 @@
+"""`metal-marlin info`: the machine, the packages and the devices, for a bug report.
+
+Tells nothing of the user: no host name, no path, no environment variable.
+"""
+
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+
+from marlin import __version__
+from marlin.device import abi
+from marlin.device.device import Device, why_not
+from marlin.errors import DeviceError
+
+# What memory_bytes is of each kind.
+_WHOSE_MEMORY = {"cpu": ", the machine's", "metal": ", the recommended working-set size"}
+_PACKAGES = ("numpy", "safetensors", "tokenizers")
+
+
+def add_arguments(parser):
+    """Declare the command's arguments on an argparse parser."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(arguments):
+    """Print what there is. Returns the exit code."""
+    report = {"versions": versions(), "machine": machine(), "devices": devices()}
+    if arguments.json:
+        json.dump(report, sys.stdout, indent=1)
+        print()
+    else:
+        print_report(report, sys.stdout)
+    return 0
+
+
+def versions():
+    """{name: version} of the package, Python and the packages it needs."""
+    found = {"metal-marlin": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def machine():
+    """Processor, cores and operating system."""
+    model = platform.processor() or platform.machine()
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            names = [
+                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
+            ]
+        model = names[0] if names else model
+    return {"cpu": model, "cores": os.cpu_count(), "system": operating_system()}
+
+
+def operating_system():
+    """Operating system, its version and the architecture: "macOS 15.1 arm64"."""
+    if sys.platform == "darwin":
+        return f"macOS {platform.mac_ver()[0]} {platform.machine()}"
+    return f"{platform.system()} {platform.release()} {platform.machine()}"
+
+
+def devices():
+    """{kind: facts} of each kind of device.
+
+    Facts are "library" (its file's name) and either "reason", why there is none, or what
+    Device.info() says, the "kernels" that its library has and "missing", those that it lacks; for a
+    CPU also "instruction_sets", those that this processor has.
+    """
+    return {kind: _facts(kind) for kind in abi.DEVICE_KINDS}
+
+
+def _facts(kind):
+    facts = {"library": abi.library_path(kind).name}
+    try:
+        device = Device(kind=kind)
+    except DeviceError as error:
+        return facts | {"reason": why_not(kind) or error.message}
+    facts |= device.info()
+    found = {name: device.library.marlin_kernel_find(name.encode()) > 0 for name in abi.KERNELS}
+    device.close()
+    facts["kernels"] = [name for name in abi.KERNELS if found[name]]
+    facts["missing"] = [name for name in abi.KERNELS if not found[name]]
+    if kind == "cpu":
+        facts["instruction_sets"] = [isa for isa in abi.INSTRUCTION_SETS if _has(isa)]
+    return facts
+
+
+def _has(isa):
+    try:
+        Device(num_threads=1, isa=isa, kind="cpu").close()
+    except DeviceError:
+        return False
+    return True
+
+
+def print_report(report, file):
+    """The report as text."""
+    print(", ".join(f"{name} {version}" for name, version in report["versions"].items()), file=file)
+    here = report["machine"]
+    print(f"{here['system']}, {here['cores']} cores of {here['cpu']}", file=file)
+    for kind, facts in report["devices"].items():
+        print(f"\n{kind}", file=file)
+        for label, value in _lines(facts):
+            print(f"  {label:<14}{value}", file=file)
+
+
+def _lines(facts):
+    """(label, value) pairs of a device's facts."""
+    if "reason" in facts:
+        return [("device", f"none: {facts['reason']}"), ("library", facts["library"])]
+    total = len(facts["kernels"]) + len(facts["missing"])
+    missing = f"; missing: {', '.join(facts['missing'])}" if facts["missing"] else ""
+    lines = [
+        ("device", facts["name"]),
+        ("library", facts["library"]),
+        ("isa", facts["isa"]),
+        ("memory", f"{facts['memory_bytes'] >> 20} MiB{_WHOSE_MEMORY[facts['kind']]}"),
+        ("buffers", f"{facts['max_buffer_bytes'] >> 20} MiB at most each"),
+        ("pages", f"{facts['page_bytes']} bytes"),
+        ("kernels", f"{len(facts['kernels'])} of {total}{missing}"),
+    ]
+    if facts["num_threads"]:
+        lines.insert(3, ("threads", facts["num_threads"]))
+        lines.insert(3, ("also", ", ".join(facts["instruction_sets"])))
+    return lines

@@ -1,0 +1,46 @@
+/* metal.h: what the Metal device needs that is no Objective-C: how a record becomes a launch
+ * (metal_launch.c), and where its files lie (metal_files.c). */
+#ifndef MARLIN_METAL_H
+#define MARLIN_METAL_H
+
+#include <stddef.h>
+
+#include "kernels.h"
+
+/* Indices of a kernel's fixed arguments (shaders/common.h); its bindings come before them. */
+enum { PARAMS_INDEX = MARLIN_MAX_BINDINGS, VARS_INDEX, CALL_INDEX, STATUS_INDEX };
+/* Function constants, by index (shaders/common.h). */
+enum { ROWS, GROUP_SIZE, FLAGS, HEAD_DIM, HEADS_PER_KV, NUM_CONSTANTS };
+/* Values of ROWS: powers of two up to 1 << (NUM_ROWS - 1). */
+#define NUM_ROWS 5
+/* Every Apple GPU's, and what the kernels are written for. */
+#define SIMD_THREADS 32
+
+/* struct MarlinCall of shaders/common.h. */
+typedef struct {
+    uint32_t dispatch;
+    uint32_t words[MARLIN_MAX_BINDINGS];
+} marlin_call_words;
+
+/* The argument that tells dispatch `index` which it is and how long its bindings are. */
+marlin_call_words marlin_call_of(const marlin_records *records, int32_t index);
+/* Threads of a kernel's threadgroup. */
+int32_t marlin_launch_threads(int32_t kernel_id);
+/* Pipelines of a kernel: NUM_ROWS for one with ROWS, else 1. */
+int marlin_num_variants(int32_t kernel_id);
+/* The function constants of a record's variant, 0 where its kernel has none. */
+void marlin_constants_of(const marlin_record *record, int variant, uint32_t out[NUM_CONSTANTS]);
+/* The variant that runs dispatch `index` in this replay, and its threadgroups: what the recorded
+ * grid has of the units that there are. -1: that is nothing, so the dispatch is skipped. */
+int marlin_launch_of(const marlin_records *records, int32_t index, int64_t groups[3]);
+
+/* marlin.metallib beside this library. 0: there is none. */
+int marlin_metallib_path(char *out, size_t size);
+/* Where compiled pipelines are kept: in the user's cache, named after what they were made from: our
+ * source, the system's version (its compiler), the GPU. 0: the user has no home. */
+int marlin_archive_path(const char *source, const char *system, const char *gpu, char *out,
+                        size_t size);
+/* Make every folder of a path. Whether they are there shows when the file is written. */
+void marlin_make_folders(const char *path);
+
+#endif

@@ -1,0 +1,373 @@
+// attention_split.metal: attention for decode: partials of each split of a context, then their sum.
+// Shapes and bad indices: attention.h.
+#include <metal_stdlib>
+
+#include "attention.h"
+
+using namespace metal;
+
+#define SPLIT_THREADS 256
+#define SPLIT_SIMDGROUPS (SPLIT_THREADS / SIMD_THREADS)
+// Two key tiles a simdgroup: a lane scores 8 tokens of one, for every eighth column, so that 16
+// lanes read 256 bytes in a row.
+#define SPLIT_KEY_LANES 16
+// Loads of 16 bytes that a thread has under way before it uses the first.
+#define SPLIT_AHEAD 8
+// Floats of q in threadgroup memory, and of scores: 8 queries of each token.
+#define SPLIT_Q_FLOATS 1024
+#define SPLIT_SCORES (MARLIN_KV_SPLIT * 8)
+// Threadgroup memory: q and scores, then the sums of values, 8 columns a thread of two queries.
+#define SPLIT_FLOATS (SPLIT_THREADS * 16)
+
+static_assert(SPLIT_THREADS == int(THREADS_attention_split), "launch.h and this file agree");
+static_assert(SPLIT_SIMDGROUPS * (SIMD_THREADS / SPLIT_KEY_LANES) ==
+                  MARLIN_KV_SPLIT / MARLIN_KEY_TILE,
+              "the simdgroups score a split between them");
+static_assert(SPLIT_FLOATS >= SPLIT_Q_FLOATS + SPLIT_SCORES, "q and scores fit");
+
+// A split as its threadgroup sees it.
+struct SplitTask {
+    uint start; // its first position
+    uint first; // the tokens [first, count) of it are seen by some query; first % 16 == 0
+    uint count;
+    uint kv_head;
+    uint thread_index;
+    uint lane;
+    uint simdgroup;
+    threadgroup float *q;      // [head_dim or a part of it, Q]
+    threadgroup float *scores; // [256, Q]; with q before it, room for the sums of values
+    threadgroup uint *cache_tiles;
+};
+
+// q columns [begin, begin + columns) of Q queries, scaled, columns first; 0 beyond the last query.
+template <uint Q>
+inline void split_load_queries(thread const SplitTask &s, thread const AttentionTile &tile,
+                               constant AttentionParams &p, device const float *q, uint query,
+                               uint begin, uint columns)
+{
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    for (uint i = s.thread_index; i < Q * columns; i += SPLIT_THREADS) {
+        uint r = i / columns, column = i % columns;
+        float value = 0.0f;
+        if (query + r < tile.num_queries)
+            value = q[attention_query_offset(p, tile, s.kv_head, query + r) + begin + column];
+        s.q[column * Q + r] = value * (p.scale * ATTENTION_LOG2_E);
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+}
+
+// By value, so that every compiler keeps it one load of 16 bytes.
+inline uint4 split_load(device const half *from) { return *(device const uint4 *)from; }
+
+inline float4 split_half_floats(uint low, uint high)
+{
+    half2 a = as_type<half2>(low), b = as_type<half2>(high);
+    return float4(float(a.x), float(a.y), float(b.x), float(b.y));
+}
+
+// Sum of a and b over lanes that differ in `bit`; the lane whose bit is set gets b's, the other
+// a's.
+template <typename V> inline V split_share_sum(V a, V b, uint lane, ushort bit)
+{
+    bool upper = (lane & bit) != 0;
+    V keep = upper ? b : a, send = upper ? a : b;
+    return keep + simd_shuffle_xor(send, bit);
+}
+
+// scores[token, r] of Q queries, ATTENTION_UNSEEN where a query does not look.
+template <uint Q>
+inline void split_score(thread const SplitTask &s, thread const AttentionTile &tile,
+                        constant AttentionParams &p, device const float *q,
+                        device const half *k_cache, uint query)
+{
+    constexpr uint q_columns = SPLIT_Q_FLOATS / Q;
+    // Lane: key tile of 2, column of 8, half of a key tile.
+    uint key_tile = s.simdgroup * (SIMD_THREADS / SPLIT_KEY_LANES) + s.lane / SPLIT_KEY_LANES;
+    uint column = s.lane / 2 % 8, token_half = s.lane % 2;
+    bool seen = key_tile * MARLIN_KEY_TILE >= s.first && key_tile * MARLIN_KEY_TILE < s.count;
+    float4 low[Q], high[Q];
+#pragma unroll
+    for (uint r = 0; r < Q; r++) low[r] = high[r] = float4(0.0f);
+    for (uint begin = 0; begin < HEAD_DIM; begin += q_columns) {
+        uint columns = min(q_columns, HEAD_DIM - begin);
+        split_load_queries<Q>(s, tile, p, q, query, begin, columns);
+        if (!seen) continue;
+        device const half *keys = k_cache +
+                                  ulong(s.cache_tiles[key_tile]) * (MARLIN_KEY_TILE * HEAD_DIM) +
+                                  (begin + column) * MARLIN_KEY_TILE + token_half * 8;
+#pragma unroll 8
+        for (uint i = 0; i < columns; i += 8) {
+            uint4 raw = split_load(keys + i * MARLIN_KEY_TILE);
+            float4 keys_low = split_half_floats(raw.x, raw.y),
+                   keys_high = split_half_floats(raw.z, raw.w);
+#pragma unroll
+            for (uint r = 0; r < Q; r++) {
+                float4 query_value = float4(s.q[(i + column) * Q + r]);
+                low[r] = fma(query_value, keys_low, low[r]);
+                high[r] = fma(query_value, keys_high, high[r]);
+            }
+        }
+    }
+    uint token = key_tile * MARLIN_KEY_TILE + token_half * 8 + column, at = s.start + token;
+#pragma unroll
+    for (uint r = 0; r < Q; r++) {
+        float4 four = split_share_sum(low[r], high[r], s.lane, ushort(8));
+        float2 two =
+            split_share_sum(float2(four.x, four.y), float2(four.z, four.w), s.lane, ushort(4));
+        float score = split_share_sum(two.x, two.y, s.lane, ushort(2));
+        uint position = tile.position + min(query + r, tile.num_queries - 1) / HEADS_PER_KV;
+        s.scores[token * Q + r] = attention_sees(p, position, at) ? score : ATTENTION_UNSEEN;
+    }
+}
+
+// Scores become 2^(score - max); max and sum go to the partials, [max_splits, HEAD_DIM + 2] of a
+// query, beginning at out.
+template <uint Q>
+inline void split_softmax(thread const SplitTask &s, thread const AttentionTile &tile,
+                          constant AttentionParams &p, device float *out, uint query)
+{
+    for (uint r = s.simdgroup; r < Q; r += SPLIT_SIMDGROUPS) {
+        float scores[MARLIN_KV_SPLIT / SIMD_THREADS];
+        float most = ATTENTION_UNSEEN, sum = 0.0f;
+#pragma unroll
+        for (uint i = 0; i < MARLIN_KV_SPLIT / SIMD_THREADS; i++) {
+            scores[i] = s.scores[(i * SIMD_THREADS + s.lane) * Q + r];
+            most = max(most, scores[i]);
+        }
+        most = simd_max(most);
+#pragma unroll
+        for (uint i = 0; i < MARLIN_KV_SPLIT / SIMD_THREADS; i++) {
+            float weight = scores[i] > ATTENTION_SEEN ? exp2(scores[i] - most) : 0.0f;
+            s.scores[(i * SIMD_THREADS + s.lane) * Q + r] = weight;
+            sum += weight;
+        }
+        sum = simd_sum(sum);
+        if (s.lane != 0 || query + r >= tile.num_queries) continue;
+        device float *partial =
+            out + ulong(attention_query_offset(p, tile, s.kv_head, query + r) / HEAD_DIM) *
+                      p.max_splits * (HEAD_DIM + 2);
+        partial[HEAD_DIM] = most;
+        partial[HEAD_DIM + 1] = sum;
+    }
+}
+
+// Where a thread reads values: 8 columns of every groups-th token, whatever the window.
+struct SplitValues {
+    device const half *cache;
+    uint octets;
+    uint groups;
+    uint group;
+    uint token; // the first, or count if the thread has none
+};
+
+inline SplitValues split_values(thread const SplitTask &s, device const half *v_cache)
+{
+    SplitValues v;
+    v.octets = HEAD_DIM / 8;
+    v.groups = SPLIT_THREADS / v.octets;
+    v.group = s.thread_index / v.octets;
+    v.cache = v_cache + s.thread_index % v.octets * 8;
+    v.token = s.first + (v.group + v.groups - s.first % v.groups) % v.groups;
+    if (v.group >= v.groups) v.token = s.count;
+    return v;
+}
+
+// The thread's next SPLIT_AHEAD tokens; past the end, the last token again.
+inline void split_load_values(thread uint4 *raw, thread const SplitTask &s,
+                              thread const SplitValues &v)
+{
+#pragma unroll
+    for (uint i = 0; i < SPLIT_AHEAD; i++) {
+        uint token = min(v.token + i * v.groups, s.count - 1);
+        uint row =
+            s.cache_tiles[token / MARLIN_KEY_TILE] * MARLIN_KEY_TILE + token % MARLIN_KEY_TILE;
+        raw[i] = split_load(v.cache + ulong(row) * HEAD_DIM);
+    }
+}
+
+// Values of Q queries weighted by the scores. The sums of a column, one of each group of threads,
+// meet in threadgroup memory, two queries at a time. raw: the first tokens' values.
+template <uint Q>
+inline void split_sum_values(thread const SplitTask &s, thread const AttentionTile &tile,
+                             constant AttentionParams &p, SplitValues v, thread uint4 *raw,
+                             device float *out, uint query)
+{
+    uint groups = v.groups, group = v.group, column = s.thread_index % v.octets * 8;
+    float4 low[Q], high[Q];
+#pragma unroll
+    for (uint r = 0; r < Q; r++) low[r] = high[r] = float4(0.0f);
+    while (v.token < s.count) {
+#pragma unroll
+        for (uint i = 0; i < SPLIT_AHEAD; i++) {
+            float4 values_low = split_half_floats(raw[i].x, raw[i].y);
+            float4 values_high = split_half_floats(raw[i].z, raw[i].w);
+            uint token = v.token + i * groups;
+            if (token >= s.count) break;
+#pragma unroll
+            for (uint r = 0; r < Q; r++) {
+                float4 weight = float4(s.scores[token * Q + r]);
+                low[r] = fma(weight, values_low, low[r]);
+                high[r] = fma(weight, values_high, high[r]);
+            }
+        }
+        v.token += SPLIT_AHEAD * groups;
+        if (v.token < s.count) split_load_values(raw, s, v);
+    }
+    threadgroup float *sums = s.q; // [2, groups, HEAD_DIM]
+#pragma unroll
+    for (uint r = 0; r < Q; r += 2) {
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        if (group < groups) {
+            threadgroup float4 *to = (threadgroup float4 *)(sums + group * HEAD_DIM + column);
+            to[0] = low[r];
+            to[1] = high[r];
+            to += groups * HEAD_DIM / 4;
+            to[0] = low[r + 1];
+            to[1] = high[r + 1];
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        for (uint i = s.thread_index; i < 2 * HEAD_DIM; i += SPLIT_THREADS) {
+            uint which = i / HEAD_DIM, at = i % HEAD_DIM, of = query + r + which;
+            if (of >= tile.num_queries) continue;
+            float sum = 0.0f;
+            for (uint g = 0; g < groups; g++) sum += sums[(which * groups + g) * HEAD_DIM + at];
+            out[ulong(attention_query_offset(p, tile, s.kv_head, of) / HEAD_DIM) * p.max_splits *
+                    (HEAD_DIM + 2) +
+                at] = sum;
+        }
+    }
+}
+
+template <uint Q>
+inline void split_attend(thread const SplitTask &s, thread const AttentionTile &tile,
+                         constant AttentionParams &p, device const float *q,
+                         device const half *k_cache, device const half *v_cache, device float *out)
+{
+    SplitValues v = split_values(s, v_cache);
+    for (uint query = 0; query < tile.num_queries; query += Q) {
+        split_score<Q>(s, tile, p, q, k_cache, query);
+        uint4 raw[SPLIT_AHEAD]; // on their way during the softmax
+        split_load_values(raw, s, v);
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        split_softmax<Q>(s, tile, p, out, query);
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        split_sum_values<Q>(s, tile, p, v, raw, out, query);
+    }
+}
+
+// attention_split: softmax partials of a tile over one split of its context.
+//
+//   out  float [rows, num_heads, max_splits, head_dim + 2]: values, max, sum; splits that a tile
+//   does not see are left as they are
+//   Grid: (tiles, num_kv_heads, splits). Group: 256 threads. 16 KiB of threadgroup memory.
+//   Bytes: 4 * head_dim a token of the split, read once for every 4 queries (8 where a KV head has
+//   more than 4 heads); a decode step has one row a tile, so once. Operations: 4 * head_dim a token
+//   and query.
+[[kernel, max_total_threads_per_threadgroup(SPLIT_THREADS)]] void attention_split(
+    device const float *q [[buffer(0)]], device const half *k_cache [[buffer(1)]],
+    device const half *v_cache [[buffer(2)]], device const int32_t *tables [[buffer(3)]],
+    device const int32_t *tiles [[buffer(4)]], device float *out [[buffer(5)]],
+    constant AttentionParams &p [[buffer(MARLIN_PARAMS_INDEX)]],
+    constant int32_t *vars [[buffer(MARLIN_VARS_INDEX)]],
+    constant MarlinCall &call [[buffer(MARLIN_CALL_INDEX)]],
+    device atomic_uint *status [[buffer(MARLIN_STATUS_INDEX)]],
+    uint3 group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]], uint simdgroup [[simdgroup_index_in_threadgroup]])
+{
+    threadgroup float4 memory[SPLIT_FLOATS / 4];
+    threadgroup uint cache_tiles[MARLIN_KV_SPLIT / MARLIN_KEY_TILE];
+    uint num_splits = uint(vars[p.splits_var]);
+    if (group.x >= uint(vars[p.tiles_var]) || group.y >= p.num_kv_heads || group.z >= num_splits)
+        return;
+    AttentionTile tile;
+    if (!attention_tile(tiles, tables, p, call, group.x, tile) ||
+        tile.last / MARLIN_KV_SPLIT >= num_splits) {
+        if (thread_index == 0) fail(status, call);
+        return;
+    }
+    uint start = group.z * MARLIN_KV_SPLIT, seen = attention_first_seen(p, tile.position);
+    if (start > tile.last || start + MARLIN_KV_SPLIT <= seen) return;
+    SplitTask s;
+    s.start = start;
+    s.first = seen > start ? (seen - start) / MARLIN_KEY_TILE * MARLIN_KEY_TILE : 0;
+    s.count = min(uint(MARLIN_KV_SPLIT), tile.last + 1 - start);
+    s.kv_head = group.y;
+    s.thread_index = thread_index;
+    s.lane = lane;
+    s.simdgroup = simdgroup;
+    s.q = (threadgroup float *)memory;
+    s.scores = s.q + SPLIT_Q_FLOATS;
+    s.cache_tiles = cache_tiles;
+    // Every simdgroup checks all key tiles and comes to the same answer.
+    bool bad = false;
+    if (lane * MARLIN_KEY_TILE >= s.first && lane * MARLIN_KEY_TILE < s.count) {
+        uint position = start + lane * MARLIN_KEY_TILE;
+        int32_t block = tile.table[position / p.block_size];
+        bad = !attention_is_block(p, block);
+        if (simdgroup == 0)
+            cache_tiles[lane] = attention_cache_tile(p, uint(block), s.kv_head, position);
+    }
+    if (simd_any(bad)) {
+        if (thread_index == 0) fail(status, call);
+        return;
+    }
+    device float *partials = out + group.z * (HEAD_DIM + 2);
+    if (HEADS_PER_KV > 4)
+        split_attend<8>(s, tile, p, q, k_cache, v_cache, partials);
+    else
+        split_attend<4>(s, tile, p, q, k_cache, v_cache, partials);
+}
+
+// attention_combine: merges the partials of a tile's rows for one head, in the order of the splits.
+//
+//   partials  float [rows, num_heads, max_splits, head_dim + 2]    out  float [rows, num_heads,
+//   head_dim];  bindings 1 to 3 are not bound
+//   Grid: (tiles, num_heads). Group: 128 threads, one column each at a time. Bytes: 4 * head_dim
+//   for each split, and as many for out.
+[[kernel]] void attention_combine(device const float *partials [[buffer(0)]],
+                                  device const int32_t *tiles [[buffer(4)]],
+                                  device float *out [[buffer(5)]],
+                                  constant AttentionParams &p [[buffer(MARLIN_PARAMS_INDEX)]],
+                                  constant int32_t *vars [[buffer(MARLIN_VARS_INDEX)]],
+                                  constant MarlinCall &call [[buffer(MARLIN_CALL_INDEX)]],
+                                  device atomic_uint *status [[buffer(MARLIN_STATUS_INDEX)]],
+                                  uint3 group [[threadgroup_position_in_grid]],
+                                  uint thread_index [[thread_index_in_threadgroup]],
+                                  uint lane [[thread_index_in_simdgroup]])
+{
+    if (group.x >= uint(vars[p.tiles_var]) || group.y >= p.num_heads) return;
+    uint stride = HEAD_DIM + 2;
+    int32_t first_row = tiles[group.x * 4], rows = tiles[group.x * 4 + 1];
+    int32_t position = tiles[group.x * 4 + 3];
+    ulong all_rows = call.words[0] / (ulong(stride) * p.num_heads * p.max_splits);
+    bool bad = first_row < 0 || rows < 1 || position < 0 ||
+               ulong(uint(first_row)) + ulong(uint(rows)) > all_rows;
+    if (bad || (uint(position) + uint(rows) - 1) / MARLIN_KV_SPLIT >= uint(vars[p.splits_var])) {
+        if (thread_index == 0) fail(status, call);
+        return;
+    }
+    for (uint r = 0; r < uint(rows); r++) {
+        uint query = (uint(first_row) + r) * p.num_heads + group.y, at = uint(position) + r;
+        uint begin = attention_first_seen(p, at) / MARLIN_KV_SPLIT, end = at / MARLIN_KV_SPLIT + 1;
+        device const float *partial = partials + ulong(query) * p.max_splits * stride;
+        float most = ATTENTION_UNSEEN;
+        for (uint split = begin + lane; split < end; split += SIMD_THREADS)
+            most = max(most, partial[split * stride + HEAD_DIM]);
+        most = simd_max(most);
+        for (uint first = 0; first < HEAD_DIM; first += THREADS_attention_combine) {
+            uint column = min(first + thread_index, HEAD_DIM - 1);
+            float value = 0.0f, sum = 0.0f;
+            for (uint split = begin; split < end; split += SIMD_THREADS) {
+                // Lane: one split. Then every lane: its column of all of them, in order.
+                device const float *from = partial + min(split + lane, end - 1) * stride;
+                float factor = split + lane < end ? exp2(from[HEAD_DIM] - most) : 0.0f;
+                sum += simd_sum(factor * from[HEAD_DIM + 1]);
+                from = partial + split * stride + column;
+#pragma unroll 8
+                for (uint i = 0; i < min(uint(SIMD_THREADS), end - split); i++)
+                    value = fma(simd_shuffle(factor, ushort(i)), from[i * stride], value);
+            }
+            if (first + thread_index < HEAD_DIM) out[query * HEAD_DIM + column] = value / sum;
+        }
+    }
+}

@@ -1,0 +1,171 @@
+// repack.metal: GGUF blocks into packed tiles (docs/formats.md), losing nothing.
+//
+//   source  blocks [n, k / block]     codes, scales, biases: as docs/formats.md
+//   Q4_0, Q4_1, Q4_K become 4-bit codes with a bias; Q5_0, Q5_1, Q5_K, Q6_K and Q8_0 8-bit codes.
+//   Rows past n stay as the buffer was created: zero codes and scales.
+//
+//   Grid: one threadgroup a tile of 16 rows. Group: THREADS_repack (256), of which sixteen
+//   neighbours write the sixteen rows' words of the same columns, 64 bytes.
+//   Bytes: the source twice (a 4-bit byte holds two distant columns), the packed weight once.
+//   Blocks begin at any byte, so that each byte is read alone. Operations: about ten a value. Runs
+//   once, when a model is opened.
+//
+// Block layouts: ggml-common.h of the GGUF reference implementation.
+#include <metal_stdlib>
+
+#include "common.h"
+
+using namespace metal;
+
+inline uint repack_block_bytes(uint type)
+{
+    switch (type) {
+    case MARLIN_GGML_Q4_0: return 18;
+    case MARLIN_GGML_Q4_1: return 20;
+    case MARLIN_GGML_Q5_0: return 22;
+    case MARLIN_GGML_Q5_1: return 24;
+    case MARLIN_GGML_Q8_0: return 34;
+    case MARLIN_GGML_Q4_K: return 144;
+    case MARLIN_GGML_Q5_K: return 176;
+    default: return 210;
+    }
+}
+
+inline uint repack_block_values(uint type) { return type >= MARLIN_GGML_Q4_K ? 256 : 32; }
+
+inline uint repack_group_values(uint type) { return type == MARLIN_GGML_Q6_K ? 16 : 32; }
+
+inline bool repack_is_4_bit(uint type)
+{
+    return type == MARLIN_GGML_Q4_0 || type == MARLIN_GGML_Q4_1 || type == MARLIN_GGML_Q4_K;
+}
+
+inline bool repack_has_minimum(uint type)
+{
+    return type == MARLIN_GGML_Q4_1 || type == MARLIN_GGML_Q5_1;
+}
+
+inline uint repack_nibble(uint byte, bool is_high) { return is_high ? byte >> 4 : byte & 15; }
+
+inline float repack_half(device const uchar *p)
+{
+    return float(as_type<half>(ushort(p[0] | p[1] << 8)));
+}
+
+// Code i of a block of 32, as stored: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0.
+inline uint repack_code_32(uint type, device const uchar *block, uint i)
+{
+    device const uchar *p = block + (repack_has_minimum(type) ? 4 : 2);
+    if (type == MARLIN_GGML_Q8_0) return p[i] ^ 128;
+    if (repack_is_4_bit(type)) return repack_nibble(p[i % 16], i >= 16);
+    const uint fifth = p[i / 8] >> i % 8 & 1;
+    const uint code = repack_nibble(p[4 + i % 16], i >= 16) | fifth << 4;
+    return code + (type == MARLIN_GGML_Q5_0 ? 128 - 16 : 128);
+}
+
+// Code i of a block of 256, Q4_K or Q5_K.
+inline uint repack_code_k(uint type, device const uchar *block, uint i)
+{
+    const uint group = i / 32, at = i % 32;
+    device const uchar *low = block + (type == MARLIN_GGML_Q5_K ? 48 : 16);
+    const uint code = repack_nibble(low[group / 2 * 32 + at], group % 2);
+    if (type == MARLIN_GGML_Q4_K) return code;
+    const uint fifth = block[16 + at] >> group & 1;
+    return (code | fifth << 4) + 128;
+}
+
+// Code i of a block of 256, Q6_K.
+inline uint repack_code_q6_k(device const uchar *block, uint i)
+{
+    const uint part = i / 128, quarter = i % 128 / 32, at = i % 32;
+    const uint low = block[part * 64 + quarter % 2 * 32 + at];
+    const uint high = block[128 + part * 32 + at] >> 2 * quarter & 3;
+    return (repack_nibble(low, quarter >= 2) | high << 4) + 128 - 32;
+}
+
+inline uint repack_code(uint type, device const uchar *block, uint i)
+{
+    if (type == MARLIN_GGML_Q6_K) return repack_code_q6_k(block, i);
+    if (type >= MARLIN_GGML_Q4_K) return repack_code_k(type, block, i);
+    return repack_code_32(type, block, i);
+}
+
+// (scale, bias) of group g of a block; six-bit numbers of group g in Q4_K and Q5_K.
+inline float2 repack_scale(uint type, device const uchar *block, uint g)
+{
+    if (type == MARLIN_GGML_Q6_K)
+        return float2(repack_half(block + 208) * float(as_type<char>(block[192 + g])), 0.0f);
+    const float d = repack_half(block);
+    if (type == MARLIN_GGML_Q4_0) return float2(d, -8.0f * d);
+    if (type < MARLIN_GGML_Q4_K)
+        return float2(d, repack_has_minimum(type) ? repack_half(block + 2) : 0.0f);
+    device const uchar *s = block + 4;
+    uint scale, minimum;
+    if (g < 4) {
+        scale = s[g] & 63;
+        minimum = s[g + 4] & 63;
+    } else {
+        scale = (s[g + 4] & 15) | s[g - 4] >> 6 << 4;
+        minimum = s[g + 4] >> 4 | s[g] >> 6 << 4;
+    }
+    return float2(d * float(scale), -repack_half(block + 2) * float(minimum));
+}
+
+// GGUF's llama rows pair (i, i + 1) of a head for RoPE; the packed rows pair (i, i + head_dim / 2).
+inline uint repack_source_row(constant RepackParams &p, uint row)
+{
+    if (!p.permute_heads) return row;
+    const uint dim = p.n / p.permute_heads, head = row / dim, i = row % dim;
+    return head * dim + i % (dim / 2) * 2 + i / (dim / 2);
+}
+
+inline void repack_store(device uchar *to, bool is_f32, uint at, float value)
+{
+    if (is_f32)
+        ((device float *)to)[at] = value;
+    else
+        ((device half *)to)[at] = half(value);
+}
+
+kernel void repack(device const uchar *source [[buffer(0)]], device uint *codes [[buffer(1)]],
+                   device uchar *scales [[buffer(2)]], device uchar *biases [[buffer(3)]],
+                   constant RepackParams &p [[buffer(12)]],
+                   constant MarlinCall &call [[buffer(14)]],
+                   uint3 group [[threadgroup_position_in_grid]],
+                   uint thread_index [[thread_index_in_threadgroup]],
+                   uint3 threads [[threads_per_threadgroup]])
+{
+    // A thread keeps its row: the threads of a group are a multiple of the rows of a tile.
+    const uint lane = thread_index % MARLIN_ROW_TILE;
+    const uint tile = group.x, row = tile * MARLIN_ROW_TILE + lane;
+    if (row >= p.n) return;
+    const uint first = thread_index / MARLIN_ROW_TILE, stride = threads.x / MARLIN_ROW_TILE;
+    const uint block_bytes = repack_block_bytes(p.type), block_values = repack_block_values(p.type);
+    device const uchar *blocks =
+        source + ulong(repack_source_row(p, row)) * (p.k / block_values) * block_bytes;
+
+    const bool is_4_bit = repack_is_4_bit(p.type);
+    const uint columns = is_4_bit ? 8 : 4, num_words = p.k / columns;
+    device uint *words = codes + ulong(tile) * num_words * MARLIN_ROW_TILE + lane;
+    for (uint j = first; j < num_words; j += stride) {
+        const uint column = j * columns;
+        device const uchar *block = blocks + column / block_values * block_bytes;
+        uint word = 0;
+        for (uint c = 0; c < columns; c++) {
+            const uint code = repack_code(p.type, block, column % block_values + c);
+            word |= code << (8 * (c % 4) + 4 * (c / 4));
+        }
+        words[j * MARLIN_ROW_TILE] = word;
+    }
+
+    const uint group_values = repack_group_values(p.type), num_groups = p.k / group_values;
+    const bool is_f32 = p.type >= MARLIN_GGML_Q4_K;
+    for (uint g = first; g < num_groups; g += stride) {
+        const uint column = g * group_values;
+        device const uchar *block = blocks + column / block_values * block_bytes;
+        const float2 value = repack_scale(p.type, block, column % block_values / group_values);
+        const uint at = (tile * num_groups + g) * MARLIN_ROW_TILE + lane;
+        repack_store(scales, is_f32, at, value.x);
+        if (call.words[3]) repack_store(biases, is_f32, at, value.y);
+    }
+}

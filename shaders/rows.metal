@@ -1,0 +1,267 @@
+// rows.metal: the row-by-row kernels: RMS norm, the RoPE table, RoPE with the KV write, SiLU, row
+// gather. None of them is more than a few operations a byte: what counts is that each byte moves
+// once. Rows may begin at any float, so nothing here needs more than 4-byte alignment. Rows beyond
+// the step's vars are left alone.
+#include <metal_stdlib>
+
+#include "common.h"
+
+using namespace metal;
+
+// The largest finite half; what lies beyond is stored as this.
+#define ROW_MAX_HALF 65504.0f
+// Floats that a thread takes at a time, and how many of these a thread of rms_norm keeps.
+#define ROW_WIDTH 4
+#define RMS_KEPT 8
+
+inline float4 row_load(device const float *x) { return float4(x[0], x[1], x[2], x[3]); }
+
+inline void row_store(device float *y, float4 values)
+{
+    y[0] = values.x;
+    y[1] = values.y;
+    y[2] = values.z;
+    y[3] = values.w;
+}
+
+// One row of rms_norm as one of the threads that share it sees it.
+struct RmsRow {
+    device float *x;
+    device const float *delta;
+    device const float *w;
+    device float *y;
+    uint dim;
+    uint thread_index; // of this row's threads
+    uint threads;
+    bool has_delta;
+};
+
+// x += delta over floats [i, i + 4); returns them.
+inline float4 rms_add_delta(thread const RmsRow &row, uint i)
+{
+    float4 values = row_load(row.x + i);
+    if (row.has_delta) {
+        values += row_load(row.delta + i);
+        row_store(row.x + i, values);
+    }
+    return values;
+}
+
+// Adds the deltas and returns this thread's share of the sum of squares; kept holds its first
+// vectors.
+inline float rms_squares(thread const RmsRow &row, thread float4 *kept)
+{
+    float squares = 0.0f;
+    uint stride = row.threads * ROW_WIDTH, whole = row.dim / ROW_WIDTH * ROW_WIDTH;
+    for (uint j = 0; j < RMS_KEPT; j++) {
+        uint i = row.thread_index * ROW_WIDTH + j * stride;
+        if (i >= whole) break;
+        kept[j] = rms_add_delta(row, i);
+        squares += dot(kept[j], kept[j]);
+    }
+    for (uint i = row.thread_index * ROW_WIDTH + RMS_KEPT * stride; i < whole; i += stride) {
+        float4 values = rms_add_delta(row, i);
+        squares += dot(values, values);
+    }
+    uint last = whole + row.thread_index;
+    if (last < row.dim) {
+        float value = row.x[last];
+        if (row.has_delta) row.x[last] = value += row.delta[last];
+        squares += value * value;
+    }
+    return squares;
+}
+
+inline void rms_store(thread const RmsRow &row, thread const float4 *kept, float inverse)
+{
+    uint stride = row.threads * ROW_WIDTH, whole = row.dim / ROW_WIDTH * ROW_WIDTH;
+    for (uint j = 0; j < RMS_KEPT; j++) {
+        uint i = row.thread_index * ROW_WIDTH + j * stride;
+        if (i >= whole) break;
+        row_store(row.y + i, kept[j] * inverse * row_load(row.w + i));
+    }
+    for (uint i = row.thread_index * ROW_WIDTH + RMS_KEPT * stride; i < whole; i += stride)
+        row_store(row.y + i, row_load(row.x + i) * inverse * row_load(row.w + i));
+    uint last = whole + row.thread_index;
+    if (last < row.dim) row.y[last] = row.x[last] * inverse * row.w[last];
+}
+
+// rms_norm: x += delta (if has_delta);  y = x * rsqrt(mean(x^2) + eps) * w
+//
+//   x  float [rows, dim], in place    delta  float [rows, dim]    w  float [dim]
+//   y  float [rows, dim], may be x    rows = vars[rows_var] * rows_per_var
+//   Grid: (vars[rows_var], rows_per_var). Group: 256 threads take one row where rows_per_var is 1
+//   and 8 rows, a simdgroup each, where it is more (the heads of a q or k norm).
+//   Bytes: x and w read, y written; with a delta it is read too and x written. 3 operations a
+//   float. Rows of up to 8192 (a simdgroup: 1024) floats stay in registers between the sum and y.
+[[kernel]] void rms_norm(device float *x [[buffer(0)]], device const float *delta [[buffer(1)]],
+                         device const float *w [[buffer(2)]], device float *y [[buffer(3)]],
+                         constant RmsNormParams &p [[buffer(MARLIN_PARAMS_INDEX)]],
+                         constant int32_t *vars [[buffer(MARLIN_VARS_INDEX)]],
+                         uint3 group [[threadgroup_position_in_grid]],
+                         uint lane [[thread_index_in_simdgroup]],
+                         uint simdgroup [[simdgroup_index_in_threadgroup]])
+{
+    threadgroup float scratch[MAX_SIMDGROUPS];
+    constexpr uint simdgroups = THREADS_rms_norm / SIMD_THREADS;
+    bool alone = p.rows_per_var == 1;
+    uint part = group.y * UNITS_Y_rms_norm + (alone ? 0 : simdgroup);
+    if (group.x >= uint(vars[p.rows_var]) || part >= p.rows_per_var) return;
+    uint at = (group.x * p.rows_per_var + part) * p.dim;
+    RmsRow row;
+    row.x = x + at;
+    row.delta = delta + (p.has_delta ? at : 0);
+    row.w = w;
+    row.y = y + at;
+    row.dim = p.dim;
+    row.thread_index = alone ? simdgroup * SIMD_THREADS + lane : lane;
+    row.threads = alone ? THREADS_rms_norm : SIMD_THREADS;
+    row.has_delta = p.has_delta != 0;
+    float4 kept[RMS_KEPT];
+    float squares = rms_squares(row, kept);
+    float sum =
+        alone ? group_sum(squares, scratch, lane, simdgroup, simdgroups) : simd_sum(squares);
+    rms_store(row, kept, precise::rsqrt(sum / float(p.dim) + p.eps));
+}
+
+// rope_table: table[t, 0, :] = cos(positions[t] * inv_freq) * scale, table[t, 1, :] = sin(...) *
+// scale
+//
+//   positions  int32 [rows]    inv_freq  float [half_dim]    table  float [rows, 2, half_dim]
+//   Grid: (rows). Group: 64 threads a row. Bytes: 12 an angle; angles reach 10^5 radians, which
+//   only the precise functions reduce rightly.
+[[kernel]] void rope_table(device const int32_t *positions [[buffer(0)]],
+                           device const float *inv_freq [[buffer(1)]],
+                           device float *table [[buffer(2)]],
+                           constant RopeTableParams &p [[buffer(MARLIN_PARAMS_INDEX)]],
+                           constant int32_t *vars [[buffer(MARLIN_VARS_INDEX)]],
+                           uint3 group [[threadgroup_position_in_grid]],
+                           uint thread_index [[thread_index_in_threadgroup]])
+{
+    if (group.x >= uint(vars[p.rows_var])) return;
+    device float *row = table + group.x * 2 * p.half_dim;
+    float position = float(positions[group.x]);
+    for (uint i = thread_index; i < p.half_dim; i += THREADS_rope_table) {
+        float angle = position * inv_freq[i];
+        row[i] = precise::cos(angle) * p.scale;
+        row[p.half_dim + i] = precise::sin(angle) * p.scale;
+    }
+}
+
+// The half nearest to x; out of range the largest, so that the cache holds finite values only.
+inline half row_finite_half(float x) { return half(max(min(x, ROW_MAX_HALF), -ROW_MAX_HALF)); }
+
+// rope_kv_write: rotates q and k in place (half-split pairs, as Hugging Face stores them) and
+// writes k and v to the cache.
+//
+//   q  float [rows, num_heads, head_dim]    k, v  float [rows, num_kv_heads, head_dim]
+//   table  float [rows, 2, head_dim / 2]    slots  int32 [rows]: block * block_size + offset
+//   k_cache  half [num_blocks, num_kv_heads, block_size / 16, head_dim, 16]
+//   v_cache  half [num_blocks, num_kv_heads, block_size, head_dim]
+//   Grid: (rows, num_heads + 2 * num_kv_heads): the heads of q, then k, then v. Group: 128 threads,
+//   a simdgroup a head. Bytes a row: q and k read and written, v and the table read, 2 halves
+//   written for each of k and v. Bad index: a slot that the cache does not have; its row stays as
+//   it is.
+[[kernel]] void
+rope_kv_write(device float *q [[buffer(0)]], device float *k [[buffer(1)]],
+              device const float *v [[buffer(2)]], device const float *table [[buffer(3)]],
+              device const int32_t *slots [[buffer(4)]], device half *k_cache [[buffer(5)]],
+              device half *v_cache [[buffer(6)]],
+              constant RopeKvParams &p [[buffer(MARLIN_PARAMS_INDEX)]],
+              constant int32_t *vars [[buffer(MARLIN_VARS_INDEX)]],
+              constant MarlinCall &call [[buffer(MARLIN_CALL_INDEX)]],
+              device atomic_uint *status [[buffer(MARLIN_STATUS_INDEX)]],
+              uint3 group [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]],
+              uint simdgroup [[simdgroup_index_in_threadgroup]])
+{
+    uint dim = p.head_dim, half_dim = dim / 2, row = group.x;
+    uint head = group.y * UNITS_Y_rope_kv_write + simdgroup;
+    if (row >= uint(vars[p.rows_var]) || head >= p.num_heads + 2 * p.num_kv_heads) return;
+    int32_t slot = slots[row];
+    if (slot < 0 || uint(slot) >= p.num_blocks * p.block_size) {
+        fail(status, call);
+        return;
+    }
+    bool is_query = head < p.num_heads;
+    bool is_key = !is_query && head < p.num_heads + p.num_kv_heads;
+    uint kv_head = is_query ? 0 : (head - p.num_heads) % p.num_kv_heads;
+    uint block = uint(slot) / p.block_size, offset = uint(slot) % p.block_size;
+    // Both caches' [block, kv_head] begins here.
+    ulong base = (ulong(block) * p.num_kv_heads + kv_head) * p.block_size * dim;
+    if (!is_query && !is_key) {
+        device const float *values = v + (row * p.num_kv_heads + kv_head) * dim;
+        device half *to = v_cache + base + offset * dim;
+        for (uint i = lane; i < dim; i += SIMD_THREADS) to[i] = row_finite_half(values[i]);
+        return;
+    }
+    device float *values = is_query ? q + (row * p.num_heads + head) * dim
+                                    : k + (row * p.num_kv_heads + kv_head) * dim;
+    device half *to = k_cache + base + offset / MARLIN_KEY_TILE * MARLIN_KEY_TILE * dim +
+                      offset % MARLIN_KEY_TILE;
+    device const float *turn = table + row * dim;
+    for (uint i = lane; i < half_dim; i += SIMD_THREADS) {
+        float a = values[i], b = values[half_dim + i], c = turn[i], s = turn[half_dim + i];
+        float low = a * c - b * s, high = b * c + a * s;
+        values[i] = low;
+        values[half_dim + i] = high;
+        if (is_key) {
+            to[i * MARLIN_KEY_TILE] = row_finite_half(low);
+            to[(half_dim + i) * MARLIN_KEY_TILE] = row_finite_half(high);
+        }
+    }
+}
+
+// exp of -|x| only, so that it cannot overflow: sigmoid(x) = (x >= 0 ? 1 : e) / (1 + e).
+inline float row_silu(float x)
+{
+    float e = exp(-fabs(x));
+    return (x >= 0.0f ? x : x * e) / (1.0f + e);
+}
+
+// silu_mul: y = gate / (1 + exp(-gate)) * up
+//
+//   gate, up, y  float [rows, dim];  y may be gate
+//   Grid: (rows, ceil(dim / 1024)). Group: 256 threads, 4 floats each. Bytes: 12 a float.
+[[kernel]] void silu_mul(device const float *gate [[buffer(0)]],
+                         device const float *up [[buffer(1)]], device float *y [[buffer(2)]],
+                         constant RowsParams &p [[buffer(MARLIN_PARAMS_INDEX)]],
+                         constant int32_t *vars [[buffer(MARLIN_VARS_INDEX)]],
+                         uint3 group [[threadgroup_position_in_grid]],
+                         uint thread_index [[thread_index_in_threadgroup]])
+{
+    uint column = (group.y * THREADS_silu_mul + thread_index) * ROW_WIDTH;
+    if (group.x >= uint(vars[p.rows_var]) || column >= p.dim) return;
+    uint at = group.x * p.dim + column;
+    if (column + ROW_WIDTH <= p.dim) {
+        float4 x = row_load(gate + at);
+        x = float4(row_silu(x.x), row_silu(x.y), row_silu(x.z), row_silu(x.w));
+        row_store(y + at, x * row_load(up + at));
+        return;
+    }
+    for (uint end = at + p.dim - column; at < end; at++) y[at] = row_silu(gate[at]) * up[at];
+}
+
+// gather_rows: y[r, :] = x[rows[r], :]
+//
+//   rows  int32 [num_rows]    x  float [any, dim]    y  float [num_rows, dim]
+//   Grid: (num_rows). Group: 256 threads a row. Bytes: 8 a float. Bad index: a row that x does not
+//   have.
+[[kernel]] void gather_rows(device const int32_t *rows [[buffer(0)]],
+                            device const float *x [[buffer(1)]], device float *y [[buffer(2)]],
+                            constant RowsParams &p [[buffer(MARLIN_PARAMS_INDEX)]],
+                            constant int32_t *vars [[buffer(MARLIN_VARS_INDEX)]],
+                            constant MarlinCall &call [[buffer(MARLIN_CALL_INDEX)]],
+                            device atomic_uint *status [[buffer(MARLIN_STATUS_INDEX)]],
+                            uint3 group [[threadgroup_position_in_grid]],
+                            uint thread_index [[thread_index_in_threadgroup]])
+{
+    if (group.x >= uint(vars[p.rows_var])) return;
+    int32_t row = rows[group.x];
+    if (row < 0 || uint(row) >= call.words[1] / p.dim) {
+        if (thread_index == 0) fail(status, call);
+        return;
+    }
+    device const float *from = x + uint(row) * p.dim;
+    device float *to = y + group.x * p.dim;
+    for (uint i = thread_index; i < p.dim; i += THREADS_gather_rows) to[i] = from[i];
+}

@@ -1,0 +1,83 @@
+"""The workflows in .github: what they may do, that they run the whole suite, and that actionlint
+finds nothing in them."""
+
+import re
+import shutil
+import subprocess
+
+import pytest
+import yaml
+
+# No Python package ships the program; have it on PATH to lint.
+ACTIONLINT = shutil.which("actionlint")
+
+
+@pytest.fixture(scope="module")
+def folder(checkout):
+    return checkout / ".github" / "workflows"
+
+
+@pytest.fixture(scope="module")
+def ci(folder):
+    return yaml.safe_load((folder / "ci.yml").read_text())
+
+
+def commands(job):
+    return "\n".join(step.get("run", "") for step in job["steps"])
+
+
+def test_every_workflow_may_only_read_the_repository(folder):
+    for path in folder.glob("*.yml"):
+        workflow = yaml.safe_load(path.read_text())
+        assert workflow["permissions"] == {"contents": "read"}, path.name
+        assert not [job for job in workflow["jobs"].values() if "permissions" in job], path.name
+
+
+def test_every_action_is_pinned_to_a_version(folder):
+    used = re.findall(r"uses: *(\S+)", "".join(path.read_text() for path in folder.glob("*.yml")))
+    assert used
+    assert [
+        action for action in used if not re.fullmatch(r"actions/[\w-]+@v\d[\w.]*", action)
+    ] == []
+
+
+def test_every_job_ends_by_itself_and_keeps_no_credentials(ci):
+    for name, job in ci["jobs"].items():
+        assert job["timeout-minutes"] <= 90, name
+        checkouts = [step for step in job["steps"] if "checkout" in step.get("uses", "")]
+        assert [step["with"]["persist-credentials"] for step in checkouts] == [False], name
+
+
+def test_linux_runs_ci_run_on_both_kinds_of_processor(ci):
+    job = ci["jobs"]["linux"]
+    assert commands(job).strip() == "bash .ci/run"
+    runners = job["strategy"]["matrix"]["runner"]
+    assert [runner.endswith("-arm") for runner in runners] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("job", "selftest"), [("macos", "selftest |"), ("metal", "selftest --device metal |")]
+)
+def test_a_mac_shows_what_it_is_and_runs_every_kernel_and_the_suite(ci, job, selftest):
+    words = commands(ci["jobs"][job])
+    places = [words.index(part) for part in ("metal-marlin info", selftest, "bin/test")]
+    assert places == sorted(places)
+
+
+def test_a_hosted_mac_compiles_the_shim_and_every_shader(ci):
+    words = commands(ci["jobs"]["macos"])
+    assert "metal_shim/build.py" in words
+    assert "libmarlin_metal.dylib" in words and "marlin.metallib" in words
+
+
+def test_a_machine_that_is_kept_runs_no_pull_request(ci):
+    for name, job in ci["jobs"].items():
+        if "self-hosted" in job["runs-on"]:
+            assert "github.event_name != 'pull_request'" in job["if"], name
+
+
+@pytest.mark.skipif(ACTIONLINT is None, reason="no actionlint on PATH")
+def test_actionlint_finds_nothing(checkout, folder):
+    paths = sorted(map(str, folder.glob("*.yml")))
+    done = subprocess.run([ACTIONLINT, *paths], cwd=checkout, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

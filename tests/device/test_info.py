@@ -1,0 +1,82 @@
+"""`metal-marlin info`: what it tells of each kind of device, and what it keeps to itself."""
+
+import getpass
+import json
+import os
+import platform
+import re
+import sys
+
+import pytest
+
+from marlin import __version__, cli, info
+from marlin.device import abi
+from marlin.device.device import Device
+
+
+@pytest.fixture(scope="module")
+def report():
+    return info.devices()
+
+
+def test_the_cpu_device_is_described_with_all_its_kernels(report, any_device):
+    facts = report["cpu"]
+    described = any_device.info()
+    for name in ("name", "isa", "memory_bytes", "page_bytes"):
+        assert facts[name] == described[name], name
+    assert facts["kernels"] == list(abi.KERNELS) and facts["missing"] == []
+    assert facts["instruction_sets"][0] == facts["isa"]
+    assert facts["instruction_sets"][-1] == "scalar"
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="a Mac may have Metal")
+def test_a_kind_that_is_not_here_has_a_reason_instead(report):
+    assert set(report["metal"]) == {"library", "reason"}
+    assert "Mac" in report["metal"]["reason"]
+
+
+def test_a_kernel_that_a_library_lacks_is_listed_as_missing(monkeypatch):
+    monkeypatch.setattr(abi, "KERNELS", (*abi.KERNELS, "new_kernel"))
+    facts = info.devices()["cpu"]
+    assert facts["missing"] == ["new_kernel"] and "new_kernel" not in facts["kernels"]
+
+
+def test_the_text_has_a_paragraph_for_each_kind(capsys):
+    assert cli.main(["info"]) == 0
+    versions, here, *_ = text = capsys.readouterr().out.splitlines()
+    assert versions.startswith(f"metal-marlin {__version__}, python ")
+    assert here.startswith(info.operating_system()) and platform.machine() in here
+    assert [line for line in text if line in abi.DEVICE_KINDS] == list(abi.DEVICE_KINDS)
+    total = len(abi.KERNELS)
+    assert f"  kernels       {total} of {total}" in text
+
+
+def test_json_says_the_same(capsys):
+    assert cli.main(["info", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["versions"]["metal-marlin"] == __version__
+    assert set(report["devices"]) == set(abi.DEVICE_KINDS)
+
+
+def test_a_report_tells_nothing_of_the_user(capsys, monkeypatch):
+    monkeypatch.setenv("METAL_MARLIN_API_KEY", "sesame-1234")
+    for words in (["info"], ["info", "--json"], ["selftest", "--device", "cpu"]):
+        assert cli.main(words) == 0
+        printed = capsys.readouterr().out
+        assert "sesame-1234" not in printed
+        assert not re.search(rf"\b{re.escape(platform.node())}\b", printed)
+        assert os.path.dirname(abi.__file__) not in printed
+        assert f"/{getpass.getuser()}/" not in printed
+
+
+def test_looking_leaves_no_device_open(monkeypatch):
+    opened = []
+    real_open = Device._open
+
+    def watch(device, *arguments):
+        real_open(device, *arguments)
+        opened.append(device)
+
+    monkeypatch.setattr(Device, "_open", watch)
+    info.devices()
+    assert opened and all(device.handle is None for device in opened)

@@ -1,0 +1,379 @@
+"""Writes marlin/selftest.safetensors, the vectors of `metal-marlin selftest`:
+
+    python3 tests/make_selftest.py
+
+Inputs are random with fixed seeds; answers are tests/reference.py's. A test makes them again and
+compares. Activations are whole multiples of a power of two, at most 127 of them, so that a device
+that quantizes them to int8 loses nothing and owes the same answer as one that does not.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "device")]
+
+import reference  # noqa: E402
+from kv_case import make_case  # noqa: E402
+from matrices import bias_of, dense_weight, packed_weight  # noqa: E402
+
+from marlin.device import abi, ops  # noqa: E402
+from marlin.weights import formats, ggml_types  # noqa: E402
+
+VECTORS = ROOT / "marlin" / "selftest.safetensors"
+FLOAT32, FLOAT16 = (list(reference.TOLERANCES[name]) for name in ("float32", "float16"))
+EXACT = [0.0, 0.0]
+
+
+class Tensor:
+    """Stands for a View while ops.py records: a buffer's name, and what is known of it.
+
+    Attributes:
+        value: array that it holds before, or None.
+        num_bytes: its length; a longer one than its value's repeats it.
+    """
+
+    def __init__(self, name, value=None, num_bytes=None):
+        self.name = name
+        self.value = None if value is None else np.ascontiguousarray(value)
+        self.num_bytes = self.value.nbytes if num_bytes is None else num_bytes
+
+
+class CaseWriter:
+    """Records one case, as program.Recorder would."""
+
+    def __init__(self, name, tokens=0, tiles=0, logits=0, splits=0):
+        self.name = name
+        self.fields = {
+            "name": name,
+            "variables": [tokens, tiles, logits, splits],
+            "dispatches": [],
+            "sizes": {},
+            "tolerances": {},
+        }
+        self._tensors = {"inputs": {}, "answers": {}, "magnitudes": {}}
+
+    def dispatch(self, kernel, params, bindings, grid, group=(1, 1, 1), label=""):
+        """Recorder.dispatch() with Tensors for Views."""
+        for tensor, _ in (bound for bound in bindings if bound is not None):
+            self.fields["sizes"][tensor.name] = tensor.num_bytes
+            if tensor.value is not None:
+                self._tensors["inputs"][tensor.name] = tensor.value
+        self.fields["dispatches"].append(
+            {
+                "kernel": kernel,
+                "params": params.tobytes().hex(),
+                "grid": grid,
+                "bindings": [bound and [bound[0].name, bound[1]] for bound in bindings],
+            }
+        )
+
+    def answer(self, name, expected, tolerance=FLOAT32):
+        """What a buffer holds afterwards: a reference.Expected, or an array."""
+        if isinstance(expected, reference.Expected):
+            self._tensors["magnitudes"][name] = expected.magnitude.astype(np.float32)
+            expected = expected.value.astype(np.float32)
+        self._tensors["answers"][name] = np.ascontiguousarray(expected)
+        self.fields["tolerances"][name] = tolerance
+        return self
+
+    def tensors(self):
+        """{name in the file: array}; names them in the case's fields. Equal arrays are one."""
+        found = {}
+        for part, arrays in self._tensors.items():
+            names = {name: _digest(array) for name, array in arrays.items()}
+            found |= {names[name]: array for name, array in arrays.items()}
+            self.fields[part] = names
+        return found
+
+
+def _digest(array):
+    facts = f"{array.dtype.str}{array.shape}".encode()
+    return hashlib.sha256(facts + array.tobytes()).hexdigest()[:16]
+
+
+def room(name, *shape, itemsize=4):
+    """A Tensor that a kernel fills."""
+    return Tensor(name, num_bytes=itemsize * int(np.prod(shape)))
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def activations(rows, k, seed=0):
+    """float32 [rows, k] that int8 codes in groups of 32 can hold without loss."""
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(-127, 128, (rows, -(-k // 32), 32))
+    codes[:, :, 0] = 127
+    steps = np.exp2(rng.integers(-12, -4, codes.shape[:2]))[:, :, None]
+    return (codes * steps).reshape(rows, -1)[:, :k].astype(np.float32)
+
+
+def weight_of(weight):
+    """ops.Weight of Tensors, of a PackedWeight or a dense (kind, array)."""
+    if not isinstance(weight, formats.PackedWeight):
+        kind, array = weight
+        return ops.Weight(kind, *array.shape, Tensor("w", array))
+    flags = abi.SCALE_F32 if weight.scales.dtype == np.float32 else 0
+    biases = None
+    if weight.biases is not None:
+        flags |= abi.WEIGHT_BIAS
+        biases = Tensor("biases", weight.biases)
+    return ops.Weight(
+        weight.format, *weight.shape, Tensor("codes", weight.codes), weight.group_size, flags,
+        Tensor("scales", weight.scales), biases,
+    )  # fmt: skip
+
+
+def matrices(n, k):
+    """(kind and group, weight, its values, the size of what cancels in them) of every kind."""
+    for kind in ("f32", "f16", "bf16"):
+        stored, values = dense_weight(kind, n, k)
+        yield kind, stored, values, np.abs(values)
+    for kind, group_size, dtype in (
+        ("int8", 16, np.float32),
+        ("int8", 64, np.float16),
+        ("int4", 32, np.float32),
+        ("int4", 64, np.float16),
+        ("fp4", 32, np.float16),
+        ("fp4", 64, np.float32),
+    ):
+        packed = packed_weight(kind, n, k, group_size, dtype)
+        values, size = formats.dequantize(packed), 0
+        if packed.biases is not None:
+            size = np.repeat(np.abs(formats.unpack(packed)[2].astype(np.float32)), group_size, 1)
+        yield f"{kind}-{group_size}", packed, values, np.abs(values) + 2 * size
+
+
+def embed_cases():
+    token_ids = np.array([0, 32, 15, 16, 16, 31, 1], np.int32)
+    for kind, weight, values, sizes in matrices(33, 128):
+        case = CaseWriter(f"embed {kind}", tokens=len(token_ids))
+        ops.embed(case, Tensor("ids", token_ids), weight_of(weight), room("y", 7, 128))
+        yield case.answer("y", reference.Expected(values[token_ids], sizes[token_ids]))
+
+
+def linear_cases():
+    for kind, weight, values, sizes in matrices(33, 128):
+        for rows, many_rows in ((1, False), (3, False), (17, False), (37, True), (5, True)):
+            bias = bias_of(33) if rows == 3 else None
+            op = "matmul" if many_rows else "matvec"
+            case = CaseWriter(f"{op} {kind}, {rows} rows", tokens=rows)
+            x = activations(rows, 128, seed=rows)
+            ops.linear(
+                case,
+                Tensor("x", x),
+                weight_of(weight),
+                room("y", rows, 33),
+                bias=None if bias is None else Tensor("bias", bias),
+                many_rows=many_rows,
+            )
+            yield case.answer("y", reference.linear(x, values, bias, sizes))
+
+
+def row_cases():
+    x, delta, weight = normal(5, 200), normal(5, 200, seed=2), normal(200, seed=1)
+    case = CaseWriter("rms_norm of a sum", tokens=5)
+    tensors = Tensor("x", x), Tensor("w", weight), room("y", 5, 200)
+    ops.rms_norm(case, *tensors, 200, 1e-5, delta=Tensor("delta", delta))
+    expected, summed = reference.rms_norm(x, weight, 1e-5, delta)
+    yield case.answer("y", expected).answer("x", summed)
+
+    heads, weight = normal(15, 80) * 40, normal(80, seed=1)
+    case, tensor = CaseWriter("rms_norm of heads, in place", tokens=5), Tensor("x", heads)
+    ops.rms_norm(case, tensor, Tensor("w", weight), tensor, 80, 1e-6, rows_per_var=3)
+    yield case.answer("x", reference.rms_norm(heads, weight, 1e-6)[0])
+
+    gate, up = normal(3, 1100) * 5, normal(3, 1100, seed=1)
+    case = CaseWriter("silu_mul", tokens=3)
+    ops.silu_mul(case, Tensor("gate", gate), Tensor("up", up), room("y", 3, 1100), 1100)
+    yield case.answer("y", reference.silu_mul(gate, up))
+
+    rows = np.array([16, 0, 3, 3, 15], np.int32)
+    case, x = CaseWriter("gather_rows", logits=5), normal(17, 33)
+    ops.gather_rows(case, Tensor("rows", rows), Tensor("x", x), room("y", 5, 33), 33)
+    yield case.answer("y", x[rows], EXACT)
+
+
+def rope_cases():
+    positions = np.array([0, 1, 17, 255, 8191, 131071], np.int32)
+    inv_freq = (10000.0 ** -(np.arange(24) / 24)).astype(np.float32)
+    case = CaseWriter("rope_table", tokens=6)
+    tensors = Tensor("positions", positions), Tensor("inv_freq", inv_freq), room("table", 6, 2, 24)
+    ops.rope_table(case, *tensors, 24, 1.19)
+    yield case.answer("table", reference.rope_table(positions, inv_freq, 1.19))
+
+    num_heads, num_kv_heads, head_dim, block_size, num_blocks = 6, 2, 48, 32, 2
+    layout = ops.KvLayout(num_blocks, block_size, num_blocks, num_kv_heads, head_dim)
+    q, k, v = (normal(17, n, head_dim, seed=n) for n in (num_heads, num_kv_heads, num_kv_heads))
+    table = reference.rope_table(np.arange(17) * 7, normal(24) ** 2, 1.0).value.astype(np.float32)
+    slots = np.random.default_rng(17).permutation(num_blocks * block_size)[:17].astype(np.int32)
+    k_cache = np.full((num_blocks, num_kv_heads, block_size // 16, head_dim, 16), 7, np.float16)
+    v_cache = np.full((num_blocks, num_kv_heads, block_size, head_dim), 9, np.float16)
+    v[0, 0, :4] = 1e6, -1e6, 2.0**-24, 0
+    arrays = {"q": q, "k": k, "v": v, "table": table, "slots": slots}
+    arrays |= {"k_cache": k_cache.copy(), "v_cache": v_cache.copy()}
+    tensors = [Tensor(name, array) for name, array in arrays.items()]
+    case = CaseWriter("rope_kv_write", tokens=17)
+    ops.rope_kv_write(case, tensors[:3], tensors[3:5], tensors[5:], layout, num_heads)
+    q, k = reference.rotate(q, table), reference.rotate(k, table)
+    reference.write_kv(k_cache, v_cache, k, v, slots)
+    for name, value in (("q", q), ("k", k)):
+        case.answer(name, reference.Expected(value, np.abs(value) + 1))
+    yield case.answer("k_cache", k_cache, FLOAT16).answer("v_cache", v_cache, FLOAT16)
+
+
+def attention_cases():
+    """Chunks and single tokens over one split of 256 and two; windows; a contiguous cache."""
+    for name, case in {
+        "paged": make_case([(270, 1), (37, 20), (16, 1)], num_heads=4, num_kv_heads=2, head_dim=16),
+        "contiguous, window": make_case(
+            [(260, 3)], num_heads=3, num_kv_heads=1, head_dim=48, block_size=None, window=100
+        ),
+    }.items():
+        expected = case.expected()
+        tensors = {name: Tensor(name, getattr(case, name)) for name in ("q", "tables", "tiles")}
+        caches = Tensor("k_cache", case.k_cache), Tensor("v_cache", case.v_cache)
+        layout, num_heads = case.layout, case.q.shape[1]
+        inputs = ops.AttentionInputs(
+            tensors["tables"], tensors["tiles"], layout, num_heads, case.window
+        )
+        out = room("out", *case.q.shape)
+        writer = CaseWriter(f"attention, {name}", tiles=len(case.tiles))
+        ops.attention(writer, tensors["q"], caches, inputs, out)
+        yield writer.answer("out", expected)
+        partials = room("partials", *case.q.shape[:2], layout.max_splits, layout.head_dim + 2)
+        writer = CaseWriter(f"split attention, {name}", 0, len(case.tiles), 0, case.num_splits)
+        ops.split_attention(writer, tensors["q"], caches, inputs, partials, out)
+        yield writer.answer("out", expected)
+
+
+def sample_rows(settings):
+    """SampleRow [rows] of (mapping, seed, position)."""
+    rows = np.zeros(len(settings), abi.PARAMS["SampleRow"])
+    neutral = {"temperature": 1.0, "top_p": 1.0, "repetition_penalty": 1.0}
+    for row, (values, seed, position) in zip(rows, settings, strict=True):
+        for name, value in (neutral | values).items():
+            row[name] = value
+        row["seed_low"], row["seed_high"], row["position"] = seed & 0xFFFFFFFF, seed >> 32, position
+    return rows
+
+
+def sample_cases():
+    """Draws whose result does not hang on a sum's last bit: among equals, or of one survivor."""
+    vocab_size, seed = 500, (7 << 32) + 3
+    logits = (normal(9, vocab_size) * 2).astype(np.float32)
+    greedy, one_left = {"temperature": 0.0}, {"temperature": 0.8}
+    settings = [(greedy, 0, 0), (greedy, 0, 1), ({"top_k": 1, "temperature": 5.0}, seed, 2)]
+    settings += [(one_left | {"top_p": 0.5}, seed, 3), (one_left | {"min_p": 0.5}, seed, 4)]
+    settings += [({}, seed, position) for position in (5, 6, 7, 100_000)]
+    expected = logits.argmax(axis=1)
+    logits[1, [40, 400]] = 50
+    logits[3, 333], logits[4, 77] = 60, 60
+    expected[1], expected[3], expected[4] = 40, 333, 77
+    logits[5:] = 0
+    for row in range(5, 9):
+        expected[row] = int(reference.uniform(seed, settings[row][2]) * vocab_size)
+    case = CaseWriter("sample", logits=9)
+    tensors = Tensor("logits", logits), Tensor("rows", sample_rows(settings).view(np.uint8))
+    ops.sample(case, *tensors, room("ids", 9), vocab_size)
+    yield case.answer("ids", expected.astype(np.int32), EXACT)
+
+    logits = (normal(3, 100, seed=5) * 2).astype(np.float32)
+    penalties = {"repetition_penalty": 1.3, "frequency_penalty": 0.5, "presence_penalty": 0.25}
+    entries = [[(3, 2, 0.0), (50, 0, 0.0), (99, -1, -100.0)], [], [(0, 1, 2.5), (64, -1, 1.0)]]
+    rows = sample_rows([(penalties, 0, 0), ({}, 0, 0), (penalties, 0, 0)])
+    starts = np.cumsum([0, *map(len, entries)]).astype(np.int32)
+    flat = np.array([entry for row in entries for entry in row], abi.PARAMS["PenaltyEntry"])
+    arrays = {"logits": logits, "entries": flat.view(np.uint8), "starts": starts}
+    arrays["rows"] = rows.view(np.uint8)
+    case = CaseWriter("penalize", logits=3)
+    ops.penalize(case, *(Tensor(name, array) for name, array in arrays.items()), 100)
+    value = np.stack(list(map(reference.penalize, logits, entries, rows)))
+    yield case.answer("logits", reference.Expected(value, np.abs(value) + np.abs(logits)))
+
+
+REPACKED = {
+    "Q4_0": ("int4", 32, 2, True),
+    "Q4_1": ("int4", 32, 2, True),
+    "Q5_0": ("int8", 32, 2, False),
+    "Q5_1": ("int8", 32, 2, True),
+    "Q8_0": ("int8", 32, 2, False),
+    "Q4_K": ("int4", 32, 4, True),
+    "Q5_K": ("int8", 32, 4, True),
+    "Q6_K": ("int8", 16, 4, False),
+}
+
+
+def repack_cases():
+    """Blocks are repacked, and the rows read back by the embedding kernel."""
+    for ggml_type, (kind, group_size, scale_bytes, has_bias) in REPACKED.items():
+        n, k = (16, 256) if ggml_type.endswith("K") else (17, 96)
+        rng = np.random.default_rng(len(ggml_type) + ord(ggml_type[1]))
+        layout, _ = ggml_types.DECODERS[ggml_type]
+        num_blocks = n * k // (256 if ggml_type.endswith("K") else 32)
+        raw = rng.integers(0, 256, num_blocks * layout.itemsize).astype(np.uint8)
+        for field in sorted({"d", "m", "dmin"} & set(layout.names)):
+            raw.view(layout)[field] = rng.standard_normal(num_blocks)
+        padded = -(-n // abi.ROW_TILE) * abi.ROW_TILE * k
+        code_bytes, scale_room = padded // (2 if kind == "int4" else 1), padded // group_size
+        flags = (abi.WEIGHT_BIAS if has_bias else 0) | (abi.SCALE_F32 if scale_bytes == 4 else 0)
+        weight = ops.Weight(
+            kind, n, k, room("codes", code_bytes, itemsize=1), group_size, flags,
+            room("scales", scale_room, itemsize=scale_bytes),
+            room("biases", scale_room, itemsize=scale_bytes) if has_bias else None,
+        )  # fmt: skip
+        num_heads = 2 if ggml_type == "Q4_K" else 0
+        case = CaseWriter(f"repack {ggml_type}", tokens=n)
+        ops.repack(case, Tensor("blocks", raw), weight, ggml_type, num_heads)
+        ids = Tensor("ids", np.arange(n, dtype=np.int32))
+        ops.embed(case, ids, weight, room("y", n, k))
+        values = ggml_types.dequantize(ggml_type, raw.reshape(n, -1), (n, k))
+        if num_heads:
+            values = values[reference.rope_row_order(n, num_heads)]
+        # d * q and its bias cancel; one size for all is enough, since the largest bounds both.
+        yield case.answer("y", reference.Expected(values, 2 * np.abs(values).max(keepdims=True)))
+
+
+def probe_cases():
+    """Low halves of 64-bit words alone, so that a sum of words of either size is the same."""
+    words = np.random.default_rng(0).integers(0, 1 << 16, 64).astype(np.uint64)
+    case = CaseWriter("probe_read")
+    source = Tensor("x", words, num_bytes=2 * abi.PROBE_BYTES)
+    ops.probe(case, "probe_read", 2, source, room("sums", 2))
+    total = int(words.sum()) * (abi.PROBE_BYTES // words.nbytes)
+    wrapped = np.array([total & 0xFFFFFFFF] * 2, np.uint32).view(np.int32)
+    yield case.answer("sums", wrapped, EXACT)
+    # What it computes is a device's own affair.
+    case = CaseWriter("probe_dot")
+    ops.probe(case, "probe_dot", 3, None, room("sums", 3))
+    yield case
+
+
+def make_vectors():
+    """({name: array}, [fields of each case])."""
+    makers = (embed_cases, linear_cases, row_cases, rope_cases, attention_cases)
+    makers += (sample_cases, repack_cases, probe_cases)
+    cases = [case for maker in makers for case in maker()]
+    tensors = {}
+    for case in cases:
+        tensors |= case.tensors()
+    return tensors, [case.fields for case in cases]
+
+
+def write(path):
+    """Make the vectors and write them to a file; returns how many cases they are."""
+    tensors, fields = make_vectors()
+    metadata = {"cases": json.dumps(fields, separators=(",", ":"))}
+    path.write_bytes(save(tensors, metadata))
+    return len(fields)
+
+
+if __name__ == "__main__":
+    print(f"{VECTORS}: {write(VECTORS)} cases, {VECTORS.stat().st_size >> 10} KiB")

@@ -1,0 +1,15 @@
+// expect: no matching function for call to 'space_in_template_call_first'
+#include <metal_stdlib>
+using namespace metal;
+
+template <typename T> T space_in_template_call_first(device const T *p) { return *p; }
+
+kernel void space_in_template_call(device float *out [[buffer(0)]],
+                                   constant uint &count [[buffer(1)]],
+                                   uint t [[thread_position_in_grid]])
+{
+    float x = 1;
+    out[t] = space_in_template_call_first(&x);
+    // fixed: out[t] = space_in_template_call_first(out);
+    out[0] = x;
+}

@@ -1,0 +1,52 @@
+"""The simulated Metal device for this folder's tests (built by tests/conftest.py's fixture)."""
+
+import ctypes
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def metal_device(simulated_metal):
+    """A Device of kind "metal" on the simulated Metal, for tests that leave it as it was."""
+    device = simulated_metal.open()
+    yield device
+    device.close()
+
+
+@pytest.fixture
+def sim(metal_device):
+    """The simulation's own counters; see sim/sim.h."""
+    return Counters(metal_device.library)
+
+
+class Counters:
+    """What the simulated Metal counts.
+
+    Attributes:
+        NAMES: of the events, in the order of sim.h.
+    """
+
+    NAMES = ("compiled", "from_archive", "set_buffer", "barrier", "resident")
+
+    def __init__(self, library):
+        self._library = library
+        for name, arguments in (
+            ("sim_live_objects", []),
+            ("sim_live_bytes", []),
+            ("sim_counted", [ctypes.c_int]),
+        ):
+            function = getattr(library, name)
+            function.restype, function.argtypes = ctypes.c_long, arguments
+
+    @property
+    def objects(self):
+        """Objects alive."""
+        return self._library.sim_live_objects()
+
+    @property
+    def bytes(self):
+        """Bytes of the buffers alive."""
+        return self._library.sim_live_bytes()
+
+    def __getitem__(self, name):
+        return self._library.sim_counted(self.NAMES.index(name))

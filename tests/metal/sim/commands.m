@@ -1,0 +1,329 @@
+/* commands.m: command buffers and the queue whose thread runs them. */
+#import "sim.h"
+#include <Block.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+NSString *const MTLCommandBufferEncoderInfoErrorKey = @"MTLCommandBufferEncoderInfoErrorKey";
+
+static double now(void)
+{
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + (double)time.tv_nsec * 1e-9;
+}
+
+/* ---- what an error says of a pass ---- */
+
+@interface SimPassInfo : NSObject <MTLCommandBufferEncoderInfo> {
+  @public
+    NSArray *_signposts;
+}
+@end
+
+@implementation SimPassInfo
+
+- (NSString *)label
+{
+    return nil;
+}
+
+- (NSArray *)debugSignposts
+{
+    return _signposts;
+}
+
+- (MTLCommandEncoderErrorState)errorState
+{
+    return MTLCommandEncoderErrorStateFaulted;
+}
+
+- (void)dealloc
+{
+    [_signposts release];
+    [super dealloc];
+}
+
+@end
+
+/* ---- command buffers ---- */
+
+@implementation SimCommandBuffer
+
+- (id)init
+{
+    if ((self = [super init])) _handlers = [[NSMutableArray alloc] init];
+    return self;
+}
+
+- (void)simHold:(sim_command *)command by:(long)by
+{
+    SimObject *pipeline = command->pipeline;
+    for (int i = -1; i < MAX_BUFFERS; i++) {
+        SimObject *object = i < 0 ? pipeline : command->used[i];
+        if (!object) continue;
+        if (!_retains)
+            [object simUse:by];
+        else if (by > 0)
+            [object retain];
+        else
+            [object release];
+    }
+}
+
+- (void)simForget
+{
+    for (size_t i = 0; i < _count; i++) {
+        [self simHold:&_commands[i] by:-1];
+        [_commands[i].signposts release];
+        for (int j = 0; j < MAX_BUFFERS; j++) [_commands[i].bytes[j] release];
+    }
+    _count = 0;
+}
+
+- (void)dealloc
+{
+    EXPECT(_status == MTLCommandBufferStatusNotEnqueued ||
+               _status >= MTLCommandBufferStatusCompleted,
+           "a command buffer was released while it ran");
+    [self simForget];
+    free(_commands);
+    [_error release];
+    [_queue release];
+    [_handlers release];
+    [super dealloc];
+}
+
+- (MTLCommandBufferStatus)status
+{
+    return __atomic_load_n(&_status, __ATOMIC_ACQUIRE);
+}
+
+- (NSError *)error
+{
+    return _error;
+}
+
+- (CFTimeInterval)GPUStartTime
+{
+    return _started;
+}
+
+- (CFTimeInterval)GPUEndTime
+{
+    return _ended;
+}
+
+- (id<MTLComputeCommandEncoder>)computeCommandEncoderWithDispatchType:(MTLDispatchType)type
+{
+    EXPECT(!_encoder, "a second encoder while one is open");
+    EXPECT(_status < MTLCommandBufferStatusCommitted, "encoding into a committed command buffer");
+    SimEncoder *encoder = [[[SimEncoder alloc] init] autorelease];
+    encoder->_commands = [self retain];
+    encoder->_concurrent = type == MTLDispatchTypeConcurrent;
+    encoder->_ordered = _count;
+    _encoder = encoder;
+    return encoder;
+}
+
+- (void)addCompletedHandler:(void (^)(id<MTLCommandBuffer>))block
+{
+    EXPECT(_status < MTLCommandBufferStatusCommitted, "addCompletedHandler: after commit");
+    void *copy = (void *)Block_copy(block);
+    [_handlers addObject:[NSValue valueWithPointer:copy]];
+}
+
+- (void)commit
+{
+    EXPECT(!_encoder, "commit with an open encoder");
+    EXPECT(_status < MTLCommandBufferStatusCommitted, "a command buffer was committed twice");
+    _status = MTLCommandBufferStatusCommitted;
+    [_queue simPush:self];
+}
+
+/* As on Metal this covers the completion handlers; here also the queue's own reference, so that a
+ * count of objects right after it is exact. */
+- (void)waitUntilCompleted
+{
+    EXPECT(_status >= MTLCommandBufferStatusCommitted, "waitUntilCompleted before commit");
+    sim_queue_state *state = _queue->_state;
+    if (pthread_equal(pthread_self(), _queue->_thread)) return; /* in a completion handler */
+    pthread_mutex_lock(&state->mutex);
+    while ([self status] < MTLCommandBufferStatusCompleted || state->current == self)
+        pthread_cond_wait(&state->idle, &state->mutex);
+    pthread_mutex_unlock(&state->mutex);
+}
+
+/* What Metal says after a fault: the passes, and the signposts that this one has reached. */
+- (void)simFailAt:(size_t)index code:(NSInteger)code text:(NSString *)text
+{
+    if (_error) return;
+    NSMutableDictionary *info =
+        [NSMutableDictionary dictionaryWithObject:text forKey:NSLocalizedDescriptionKey];
+    if (_explains) {
+        SimPassInfo *pass = [[[SimPassInfo alloc] init] autorelease];
+        pass->_signposts = [_commands[index].signposts retain];
+        [info setObject:[NSArray arrayWithObject:pass] forKey:MTLCommandBufferEncoderInfoErrorKey];
+    }
+    _error = [[NSError errorWithDomain:@"MTLCommandBufferErrorDomain" code:code
+                              userInfo:info] retain];
+}
+
+- (void)simRunOne:(size_t)index
+{
+    const char *injected = getenv("SIMMETAL_FAIL");
+    if (injected && (size_t)atol(injected) == index) {
+        if (strstr(injected, ":timeout"))
+            [self simFailAt:index
+                       code:MTLCommandBufferErrorTimeout
+                       text:@"Caused GPU Timeout Error (00000002)"];
+        else
+            [self simFailAt:index
+                       code:MTLCommandBufferErrorPageFault
+                       text:@"Caused GPU Address Fault Error (0000000b)"];
+    }
+    if (_error) return;
+    sim_command *command = &_commands[index];
+    NSString *problem = [command->pipeline->_function simRun:&command->info];
+    if (problem) [self simFailAt:index code:MTLCommandBufferErrorInternal text:problem];
+}
+
+/* Dispatches that no barrier orders may run in any order: backwards shows what is missing. */
+- (void)simRunAll
+{
+    const char *order = getenv("SIMMETAL_ORDER");
+    BOOL forward = order && strcmp(order, "forward") == 0;
+    for (size_t first = 0; first < _count;) {
+        size_t last = first;
+        while (!_commands[last].barrier_after) last++;
+        for (size_t i = first; i <= last; i++) [self simRunOne:forward ? i : last - (i - first)];
+        first = last + 1;
+    }
+}
+
+- (void)simRun
+{
+    usleep((useconds_t)sim_setting("SIMMETAL_DELAY_US", 0));
+    _started = now();
+    [self simRunAll];
+    _ended = now();
+    [self simForget];
+    MTLCommandBufferStatus status =
+        _error ? MTLCommandBufferStatusError : MTLCommandBufferStatusCompleted;
+    __atomic_store_n(&_status, status, __ATOMIC_RELEASE);
+    for (NSUInteger i = 0; i < [_handlers count]; i++) {
+        void (^handler)(id<MTLCommandBuffer>) =
+            (void (^)(id<MTLCommandBuffer>))[[_handlers objectAtIndex:i] pointerValue];
+        handler(self);
+        Block_release(handler);
+    }
+    [_handlers removeAllObjects];
+}
+
+@end
+
+/* ---- the queue ---- */
+
+/* Called with the mutex held; the last one frees. */
+static void drop(sim_queue_state *state)
+{
+    int left = --state->references;
+    pthread_mutex_unlock(&state->mutex);
+    if (left) return;
+    [state->waiting release];
+    pthread_mutex_destroy(&state->mutex);
+    pthread_cond_destroy(&state->work);
+    pthread_cond_destroy(&state->idle);
+    free(state);
+}
+
+static void *run_queue(void *context)
+{
+    sim_queue_state *state = context;
+    [NSThread class];
+    GSRegisterCurrentThread();
+    pthread_mutex_lock(&state->mutex);
+    for (;;) {
+        while (![state->waiting count] && !state->stop)
+            pthread_cond_wait(&state->work, &state->mutex);
+        if (![state->waiting count]) break;
+        SimCommandBuffer *commands = [[state->waiting objectAtIndex:0] retain];
+        state->current = commands;
+        [state->waiting removeObjectAtIndex:0];
+        pthread_mutex_unlock(&state->mutex);
+        @autoreleasepool {
+            [commands simRun];
+            [commands release]; /* may end it, and the queue: only the state is used from here on */
+        }
+        pthread_mutex_lock(&state->mutex);
+        state->current = nil;
+        pthread_cond_broadcast(&state->idle);
+    }
+    drop(state);
+    GSUnregisterCurrentThread();
+    return NULL;
+}
+
+@implementation SimQueue
+
+- (id)init
+{
+    if ((self = [super init])) {
+        _state = calloc(1, sizeof *_state);
+        pthread_mutex_init(&_state->mutex, NULL);
+        pthread_cond_init(&_state->work, NULL);
+        pthread_cond_init(&_state->idle, NULL);
+        _state->waiting = [[NSMutableArray alloc] init];
+        _state->references = 2;
+        EXPECT(pthread_create(&_thread, NULL, run_queue, _state) == 0, "no thread for a queue");
+    }
+    return self;
+}
+
+- (void)simPush:(SimCommandBuffer *)commands
+{
+    pthread_mutex_lock(&_state->mutex);
+    [_state->waiting addObject:commands];
+    pthread_cond_signal(&_state->work);
+    pthread_mutex_unlock(&_state->mutex);
+}
+
+- (id<MTLCommandBuffer>)commandBufferWithDescriptor:(MTLCommandBufferDescriptor *)descriptor
+{
+    SimCommandBuffer *commands = [[[SimCommandBuffer alloc] init] autorelease];
+    commands->_queue = [self retain];
+    commands->_device = _device;
+    commands->_retains = [descriptor retainedReferences];
+    commands->_explains =
+        ([descriptor errorOptions] & MTLCommandBufferErrorOptionEncoderExecutionStatus) != 0;
+    return commands;
+}
+
+- (void)addResidencySet:(id<MTLResidencySet>)residencySet
+{
+    EXPECT(residencySet, "addResidencySet: nil");
+}
+
+- (void)removeResidencySet:(id<MTLResidencySet>)residencySet
+{
+    EXPECT(residencySet, "removeResidencySet: nil");
+}
+
+- (void)dealloc
+{
+    pthread_mutex_lock(&_state->mutex);
+    _state->stop = YES;
+    pthread_cond_signal(&_state->work);
+    pthread_mutex_unlock(&_state->mutex);
+    if (pthread_equal(pthread_self(), _thread))
+        pthread_detach(_thread);
+    else
+        pthread_join(_thread, NULL);
+    pthread_mutex_lock(&_state->mutex);
+    drop(_state);
+    [super dealloc];
+}
+
+@end

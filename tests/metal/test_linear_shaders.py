@@ -1,0 +1,205 @@
+"""Linear layers, repacking and the probes, kernel by kernel: what the shapes of tests/device miss.
+
+tests/device runs small shapes on the whole device. Here are y of several tiles, activations that a
+half cannot hold, repacked bytes beside the CPU's, and the probes.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+from msl import simt
+
+from marlin.device import abi, ops
+from marlin.device.device import Device
+from marlin.device.program import Recorder, View
+from marlin.weights import formats, ggml_types
+
+SHADERS = Path(__file__).resolve().parents[2] / "shaders"
+LAUNCH_LINE = re.compile(r"X\((\w+), (\d+), (\d+), (\d+), (\d+)\)")
+NOTHING_FAILED = 0xFFFFFFFF
+
+
+class Shader:
+    """One .metal file on the CPU runtime, its kernels called as the device calls them."""
+
+    def __init__(self, name, cache):
+        self._library = simt.load(SHADERS / f"{name}.metal", cache)
+        lines = LAUNCH_LINE.findall((SHADERS / "launch.h").read_text())
+        self._launches = {line[0]: [int(number) for number in line[1:]] for line in lines}
+
+    def run(self, kernel, grid, bindings, params, rows=1, **constants):
+        """Dispatch over a recorded grid and return the status word that the kernel left.
+
+        bindings: numpy arrays, or None where nothing is bound; params: the struct's fields.
+        """
+        threads, *units = self._launches[kernel]
+        words = [0 if array is None else array.nbytes // 4 for array in bindings]
+        call = np.array([1, *words, *[0] * (12 - len(words))], np.uint32)
+        status = np.array([NOTHING_FAILED], np.uint32)
+        unbound = np.zeros(4, np.uint32)
+        bound = [unbound if array is None else array for array in bindings]
+        bound += [None] * (12 - len(bound))
+        variables = np.array([rows, *[0] * 7], np.int32)
+        self._library.set_constants(**{key: np.uint32(value) for key, value in constants.items()})
+        groups = [-(-size // unit) for size, unit in zip(grid, units, strict=True)]
+        self._library.run(
+            kernel, groups, (threads,), *bound, np.array(params, np.uint32), variables, call, status
+        )
+        return status[0]
+
+
+@pytest.fixture(scope="module")
+def shader(request):
+    """Open a .metal file by its name; built once for the machine, as long as it does not change."""
+    cache = request.config.cache.mkdir("shaders")
+    opened = {}
+    return lambda name: opened.setdefault(name, Shader(name, cache))
+
+
+@pytest.fixture(params=["asc", "desc", "random:7"])
+def any_order(request):
+    """Each order in which the threads of a group may run."""
+    with simt.thread_order(request.param):
+        yield
+
+
+def weight_of(kind, n, k, group_size=32):
+    """([data, scales, biases], flags, float64 [n, k] it stands for, what cancels in it)."""
+    rng = np.random.default_rng(n)
+    if kind == "f32":
+        data = rng.standard_normal((n, k)).astype(np.float32)
+        return [data, None, None], 0, data, np.abs(data)
+    codes = rng.integers(0, 256 if kind == "int8" else 16, (n, k)).astype(np.uint8)
+    scales, biases = rng.standard_normal((2, n, k // group_size)).astype(np.float16)
+    packed = formats.pack(kind, codes, scales, biases if kind == "int4" else None)
+    values = formats.dequantize(packed)
+    bias = np.repeat(np.abs(biases.astype(np.float64)), group_size, axis=1)
+    flags = abi.WEIGHT_BIAS if kind == "int4" else 0
+    magnitude = np.abs(values) + (2 * bias if kind == "int4" else 0)
+    return [packed.codes, packed.scales, packed.biases], flags, values, magnitude
+
+
+def matmul(shader, kind, x, arrays, n, flags, group_size=32, y_rows=None):
+    """y float32 [y_rows, n] of which the kernel fills len(x) rows; the rest stays NaN."""
+    rows, k = x.shape
+    y = np.full((y_rows or rows, n), np.nan, np.float32)
+    constants = {"GROUP_SIZE": group_size, "FLAGS": flags}
+    grid = (-(-n // abi.ROW_TILE), rows, 1)
+    params = (0, n, k, group_size, flags)
+    status = shader("matmul").run(
+        f"matmul_{kind}", grid, [x, *arrays, None, y], params, rows, **constants
+    )
+    assert status == NOTHING_FAILED
+    return y
+
+
+@pytest.mark.parametrize("kind", ["f32", "int4", "fp4", "int8"])
+@pytest.mark.parametrize("rows, n", [(65, 130), (130, 63), (64, 64), (33, 97)])
+def test_tiles_of_y_meet_without_seam_or_overlap(shader, any_order, kind, rows, n):
+    k = 70 if kind == "f32" else 96
+    x = np.random.default_rng(rows).standard_normal((rows, k)).astype(np.float32)
+    arrays, flags, values, magnitude = weight_of(kind, n, k)
+    y = matmul(shader, kind, x, arrays, n, flags)
+    reference.assert_close(y, reference.linear(x, values, weight_magnitude=magnitude))
+
+
+@pytest.mark.parametrize("kind", ["f32", "int4", "fp4", "int8"])
+def test_activations_past_the_largest_half_are_multiplied(shader, kind):
+    x = np.random.default_rng(0).standard_normal((17, 64)).astype(np.float32) * 1e30
+    arrays, flags, values, magnitude = weight_of(kind, 33, 64)
+    y = matmul(shader, kind, x, arrays, 33, flags)
+    reference.assert_close(y, reference.linear(x, values, weight_magnitude=magnitude))
+
+
+@pytest.mark.parametrize("kind", ["f32", "int4"])
+def test_a_row_of_a_tile_does_not_depend_on_the_others(shader, kind):
+    x = np.random.default_rng(1).standard_normal((70, 96)).astype(np.float32)
+    arrays, flags, *_ = weight_of(kind, 33, 96)
+    every = matmul(shader, kind, x, arrays, 33, flags)
+    for first, last in [(0, 1), (3, 36), (69, 70)]:
+        part = matmul(shader, kind, x[first:last].copy(), arrays, 33, flags)
+        np.testing.assert_array_equal(part, every[first:last])
+
+
+def test_rows_past_the_step_are_not_written(shader):
+    x = np.ones((5, 32), np.float32)
+    arrays, flags, *_ = weight_of("int8", 20, 32)
+    y = matmul(shader, "int8", x, arrays, 20, flags, y_rows=9)
+    assert np.isfinite(y[:5]).all() and np.isnan(y[5:]).all()
+
+
+# What each type becomes: format, group size, scale dtype, whether it has biases.
+TARGETS = {
+    "Q4_0": ("int4", 32, np.float16, True),
+    "Q4_1": ("int4", 32, np.float16, True),
+    "Q5_0": ("int8", 32, np.float16, False),
+    "Q5_1": ("int8", 32, np.float16, True),
+    "Q8_0": ("int8", 32, np.float16, False),
+    "Q4_K": ("int4", 32, np.float32, True),
+    "Q5_K": ("int8", 32, np.float32, True),
+    "Q6_K": ("int8", 16, np.float32, False),
+}
+
+
+def empty_weight(ggml_type, n, k):
+    """[codes, scales, biases] of zeros, and their kind and group size."""
+    kind, group_size, dtype, has_bias = TARGETS[ggml_type]
+    zeros = np.zeros((n, k // group_size), dtype)
+    packed = formats.pack(kind, np.zeros((n, k), np.uint8), zeros, zeros if has_bias else None)
+    return [packed.codes, packed.scales, packed.biases], kind, group_size
+
+
+def repacked_by_cpu(source, ggml_type, n, k, heads):
+    """The CPU device's [codes, scales, biases], as bytes."""
+    arrays, kind, group_size = empty_weight(ggml_type, n, k)
+    device = Device(num_threads=1)
+    views = []
+    for array in (source, *arrays):
+        views.append(None if array is None else View.of(device.create(array.nbytes)))
+        if array is not None:
+            views[-1].buffer.array(np.uint8)[:] = array.reshape(-1).view(np.uint8)
+    weight = ops.Weight(kind, n, k, views[1], group_size, 0, views[2], views[3])
+    recorder = Recorder(device)
+    ops.repack(recorder, views[0], weight, ggml_type, heads)
+    recorder.finish().run()
+    found = [None if view is None else view.buffer.array(np.uint8).tobytes() for view in views[1:]]
+    device.close()
+    return found
+
+
+@pytest.mark.parametrize("ggml_type", TARGETS)
+@pytest.mark.parametrize("n, heads", [(1, 0), (33, 0), (48, 3)])
+def test_repacking_gives_the_cpus_bytes(shader, any_order, ggml_type, n, heads):
+    layout, _ = ggml_types.DECODERS[ggml_type]
+    values = 256 if ggml_type.endswith("_K") else 32
+    rng = np.random.default_rng(n)
+    source = rng.integers(0, 256, 2 * n * layout.itemsize).astype(np.uint8)
+    for field in {"d", "m", "dmin"} & set(layout.names):
+        source.view(layout)[field] = rng.standard_normal(2 * n)
+    k = 2 * values
+    arrays, *_ = empty_weight(ggml_type, n, k)
+    params = (abi.GGML_TYPES[ggml_type], n, k, heads)
+    grid = (-(-n // abi.ROW_TILE), 1, 1)
+    assert shader("repack").run("repack", grid, [source, *arrays], params) == NOTHING_FAILED
+    found = [None if array is None else array.tobytes() for array in arrays]
+    assert found == repacked_by_cpu(source, ggml_type, n, k, heads)
+
+
+@pytest.mark.parametrize("place", [0, 4095, 77777, abi.PROBE_BYTES - 1])
+def test_the_read_probe_reads_every_byte_of_its_piece(shader, place):
+    x = np.random.default_rng(place).integers(0, 256, (2, abi.PROBE_BYTES)).astype(np.uint8)
+    before, after = np.zeros((2, 2), np.uint32)
+    shader("probe").run("probe_read", (2, 1, 1), [x, before], (2,))
+    x[1, place] ^= 1
+    shader("probe").run("probe_read", (2, 1, 1), [x, after], (2,))
+    assert before[0] == after[0] and before[1] != after[1]
+    assert before[0] == x[0].view(np.uint32).sum(dtype=np.uint32)
+
+
+def test_the_dot_probe_leaves_one_finite_number_a_unit(shader):
+    out = np.full(3, np.nan, np.float32)
+    shader("probe").run("probe_dot", (2, 1, 1), [None, out], (2,))
+    assert np.isfinite(out[:2]).all() and (out[:2] > 0).all() and np.isnan(out[2])

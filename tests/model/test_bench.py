@@ -1,0 +1,64 @@
+"""`metal-marlin bench`: what a report holds, on a CPU and on a device that is none."""
+
+import io
+import re
+
+import pytest
+from tiny_models import random_tensors, tiny_config, write_folder
+
+from marlin import bench
+from marlin.device import abi
+from marlin.device.device import Device
+from marlin.errors import ConfigError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    config = tiny_config()
+    return write_folder(tmp_path / "model", config, random_tensors(config, 0))
+
+
+@pytest.fixture(params=["cpu", "metal"])
+def subject(request, folder, monkeypatch):
+    """Measured once; the CPU's library stands in for Metal's."""
+    for name in ("PROBE_READ_UNITS", "PROBE_DOT_UNITS"):
+        monkeypatch.setattr(bench, name, 8)
+    library = abi.library_path("cpu") if request.param == "metal" else None
+    subject = bench.Subject(folder, Device(library_path=library, kind=request.param), 64)
+    subject.measure([20, 40], 8)
+    yield subject
+    subject.close()
+
+
+def test_every_prompt_length_has_its_rates_as_shares_of_the_machines_best(subject):
+    summary = subject.summary()
+    assert [row["prompt_tokens"] for row in summary["rows"]] == [20, 40]
+    for row in summary["rows"]:
+        assert row["prefill_tokens_per_s"] > 0 and row["decode_tokens_per_s"] > 0
+        bytes_per_s = row["decode_tokens_per_s"] * summary["bytes_per_token"]
+        share = bytes_per_s / summary["read_bytes_per_s"]
+        assert row["decode_share_of_bandwidth"] == pytest.approx(share, abs=1e-3)
+
+
+def test_the_table_names_threads_of_a_cpu_and_a_gpu_by_its_name(subject):
+    printed, summary = io.StringIO(), subject.summary()
+    report = {"model": "m", "machine": {"cores": 2, "cpu": "c"}, "results": [summary]}
+    bench.print_table(report, printed)
+    first = printed.getvalue().splitlines()[2]
+    if subject.device.kind == "cpu":
+        assert first.startswith(f"{summary['threads']} threads, ") and ", int8 " in first
+    else:
+        assert first.startswith(f"{summary['device']}, ") and ", float32 " in first
+
+
+def test_a_gpus_peak_counts_the_threads_that_the_shader_has(checkout):
+    launches = (checkout / "shaders" / "launch.h").read_text()
+    threads = re.search(r"X\(probe_dot, (\d+),", launches)[1]
+    assert int(threads) == bench.GPU_DOT_THREADS
+
+
+def test_a_context_that_the_device_cannot_hold_is_refused(folder):
+    device = Device(num_threads=1, kind="cpu")
+    with pytest.raises(ConfigError, match="the model does not fit"):
+        bench.Subject(folder, device, 1 << 40)
+    device.close()

@@ -1,0 +1,136 @@
+"""What a model is counted to take is what its device then holds, and too much is refused before
+anything is read."""
+
+import pytest
+from gguf_models import write_gguf
+from reference_models import build
+from tiny_models import random_tensors, tiny_config, write_folder
+
+from marlin.device import abi
+from marlin.device.device import Device
+from marlin.device.ops import KvLayout
+from marlin.engine import load
+from marlin.engine.load import Batching, load_engine
+from marlin.engine.memory import activation_bytes, kv_token_bytes
+from marlin.engine.runner import Runner
+from marlin.errors import ConfigError
+from marlin.models.checkpoint import open_checkpoint
+from marlin.models.llama import LlamaModel
+
+# In place, put in another order, and repacked; the matrices together are larger than a slab's rest.
+KINDS = {".v_proj.": "Q4_0", ".q_proj.": "F16", ".o_proj.": "F32", ".down_proj.": "Q6_K"}
+SIZES = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "head_dim": 32}
+
+
+def gguf_model(folder):
+    def kind_of(name):
+        return next((kind for part, kind in KINDS.items() if part in name), "Q4_1")
+
+    path = folder / "m.gguf"
+    write_gguf(path, build("llama", **SIZES), kind_of)
+    return path
+
+
+def folder_model(folder):
+    config = tiny_config(vocab_size=5000, qk_norm=True, architecture="qwen3")
+    return write_folder(folder / "model", config, random_tensors(config, 0))
+
+
+@pytest.fixture
+def fresh():
+    device = Device(num_threads=1, kind="cpu")
+    yield device
+    device.close()
+
+
+def held(device):
+    info = device.info()
+    return info["allocated_bytes"] + info["mapped_bytes"]
+
+
+@pytest.mark.parametrize("write", [gguf_model, folder_model])
+def test_weights_are_counted_as_they_come_to_lie_on_the_device(fresh, tmp_path, write):
+    checkpoint = open_checkpoint(write(tmp_path), fresh)
+    counted = checkpoint.weight_bytes
+    assert held(fresh) == 0
+    LlamaModel(checkpoint)
+    # The RoPE frequencies are the device's, too.
+    assert counted <= held(fresh) <= counted + 4096
+
+
+def test_cache_and_activations_are_counted_as_they_come_to_be_allocated(fresh, tmp_path):
+    model = LlamaModel(open_checkpoint(folder_model(tmp_path), fresh))
+    before, layout = held(fresh), KvLayout(8, 16, 8, model.config.num_kv_heads, 16)
+    Runner(fresh, model, layout, 64, 3)
+    counted = 128 * kv_token_bytes(model.config) + activation_bytes(model.config, 64, 3, layout)
+    # A step's inputs are not counted: they are a few numbers a token, and penalties.
+    assert counted < held(fresh) - before < counted + 64 * 1024
+
+
+def test_memory_is_a_gpus_on_any_device_but_a_cpu(fresh, tmp_path):
+    posing = Device(library_path=abi.library_path("cpu"), kind="metal")
+    path, layout = folder_model(tmp_path), KvLayout(1, 64, 1, 2, 16)
+    for device, expected in ((fresh, 0), (posing, held)):
+        runner = Runner(device, LlamaModel(open_checkpoint(path, device)), layout, 32, 1)
+        assert runner.gpu_memory_bytes == (expected and expected(device))
+        runner.close()
+    posing.close()
+
+
+@pytest.fixture
+def memory_of(monkeypatch):
+    """memory_of(num_bytes): devices say that they may use so much, and loading stops at weights."""
+
+    class Enough(Exception):
+        pass
+
+    def limit(num_bytes):
+        real_info = Device.info
+        monkeypatch.setattr(
+            Device, "info", lambda device: real_info(device) | {"memory_bytes": num_bytes}
+        )
+
+        def stop(_checkpoint):
+            raise Enough
+
+        monkeypatch.setattr(load, "LlamaModel", stop)
+        return Enough
+
+    return limit
+
+
+def test_a_cache_that_the_device_cannot_hold_is_refused_before_weights_are_read(
+    tmp_path, memory_of
+):
+    path, fits = folder_model(tmp_path), memory_of(32 << 20)
+    with pytest.raises(ConfigError) as caught:
+        load_engine(path, batching=Batching(1 << 16, 16, 4))
+    assert "a KV cache of 65536 blocks of 16 tokens 256 MiB" in caught.value.message
+    assert caught.value.message.endswith("the device has 32 MiB")
+    with pytest.raises(fits):
+        load_engine(path, batching=Batching(1 << 10, 16, 4))
+
+
+def test_a_context_that_is_asked_for_is_refused_and_not_shortened(tmp_path, memory_of):
+    config = tiny_config(max_context_tokens=1 << 20)
+    path = write_folder(tmp_path / "model", config, random_tensors(config, 0))
+    fits = memory_of(32 << 20)
+    with pytest.raises(ConfigError, match="a KV cache of 1048576 tokens 256 MiB"):
+        load_engine(path, max_context_tokens=1 << 20)
+    with pytest.raises(fits):
+        load_engine(path, max_context_tokens=1 << 15)
+
+
+def test_a_context_that_nobody_asked_for_is_shortened_with_a_warning(tmp_path, memory_of, caplog):
+    config = tiny_config(max_context_tokens=1 << 20)
+    path = write_folder(tmp_path / "model", config, random_tensors(config, 0))
+    with pytest.raises(memory_of(32 << 20)):
+        load_engine(path)
+    assert "context limited to 32768 of the model's 1048576 tokens" in caplog.text
+
+
+def test_weights_alone_can_be_too_much(tmp_path, memory_of):
+    path = folder_model(tmp_path)
+    memory_of(1 << 20)
+    with pytest.raises(ConfigError, match="its weights take 3 MiB.* the device has 1 MiB"):
+        load_engine(path)

@@ -1,0 +1,217 @@
+"""Thousands of random request mixes through the real scheduler and block pool, over a fake KV cache
+that knows what every slot was computed from.
+
+A mix is a function of its seed, and a failure names the seed.
+"""
+
+import random
+from collections import Counter
+
+from marlin.engine.block_pool import BlockPool
+from marlin.engine.request import Request, SamplingParams
+from marlin.engine.scheduler import PREFILL_TOKENS_BESIDE_DECODES, Scheduler
+
+NUM_MIXES = 4000
+# Past what any mix here needs; one that takes more makes no progress.
+MAX_STEPS = 2000
+
+
+class FakeRunner:
+    """A KV cache of hashes: a slot holds that of all tokens up to its own, so that a slot computed
+    from other tokens, or lost, or overwritten, is seen by whoever reads it. The token sampled after
+    a context is a function of the context, as a model's is.
+    """
+
+    def __init__(self, pool):
+        self._size = pool.block_size
+        self._slots = [None] * (pool.num_blocks * pool.block_size)
+        self._known = {}
+
+    def step(self, shares):
+        """Read every share's context and write its tokens; the token sampled for each share."""
+        for share in shares:
+            self._compute(share)
+        return [next_token(self._hashes(share.request)[-1]) for share in shares]
+
+    def _compute(self, share):
+        table, hashes = share.request.block_ids, self._hashes(share.request)
+        end = share.start + share.num_tokens
+        assert len(table) * self._size >= end, "a share lies past its blocks"
+        slots = [table[at // self._size] * self._size + at % self._size for at in range(end)]
+        found = [self._slots[slot] for slot in slots[: share.start]]
+        assert found == hashes[: share.start], "the KV cache is not that of the request's tokens"
+        for at in range(share.start, end):
+            self._slots[slots[at]] = hashes[at]
+
+    def _hashes(self, request):
+        known = self._known.setdefault(request, [])
+        tokens = request.prompt_token_ids + request.output_token_ids
+        for token_id in tokens[len(known) :]:
+            known.append(hash((known[-1] if known else 0, token_id)))
+        return known
+
+
+def next_token(context_hash):
+    return context_hash % 7
+
+
+def expected_outputs(request):
+    """What a request's prompt leads to, one token after another."""
+    value, outputs = 0, []
+    for token_id in request.prompt_token_ids:
+        value = hash((value, token_id))
+    while len(outputs) < request.params.max_tokens:
+        outputs.append(next_token(value))
+        value = hash((value, outputs[-1]))
+    return outputs
+
+
+class Mix:
+    """Requests, and the rules that every step with them keeps.
+
+    Args:
+        requests: in the order in which they arrive.
+
+    Attributes:
+        happened: Counter of what the run went through.
+    """
+
+    def __init__(self, rng, pool, max_sequences, budget, requests):
+        self.rng = rng
+        self.pool, self.budget, self.max_sequences = pool, budget, max_sequences
+        self.scheduler = Scheduler(pool, max_sequences, budget)
+        self.runner = FakeRunner(pool)
+        self.happened = Counter()
+        self.order = {request: index for index, request in enumerate(requests)}
+        self.gone = set()
+
+    def run(self):
+        arrivals = sorted(self.rng.choice((0, 3, self.rng.randint(0, 40))) for _ in self.order)
+        plan = list(zip(arrivals, self.order, strict=True))
+        abort_share, fault_share = self.rng.choice(((0, 0), (0.05, 0), (0.02, 0.02)))
+        for step in range(MAX_STEPS):
+            self.scheduler.waiting.extend(request for at, request in plan if at == step)
+            if self.rng.random() < abort_share:
+                self.abort()
+            if self.scheduler.requests():
+                self.step(fails=self.rng.random() < fault_share)
+            elif step > arrivals[-1]:
+                break
+        assert not self.scheduler.requests(), "requests are left"
+        assert self.pool.num_free == self.pool.num_blocks, "blocks were not given back"
+        self.happened["cached"] = sum(request.num_cached_tokens for request in self.order)
+        for request in self.order.keys() - self.gone:
+            assert request.output_token_ids == expected_outputs(request)
+
+    def abort(self):
+        if in_hand := self.scheduler.requests():
+            self.drop(self.rng.choice(in_hand))
+            self.happened["aborted"] += 1
+
+    def drop(self, request, keep=True):
+        others = [other for other in self.scheduler.running if other is not request]
+        shared = {block for other in others for block in other.block_ids}
+        num_free = self.pool.num_free + len(set(request.block_ids) - shared)
+        self.scheduler.remove(request, keep)
+        self.scheduler.check()
+        assert self.pool.num_free == num_free, "blocks were not given back at once"
+        assert request not in self.scheduler.requests()
+        self.gone.add(request)
+
+    def step(self, fails):
+        decoding = [
+            request
+            for request in self.scheduler.running
+            if request.num_tokens - request.num_computed_tokens == 1
+        ]
+        before = list(self.scheduler.running)
+        shares = self.scheduler.schedule()
+        self.scheduler.check()
+        self.check_shares(shares, decoding)
+        self.happened["preempted"] += len(set(before) & set(self.scheduler.waiting))
+        token_ids = self.runner.step(shares)
+        if fails:
+            self.happened["failed"] += 1
+            for share in shares:
+                self.drop(share.request, keep=False)
+            return
+        for share, token_id in zip(shares, token_ids, strict=True):
+            self.advance(share, token_id)
+        self.scheduler.check()
+
+    def check_shares(self, shares, decoding):
+        requests = [share.request for share in shares]
+        assert shares, "a step without progress"
+        assert len(shares) == len(set(requests)) <= self.max_sequences
+        assert sum(share.num_tokens for share in shares) <= self.budget
+        assert all(share.start == share.request.num_computed_tokens for share in shares)
+        assert set(requests) <= set(self.scheduler.running)
+        in_order = [self.order[request] for request in self.scheduler.requests()]
+        assert in_order == sorted(in_order), "a later request overtook an earlier one"
+        assert self.scheduler.requests()[0] in requests, "the oldest request stands still"
+        still = [request for request in decoding if request in self.scheduler.running]
+        assert set(still) <= set(requests), "a stream missed a step"
+        prefill = sum(share.num_tokens for share in shares if share.request not in still)
+        assert not still or prefill <= PREFILL_TOKENS_BESIDE_DECODES, "a stream waits for prompts"
+
+    def advance(self, share, token_id):
+        wants_token = share.is_last
+        self.scheduler.advance(share)
+        request = share.request
+        if wants_token:
+            request.output_token_ids.append(token_id)
+            if len(request.output_token_ids) == request.params.max_tokens:
+                self.scheduler.remove(request)
+
+
+def random_requests(rng, most_tokens):
+    """Up to 10 requests of at most `most_tokens` tokens each, with beginnings in common."""
+    beginning = [rng.randrange(3) for _ in range(most_tokens)]
+    requests = []
+    for index in range(rng.randint(1, 10)):
+        num_tokens = rng.randint(2, most_tokens)
+        num_outputs = min(rng.choice((1, 2, 8, 40)), num_tokens - 1)
+        num_prompt = num_tokens - num_outputs
+        prompt = [rng.randrange(3) for _ in range(num_prompt)]
+        num_shared = rng.choice((0, num_prompt, rng.randrange(num_prompt + 1)))
+        prompt[:num_shared] = beginning[:num_shared]
+        requests.append(Request(f"r{index}", prompt, SamplingParams(max_tokens=num_outputs), 0))
+    return requests
+
+
+def paged_mix(rng):
+    """Pools from just enough for the longest request to enough for all."""
+    block_size = rng.choice((1, 4, 16))
+    num_blocks = rng.choice((2, 3, 5, 8, 16))
+    max_sequences = rng.randint(1, 6)
+    requests = random_requests(rng, num_blocks * block_size)
+    pool = BlockPool(num_blocks + rng.choice((0, 0, 1, 4, 40)), block_size)
+    return Mix(rng, pool, max_sequences, rng.randint(max_sequences, 70), requests)
+
+
+def contiguous_mix(rng):
+    return Mix(rng, BlockPool(1, 100), 1, rng.randint(1, 70), random_requests(rng, 100))
+
+
+def run_mixes(make_mix, num_mixes):
+    """What happened in all of them; a failure names its mix."""
+    happened = Counter()
+    for seed in range(num_mixes):
+        try:
+            mix = make_mix(random.Random(seed))
+            mix.run()
+        except AssertionError as error:
+            raise AssertionError(f"mix of seed {seed}: {error}") from error
+        happened += mix.happened
+    return happened
+
+
+def test_any_mix_over_a_paged_cache_keeps_the_rules_and_gives_each_request_its_own_tokens():
+    happened = run_mixes(paged_mix, NUM_MIXES)
+    # A generator that no longer reaches these cases would prove nothing of them.
+    assert min(happened[what] for what in ("preempted", "aborted", "failed", "cached")) > 300
+
+
+def test_any_mix_over_one_contiguous_block_gives_each_request_its_own_tokens():
+    happened = run_mixes(contiguous_mix, NUM_MIXES // 4)
+    assert min(happened[what] for what in ("aborted", "failed", "cached")) > 100
