@@ -38,6 +38,7 @@ typedef struct {
     int64_t (*units)(const marlin_call *call);
     int64_t (*scratch)(const marlin_call *call); /* bytes a worker, or NULL */
     int quantizes; /* 1: binding 0 is quantized first (LinearParams) */
+    int uneven; /* 1: units differ widely in cost and are handed out one at a time */
 } marlin_work;
 
 extern const marlin_work marlin_works[NUM_KERNELS];

@@ -48,7 +48,7 @@ static int64_t scratch_attention(const marlin_call *call)
 static int64_t scratch_sample(const marlin_call *call)
 {
     const struct SampleParams *p = call->params;
-    return 12 * ((int64_t)p->vocab_size + 1);
+    return 12 * (((int64_t)p->vocab_size + 15) / 16 * 16);
 }
 
 static int64_t units_repack(const marlin_call *call)
@@ -92,8 +92,8 @@ const marlin_work marlin_works[NUM_KERNELS] = {
     OTHER(rope_kv_write, units_rows, NULL),
     OTHER(silu_mul, units_rows, NULL),
     OTHER(gather_rows, units_rows, NULL),
-    OTHER(attention, units_attention, scratch_attention),
-    OTHER(attention_split, units_attention_split, scratch_attention),
+    [KERNEL_attention] = {units_attention, scratch_attention, 0, 1},
+    [KERNEL_attention_split] = {units_attention_split, scratch_attention, 0, 1},
     OTHER(attention_combine, units_attention_combine, scratch_attention),
     OTHER(penalize, units_rows, NULL),
     OTHER(sample, units_rows, scratch_sample),

@@ -258,7 +258,7 @@ static void run_share(marlin_program *program, int32_t index, const marlin_call 
     int64_t first = share_begin(units, share, num_workers),
             last = share_begin(units, share + 1, num_workers);
     int64_t piece = (last - first) / PIECES_A_WORKER;
-    if (piece < 1) piece = 1;
+    if (piece < 1 || program->items[index].work->uneven) piece = 1;
     atomic_llong *next = &program->counters[index * num_workers + share].next;
     for (;;) {
         int64_t begin = first + atomic_fetch_add_explicit(next, piece, memory_order_relaxed);

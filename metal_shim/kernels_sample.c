@@ -9,6 +9,10 @@
 
 /* Candidates at the edge of the nucleus that are sorted; a bisection step costs about as much. */
 #define MAX_SORTED 64
+/* Weights that are summed in float before the sum goes on in double. */
+#define BLOCK 4096
+/* The least that counts as a weight: 0 is what was filtered out. */
+#define SMALLEST_WEIGHT 1e-45f
 
 typedef struct {
     float weight;
@@ -70,6 +74,9 @@ static double uniform(const struct SampleRow *row)
     return (double)((z ^ z >> 31) >> 11) * 0x1p-53;
 }
 
+/* Weights lie in whole vectors, whatever the instruction set. */
+static int64_t padded(int64_t count) { return (count + 15) / 16 * 16; }
+
 static int by_weight(const void *left, const void *right)
 {
     const candidate *a = left, *b = right;
@@ -77,131 +84,155 @@ static int by_weight(const void *left, const void *right)
     return a->token_id < b->token_id ? -1 : 1;
 }
 
-static double mass_of(const candidate *candidates, int64_t count)
+/* How many weights there are from a bound up, and their sum. */
+typedef struct {
+    int64_t number;
+    double mass;
+} tally;
+
+/* Weights [begin, end) of at least `least`; both ends are multiples of 16. The sum runs in 16 lanes
+ * whatever the instruction set, so that every set draws the same. */
+static tally tally_block(const float *weights, int64_t begin, int64_t end, float least)
 {
-    double mass = 0.0;
-    for (int64_t i = 0; i < count; i++) mass += candidates[i].weight;
-    return mass;
+    vf from = vf_set1(least), sums[V_PARTS];
+    tally found = {0, 0.0};
+    for (int part = 0; part < V_PARTS; part++) sums[part] = vf_zero();
+    for (int64_t i = begin; i < end; i += 16) {
+        for (int part = 0; part < V_PARTS; part++) {
+            vf weight = vf_load(weights + i + part * V_LANES);
+            sums[part] = vf_add(sums[part], vf_keep_from(weight, from));
+            found.number += vf_count_from(weight, from);
+        }
+    }
+    float lanes[16];
+    for (int part = 0; part < V_PARTS; part++) vf_store(lanes + part * V_LANES, sums[part]);
+    for (int i = 0; i < 16; i++) found.mass += lanes[i];
+    return found;
 }
 
-/* Candidates whose weight is at least `bits` as an integer (positive floats order as integers do).
- */
-static int64_t count_from(const candidate *candidates, int64_t count, uint32_t bits, double *mass)
+static int64_t block_end(int64_t begin, int64_t count)
+{
+    return begin + BLOCK < count ? begin + BLOCK : count;
+}
+
+static tally tally_from(const float *weights, int64_t count, float least)
+{
+    tally all = {0, 0.0};
+    for (int64_t i = 0; i < count; i += BLOCK) {
+        tally block = tally_block(weights, i, block_end(i, count), least);
+        all.number += block.number;
+        all.mass += block.mass;
+    }
+    return all;
+}
+
+/* The weights in [low, high), heaviest first, the lower id first among equals. */
+static int64_t sort_between(const float *weights, int64_t count, float low, float high,
+                            candidate *between)
 {
     int64_t number = 0;
-    *mass = 0.0;
-    for (int64_t i = 0; i < count; i++) {
-        if (bits_from_f32(candidates[i].weight) < bits) continue;
-        *mass += candidates[i].weight;
-        number++;
+    for (int64_t i = 0; i < count; i += V_LANES) {
+        vf weight = vf_load(weights + i);
+        if (vf_count_from(weight, vf_set1(low)) == vf_count_from(weight, vf_set1(high))) continue;
+        for (int64_t j = i; j < i + V_LANES; j++)
+            if (weights[j] >= low && weights[j] < high)
+                between[number++] = (candidate){weights[j], (int32_t)j};
     }
+    qsort(between, (size_t)number, sizeof *between, by_weight);
     return number;
 }
 
-/* Move the heaviest candidates to the front, as few as reach mass_limit or count_limit, and return
- * how many they are. Only those near the limit are sorted: bisection finds a weight `low` from
- * which there are enough and a weight `high` from which there are not, with few between the two. */
-static int64_t keep_heaviest(candidate *candidates, int64_t count, double mass_limit,
-                             int64_t count_limit)
+/* Put all weights to 0 but the heaviest, as few as reach mass_limit or count_limit. Only those near
+ * the limit are sorted: bisection (positive floats order as their bits do) finds a weight `low`
+ * from which there are enough and a weight `high` from which there are not, with few between the
+ * two. */
+static void keep_heaviest(float *weights, int64_t count, double mass_limit, int64_t count_limit,
+                          candidate *between)
 {
-    uint32_t low = 0, high = bits_from_f32(1.0f) + 1;
-    int64_t from_low = count, from_high = 0;
-    while (high - low > 1 && from_low - from_high > MAX_SORTED) {
+    uint32_t low = 1, high = bits_from_f32(1.0f) + 1;
+    tally from_low = tally_from(weights, count, f32_from_bits(low)), from_high = {0, 0.0};
+    while (high - low > 1 && from_low.number - from_high.number > MAX_SORTED) {
         uint32_t middle = low + (high - low) / 2;
-        double mass;
-        int64_t number = count_from(candidates, count, middle, &mass);
-        if (number >= count_limit || mass >= mass_limit) {
+        tally found = tally_from(weights, count, f32_from_bits(middle));
+        if (found.number >= count_limit || found.mass >= mass_limit) {
             low = middle;
-            from_low = number;
+            from_low = found;
         } else {
             high = middle;
-            from_high = number;
+            from_high = found;
         }
     }
-    int64_t sure = 0, between;
-    for (int64_t i = 0; i < count; i++) {
-        if (bits_from_f32(candidates[i].weight) < high) continue;
-        candidate heavy = candidates[i];
-        candidates[i] = candidates[sure];
-        candidates[sure++] = heavy;
+    vf sure = vf_set1(f32_from_bits(high));
+    int64_t number = sort_between(weights, count, f32_from_bits(low), f32_from_bits(high), between);
+    for (int64_t i = 0; i < count; i += V_LANES)
+        vf_store(weights + i, vf_keep_from(vf_load(weights + i), sure));
+    tally kept = from_high;
+    for (int64_t i = 0; i < number; i++) {
+        if (kept.number > 0 && (kept.number >= count_limit || kept.mass >= mass_limit)) break;
+        weights[between[i].token_id] = between[i].weight;
+        kept.mass += between[i].weight;
+        kept.number++;
     }
-    between = sure;
-    for (int64_t i = sure; i < count; i++)
-        if (bits_from_f32(candidates[i].weight) >= low) candidates[between++] = candidates[i];
-    qsort(candidates + sure, (size_t)(between - sure), sizeof *candidates, by_weight);
-    double mass = mass_of(candidates, sure);
-    int64_t kept = sure;
-    while (kept < between && (kept == 0 || (kept < count_limit && mass < mass_limit)))
-        mass += candidates[kept++].weight;
-    return kept;
 }
 
-static int32_t draw(const candidate *candidates, int64_t count, double target)
+/* The token at which the sum of the weights, in the order of the ids, passes `share` of the whole;
+ * -1 when there is no weight. */
+static int32_t draw(const float *weights, int64_t count, double share)
 {
-    double sum = 0.0;
-    for (int64_t i = 0; i < count; i++) {
-        sum += candidates[i].weight;
-        if (target < sum) return candidates[i].token_id;
+    double target = share * tally_from(weights, count, SMALLEST_WEIGHT).mass, sum = 0.0;
+    int32_t last = -1;
+    for (int64_t i = 0; i < count; i += BLOCK) {
+        int64_t end = block_end(i, count);
+        double after = sum + tally_block(weights, i, end, SMALLEST_WEIGHT).mass;
+        if (after == sum) continue;
+        if (target >= after && end < count) {
+            sum = after;
+            continue;
+        }
+        for (int64_t j = i; j < end; j++) {
+            if (!(weights[j] >= SMALLEST_WEIGHT)) continue;
+            last = (int32_t)j;
+            sum += weights[j];
+            if (target < sum) return last;
+        }
+        return last;
     }
-    return candidates[count - 1].token_id;
+    return last;
 }
 
 /* Weights relative to the likeliest token's, 2^((logit - max) / temperature * log2 e), 0 below
- * min_p. Returns their sum. */
-static float relative_weights(const float *logits, int64_t count, const struct SampleRow *row,
-                              float *weights)
+ * min_p, and 0 from `count` up to a multiple of 16. */
+static void relative_weights(const float *logits, int64_t count, const struct SampleRow *row,
+                             float *weights)
 {
     vf max = vf_set1(logits[argmax(logits, count)]), min_p = vf_set1(row->min_p);
-    vf factor = vf_set1(1.44269504f / row->temperature), total = vf_zero();
-    for (int64_t i = 0; i < count; i += V_LANES) {
+    vf factor = vf_set1(1.44269504f / row->temperature);
+    for (int64_t i = 0; i < padded(count); i += V_LANES) {
         float lanes[V_LANES];
-        int64_t valid = count - i < V_LANES ? count - i : V_LANES;
-        if (valid < V_LANES) {
-            for (int64_t j = 0; j < V_LANES; j++) lanes[j] = j < valid ? logits[i + j] : -INFINITY;
-        }
-        vf x = vf_load(valid < V_LANES ? lanes : logits + i);
-        vf weight = vf_keep_from(vf_exp2(vf_mul(vf_sub(x, max), factor)), min_p);
-        total = vf_add(total, weight);
-        vf_store(valid < V_LANES ? lanes : weights + i, weight);
-        for (int64_t j = 0; valid < V_LANES && j < valid; j++) weights[i + j] = lanes[j];
+        for (int64_t j = 0; i + V_LANES > count && j < V_LANES; j++)
+            lanes[j] = i + j < count ? logits[i + j] : -INFINITY;
+        vf x = vf_load(i + V_LANES > count ? lanes : logits + i);
+        vf_store(weights + i, vf_keep_from(vf_exp2(vf_mul(vf_sub(x, max), factor)), min_p));
     }
-    return vf_reduce_add(total);
+    for (int64_t i = count; i < padded(count); i++) weights[i] = 0.0f;
 }
 
-/* Gather the tokens that may be drawn before they are narrowed to top_k and top_p: those above the
- * highest of a few thresholds that keeps the whole top k, or without one the whole nucleus. */
-static int64_t gather(const float *weights, int64_t count, double mass_limit, int64_t count_limit,
-                      candidate *candidates)
-{
-    static const float thresholds[] = {0x1p-7f, 0x1p-14f, 0x1p-24f};
-    for (int t = 0;; t++) {
-        float threshold = t < 3 ? thresholds[t] : 0.0f;
-        int64_t number = 0;
-        for (int64_t i = 0; i < count; i++) {
-            candidates[number] = (candidate){weights[i], (int32_t)i};
-            number += weights[i] > threshold;
-        }
-        if (t == 3 || number >= count_limit || mass_of(candidates, number) >= mass_limit)
-            return number;
-    }
-}
-
-static int32_t sample_row(const float *logits, int64_t count, const struct SampleRow *row,
+static int32_t sample_row(const float *logits, int64_t vocab_size, const struct SampleRow *row,
                           uint8_t *scratch)
 {
-    if (row->temperature <= 0.0f) return argmax(logits, count);
-    candidate *candidates = (candidate *)scratch;
-    float *weights = (float *)(candidates + count + 1);
-    float total = relative_weights(logits, count, row, weights);
-    int has_top_k = row->top_k > 0 && row->top_k < count, has_top_p = row->top_p < 1.0f;
-    int64_t top_k = has_top_k ? row->top_k : INT64_MAX;
-    double nucleus = has_top_p && !has_top_k ? (double)row->top_p * total : INFINITY;
-    int64_t kept = gather(weights, count, nucleus, top_k, candidates);
-    if (kept == 0) return argmax(logits, count);
-    if (has_top_k) kept = keep_heaviest(candidates, kept, INFINITY, top_k);
-    if (has_top_k && has_top_p) nucleus = row->top_p * mass_of(candidates, kept);
-    if (has_top_p) kept = keep_heaviest(candidates, kept, nucleus, INT64_MAX);
-    return draw(candidates, kept, uniform(row) * mass_of(candidates, kept));
+    if (row->temperature <= 0.0f) return argmax(logits, vocab_size);
+    int64_t count = padded(vocab_size);
+    float *weights = (float *)scratch;
+    candidate *between = (candidate *)(weights + count);
+    relative_weights(logits, vocab_size, row, weights);
+    if (row->top_k > 0 && row->top_k < vocab_size)
+        keep_heaviest(weights, count, INFINITY, row->top_k, between);
+    if (row->top_p < 1.0f) {
+        double nucleus = row->top_p * tally_from(weights, count, SMALLEST_WEIGHT).mass;
+        keep_heaviest(weights, count, nucleus, INT64_MAX, between);
+    }
+    int32_t drawn = draw(weights, count, uniform(row));
+    return drawn < 0 ? argmax(logits, vocab_size) : drawn;
 }
 
 /* token_ids[r] drawn from logits[r]: temperature, then min_p, then top_k, then top_p; temperature

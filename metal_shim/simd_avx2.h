@@ -41,6 +41,10 @@ static inline vf vf_keep_from(vf a, vf t)
 {
     return _mm256_and_ps(_mm256_cmp_ps(a, t, _CMP_GE_OQ), a);
 }
+static inline int vf_count_from(vf a, vf t)
+{
+    return __builtin_popcount(_mm256_movemask_ps(_mm256_cmp_ps(a, t, _CMP_GE_OQ)));
+}
 static inline vf vf_fraction(vf a) { return vf_sub(a, vf_round(a)); }
 static inline void vf_reduce_add4(const vf a[4], float sums[4])
 {

@@ -32,6 +32,10 @@ static inline vf vf_keep_from(vf a, vf t)
 {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, t, _CMP_GE_OQ), a);
 }
+static inline int vf_count_from(vf a, vf t)
+{
+    return __builtin_popcount(_mm512_cmp_ps_mask(a, t, _CMP_GE_OQ));
+}
 static inline vf vf_fraction(vf a)
 {
     return _mm512_reduce_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

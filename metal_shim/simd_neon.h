@@ -28,6 +28,10 @@ static inline vf vf_keep_from(vf a, vf t)
 {
     return vreinterpretq_f32_u32(vandq_u32(vcgeq_f32(a, t), vreinterpretq_u32_f32(a)));
 }
+static inline int vf_count_from(vf a, vf t)
+{
+    return (int)vaddvq_u32(vshrq_n_u32(vcgeq_f32(a, t), 31));
+}
 static inline vf vf_fraction(vf a) { return vf_sub(a, vf_round(a)); }
 static inline void vf_reduce_add4(const vf a[4], float sums[4])
 {

@@ -22,6 +22,7 @@ static inline vf vf_scale2(vf a, vf n) { return n <= -127.0f ? 0.0f : ldexpf(a, 
 static inline float vf_reduce_add(vf a) { return a; }
 static inline float vf_reduce_max(vf a) { return a; }
 static inline vf vf_keep_from(vf a, vf t) { return a >= t ? a : 0.0f; }
+static inline int vf_count_from(vf a, vf t) { return a >= t; }
 static inline vf vf_fraction(vf a) { return a - nearbyintf(a); }
 static inline void vf_reduce_add4(const vf a[4], float sums[4])
 {

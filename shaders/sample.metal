@@ -433,9 +433,8 @@ inline SampleKept sample_filter(thread const SampleDraw &d, uint top_k, float to
 //   pass.
 //
 // A draw is the first token, by id, at which the running weight passes uniform * the weight of all.
-// The CPU device takes the same uniform number and the same tokens, but goes through them in the
-// order that its top_k and top_p leave them in: without either the two draw the same token, unless
-// the number falls within a rounding of the edge between two; with one, another of the tokens kept.
+// The CPU device does the same, so that the two draw the same token unless that number falls within
+// a rounding of the edge between two.
 [[kernel, max_total_threads_per_threadgroup(THREADS_sample)]] void
 sample(device const float *logits [[buffer(0)]], device const SampleRow *settings [[buffer(1)]],
        device int32_t *token_ids [[buffer(2)]],

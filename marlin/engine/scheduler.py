@@ -15,6 +15,10 @@ from marlin.engine.request import Request
 # Prompt tokens of a step in which others decode. On a CPU a step's time grows with its rows: a
 # small share keeps the streams' steps short, and the prompt is computed somewhat more slowly.
 PREFILL_TOKENS_BESIDE_DECODES = 32
+# While the prompt has so many tokens behind it: with 4,000 there, a step of 16 streams takes 81 ms
+# with 32 prompt rows, 56 ms with 16, and 16 ms without any (docs/performance.md).
+LONG_CONTEXT_TOKENS = 2048
+LONG_PREFILL_TOKENS_BESIDE_DECODES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +91,13 @@ class Scheduler:
                 shares.append(Share(request, request.num_computed_tokens, 1))
                 budget -= 1
         shares = [share for share in shares if share.request in self.running]
-        if shares:
-            budget = min(budget, PREFILL_TOKENS_BESIDE_DECODES)
         in_step = {id(share.request) for share in shares}
-        for request in [r for r in self.running if id(r) not in in_step]:
+        prefills = [r for r in self.running if id(r) not in in_step]
+        if shares:
+            is_long = any(r.num_computed_tokens >= LONG_CONTEXT_TOKENS for r in prefills)
+            most = LONG_PREFILL_TOKENS_BESIDE_DECODES if is_long else PREFILL_TOKENS_BESIDE_DECODES
+            budget = min(budget, most)
+        for request in prefills:
             budget -= self._add_prefill(shares, request, budget)
         while self.waiting and budget > 0 and self._admit():
             budget -= self._add_prefill(shares, self.running[-1], budget)
