@@ -50,7 +50,7 @@ typedef struct {
     const uint8_t *biases;
     const float *output_bias;
     float *y;
-    int64_t n, k, groups_of_32, scale_groups;
+    int64_t rows, n, groups_of_32, scale_groups;
     int scale_shift; /* log2 of the groups of 32 that share a scale */
     int scale_f32;
     const int8_t *x_codes;
@@ -128,7 +128,22 @@ INLINE void quantize_group(const float *x, int8_t *codes, act_group *group, act_
         -128 * (half[0] + half[1]), -12 * (half[0] + half[1]), {-128 * half[0], -128 * half[1]}};
 }
 
-/* prepared: codes int8 [rows, k], then act_group and act_begin [rows, k / 32]. */
+/* Rows lie in blocks of MAX_ROW_BLOCK, the last one smaller, and a block group by group, so that
+ * the groups that are multiplied together are one run of memory. Returns the place of a row's group
+ * among all; the row's next group is block_rows() further on. */
+INLINE int64_t block_rows(int64_t rows, int64_t row)
+{
+    int64_t first = row / MAX_ROW_BLOCK * MAX_ROW_BLOCK;
+    return rows - first < MAX_ROW_BLOCK ? rows - first : MAX_ROW_BLOCK;
+}
+
+INLINE int64_t group_place(int64_t row, int64_t groups_of_32)
+{
+    int64_t first = row / MAX_ROW_BLOCK * MAX_ROW_BLOCK;
+    return first * groups_of_32 + (row - first);
+}
+
+/* prepared: codes int8 [32], then act_group, then act_begin of every group, in their places. */
 void ISA(quantize_rows)(const float *x, int64_t k, int64_t begin, int64_t end, uint8_t *prepared,
                         int64_t rows)
 {
@@ -136,9 +151,12 @@ void ISA(quantize_rows)(const float *x, int64_t k, int64_t begin, int64_t end, u
     int64_t groups_of_32 = k / MARLIN_ACT_GROUP;
     act_group *groups = (act_group *)(prepared + rows * k);
     act_begin *begins = (act_begin *)(groups + rows * groups_of_32);
-    for (int64_t i = begin * groups_of_32; i < end * groups_of_32; i++)
-        quantize_group(x + i * MARLIN_ACT_GROUP, codes + i * MARLIN_ACT_GROUP, &groups[i],
-                       &begins[i]);
+    for (int64_t row = begin; row < end; row++) {
+        int64_t at = group_place(row, groups_of_32), step = block_rows(rows, row);
+        for (int64_t g = 0; g < groups_of_32; g++, at += step)
+            quantize_group(x + row * k + g * MARLIN_ACT_GROUP, codes + at * MARLIN_ACT_GROUP,
+                           &groups[at], &begins[at]);
+    }
 }
 
 /* Eight registers: columns 4i .. 4i + 3 of V_LANES rows, for the 32 columns of a group. */
@@ -236,18 +254,18 @@ INLINE vf add_group(weight_kind kind, const group_scales *s, const act_group *gr
     return sum;
 }
 
-/* Group g of num_rows rows of x, whose codes and groups begin at x and groups. */
+/* One group of num_rows rows of x, which begin at place `at`. */
 INLINE void add_rows(const linear *a, weight_kind kind, int num_rows, const vi w[8],
-                     const group_scales *s, const int8_t *x, const act_group *groups, vf *sums)
+                     const group_scales *s, int64_t at, vf *sums)
 {
 #pragma GCC unroll 16
     for (int m = 0; m < num_rows; m++) {
-        const act_group *group = groups + m * a->groups_of_32;
-        const act_begin *begin = a->x_begins + (group - a->x_groups);
+        const int8_t *x = a->x_codes + (at + m) * MARLIN_ACT_GROUP;
+        const act_begin *begin = a->x_begins + at + m;
         vi dots[2];
-        dots[0] = dot_quads(kind, w, x + m * a->k, begin, 0, kind == INT8_G16 ? 4 : 8);
-        if (kind == INT8_G16) dots[1] = dot_quads(kind, w, x + m * a->k, begin, 4, 8);
-        sums[m] = add_group(kind, s, group, dots, sums[m]);
+        dots[0] = dot_quads(kind, w, x, begin, 0, kind == INT8_G16 ? 4 : 8);
+        if (kind == INT8_G16) dots[1] = dot_quads(kind, w, x, begin, 4, 8);
+        sums[m] = add_group(kind, s, a->x_groups + at + m, dots, sums[m]);
     }
 }
 
@@ -264,12 +282,12 @@ INLINE void pair_weights(weight_kind kind, const vi w[8], vi pairs[8])
     }
 }
 
-/* Integer dot products of x (dots[0]) and of the row k bytes further on (dots[1]). */
-INLINE void dot_pair(const vi pairs[8], const int8_t *x, int64_t k, int first, int last, vi dots[2])
+/* Integer dot products of the group x (dots[0]) and of the one after it (dots[1]). */
+INLINE void dot_pair(const vi pairs[8], const int8_t *x, int first, int last, vi dots[2])
 {
     vi low = vi_set1(0), high = vi_set1(0);
     for (int i = first; i < last; i += 2) {
-        vi columns = vi_load_halves(x + 4 * i, x + k + 4 * i);
+        vi columns = vi_load_halves(x + 4 * i, x + MARLIN_ACT_GROUP + 4 * i);
         low = vi_mmla(low, pairs[i], columns);
         high = vi_mmla(high, pairs[i + 1], columns);
     }
@@ -279,22 +297,20 @@ INLINE void dot_pair(const vi pairs[8], const int8_t *x, int64_t k, int first, i
 
 /* add_rows() for an even number of rows: the same integers, summed in the same order. */
 INLINE void add_row_pairs(const linear *a, weight_kind kind, int num_rows, const vi w[8],
-                          const group_scales *s, const int8_t *x, const act_group *groups, vf *sums)
+                          const group_scales *s, int64_t at, vf *sums)
 {
     vi pairs[8];
     pair_weights(kind, w, pairs);
 #pragma GCC unroll 8
     for (int m = 0; m < num_rows; m += 2) {
-        const int8_t *x_rows = x + m * a->k;
+        const int8_t *x = a->x_codes + (at + m) * MARLIN_ACT_GROUP;
         vi halves[2][2];
-        dot_pair(pairs, x_rows, a->k, 0, kind == INT8_G16 ? 4 : 8, halves[0]);
-        if (kind == INT8_G16) dot_pair(pairs, x_rows, a->k, 4, 8, halves[1]);
+        dot_pair(pairs, x, 0, kind == INT8_G16 ? 4 : 8, halves[0]);
+        if (kind == INT8_G16) dot_pair(pairs, x, 4, 8, halves[1]);
         for (int i = 0; i < 2; i++) {
-            const act_group *group = groups + (m + i) * a->groups_of_32;
             vi dots[2] = {halves[0][i], kind == INT8_G16 ? halves[1][i] : vi_set1(0)};
-            if (kind == FP4)
-                dots[0] = vi_add(dots[0], vi_set1(a->x_begins[group - a->x_groups].fp4));
-            sums[m + i] = add_group(kind, s, group, dots, sums[m + i]);
+            if (kind == FP4) dots[0] = vi_add(dots[0], vi_set1(a->x_begins[at + m + i].fp4));
+            sums[m + i] = add_group(kind, s, a->x_groups + at + m + i, dots, sums[m + i]);
         }
     }
 }
@@ -306,22 +322,21 @@ INLINE void dot_rows(const linear *a, weight_kind kind, int num_rows, int64_t ro
 {
     const int64_t group_bytes = kind == FP4 || kind == INT4 ? 256 : 512;
     const uint8_t *codes = a->codes + tile * a->groups_of_32 * group_bytes + part * V_LANES * 4;
-    const int8_t *x = a->x_codes + row * a->k;
-    const act_group *groups = a->x_groups + row * a->groups_of_32;
+    int64_t at = group_place(row, a->groups_of_32), step = block_rows(a->rows, row);
     vf sums[MAX_ROW_BLOCK];
     for (int m = 0; m < num_rows; m++) sums[m] = vf_zero();
 
-    for (int64_t g = 0; g < a->groups_of_32; g++) {
+    for (int64_t g = 0; g < a->groups_of_32; g++, at += step) {
         vi w[8];
         load_group(kind, codes + g * group_bytes, w);
         group_scales s = load_scales(a, kind, tile, g, part * V_LANES);
 #if defined(MARLIN_ISA_I8MM)
         if (num_rows > 1) {
-            add_row_pairs(a, kind, num_rows, w, &s, x + g * MARLIN_ACT_GROUP, groups + g, sums);
+            add_row_pairs(a, kind, num_rows, w, &s, at, sums);
             continue;
         }
 #endif
-        add_rows(a, kind, num_rows, w, &s, x + g * MARLIN_ACT_GROUP, groups + g, sums);
+        add_rows(a, kind, num_rows, w, &s, at, sums);
     }
     store_rows(a, row, num_rows, tile * 16 + part * V_LANES, sums);
 }
@@ -344,8 +359,8 @@ INLINE int run_linear(const marlin_call *call, int64_t begin, int64_t end, weigh
         .biases = p->flags & MARLIN_WEIGHT_BIAS ? call->at[3] : NULL,
         .output_bias = p->flags & MARLIN_OUTPUT_BIAS ? (const float *)call->at[4] : NULL,
         .y = (float *)call->at[5],
+        .rows = rows,
         .n = p->n,
-        .k = p->k,
         .groups_of_32 = p->k / MARLIN_ACT_GROUP,
         .scale_groups = p->k / p->group_size,
         .scale_shift = p->group_size == 128  ? 2
