@@ -8,12 +8,14 @@ library:
     python3 metal_shim/build.py [--output DIR] [--isa avx2,scalar] [--sanitize address,undefined]
                                 [--cc aarch64-linux-gnu-gcc --machine aarch64]
 
-Every source but the Metal device's (metal*) is compiled once, except kernels_*.c: they are compiled once for each instruction set
-in the table below, with -DMARLIN_ISA_<NAME>=1 -DMARLIN_ISA_SUFFIX=<name>. The other sources see
--DMARLIN_HAVE_<NAME>=1 for each set that the library holds, and choose among them at run time.
+Every source but the Metal device's (metal*) is compiled once, except kernels_*.c: they are compiled
+once for each instruction set in the table below, with -DMARLIN_ISA_<NAME>=1
+-DMARLIN_ISA_SUFFIX=<name>. The other sources see -DMARLIN_HAVE_<NAME>=1 for each set that the
+library holds, and choose among them at run time.
 """
 
 import argparse
+import fcntl
 import filecmp
 import hashlib
 import json
@@ -24,6 +26,7 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -194,22 +197,33 @@ def build(root, toolchain, output, isas, sanitizers=()):
     cache = root / "build" / "native" / _variant(toolchain, sanitizers)
     cache.mkdir(parents=True, exist_ok=True)
     units = plan_units(root, toolchain, isas, sanitizers)
-    headers = _digest_files(sorted([*root.glob("metal_shim/*.h"), *root.glob("shaders/*.h")]))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        job = partial(_compile, root, toolchain, cache, headers)
-        compiled = list(pool.map(job, units))
-    failures = [said for _, status, said in compiled if status == "failed"]
-    if failures:
-        raise BuildError("the C compiler failed:\n\n" + "\n".join(failures))
-    objects = [path for path, _, _ in compiled]
-    linked = _link(root, toolchain, cache, objects, sanitizers)
-    _prune(cache, {*objects, linked})
+    # The other headers of shaders/ are Metal's.
+    read = [*root.glob("metal_shim/*.h"), *root.glob("shaders/params.h")]
+    headers = _digest_files(sorted(read))
+    with _alone(cache):
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            job = partial(_compile, root, toolchain, cache, headers)
+            compiled = list(pool.map(job, units))
+        failures = [said for _, status, said in compiled if status == "failed"]
+        if failures:
+            raise BuildError("the C compiler failed:\n\n" + "\n".join(failures))
+        objects = [path for path, _, _ in compiled]
+        linked = _link(root, toolchain, cache, objects, sanitizers)
+        _prune(cache, {*objects, linked})
     return Built(
         library=_publish(linked, output, library_name(toolchain.system)),
         num_objects=len(objects),
         num_compiled=sum(status == "compiled" for _, status, _ in compiled),
         warnings="".join(said for _, _, said in compiled),
     )
+
+
+@contextmanager
+def _alone(cache):
+    """Let other builds in this folder wait: each drops the objects that it does not know."""
+    with open(cache / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def library_name(system):
@@ -331,8 +345,8 @@ def main(argv=None):
         return 1
     sys.stderr.write(built.warnings)
     if system == "Darwin" and not (options.isa or options.sanitize or options.machine):
-        command = [sys.executable, str(ROOT / "metal_shim" / "build_metal.py"), "--output"]
-        if subprocess.run([*command, str(options.output)]).returncode != 0:
+        build_metal = [sys.executable, str(ROOT / "metal_shim" / "build_metal.py")]
+        if subprocess.run([*build_metal, "--output", str(options.output)]).returncode != 0:
             return 1
     work = f"compiled {built.num_compiled} of {built.num_objects} objects"
     print(f"{built.library}: {work if built.num_compiled else 'up to date'}")

@@ -128,9 +128,9 @@ INLINE void quantize_group(const float *x, int8_t *codes, act_group *group, act_
         -128 * (half[0] + half[1]), -12 * (half[0] + half[1]), {-128 * half[0], -128 * half[1]}};
 }
 
-/* Rows lie in blocks of MAX_ROW_BLOCK, the last one smaller, and a block group by group, so that
- * the groups that are multiplied together are one run of memory. Returns the place of a row's group
- * among all; the row's next group is block_rows() further on. */
+/* Quantized rows lie in blocks of MAX_ROW_BLOCK, the last one smaller, and a block group by group,
+ * so that groups that are multiplied together are one run of memory. group_place() is where a row's
+ * first group lies among all; its next one is block_rows() further on. */
 INLINE int64_t block_rows(int64_t rows, int64_t row)
 {
     int64_t first = row / MAX_ROW_BLOCK * MAX_ROW_BLOCK;

@@ -19,14 +19,15 @@
 
 /* An object of a class that is made with init alone, not owned. */
 #define MAKE(class) ([[[class alloc] init] autorelease])
-/* A dispatch's place in its program's buffer of constants: its parameters, then its call. More than
- * any GPU's alignment of a constant buffer's offset. */
+/* A dispatch's bytes of its program's constants: its parameters, then its call. Apple's GPUs want
+ * offsets of constants to be multiples of 4. */
 #define CONSTANT_STRIDE 256
 #define CALL_OFFSET 128
-/* What a kernel has not met an index outside its buffers leaves in the status word. */
+/* The status word of a replay in which no kernel met an index outside its buffers. */
 #define STATUS_FINE UINT32_MAX
 #define PATH_BYTES 1024
 
+/* Found by the bytes before `state`, which leave no gap. */
 typedef struct {
     int32_t kernel_id;
     uint32_t constants[NUM_CONSTANTS];
@@ -396,12 +397,6 @@ static int add_pipeline(marlin_device *device, pipeline wanted)
     return code;
 }
 
-static BOOL is_same(const pipeline *a, const pipeline *b)
-{
-    return a->kernel_id == b->kernel_id &&
-           memcmp(a->constants, b->constants, sizeof a->constants) == 0;
-}
-
 /* The device's pipeline of a record's variant, made when it is first asked for. */
 static int find_pipeline(marlin_device *device, const marlin_record *record, int variant,
                          id<MTLComputePipelineState> *out)
@@ -409,7 +404,9 @@ static int find_pipeline(marlin_device *device, const marlin_record *record, int
     pipeline wanted = {.kernel_id = record->kernel_id};
     marlin_constants_of(record, variant, wanted.constants);
     int32_t i = 0;
-    while (i < device->num_pipelines && !is_same(&device->pipelines[i], &wanted)) i++;
+    while (i < device->num_pipelines &&
+           memcmp(&device->pipelines[i], &wanted, offsetof(pipeline, state)) != 0)
+        i++;
     int code = i < device->num_pipelines ? MARLIN_OK : add_pipeline(device, wanted);
     if (code == MARLIN_OK) *out = device->pipelines[i].state;
     return code;

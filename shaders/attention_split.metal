@@ -6,24 +6,16 @@
 
 using namespace metal;
 
-#define SPLIT_THREADS 256
+#define SPLIT_THREADS 128
 #define SPLIT_SIMDGROUPS (SPLIT_THREADS / SIMD_THREADS)
-// Two key tiles a simdgroup: a lane scores 8 tokens of one, for every eighth column, so that 16
-// lanes read 256 bytes in a row.
-#define SPLIT_KEY_LANES 16
-// Loads of 16 bytes that a thread has under way before it uses the first.
-#define SPLIT_AHEAD 8
+// Tokens that a simdgroup scores: a lane takes 8 of one key tile and a quarter of the columns, so
+// that 8 lanes read 128 bytes in a row.
+#define SPLIT_SIMD_TOKENS (MARLIN_KV_SPLIT / SPLIT_SIMDGROUPS)
 // Floats of q in threadgroup memory, and of scores: 8 queries of each token.
 #define SPLIT_Q_FLOATS 1024
 #define SPLIT_SCORES (MARLIN_KV_SPLIT * 8)
-// Threadgroup memory: q and scores, then the sums of values, 8 columns a thread of two queries.
-#define SPLIT_FLOATS (SPLIT_THREADS * 16)
 
 static_assert(SPLIT_THREADS == int(THREADS_attention_split), "launch.h and this file agree");
-static_assert(SPLIT_SIMDGROUPS * (SIMD_THREADS / SPLIT_KEY_LANES) ==
-                  MARLIN_KV_SPLIT / MARLIN_KEY_TILE,
-              "the simdgroups score a split between them");
-static_assert(SPLIT_FLOATS >= SPLIT_Q_FLOATS + SPLIT_SCORES, "q and scores fit");
 
 // A split as its threadgroup sees it.
 struct SplitTask {
@@ -56,9 +48,6 @@ inline void split_load_queries(thread const SplitTask &s, thread const Attention
     threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 
-// By value, so that every compiler keeps it one load of 16 bytes.
-inline uint4 split_load(device const half *from) { return *(device const uint4 *)from; }
-
 inline float4 split_half_floats(uint low, uint high)
 {
     half2 a = as_type<half2>(low), b = as_type<half2>(high);
@@ -74,6 +63,24 @@ template <typename V> inline V split_share_sum(V a, V b, uint lane, ushort bit)
     return keep + simd_shuffle_xor(send, bit);
 }
 
+// sums[r] += values * factors[r], 8 values for Q queries.
+template <uint Q>
+inline void split_add(thread float4 *low, thread float4 *high, uint4 raw,
+                      threadgroup const float *factors)
+{
+    float4 values_low = split_half_floats(raw.x, raw.y);
+    float4 values_high = split_half_floats(raw.z, raw.w);
+#pragma unroll
+    for (uint r = 0; r < Q; r += 4) {
+        float4 four = *(threadgroup const float4 *)(factors + r);
+#pragma unroll
+        for (uint j = 0; j < 4; j++) {
+            low[r + j] = fma(float4(four[j]), values_low, low[r + j]);
+            high[r + j] = fma(float4(four[j]), values_high, high[r + j]);
+        }
+    }
+}
+
 // scores[token, r] of Q queries, ATTENTION_UNSEEN where a query does not look.
 template <uint Q>
 inline void split_score(thread const SplitTask &s, thread const AttentionTile &tile,
@@ -81,9 +88,9 @@ inline void split_score(thread const SplitTask &s, thread const AttentionTile &t
                         device const half *k_cache, uint query)
 {
     constexpr uint q_columns = SPLIT_Q_FLOATS / Q;
-    // Lane: key tile of 2, column of 8, half of a key tile.
-    uint key_tile = s.simdgroup * (SIMD_THREADS / SPLIT_KEY_LANES) + s.lane / SPLIT_KEY_LANES;
-    uint column = s.lane / 2 % 8, token_half = s.lane % 2;
+    // Lane: key tile of 4, column of 4, half of a key tile.
+    uint key_tile = s.simdgroup * (SPLIT_SIMD_TOKENS / MARLIN_KEY_TILE) + s.lane / 8;
+    uint column = s.lane / 2 % 4, token_half = s.lane % 2;
     bool seen = key_tile * MARLIN_KEY_TILE >= s.first && key_tile * MARLIN_KEY_TILE < s.count;
     float4 low[Q], high[Q];
 #pragma unroll
@@ -95,28 +102,23 @@ inline void split_score(thread const SplitTask &s, thread const AttentionTile &t
         device const half *keys = k_cache +
                                   ulong(s.cache_tiles[key_tile]) * (MARLIN_KEY_TILE * HEAD_DIM) +
                                   (begin + column) * MARLIN_KEY_TILE + token_half * 8;
-#pragma unroll 8
-        for (uint i = 0; i < columns; i += 8) {
-            uint4 raw = split_load(keys + i * MARLIN_KEY_TILE);
-            float4 keys_low = split_half_floats(raw.x, raw.y),
-                   keys_high = split_half_floats(raw.z, raw.w);
-#pragma unroll
-            for (uint r = 0; r < Q; r++) {
-                float4 query_value = float4(s.q[(i + column) * Q + r]);
-                low[r] = fma(query_value, keys_low, low[r]);
-                high[r] = fma(query_value, keys_high, high[r]);
-            }
+#pragma unroll 4
+        for (uint i = 0; i < columns; i += 4) {
+            uint4 raw = *(device const uint4 *)(keys + i * MARLIN_KEY_TILE);
+            split_add<Q>(low, high, raw, s.q + (i + column) * Q);
         }
     }
-    uint token = key_tile * MARLIN_KEY_TILE + token_half * 8 + column, at = s.start + token;
+    uint token = key_tile * MARLIN_KEY_TILE + token_half * 8 + column / 2 * 4 + column % 2 * 2;
 #pragma unroll
     for (uint r = 0; r < Q; r++) {
-        float4 four = split_share_sum(low[r], high[r], s.lane, ushort(8));
+        float4 four = split_share_sum(low[r], high[r], s.lane, ushort(4));
         float2 two =
-            split_share_sum(float2(four.x, four.y), float2(four.z, four.w), s.lane, ushort(4));
-        float score = split_share_sum(two.x, two.y, s.lane, ushort(2));
+            split_share_sum(float2(four.x, four.y), float2(four.z, four.w), s.lane, ushort(2));
         uint position = tile.position + min(query + r, tile.num_queries - 1) / HEADS_PER_KV;
-        s.scores[token * Q + r] = attention_sees(p, position, at) ? score : ATTENTION_UNSEEN;
+        uint at = s.start + token;
+        s.scores[token * Q + r] = attention_sees(p, position, at) ? two.x : ATTENTION_UNSEEN;
+        s.scores[(token + 1) * Q + r] =
+            attention_sees(p, position, at + 1) ? two.y : ATTENTION_UNSEEN;
     }
 }
 
@@ -151,67 +153,28 @@ inline void split_softmax(thread const SplitTask &s, thread const AttentionTile 
     }
 }
 
-// Where a thread reads values: 8 columns of every groups-th token, whatever the window.
-struct SplitValues {
-    device const half *cache;
-    uint octets;
-    uint groups;
-    uint group;
-    uint token; // the first, or count if the thread has none
-};
-
-inline SplitValues split_values(thread const SplitTask &s, device const half *v_cache)
-{
-    SplitValues v;
-    v.octets = HEAD_DIM / 8;
-    v.groups = SPLIT_THREADS / v.octets;
-    v.group = s.thread_index / v.octets;
-    v.cache = v_cache + s.thread_index % v.octets * 8;
-    v.token = s.first + (v.group + v.groups - s.first % v.groups) % v.groups;
-    if (v.group >= v.groups) v.token = s.count;
-    return v;
-}
-
-// The thread's next SPLIT_AHEAD tokens; past the end, the last token again.
-inline void split_load_values(thread uint4 *raw, thread const SplitTask &s,
-                              thread const SplitValues &v)
-{
-#pragma unroll
-    for (uint i = 0; i < SPLIT_AHEAD; i++) {
-        uint token = min(v.token + i * v.groups, s.count - 1);
-        uint row =
-            s.cache_tiles[token / MARLIN_KEY_TILE] * MARLIN_KEY_TILE + token % MARLIN_KEY_TILE;
-        raw[i] = split_load(v.cache + ulong(row) * HEAD_DIM);
-    }
-}
-
-// Values of Q queries weighted by the scores. The sums of a column, one of each group of threads,
-// meet in threadgroup memory, two queries at a time. raw: the first tokens' values.
+// Values of Q queries weighted by the scores. A thread takes 8 columns of every T-th token; the T
+// sums of a column then meet in threadgroup memory, two queries at a time.
 template <uint Q>
 inline void split_sum_values(thread const SplitTask &s, thread const AttentionTile &tile,
-                             constant AttentionParams &p, SplitValues v, thread uint4 *raw,
+                             constant AttentionParams &p, device const half *v_cache,
                              device float *out, uint query)
 {
-    uint groups = v.groups, group = v.group, column = s.thread_index % v.octets * 8;
+    uint octets = HEAD_DIM / 8, groups = SPLIT_THREADS / octets;
+    uint group = s.thread_index / octets, column = s.thread_index % octets * 8;
     float4 low[Q], high[Q];
 #pragma unroll
     for (uint r = 0; r < Q; r++) low[r] = high[r] = float4(0.0f);
-    while (v.token < s.count) {
-#pragma unroll
-        for (uint i = 0; i < SPLIT_AHEAD; i++) {
-            float4 values_low = split_half_floats(raw[i].x, raw[i].y);
-            float4 values_high = split_half_floats(raw[i].z, raw[i].w);
-            uint token = v.token + i * groups;
-            if (token >= s.count) break;
-#pragma unroll
-            for (uint r = 0; r < Q; r++) {
-                float4 weight = float4(s.scores[token * Q + r]);
-                low[r] = fma(weight, values_low, low[r]);
-                high[r] = fma(weight, values_high, high[r]);
-            }
-        }
-        v.token += SPLIT_AHEAD * groups;
-        if (v.token < s.count) split_load_values(raw, s, v);
+    // Token t belongs to group t % groups, wherever the window begins.
+    uint token = s.first + (group + groups - s.first % groups) % groups;
+    if (group >= groups) token = s.count;
+#pragma unroll 4
+    for (; token < s.count; token += groups) {
+        device const half *values =
+            v_cache + column + token % MARLIN_KEY_TILE * HEAD_DIM +
+            ulong(s.cache_tiles[token / MARLIN_KEY_TILE]) * (MARLIN_KEY_TILE * HEAD_DIM);
+        uint4 raw = *(device const uint4 *)values;
+        split_add<Q>(low, high, raw, s.scores + token * Q);
     }
     threadgroup float *sums = s.q; // [2, groups, HEAD_DIM]
 #pragma unroll
@@ -243,15 +206,12 @@ inline void split_attend(thread const SplitTask &s, thread const AttentionTile &
                          constant AttentionParams &p, device const float *q,
                          device const half *k_cache, device const half *v_cache, device float *out)
 {
-    SplitValues v = split_values(s, v_cache);
     for (uint query = 0; query < tile.num_queries; query += Q) {
         split_score<Q>(s, tile, p, q, k_cache, query);
-        uint4 raw[SPLIT_AHEAD]; // on their way during the softmax
-        split_load_values(raw, s, v);
         threadgroup_barrier(mem_flags::mem_threadgroup);
         split_softmax<Q>(s, tile, p, out, query);
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        split_sum_values<Q>(s, tile, p, v, raw, out, query);
+        split_sum_values<Q>(s, tile, p, v_cache, out, query);
     }
 }
 
@@ -259,7 +219,7 @@ inline void split_attend(thread const SplitTask &s, thread const AttentionTile &
 //
 //   out  float [rows, num_heads, max_splits, head_dim + 2]: values, max, sum; splits that a tile
 //   does not see are left as they are
-//   Grid: (tiles, num_kv_heads, splits). Group: 256 threads. 16 KiB of threadgroup memory.
+//   Grid: (tiles, num_kv_heads, splits). Group: 128 threads. 12 KiB of threadgroup memory.
 //   Bytes: 4 * head_dim a token of the split, read once for every 4 queries (8 where a KV head has
 //   more than 4 heads); a decode step has one row a tile, so once. Operations: 4 * head_dim a token
 //   and query.
@@ -274,7 +234,7 @@ inline void split_attend(thread const SplitTask &s, thread const AttentionTile &
     uint3 group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]], uint simdgroup [[simdgroup_index_in_threadgroup]])
 {
-    threadgroup float4 memory[SPLIT_FLOATS / 4];
+    threadgroup float4 memory[(SPLIT_Q_FLOATS + SPLIT_SCORES) / 4];
     threadgroup uint cache_tiles[MARLIN_KV_SPLIT / MARLIN_KEY_TILE];
     uint num_splits = uint(vars[p.splits_var]);
     if (group.x >= uint(vars[p.tiles_var]) || group.y >= p.num_kv_heads || group.z >= num_splits)

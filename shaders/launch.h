@@ -34,7 +34,7 @@
     X(silu_mul, 256, 1, 1, 1) \
     X(gather_rows, 256, 1, 1, 1) \
     X(attention, 128, 1, 1, 1) \
-    X(attention_split, 256, 1, 1, 1) \
+    X(attention_split, 128, 1, 1, 1) \
     X(attention_combine, 128, 1, 1, 1) \
     X(penalize, 256, 1, 1, 1) \
     X(sample, 512, 1, 1, 1) \

@@ -340,9 +340,10 @@ inline void matvec_dense(device const float *x, device const typename Weight::ty
 #pragma unroll
         for (uint r = 0; r < DENSE_ROWS; r++) {
             float sum = simd_sum(sums[m][r]);
-            if (lane != r || first + r >= p.n) continue;
-            if (FLAGS & MARLIN_OUTPUT_BIAS) sum += output_bias[first + r];
-            y[ulong(first_row + m) * p.n + first + r] = sum;
+            if (lane == r && first + r < p.n) {
+                if (FLAGS & MARLIN_OUTPUT_BIAS) sum += output_bias[first + r];
+                y[ulong(first_row + m) * p.n + first + r] = sum;
+            }
         }
     }
 }

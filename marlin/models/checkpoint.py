@@ -28,6 +28,8 @@ REPACK_BATCH_BYTES = 16 << 20
 
 # Repacked weights share buffers of this size: a huge page is 2 MiB, most matrices are smaller.
 SLAB_BYTES = 32 << 20
+# Where a packed weight's codes, scales and biases must begin: kernels load whole vectors of them.
+PACKED_ALIGNMENT = 16
 
 _DENSE_KINDS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 
@@ -297,16 +299,15 @@ class FolderCheckpoint:
         if kind == "int4" or (kind == "int8" and f"{stem}.biases" in self.folder.tensors):
             biases = self._info(f"{stem}.biases", scales.shape, (scales.dtype,))
         flags = (abi.SCALE_F32 if scales.dtype == "F32" else 0) | (abi.WEIGHT_BIAS if biases else 0)
-        alignment = 4 if scales.dtype == "F32" else 2
         return Weight(
             kind,
             n,
             k,
-            self._view(codes, 4),
+            self._view(codes, PACKED_ALIGNMENT),
             group_size,
             flags,
-            self._view(scales, alignment),
-            biases and self._view(biases, alignment),
+            self._view(scales, PACKED_ALIGNMENT),
+            biases and self._view(biases, PACKED_ALIGNMENT),
         )
 
     def _packed_kind(self, codes, tiles, k):

@@ -16,6 +16,13 @@ def normal(*shape, seed=0):
 # --- embedding ---
 
 
+def assert_dequantized(device, actual, expected):
+    """To the bit on the CPU; a GPU's compiler may round scale * code + bias once instead of
+    twice, and scale * code is at most a few times the largest value."""
+    atol = 0.0 if device.kind == "cpu" else 4 * np.abs(expected).max() * 2.0**-24
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
+
+
 @pytest.mark.parametrize(
     "kind, group_size, scale_dtype",
     [
@@ -27,13 +34,11 @@ def normal(*shape, seed=0):
         ("int8", 128, np.float16),
     ],
 )
-def test_a_packed_embedding_row_is_the_dequantized_one_to_the_bit(
-    device, kind, group_size, scale_dtype
-):
+def test_a_packed_embedding_row_is_the_dequantized_one(device, kind, group_size, scale_dtype):
     packed = packed_weight(kind, 33, 128, group_size, scale_dtype)
     token_ids = [0, 32, 15, 16, 16, 31, 1]
     expected = reference.embed(formats.dequantize(packed), token_ids)
-    np.testing.assert_array_equal(launch.embed(device, token_ids, packed), expected)
+    assert_dequantized(device, launch.embed(device, token_ids, packed), expected)
 
 
 @pytest.mark.parametrize("kind", DENSE)
@@ -48,7 +53,7 @@ def test_a_dense_embedding_row_is_copied_to_the_bit(device, kind, dim):
 def test_an_int8_embedding_adds_its_bias(device):
     packed = packed_weight("int8", 17, 64, 32, np.float32, with_bias=True)
     expected = formats.dequantize(packed)[[16, 2]]
-    np.testing.assert_array_equal(launch.embed(device, [16, 2], packed), expected)
+    assert_dequantized(device, launch.embed(device, [16, 2], packed), expected)
 
 
 # --- RMS norm ---

@@ -53,27 +53,26 @@ class Simulated:
 
     Attributes:
         library: libmarlin_metal.so, with marlin.metallib beside it.
-        bare_library: the same without a marlin.metallib: it compiles its source at the start.
-        joined: the shaders as one .metal file, as the library holds them.
         home: what the device takes for the user's home: its pipelines are kept there.
     """
 
     library: Path
-    bare_library: Path
-    joined: Path
     home: Path
 
     @property
     def environment(self):
         """What a process needs that opens the library itself."""
-        return ENVIRONMENT | {"HOME": str(self.home)}
+        return {"HOME": str(self.home)} | {
+            name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()
+        }
 
-    def open(self, library=None):
-        """A Device of kind "metal" on this library, or on another one of it."""
-        os.environ.update(ENVIRONMENT)  # read at each dispatch
+    def open(self, home=None):
+        """A Device of kind "metal" on this library."""
+        for name, value in ENVIRONMENT.items():  # read at each dispatch
+            os.environ.setdefault(name, value)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("HOME", str(self.home))
-            return Device(kind="metal", library_path=library or self.library)
+            patch.setenv("HOME", str(home or self.home))
+            return Device(kind="metal", library_path=self.library)
 
 
 def gcc_folder():
@@ -121,21 +120,39 @@ def build(cache, build_metal):
         SimulationError, msl.source.SourceError: a compiler refused.
     """
     text = build_metal.joined_source(ROOT / "shaders")
-    joined = _keep(cache, "marlin.metal", text)
-    header = _keep(cache, "shader_source.h", build_metal.source_header(text))
-    runtime = msl_build.runtime(cache)
-    sources = [*build_metal.shim_sources(ROOT), *sorted(SIM.glob("*.m"))]
-    headers = [*SIM.rglob("*.h"), *ROOT.glob("metal_shim/*.h"), *ROOT.glob("shaders/*.h"), header]
-    objects = [compile_source(cache, path, sorted(headers), header.parent) for path in sources]
-    bare = link(cache, objects, runtime)
-    metallib = msl_build.library(joined, cache)
+    bare = bare_library(cache, build_metal, text)
+    metallib = msl_build.library(_keep(cache, "marlin.metal", text), cache)
     folder = cache / f"device-{_digest(bare.parent.name, metallib.parent.name)}"
     if not folder.exists():
         partial = Path(tempfile.mkdtemp(dir=cache))
         shutil.copyfile(bare, partial / bare.name)
         shutil.copyfile(metallib, partial / "marlin.metallib")
         _rename(partial, folder)
-    return Simulated(folder / bare.name, bare, joined, cache / "home")
+    return Simulated(folder / bare.name, cache / "home")
+
+
+def bare_library(cache, build_metal, text):
+    """libmarlin_metal.so with a shader source, alone: it compiles that when it is opened."""
+    header = _keep(cache, "shader_source.h", build_metal.source_header(text))
+    sources = [*build_metal.shim_sources(ROOT), *sorted(SIM.glob("*.m"))]
+    headers = [*SIM.rglob("*.h"), *ROOT.glob("metal_shim/*.h"), *ROOT.glob("shaders/*.h")]
+    objects = [compile_source(cache, p, [*sorted(headers), header], header.parent) for p in sources]
+    return link(cache, objects, msl_build.runtime(cache))
+
+
+def program(cache, source):
+    """An Objective-C program that uses the simulated Metal itself."""
+    headers = sorted(SIM.rglob("*.h"))
+    sources = [source, *sorted(SIM.glob("*.m"))]
+    objects = [compile_source(cache, path, headers, SIM) for path in sources]
+    flags = link_flags(msl_build.runtime(cache))
+    place = cache / f"program-{_digest(flags, [path.name for path in objects])}" / source.stem
+    return _once(place, lambda out: [CLANG, *map(str, objects), *flags, "-o", out])
+
+
+def compiler_command(cache):
+    """SIMMETAL_COMPILER: what newLibraryWithSource runs."""
+    return f"{sys.executable} {SIM / 'compile_source.py'} {cache}"
 
 
 def compile_source(cache, source, headers, generated):

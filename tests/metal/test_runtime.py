@@ -3,9 +3,11 @@
 Expected values are numpy's. Thread orders are tried wherever threads meet.
 """
 
+import json
+
 import numpy as np
 import pytest
-from msl import build, simt
+from msl import build, mslc, simt
 from msl.source import MSL_FOLDER
 
 MISSING = build.unavailable()
@@ -172,3 +174,23 @@ def test_threads_that_never_wait_share_a_stack(exchange):
     exchange.run("scale", (1,), (1024,), x)
     assert (x == 2).all()
     assert exchange.stats()["switches"] == 2  # to the first thread and back from the last
+
+
+def test_the_command_lists_kernels_arguments_and_constants(capsys):
+    assert mslc.main(["reflect", str(KERNELS / "exchange.metal"), "--only", "^scale$"]) == 0
+    reflected = json.loads(capsys.readouterr().out)
+    assert [kernel["name"] for kernel in reflected["kernels"]] == ["scale"]
+    x, t = reflected["kernels"][0]["arguments"]
+    assert (x["kind"], x["index"], x["space"], x["is_const"]) == ("buffer", 0, "device", False)
+    assert (t["kind"], t["type"]) == ("builtin", "uint")
+    constants = [(c["name"], c["index"], c["type"]) for c in reflected["function_constants"]]
+    assert constants == [("SCALE", "0", "uint"), ("NEGATE", "1", "bool")]
+
+
+def test_the_command_builds_a_library_beside_its_intermediate_files(tmp_path, msl_cache):
+    out = tmp_path / "scale.so"
+    command = ["build", str(KERNELS / "exchange.metal"), "-o", str(out), "--only", "^scale$"]
+    assert mslc.main([*command, "--cache", str(msl_cache)]) == 0
+    library = simt.Library(simt.Runtime(build.runtime(msl_cache)), out)
+    assert library.kernels == ["scale"]
+    assert library.max_threads("scale") == 1024

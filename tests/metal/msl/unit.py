@@ -188,7 +188,7 @@ extern "C" __attribute__((visibility("default"))) const msl_module msl_this_modu
                 continue
             depth += (character in "<(") - (character in ">)")
             current += character
-        for name, value in zip(kernel.template_parameters, [*arguments, current]):
+        for name, value in zip(kernel.template_parameters, [*arguments, current], strict=False):
             threads = re.sub(rf"\b{name}\b", f"({value})", threads)
         return threads
 

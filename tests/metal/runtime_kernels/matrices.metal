@@ -22,9 +22,17 @@ kernel void multiply(device const T *a [[buffer(0)]],
     simdgroup_store(sum, c, n, ulong2(8 * tile.x, 8 * tile.y));
 }
 template [[host_name("multiply_float")]] kernel void
-multiply<float>(device const float *, device const float *, device float *, constant uint2 &, uint2);
+multiply<float>(device const float *,
+                device const float *,
+                device float *,
+                constant uint2 &,
+                uint2);
 template [[host_name("multiply_half")]] kernel void
-multiply<half>(device const half *, device const half *, device float *, constant uint2 &, uint2);
+multiply<half>(device const half *,
+                device const half *,
+                device float *,
+                constant uint2 &,
+                uint2);
 
 // y = x transposed, 8 x 8, by way of threadgroup memory.
 kernel void transpose(device const half *x [[buffer(0)]], device half *y [[buffer(1)]])

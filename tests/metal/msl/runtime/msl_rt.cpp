@@ -212,6 +212,7 @@ void Worker::place_threads()
         const uint32_t lanes = std::min<uint32_t>(32, group_.nthreads - s * 32);
         group.live = group.ready = lanes == 32 ? ~0u : (1u << lanes) - 1u;
         group.arrived = group.phase = 0;
+        group.mixed = 0;
         group.first = s * 32;
         group.index = s;
         group.done[0] = group.done[1] = 0;
@@ -256,8 +257,7 @@ void Worker::run_threads()
         group.live &= ~(1u << me->lane);
         group.ready &= ~(1u << me->lane);
         /* The lanes that wait may be all that are left. */
-        if (group.arrived && group.arrived == group.live && all_at_one_place(group))
-            release(group, group.arrived);
+        if (is_complete(group)) release(group, group.arrived);
         msl_lane *to = error_.empty() ? next(group.index) : nullptr;
         if (to && to->stack < 0) {
             to->stack = stack;
@@ -282,10 +282,11 @@ uint32_t Worker::pick(uint32_t ready)
 
 msl_lane *Worker::ready_lane(unsigned here)
 {
-    const unsigned skip = options_.order == Order::random ? (unsigned)(random_ >> 40) : 0;
-    for (unsigned i = 0; i < group_.nsimd; ++i) {
-        msl_simdgroup &group = simdgroups_[(here + i + skip) % group_.nsimd];
+    if (options_.order == Order::random) here = (here + (unsigned)(random_ >> 40)) % group_.nsimd;
+    for (unsigned left = group_.nsimd; left > 0; --left) {
+        msl_simdgroup &group = simdgroups_[here];
         if (group.ready) return &lanes_[group.first + pick(group.ready)];
+        here = here + 1 == group_.nsimd ? 0 : here + 1;
     }
     return nullptr;
 }
@@ -380,19 +381,19 @@ void Worker::explain_deadlock()
     fail("deadlock: %u of %u live threads at a barrier", at_barrier_, live_);
 }
 
-bool Worker::all_at_one_place(msl_simdgroup &group)
+bool Worker::is_complete(const msl_simdgroup &group) const
 {
-    const msl_lane &first = lanes_[group.first + (unsigned)__builtin_ctz(group.arrived)];
-    for (uint32_t rest = group.arrived; rest; rest &= rest - 1) {
-        const msl_lane &lane = lanes_[group.first + (unsigned)__builtin_ctz(rest)];
-        if (lane.line == first.line && (lane.op == first.op || !strcmp(lane.op, first.op)))
-            continue;
-        if (!options_.relaxed)
-            fail("divergence: lanes of one SIMD-group meet in %s (line %d) and %s (line %d)",
-                 first.op, first.line, lane.op, lane.line);
-        return false;
-    }
-    return true;
+    return group.arrived && group.arrived == group.live && !group.mixed;
+}
+
+/* One more lane has arrived where the others may not be. */
+void Worker::compare_places(msl_simdgroup &group, const char *op, int line)
+{
+    if (line == group.line && (op == group.op || !strcmp(op, group.op))) return;
+    group.mixed = 1;
+    if (!options_.relaxed)
+        fail("divergence: lanes of one SIMD-group meet in %s (line %d) and %s (line %d)", group.op,
+             group.line, op, line);
 }
 
 void Worker::release(msl_simdgroup &group, uint32_t lanes)
@@ -416,8 +417,15 @@ unsigned Worker::arrive(const char *op, int line)
     const unsigned phase = group.phase & 1, bit = 1u << me->lane;
     me->op = op;
     me->line = line;
+    if (group.arrived) {
+        compare_places(group, op, line);
+    } else {
+        group.op = op;
+        group.line = line;
+        group.mixed = 0;
+    }
     group.arrived |= bit;
-    if (group.arrived == group.live && all_at_one_place(group)) {
+    if (is_complete(group)) {
         release(group, group.arrived);
         return group.mask[phase];
     }
@@ -437,54 +445,6 @@ void Worker::barrier(int flags, int line)
     me->sg->ready &= ~(1u << me->lane);
     ++at_barrier_;
     wait(me);
-}
-
-/* ------------------------------------------------------------------ races */
-
-/* Memory that threads share: threadgroup variables and bound buffers; not their stacks. */
-bool Worker::is_shared(uintptr_t address, bool *in_arena, const char **name,
-                       uintptr_t *offset) const
-{
-    const uintptr_t arena = (uintptr_t)arena_;
-    for (uint32_t i = 0; i < variable_count_; ++i) {
-        const Variable &variable = variables_[i];
-        *offset = address - arena - variable.offset;
-        *name = variable.name;
-        *in_arena = true;
-        if (address >= arena + variable.offset && *offset < variable.size) return true;
-    }
-    *in_arena = false;
-    for (int i = 0; i < kernel_->nargs; ++i) {
-        const msl_arg &arg = kernel_->args[i];
-        if (arg.kind != MSL_ARG_BUFFER || arg.is_const) continue;
-        const msl_binding &bound = info_->buffers[arg.index];
-        *offset = address - (uintptr_t)bound.ptr;
-        *name = arg.name;
-        if (address >= (uintptr_t)bound.ptr && *offset < bound.length) return true;
-    }
-    return false;
-}
-
-void Worker::touched(const void *memory, uint32_t size, bool writes)
-{
-    const msl_lane *me = msl_self;
-    bool in_arena, wrote;
-    const char *name;
-    uintptr_t offset, byte;
-    if (!me || !is_shared((uintptr_t)memory, &in_arena, &name, &offset)) return;
-    Toucher who;
-    who.group = groups_run_;
-    who.thread = me->index;
-    who.barriers = in_arena ? threadgroup_barriers_ : device_barriers_;
-    who.simd_barriers = simd_barriers_[me->index / MSL_SIMD_WIDTH];
-    RaceTable &races = in_arena ? threadgroup_races_ : device_races_;
-    const Toucher *other = races.touch((uintptr_t)memory, size, writes, who, &byte, &wrote);
-    if (!other) return;
-    fail("race: thread %u %s byte %zu of %s, which thread %u%s %s with no barrier between",
-         me->index, writes ? "writes" : "reads", (size_t)(offset + byte - (uintptr_t)memory), name,
-         other->thread, other->group == who.group ? "" : " of another threadgroup",
-         wrote ? "wrote" : "read");
-    wait(msl_self); /* for good */
 }
 
 /* ------------------------------------------------------------------ stacks */
@@ -573,15 +533,3 @@ void *msl_rt_threadgroup(const void *key, unsigned size, unsigned align, const c
 {
     return msl_rt::current_worker->threadgroup_variable(key, size, align, name);
 }
-
-/* Called before every load and store of a library built with races=True. */
-#define MSL_TRACE(size)                                                                            \
-    extern "C" void __sanitizer_cov_load##size(const void *address)                                \
-    {                                                                                              \
-        msl_rt::current_worker->touched(address, size, false);                                     \
-    }                                                                                              \
-    extern "C" void __sanitizer_cov_store##size(const void *address)                               \
-    {                                                                                              \
-        msl_rt::current_worker->touched(address, size, true);                                      \
-    }
-MSL_TRACE(1) MSL_TRACE(2) MSL_TRACE(4) MSL_TRACE(8) MSL_TRACE(16)

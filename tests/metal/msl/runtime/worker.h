@@ -91,7 +91,8 @@ class Worker
     bool release_some_of_a_divergent_simdgroup();
     void explain_deadlock();
     void release(msl_simdgroup &group, uint32_t lanes);
-    bool all_at_one_place(msl_simdgroup &group);
+    bool is_complete(const msl_simdgroup &group) const;
+    void compare_places(msl_simdgroup &group, const char *op, int line);
     msl_lane *first_in(State state);
     bool is_shared(uintptr_t address, bool *in_arena, const char **name, uintptr_t *offset) const;
 
@@ -142,6 +143,6 @@ class Worker
 };
 
 /* The worker that this operating-system thread is, null between dispatches. */
-extern thread_local Worker *current_worker;
+extern thread_local Worker *current_worker __attribute__((tls_model("initial-exec")));
 
 } // namespace msl_rt

@@ -47,11 +47,12 @@ typedef atomic<ulong> atomic_ulong;
     MSL_FETCH(space, atomic_fetch_min_explicit, min(old, x))                                       \
     MSL_FETCH(space, atomic_fetch_and_explicit, old &x)                                            \
     MSL_FETCH(space, atomic_fetch_or_explicit, old | x)                                            \
-    MSL_FETCH(space, atomic_fetch_xor_explicit, old ^ x)
+    MSL_FETCH(space, atomic_fetch_xor_explicit, old ^ x);
 #if MSL_CHECK
-MSL_ATOMICS(device) MSL_ATOMICS(threadgroup)
+MSL_ATOMICS(device);
+MSL_ATOMICS(threadgroup);
 #else
-MSL_ATOMICS()
+MSL_ATOMICS();
 #endif
 #undef MSL_ATOMICS
 #undef MSL_FETCH

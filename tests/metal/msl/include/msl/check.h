@@ -30,7 +30,8 @@ MSL_FN void atomic_thread_fence(mem_flags, memory_order, thread_scope = thread_s
         *p = x;                                                                                    \
         return true;                                                                               \
     }
-MSL_ATOMIC(device) MSL_ATOMIC(threadgroup)
+MSL_ATOMIC(device);
+MSL_ATOMIC(threadgroup);
 #undef MSL_ATOMIC
 
 } // namespace metal

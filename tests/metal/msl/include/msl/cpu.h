@@ -176,14 +176,14 @@ inline void msl_builtin(int id, unsigned v[3])
     case name:                                                                                     \
         for (int k = 0; k < 3; ++k) v[k] = expression;                                             \
         break;
-        MSL_AXES(MSL_THREAD_POSITION_IN_GRID, g->tg_pos[k] * g->nominal_tpt[k] + me->pos[k])
-        MSL_AXES(MSL_THREADGROUP_POSITION_IN_GRID, g->tg_pos[k])
-        MSL_AXES(MSL_THREAD_POSITION_IN_THREADGROUP, me->pos[k])
-        MSL_AXES(MSL_THREADS_PER_THREADGROUP, g->tpt[k])
-        MSL_AXES(MSL_DISPATCH_THREADS_PER_THREADGROUP, g->nominal_tpt[k])
-        MSL_AXES(MSL_THREADGROUPS_PER_GRID, g->tgs[k])
-        MSL_AXES(MSL_THREADS_PER_GRID, g->grid[k])
-        MSL_AXES(MSL_GRID_SIZE, g->grid[k])
+        MSL_AXES(MSL_THREAD_POSITION_IN_GRID, g->tg_pos[k] * g->nominal_tpt[k] + me->pos[k]);
+        MSL_AXES(MSL_THREADGROUP_POSITION_IN_GRID, g->tg_pos[k]);
+        MSL_AXES(MSL_THREAD_POSITION_IN_THREADGROUP, me->pos[k]);
+        MSL_AXES(MSL_THREADS_PER_THREADGROUP, g->tpt[k]);
+        MSL_AXES(MSL_DISPATCH_THREADS_PER_THREADGROUP, g->nominal_tpt[k]);
+        MSL_AXES(MSL_THREADGROUPS_PER_GRID, g->tgs[k]);
+        MSL_AXES(MSL_THREADS_PER_GRID, g->grid[k]);
+        MSL_AXES(MSL_GRID_SIZE, g->grid[k]);
 #undef MSL_AXES
     case MSL_THREAD_INDEX_IN_THREADGROUP: v[0] = me->index; break;
     case MSL_THREAD_INDEX_IN_SIMDGROUP: v[0] = me->lane; break;

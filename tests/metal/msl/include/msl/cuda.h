@@ -170,14 +170,14 @@ MSL_FN void msl_builtin(int id, unsigned v[3])
     case name:                                                                                     \
         for (int k = 0; k < 3; ++k) v[k] = expression;                                             \
         break;
-        MSL_AXES(MSL_THREAD_POSITION_IN_GRID, b[k] * threads[k] + t[k])
-        MSL_AXES(MSL_THREADGROUP_POSITION_IN_GRID, b[k])
-        MSL_AXES(MSL_THREAD_POSITION_IN_THREADGROUP, t[k])
-        MSL_AXES(MSL_THREADS_PER_THREADGROUP, threads[k])
-        MSL_AXES(MSL_DISPATCH_THREADS_PER_THREADGROUP, threads[k])
-        MSL_AXES(MSL_THREADGROUPS_PER_GRID, blocks[k])
-        MSL_AXES(MSL_THREADS_PER_GRID, msl_grid_threads[k])
-        MSL_AXES(MSL_GRID_SIZE, msl_grid_threads[k])
+        MSL_AXES(MSL_THREAD_POSITION_IN_GRID, b[k] * threads[k] + t[k]);
+        MSL_AXES(MSL_THREADGROUP_POSITION_IN_GRID, b[k]);
+        MSL_AXES(MSL_THREAD_POSITION_IN_THREADGROUP, t[k]);
+        MSL_AXES(MSL_THREADS_PER_THREADGROUP, threads[k]);
+        MSL_AXES(MSL_DISPATCH_THREADS_PER_THREADGROUP, threads[k]);
+        MSL_AXES(MSL_THREADGROUPS_PER_GRID, blocks[k]);
+        MSL_AXES(MSL_THREADS_PER_GRID, msl_grid_threads[k]);
+        MSL_AXES(MSL_GRID_SIZE, msl_grid_threads[k]);
 #undef MSL_AXES
     case MSL_THREAD_INDEX_IN_THREADGROUP: v[0] = index; break;
     case MSL_THREAD_INDEX_IN_SIMDGROUP: v[0] = index & 31u; break;

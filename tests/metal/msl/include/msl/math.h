@@ -129,7 +129,7 @@ template <class To, class From> MSL_CONSTEXPR MSL_FN To as_type(From f)
     MSL_FLOAT_2(fmin, MSL_MATH(fminf)(x, y))                                                       \
     MSL_FLOAT_2(fmod, MSL_MATH(fmodf)(x, y))                                                       \
     MSL_FLOAT_2(pow, MSL_MATH(powf)(x, y))                                                         \
-    MSL_FLOAT_2(powr, MSL_MATH(powf)(x, y))
+    MSL_FLOAT_2(powr, MSL_MATH(powf)(x, y));
 MSL_FLOAT_FUNCTIONS
 namespace precise
 {
@@ -141,13 +141,13 @@ MSL_FLOAT_FUNCTIONS
 }
 #undef MSL_FLOAT_FUNCTIONS
 
-MSL_FLOAT_1(abs, MSL_MATH(fabsf)(x))
-MSL_FLOAT_1(sign, x > 0 ? 1.0f : x < 0 ? -1.0f : 0.0f)
-MSL_FLOAT_1(saturate, MSL_MATH(fminf)(MSL_MATH(fmaxf)(x, 0.0f), 1.0f))
-MSL_FLOAT_2(max, MSL_MATH(fmaxf)(x, y))
-MSL_FLOAT_2(min, MSL_MATH(fminf)(x, y))
-MSL_FLOAT_2(step, y < x ? 0.0f : 1.0f)
-MSL_FLOAT_2(nextafter, MSL_MATH(nextafterf)(x, y))
+MSL_FLOAT_1(abs, MSL_MATH(fabsf)(x));
+MSL_FLOAT_1(sign, x > 0 ? 1.0f : x < 0 ? -1.0f : 0.0f);
+MSL_FLOAT_1(saturate, MSL_MATH(fminf)(MSL_MATH(fmaxf)(x, 0.0f), 1.0f));
+MSL_FLOAT_2(max, MSL_MATH(fmaxf)(x, y));
+MSL_FLOAT_2(min, MSL_MATH(fminf)(x, y));
+MSL_FLOAT_2(step, y < x ? 0.0f : 1.0f);
+MSL_FLOAT_2(nextafter, MSL_MATH(nextafterf)(x, y));
 #undef MSL_FLOAT_1
 #undef MSL_FLOAT_2
 
@@ -170,8 +170,8 @@ MSL_VECTOR_3(fma)
     MSL_FN S fmedian3(S a, S b, S c) { return median3(a, b, c); }                                  \
     MSL_FN S mix(S a, S b, S t) { return a + (b - a) * t; }                                        \
     MSL_FN S clamp(S x, S low, S high) { return min(max(x, low), high); }
-MSL_THREE(float)
-MSL_THREE(half)
+MSL_THREE(float);
+MSL_THREE(half);
 #undef MSL_THREE
 MSL_VECTOR_3(mix)
 
@@ -185,7 +185,7 @@ MSL_VECTOR_3(mix)
     MSL_FN T clamp(T x, T low, T high) { return x < low ? low : x > high ? high : x; }             \
     MSL_FN T abs(T x) { return T(x < T(0) ? T(0) - x : x); }                                       \
     MSL_FN T absdiff(T a, T b) { return T(a > b ? a - b : b - a); }
-MSL_FOR_INTEGERS(MSL_INTEGER)
+MSL_FOR_INTEGERS(MSL_INTEGER);
 #undef MSL_INTEGER
 MSL_VECTOR_3(clamp)
 
@@ -240,23 +240,18 @@ template <class T> MSL_FN T msl_reverse_bits(T x)
     MSL_FN T clz(T x) { return msl_clz(x); }                                                       \
     MSL_FN T ctz(T x) { return msl_ctz(x); }                                                       \
     MSL_FN T reverse_bits(T x) { return msl_reverse_bits(x); }
-MSL_BITS(char)
-MSL_BITS(uchar)
-MSL_BITS(short)
-MSL_BITS(ushort) MSL_BITS(long)
+MSL_BITS(char);
+MSL_BITS(uchar);
+MSL_BITS(short);
+MSL_BITS(ushort);
+MSL_BITS(long);
 #if MSL_CUDA
-    MSL_BITS(ulong) MSL_FN uint popcount(uint x)
-{
-    return (uint)__popc(x);
-}
+MSL_BITS(ulong) MSL_FN uint popcount(uint x) { return (uint)__popc(x); }
 MSL_FN uint clz(uint x) { return (uint)__clz(x); }
 MSL_FN uint ctz(uint x) { return x ? (uint)__ffs(x) - 1 : 32u; }
 MSL_FN uint reverse_bits(uint x) { return __brev(x); }
 #else
-    MSL_FN uint popcount(uint x)
-{
-    return (uint)__builtin_popcount(x);
-}
+MSL_FN uint popcount(uint x) { return (uint)__builtin_popcount(x); }
 MSL_FN ulong popcount(ulong x) { return (ulong)__builtin_popcountl(x); }
 MSL_FN uint clz(uint x) { return x ? (uint)__builtin_clz(x) : 32u; }
 MSL_FN ulong clz(ulong x) { return x ? (ulong)__builtin_clzl(x) : 64u; }
@@ -295,10 +290,10 @@ template <class T> MSL_FN bool isfinite(T x) { return !isnan(x) && !isinf(x); }
 MSL_FN bool signbit(float x) { return as_type<uint>(x) >> 31; }
 #define MSL_SELECT(T)                                                                              \
     MSL_FN T select(T a, T b, bool c) { return c ? b : a; }
-MSL_FOR_INTEGERS(MSL_SELECT)
-MSL_SELECT(bool)
-MSL_SELECT(half)
-MSL_SELECT(float)
+MSL_FOR_INTEGERS(MSL_SELECT);
+MSL_SELECT(bool);
+MSL_SELECT(half);
+MSL_SELECT(float);
 #undef MSL_SELECT
 #if MSL_CHECK /* comparing clang's vectors gives integers where Metal has bool */
 #define MSL_OF_CONDITION class B,
@@ -307,10 +302,10 @@ MSL_SELECT(float)
 #define MSL_OF_CONDITION
 #define MSL_CONDITION vec<bool, N>
 #endif
-    template <class T, MSL_OF_CONDITION int N>
-    MSL_FN vec<T, N> select(vec<T, N> a, msl_nodeduce<vec<T, N>> b, MSL_CONDITION c)
-        MSL_EACH(c[i] ? b[i] : a[i]) template <MSL_OF_CONDITION int N>
-        MSL_FN bool any(MSL_CONDITION v)
+template <class T, MSL_OF_CONDITION int N>
+MSL_FN vec<T, N> select(vec<T, N> a, msl_nodeduce<vec<T, N>> b, MSL_CONDITION c)
+    MSL_EACH(c[i] ? b[i] : a[i]) template <MSL_OF_CONDITION int N>
+    MSL_FN bool any(MSL_CONDITION v)
 {
     bool r = false;
     for (int i = 0; i < N; ++i) r = r || v[i];

@@ -31,10 +31,15 @@ template <class T, int Cols, int Rows> struct matrix {
     {                                                                                              \
     using ::T##C##x##R;                                                                            \
     }
-#define MSL_MATRICES(T)                                                                            \
-    MSL_MATRIX(T, 2, 2)                                                                            \
-    MSL_MATRIX(T, 2, 3) MSL_MATRIX(T, 2, 4) MSL_MATRIX(T, 3, 2) MSL_MATRIX(T, 3, 3)                \
-        MSL_MATRIX(T, 3, 4) MSL_MATRIX(T, 4, 2) MSL_MATRIX(T, 4, 3) MSL_MATRIX(T, 4, 4)
-MSL_MATRICES(half) MSL_MATRICES(float)
+#define MSL_MATRICES(T, C)                                                                         \
+    MSL_MATRIX(T, C, 2)                                                                            \
+    MSL_MATRIX(T, C, 3)                                                                            \
+    MSL_MATRIX(T, C, 4)
+MSL_MATRICES(half, 2);
+MSL_MATRICES(half, 3);
+MSL_MATRICES(half, 4);
+MSL_MATRICES(float, 2);
+MSL_MATRICES(float, 3);
+MSL_MATRICES(float, 4);
 #undef MSL_MATRICES
 #undef MSL_MATRIX

@@ -75,6 +75,8 @@ struct msl_module {
 struct msl_simdgroup {
     unsigned live, arrived, ready, phase;
     unsigned first, index; /* first: thread index of lane 0 */
+    const char *op;        /* where the lanes that have arrived are */
+    int line, mixed;       /* mixed: not all at one place */
     unsigned mask[2];      /* who took part */
     int done[2];           /* `shared` holds the exchange's result */
     alignas(64) char slot[2][MSL_SIMD_WIDTH][32];

@@ -13,11 +13,12 @@ struct half {
     half() = default;
 #define MSL_FROM(S)                                                                                \
     MSL_FN half(S s) : bits(rounded((float)s)) {}
-    MSL_FOR_INTEGERS(MSL_FROM)
-    MSL_FROM(float)
-    MSL_FROM(double) MSL_FROM(bool)
+    MSL_FOR_INTEGERS(MSL_FROM);
+    MSL_FROM(float);
+    MSL_FROM(double);
+    MSL_FROM(bool);
 #undef MSL_FROM
-        static MSL_FN ushort rounded(float f)
+    static MSL_FN ushort rounded(float f)
     {
         ushort r;
         asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(f));
@@ -44,14 +45,12 @@ template <> struct msl_two_halves<half, half> {
     {                                                                                              \
         return half((float)a op(float) b);                                                         \
     }
-MSL_OPERATOR(+)
-MSL_OPERATOR(-)
-MSL_OPERATOR(*) MSL_OPERATOR(/)
+MSL_OPERATOR(+);
+MSL_OPERATOR(-);
+MSL_OPERATOR(*);
+MSL_OPERATOR(/);
 #undef MSL_OPERATOR
-    MSL_FN half operator-(half a)
-{
-    return half(-(float)a);
-}
+MSL_FN half operator-(half a) { return half(-(float)a); }
 #endif
 
 #if MSL_CHECK
@@ -63,25 +62,24 @@ struct bfloat {
     /* Never implicit from another floating-point type. */
 #define MSL_FROM(S)                                                                                \
     MSL_CONSTEXPR MSL_FN explicit bfloat(S s) : bits(rounded((float)s)) {}
-    MSL_FROM(float)
-    MSL_FROM(double)
-    MSL_FROM(half)
+    MSL_FROM(float);
+    MSL_FROM(double);
+    MSL_FROM(half);
 #undef MSL_FROM
 #define MSL_FROM(S)                                                                                \
     MSL_CONSTEXPR MSL_FN bfloat(S s) : bits(rounded((float)s)) {}
-        MSL_FOR_INTEGERS(MSL_FROM) MSL_FROM(bool)
+    MSL_FOR_INTEGERS(MSL_FROM);
+    MSL_FROM(bool);
 #undef MSL_FROM
 #if MSL_CUDA
-            template <class To, class From>
-            static MSL_FN To bits_of(From f)
+    template <class To, class From> static MSL_FN To bits_of(From f)
     {
         To t;
         memcpy(&t, &f, sizeof t);
         return t;
     }
 #else
-            template <class To, class From>
-            static constexpr MSL_FN To bits_of(From f)
+    template <class To, class From> static constexpr MSL_FN To bits_of(From f)
     {
         return __builtin_bit_cast(To, f);
     }
@@ -99,7 +97,10 @@ struct bfloat {
     {                                                                                              \
         return *this = bfloat((float)*this op(float) o);                                           \
     }
-    MSL_ASSIGN(+) MSL_ASSIGN(-) MSL_ASSIGN(*) MSL_ASSIGN(/)
+    MSL_ASSIGN(+);
+    MSL_ASSIGN(-);
+    MSL_ASSIGN(*);
+    MSL_ASSIGN(/);
 #undef MSL_ASSIGN
 };
 /* bfloat with a bfloat or an integer is a bfloat; with a float, everything is float. */
@@ -114,8 +115,8 @@ template <> struct msl_bfloat_result<bfloat, bfloat> {
     template <> struct msl_bfloat_result<S, bfloat> {                                              \
         typedef bfloat type;                                                                       \
     };
-MSL_FOR_INTEGERS(MSL_WITH)
-MSL_WITH(bool)
+MSL_FOR_INTEGERS(MSL_WITH);
+MSL_WITH(bool);
 #undef MSL_WITH
 #define MSL_OPERATOR(op)                                                                           \
     template <class A, class B>                                                                    \
@@ -123,16 +124,16 @@ MSL_WITH(bool)
     {                                                                                              \
         return bfloat((float)a op(float) b);                                                       \
     }
-MSL_OPERATOR(+)
-MSL_OPERATOR(-) MSL_OPERATOR(*) MSL_OPERATOR(/)
+MSL_OPERATOR(+);
+MSL_OPERATOR(-);
+MSL_OPERATOR(*);
+MSL_OPERATOR(/);
 #undef MSL_OPERATOR
-    MSL_CONSTEXPR MSL_FN bfloat operator-(bfloat a)
-{
-    return bfloat(-(float)a);
-}
+MSL_CONSTEXPR MSL_FN bfloat operator-(bfloat a) { return bfloat(-(float)a); }
 #endif
 
-namespace metal {
+namespace metal
+{
 using ::bfloat;
 using ::half;
 using ::uchar;

@@ -131,28 +131,28 @@ template <class V, class T> MSL_FN T msl_product_before(const V &v, uint mask, u
 }
 #endif
 
-MSL_REDUCE(simd_sum, a + b)
-MSL_REDUCE(simd_product, a *b)
-MSL_REDUCE(simd_max, max(a, b))
-MSL_REDUCE(simd_min, min(a, b))
-MSL_REDUCE(simd_and, a &b)
-MSL_REDUCE(simd_or, a | b)
-MSL_REDUCE(simd_xor, a ^ b)
+MSL_REDUCE(simd_sum, a + b);
+MSL_REDUCE(simd_product, a *b);
+MSL_REDUCE(simd_max, max(a, b));
+MSL_REDUCE(simd_min, min(a, b));
+MSL_REDUCE(simd_and, a &b);
+MSL_REDUCE(simd_or, a | b);
+MSL_REDUCE(simd_xor, a ^ b);
 
 /* A shuffle from beyond the SIMD-group keeps the lane's own value. */
-MSL_LANE(simd_shuffle, (T x, ushort i, MSL_LINE), v(i))
-MSL_LANE(simd_shuffle_xor, (T x, ushort m, MSL_LINE), v(lane ^ m))
-MSL_LANE(simd_shuffle_down, (T x, ushort d, MSL_LINE), v(lane + d < 32 ? lane + d : lane))
-MSL_LANE(simd_shuffle_up, (T x, ushort d, MSL_LINE), v(lane >= d ? lane - d : lane))
-MSL_LANE(simd_shuffle_rotate_down, (T x, ushort d, MSL_LINE), v((lane + d) & 31u))
-MSL_LANE(simd_shuffle_rotate_up, (T x, ushort d, MSL_LINE), v((lane - d) & 31u))
-MSL_LANE(simd_broadcast, (T x, ushort i, MSL_LINE), v(i))
-MSL_LANE(simd_broadcast_first, (T x, MSL_LINE), v(ctz(mask)))
-MSL_LANE(simd_prefix_inclusive_sum, (T x, MSL_LINE), msl_sum_before(v, mask, lane + 1, T(0)))
-MSL_LANE(simd_prefix_exclusive_sum, (T x, MSL_LINE), msl_sum_before(v, mask, lane, T(0)))
+MSL_LANE(simd_shuffle, (T x, ushort i, MSL_LINE), v(i));
+MSL_LANE(simd_shuffle_xor, (T x, ushort m, MSL_LINE), v(lane ^ m));
+MSL_LANE(simd_shuffle_down, (T x, ushort d, MSL_LINE), v(lane + d < 32 ? lane + d : lane));
+MSL_LANE(simd_shuffle_up, (T x, ushort d, MSL_LINE), v(lane >= d ? lane - d : lane));
+MSL_LANE(simd_shuffle_rotate_down, (T x, ushort d, MSL_LINE), v((lane + d) & 31u));
+MSL_LANE(simd_shuffle_rotate_up, (T x, ushort d, MSL_LINE), v((lane - d) & 31u));
+MSL_LANE(simd_broadcast, (T x, ushort i, MSL_LINE), v(i));
+MSL_LANE(simd_broadcast_first, (T x, MSL_LINE), v(ctz(mask)));
+MSL_LANE(simd_prefix_inclusive_sum, (T x, MSL_LINE), msl_sum_before(v, mask, lane + 1, T(0)));
+MSL_LANE(simd_prefix_exclusive_sum, (T x, MSL_LINE), msl_sum_before(v, mask, lane, T(0)));
 MSL_LANE(simd_prefix_inclusive_product, (T x, MSL_LINE),
          msl_product_before(v, mask, lane + 1, T(1)))
-MSL_LANE(simd_prefix_exclusive_product, (T x, MSL_LINE), msl_product_before(v, mask, lane, T(1)))
+MSL_LANE(simd_prefix_exclusive_product, (T x, MSL_LINE), msl_product_before(v, mask, lane, T(1)));
 
 /* A value for what falls off the SIMD-group, or off each part of `m` lanes. */
 #if !MSL_CHECK
@@ -179,10 +179,10 @@ template <class T, class V> MSL_FN T msl_quad_sum(const V &v, uint lane)
     return T(T(v(first) + v(first + 1)) + T(v(first + 2) + v(first + 3)));
 }
 #endif
-MSL_LANE(quad_shuffle_xor, (T x, ushort m, MSL_LINE), v(lane ^ (m & 3u)))
-MSL_LANE(quad_broadcast, (T x, ushort i, MSL_LINE), v((lane & ~3u) | i))
-MSL_LANE(quad_shuffle, (T x, ushort i, MSL_LINE), v((lane & ~3u) | i))
-MSL_LANE(quad_sum, (T x, MSL_LINE), msl_quad_sum<T>(v, lane))
+MSL_LANE(quad_shuffle_xor, (T x, ushort m, MSL_LINE), v(lane ^ (m & 3u)));
+MSL_LANE(quad_broadcast, (T x, ushort i, MSL_LINE), v((lane & ~3u) | i));
+MSL_LANE(quad_shuffle, (T x, ushort i, MSL_LINE), v((lane & ~3u) | i));
+MSL_LANE(quad_sum, (T x, MSL_LINE), msl_quad_sum<T>(v, lane));
 
 struct simd_vote {
     typedef ulong vote_t;
@@ -192,12 +192,12 @@ struct simd_vote {
     MSL_FN bool all() const { return bits == 0xffffffffu; }
     MSL_FN bool any() const { return bits != 0; }
 };
-MSL_VOTE(simd_ballot, simd_vote, (bool p, MSL_LINE), msl_ballot(v, mask))
-MSL_VOTE(simd_all, bool, (bool p, MSL_LINE), msl_ballot(v, mask) == mask)
-MSL_VOTE(simd_any, bool, (bool p, MSL_LINE), msl_ballot(v, mask) != 0)
+MSL_VOTE(simd_ballot, simd_vote, (bool p, MSL_LINE), msl_ballot(v, mask));
+MSL_VOTE(simd_all, bool, (bool p, MSL_LINE), msl_ballot(v, mask) == mask);
+MSL_VOTE(simd_any, bool, (bool p, MSL_LINE), msl_ballot(v, mask) != 0);
 /* `p` only gives the exchange something to carry. */
-MSL_VOTE(simd_active_threads_mask, simd_vote, (MSL_LINE, bool p = false), mask)
-MSL_VOTE(simd_is_first, bool, (MSL_LINE, bool p = false), lane == ctz(mask))
+MSL_VOTE(simd_active_threads_mask, simd_vote, (MSL_LINE, bool p = false), mask);
+MSL_VOTE(simd_is_first, bool, (MSL_LINE, bool p = false), lane == ctz(mask));
 
 #undef MSL_REDUCE
 #undef MSL_LANE

@@ -50,10 +50,10 @@ MSL_FN simdgroup_matrix<T, Cols, Rows> make_filled_simdgroup_matrix(T value)
             from.elements[1];                                                                      \
     }
 #if MSL_CHECK
-MSL_LOAD_AND_STORE(device)
-MSL_LOAD_AND_STORE(threadgroup)
+MSL_LOAD_AND_STORE(device);
+MSL_LOAD_AND_STORE(threadgroup);
 #else
-MSL_LOAD_AND_STORE()
+MSL_LOAD_AND_STORE();
 #endif
 #undef MSL_LOAD_AND_STORE
 

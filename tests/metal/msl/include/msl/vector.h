@@ -115,9 +115,9 @@ template <class T> struct msl_scalar {
     MSL_FN T &operator[](int i) { return d[i]; }                                                   \
     MSL_FN const T &operator[](int i) const { return d[i]; }
 
-#define MSL_S2(N_, a, A, b, B) msl_swizzle<T, N_, A, B> a##b;
-#define MSL_S3(N_, a, A, b, B, c, C) msl_swizzle<T, N_, A, B, C> a##b##c;
-#define MSL_S4(a, A, b, B, c, C, e, E) msl_swizzle<T, 4, A, B, C, E> a##b##c##e;
+#define MSL_S2(N_, a, A, b, B) msl_swizzle<T, N_, A, B> a##b
+#define MSL_S3(N_, a, A, b, B, c, C) msl_swizzle<T, N_, A, B, C> a##b##c
+#define MSL_S4(a, A, b, B, c, C, e, E) msl_swizzle<T, 4, A, B, C, E> a##b##c##e
 
 template <class T> struct alignas(2 * sizeof(T)) vec<T, 2> {
     union {
@@ -128,11 +128,13 @@ template <class T> struct alignas(2 * sizeof(T)) vec<T, 2> {
         struct {
             T r, g;
         };
-        MSL_S2(2, x, 0, x, 0)
-        MSL_S2(2, x, 0, y, 1)
-        MSL_S2(2, y, 1, x, 0)
-        MSL_S2(2, y, 1, y, 1)
-        MSL_S2(2, r, 0, g, 1) MSL_S3(2, x, 0, x, 0, x, 0) MSL_S3(2, y, 1, y, 1, y, 1)
+        MSL_S2(2, x, 0, x, 0);
+        MSL_S2(2, x, 0, y, 1);
+        MSL_S2(2, y, 1, x, 0);
+        MSL_S2(2, y, 1, y, 1);
+        MSL_S2(2, r, 0, g, 1);
+        MSL_S3(2, x, 0, x, 0, x, 0);
+        MSL_S3(2, y, 1, y, 1, y, 1);
     };
     MSL_VECTOR_MEMBERS(2)
 };
@@ -146,15 +148,20 @@ template <class T> struct alignas(4 * sizeof(T)) vec<T, 3> {
         struct {
             T r, g, b;
         };
-        MSL_S2(3, x, 0, x, 0)
-        MSL_S2(3, x, 0, y, 1)
-        MSL_S2(3, x, 0, z, 2)
-        MSL_S2(3, y, 1, x, 0)
-        MSL_S2(3, y, 1, y, 1) MSL_S2(3, y, 1, z, 2) MSL_S2(3, z, 2, x, 0) MSL_S2(3, z, 2, y, 1)
-            MSL_S2(3, z, 2, z, 2) MSL_S3(3, x, 0, y, 1, z, 2) MSL_S3(3, z, 2, y, 1, x, 0)
-                MSL_S3(3, x, 0, x, 0, x, 0)
+        MSL_S2(3, x, 0, x, 0);
+        MSL_S2(3, x, 0, y, 1);
+        MSL_S2(3, x, 0, z, 2);
+        MSL_S2(3, y, 1, x, 0);
+        MSL_S2(3, y, 1, y, 1);
+        MSL_S2(3, y, 1, z, 2);
+        MSL_S2(3, z, 2, x, 0);
+        MSL_S2(3, z, 2, y, 1);
+        MSL_S2(3, z, 2, z, 2);
+        MSL_S3(3, x, 0, y, 1, z, 2);
+        MSL_S3(3, z, 2, y, 1, x, 0);
+        MSL_S3(3, x, 0, x, 0, x, 0);
     };
-    MSL_VECTOR_MEMBERS(3)
+    MSL_VECTOR_MEMBERS(3);
 };
 
 template <class T> struct alignas(4 * sizeof(T)) vec<T, 4> {
@@ -166,25 +173,39 @@ template <class T> struct alignas(4 * sizeof(T)) vec<T, 4> {
         struct {
             T r, g, b, a;
         };
-        MSL_S2(4, x, 0, x, 0)
-        MSL_S2(4, x, 0, y, 1)
-        MSL_S2(4, x, 0, z, 2)
-        MSL_S2(4, x, 0, w, 3)
-        MSL_S2(4, y, 1, x, 0) MSL_S2(4, y, 1, y, 1) MSL_S2(4, y, 1, z, 2) MSL_S2(4, y, 1, w, 3)
-            MSL_S2(4, z, 2, x, 0) MSL_S2(4, z, 2, y, 1) MSL_S2(4, z, 2, z, 2) MSL_S2(4, z, 2, w, 3)
-                MSL_S2(4, w, 3, x, 0) MSL_S2(4, w, 3, y, 1) MSL_S2(4, w, 3, z, 2)
-                    MSL_S2(4, w, 3, w, 3) MSL_S3(4, x, 0, y, 1, z, 2) MSL_S3(4, y, 1, z, 2, w, 3)
-                        MSL_S3(4, z, 2, y, 1, x, 0) MSL_S3(4, r, 0, g, 1, b, 2)
-                            MSL_S4(x, 0, y, 1, z, 2, w, 3) MSL_S4(w, 3, z, 2, y, 1, x, 0)
-                                MSL_S4(z, 2, w, 3, x, 0, y, 1) MSL_S4(y, 1, x, 0, w, 3, z, 2)
-                                    MSL_S4(x, 0, x, 0, x, 0, x, 0) MSL_S4(y, 1, y, 1, y, 1, y, 1)
-                                        MSL_S4(z, 2, z, 2, z, 2, z, 2)
-                                            MSL_S4(w, 3, w, 3, w, 3, w, 3)
-                                                MSL_S4(x, 0, y, 1, x, 0, y, 1)
-                                                    MSL_S4(z, 2, w, 3, z, 2, w, 3)
-                                                        MSL_S4(x, 0, z, 2, y, 1, w, 3)
+        MSL_S2(4, x, 0, x, 0);
+        MSL_S2(4, x, 0, y, 1);
+        MSL_S2(4, x, 0, z, 2);
+        MSL_S2(4, x, 0, w, 3);
+        MSL_S2(4, y, 1, x, 0);
+        MSL_S2(4, y, 1, y, 1);
+        MSL_S2(4, y, 1, z, 2);
+        MSL_S2(4, y, 1, w, 3);
+        MSL_S2(4, z, 2, x, 0);
+        MSL_S2(4, z, 2, y, 1);
+        MSL_S2(4, z, 2, z, 2);
+        MSL_S2(4, z, 2, w, 3);
+        MSL_S2(4, w, 3, x, 0);
+        MSL_S2(4, w, 3, y, 1);
+        MSL_S2(4, w, 3, z, 2);
+        MSL_S2(4, w, 3, w, 3);
+        MSL_S3(4, x, 0, y, 1, z, 2);
+        MSL_S3(4, y, 1, z, 2, w, 3);
+        MSL_S3(4, z, 2, y, 1, x, 0);
+        MSL_S3(4, r, 0, g, 1, b, 2);
+        MSL_S4(x, 0, y, 1, z, 2, w, 3);
+        MSL_S4(w, 3, z, 2, y, 1, x, 0);
+        MSL_S4(z, 2, w, 3, x, 0, y, 1);
+        MSL_S4(y, 1, x, 0, w, 3, z, 2);
+        MSL_S4(x, 0, x, 0, x, 0, x, 0);
+        MSL_S4(y, 1, y, 1, y, 1, y, 1);
+        MSL_S4(z, 2, z, 2, z, 2, z, 2);
+        MSL_S4(w, 3, w, 3, w, 3, w, 3);
+        MSL_S4(x, 0, y, 1, x, 0, y, 1);
+        MSL_S4(z, 2, w, 3, z, 2, w, 3);
+        MSL_S4(x, 0, z, 2, y, 1, w, 3);
     };
-    MSL_VECTOR_MEMBERS(4)
+    MSL_VECTOR_MEMBERS(4);
 };
 #undef MSL_S2
 #undef MSL_S3
@@ -225,11 +246,16 @@ struct msl_result<A, B, enable_if_t<(msl_facts<B>::width > 1) && is_arithmetic<A
     {                                                                                              \
         return a = a op b;                                                                         \
     }
-MSL_OPERATOR(+)
-MSL_OPERATOR(-)
-MSL_OPERATOR(*)
-MSL_OPERATOR(/)
-MSL_OPERATOR(%) MSL_OPERATOR(&) MSL_OPERATOR(|) MSL_OPERATOR(^) MSL_OPERATOR(<<) MSL_OPERATOR(>>)
+MSL_OPERATOR(+);
+MSL_OPERATOR(-);
+MSL_OPERATOR(*);
+MSL_OPERATOR(/);
+MSL_OPERATOR(%);
+MSL_OPERATOR(&);
+MSL_OPERATOR(|);
+MSL_OPERATOR(^);
+MSL_OPERATOR(<<);
+MSL_OPERATOR(>>);
 #undef MSL_OPERATOR
 #define MSL_OPERATOR(op)                                                                           \
     template <class A, class B, class V = typename msl_result<A, B>::V>                            \
@@ -240,8 +266,14 @@ MSL_OPERATOR(%) MSL_OPERATOR(&) MSL_OPERATOR(|) MSL_OPERATOR(^) MSL_OPERATOR(<<)
         for (int i = 0; i < msl_facts<V>::width; ++i) r[i] = x[i] op y[i];                         \
         return r;                                                                                  \
     }
-    MSL_OPERATOR(==) MSL_OPERATOR(!=) MSL_OPERATOR(<) MSL_OPERATOR(>) MSL_OPERATOR(<=)
-        MSL_OPERATOR(>=) MSL_OPERATOR(&&) MSL_OPERATOR(||)
+MSL_OPERATOR(==);
+MSL_OPERATOR(!=);
+MSL_OPERATOR(<);
+MSL_OPERATOR(>);
+MSL_OPERATOR(<=);
+MSL_OPERATOR(>=);
+MSL_OPERATOR(&&);
+MSL_OPERATOR(||);
 #undef MSL_OPERATOR
 #define MSL_OPERATOR(op)                                                                           \
     template <class T, int N> MSL_FN vec<T, N> operator op(const vec<T, N> &a)                     \
@@ -250,14 +282,12 @@ MSL_OPERATOR(%) MSL_OPERATOR(&) MSL_OPERATOR(|) MSL_OPERATOR(^) MSL_OPERATOR(<<)
         for (int i = 0; i < N; ++i) r[i] = T(op a[i]);                                             \
         return r;                                                                                  \
     }
-            MSL_OPERATOR(-) MSL_OPERATOR(~) MSL_OPERATOR(!)
+MSL_OPERATOR(-);
+MSL_OPERATOR(~);
+MSL_OPERATOR(!);
 #undef MSL_OPERATOR
 
-                template <class V, class... A>
-                MSL_FN V msl_make(const A &...a)
-{
-    return V(a...);
-}
+template <class V, class... A> MSL_FN V msl_make(const A &...a) { return V(a...); }
 
 } // namespace metal
 #endif
@@ -318,20 +348,20 @@ template <class T, size_t N> struct array {
     }                                                                                              \
     using metal::packed_##name##N;
 #define MSL_NAMES(name, T) MSL_NAMED(name, T, 2) MSL_NAMED(name, T, 3) MSL_NAMED(name, T, 4)
-MSL_NAMES(bool, bool)
-MSL_NAMES(half, half)
-MSL_NAMES(bfloat, bfloat)
+MSL_NAMES(bool, bool);
+MSL_NAMES(half, half);
+MSL_NAMES(bfloat, bfloat);
 #if MSL_CUDA
 /* CUDA owns the names float4, uint3, ...: ours take a prefix, and macros once they are declared. */
 #define MSL_PREFIXED(T) MSL_NAMES(msl_##T, T)
-MSL_FOR_INTEGERS(MSL_PREFIXED)
-MSL_PREFIXED(float)
+MSL_FOR_INTEGERS(MSL_PREFIXED);
+MSL_PREFIXED(float);
 #undef MSL_PREFIXED
 #include "cuda_names.h"
 #else
 #define MSL_NAMED_AS_ITSELF(T) MSL_NAMES(T, T)
-MSL_FOR_INTEGERS(MSL_NAMED_AS_ITSELF)
-MSL_NAMED_AS_ITSELF(float)
+MSL_FOR_INTEGERS(MSL_NAMED_AS_ITSELF);
+MSL_NAMED_AS_ITSELF(float);
 #undef MSL_NAMED_AS_ITSELF
 #endif
 #undef MSL_NAMES

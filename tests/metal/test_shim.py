@@ -1,0 +1,360 @@
+"""metal.m through Python and ctypes, on the simulated Metal: what it opens, counts, refuses,
+reports and gives back. What any device must do is in tests/device."""
+
+import mmap
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from marlin.device import ops
+from marlin.device.program import Recorder, View
+from marlin.errors import DeviceError, NoDeviceError
+
+DIM = 64
+MIB = 1 << 20
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def fresh(simulated_metal):
+    """Open devices that are closed at the end."""
+    opened = []
+
+    def open_device(**options):
+        opened.append(simulated_metal.open(**options))
+        return opened[-1]
+
+    yield open_device
+    for device in opened:
+        device.close()
+
+
+def silu_program(device, count=1):
+    """(program, its views): each dispatch reads the one before."""
+    views = [View.of(device.create(4 * DIM)) for _ in range(count + 1)]
+    recorder = Recorder(device)
+    for source, target in zip(views, views[1:], strict=False):
+        ops.silu_mul(recorder, source, source, target, DIM)
+    return recorder.finish(), views
+
+
+def run_silu(device):
+    """Runs silu_mul of ones, releases everything."""
+    program, views = silu_program(device)
+    views[0].buffer.array(np.float32)[:] = 1
+    program.run(1)
+    result = views[1].buffer.array(np.float32).copy()
+    np.testing.assert_allclose(result, 1 / (1 + np.exp(-1)), rtol=1e-6)
+    program.close()
+    for view in views:
+        view.buffer.release()
+
+
+# --- opening ---
+
+
+def test_a_device_says_which_gpu_it_is(metal_device):
+    info = metal_device.info()
+    assert (info["name"], info["isa"]) == ("Simulated Apple GPU", "apple9")
+    assert (info["num_threads"], info["memory_bytes"]) == (0, 8 << 30)
+    assert info["page_bytes"] == mmap.PAGESIZE
+
+
+@pytest.mark.parametrize(
+    "name, value, reason",
+    [
+        ("SIMMETAL_NO_DEVICE", "1", "this system has no Metal GPU"),
+        ("SIMMETAL_FAMILY", "6", "Simulated Apple GPU is no Apple GPU of family 7"),
+    ],
+)
+def test_a_system_without_a_usable_gpu_has_no_device(
+    simulated_metal, sim, monkeypatch, name, value, reason
+):
+    before = sim.objects
+    monkeypatch.setenv(name, value)
+    with pytest.raises(NoDeviceError, match=reason):
+        simulated_metal.open()
+    assert sim.objects == before
+
+
+def test_a_gpu_of_another_family_is_named(fresh, monkeypatch):
+    monkeypatch.setenv("SIMMETAL_FAMILY", "7")
+    assert fresh().info()["isa"] == "apple7"
+
+
+def test_closing_gives_everything_back(simulated_metal, sim):
+    before = sim.objects, sim.bytes, sim["resident"]
+    device = simulated_metal.open()
+    program, _ = silu_program(device, 3)
+    program.run(1)
+    assert sim.objects > before[0] and sim.bytes > before[1]
+    device.close()
+    assert (sim.objects, sim.bytes, sim["resident"]) == before
+
+
+def test_steps_leave_nothing_behind(metal_device, sim):
+    program, _ = silu_program(metal_device, 3)
+    program.run(1)
+    before = sim.objects
+    for _ in range(20):
+        program.run(1)
+    assert sim.objects == before
+    program.close()
+
+
+# --- memory ---
+
+
+def test_a_buffer_beyond_what_the_gpu_may_use_is_refused_with_both_numbers(fresh, monkeypatch):
+    monkeypatch.setenv("SIMMETAL_WORKING_SET", str(MIB))
+    device = fresh()
+    held = device.create(MIB // 2)
+    text = f"{MIB // 2 + 1} bytes: the GPU may use {MIB} bytes, and {MIB // 2} of them are taken"
+    with pytest.raises(DeviceError, match=text):
+        device.create(MIB // 2 + 1)
+    assert device.info()["allocated_bytes"] == MIB // 2
+    held.release()
+    device.create(MIB // 2 + 1).release()
+
+
+def test_mapped_and_wrapped_memory_counts_too(fresh, monkeypatch, tmp_path):
+    monkeypatch.setenv("SIMMETAL_WORKING_SET", str(MIB))
+    device, path = fresh(), tmp_path / "weights"
+    path.write_bytes(bytes(MIB))
+    device.map(path, 0, MIB // 2)
+    device.wrap(mmap.mmap(-1, MIB // 4))
+    for refused in (lambda: device.map(path, 1, MIB // 2), lambda: device.create(MIB // 2)):
+        with pytest.raises(DeviceError, match=f"may use {MIB} bytes, and {3 * MIB // 4} of them"):
+            refused()
+
+
+def test_a_buffer_longer_than_the_gpus_longest_is_refused(fresh, monkeypatch):
+    monkeypatch.setenv("SIMMETAL_MAX_BUFFER", str(MIB))
+    with pytest.raises(DeviceError, match=f"{MIB + 1} bytes: this GPU's largest has {MIB}"):
+        fresh().create(MIB + 1)
+
+
+def test_memory_that_begins_within_a_page_cannot_be_wrapped(metal_device):
+    memory = np.zeros(3 * mmap.PAGESIZE, np.uint8)
+    address = memory.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE + mmap.PAGESIZE + 64
+    code = metal_device.library.marlin_buffer_wrap(metal_device.handle, address, 64)
+    with pytest.raises(DeviceError, match="within a page"):
+        metal_device.check(code)
+
+
+@pytest.mark.parametrize("offset", [0, 4, 4096, 5000])
+def test_kernels_read_a_mapped_file_where_it_was_mapped(metal_device, tmp_path, offset):
+    values = np.arange(4000, dtype=np.float32)
+    path = tmp_path / "values"
+    path.write_bytes(values.tobytes())
+    mapped, rows = metal_device.map(path, offset, 4 * DIM), metal_device.create(4)
+    out = metal_device.create(4 * DIM)
+    recorder = Recorder(metal_device)
+    ops.gather_rows(recorder, View.of(rows), View.of(mapped), View.of(out), DIM)
+    program = recorder.finish()
+    program.run(0, 0, 1)
+    first = offset // 4
+    np.testing.assert_array_equal(out.array(np.float32), values[first : first + DIM])
+    program.close()
+
+
+def test_buffers_are_kept_resident_while_they_live(metal_device, sim):
+    before = sim["resident"]
+    program, views = silu_program(metal_device)
+    program.run(1)
+    assert sim["resident"] == before + 2
+    program.close()
+    for view in views:
+        view.buffer.release()
+    assert sim["resident"] == before
+
+
+def test_an_older_system_has_no_residency_sets(fresh, sim, monkeypatch):
+    monkeypatch.setenv("SIMMETAL_OLD_OS", "1")
+    before = sim["resident"]
+    run_silu(fresh())
+    assert sim["resident"] == before
+
+
+# --- what a replay encodes ---
+
+
+def test_only_what_changes_is_bound_again_and_barriers_stand_where_recorded(metal_device, sim):
+    program, _ = silu_program(metal_device, 3)
+    buffers, barriers = sim["set_buffer"], sim["barrier"]
+    program.run(1)
+    # Status, constants twice; three buffers of the first dispatch, and of the next ones each two
+    # inputs and an output.
+    assert sim["set_buffer"] - buffers == 3 + 9
+    assert sim["barrier"] - barriers == 2
+    buffers = sim["set_buffer"]
+    program.run(0)
+    assert sim["set_buffer"] - buffers == 1
+    program.close()
+
+
+# --- failures ---
+
+
+@pytest.mark.parametrize(
+    "failure, index, reason", [("0", 0, "Address Fault"), ("2:timeout", 2, "GPU Timeout")]
+)
+def test_a_gpu_failure_names_the_dispatch_and_the_device_goes_on(
+    metal_device, sim, monkeypatch, failure, index, reason
+):
+    program, _ = silu_program(metal_device, 3)
+    objects = sim.objects
+    monkeypatch.setenv("SIMMETAL_FAIL", failure)
+    expected = rf"dispatch {index} \(silu_mul\): the GPU failed: Caused .*{reason}"
+    with pytest.raises(DeviceError, match=expected):
+        program.run(1)
+    assert sim.objects == objects
+    monkeypatch.delenv("SIMMETAL_FAIL")
+    program.run(1)
+    program.close()
+
+
+def test_a_kernel_whose_pipeline_cannot_be_made_is_named(fresh, sim, monkeypatch):
+    monkeypatch.setenv("SIMMETAL_NIL_PIPELINE", "silu_mul")
+    device = fresh()
+    views = [View.of(device.create(4 * DIM)) for _ in range(2)]
+    before = sim.objects
+    for _ in range(2):
+        recorder = Recorder(device)
+        ops.silu_mul(recorder, views[0], views[0], views[1], DIM)
+        with pytest.raises(DeviceError, match="kernel silu_mul cannot be made: Compiler"):
+            recorder.finish()
+    assert sim.objects == before
+
+
+def test_a_gpu_with_too_few_threads_for_a_kernel_is_refused_each_time(fresh, monkeypatch):
+    monkeypatch.setenv("SIMMETAL_MAX_THREADS", "64")
+    device = fresh()
+    for _ in range(2):
+        with pytest.raises(DeviceError, match="silu_mul needs threadgroups of 256.* with 64 in 32"):
+            silu_program(device)
+
+
+def test_closing_a_device_waits_for_its_replay(simulated_metal, sim, monkeypatch):
+    monkeypatch.setenv("SIMMETAL_DELAY_US", "20000")
+    before = sim.objects
+    device = simulated_metal.open()
+    program, _ = silu_program(device)
+    program.submit(1)
+    device.close()
+    assert sim.objects == before
+
+
+# --- where kernels come from ---
+
+
+def archive_in(home):
+    (path,) = (home / "Library" / "Caches" / "metal-marlin").iterdir()
+    return path
+
+
+def test_pipelines_are_kept_for_the_next_process(fresh, sim, tmp_path):
+    compiled = sim["from_archive"]
+    run_silu(fresh(home=tmp_path))
+    assert archive_in(tmp_path).suffix == ".metallib" and sim["from_archive"] == compiled
+    run_silu(fresh(home=tmp_path))
+    assert sim["from_archive"] == compiled + 1
+
+
+def test_a_damaged_archive_is_made_anew(fresh, sim, tmp_path):
+    run_silu(fresh(home=tmp_path))
+    good = archive_in(tmp_path).read_bytes()
+    archive_in(tmp_path).write_bytes(b"cut sho")
+    run_silu(fresh(home=tmp_path))
+    assert archive_in(tmp_path).read_bytes() == good
+
+
+@pytest.mark.parametrize("home", ["/dev/null", "relative", "/" + "long/" * 300])
+def test_a_home_that_cannot_be_written_is_no_error(fresh, home):
+    run_silu(fresh(home=home))
+
+
+SCRIPT = """
+import sys
+from marlin.device.device import Device
+try:
+    device = Device(kind="metal", library_path=sys.argv[1])
+    device.create(64)
+    device.close()
+    print("opened", device.library.sim_counted(0), device.library.sim_live_objects())
+except Exception as error:
+    print("refused", error)
+"""
+
+
+def open_elsewhere(library, **environment):
+    """What a process of its own says: two libraries in one would have the same class names."""
+    command = [sys.executable, "-c", SCRIPT, str(library)]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", **environment}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_a_damaged_metallib_is_named(simulated_metal, tmp_path):
+    library = tmp_path / simulated_metal.library.name
+    library.write_bytes(simulated_metal.library.read_bytes())
+    (tmp_path / "marlin.metallib").write_bytes(b"cut sho")
+    expected = f"refused {tmp_path}/marlin.metallib cannot be loaded: "
+    assert open_elsewhere(library).startswith(expected)
+
+
+@pytest.fixture(scope="module")
+def source_library(simulated_metal, checkout, load_script):
+    """A library without a metallib, whose source is one small kernel: (path, its compiler)."""
+    import simulated
+
+    build_metal = load_script("metal_shim/build_metal.py")
+    cache = simulated_metal.home.parent
+    text = "#include <metal_stdlib>\nkernel void k(device float *x [[buffer(0)]]) { *x = 1; }\n"
+    return simulated.bare_library(cache, build_metal, text), simulated.compiler_command(cache)
+
+
+def test_without_a_metallib_the_source_in_the_library_is_compiled(source_library):
+    library, compiler = source_library
+    assert open_elsewhere(library, SIMMETAL_COMPILER=compiler) == "opened 1 0"
+
+
+def test_a_source_that_does_not_compile_says_why(source_library):
+    library, _ = source_library
+    said = open_elsewhere(library, SIMMETAL_COMPILER="sh -c 'echo line 7 is bad; false'")
+    assert said.startswith("refused the shaders do not compile: line 7 is bad")
+
+
+# --- the simulation sees what the shim encodes ---
+
+BARRIER_SCRIPT = """
+import sys
+from marlin.device import ops
+from marlin.device.device import Device
+from marlin.device.program import Program, Recorder, View
+
+device = Device(kind="metal", library_path=sys.argv[1])
+views = [View.of(device.create(256)) for _ in range(3)]
+recorder = Recorder(device)
+ops.silu_mul(recorder, views[0], views[0], views[1], 64)
+ops.silu_mul(recorder, views[1], views[1], views[2], 64)
+records = recorder.finish().records.copy()
+assert records["barrier"].tolist() == [0, 1]
+records["barrier"][1] = sys.argv[2] == "with"
+Program(device, records, ["", ""]).run(1)
+device.close()
+"""
+
+
+@pytest.mark.parametrize("barrier", ["with", "without"])
+def test_a_record_without_its_barrier_is_caught(simulated_metal, barrier):
+    command = [sys.executable, "-c", BARRIER_SCRIPT, str(simulated_metal.library), barrier]
+    environment = simulated_metal.environment | {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    expected = "dispatch 1 (silu_mul) reads buffer 0, which dispatch 0 (silu_mul) writes"
+    assert (done.returncode == 0) == (barrier == "with"), done.stderr
+    assert (expected in done.stderr) == (barrier == "without")
