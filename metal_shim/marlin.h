@@ -14,7 +14,7 @@
 
 #include <stdint.h>
 
-#define MARLIN_ABI_VERSION 1
+#define MARLIN_ABI_VERSION 2
 #define MARLIN_MAX_BINDINGS 12
 #define MARLIN_MAX_PARAM_BYTES 64
 #define MARLIN_MAX_VARS 8
@@ -58,13 +58,13 @@ typedef struct {
 } marlin_binding;
 
 /* A grid axis is `value` where var < 0, else ceil(vars[var] / value). A grid with a 0 is skipped.
- * The CPU device divides a dispatch by its own tiles and uses the grid for that alone. */
+ * It counts units of work that mean the same to every device; how a device cuts them into threads
+ * is its own (shaders/launch.h for Metal). */
 typedef struct {
     int32_t kernel;  /* marlin_kernel_find() */
     int32_t barrier; /* 1: all earlier dispatches are done first */
     int32_t grid_value[3];
     int32_t grid_var[3];
-    int32_t group[3];
     int32_t num_bindings;
     int32_t param_bytes;
     uint8_t params[MARLIN_MAX_PARAM_BYTES];

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 MAX_BINDINGS = 12
 MAX_PARAM_BYTES = 64
 MAX_VARS = 8
@@ -61,7 +61,6 @@ DISPATCH = np.dtype(
         ("barrier", "i4"),
         ("grid_value", "i4", 3),
         ("grid_var", "i4", 3),
-        ("group", "i4", 3),
         ("num_bindings", "i4"),
         ("param_bytes", "i4"),
         ("params", "u1", MAX_PARAM_BYTES),

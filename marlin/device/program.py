@@ -37,7 +37,7 @@ class Recorder:
         self._writes = []
         self._buffers = set()
 
-    def dispatch(self, kernel, params, bindings, grid, group=(1, 1, 1), label=""):
+    def dispatch(self, kernel, params, bindings, grid, label=""):
         """Append one dispatch.
 
         Args:
@@ -45,7 +45,6 @@ class Recorder:
             params: 0-d structured array of an abi.PARAMS dtype.
             bindings: sequence of None or (View, access), access of abi.READ | abi.WRITE.
             grid: three of int (constant) or (var, tile): ceil(vars[var] / tile).
-            group: threads a threadgroup; a CPU ignores it.
             label: what dump() prints beside the kernel.
         """
         for view, _ in (bound for bound in bindings if bound is not None):
@@ -57,7 +56,6 @@ class Recorder:
         for axis, size in enumerate(grid):
             var, value = (-1, size) if isinstance(size, int) else size
             record["grid_var"][axis], record["grid_value"][axis] = var, value
-        record["group"] = group
         record["num_bindings"] = len(bindings)
         raw = np.frombuffer(params.tobytes(), np.uint8)
         record["param_bytes"] = len(raw)

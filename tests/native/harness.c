@@ -127,7 +127,6 @@ marlin_dispatch *add_record(test_case *c, const char *kernel, const void *params
                                 .barrier = 1,
                                 .grid_value = {1, 1, 1},
                                 .grid_var = {-1, -1, -1},
-                                .group = {1, 1, 1},
                                 .num_bindings = num_bindings,
                                 .param_bytes = (int32_t)param_bytes};
     memcpy(record->params, params, param_bytes);

@@ -5,9 +5,9 @@ and builtin vectors (include/msl/check.h), and what only the compiled code shows
 between address spaces, bytes of threadgroup memory.
 """
 
+import graphlib
 import re
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -127,7 +127,7 @@ def _judge(match, notes):
 
 
 def _look_at_code(unit, code):
-    for cycle in recursion(code):
+    if cycle := recursion(code):
         path = " -> ".join(_demangled(name) for name in cycle)
         message = f"recursion is not supported in Metal: {path}"
         yield Diagnostic(unit.path, 0, "error", message)
@@ -166,7 +166,8 @@ def space_casts(tree):
 
 
 def recursion(ir):
-    """Cycles of the call graph of LLVM's textual IR, each a list of mangled names."""
+    """A cycle of the call graph of LLVM's textual IR, as mangled names from caller to callee; []
+    when there is none."""
     calls, current = {}, None
     for line in ir.splitlines():
         start = re.match(r"define .*?@(\"?[\w.$]+\"?)\(", line)
@@ -178,20 +179,11 @@ def recursion(ir):
             call = re.search(r"\b(?:call|invoke)\b.*?@(\"?[\w.$]+\"?)\(", line)
             if call:
                 current.append(call[1])
-    cycles, done = [], set()
-
-    def visit(name, path):
-        if name in path:
-            cycles.append([*path[path.index(name) :], name])
-        elif name in calls and name not in done:
-            for callee in calls[name]:
-                visit(callee, [*path, name])
-            done.add(name)
-
-    sys.setrecursionlimit(max(sys.getrecursionlimit(), 10000))
-    for name in calls:
-        visit(name, [])
-    return cycles
+    try:
+        graphlib.TopologicalSorter(calls).prepare()
+    except graphlib.CycleError as error:
+        return list(reversed(error.args[1]))
+    return []
 
 
 def _demangled(name):
