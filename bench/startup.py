@@ -42,7 +42,7 @@ def wait_for_health(url, process):
             with urlopen(f"{url}/health", timeout=1) as answer:
                 if answer.status == 200:
                     return
-        except (URLError, ConnectionError):
+        except (URLError, ConnectionError, TimeoutError):
             if process.poll() is not None:
                 sys.exit("the server ended before it answered")
         time.sleep(POLL_S)

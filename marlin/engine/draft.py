@@ -13,7 +13,7 @@ NGRAM_LENGTHS = (3, 2)
 # copied text and prose came to together.
 _PRIOR_TRUST = {3: 0.6, 2: 0.5}
 # A draft's outcome counts this much less after each one that follows, and after each step. The two
-# decide how soon a sequence whose guesses are wrong is given up, after four of them, and how often
+# decide how soon a sequence whose guesses are wrong is given up, after three of them, and how often
 # it is tried again, once in ten steps: were each of them wrong, that would cost 1%.
 _DECAY_A_DRAFT = 0.85
 _DECAY_A_STEP = 0.98
@@ -25,8 +25,9 @@ MAX_DRAFT_TOKENS = max(_DRAFT_LENGTHS)
 # Of all requests together: what a row gives does not grow past that (docs/performance.md), and each
 # has its logits in memory.
 MAX_STEP_DRAFT_TOKENS = 16
-# What a row more adds to a step, as a share of a step of one row (docs/performance.md).
-_ROW_COST = 0.16
+# What a row more adds to a step, as a share of a step of one row: 0.15 for the first ones, 0.2 from
+# four on (docs/performance.md).
+_ROW_COST = 0.2
 # Tokens indexed a step, at most: half a millisecond, so that a long prompt holds nobody up.
 _MAX_INDEXED_A_STEP = 1024
 # Tokens whose n-grams are surely remembered; up to twice as many are. 420 bytes each.
