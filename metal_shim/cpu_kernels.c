@@ -68,11 +68,11 @@ static int64_t units_probe(const marlin_call *call)
     return ((const struct ProbeParams *)call->params)->num_units;
 }
 
-#define EMBED(weight) [KERNEL_embed_##weight] = {units_rows, NULL, 0}
+#define EMBED(weight) [KERNEL_embed_##weight] = {units_rows, NULL, 0, 0}
 #define LINEAR(weight, quantizes)                                                                  \
-    [KERNEL_matvec_##weight] = {units_linear, NULL, quantizes},                                    \
-    [KERNEL_matmul_##weight] = {units_linear, NULL, quantizes}
-#define OTHER(name, units, scratch) [KERNEL_##name] = {units, scratch, 0}
+    [KERNEL_matvec_##weight] = {units_linear, NULL, quantizes, 0},                                 \
+    [KERNEL_matmul_##weight] = {units_linear, NULL, quantizes, 0}
+#define OTHER(name, units, scratch) [KERNEL_##name] = {units, scratch, 0, 0}
 
 const marlin_work marlin_works[NUM_KERNELS] = {
     EMBED(f32),

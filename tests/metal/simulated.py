@@ -8,6 +8,7 @@ that a second build is a look-up. Knows nothing of what the device does.
 import glob
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -152,7 +153,7 @@ def program(cache, source):
 
 def compiler_command(cache):
     """SIMMETAL_COMPILER: what newLibraryWithSource runs."""
-    return f"{sys.executable} {SIM / 'compile_source.py'} {cache}"
+    return shlex.join([sys.executable, str(SIM / "compile_source.py"), str(cache)])
 
 
 def compile_source(cache, source, headers, generated):
