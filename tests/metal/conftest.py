@@ -1,8 +1,25 @@
-"""The simulated Metal device for this folder's tests (built by tests/conftest.py's fixture)."""
+"""The shaders one by one and the simulated Metal device, for this folder's tests."""
 
 import ctypes
 
 import pytest
+from msl import simt
+from shader import Shader
+
+
+@pytest.fixture(scope="session")
+def shader(request):
+    """Open a .metal file by its name; built once for the machine, as long as it does not change."""
+    cache = request.config.cache.mkdir("shaders")
+    opened = {}
+    return lambda name: opened.setdefault(name, Shader(name, cache))
+
+
+@pytest.fixture(params=["asc", "desc", "random:7"])
+def any_order(request):
+    """Each order in which the threads of a group may run."""
+    with simt.thread_order(request.param):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import reference
-from msl import simt
-from shader import Shader
 
 from marlin.device import abi
 
@@ -26,21 +24,6 @@ def _load(path):
 
 # A module of tests/device, which is on the path only when its own tests run.
 kv_case = _load(Path(__file__).resolve().parents[1] / "device" / "kv_case.py")
-
-
-@pytest.fixture(scope="module")
-def shader(request):
-    """Open a .metal file by its name; built once for the machine, as long as it does not change."""
-    cache = request.config.cache.mkdir("shaders")
-    opened = {}
-    return lambda name: opened.setdefault(name, Shader(name, cache))
-
-
-@pytest.fixture(params=["asc", "desc", "random:7"])
-def any_order(request):
-    """Each order in which the threads of a group may run."""
-    with simt.thread_order(request.param):
-        yield
 
 
 def normal(*shape, seed=0):

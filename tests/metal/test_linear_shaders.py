@@ -4,66 +4,14 @@ tests/device runs small shapes on the whole device. Here are y of several tiles,
 half cannot hold, repacked bytes beside the CPU's, and the probes.
 """
 
-import re
-from pathlib import Path
-
 import numpy as np
 import pytest
 import reference
-from msl import simt
 
 from marlin.device import abi, ops
 from marlin.device.device import Device
 from marlin.device.program import Recorder, View
 from marlin.weights import formats, ggml_types
-
-SHADERS = Path(__file__).resolve().parents[2] / "shaders"
-LAUNCH_LINE = re.compile(r"X\((\w+), (\d+), (\d+), (\d+), (\d+)\)")
-NOTHING_FAILED = 0xFFFFFFFF
-
-
-class Shader:
-    """One .metal file on the CPU runtime, its kernels called as the device calls them."""
-
-    def __init__(self, name, cache):
-        self._library = simt.load(SHADERS / f"{name}.metal", cache)
-        lines = LAUNCH_LINE.findall((SHADERS / "launch.h").read_text())
-        self._launches = {line[0]: [int(number) for number in line[1:]] for line in lines}
-
-    def run(self, kernel, grid, bindings, params, rows=1, **constants):
-        """Dispatch over a recorded grid and return the status word that the kernel left.
-
-        bindings: numpy arrays, or None where nothing is bound; params: the struct's fields.
-        """
-        threads, *units = self._launches[kernel]
-        words = [0 if array is None else array.nbytes // 4 for array in bindings]
-        call = np.array([1, *words, *[0] * (12 - len(words))], np.uint32)
-        status = np.array([NOTHING_FAILED], np.uint32)
-        unbound = np.zeros(4, np.uint32)
-        bound = [unbound if array is None else array for array in bindings]
-        bound += [None] * (12 - len(bound))
-        variables = np.array([rows, *[0] * 7], np.int32)
-        self._library.set_constants(**{key: np.uint32(value) for key, value in constants.items()})
-        groups = [-(-size // unit) for size, unit in zip(grid, units, strict=True)]
-        self._library.run(
-            kernel, groups, (threads,), *bound, np.array(params, np.uint32), variables, call, status
-        )
-        return status[0]
-
-
-@pytest.fixture(scope="module")
-def shader(request):
-    """Open a .metal file by its name; built once for the machine, as long as it does not change."""
-    cache = request.config.cache.mkdir("shaders")
-    opened = {}
-    return lambda name: opened.setdefault(name, Shader(name, cache))
-
-
-@pytest.fixture(params=["asc", "desc", "random:7"])
-def any_order(request):
-    """Each order in which the threads of a group may run."""
-    with simt.thread_order(request.param):
-        yield
 
 
 def weight_of(kind, n, k, group_size=32):
@@ -88,11 +36,10 @@ def matmul(shader, kind, x, arrays, n, flags, group_size=32, y_rows=None):
     y = np.full((y_rows or rows, n), np.nan, np.float32)
     constants = {"GROUP_SIZE": group_size, "FLAGS": flags}
     grid = (-(-n // abi.ROW_TILE), rows, 1)
-    params = (0, n, k, group_size, flags)
-    status = shader("matmul").run(
-        f"matmul_{kind}", grid, [x, *arrays, None, y], params, rows, **constants
-    )
-    assert status == NOTHING_FAILED
+    fields = {"rows_var": 0, "n": n, "k": k, "group_size": group_size, "flags": flags}
+    bindings = [x, *arrays, None, y]
+    params = ("LinearParams", fields)
+    assert shader("matmul").run(f"matmul_{kind}", grid, bindings, params, [rows], constants)
     return y
 
 
@@ -181,25 +128,28 @@ def test_repacking_gives_the_cpus_bytes(shader, any_order, ggml_type, n, heads):
         source.view(layout)[field] = rng.standard_normal(2 * n)
     k = 2 * values
     arrays, *_ = empty_weight(ggml_type, n, k)
-    params = (abi.GGML_TYPES[ggml_type], n, k, heads)
+    fields = {"type": abi.GGML_TYPES[ggml_type], "n": n, "k": k, "permute_heads": heads}
     grid = (-(-n // abi.ROW_TILE), 1, 1)
-    assert shader("repack").run("repack", grid, [source, *arrays], params) == NOTHING_FAILED
+    assert shader("repack").run("repack", grid, [source, *arrays], ("RepackParams", fields), [])
     found = [None if array is None else array.tobytes() for array in arrays]
     assert found == repacked_by_cpu(source, ggml_type, n, k, heads)
+
+
+TWO_UNITS = ("ProbeParams", {"num_units": 2})
 
 
 @pytest.mark.parametrize("place", [0, 4095, 77777, abi.PROBE_BYTES - 1])
 def test_the_read_probe_reads_every_byte_of_its_piece(shader, place):
     x = np.random.default_rng(place).integers(0, 256, (2, abi.PROBE_BYTES)).astype(np.uint8)
     before, after = np.zeros((2, 2), np.uint32)
-    shader("probe").run("probe_read", (2, 1, 1), [x, before], (2,))
+    shader("probe").run("probe_read", (2, 1, 1), [x, before], TWO_UNITS, [])
     x[1, place] ^= 1
-    shader("probe").run("probe_read", (2, 1, 1), [x, after], (2,))
+    shader("probe").run("probe_read", (2, 1, 1), [x, after], TWO_UNITS, [])
     assert before[0] == after[0] and before[1] != after[1]
     assert before[0] == x[0].view(np.uint32).sum(dtype=np.uint32)
 
 
 def test_the_dot_probe_leaves_one_finite_number_a_unit(shader):
     out = np.full(3, np.nan, np.float32)
-    shader("probe").run("probe_dot", (2, 1, 1), [None, out], (2,))
+    shader("probe").run("probe_dot", (2, 1, 1), [None, out], TWO_UNITS, [])
     assert np.isfinite(out[:2]).all() and (out[:2] > 0).all() and np.isnan(out[2])
