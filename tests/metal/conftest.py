@@ -1,6 +1,7 @@
 """The shaders one by one and the simulated Metal device, for this folder's tests."""
 
 import ctypes
+import functools
 
 import pytest
 from msl import simt
@@ -11,8 +12,7 @@ from shader import Shader
 def shader(request):
     """Open a .metal file by its name; built once for the machine, as long as it does not change."""
     cache = request.config.cache.mkdir("shaders")
-    opened = {}
-    return lambda name: opened.setdefault(name, Shader(name, cache))
+    return functools.cache(lambda name: Shader(name, cache))
 
 
 @pytest.fixture(params=["asc", "desc", "random:7"])

@@ -24,6 +24,26 @@ MSL_FN simdgroup_matrix<T, Cols, Rows> make_filled_simdgroup_matrix(T value)
     return simdgroup_matrix<T, Cols, Rows>(value);
 }
 
+#if MSL_RACES
+/* Metal does not say which lane moves which element. A runtime that looks for races sees the next
+ * lane read each as well: a barrier counts even where the layout above gives two accesses to one
+ * lane. */
+template <class T>
+MSL_FN void msl_read_of_next_lane(const T *from, ulong stride, bool transpose, uint lane)
+{
+    lane = (lane + 1) % MSL_SIMD_WIDTH;
+    const ulong row = msl_matrix_row(lane), column = msl_matrix_column(lane);
+    for (uint i = 0; i < 2; ++i) {
+        const ulong at = transpose ? (column + i) * stride + row : row * stride + column + i;
+        (void)*(const volatile T *)(from + at);
+    }
+}
+#define MSL_ALSO_READ(from, stride, transpose, lane)                                               \
+    msl_read_of_next_lane(from, stride, transpose, lane)
+#else
+#define MSL_ALSO_READ(from, stride, transpose, lane)
+#endif
+
 /* `stride` elements from a row to the next; `origin` is (column, row). */
 #define MSL_LOAD_AND_STORE(space)                                                                  \
     template <class T>                                                                             \
@@ -37,6 +57,7 @@ MSL_FN simdgroup_matrix<T, Cols, Rows> make_filled_simdgroup_matrix(T value)
         to.elements[0] = transpose ? from[column * stride + row] : from[row * stride + column];    \
         to.elements[1] =                                                                           \
             transpose ? from[(column + 1) * stride + row] : from[row * stride + column + 1];       \
+        MSL_ALSO_READ(from, stride, transpose, lane);                                              \
     }                                                                                              \
     template <class T>                                                                             \
     MSL_FN void simdgroup_store(simdgroup_matrix<T, 8, 8> from, space T *to, ulong stride = 8,     \
@@ -56,6 +77,7 @@ MSL_LOAD_AND_STORE(threadgroup);
 MSL_LOAD_AND_STORE();
 #endif
 #undef MSL_LOAD_AND_STORE
+#undef MSL_ALSO_READ
 
 /* d = a b + c, summed in float. */
 template <class D, class A, class B, class C>

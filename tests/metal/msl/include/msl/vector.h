@@ -62,17 +62,25 @@ template <class T> struct msl_scalar {
     typedef typename msl_facts<T>::type type;
 };
 
-/* NVRTC 13.0 turns memcpy of 16-bit elements into byte stores with a wrong result on an H200. */
-#if MSL_CUDA
+/* NVRTC 13.0 turns memcpy of 16-bit elements into byte stores with a wrong result on an H200. Clang
+ * reports no memcpy to a runtime that looks for races. */
+#if MSL_CUDA || MSL_RACES
 #define MSL_COPY_VECTOR(to, from, n)                                                               \
     for (int i = 0; i < n; ++i) (to)[i] = (from)[i]
 #else
 #define MSL_COPY_VECTOR(to, from, n) MSL_COPY_BYTES(to, from, sizeof(to))
 #endif
 
+#if MSL_RACES
+#define MSL_VECTOR_COPY(N_)                                                                        \
+    MSL_FN vec(const vec &o) { MSL_COPY_VECTOR(d, o.d, N_); }
+#else
+#define MSL_VECTOR_COPY(N_) vec(const vec &) = default;
+#endif
+
 #define MSL_VECTOR_MEMBERS(N_)                                                                     \
     vec() = default;                                                                               \
-    vec(const vec &) = default;                                                                    \
+    MSL_VECTOR_COPY(N_)                                                                            \
     template <class S, enable_if_t<is_arithmetic<S>::value, int> = 0>                              \
     constexpr MSL_FN vec(S s) : d{}                                                                \
     {                                                                                              \
