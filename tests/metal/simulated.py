@@ -38,6 +38,10 @@ FLAGS = ("-std=gnu11", "-g", "-O1", "-fPIC", "-fvisibility=hidden", "-Wall", "-W
 # GNUstep's own headers give these.
 QUIET = ("-Wno-unknown-warning-option", "-Wno-objc-property-implementation")
 
+# What -fsanitize= takes, to clang's name of the run time that a process preloads. "thread" watches
+# the shim and the simulation alone: it cannot follow the stacks that kernels run on.
+SANITIZERS = {"address,undefined": "asan", "thread": "tsan"}
+SANITIZER_FLAGS = ("-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-shared-libsan")
 
 # Bytes 4 and on of the constant at index 14 (MarlinCall) hold the words of bindings 0 to 11. One
 # thread: a dispatch here is shorter than it takes a busy machine to wake another.
@@ -102,27 +106,41 @@ def include_flags(generated):
     ]
 
 
-def link_flags(runtime):
+def sanitizer_library(sanitize):
+    """The run time that a process preloads; None: it is not installed."""
+    return msl_build.sanitizer_library(SANITIZERS[sanitize])
+
+
+def sanitizer_flags(sanitize):
+    return [f"-fsanitize={sanitize}", *SANITIZER_FLAGS] if sanitize else []
+
+
+def link_flags(runtime, sanitize=None):
     gcc = gcc_folder()
     return [
+        *sanitizer_flags(sanitize),
         *(f"-L{runtime.parent}", f"-l:{runtime.name}", f"-Wl,-rpath,{runtime.parent}"),
         *(f"-L{gcc}", "-lgnustep-base", "-lobjc", "-lBlocksRuntime", "-pthread", "-ldl"),
     ]
 
 
-def build(cache, build_metal):
+def build(cache, build_metal, sanitize=None):
     """Build what has changed since the last time. Returns a Simulated.
 
     Args:
         cache: folder for everything built.
         build_metal: metal_shim/build_metal.py as a module.
+        sanitize: one of SANITIZERS.
 
     Raises:
         SimulationError, msl.source.SourceError: a compiler refused.
     """
     text = build_metal.joined_source(ROOT / "shaders")
-    bare = bare_library(cache, build_metal, text)
-    metallib = msl_build.library(_keep(cache, "marlin.metal", text), cache)
+    bare = bare_library(cache, build_metal, text, sanitize)
+    source, options = _keep(cache, "marlin.metal", text), {}
+    if _kernels_sanitize(sanitize):  # optimized, they take a minute to compile
+        options = {"sanitize": _kernels_sanitize(sanitize), "optimize": "0"}
+    metallib = msl_build.library(source, cache, **options)
     folder = cache / f"device-{_digest(bare.parent.name, metallib.parent.name)}"
     if not folder.exists():
         partial = Path(tempfile.mkdtemp(dir=cache))
@@ -132,13 +150,19 @@ def build(cache, build_metal):
     return Simulated(folder / bare.name, cache / "home")
 
 
-def bare_library(cache, build_metal, text):
+def _kernels_sanitize(sanitize):
+    return "address" if sanitize == "address,undefined" else None
+
+
+def bare_library(cache, build_metal, text, sanitize=None):
     """libmarlin_metal.so with a shader source, alone: it compiles that when it is opened."""
     header = _keep(cache, "shader_source.h", build_metal.source_header(text))
     sources = [*build_metal.shim_sources(ROOT), *sorted(SIM.glob("*.m"))]
     headers = [*SIM.rglob("*.h"), *ROOT.glob("metal_shim/*.h"), *ROOT.glob("shaders/*.h")]
-    objects = [compile_source(cache, p, [*sorted(headers), header], header.parent) for p in sources]
-    return link(cache, objects, msl_build.runtime(cache))
+    headers = [*sorted(headers), header]
+    objects = [compile_source(cache, p, headers, header.parent, sanitize) for p in sources]
+    runtime = msl_build.runtime(cache, _kernels_sanitize(sanitize))
+    return link(cache, objects, link_flags(runtime, sanitize))
 
 
 def program(cache, source):
@@ -156,18 +180,27 @@ def compiler_command(cache):
     return shlex.join([sys.executable, str(SIM / "compile_source.py"), str(cache)])
 
 
-def compile_source(cache, source, headers, generated):
+def caller(cache, source, library, sanitize):
+    """A C program that uses a sanitized device through marlin.h alone."""
+    folders = (library.parent, Path(sanitizer_library(sanitize)).parent)
+    flags = [*FLAGS, *sanitizer_flags(sanitize), str(source), f"-l:{library.name}", "-pthread"]
+    flags += [f"-I{ROOT / 'metal_shim'}", f"-I{ROOT / 'shaders'}", f"-L{library.parent}"]
+    flags += [f"-Wl,-rpath,{folder}" for folder in folders]
+    place = cache / f"program-{_digest(flags, source.read_text())}" / source.stem
+    return _once(place, lambda out: [CLANG, *flags, "-o", out])
+
+
+def compile_source(cache, source, headers, generated, sanitize=None):
     """The object of a C or Objective-C file."""
     flags = [*FLAGS, *QUIET, *(OBJC_FLAGS if source.suffix == ".m" else ())]
-    flags += include_flags(generated)
+    flags += [*sanitizer_flags(sanitize), *include_flags(generated)]
     key = _digest(flags, source.read_text(), *(path.read_text() for path in headers))
     place = cache / "objects" / f"{source.stem}-{key}.o"
     return _once(place, lambda out: [CLANG, *flags, "-c", str(source), "-o", out])
 
 
-def link(cache, objects, runtime):
+def link(cache, objects, flags):
     """libmarlin_metal.so, alone in its folder."""
-    flags = link_flags(runtime)
     place = cache / f"shim-{_digest(flags, [path.name for path in objects])}" / "libmarlin_metal.so"
     command = [CLANG, "-shared", "-Wl,-z,defs", *map(str, objects), *flags]
     return _once(place, lambda out: [*command, "-o", out])

@@ -2,6 +2,8 @@
 reports and gives back. What any device must do is in tests/device."""
 
 import mmap
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +17,8 @@ from marlin.errors import DeviceError, NoDeviceError
 
 DIM = 64
 MIB = 1 << 20
-ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 
 
 @pytest.fixture
@@ -290,42 +293,50 @@ except Exception as error:
 """
 
 
-def open_elsewhere(library, **environment):
-    """What a process of its own says: two libraries in one would have the same class names."""
-    command = [sys.executable, "-c", SCRIPT, str(library)]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", **environment}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+def run_elsewhere(script, *arguments, folders=(), **environment):
+    """The finished process of a script: two libraries in one would have the same class names."""
+    path = os.pathsep.join(map(str, (ROOT, *folders)))
+    environment = os.environ | {"PYTHONPATH": path} | environment
+    command = [sys.executable, *script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def said_by(done):
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
-def test_a_damaged_metallib_is_named(simulated_metal, tmp_path):
-    library = tmp_path / simulated_metal.library.name
-    library.write_bytes(simulated_metal.library.read_bytes())
+@pytest.fixture
+def alone(simulated_metal, tmp_path):
+    """A copy of the library without a metallib: it compiles the source that it holds."""
+    return Path(shutil.copy(simulated_metal.library, tmp_path))
+
+
+def test_a_damaged_metallib_is_named(alone, tmp_path):
     (tmp_path / "marlin.metallib").write_bytes(b"cut sho")
     expected = f"refused {tmp_path}/marlin.metallib cannot be loaded: "
-    assert open_elsewhere(library).startswith(expected)
+    assert said_by(run_elsewhere(["-c", SCRIPT], alone)).startswith(expected)
 
 
-@pytest.fixture(scope="module")
-def source_library(simulated_metal, checkout, load_script):
-    """A library without a metallib, whose source is one small kernel: (path, its compiler)."""
+def test_the_whole_source_is_compiled_without_a_metallib_and_its_pipelines_are_kept(
+    alone, simulated_metal, tmp_path
+):
     import simulated
 
-    build_metal = load_script("metal_shim/build_metal.py")
-    cache = simulated_metal.home.parent
-    text = "#include <metal_stdlib>\nkernel void k(device float *x [[buffer(0)]]) { *x = 1; }\n"
-    return simulated.bare_library(cache, build_metal, text), simulated.compiler_command(cache)
+    environment = simulated_metal.environment | {"HOME": str(tmp_path)}
+    environment["SIMMETAL_COMPILER"] = simulated.compiler_command(simulated_metal.home.parent)
+    script, folders = [HERE / "sim" / "run_kernels.py"], (HERE.parent, HERE.parent / "device")
+    archives = []
+    for kept in ("anew", "from the archive"):
+        done = run_elsewhere(script, alone, folders=folders, **environment)
+        assert said_by(done) == f"compiled 1 {kept}"
+        archives.append(archive_in(tmp_path).read_text())
+    assert archives[0] == archives[1] and "matvec_int4" in archives[0]
 
 
-def test_without_a_metallib_the_source_in_the_library_is_compiled(source_library):
-    library, compiler = source_library
-    assert open_elsewhere(library, SIMMETAL_COMPILER=compiler) == "opened 1 0"
-
-
-def test_a_source_that_does_not_compile_says_why(source_library):
-    library, _ = source_library
-    said = open_elsewhere(library, SIMMETAL_COMPILER="sh -c 'echo line 7 is bad; false'")
+def test_a_source_that_does_not_compile_says_why(alone):
+    compiler = "sh -c 'echo line 7 is bad; false'"
+    said = said_by(run_elsewhere(["-c", SCRIPT], alone, SIMMETAL_COMPILER=compiler))
     assert said.startswith("refused the shaders do not compile: line 7 is bad")
 
 
@@ -352,9 +363,8 @@ device.close()
 
 @pytest.mark.parametrize("barrier", ["with", "without"])
 def test_a_record_without_its_barrier_is_caught(simulated_metal, barrier):
-    command = [sys.executable, "-c", BARRIER_SCRIPT, str(simulated_metal.library), barrier]
-    environment = simulated_metal.environment | {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    arguments = (simulated_metal.library, barrier)
+    done = run_elsewhere(["-c", BARRIER_SCRIPT], *arguments, **simulated_metal.environment)
     expected = "dispatch 1 (silu_mul) reads buffer 0, which dispatch 0 (silu_mul) writes"
     assert (done.returncode == 0) == (barrier == "with"), done.stderr
     assert (expected in done.stderr) == (barrier == "without")

@@ -119,7 +119,8 @@ static double now(void)
 - (id<MTLComputeCommandEncoder>)computeCommandEncoderWithDispatchType:(MTLDispatchType)type
 {
     EXPECT(!_encoder, "a second encoder while one is open");
-    EXPECT(_status < MTLCommandBufferStatusCommitted, "encoding into a committed command buffer");
+    EXPECT([self status] < MTLCommandBufferStatusCommitted,
+           "encoding into a committed command buffer");
     SimEncoder *encoder = [[[SimEncoder alloc] init] autorelease];
     encoder->_commands = [self retain];
     encoder->_concurrent = type == MTLDispatchTypeConcurrent;
@@ -130,7 +131,7 @@ static double now(void)
 
 - (void)addCompletedHandler:(void (^)(id<MTLCommandBuffer>))block
 {
-    EXPECT(_status < MTLCommandBufferStatusCommitted, "addCompletedHandler: after commit");
+    EXPECT([self status] < MTLCommandBufferStatusCommitted, "addCompletedHandler: after commit");
     void *copy = (void *)Block_copy(block);
     [_handlers addObject:[NSValue valueWithPointer:copy]];
 }
@@ -138,7 +139,7 @@ static double now(void)
 - (void)commit
 {
     EXPECT(!_encoder, "commit with an open encoder");
-    EXPECT(_status < MTLCommandBufferStatusCommitted, "a command buffer was committed twice");
+    EXPECT([self status] < MTLCommandBufferStatusCommitted, "a command buffer was committed twice");
     _status = MTLCommandBufferStatusCommitted;
     [_queue simPush:self];
 }
@@ -147,7 +148,7 @@ static double now(void)
  * count of objects right after it is exact. */
 - (void)waitUntilCompleted
 {
-    EXPECT(_status >= MTLCommandBufferStatusCommitted, "waitUntilCompleted before commit");
+    EXPECT([self status] >= MTLCommandBufferStatusCommitted, "waitUntilCompleted before commit");
     sim_queue_state *state = _queue->_state;
     if (pthread_equal(pthread_self(), _queue->_thread)) return; /* in a completion handler */
     pthread_mutex_lock(&state->mutex);

@@ -9,19 +9,11 @@ static NSString *const LIBRARY_ERROR = @"MTLLibraryErrorDomain";
 
 /* ---- libraries and functions ---- */
 
+/* Function constants are variables of the loaded file, which every device of a process shares: one
+ * dispatch at a time. */
+static pthread_mutex_t constants_mutex = PTHREAD_MUTEX_INITIALIZER;
+
 @implementation SimLibrary
-
-- (id)init
-{
-    if ((self = [super init])) pthread_mutex_init(&_mutex, NULL);
-    return self;
-}
-
-- (void)dealloc
-{
-    pthread_mutex_destroy(&_mutex);
-    [super dealloc];
-}
 
 - (NSArray *)functionNames
 {
@@ -87,7 +79,7 @@ static NSString *const LIBRARY_ERROR = @"MTLLibraryErrorDomain";
 {
     char text[600] = "";
     msl_library *library = _library->_library;
-    pthread_mutex_lock(&_library->_mutex);
+    pthread_mutex_lock(&constants_mutex);
     msl_library_clear_constants(library);
     NSEnumerator *indices = [_constants keyEnumerator];
     for (NSNumber *index = [indices nextObject]; index; index = [indices nextObject]) {
@@ -95,7 +87,7 @@ static NSString *const LIBRARY_ERROR = @"MTLLibraryErrorDomain";
         msl_library_set_constant(library, [index intValue], NULL, [value bytes], [value length]);
     }
     int failed = msl_dispatch(library, _index, info, text, sizeof text);
-    pthread_mutex_unlock(&_library->_mutex);
+    pthread_mutex_unlock(&constants_mutex);
     return failed ? [NSString stringWithUTF8String:text] : nil;
 }
 

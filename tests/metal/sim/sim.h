@@ -78,8 +78,7 @@ void sim_count(int event, long by);
 
 @interface SimLibrary : SimObject <MTLLibrary> {
   @public
-    msl_library *_library;
-    pthread_mutex_t _mutex; /* function constants are the library's: one pipeline at a time */
+    msl_library *_library; /* loaded for good: the runtime closes none */
 }
 @end
 
