@@ -16,13 +16,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "metal")]
 
 from msl import cuda
-from shader import LAUNCH_LINE, MAX_BINDINGS, MAX_VARS, NOTHING_FAILED, SHADERS
+from shader import MAX_BINDINGS, MAX_VARS, NOTHING_FAILED, SHADERS, Launches
 
 from marlin.device import abi
 from marlin.device.device import Device
 
 ROWS_VARIANTS = (1, 2, 4, 8, 16)
-NUM_CONSTANTS = 5
+NUM_CONSTANTS = 6
 # shaders/common.h: the buffers after a kernel's bindings
 PARAMS_SLOT, VARS_SLOT, CALL_SLOT, STATUS_SLOT = 12, 13, 14, 15
 FAILED = -5
@@ -35,6 +35,7 @@ class Arguments(ctypes.Structure):
         ("buffers", ctypes.c_void_p * 31),
         ("threadgroup_offsets", ctypes.c_uint32 * 31),
         ("grid", ctypes.c_uint32 * 3),
+        ("content", ctypes.c_uint32 * 16),
     ]
 
 
@@ -57,55 +58,53 @@ class Kernels:
 
     def __init__(self, gpu, folder):
         self.gpu, self._folder = gpu, folder
-        lines = LAUNCH_LINE.findall((SHADERS / "launch.h").read_text())
-        self._launches = {line[0]: [int(number) for number in line[1:]] for line in lines}
+        self._launches = Launches(SHADERS)
         self._functions = {}
 
     def function(self, kernel, constants):
-        """constants: values of the function constants 0 to 4."""
+        """constants: values of the function constants, by index."""
         key = kernel, tuple(constants)
         if key not in self._functions:
             text = (self._folder / f"{kernel}.cu").read_text()
             defines = [f"MSL_FC_{i}={value}" for i, value in enumerate(constants)]
+            defines.append(f"MSL_CONSTANT_SLOT={PARAMS_SLOT}")
             image = cuda.compile_text(text, self.gpu.architecture, defines)
             module = self.gpu.load(image.cubin)
             self._functions[key] = self.gpu.function(module, f"msl_{kernel}")
         return self._functions[key]
 
-    def groups(self, kernel, grid, rows):
-        """Threadgroups on each axis, for a recorded grid."""
-        units = [unit or rows for unit in self._launches[kernel][1:]]
-        return [-(-size // unit) for size, unit in zip(grid, units, strict=True)]
-
-    def launch(self, kernel, grid, addresses, params, variables):
+    def launch(self, kernel, grid, addresses, raw, variables):
         """Queue one dispatch.
 
         Args:
             grid: as recorded, three sizes.
-            addresses: of the kernel's buffers by slot, device memory.
-            params: 0-d structured array of an abi.PARAMS dtype.
+            addresses: of the kernel's buffers by slot, device memory; its parameters have none.
+            raw: bytes of its parameters.
             variables: the step's vars as the device sees them.
         """
-        rows = 1
+        rows, params = 1, params_of(kernel, raw)
         if kernel.startswith("matvec"):
             wanted = variables[params["rows_var"]]
             rows = next((size for size in ROWS_VARIANTS if size >= wanted), ROWS_VARIANTS[-1])
-        function = self.function(kernel, constants_of(kernel, params, rows))
+        simdgroups = self._launches.simdgroups(kernel, params)
+        function = self.function(kernel, constants_of(kernel, params, rows, simdgroups))
         arguments = Arguments()
+        ctypes.memmove(arguments.content, raw, len(raw))
         for slot, address in addresses.items():
             arguments.buffers[slot] = address
-        groups = self.groups(kernel, grid, rows)
+        groups = self._launches.groups(kernel, grid, rows)
         if all(groups):
-            self.gpu.launch(function, groups, self._launches[kernel][0], arguments)
+            threads = self._launches.threads(kernel, simdgroups)
+            self.gpu.launch(function, groups, threads, arguments)
 
 
-def constants_of(kernel, params, rows):
-    """ROWS, GROUP_SIZE, FLAGS, HEAD_DIM, HEADS_PER_KV of shaders/common.h."""
+def constants_of(kernel, params, rows, simdgroups):
+    """ROWS, GROUP_SIZE, FLAGS, HEAD_DIM, HEADS_PER_KV, SIMDGROUPS of shaders/common.h."""
     if kernel.startswith("attention"):
         per_kv = int(params["num_heads"]) // int(params["num_kv_heads"])
-        return 0, 0, 0, int(params["head_dim"]), per_kv
+        return 0, 0, 0, int(params["head_dim"]), per_kv, 0
     if kernel.startswith(("matvec", "matmul", "embed")):
-        return rows, int(params["group_size"]), int(params["flags"]), 0, 0
+        return rows, int(params["group_size"]), int(params["flags"]), 0, 0, simdgroups
     return (0,) * NUM_CONSTANTS
 
 
@@ -117,7 +116,7 @@ def params_of(kernel, raw):
     if name is None:
         return None
     dtype = abi.PARAMS[name]
-    return np.frombuffer(raw[: dtype.itemsize].tobytes(), dtype)[0]
+    return np.frombuffer(raw[: dtype.itemsize], dtype)[0]
 
 
 class GpuLibrary:
@@ -175,7 +174,7 @@ class GpuLibrary:
         for host, address in self._memory.values():
             array = np.frombuffer(host, np.uint8)
             array[:] = self.gpu.download(address, np.uint8, array.shape)
-        for address in (address for pair in held for address in pair):
+        for address in held:
             self.gpu.release(address)
         return self._result(records)
 
@@ -198,13 +197,12 @@ class GpuLibrary:
                 memory = self._memory[int(binding["buffer"])][1]
                 addresses[slot] = memory + int(binding["offset"])
                 words[1 + slot] = binding["bytes"] // 4
-        raw = record["params"][: record["param_bytes"]]
-        held = self.gpu.upload(raw), self.gpu.upload(words)
-        addresses |= {PARAMS_SLOT: held[0], VARS_SLOT: self._vars}
-        addresses |= {CALL_SLOT: held[1], STATUS_SLOT: self._status}
+        raw = record["params"][: record["param_bytes"]].tobytes()
+        held = self.gpu.upload(words)
+        addresses |= {VARS_SLOT: self._vars, CALL_SLOT: held, STATUS_SLOT: self._status}
         axes = zip(record["grid_value"], record["grid_var"], strict=True)
         grid = [int(value) if var < 0 else -(-int(step[var]) // int(value)) for value, var in axes]
-        self._kernels.launch(kernel, grid, addresses, params_of(kernel, raw), step)
+        self._kernels.launch(kernel, grid, addresses, raw, step)
         return held
 
     def marlin_program_wait(self, _):

@@ -8,7 +8,7 @@ the rate at which this GPU sums floats, measured in the same run.
 from dataclasses import dataclass
 
 import numpy as np
-from gpu_device import CALL_SLOT, PARAMS_SLOT, STATUS_SLOT, VARS_SLOT, Arguments
+from gpu_device import CALL_SLOT, STATUS_SLOT, VARS_SLOT, Arguments
 from msl import cuda
 
 from marlin.device import abi, ops
@@ -141,15 +141,14 @@ class Timer:
     def matvec(self, kind, group, group_bytes, k, n, rows=1):
         """y = x W^T for a weight that no cache holds."""
         flags = abi.WEIGHT_BIAS if kind == "int4" else 0
-        params = make_params(
-            "LinearParams", rows_var=ops.VAR_TOKENS, n=n, k=k, group_size=group, flags=flags
-        )
+        fields = {"rows_var": ops.VAR_TOKENS, "n": n, "k": k, "group_size": group, "flags": flags}
+        raw = make_params("LinearParams", **fields).tobytes()
         weight_bytes = n * k // group * group_bytes if group else 2 * n * k
         code_bytes = {"fp4": n * k // 2, "int4": n * k // 2, "int8": n * k}.get(kind, 2 * n * k)
         scale_bytes = 2 * n * k // group if group else 0
         variables = np.array([rows] + [0] * 7, np.int32)
         shared = {0: self._floats(rows * k), 4: self._call, 5: self.gpu.allocate(4 * rows * n)}
-        shared |= {PARAMS_SLOT: self.gpu.upload(params), VARS_SLOT: self.gpu.upload(variables)}
+        shared[VARS_SLOT] = self.gpu.upload(variables)
         codes = self._codes if group else self._halves[0]
         copies = min(max(2, -(-ROTATED_BYTES // weight_bytes)), POOL_BYTES // code_bytes)
 
@@ -158,11 +157,11 @@ class Timer:
             weights = {1: codes + copy * code_bytes, 2: self._scales + scales}
             weights[3] = self._scales + POOL_BYTES // 2 + scales
             grid = -(-n // abi.ROW_TILE), rows, 1
-            self.kernels.launch(f"matvec_{kind}", grid, shared | weights, params, variables)
+            self.kernels.launch(f"matvec_{kind}", grid, shared | weights, raw, variables)
 
         launches = [lambda copy=copy: launch(copy) for copy in range(copies)]
         measured = self._timed(launches, weight_bytes)
-        for slot in (0, 5, PARAMS_SLOT, VARS_SLOT):
+        for slot in (0, 5, VARS_SLOT):
             self.gpu.release(shared[slot])
         return measured
 
@@ -172,14 +171,14 @@ class Timer:
         half = sequences * context * KV_HEADS * HEAD_DIM * 2
         copies = min(max(2, -(-ROTATED_BYTES // (2 * half))), POOL_BYTES // half)
         splits = -(-context // abi.KV_SPLIT)
-        params = attention_params(sequences * blocks, blocks)
+        raw = attention_params(sequences * blocks, blocks).tobytes()
         tables = self._rng.permutation(sequences * blocks).astype(np.int32)
         tiles = [(row, 1, row, context - 1) for row in range(sequences)]
         variables = np.array([sequences, sequences, sequences, splits, 0, 0, 0, 0], np.int32)
         partials = self.gpu.allocate(4 * sequences * HEADS * splits * (HEAD_DIM + 2))
         out = self.gpu.allocate(4 * sequences * HEADS * HEAD_DIM)
-        fixed = {PARAMS_SLOT: self.gpu.upload(params), VARS_SLOT: self.gpu.upload(variables)}
-        fixed |= {CALL_SLOT: self._call, STATUS_SLOT: self._status}
+        fixed = {CALL_SLOT: self._call, STATUS_SLOT: self._status}
+        fixed[VARS_SLOT] = self.gpu.upload(variables)
         fixed[4] = self.gpu.upload(np.array(tiles, np.int32))
         read = {0: self._floats(sequences * HEADS * HEAD_DIM), 3: self.gpu.upload(tables)}
 
@@ -187,10 +186,10 @@ class Timer:
             caches = {1 + i: pool + copy * half for i, pool in enumerate(self._halves)}
             grid = sequences, KV_HEADS, splits
             addresses = fixed | read | caches | {5: partials}
-            self.kernels.launch("attention_split", grid, addresses, params, variables)
+            self.kernels.launch("attention_split", grid, addresses, raw, variables)
             addresses = fixed | {0: partials, 5: out}
             grid = sequences, HEADS, 1
-            self.kernels.launch("attention_combine", grid, addresses, params, variables)
+            self.kernels.launch("attention_combine", grid, addresses, raw, variables)
 
         launches = [lambda copy=copy: launch(copy) for copy in range(copies)]
         return self._timed(launches, 2 * half)

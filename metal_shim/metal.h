@@ -10,7 +10,7 @@
 /* Indices of a kernel's fixed arguments (shaders/common.h); its bindings come before them. */
 enum { PARAMS_INDEX = MARLIN_MAX_BINDINGS, VARS_INDEX, CALL_INDEX, STATUS_INDEX };
 /* Function constants, by index (shaders/common.h). */
-enum { ROWS, GROUP_SIZE, FLAGS, HEAD_DIM, HEADS_PER_KV, NUM_CONSTANTS };
+enum { ROWS, GROUP_SIZE, FLAGS, HEAD_DIM, HEADS_PER_KV, SIMDGROUPS, NUM_CONSTANTS };
 /* Values of ROWS: powers of two up to 1 << (NUM_ROWS - 1). */
 #define NUM_ROWS 5
 /* Every Apple GPU's, and what the kernels are written for. */
@@ -24,8 +24,8 @@ typedef struct {
 
 /* The argument that tells dispatch `index` which it is and how long its bindings are. */
 marlin_call_words marlin_call_of(const marlin_records *records, int32_t index);
-/* Threads of a kernel's threadgroup. */
-int32_t marlin_launch_threads(int32_t kernel_id);
+/* Threads of a threadgroup. */
+int32_t marlin_launch_threads(const marlin_record *record);
 /* Pipelines of a kernel: NUM_ROWS for one with ROWS, else 1. */
 int marlin_num_variants(int32_t kernel_id);
 /* The function constants of a record's variant, 0 where its kernel has none. */

@@ -131,12 +131,12 @@ static void save_archive(marlin_device *device)
 {
     if (!device->archive_grew) return;
     device->archive_grew = NO;
-    char unfinished[PATH_BYTES + 16];
-    snprintf(unfinished, sizeof unfinished, "%s.%d", device->archive_path, (int)getpid());
+    char partial[PATH_BYTES + 48]; /* no other device's, in this process or another */
+    snprintf(partial, sizeof partial, "%s.%d.%p", device->archive_path, getpid(), (void *)device);
     marlin_make_folders(device->archive_path);
-    if (![device->archive serializeToURL:url_of(unfinished) error:NULL] ||
-        rename(unfinished, device->archive_path) != 0)
-        unlink(unfinished);
+    if (![device->archive serializeToURL:url_of(partial) error:NULL] ||
+        rename(partial, device->archive_path) != 0)
+        unlink(partial);
 }
 
 static int open_gpu(marlin_device *device, const char *wanted)
@@ -376,7 +376,7 @@ static int check_state(const char *name, int threads, id<MTLComputePipelineState
                        name, threads, SIMD_THREADS, most, width);
 }
 
-static int add_pipeline(marlin_device *device, pipeline wanted)
+static int add_pipeline(marlin_device *device, const marlin_record *record, pipeline wanted)
 {
     const char *name = marlin_kernels[wanted.kernel_id].name;
     size_t bytes = (size_t)(device->num_pipelines + 1) * sizeof wanted;
@@ -389,7 +389,7 @@ static int add_pipeline(marlin_device *device, pipeline wanted)
     if (!wanted.state)
         return marlin_fail(MARLIN_EDEVICE, "kernel %s cannot be made: %.300s", name,
                            text_of(error));
-    int code = check_state(name, marlin_launch_threads(wanted.kernel_id), wanted.state);
+    int code = check_state(name, marlin_launch_threads(record), wanted.state);
     if (code == MARLIN_OK)
         device->pipelines[device->num_pipelines++] = wanted;
     else
@@ -407,7 +407,7 @@ static int find_pipeline(marlin_device *device, const marlin_record *record, int
     while (i < device->num_pipelines &&
            memcmp(&device->pipelines[i], &wanted, offsetof(pipeline, state)) != 0)
         i++;
-    int code = i < device->num_pipelines ? MARLIN_OK : add_pipeline(device, wanted);
+    int code = i < device->num_pipelines ? MARLIN_OK : add_pipeline(device, record, wanted);
     if (code == MARLIN_OK) *out = device->pipelines[i].state;
     return code;
 }
@@ -531,7 +531,7 @@ static void encode(marlin_program *program, id<MTLComputeCommandEncoder> encoder
         flagged = NO;
         encoded = YES;
         bind_record(program, i, encoder, now);
-        int32_t threads = marlin_launch_threads(records->items[i].kernel_id);
+        int32_t threads = marlin_launch_threads(&records->items[i]);
         [encoder setComputePipelineState:program->steps[i].states[variant]];
         [encoder insertDebugSignpost:program->steps[i].signpost];
         [encoder dispatchThreadgroups:MTLSizeMake((NSUInteger)groups[0], (NSUInteger)groups[1],

@@ -9,7 +9,7 @@
 #define SILU_FLOATS 1024
 
 typedef struct {
-    int32_t threads;
+    int32_t threads; /* 0: SIMDGROUPS simdgroups */
     int64_t units[3]; /* of the grid that a threadgroup takes; 0: ROWS */
 } launch;
 
@@ -29,7 +29,17 @@ marlin_call_words marlin_call_of(const marlin_records *records, int32_t index)
     return call;
 }
 
-int32_t marlin_launch_threads(int32_t kernel_id) { return launches[kernel_id].threads; }
+/* SIMDGROUPS of a record whose kernel has it. */
+static uint32_t simdgroups_of(const marlin_record *record)
+{
+    return MARLIN_SIMDGROUPS(((const struct LinearParams *)(const void *)record->params)->n);
+}
+
+int32_t marlin_launch_threads(const marlin_record *record)
+{
+    int32_t threads = launches[record->kernel_id].threads;
+    return threads ? threads : SIMD_THREADS * (int32_t)simdgroups_of(record);
+}
 
 int marlin_num_variants(int32_t kernel_id)
 {
@@ -42,6 +52,7 @@ void marlin_constants_of(const marlin_record *record, int variant, uint32_t out[
     const void *params = record->params;
     memset(out, 0, NUM_CONSTANTS * sizeof *out);
     if (marlin_num_variants(id) > 1) out[ROWS] = 1u << variant;
+    if (!launches[id].threads) out[SIMDGROUPS] = simdgroups_of(record);
     if (id >= KERNEL_embed_f32 && id <= KERNEL_embed_fp4) {
         out[GROUP_SIZE] = ((const struct EmbedParams *)params)->group_size;
         out[FLAGS] = ((const struct EmbedParams *)params)->flags;

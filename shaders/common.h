@@ -34,6 +34,7 @@ constant uint GROUP_SIZE [[function_constant(1)]];   // EmbedParams, LinearParam
 constant uint FLAGS [[function_constant(2)]];        // EmbedParams, LinearParams
 constant uint HEAD_DIM [[function_constant(3)]];     // AttentionParams
 constant uint HEADS_PER_KV [[function_constant(4)]]; // AttentionParams: num_heads / num_kv_heads
+constant uint SIMDGROUPS [[function_constant(5)]];   // matvec_* of packed weights: of a threadgroup
 
 // THREADS_<kernel>, UNITS_X_<kernel> and UNITS_Y_<kernel>: the kernel's line of launch.h.
 enum {
@@ -50,29 +51,15 @@ inline void fail(device atomic_uint *status, constant MarlinCall &call)
     atomic_fetch_min_explicit(status, call.dispatch, memory_order_relaxed);
 }
 
-// Sum over the threadgroup, the same value in every thread. scratch: MAX_SIMDGROUPS floats, used
-// by nobody else between the two barriers. Uniform control flow.
+// Sum over the threadgroup, the same value in every thread. scratch: MAX_SIMDGROUPS floats, to be
+// used again after a barrier only. Uniform control flow.
 inline float group_sum(float value, threadgroup float *scratch, uint lane, uint simdgroup,
                        uint num_simdgroups)
 {
     value = simd_sum(value);
     if (lane == 0) scratch[simdgroup] = value;
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    value = simd_sum(lane < num_simdgroups ? scratch[lane] : 0.0f);
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    return value;
-}
-
-// Largest over the threadgroup; otherwise as group_sum().
-inline float group_max(float value, threadgroup float *scratch, uint lane, uint simdgroup,
-                       uint num_simdgroups)
-{
-    value = simd_max(value);
-    if (lane == 0) scratch[simdgroup] = value;
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    value = simd_max(lane < num_simdgroups ? scratch[lane] : -INFINITY);
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    return value;
+    return simd_sum(lane < num_simdgroups ? scratch[lane] : 0.0f);
 }
 
 #endif

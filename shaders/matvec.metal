@@ -4,20 +4,24 @@
 //   W  packed (docs/formats.md), codes, scales and biases 16-byte aligned; k % 32 == 0,
 //      k % GROUP_SIZE == 0     or dense [n, k], any k, aligned to its elements
 //
-//   Grid: ceil(n / 16) tiles by ceil(rows / ROWS). Group: 256, eight simdgroups.
+//   Grid: ceil(n / 16) tiles by ceil(rows / ROWS). Group: up to eight simdgroups: packed, launch.h
+//   says how many for this n; dense, eight.
 //
 // Packed: a lane takes four rows of a tile, a quarter, and 16 columns at a time: two loads of 16
-// bytes for 4-bit codes. Eight lanes side by side make 128 columns, the simdgroups 1024; the next
-// 1024 are loaded before the present ones are multiplied. Eight simdgroups rather than four or two:
-// small matrices are bound by the time of a step, large ones lose less. Scales (and biases, times
-// the sum of x) are applied once for 16 columns. A simdgroup holds ROW_BLOCK rows of x; with more,
-// simdgroups take different rows of the same weights, so close in time that a cache answers.
-// Threadgroup memory: 8 KiB.
+// bytes for 4-bit codes. Eight lanes side by side make 128 columns, the simdgroups up to 1024. Two
+// steps take turns: one is loaded while the other is multiplied. Where there are many tiles, few
+// simdgroups share one, so that each has more steps to overlap; where there are few tiles, many.
+// Scales (and biases, times the sum of x) are applied once for 16 columns. A simdgroup holds
+// ROW_BLOCK rows of x; with more, simdgroups take different rows of the same weights, so close in
+// time that a cache answers. Threadgroup memory: 8 KiB.
+//
+// Operations for a 4-bit weight and one row of x: 0.6 to 1.4 to decode it, a conversion that some
+// GPUs do for nothing, one multiply-add, 0.3 to 0.4 for loads, scales and addresses.
 //
 // Dense: a simdgroup takes two rows of W and all rows of x, a lane four columns of every 128.
 //
-// A row of x is summed in the same order whatever ROWS is: 16 columns of 64 places in turn, over
-// the lanes of a simdgroup as a tree, over the simdgroups in order.
+// A row of x is summed in the same order whatever ROWS is: 16 columns of its lane in turn, over the
+// lanes of a simdgroup as a tree, over the simdgroups in order.
 #include <metal_stdlib>
 
 #include "common.h"
@@ -34,60 +38,80 @@ using namespace metal;
 #define DENSE_ROWS (16 / MATVEC_SIMDGROUPS)
 // Columns that a lane takes at a time: 16, so that no step has two scales.
 #define STEP_COLUMNS 16
-// Lanes of a simdgroup that share a quarter, and steps that a threadgroup takes together.
+// Lanes of a simdgroup that share a quarter.
 #define QUARTER_LANES (SIMD_THREADS / 4)
-#define STEPS_TOGETHER (MATVEC_SIMDGROUPS * QUARTER_LANES)
 
-static_assert(MATVEC_THREADS == int(THREADS_matvec_fp4), "launch.h and this file agree");
+static_assert(MATVEC_THREADS == int(THREADS_matvec_f32) &&
+                  MATVEC_SIMDGROUPS >= MARLIN_SIMDGROUPS(0),
+              "launch.h and this file agree");
 
 // Loads of whole vectors: by value, so that every compiler keeps them whole.
 inline float4 load_floats(device const float *from) { return *(device const float4 *)from; }
 inline uint4 load_words(device const uint4 *from) { return *from; }
 inline uint2 load_halves(device const uchar *from) { return *(device const uint2 *)from; }
 
-// Two bytes or two nibbles of a word become halves with one mask: bits below an exponent that makes
-// the last of them 1.
-inline float2 masked_pair(uint word, uint mask, uint exponent)
+// The halves at bits 0 and 16.
+inline float2 half_pair(uint bits) { return float2(as_type<half2>(bits)); }
+
+// Four columns of which i and 2 + i lie in one word.
+inline float4 half_quad(uint first, uint second)
 {
-    return float2(as_type<half2>((word & mask) | exponent));
+    const float2 even = half_pair(first), odd = half_pair(second);
+    return float4(even.x, odd.x, even.y, odd.y);
 }
 
-// Kinds of packed weights. quad(word, i): columns 4i to 4i + 3 of one row's word, as code + OFFSET
-// and without STEP, which a whole sum takes in at its end.
+// Kinds of packed weights. decode(): a word's columns by four. They come
+// without STEP, which a whole sum takes in at its end; int4's second four are 16 times too large,
+// which matched() makes up for in x. Shifts are few, since Apple GPUs are slow at them; codes are
+// masked where they lie in halves without exponent: denormal, which those GPUs keep.
 struct MatvecFp4 {
-    enum { WORD_COLUMNS = 8, OFFSET = 0 };
+    enum { WORD_COLUMNS = 8 };
     static float step() { return FP4_STEP; }
     static bool has_bias() { return false; }
-    static float4 quad(uint word, uint i)
+    static float4 matched(float4 x, uint) { return x; }
+
+    // E2M1 is a half's sign, two exponent bits and a mantissa bit: of a nibble n at bit 8, bit 3
+    // belongs on bit 15 and bits 0 to 2 on 9 to 11. n * 0x12 is n << 9 plus n << 12, so that bit 3
+    // is also added to bits 12 to 14; it carries into bit 15 if all bits of n are set. Hence n is
+    // inverted before and the product after: then only 0 does, and becomes -0.
+    static void decode(uint word, thread float4 *quads)
     {
-        float2 even = float2(fp4_pair(word >> 4 * i)), odd = float2(fp4_pair(word >> (4 * i + 8)));
-        return float4(even.x, odd.x, even.y, odd.y);
+        const uint low = (~word & 0x0f0f0f0fu) * 0x12u, high = (~(word >> 4) & 0x0f0f0f0fu) * 0x12u;
+        quads[0] = half_quad(~(low << 8) & 0x8e008e00u, ~low & 0x8e008e00u);
+        quads[1] = half_quad(~(high << 8) & 0x8e008e00u, ~high & 0x8e008e00u);
     }
 };
 
-// A nibble at bits 6 to 9 of a half whose exponent is 16's: code + 16.
 struct MatvecInt4 {
-    enum { WORD_COLUMNS = 8, OFFSET = 16 };
-    static float step() { return 1.0f; }
+    enum { WORD_COLUMNS = 8 };
+    static float step() { return 16777216.0f; }
     static bool has_bias() { return true; }
-    static float4 quad(uint word, uint i)
+    static float4 matched(float4 x, uint quad) { return quad == 0 ? x : x * 0.0625f; }
+
+    static void decode(uint word, thread float4 *quads)
     {
-        float2 even = masked_pair(i == 0 ? word << 6 : word << 2, 0x03c003c0u, 0x4c004c00u);
-        float2 odd = masked_pair(i == 0 ? word >> 2 : word >> 6, 0x03c003c0u, 0x4c004c00u);
-        return float4(even.x, odd.x, even.y, odd.y);
+        const uint odd = word >> 8;
+        quads[0] = half_quad(word & 0x000f000fu, odd & 0x000f000fu);
+        quads[1] = half_quad(word & 0x00f000f0u, odd & 0x00f000f0u);
     }
 };
 
-// A byte below an exponent of 1024's: 1024 + 128 + code. The difference is exact.
+// A byte below an exponent of 1024's: 1024 + 128 + code. The difference is exact in a half.
 struct MatvecInt8 {
-    enum { WORD_COLUMNS = 4, OFFSET = 0 };
+    enum { WORD_COLUMNS = 4 };
     static float step() { return 1.0f; }
     static bool has_bias() { return FLAGS & MARLIN_WEIGHT_BIAS; }
-    static float4 quad(uint word, uint)
+    static float4 matched(float4 x, uint) { return x; }
+
+    static float2 pair(uint bytes)
     {
-        float2 even = masked_pair(word, 0x00ff00ffu, 0x64006400u);
-        float2 odd = masked_pair(word >> 8, 0x00ff00ffu, 0x64006400u);
-        return float4(even.x, odd.x, even.y, odd.y) - 1152.0f;
+        return float2(as_type<half2>((bytes & 0x00ff00ffu) | 0x64006400u) - half2(1152.0h));
+    }
+
+    static void decode(uint word, thread float4 *quads)
+    {
+        const float2 even = pair(word), odd = pair(word >> 8);
+        quads[0] = float4(even.x, odd.x, even.y, odd.y);
     }
 };
 
@@ -119,7 +143,7 @@ inline uint4 load_scales(device const uchar *from)
 inline float4 scales_of(uint4 raw)
 {
     if (FLAGS & MARLIN_SCALE_F32) return as_type<float4>(raw);
-    return float4(float2(as_type<half2>(raw.x)), float2(as_type<half2>(raw.y)));
+    return float4(half_pair(raw.x), half_pair(raw.y));
 }
 
 template <typename Weight>
@@ -152,66 +176,80 @@ inline void multiply_step(thread float4 *sums, thread const MatvecStep<Weight> &
         totals[m] = 0.0f;
     }
 #pragma unroll
-    for (uint i = 0; i < STEP_COLUMNS / 4; i++) {
-        uint4 words = step.codes[4 * i / Weight::WORD_COLUMNS];
-        float4 codes[4];
-#pragma unroll
-        for (uint r = 0; r < 4; r++)
-            codes[r] = Weight::quad(words[r], 4 * i % Weight::WORD_COLUMNS / 4);
+    for (uint i = 0; i < STEP_COLUMNS; i += Weight::WORD_COLUMNS) {
+        float4 values[ROW_BLOCK][Weight::WORD_COLUMNS / 4];
 #pragma unroll
         for (uint m = 0; m < ROW_BLOCK; m++) {
             if (m >= ROWS) break;
-            float4 values = load_floats(x + min(m, last) * k + 4 * i);
-            if (Weight::has_bias()) totals[m] += (values.x + values.y) + (values.z + values.w);
 #pragma unroll
-            for (uint r = 0; r < 4; r++) dots[m][r] = dot_add(codes[r], values, dots[m][r]);
+            for (uint q = 0; q < Weight::WORD_COLUMNS / 4; q++) {
+                float4 quad = load_floats(x + min(m, last) * k + i + 4 * q);
+                if (Weight::has_bias()) totals[m] += (quad.x + quad.y) + (quad.z + quad.w);
+                values[m][q] = Weight::matched(quad, q);
+            }
+        }
+#pragma unroll
+        for (uint r = 0; r < 4; r++) {
+            float4 codes[Weight::WORD_COLUMNS / 4];
+            Weight::decode(step.codes[i / Weight::WORD_COLUMNS][r], codes);
+#pragma unroll
+            for (uint m = 0; m < ROW_BLOCK; m++) {
+                if (m >= ROWS) break;
+#pragma unroll
+                for (uint q = 0; q < Weight::WORD_COLUMNS / 4; q++)
+                    dots[m][r] = dot_add(codes[q], values[m][q], dots[m][r]);
+            }
         }
     }
     float4 scales = scales_of(step.scales), biases = float4(0.0f);
-    if (Weight::has_bias())
-        biases = fma(scales, float4(-float(Weight::OFFSET)), scales_of(step.biases));
+    if (Weight::has_bias()) biases = scales_of(step.biases);
 #pragma unroll
     for (uint m = 0; m < ROW_BLOCK; m++) {
         if (m >= ROWS) break;
         sums[m] = fma(scales, dots[m], sums[m]);
-        if (Weight::has_bias()) sums[m] = fma(biases, float4(totals[m]), sums[m]);
+        if (Weight::has_bias()) sums[m] = fma(biases, float4(totals[m] / Weight::step()), sums[m]);
     }
 }
 
-// To the next step, if it is one of the steps left to read: the last is read again rather than what
-// lies behind the tile.
-template <typename Weight> inline void advance(thread MatvecSource &from, thread uint &unread)
+// To the next step of a lane.
+template <typename Weight> inline void advance(thread MatvecSource &from)
 {
-    uint ahead = unread > 1 ? STEPS_TOGETHER : 0;
-    from.codes += ahead * (STEP_COLUMNS / Weight::WORD_COLUMNS * 4);
-    from.scales += ahead * STEP_COLUMNS / GROUP_SIZE * 4 * scales_bytes();
-    from.biases += ahead * STEP_COLUMNS / GROUP_SIZE * 4 * scales_bytes();
-    if (unread > 1) unread--;
+    const uint together = SIMDGROUPS * QUARTER_LANES;
+    from.codes += together * (STEP_COLUMNS / Weight::WORD_COLUMNS * 4);
+    from.scales += together * STEP_COLUMNS / GROUP_SIZE * 4 * scales_bytes();
+    from.biases += together * STEP_COLUMNS / GROUP_SIZE * 4 * scales_bytes();
 }
 
-// Sums of one tile over a part of the columns, for up to ROW_BLOCK rows of x that begin at x.
+// Sums of one tile over a part of the columns, for up to ROW_BLOCK rows of x that begin at x. Each
+// load is behind a condition of its own: compilers move others down to where they are used.
 template <typename Weight>
 inline void multiply_part(thread float4 *sums, device const float *x, MatvecSource from, uint k,
                           uint last, uint part, uint lane)
 {
-    uint num_steps = k / STEP_COLUMNS, first = part * QUARTER_LANES + lane / 4;
-    uint left = num_steps / STEPS_TOGETHER + (first < num_steps % STEPS_TOGETHER ? 1 : 0);
+    const uint num_steps = k / STEP_COLUMNS, together = SIMDGROUPS * QUARTER_LANES;
+    const uint first = part * QUARTER_LANES + lane / 4;
+    uint left = num_steps / together + (first < num_steps % together ? 1 : 0);
     if (left == 0) return;
     x += first * STEP_COLUMNS;
     uint at = (first * STEP_COLUMNS / GROUP_SIZE * 4 + lane % 4) * scales_bytes();
     from.codes += first * (STEP_COLUMNS / Weight::WORD_COLUMNS * 4) + lane % 4;
     from.scales += at;
     from.biases += at;
-    MatvecStep<Weight> next;
-    uint unread = left;
-    load_step(next, from);
-    do {
-        MatvecStep<Weight> step = next;
-        advance<Weight>(from, unread);
-        load_step(next, from);
-        multiply_step(sums, step, x, k, last);
-        x += STEPS_TOGETHER * STEP_COLUMNS;
-    } while (--left > 0);
+    MatvecStep<Weight> even, odd;
+    load_step(even, from);
+    while (true) {
+        advance<Weight>(from);
+        if (left > 1) load_step(odd, from);
+        multiply_step(sums, even, x, k, last);
+        if (left <= 1) break;
+        x += together * STEP_COLUMNS;
+        advance<Weight>(from);
+        if (left > 2) load_step(even, from);
+        multiply_step(sums, odd, x, k, last);
+        if (left <= 2) break;
+        x += together * STEP_COLUMNS;
+        left -= 2;
+    }
 }
 
 // The sums of four rows over the lanes that share a quarter, in each of them.
@@ -227,38 +265,40 @@ inline void matvec_packed(device const float *x, MatvecSource from, device const
                           device float *y, constant LinearParams &p, constant int32_t *vars,
                           uint2 group, uint lane, uint simdgroup, threadgroup float4 *parts)
 {
-    uint first_row = group.y * ROWS, blocks = (ROWS + ROW_BLOCK - 1) / ROW_BLOCK;
+    const uint k = p.k, n = p.n, blocks = (ROWS + ROW_BLOCK - 1) / ROW_BLOCK;
+    uint first_row = group.y * ROWS;
     uint rows = ROWS > 1 ? uint(vars[p.rows_var]) : first_row + 1;
-    from.codes += ulong(group.x) * (p.k / Weight::WORD_COLUMNS * 4);
-    ulong scales = ulong(group.x) * (p.k / GROUP_SIZE * 4 * scales_bytes());
+    from.codes += ulong(group.x) * (k / Weight::WORD_COLUMNS * 4);
+    ulong scales = ulong(group.x) * (k / GROUP_SIZE * 4 * scales_bytes());
     from.scales += scales;
     from.biases += scales;
-    for (uint i = simdgroup; i < MATVEC_SIMDGROUPS * blocks; i += MATVEC_SIMDGROUPS) {
+    for (uint turn = 0; turn < blocks; turn++) {
+        uint i = turn * SIMDGROUPS + simdgroup;
         uint part = i / blocks, block = i % blocks, row = first_row + block * ROW_BLOCK;
-        if (row >= rows) continue;
+        if (ROWS > 1 && row >= rows) continue;
         float4 sums[ROW_BLOCK];
 #pragma unroll
         for (uint m = 0; m < ROW_BLOCK; m++) sums[m] = float4(0.0f);
-        multiply_part<Weight>(sums, x + ulong(row) * p.k, from, p.k, rows - 1 - row, part, lane);
+        multiply_part<Weight>(sums, x + ulong(row) * k, from, k, rows - 1 - row, part, lane);
 #pragma unroll
         for (uint m = 0; m < ROW_BLOCK; m++) {
             if (m >= ROWS) break;
             float4 sum = quarter_sum(sums[m]);
-            uint at = (block * ROW_BLOCK + m) * MATVEC_SIMDGROUPS + part;
+            uint at = (block * ROW_BLOCK + m) * SIMDGROUPS + part;
             if (lane < 4) parts[at * 4 + lane] = sum;
         }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     threadgroup const float *part_sums = (threadgroup const float *)parts;
-    for (uint i = simdgroup * SIMD_THREADS + lane; i < 16 * ROWS; i += MATVEC_THREADS) {
+    for (uint i = simdgroup * SIMD_THREADS + lane; i < 16 * ROWS; i += SIMDGROUPS * SIMD_THREADS) {
         uint m = i / 16, column = group.x * 16 + i % 16;
-        if (column >= p.n || first_row + m >= rows) continue;
+        if (column >= n || first_row + m >= rows) continue;
         float sum = 0.0f;
-        for (uint part = 0; part < MATVEC_SIMDGROUPS; part++)
-            sum += part_sums[(m * MATVEC_SIMDGROUPS + part) * 16 + i % 16];
+        for (uint part = 0; part < SIMDGROUPS; part++)
+            sum += part_sums[(m * SIMDGROUPS + part) * 16 + i % 16];
         sum *= Weight::step();
         if (FLAGS & MARLIN_OUTPUT_BIAS) sum += output_bias[column];
-        y[ulong(first_row + m) * p.n + column] = sum;
+        y[ulong(first_row + m) * n + column] = sum;
     }
 }
 

@@ -14,18 +14,60 @@ from marlin.device.program import make_params
 
 SHADERS = Path(__file__).resolve().parents[2] / "shaders"
 LAUNCH_LINE = re.compile(r"X\((\w+), (\d+), (\d+), (\d+), (\d+)\)")
+# MARLIN_SIMDGROUPS of launch.h: rows of a matrix, simdgroups for fewer, for as many or more
+SIMDGROUPS_RULE = re.compile(r"MARLIN_SIMDGROUPS\(n\) \(\(n\) < (\d+) \? (\d+) : (\d+)\)")
+SIMD_THREADS = 32
 MAX_BINDINGS = 12
 MAX_VARS = 8
 NOTHING_FAILED = 0xFFFFFFFF
 
 
-class Shader:
-    """One .metal file."""
+class Launches:
+    """What launch.h says.
 
-    def __init__(self, name, cache):
-        self._library = simt.load(SHADERS / f"{name}.metal", cache)
-        lines = LAUNCH_LINE.findall((SHADERS / "launch.h").read_text())
-        self._launches = {line[0]: [int(number) for number in line[1:]] for line in lines}
+    Args:
+        folder: where it lies.
+    """
+
+    def __init__(self, folder):
+        text = (folder / "launch.h").read_text()
+        lines = LAUNCH_LINE.findall(text)
+        self._kernels = {line[0]: [int(number) for number in line[1:]] for line in lines}
+        self._rule = [int(number) for number in SIMDGROUPS_RULE.search(text).groups()]
+
+    def simdgroups(self, kernel, params):
+        """SIMDGROUPS of a dispatch; 0 where its kernel has none."""
+        if self._kernels[kernel][0]:
+            return 0
+        limit, below, above = self._rule
+        return below if params["n"] < limit else above
+
+    def threads(self, kernel, simdgroups):
+        """Threads of a threadgroup; simdgroups: the function constant SIMDGROUPS."""
+        return self._kernels[kernel][0] or SIMD_THREADS * simdgroups
+
+    def groups(self, kernel, grid, rows):
+        """Threadgroups on each axis for a recorded grid; rows: the function constant ROWS."""
+        units = [unit or rows for unit in self._kernels[kernel][1:]]
+        return [-(-size // unit) for size, unit in zip(grid, units, strict=True)]
+
+
+class Shader:
+    """One .metal file.
+
+    Args:
+        folder: where it lies, with the headers that it includes.
+        options: how it is built; see build.library.
+
+    Attributes:
+        library: its kernels, for a kernel that no launch.h names.
+        constants: function constants by name that every dispatch gets.
+    """
+
+    def __init__(self, name, cache, folder=SHADERS, **options):
+        self.library = simt.load(folder / f"{name}.metal", cache, **options)
+        self.constants = {}
+        self._launches = Launches(folder)
 
     def run(self, kernel, grid, bindings, params, variables, constants=None):
         """Dispatch over a recorded grid.
@@ -39,7 +81,6 @@ class Shader:
         Returns:
             Whether no kernel called fail().
         """
-        threads, *units = self._launches[kernel]
         words = np.zeros(1 + MAX_BINDINGS, np.uint32)
         bound = [np.zeros(4, np.uint32) if array is None else array for array in bindings]
         words[1 : 1 + len(bindings)] = [0 if a is None else a.nbytes // 4 for a in bindings]
@@ -49,8 +90,10 @@ class Shader:
         status = np.array([NOTHING_FAILED], np.uint32)
         name, fields = params
         packed = np.frombuffer(bytes(make_params(name, **fields)), np.uint32).copy()
-        values = {key: np.uint32(value) for key, value in (constants or {}).items()}
-        self._library.set_constants(**values)
-        groups = [-(-size // unit) for size, unit in zip(grid, units, strict=True)]
-        self._library.run(kernel, groups, (threads,), *bound, packed, step, words, status)
+        values = self.constants | (constants or {})
+        values.setdefault("SIMDGROUPS", self._launches.simdgroups(kernel, fields))
+        self.library.set_constants(**{key: np.uint32(value) for key, value in values.items()})
+        groups = self._launches.groups(kernel, grid, values.get("ROWS"))
+        threads = self._launches.threads(kernel, values["SIMDGROUPS"])
+        self.library.run(kernel, groups, (threads,), *bound, packed, step, words, status)
         return status[0] == NOTHING_FAILED

@@ -1,7 +1,7 @@
 """Linear layers, repacking and the probes, kernel by kernel: what the shapes of tests/device miss.
 
-tests/device runs small shapes on the whole device. Here are y of several tiles, activations that a
-half cannot hold, repacked bytes beside the CPU's, and the probes.
+tests/device runs small shapes on the whole device. Here are y of several tiles, rows that take
+several steps, activations that a half cannot hold, repacked bytes beside the CPU's, and the probes.
 """
 
 import numpy as np
@@ -76,6 +76,21 @@ def test_rows_past_the_step_are_not_written(shader):
     arrays, flags, *_ = weight_of("int8", 20, 32)
     y = matmul(shader, "int8", x, arrays, 20, flags, y_rows=9)
     assert np.isfinite(y[:5]).all() and np.isnan(y[5:]).all()
+
+
+@pytest.mark.parametrize("simdgroups", [4, 8])
+@pytest.mark.parametrize("kind", ["int4", "fp4", "int8"])
+@pytest.mark.parametrize("rows, k", [(1, 544), (1, 1056), (3, 1632), (16, 2080)])
+def test_few_and_many_simdgroups_share_the_steps_of_a_tile(shader, simdgroups, kind, rows, k):
+    x = np.random.default_rng(k).standard_normal((rows, k)).astype(np.float32)
+    arrays, flags, values, magnitude = weight_of(kind, 19, k)
+    y = np.full((rows, 19), np.nan, np.float32)
+    constants = {"ROWS": rows if rows != 3 else 4, "SIMDGROUPS": simdgroups}
+    constants |= {"GROUP_SIZE": 32, "FLAGS": flags}
+    params = "LinearParams", {"rows_var": 0, "n": 19, "k": k, "group_size": 32, "flags": flags}
+    bindings = [x, *arrays, None, y]
+    assert shader("matvec").run(f"matvec_{kind}", (2, rows, 1), bindings, params, [rows], constants)
+    reference.assert_close(y, reference.linear(x, values, weight_magnitude=magnitude))
 
 
 # What each type becomes: format, group size, scale dtype, whether it has biases.

@@ -216,7 +216,9 @@ extern "C" __attribute__((visibility("default"))) const msl_module msl_this_modu
         slots = []
         for place, argument in enumerate(kernel.arguments):
             if argument.kind == "buffer":
-                slots.append(f"    p[{place}] = a.buffer[{argument.index}];\n")
+                index = argument.index
+                address = f"MSL_CONSTANT_SLOT == {index} ? (void *)a.content : a.buffer[{index}]"
+                slots.append(f"    p[{place}] = {address};\n")
             elif argument.kind == "threadgroup":
                 offset = f"a.tg_offset[{argument.index}]"
                 slots.append(f"    p[{place}] = (void *)(msl_dynamic + {offset});\n")

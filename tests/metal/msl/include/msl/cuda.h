@@ -2,8 +2,13 @@
  * --default-device; included by simd.h.
  *
  * Every kernel takes one msl_launch by value: addresses by Metal's buffer slot, offsets into
- * dynamic shared memory by threadgroup slot. */
+ * dynamic shared memory by threadgroup slot. Of one slot, MSL_CONSTANT_SLOT, the content
+ * itself, since constants lie as close on an Apple GPU. */
 #pragma once
+
+#ifndef MSL_CONSTANT_SLOT
+#define MSL_CONSTANT_SLOT -1
+#endif
 
 enum { MSL_ARG_BUFFER, MSL_ARG_THREADGROUP, MSL_ARG_BUILTIN };
 /* In the order of kernels.py's BUILTINS. */
@@ -34,6 +39,7 @@ struct msl_launch {
     void *buffer[31];
     unsigned tg_offset[31];
     unsigned grid[3];
+    unsigned content[16];
 };
 
 namespace metal
