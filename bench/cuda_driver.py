@@ -11,6 +11,8 @@ import numpy as np
 # CUdevice_attribute of cuda.h
 ATTRIBUTE_MULTIPROCESSORS = 16
 ATTRIBUTE_MAJOR, ATTRIBUTE_MINOR = 75, 76
+# CU_STREAM_NON_BLOCKING, CU_EVENT_DISABLE_TIMING
+NON_BLOCKING, DISABLE_TIMING = 1, 2
 # CU_STREAM_CAPTURE_MODE_RELAXED
 CAPTURE_RELAXED = 2
 
@@ -28,11 +30,15 @@ class Gpu:
         except OSError as error:
             raise CudaError("no NVIDIA driver: libcuda.so.1 cannot be loaded") from error
         self._call("cuInit", 0)
-        device, context, self._stream = c_int(), c_void_p(), c_void_p()
+        device, context = c_int(), c_void_p()
+        self._stream, self._side, self._fork, self._join = (c_void_p() for _ in range(4))
         self._call("cuDeviceGet", byref(device), 0)
         self._call("cuDevicePrimaryCtxRetain", byref(context), device)
         self._call("cuCtxSetCurrent", context)
-        self._call("cuStreamCreate", byref(self._stream), 1)
+        for stream in (self._stream, self._side):
+            self._call("cuStreamCreate", byref(stream), NON_BLOCKING)
+        for event in (self._fork, self._join):
+            self._call("cuEventCreate", byref(event), DISABLE_TIMING)
         name = ctypes.create_string_buffer(100)
         self._call("cuDeviceGetName", name, 100, device)
         self.name = name.value.decode()
@@ -98,6 +104,17 @@ class Gpu:
         grid = [c_uint(count) for count in (*blocks, threads, 1, 1)]
         parameters = (c_void_p * 1)(ctypes.addressof(argument))
         self._call("cuLaunchKernel", function, *grid, c_uint(0), self._stream, parameters, None)
+
+    def both(self, first, second):
+        """Queue what two functions queue, in no order between them."""
+        self._call("cuEventRecord", self._fork, self._stream)
+        self._call("cuStreamWaitEvent", self._side, self._fork, c_uint(0))
+        first()
+        self._stream, self._side = self._side, self._stream
+        second()
+        self._stream, self._side = self._side, self._stream
+        self._call("cuEventRecord", self._join, self._side)
+        self._call("cuStreamWaitEvent", self._stream, self._join, c_uint(0))
 
     def synchronize(self):
         self._call("cuStreamSynchronize", self._stream)

@@ -58,7 +58,8 @@ def time(kernels):
     timer = gpu_times.Timer(gpu, kernels)
     bandwidth = timer.bandwidth()
     print(f"\n{gpu.name}: a float sum over 4 GiB reads {bandwidth / 1e12:.2f} TB/s")
-    for table in (gpu_times.matvec_table, gpu_times.rows_table, gpu_times.attention_table):
+    tables = gpu_times.matvec_table, gpu_times.pairs_table, gpu_times.rows_table
+    for table in (*tables, gpu_times.attention_table):
         print()
         for line in table(timer, bandwidth):
             print(line, flush=True)

@@ -138,8 +138,8 @@ class Timer:
 
         return Measured(self.gpu.seconds(queue) / (rounds * len(launches)), num_bytes)
 
-    def matvec(self, kind, group, group_bytes, k, n, rows=1):
-        """y = x W^T for a weight that no cache holds."""
+    def matvec(self, kind, group, group_bytes, k, n, rows=1, both=False):
+        """y = x W^T for a weight that no cache holds; both: for two of them, in no order."""
         flags = abi.WEIGHT_BIAS if kind == "int4" else 0
         fields = {"rows_var": ops.VAR_TOKENS, "n": n, "k": k, "group_size": group, "flags": flags}
         raw = make_params("LinearParams", **fields).tobytes()
@@ -147,22 +147,25 @@ class Timer:
         code_bytes = {"fp4": n * k // 2, "int4": n * k // 2, "int8": n * k}.get(kind, 2 * n * k)
         scale_bytes = 2 * n * k // group if group else 0
         variables = np.array([rows] + [0] * 7, np.int32)
-        shared = {0: self._floats(rows * k), 4: self._call, 5: self.gpu.allocate(4 * rows * n)}
-        shared[VARS_SLOT] = self.gpu.upload(variables)
+        shared = {0: self._floats(rows * k), 4: self._call, VARS_SLOT: self.gpu.upload(variables)}
+        outputs = self.gpu.allocate(4 * rows * n), self.gpu.allocate(4 * rows * n)
         codes = self._codes if group else self._halves[0]
         copies = min(max(2, -(-ROTATED_BYTES // weight_bytes)), POOL_BYTES // code_bytes)
 
         def launch(copy):
             scales = copy * scale_bytes
-            weights = {1: codes + copy * code_bytes, 2: self._scales + scales}
+            weights = {1: codes + copy * code_bytes, 2: self._scales + scales, 5: outputs[copy % 2]}
             weights[3] = self._scales + POOL_BYTES // 2 + scales
             grid = -(-n // abi.ROW_TILE), rows, 1
             self.kernels.launch(f"matvec_{kind}", grid, shared | weights, raw, variables)
 
         launches = [lambda copy=copy: launch(copy) for copy in range(copies)]
-        measured = self._timed(launches, weight_bytes)
-        for slot in (0, 5, VARS_SLOT):
-            self.gpu.release(shared[slot])
+        if both:
+            pairs = zip(launches[::2], launches[1::2], strict=False)
+            launches = [lambda pair=pair: self.gpu.both(*pair) for pair in pairs]
+        measured = self._timed(launches, weight_bytes * (2 if both else 1))
+        for address in (shared[0], shared[VARS_SLOT], *outputs):
+            self.gpu.release(address)
         return measured
 
     def attention(self, sequences, context):
@@ -220,6 +223,16 @@ def matvec_table(timer, bandwidth):
     yield "|---" * (2 + len(KINDS)) + "|"
     for name, (k, n) in MATRICES.items():
         cells = [timer.matvec(*kind, k, n).cells(bandwidth) for kind in KINDS]
+        yield f"| {name} | {k}, {n} | " + " | ".join(cells) + " |"
+
+
+def pairs_table(timer, bandwidth):
+    """Markdown lines: two matrices that a step multiplies with no barrier between them."""
+    yield "| two at once | K, N | " + " | ".join(f"{kind}, {g}" for kind, g, _ in KINDS) + " |"
+    yield "|---" * (2 + len(KINDS)) + "|"
+    for name in ("Qwen3-4B gate, up", "Llama-3-8B gate, up"):
+        k, n = MATRICES[name]
+        cells = [timer.matvec(*kind, k, n, both=True).cells(bandwidth) for kind in KINDS]
         yield f"| {name} | {k}, {n} | " + " | ".join(cells) + " |"
 
 

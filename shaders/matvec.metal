@@ -290,10 +290,13 @@ inline void matvec_packed(device const float *x, MatvecSource from, device const
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     threadgroup const float *part_sums = (threadgroup const float *)parts;
-    for (uint i = simdgroup * SIMD_THREADS + lane; i < 16 * ROWS; i += SIMDGROUPS * SIMD_THREADS) {
+#pragma unroll
+    for (uint first = 0; first < 16 * ROWS; first += SIMDGROUPS * SIMD_THREADS) {
+        uint i = first + simdgroup * SIMD_THREADS + lane;
         uint m = i / 16, column = group.x * 16 + i % 16;
-        if (column >= n || first_row + m >= rows) continue;
+        if (i >= 16 * ROWS || column >= n || first_row + m >= rows) continue;
         float sum = 0.0f;
+#pragma unroll
         for (uint part = 0; part < SIMDGROUPS; part++)
             sum += part_sums[(m * SIMDGROUPS + part) * 16 + i % 16];
         sum *= Weight::step();
