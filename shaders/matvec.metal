@@ -15,10 +15,11 @@
 // ROW_BLOCK rows of x; with more, simdgroups take different rows of the same weights, so close in
 // time that a cache answers. Threadgroup memory: 8 KiB.
 //
-// Operations for a 4-bit weight and one row of x: 0.6 to 1.4 to decode it, a conversion that some
-// GPUs do for nothing, one multiply-add, 0.3 to 0.4 for loads, scales and addresses.
+// Operations for a 4-bit weight and one row of x: 0.6 (int4) or 1.4 (fp4) to decode it, one to make
+// it a float, one multiply-add, 0.3 (fp4) or 0.8 (int4) for loads, scales, sums and addresses.
 //
-// Dense: a simdgroup takes two rows of W and all rows of x, a lane four columns of every 128.
+// Dense: a lane takes four columns of every 128; a simdgroup two rows of W and all rows of x, or,
+// of more than four, four rows of W and half of them, so that a load of x serves four rows.
 //
 // A row of x is summed in the same order whatever ROWS is: 16 columns of its lane in turn, over the
 // lanes of a simdgroup as a tree, over the simdgroups in order.
@@ -34,8 +35,6 @@ using namespace metal;
 // Rows of x that a simdgroup holds: 16 floats a thread, and as many for one step.
 #define ROW_BLOCK 4
 #define MAX_ROWS 16
-// Rows of a dense W that a simdgroup takes.
-#define DENSE_ROWS (16 / MATVEC_SIMDGROUPS)
 // Columns that a lane takes at a time: 16, so that no step has two scales.
 #define STEP_COLUMNS 16
 // Lanes of a simdgroup that share a quarter.
@@ -177,7 +176,10 @@ inline void multiply_step(thread float4 *sums, thread const MatvecStep<Weight> &
     }
 #pragma unroll
     for (uint i = 0; i < STEP_COLUMNS; i += Weight::WORD_COLUMNS) {
-        float4 values[ROW_BLOCK][Weight::WORD_COLUMNS / 4];
+        float4 codes[4][Weight::WORD_COLUMNS / 4];
+#pragma unroll
+        for (uint r = 0; r < 4; r++)
+            Weight::decode(step.codes[i / Weight::WORD_COLUMNS][r], codes[r]);
 #pragma unroll
         for (uint m = 0; m < ROW_BLOCK; m++) {
             if (m >= ROWS) break;
@@ -185,19 +187,9 @@ inline void multiply_step(thread float4 *sums, thread const MatvecStep<Weight> &
             for (uint q = 0; q < Weight::WORD_COLUMNS / 4; q++) {
                 float4 quad = load_floats(x + min(m, last) * k + i + 4 * q);
                 if (Weight::has_bias()) totals[m] += (quad.x + quad.y) + (quad.z + quad.w);
-                values[m][q] = Weight::matched(quad, q);
-            }
-        }
+                quad = Weight::matched(quad, q);
 #pragma unroll
-        for (uint r = 0; r < 4; r++) {
-            float4 codes[Weight::WORD_COLUMNS / 4];
-            Weight::decode(step.codes[i / Weight::WORD_COLUMNS][r], codes);
-#pragma unroll
-            for (uint m = 0; m < ROW_BLOCK; m++) {
-                if (m >= ROWS) break;
-#pragma unroll
-                for (uint q = 0; q < Weight::WORD_COLUMNS / 4; q++)
-                    dots[m][r] = dot_add(codes[q], values[m][q], dots[m][r]);
+                for (uint r = 0; r < 4; r++) dots[m][r] = dot_add(codes[r][q], quad, dots[m][r]);
             }
         }
     }
@@ -327,65 +319,70 @@ MATVEC_PACKED(matvec_fp4, MatvecFp4)
 MATVEC_PACKED(matvec_int4, MatvecInt4)
 MATVEC_PACKED(matvec_int8, MatvecInt8)
 
-// Products of DENSE_ROWS rows of W, at the same columns, with every row of x.
-template <typename Weight>
-inline void multiply_rows(thread float (&sums)[MAX_ROWS][DENSE_ROWS], device const float *x,
+// Products of W_ROWS rows of W, at the same columns, with up to X_ROWS rows of x, num_x of them.
+// last: the last row of x that exists.
+template <typename Weight, uint X_ROWS, uint W_ROWS>
+inline void multiply_rows(thread float (&sums)[X_ROWS][W_ROWS], device const float *x,
                           device const typename Weight::type *weights,
-                          thread const ulong (&rows)[DENSE_ROWS], uint k, uint last, uint lane)
+                          thread const ulong (&rows)[W_ROWS], uint k, uint num_x, uint last,
+                          uint lane)
 {
 #pragma unroll 4
     for (uint column = lane * 4; column < k / 4 * 4; column += SIMD_THREADS * 4) {
-        float4 w[DENSE_ROWS];
+        float4 w[W_ROWS];
 #pragma unroll
-        for (uint r = 0; r < DENSE_ROWS; r++) w[r] = Weight::quad(weights + rows[r] + column);
+        for (uint r = 0; r < W_ROWS; r++) w[r] = Weight::quad(weights + rows[r] + column);
 #pragma unroll
-        for (uint m = 0; m < MAX_ROWS; m++) {
-            if (m >= ROWS) break;
+        for (uint m = 0; m < X_ROWS; m++) {
+            if (m >= num_x) break;
             device const float *from = x + min(m, last) * k + column;
             float4 values = k % 4 == 0 ? load_floats(from) : F32Weight::quad(from);
 #pragma unroll
-            for (uint r = 0; r < DENSE_ROWS; r++) sums[m][r] = dot_add(w[r], values, sums[m][r]);
+            for (uint r = 0; r < W_ROWS; r++) sums[m][r] = dot_add(w[r], values, sums[m][r]);
         }
     }
     uint column = k / 4 * 4 + lane;
     if (column >= k) return;
 #pragma unroll
-    for (uint m = 0; m < MAX_ROWS; m++) {
-        if (m >= ROWS) break;
+    for (uint m = 0; m < X_ROWS; m++) {
+        if (m >= num_x) break;
         float value = x[min(m, last) * k + column];
 #pragma unroll
-        for (uint r = 0; r < DENSE_ROWS; r++)
+        for (uint r = 0; r < W_ROWS; r++)
             sums[m][r] = fma(Weight::one(weights[rows[r] + column]), value, sums[m][r]);
     }
 }
 
-template <typename Weight>
+// Each simdgroup of a tile: W_ROWS rows of W with num_x rows of x.
+template <typename Weight, uint X_ROWS, uint W_ROWS>
 inline void matvec_dense(device const float *x, device const typename Weight::type *weights,
                          device const float *output_bias, device float *y, constant LinearParams &p,
-                         constant int32_t *vars, uint2 group, uint lane, uint simdgroup)
+                         constant int32_t *vars, uint2 group, uint lane, uint simdgroup, uint num_x)
 {
-    uint first_row = group.y * ROWS, first = group.x * 16 + simdgroup * DENSE_ROWS;
+    const uint k = p.k, n = p.n, parts = 16 / W_ROWS;
+    uint first = group.x * 16 + simdgroup % parts * W_ROWS;
+    uint first_row = group.y * ROWS + simdgroup / parts * num_x;
     uint rows = ROWS > 1 ? uint(vars[p.rows_var]) : first_row + 1;
-    if (first >= p.n || first_row >= rows) return;
-    ulong offsets[DENSE_ROWS];
-    float sums[MAX_ROWS][DENSE_ROWS];
+    if (first >= n || first_row >= rows) return;
+    ulong offsets[W_ROWS];
+    float sums[X_ROWS][W_ROWS];
 #pragma unroll
-    for (uint r = 0; r < DENSE_ROWS; r++) {
-        offsets[r] = ulong(min(first + r, p.n - 1)) * p.k;
+    for (uint r = 0; r < W_ROWS; r++) {
+        offsets[r] = ulong(min(first + r, n - 1)) * k;
 #pragma unroll
-        for (uint m = 0; m < MAX_ROWS; m++) sums[m][r] = 0.0f;
+        for (uint m = 0; m < X_ROWS; m++) sums[m][r] = 0.0f;
     }
-    multiply_rows<Weight>(sums, x + ulong(first_row) * p.k, weights, offsets, p.k,
-                          rows - 1 - first_row, lane);
+    multiply_rows<Weight, X_ROWS, W_ROWS>(sums, x + ulong(first_row) * k, weights, offsets, k,
+                                          num_x, rows - 1 - first_row, lane);
 #pragma unroll
-    for (uint m = 0; m < MAX_ROWS; m++) {
-        if (m >= ROWS || first_row + m >= rows) break;
+    for (uint m = 0; m < X_ROWS; m++) {
+        if (m >= num_x || first_row + m >= rows) break;
 #pragma unroll
-        for (uint r = 0; r < DENSE_ROWS; r++) {
+        for (uint r = 0; r < W_ROWS; r++) {
             float sum = simd_sum(sums[m][r]);
-            if (lane == r && first + r < p.n) {
+            if (lane == r && first + r < n) {
                 if (FLAGS & MARLIN_OUTPUT_BIAS) sum += output_bias[first + r];
-                y[ulong(first_row + m) * p.n + first + r] = sum;
+                y[ulong(first_row + m) * n + first + r] = sum;
             }
         }
     }
@@ -400,7 +397,12 @@ inline void matvec_dense(device const float *x, device const typename Weight::ty
         uint2 group [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]],     \
         uint simdgroup [[simdgroup_index_in_threadgroup]])                                         \
     {                                                                                              \
-        matvec_dense<Weight>(x, weights, output_bias, y, p, vars, group, lane, simdgroup);         \
+        if (ROWS > 4)                                                                              \
+            matvec_dense<Weight, MAX_ROWS / 2, 4>(x, weights, output_bias, y, p, vars, group,      \
+                                                  lane, simdgroup, ROWS / 2);                      \
+        else                                                                                       \
+            matvec_dense<Weight, 4, 2>(x, weights, output_bias, y, p, vars, group, lane,           \
+                                       simdgroup, ROWS);                                           \
     }
 
 MATVEC_DENSE(matvec_f32, F32Weight)
