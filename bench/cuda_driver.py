@@ -4,6 +4,7 @@ Owns the ctypes calls. Knows nothing of Metal, of how kernels are compiled or of
 """
 
 import ctypes
+import time
 from ctypes import byref, c_char_p, c_float, c_int, c_size_t, c_uint, c_uint64, c_void_p
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 # CUdevice_attribute of cuda.h
 ATTRIBUTE_MULTIPROCESSORS = 16
 ATTRIBUTE_MAJOR, ATTRIBUTE_MINOR = 75, 76
+PAUSE_S = 0.3
 # CU_STREAM_NON_BLOCKING, CU_EVENT_DISABLE_TIMING
 NON_BLOCKING, DISABLE_TIMING = 1, 2
 # CU_STREAM_CAPTURE_MODE_RELAXED
@@ -120,7 +122,12 @@ class Gpu:
         self._call("cuStreamSynchronize", self._stream)
 
     def seconds(self, queue, repeats=15):
-        """Median time of what queue() queues, captured once as a CUDA graph, after 3 warm-ups."""
+        """Median time of what queue() queues, captured once as a CUDA graph, after 3 warm-ups.
+
+        A pause comes first: a kernel that draws the GPU's full power lowers its clock, and the next
+        one would be measured at that.
+        """
+        time.sleep(PAUSE_S)
         queue()
         self.synchronize()
         graph, ready = c_void_p(), c_void_p()

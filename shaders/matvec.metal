@@ -59,25 +59,28 @@ inline float4 half_quad(uint first, uint second)
     return float4(even.x, odd.x, even.y, odd.y);
 }
 
-// Kinds of packed weights. decode(): a word's columns by four. They come
-// without STEP, which a whole sum takes in at its end; int4's second four are 16 times too large,
-// which matched() makes up for in x. Shifts are few, since Apple GPUs are slow at them; codes are
-// masked where they lie in halves without exponent: denormal, which those GPUs keep.
+// Kinds of packed weights. decode(): a word's columns by four. They come without step(), which a
+// whole sum takes in at its end; int4's second four are 16 times too large, which matched() makes
+// up for in x. Shifts are few, since Apple GPUs are slow at them: int4's codes are masked where
+// they lie, as halves without exponent: denormal, which those GPUs keep.
 struct MatvecFp4 {
     enum { WORD_COLUMNS = 8 };
     static float step() { return FP4_STEP; }
     static bool has_bias() { return false; }
     static float4 matched(float4 x, uint) { return x; }
 
-    // E2M1 is a half's sign, two exponent bits and a mantissa bit: of a nibble n at bit 8, bit 3
-    // belongs on bit 15 and bits 0 to 2 on 9 to 11. n * 0x12 is n << 9 plus n << 12, so that bit 3
-    // is also added to bits 12 to 14; it carries into bit 15 if all bits of n are set. Hence n is
-    // inverted before and the product after: then only 0 does, and becomes -0.
+    // E2M1 is a half's sign, two exponent bits and a mantissa bit: of a nibble at bit 8 or 12, bit
+    // 3 belongs on bit 15 and bits 0 to 2 on 9 to 11. The upper nibbles have bit 3 in place
+    // already. The lower ones, n at bit 8, take n * 0x12, n << 9 plus n << 12, so that bit 3 is
+    // also added to bits 12 to 14; it carries into bit 15 if all bits of n are set. Hence n is
+    // inverted before and the product after: then only 0 does, and becomes -0. Two ways, so that no
+    // one kind of operation holds up the others.
     static void decode(uint word, thread float4 *quads)
     {
-        const uint low = (~word & 0x0f0f0f0fu) * 0x12u, high = (~(word >> 4) & 0x0f0f0f0fu) * 0x12u;
+        const uint low = (~word & 0x0f0f0f0fu) * 0x12u;
+        const uint high = (word & 0xe0808080u) | (word >> 3 & 0x1f7f7f7fu);
         quads[0] = half_quad(~(low << 8) & 0x8e008e00u, ~low & 0x8e008e00u);
-        quads[1] = half_quad(~(high << 8) & 0x8e008e00u, ~high & 0x8e008e00u);
+        quads[1] = half_quad(high << 8 & 0x8e008e00u, high & 0x8e008e00u);
     }
 };
 
