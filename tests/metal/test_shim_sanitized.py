@@ -21,9 +21,9 @@ RUN_TIMEOUT_S = 120
 REPORT = re.compile(r"Sanitizer|runtime error:")
 OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=1",
-    "LSAN_OPTIONS": f"print_suppressions=0:suppressions={HERE / 'sim' / 'leaks.supp'}",
+    "LSAN_OPTIONS": f"print_suppressions=0:suppressions='{HERE}/sim/leaks.supp'",
     "UBSAN_OPTIONS": "print_stacktrace=1",
-    "TSAN_OPTIONS": f"suppressions={HERE / 'sim' / 'threads.supp'}",
+    "TSAN_OPTIONS": f"suppressions='{HERE}/sim/threads.supp'",
 }
 # Each mistake of lifetimes.c: who reports it, and what.
 MISTAKES = {
