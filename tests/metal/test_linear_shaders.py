@@ -7,11 +7,12 @@ several steps, activations that a half cannot hold, repacked bytes beside the CP
 import numpy as np
 import pytest
 import reference
+from ggml_blocks import TARGETS, blank, random_blocks, width_of
 
 from marlin.device import abi, ops
 from marlin.device.device import Device
 from marlin.device.program import Recorder, View
-from marlin.weights import formats, ggml_types
+from marlin.weights import formats
 
 
 def weight_of(kind, n, k, group_size=32):
@@ -27,7 +28,7 @@ def weight_of(kind, n, k, group_size=32):
     bias = np.repeat(np.abs(biases.astype(np.float64)), group_size, axis=1)
     flags = abi.WEIGHT_BIAS if kind == "int4" else 0
     magnitude = np.abs(values) + (2 * bias if kind == "int4" else 0)
-    return [packed.codes, packed.scales, packed.biases], flags, values, magnitude
+    return arrays_of(packed), flags, values, magnitude
 
 
 def matmul(shader, kind, x, arrays, n, flags, group_size=32, y_rows=None):
@@ -93,33 +94,16 @@ def test_few_and_many_simdgroups_share_the_steps_of_a_tile(shader, simdgroups, k
     reference.assert_close(y, reference.linear(x, values, weight_magnitude=magnitude))
 
 
-# What each type becomes: format, group size, scale dtype, whether it has biases.
-TARGETS = {
-    "Q4_0": ("int4", 32, np.float16, True),
-    "Q4_1": ("int4", 32, np.float16, True),
-    "Q5_0": ("int8", 32, np.float16, False),
-    "Q5_1": ("int8", 32, np.float16, True),
-    "Q8_0": ("int8", 32, np.float16, False),
-    "Q4_K": ("int4", 32, np.float32, True),
-    "Q5_K": ("int8", 32, np.float32, True),
-    "Q6_K": ("int8", 16, np.float32, False),
-}
-
-
-def empty_weight(ggml_type, n, k):
-    """[codes, scales, biases] of zeros, and their kind and group size."""
-    kind, group_size, dtype, has_bias = TARGETS[ggml_type]
-    zeros = np.zeros((n, k // group_size), dtype)
-    packed = formats.pack(kind, np.zeros((n, k), np.uint8), zeros, zeros if has_bias else None)
-    return [packed.codes, packed.scales, packed.biases], kind, group_size
+def arrays_of(packed):
+    return [packed.codes, packed.scales, packed.biases]
 
 
 def repacked_by_cpu(source, ggml_type, n, k, heads):
     """The CPU device's [codes, scales, biases], as bytes."""
-    arrays, kind, group_size = empty_weight(ggml_type, n, k)
+    kind, group_size, *_ = TARGETS[ggml_type]
     device = Device(num_threads=1)
     views = []
-    for array in (source, *arrays):
+    for array in (source, *arrays_of(blank(ggml_type, n, k))):
         views.append(None if array is None else View.of(device.create(array.nbytes)))
         if array is not None:
             views[-1].buffer.array(np.uint8)[:] = array.reshape(-1).view(np.uint8)
@@ -135,14 +119,8 @@ def repacked_by_cpu(source, ggml_type, n, k, heads):
 @pytest.mark.parametrize("ggml_type", TARGETS)
 @pytest.mark.parametrize("n, heads", [(1, 0), (33, 0), (48, 3)])
 def test_repacking_gives_the_cpus_bytes(shader, any_order, ggml_type, n, heads):
-    layout, _ = ggml_types.DECODERS[ggml_type]
-    values = 256 if ggml_type.endswith("_K") else 32
-    rng = np.random.default_rng(n)
-    source = rng.integers(0, 256, 2 * n * layout.itemsize).astype(np.uint8)
-    for field in {"d", "m", "dmin"} & set(layout.names):
-        source.view(layout)[field] = rng.standard_normal(2 * n)
-    k = 2 * values
-    arrays, *_ = empty_weight(ggml_type, n, k)
+    k = width_of(ggml_type, 2)
+    source, arrays = random_blocks(ggml_type, n, k), arrays_of(blank(ggml_type, n, k))
     fields = {"type": abi.GGML_TYPES[ggml_type], "n": n, "k": k, "permute_heads": heads}
     grid = (-(-n // abi.ROW_TILE), 1, 1)
     assert shader("repack").run("repack", grid, [source, *arrays], ("RepackParams", fields), [])

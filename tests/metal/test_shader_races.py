@@ -12,13 +12,13 @@ import re
 import numpy as np
 import pytest
 import reference
+from ggml_blocks import blank, random_blocks
 from msl import build, simt
 from shader import SHADERS, Shader
 from test_attention_shaders import draws, kv_case, normal, split, whole
-from test_linear_shaders import TWO_UNITS, empty_weight, matmul, repacked_by_cpu, weight_of
+from test_linear_shaders import TWO_UNITS, arrays_of, matmul, repacked_by_cpu, weight_of
 
 from marlin.device import abi
-from marlin.weights import ggml_types
 
 MISSING = build.unavailable()
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -195,11 +195,8 @@ def sample(shader):
 
 def repack(shader):
     """Two blocks a row of 17 rows: a second tile with one row."""
-    n, k, layout = 17, 512, ggml_types.DECODERS["Q4_K"][0]
-    source = np.random.default_rng(n).integers(0, 256, n * k // 256 * layout.itemsize)
-    source = source.astype(np.uint8)
-    source.view(layout)["d"] = source.view(layout)["dmin"] = 0.5
-    arrays, *_ = empty_weight("Q4_K", n, k)
+    n, k = 17, 512
+    source, arrays = random_blocks("Q4_K", n, k), arrays_of(blank("Q4_K", n, k))
     fields = {"type": abi.GGML_TYPES["Q4_K"], "n": n, "k": k, "permute_heads": 0}
     params, grid = ("RepackParams", fields), (-(-n // abi.ROW_TILE), 1, 1)
     assert shader("repack").run("repack", grid, [source, *arrays], params, [])
