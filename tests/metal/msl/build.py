@@ -67,7 +67,8 @@ def runtime(cache, sanitize=None):
     flags = ["-std=c++17", "-O2", "-g1", "-Wall", "-Wextra", "-fno-exceptions", "-fno-rtti"]
     flags += ["-fPIC", "-shared", "-pthread", f"-Wl,-soname,{RUNTIME_NAME}"]
     flags += [f"-I{RUNTIME_FOLDER}", f"-I{INCLUDE_FOLDER / 'msl'}"] + _sanitizer_flags(sanitize)
-    read = [*sorted(RUNTIME_FOLDER.iterdir()), INCLUDE_FOLDER / "msl" / "rt_abi.h"]
+    headers = [INCLUDE_FOLDER / "msl" / name for name in ("args.h", "rt_abi.h")]
+    read = [*sorted(RUNTIME_FOLDER.iterdir()), *headers]
     key = _key(flags, *(path.read_bytes() for path in read))
     place = Path(cache) / f"runtime-{key}" / RUNTIME_NAME
     return _once(place, lambda out: [CLANG, *flags, *map(str, sources), "-o", out, "-ldl"])

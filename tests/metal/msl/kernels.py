@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from msl.source import ADDRESS_SPACES
 
-# In the order of the MSL_* enumerators in include/msl/rt_abi.h; those up to
+# In the order of the MSL_* enumerators in include/msl/args.h; those up to
 # threads_per_grid and the last three have a value for each axis.
 BUILTINS = (
     "thread_position_in_grid",

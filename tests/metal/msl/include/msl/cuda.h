@@ -2,39 +2,16 @@
  * --default-device; included by simd.h.
  *
  * Every kernel takes one msl_launch by value: addresses by Metal's buffer slot, offsets into
- * dynamic shared memory by threadgroup slot. Of one slot, MSL_CONSTANT_SLOT, the content
- * itself, since constants lie as close on an Apple GPU. */
+ * dynamic shared memory by threadgroup slot. Of one slot, MSL_CONSTANT_SLOT, the content itself:
+ * CUDA's own constant memory. */
 #pragma once
+
+#include "args.h"
 
 #ifndef MSL_CONSTANT_SLOT
 #define MSL_CONSTANT_SLOT -1
 #endif
 
-enum { MSL_ARG_BUFFER, MSL_ARG_THREADGROUP, MSL_ARG_BUILTIN };
-/* In the order of kernels.py's BUILTINS. */
-enum {
-    MSL_THREAD_POSITION_IN_GRID,
-    MSL_THREADGROUP_POSITION_IN_GRID,
-    MSL_THREAD_POSITION_IN_THREADGROUP,
-    MSL_THREADS_PER_THREADGROUP,
-    MSL_THREADGROUPS_PER_GRID,
-    MSL_THREADS_PER_GRID,
-    MSL_THREAD_INDEX_IN_THREADGROUP,
-    MSL_THREAD_INDEX_IN_SIMDGROUP,
-    MSL_SIMDGROUP_INDEX_IN_THREADGROUP,
-    MSL_SIMDGROUPS_PER_THREADGROUP,
-    MSL_THREADS_PER_SIMDGROUP,
-    MSL_DISPATCH_THREADS_PER_THREADGROUP,
-    MSL_THREAD_INDEX_IN_QUADGROUP,
-    MSL_QUADGROUP_INDEX_IN_THREADGROUP,
-    MSL_GRID_SIZE
-};
-struct msl_arg {
-    int kind, index;
-    const char *name;
-    unsigned size, align;
-    int is_reference, is_const, optional;
-};
 struct msl_launch {
     void *buffer[31];
     unsigned tg_offset[31];
