@@ -16,7 +16,7 @@
 // time that a cache answers. Threadgroup memory: 8 KiB.
 //
 // Operations for a 4-bit weight and one row of x: 0.6 (int4) or 1.4 (fp4) to decode it, one to make
-// it a float, one multiply-add, 0.3 (fp4) or 0.8 (int4) for loads, scales, sums and addresses.
+// it a float, one multiply-add, 0.3 (fp4) or 0.9 (int4) for loads, scales, sums and addresses.
 //
 // Dense: a lane takes four columns of every 128; a simdgroup two rows of W and all rows of x, or,
 // of more than four, four rows of W and half of them, so that a load of x serves four rows.
