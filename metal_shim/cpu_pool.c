@@ -61,7 +61,8 @@ static void wait_while(marlin_pool *pool, atomic_int *value, int unwanted, int n
 
 /* Called after a value that others wait on has changed. The sleeper raises num_sleeping before it
  * looks at the value for the last time, both sequentially consistent, so one of the two sees the
- * other. */
+ * other. Values are changed by an exchange or an addition, never by a plain store: qemu, which runs
+ * the tests of the ARM library, lets a later load pass one. */
 static void wake_sleepers(marlin_pool *pool)
 {
     if (atomic_load(&pool->num_sleeping) == 0) return;
@@ -76,7 +77,7 @@ void marlin_pool_barrier(marlin_pool *pool, marlin_pool_idle idle, void *context
     int number = atomic_load(&pool->barrier_number);
     if (atomic_fetch_add(&pool->num_arrived, 1) == pool->size - 1) {
         atomic_store(&pool->num_arrived, 0);
-        atomic_store(&pool->barrier_number, number + 1);
+        atomic_fetch_add(&pool->barrier_number, 1);
         wake_sleepers(pool);
         return;
     }
