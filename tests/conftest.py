@@ -76,3 +76,24 @@ def simulated_metal():
         pytest.skip(reason)
     build_metal = _load(ROOT / "metal_shim" / "build_metal.py")
     return simulated.build(ROOT / "build" / "metal-sim", build_metal)
+
+
+@pytest.fixture(scope="module")
+def served(request):
+    """The contract suite's server: a served.Served of the model that contract.MOCK says."""
+    from contract import MOCK, MODEL
+    from served import Served
+
+    variables = {"METAL_MARLIN_MOCK_MODEL": "1" if MOCK else "0"}
+    path = f"models/{MODEL}" if MOCK else request.getfixturevalue("demo_model_path")
+    with Served(path, "--host", "127.0.0.1", environ=variables) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def sdk(served):
+    """The official client of that server."""
+    import openai
+
+    with openai.OpenAI(base_url=served.base_url, api_key="unused", max_retries=0) as client:
+        yield client

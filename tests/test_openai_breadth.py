@@ -5,24 +5,8 @@ As test_openai_server.py: the mock model, or the demo model with METAL_MARLIN_MO
 
 import math
 
-import openai
 import pytest
 from contract import CHAT, COMPLETIONS, MOCK, MODEL, chat, completion, content_of
-from served import Served
-
-
-@pytest.fixture(scope="module")
-def served(request):
-    variables = {"METAL_MARLIN_MOCK_MODEL": "1" if MOCK else "0"}
-    path = f"models/{MODEL}" if MOCK else request.getfixturevalue("demo_model_path")
-    with Served(path, "--host", "127.0.0.1", environ=variables) as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
-def sdk(served):
-    with openai.OpenAI(base_url=served.base_url, api_key="unused", max_retries=0) as client:
-        yield client
 
 
 def test_n_gives_as_many_choices_that_count_together(served):

@@ -13,7 +13,6 @@ import pytest
 from contract import (
     CHAT,
     COMPLETIONS,
-    MOCK,
     MODEL,
     QUESTION,
     chat,
@@ -22,20 +21,6 @@ from contract import (
     streamed_text,
 )
 from served import Served
-
-
-@pytest.fixture(scope="module")
-def served(request):
-    variables = {"METAL_MARLIN_MOCK_MODEL": "1" if MOCK else "0"}
-    path = f"models/{MODEL}" if MOCK else request.getfixturevalue("demo_model_path")
-    with Served(path, "--host", "127.0.0.1", environ=variables) as served:
-        yield served
-
-
-@pytest.fixture(scope="module")
-def sdk(served):
-    with openai.OpenAI(base_url=served.base_url, api_key="unused", max_retries=0) as client:
-        yield client
 
 
 # Health and models
