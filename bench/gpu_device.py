@@ -22,7 +22,10 @@ from marlin.device import abi
 from marlin.device.device import Device
 
 ROWS_VARIANTS = (1, 2, 4, 8, 16)
-NUM_CONSTANTS = 6
+NUM_CONSTANTS, HEADS_PER_KV = 6, 4
+# Threadgroups of attention_split at once that hide the time of a load; NVIDIA's compiler leaves
+# registers for five. With more heads a KV head they would not hold the sums.
+SPLIT_BLOCKS = 6
 # shaders/common.h: the buffers after a kernel's bindings
 PARAMS_SLOT, VARS_SLOT, CALL_SLOT, STATUS_SLOT = 12, 13, 14, 15
 FAILED = -5
@@ -68,6 +71,8 @@ class Kernels:
             text = (self._folder / f"{kernel}.cu").read_text()
             defines = [f"MSL_FC_{i}={value}" for i, value in enumerate(constants)]
             defines.append(f"MSL_CONSTANT_SLOT={PARAMS_SLOT}")
+            if kernel == "attention_split" and constants[HEADS_PER_KV] <= 4:
+                defines.append(f"MSL_BLOCKS={SPLIT_BLOCKS}")
             image = cuda.compile_text(text, self.gpu.architecture, defines)
             module = self.gpu.load(image.cubin)
             self._functions[key] = self.gpu.function(module, f"msl_{kernel}")

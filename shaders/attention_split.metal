@@ -8,9 +8,6 @@ using namespace metal;
 
 #define SPLIT_THREADS 128
 #define SPLIT_SIMDGROUPS (SPLIT_THREADS / SIMD_THREADS)
-// More than a threadgroup has: a compiler then keeps registers few enough for so many threads at
-// once, and six threadgroups hide the time of a load where five did not.
-#define SPLIT_MAX_THREADS 768
 // Tokens that a simdgroup scores: a lane takes 8 of one key tile and a quarter of the columns, so
 // that 8 lanes read 128 bytes in a row.
 #define SPLIT_SIMD_TOKENS (MARLIN_KV_SPLIT / SPLIT_SIMDGROUPS)
@@ -226,7 +223,7 @@ inline void split_attend(thread const SplitTask &s, thread const AttentionTile &
 //   Bytes: 4 * head_dim a token of the split, read once for every 4 queries (8 where a KV head has
 //   more than 4 heads); a decode step has one row a tile, so once. Operations: 4 * head_dim a token
 //   and query.
-[[kernel, max_total_threads_per_threadgroup(SPLIT_MAX_THREADS)]] void attention_split(
+[[kernel, max_total_threads_per_threadgroup(SPLIT_THREADS)]] void attention_split(
     device const float *q [[buffer(0)]], device const half *k_cache [[buffer(1)]],
     device const half *v_cache [[buffer(2)]], device const int32_t *tables [[buffer(3)]],
     device const int32_t *tiles [[buffer(4)]], device float *out [[buffer(5)]],

@@ -130,6 +130,7 @@ inline uint sample_weight_bits(thread const SampleDraw &d, float logit)
 {
     if (sample_order_bits(logit) == d.largest) return d.min_p <= 1.0f ? SAMPLE_ONE : 0;
     float weight = exp2((logit - d.most) * d.factor);
+    if (weight > 1.0f) weight = 1.0f; // exp2 may round up; a NaN stays one
     uint bits = as_type<uint>(weight);
     return bits > SAMPLE_ONE || weight < d.min_p ? 0 : bits;
 }

@@ -225,7 +225,7 @@ extern "C" __attribute__((visibility("default"))) const msl_module msl_this_modu
         limit = int(kernel.max_threads) if kernel.max_threads.isdigit() else 0
         table = f"at_{identifier(kernel.name)}"
         return f"""\
-extern "C" __global__ void __launch_bounds__({limit or MAX_THREADS})
+extern "C" __global__ void MSL_LAUNCH_BOUNDS({limit or MAX_THREADS})
 msl_{identifier(entry.host_name)}(const __grid_constant__ msl_launch a) {{
     extern __shared__ __align__(16) char msl_dynamic[];
     (void)msl_dynamic;

@@ -3,13 +3,22 @@
  *
  * Every kernel takes one msl_launch by value: addresses by Metal's buffer slot, offsets into
  * dynamic shared memory by threadgroup slot. Of one slot, MSL_CONSTANT_SLOT, the content itself:
- * CUDA's own constant memory. */
+ * CUDA's own constant memory.
+ *
+ * MSL_BLOCKS: threadgroups that a multiprocessor must have room for at once, which limits a
+ * kernel's registers; Metal's language has no word for it. */
 #pragma once
 
 #include "args.h"
 
 #ifndef MSL_CONSTANT_SLOT
 #define MSL_CONSTANT_SLOT -1
+#endif
+
+#ifdef MSL_BLOCKS
+#define MSL_LAUNCH_BOUNDS(threads) __launch_bounds__(threads, MSL_BLOCKS)
+#else
+#define MSL_LAUNCH_BOUNDS(threads) __launch_bounds__(threads)
 #endif
 
 struct msl_launch {
