@@ -18,7 +18,7 @@ from msl.unit import Unit
 MAX_THREADGROUP_BYTES = 32768
 MESSAGE = re.compile(r"(.+?):(\d+):(?:\d+:)? (?:fatal )?(error|warning|note): (.*)")
 CHECK_FLAGS = [
-    "-std=c++17",
+    "-std=c++14",
     "-DMSL_CHECK=1",
     "-nostdinc",
     "-nostdinc++",
