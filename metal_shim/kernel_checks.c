@@ -115,7 +115,7 @@ static void check_linear(marlin_check *c, int value_bytes, packed_kind kind)
         need(c, 1, value_bytes, (int64_t)p->n * p->k * value_bytes);
     else
         check_packed(c, p->n, p->k, p->group_size, p->flags, kind);
-    if (kind != DENSE) need(c, 0, VECTOR_BYTES, 0);
+    if (kind != DENSE || p->k % 4 == 0) need(c, 0, VECTOR_BYTES, 0);
     if (p->flags & MARLIN_OUTPUT_BIAS) need(c, 4, 4, 4 * (int64_t)p->n);
     need_rows(c, 0, p->rows_var, 1, 0, 4 * (int64_t)p->k);
     need_rows(c, 5, p->rows_var, 1, 0, 4 * (int64_t)p->n);
@@ -360,7 +360,7 @@ static void check_probe_read(marlin_check *c)
 {
     const struct ProbeParams *p = params_of(c);
     check_probe_dot(c);
-    need(c, 0, 1, (int64_t)p->num_units * MARLIN_PROBE_BYTES);
+    need(c, 0, VECTOR_BYTES, (int64_t)p->num_units * MARLIN_PROBE_BYTES);
 }
 
 #define EMBED(weight, check)                                                                       \

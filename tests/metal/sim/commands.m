@@ -240,9 +240,23 @@ static void drop(sim_queue_state *state)
     free(state);
 }
 
+/* Apple's GPUs keep subnormal halves and take subnormal floats for zeros. Threads that this one
+ * starts inherit the setting. */
+static void flush_subnormal_floats(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_ldmxcsr(__builtin_ia32_stmxcsr() | 0x8040); /* FTZ and DAZ */
+#elif defined(__aarch64__)
+    uint64_t control;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(control));
+    __asm__ volatile("msr fpcr, %0" : : "r"(control | 1u << 24)); /* FZ */
+#endif
+}
+
 static void *run_queue(void *context)
 {
     sim_queue_state *state = context;
+    flush_subnormal_floats();
     [NSThread class];
     GSRegisterCurrentThread();
     pthread_mutex_lock(&state->mutex);
