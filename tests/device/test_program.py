@@ -159,19 +159,11 @@ def test_half_weights_may_begin_at_any_even_byte(bench):
     buffer.release()
 
 
-@pytest.mark.parametrize(("k", "first_value"), [(8, 1), (8, 2), (7, 1)])
-def test_rows_that_are_read_in_fours_begin_at_a_multiple_of_16_bytes(bench, k, first_value):
-    bench.a.array(np.float32)[:] = 1
-    x, y = View(bench.a, 4 * first_value, 4 * k), View(bench.c, 0, 4)
+def test_rows_that_are_read_in_fours_begin_at_a_multiple_of_16_bytes(bench):
+    weight = ops.Weight("f32", 1, DIM, View(bench.b, 0, ROW_BYTES))
     recorder = Recorder(bench.device)
-    ops.linear(recorder, x, ops.Weight("f32", 1, k, View(bench.a, 0, 4 * k)), y)
-    if k % 4 == 0:
-        refuses(recorder, "binding 0 .* begins where its elements cannot be read")
-        return
-    program = recorder.finish()
-    program.run(1)
-    assert bench.c.array(np.float32)[0] == k
-    program.close()
+    ops.linear(recorder, View(bench.a, 4, ROW_BYTES), weight, View(bench.c, 0, 4))
+    refuses(recorder, "binding 0 .* begins where its elements cannot be read")
 
 
 def test_writing_a_mapped_file_is_refused(bench, tmp_path):
