@@ -17,6 +17,8 @@ SPECULATIVE_HELP = "ngram: draft tokens from the text so far and check them toge
 MODEL_PATH_VARIABLE = "METAL_MARLIN_MODEL_PATH"
 API_KEY_VARIABLE = "METAL_MARLIN_API_KEY"
 MOCK_MODEL_VARIABLE = "METAL_MARLIN_MOCK_MODEL"
+# Of the CPU device, which takes no more (metal_shim/cpu.c).
+MAX_THREADS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,7 +248,7 @@ OPTIONS = (
         "--threads",
         "num_threads",
         None,
-        whole_number(1, 1024),
+        whole_number(1, MAX_THREADS),
         "N",
         "threads of the CPU device (default: the cores this process may use)",
     ),
@@ -308,6 +310,14 @@ def add_arguments(parser):
             _add_switch(parser, option, text)
         else:
             parser.add_argument(option.flag, dest=option.field, help=text, metavar=option.metavar)
+
+
+def unused_options(arguments, settings):
+    """Flags given in `arguments` for a paged KV cache that these settings do not have."""
+    if settings.enable_batching:
+        return []
+    sizes = (option for option in OPTIONS if option.field in ("num_kv_blocks", "block_size"))
+    return [option.flag for option in sizes if arguments.get(option.field) is not None]
 
 
 def _add_switch(parser, option, text):

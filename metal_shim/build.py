@@ -200,7 +200,7 @@ def build(root, toolchain, output, isas, sanitizers=()):
     # The other headers of shaders/ are Metal's.
     read = [*root.glob("metal_shim/*.h"), *root.glob("shaders/params.h")]
     headers = _digest_files(sorted(read))
-    with _alone(cache):
+    with alone(cache):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             job = partial(_compile, root, toolchain, cache, headers)
             compiled = list(pool.map(job, units))
@@ -209,9 +209,10 @@ def build(root, toolchain, output, isas, sanitizers=()):
             raise BuildError("the C compiler failed:\n\n" + "\n".join(failures))
         objects = [path for path, _, _ in compiled]
         linked = _link(root, toolchain, cache, objects, sanitizers)
+        library = publish(linked, output, library_name(toolchain.system))
         _prune(cache, {*objects, linked})
     return Built(
-        library=_publish(linked, output, library_name(toolchain.system)),
+        library=library,
         num_objects=len(objects),
         num_compiled=sum(status == "compiled" for _, status, _ in compiled),
         warnings="".join(said for _, _, said in compiled),
@@ -219,8 +220,8 @@ def build(root, toolchain, output, isas, sanitizers=()):
 
 
 @contextmanager
-def _alone(cache):
-    """Let other builds in this folder wait: each drops the objects that it does not know."""
+def alone(cache):
+    """Let other builds in this folder wait: each drops what it does not know."""
     with open(cache / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
@@ -233,7 +234,7 @@ def library_name(system):
 def _compile(root, toolchain, cache, headers, unit):
     """(object's path, "cached" | "compiled" | "failed", what the compiler printed)."""
     text = unit.source.read_text()
-    key = _digest(toolchain.command, toolchain.version, unit.flags, headers, text)
+    key = digest(toolchain.command, toolchain.version, unit.flags, headers, text)
     target = cache / f"{unit.name}.{key}.o"
     if target.exists():
         return target, "cached", ""
@@ -256,7 +257,7 @@ def _link(root, toolchain, cache, objects, sanitizers):
         # A symbol that nothing defines is an error here, not when the library is first loaded. A
         # sanitizer's own symbols come from the program that loads it.
         flags.append("-Wl,-z,defs")
-    target = cache / f"libmarlin_cpu.{_digest(toolchain.version, flags, [o.name for o in objects])}"
+    target = cache / f"libmarlin_cpu.{digest(toolchain.version, flags, [o.name for o in objects])}"
     if not target.exists():
         unfinished = target.with_suffix(f".{os.getpid()}.partial")
         command = [*toolchain.command, *flags, *map(str, objects), "-o", str(unfinished), "-lm"]
@@ -268,7 +269,8 @@ def _link(root, toolchain, cache, objects, sanitizers):
     return target
 
 
-def _publish(linked, output, name):
+def publish(linked, output, name):
+    """Put a file of the cache into `output`, by renaming, unless it is there. Returns its path."""
     output.mkdir(parents=True, exist_ok=True)
     library = output / name
     if not library.exists() or not filecmp.cmp(linked, library, shallow=False):
@@ -291,7 +293,7 @@ def _prune(cache, kept):
 
 
 def _variant(toolchain, sanitizers):
-    compiler = _digest(toolchain.command)[:8]
+    compiler = digest(toolchain.command)[:8]
     return "-".join([toolchain.system.lower(), toolchain.machine, compiler, *sanitizers])
 
 
@@ -304,10 +306,11 @@ def _sanitize_flag(sanitizers):
 
 
 def _digest_files(paths):
-    return _digest([(path.name, path.read_text()) for path in paths])
+    return digest([(path.name, path.read_text()) for path in paths])
 
 
-def _digest(*parts):
+def digest(*parts):
+    """A short name for what a file was made from: anything that JSON can hold."""
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -345,6 +348,7 @@ def main(argv=None):
         return 1
     sys.stderr.write(built.warnings)
     if system == "Darwin" and not (options.isa or options.sanitize or options.machine):
+        # Where the SDK is too old for Metal it builds nothing and says so: no failure.
         build_metal = [sys.executable, str(ROOT / "metal_shim" / "build_metal.py")]
         if subprocess.run([*build_metal, "--output", str(options.output)]).returncode != 0:
             return 1

@@ -1,28 +1,33 @@
 """Builds libmarlin_metal.dylib and, where Xcode's `metal` compiler is, marlin.metallib. On a Mac.
 
-Owns how the shaders become one source, how that source gets into the library, and the two command
-lines. build.py runs this file as a program on a Mac; off one, tests call its functions:
+Owns how the shaders become one source, how that source gets into the library, the two command
+lines, and which SDK they need. build.py runs this file as a program on a Mac; off one, tests call
+its functions:
 
     python3 metal_shim/build_metal.py [--output DIR]
 
 The library compiles the source that it holds when no marlin.metallib lies beside it, so the
-command-line tools are enough.
+command-line tools are enough. With an SDK older than macOS 14's there is no Metal device: nothing
+is built, one line says so, and the CPU device serves.
 """
 
 import argparse
-import hashlib
-import json
+import importlib.util
+import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# MSL 3.1 is macOS 14's; older systems cannot load what these commands make.
-MACOS_FLAG = "-mmacosx-version-min=14.0"
+# MSL 3.1 is macOS 14's: older SDKs do not declare it, older systems cannot load what these commands
+# make.
+OLDEST_MACOS = 14
+MACOS_FLAG = f"-mmacosx-version-min={OLDEST_MACOS}.0"
+LIBRARY, METALLIB = "libmarlin_metal.dylib", "marlin.metallib"
 # These are the CPU device's too.
 SHARED_SOURCES = ("buffers.c", "kernel_checks.c", "records.c")
 # Fast math may assume that no value is NaN or infinite: samplers and norms must see both.
@@ -38,8 +43,19 @@ BYTES_A_LINE = 24
 _OWN_INCLUDE = re.compile(r'^#include "([^"]+)"$')
 
 
-class BuildError(Exception):
-    """A compiler refused; the text holds the command and all that it printed."""
+def _build_script():
+    """build.py, by its path: an installed package may have the name `build`."""
+    spec = importlib.util.spec_from_file_location(
+        "metal_shim_build", Path(__file__).with_name("build.py")
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+_build = _build_script()
+BuildError = _build.BuildError
 
 
 def joined_source(shaders):
@@ -90,7 +106,7 @@ def shim_command(root, generated, target):
     includes = (f"-I{root / 'metal_shim'}", f"-I{root / 'shaders'}", f"-I{generated}")
     frameworks = [word for name in FRAMEWORKS for word in ("-framework", name)]
     sources = map(str, shim_sources(root))
-    link = ("-dynamiclib", "-install_name", "@rpath/libmarlin_metal.dylib", *frameworks)
+    link = ("-dynamiclib", "-install_name", f"@rpath/{LIBRARY}", *frameworks)
     return ["xcrun", "clang", *OBJC_FLAGS, *includes, *sources, *link, "-o", str(target)]
 
 
@@ -100,7 +116,24 @@ def library_command(source, target):
     return [*metal, *METAL_FLAGS, str(source), "-o", str(target)]
 
 
-def build(root, output):
+def sdk_version():
+    """The macOS SDK's version, such as "15.2"; "" if xcrun does not tell."""
+    try:
+        asked = subprocess.run(
+            ("xcrun", "--sdk", "macosx", "--show-sdk-version"), capture_output=True, text=True
+        )
+    except OSError:
+        return ""
+    return asked.stdout.strip()
+
+
+def is_too_old(sdk):
+    """Whether an SDK of this version lacks what the Metal device needs; not if it is unknown."""
+    major = sdk.partition(".")[0]
+    return major.isdigit() and int(major) < OLDEST_MACOS
+
+
+def build(root, output, sdk):
     """Make what has changed, and put it into `output`. Returns the paths there.
 
     Raises:
@@ -108,41 +141,46 @@ def build(root, output):
     """
     cache = root / "build" / "native" / "metal"
     cache.mkdir(parents=True, exist_ok=True)
-    output.mkdir(parents=True, exist_ok=True)
-    source = cache / "marlin.metal"
     text = joined_source(root / "shaders")
-    source.write_text(text)
-    (cache / "shader_source.h").write_text(source_header(text))
     headers = [*(root / "metal_shim").glob("*.h"), *(root / "shaders").glob("*.h")]
-    library = output / "libmarlin_metal.dylib"
-    inputs = [*shim_sources(root), *sorted(headers), source]
-    _make(lambda target: shim_command(root, cache, target), library, inputs, cache)
-    metallib = output / "marlin.metallib"
-    if not _runs(("xcrun", "-sdk", "macosx", "metal", "--version")):
-        metallib.unlink(missing_ok=True)  # what an older source gave
-        return [library]
-    _make(lambda target: library_command(source, target), metallib, [source], cache)
-    return [library, metallib]
+    with _build.alone(cache):
+        source = cache / "marlin.metal"
+        source.write_text(text)
+        (cache / "shader_source.h").write_text(source_header(text))
+        inputs = [*shim_sources(root), *sorted(headers), source]
+        made = {LIBRARY: _make(cache / LIBRARY, partial(shim_command, root, cache), inputs, sdk)}
+        if _runs(("xcrun", "-sdk", "macosx", "metal", "--version")):
+            command = partial(library_command, source)
+            made[METALLIB] = _make(cache / METALLIB, command, [source], sdk)
+        else:
+            (output / METALLIB).unlink(missing_ok=True)  # what an older source gave
+        return [_build.publish(path, output, name) for name, path in made.items()]
 
 
-def _make(command_for, target, inputs, cache):
-    """Run a command unless it gave `target` from the same inputs; replace the file by renaming."""
-    unfinished = cache / f"{target.name}.partial"
-    command = command_for(unfinished)
+def _make(place, command_for, inputs, sdk):
+    """What a command makes of these inputs, in the cache beside `place`; older ones are dropped."""
+    command = command_for(place)
     tool = command[: command.index("clang" if "clang" in command else "metal") + 1]
     version = subprocess.run([*tool, "--version"], capture_output=True, text=True).stdout
-    parts = [command, version, *(path.read_text() for path in inputs)]
-    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-    note = cache / f"{target.name}.key"
-    if target.exists() and note.exists() and note.read_text() == key:
-        return
+    key = _build.digest(command, version, sdk, [path.read_text() for path in inputs])
+    made = place.with_name(f"{place.name}.{key}")
+    if not made.exists():
+        _run(command_for, made)
+    for path in place.parent.glob(f"{place.name}.*"):
+        if path != made:
+            path.unlink(missing_ok=True)
+    return made
+
+
+def _run(command_for, made):
+    unfinished = made.with_name(f"{made.name}.{os.getpid()}.partial")
+    command = command_for(unfinished)
     done = subprocess.run(command, capture_output=True, text=True)
-    sys.stderr.write(done.stderr)
     if done.returncode != 0:
+        unfinished.unlink(missing_ok=True)
         raise BuildError(f"{shlex.join(command)}\n{done.stderr}")
-    shutil.move(unfinished, target.with_name(f".{target.name}.partial"))
-    target.with_name(f".{target.name}.partial").replace(target)
-    note.write_text(key)
+    sys.stderr.write(done.stderr)
+    unfinished.replace(made)
 
 
 def _runs(command):
@@ -157,8 +195,18 @@ def main(argv=None):
     default = ROOT / "marlin" / "device"
     parser.add_argument("--output", type=Path, default=default, help="folder for what is built")
     options = parser.parse_args(argv)
+    output, sdk = options.output.resolve(), sdk_version()
+    if is_too_old(sdk):
+        for name in (LIBRARY, METALLIB):  # what a newer SDK gave
+            (output / name).unlink(missing_ok=True)
+        print(
+            f"build_metal.py: without the Metal device: it needs the SDK of macOS {OLDEST_MACOS} "
+            f"(Xcode 15), and this is {sdk}'s",
+            file=sys.stderr,
+        )
+        return 0
     try:
-        built = build(ROOT, options.output.resolve())
+        built = build(ROOT, output, sdk)
     except BuildError as error:
         print(f"build_metal.py: {error}", file=sys.stderr)
         return 1

@@ -165,6 +165,11 @@ int marlin_device_describe(marlin_device *device, marlin_device_info *out)
     return MARLIN_OK;
 }
 
+int marlin_device_keep_resident(marlin_device *device)
+{
+    return device ? MARLIN_OK : marlin_fail(MARLIN_EINVAL, "no device");
+}
+
 /* ---- buffers: the CPU binds memory itself ---- */
 
 marlin_buffers *marlin_device_buffers(marlin_device *device) { return &device->buffers; }

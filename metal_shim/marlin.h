@@ -14,7 +14,7 @@
 
 #include <stdint.h>
 
-#define MARLIN_ABI_VERSION 2
+#define MARLIN_ABI_VERSION 3
 #define MARLIN_MAX_BINDINGS 12
 #define MARLIN_MAX_PARAM_BYTES 64
 #define MARLIN_MAX_VARS 8
@@ -81,6 +81,10 @@ MARLIN_API const char *marlin_last_error(void);
 MARLIN_API int marlin_device_open(const marlin_device_options *options, marlin_device **out);
 MARLIN_API void marlin_device_close(marlin_device *device);
 MARLIN_API int marlin_device_describe(marlin_device *device, marlin_device_info *out);
+/* Ask the system to leave all buffers where the device can use them at once. It may forget after a
+ * second without use: call this again and again while the next step should start fast. Nothing
+ * where memory needs no such request. */
+MARLIN_API int marlin_device_keep_resident(marlin_device *device);
 
 /* Each returns a buffer id > 0 or a negative code.
  * create: zeroed, page-aligned. map: [offset, offset + bytes) of a file, read only, any offset; the

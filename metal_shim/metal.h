@@ -26,6 +26,8 @@ typedef struct {
 marlin_call_words marlin_call_of(const marlin_records *records, int32_t index);
 /* Threads of a threadgroup. */
 int32_t marlin_launch_threads(const marlin_record *record);
+/* MARLIN_OK if a pipeline of at most `most` threads, in simdgroups of `width`, can run a record. */
+int marlin_check_launch(const marlin_record *record, size_t most, size_t width);
 /* Pipelines of a kernel: NUM_ROWS for one with ROWS, else 1. */
 int marlin_num_variants(int32_t kernel_id);
 /* The function constants of a record's variant, 0 where its kernel has none. */
@@ -40,7 +42,11 @@ int marlin_metallib_path(char *out, size_t size);
  * source, the system's version (its compiler), the GPU. 0: the user has no home. */
 int marlin_archive_path(const char *source, const char *system, const char *gpu, char *out,
                         size_t size);
-/* Make every folder of a path. Whether they are there shows when the file is written. */
-void marlin_make_folders(const char *path);
+/* Where to write an archive until it is whole: no other process's place, nor another `owner`'s
+ * here. Its folders are made; whether they are there shows when it is written. */
+void marlin_begin_archive(const char *path, const void *owner, char *partial, size_t size);
+/* Give it its name if it was written, and drop what its folder has had for 30 days: archives of
+ * older sources and systems, which nothing else would remove. */
+void marlin_end_archive(const char *path, const char *partial, int written);
 
 #endif

@@ -27,7 +27,6 @@
 #define STATUS_FINE UINT32_MAX
 #define PATH_BYTES 1024
 
-/* Found by the bytes before `state`, which leave no gap. */
 typedef struct {
     int32_t kernel_id;
     uint32_t constants[NUM_CONSTANTS];
@@ -116,13 +115,11 @@ static void open_archive(marlin_device *device)
                              [[device->gpu name] UTF8String], device->archive_path, PATH_BYTES))
         return;
     MTLBinaryArchiveDescriptor *descriptor = MAKE(MTLBinaryArchiveDescriptor);
-    if (access(device->archive_path, R_OK) == 0) {
+    if (access(device->archive_path, R_OK) == 0)
         [descriptor setUrl:url_of(device->archive_path)];
-        device->archive = [device->gpu newBinaryArchiveWithDescriptor:descriptor error:NULL];
-        if (device->archive) return;
-        unlink(device->archive_path);
-        [descriptor setUrl:nil];
-    }
+    device->archive = [device->gpu newBinaryArchiveWithDescriptor:descriptor error:NULL];
+    if (device->archive) return;
+    [descriptor setUrl:nil];
     device->archive = [device->gpu newBinaryArchiveWithDescriptor:descriptor error:NULL];
 }
 
@@ -130,13 +127,10 @@ static void open_archive(marlin_device *device)
 static void save_archive(marlin_device *device)
 {
     if (!device->archive_grew) return;
-    device->archive_grew = NO;
-    char partial[PATH_BYTES + 48]; /* no other device's, in this process or another */
-    snprintf(partial, sizeof partial, "%s.%d.%p", device->archive_path, getpid(), (void *)device);
-    marlin_make_folders(device->archive_path);
-    if (![device->archive serializeToURL:url_of(partial) error:NULL] ||
-        rename(partial, device->archive_path) != 0)
-        unlink(partial);
+    char partial[PATH_BYTES + 48];
+    marlin_begin_archive(device->archive_path, device, partial, sizeof partial);
+    BOOL written = [device->archive serializeToURL:url_of(partial) error:NULL];
+    marlin_end_archive(device->archive_path, partial, written);
 }
 
 static int open_gpu(marlin_device *device, const char *wanted)
@@ -164,8 +158,16 @@ static int open_gpu(marlin_device *device, const char *wanted)
 
 /* ---- residency ---- */
 
-/* Residency sets came with macOS 15. */
-
+/* Residency sets came with macOS 15; an older SDK does not declare them, so they are left out. */
+#if defined(__MAC_OS_X_VERSION_MAX_ALLOWED) && __MAC_OS_X_VERSION_MAX_ALLOWED < 150000
+static void open_residency(marlin_device *device) { (void)device; }
+static void close_residency(marlin_device *device) { (void)device; }
+static void request_residency(marlin_device *device) { (void)device; }
+static void set_resident(marlin_device *device, id<MTLBuffer> buffer, BOOL resident)
+{
+    (void)device, (void)buffer, (void)resident;
+}
+#else
 /* Without a set, the system may page buffers out between two steps and in again at the next. */
 static void open_residency(marlin_device *device)
 {
@@ -188,7 +190,7 @@ static void close_residency(marlin_device *device)
     }
 }
 
-static void keep_resident(marlin_device *device, id<MTLBuffer> buffer, BOOL resident)
+static void set_resident(marlin_device *device, id<MTLBuffer> buffer, BOOL resident)
 {
     if (@available(macOS 15.0, *)) {
         if (resident)
@@ -201,15 +203,15 @@ static void keep_resident(marlin_device *device, id<MTLBuffer> buffer, BOOL resi
     }
 }
 
-static void settle_residency(marlin_device *device)
+static void request_residency(marlin_device *device)
 {
     if (@available(macOS 15.0, *)) {
-        if (!device->residency_grew) return;
-        [device->residency commit];
+        if (device->residency_grew) [device->residency commit];
         [device->residency requestResidency];
         device->residency_grew = NO;
     }
 }
+#endif
 
 /* ---- the device ---- */
 
@@ -243,6 +245,7 @@ void marlin_device_close(marlin_device *device)
     @autoreleasepool {
         if (!device) return;
         if (device->running) marlin_program_wait(device->running);
+        save_archive(device);
         marlin_buffers_close(device);
         close_residency(device);
         for (int32_t i = 0; i < device->num_pipelines; i++) [device->pipelines[i].state release];
@@ -271,6 +274,15 @@ int marlin_device_describe(marlin_device *device, marlin_device_info *out)
         };
         snprintf(out->name, sizeof out->name, "%s", [[device->gpu name] UTF8String]);
         snprintf(out->isa, sizeof out->isa, "%s", device->family);
+        return MARLIN_OK;
+    }
+}
+
+int marlin_device_keep_resident(marlin_device *device)
+{
+    @autoreleasepool {
+        if (!device) return marlin_fail(MARLIN_EINVAL, "no device");
+        request_residency(device);
         return MARLIN_OK;
     }
 }
@@ -311,7 +323,7 @@ int marlin_device_attach(marlin_device *device, marlin_buffer *buffer)
                                (long long)buffer->bytes);
         buffer->object = object;
         device->used_bytes += (int64_t)pages;
-        keep_resident(device, object, YES);
+        set_resident(device, object, YES);
         return MARLIN_OK;
     }
 }
@@ -321,7 +333,7 @@ void marlin_device_detach(marlin_device *device, marlin_buffer *buffer)
     @autoreleasepool {
         id<MTLBuffer> object = buffer->object;
         device->used_bytes -= (int64_t)[object length];
-        keep_resident(device, object, NO);
+        set_resident(device, object, NO);
         [object release];
     }
 }
@@ -364,21 +376,8 @@ static id<MTLComputePipelineState> new_state(marlin_device *device, id<MTLFuncti
     return state;
 }
 
-/* Whether a pipeline can run as launch.h says. */
-static int check_state(const char *name, int threads, id<MTLComputePipelineState> state)
-{
-    int most = (int)[state maxTotalThreadsPerThreadgroup],
-        width = (int)[state threadExecutionWidth];
-    if (threads <= most && width == SIMD_THREADS) return MARLIN_OK;
-    return marlin_fail(MARLIN_EDEVICE,
-                       "kernel %s needs threadgroups of %d threads in simdgroups of %d, this GPU "
-                       "runs it with %d in %d",
-                       name, threads, SIMD_THREADS, most, width);
-}
-
 static int add_pipeline(marlin_device *device, const marlin_record *record, pipeline wanted)
 {
-    const char *name = marlin_kernels[wanted.kernel_id].name;
     size_t bytes = (size_t)(device->num_pipelines + 1) * sizeof wanted;
     pipeline *grown = realloc(device->pipelines, bytes);
     if (!grown) return marlin_fail(MARLIN_ENOMEM, "no memory for a pipeline");
@@ -387,9 +386,10 @@ static int add_pipeline(marlin_device *device, const marlin_record *record, pipe
     id<MTLFunction> function = [new_function(device, &wanted, &error) autorelease];
     if (function) wanted.state = new_state(device, function, &error);
     if (!wanted.state)
-        return marlin_fail(MARLIN_EDEVICE, "kernel %s cannot be made: %.300s", name,
-                           text_of(error));
-    int code = check_state(name, marlin_launch_threads(record), wanted.state);
+        return marlin_fail(MARLIN_EDEVICE, "kernel %s cannot be made: %.300s",
+                           record->kernel->name, text_of(error));
+    int code = marlin_check_launch(record, [wanted.state maxTotalThreadsPerThreadgroup],
+                                   [wanted.state threadExecutionWidth]);
     if (code == MARLIN_OK)
         device->pipelines[device->num_pipelines++] = wanted;
     else
@@ -405,7 +405,8 @@ static int find_pipeline(marlin_device *device, const marlin_record *record, int
     marlin_constants_of(record, variant, wanted.constants);
     int32_t i = 0;
     while (i < device->num_pipelines &&
-           memcmp(&device->pipelines[i], &wanted, offsetof(pipeline, state)) != 0)
+           (device->pipelines[i].kernel_id != wanted.kernel_id ||
+            memcmp(device->pipelines[i].constants, wanted.constants, sizeof wanted.constants) != 0))
         i++;
     int code = i < device->num_pipelines ? MARLIN_OK : add_pipeline(device, record, wanted);
     if (code == MARLIN_OK) *out = device->pipelines[i].state;
@@ -445,7 +446,6 @@ static int fill_program(marlin_program *program, const marlin_dispatch *records,
             code = add_step(program, i);
         }
     }
-    save_archive(program->device);
     return code;
 }
 
@@ -549,7 +549,7 @@ int marlin_program_submit(marlin_program *program, int32_t first, int32_t count,
         if (device->running) return marlin_fail(MARLIN_EBUSY, "a replay is in flight");
         int code = marlin_records_select(&program->records, first, count, vars, num_vars);
         if (code != MARLIN_OK) return code;
-        settle_residency(device);
+        if (device->residency_grew) request_residency(device);
         MTLCommandBufferDescriptor *descriptor = MAKE(MTLCommandBufferDescriptor);
         [descriptor setRetainedReferences:NO];
         [descriptor setErrorOptions:MTLCommandBufferErrorOptionEncoderExecutionStatus];

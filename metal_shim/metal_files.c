@@ -1,14 +1,20 @@
 /* metal_files.c: where the Metal device's files lie: the compiled shaders that came with it, and
  * the pipelines that earlier runs kept. */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "metal.h"
+
+/* Longer than anyone tries an older version beside a newer one. An archive that goes too early
+ * costs one compilation. */
+#define ARCHIVE_SECONDS (30 * 24 * 3600)
 
 int marlin_metallib_path(char *out, size_t size)
 {
@@ -38,11 +44,45 @@ int marlin_archive_path(const char *source, const char *system, const char *gpu,
     return length < (int)size;
 }
 
-void marlin_make_folders(const char *path)
+static void make_folders(const char *path)
 {
     char folder[1024];
     for (const char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
         snprintf(folder, sizeof folder, "%.*s", (int)(slash - path), path);
         mkdir(folder, 0755);
     }
+}
+
+void marlin_begin_archive(const char *path, const void *owner, char *partial, size_t size)
+{
+    make_folders(path);
+    snprintf(partial, size, "%s.%d.%p", path, getpid(), owner);
+}
+
+/* Whole ones, and parts that a process left when it was killed; not `kept`. */
+static void drop_old_archives(const char *folder, const char *kept)
+{
+    DIR *listing = opendir(folder);
+    if (!listing) return;
+    time_t oldest = time(NULL) - ARCHIVE_SECONDS;
+    for (struct dirent *entry; (entry = readdir(listing));) {
+        char path[1024 + 256];
+        struct stat status;
+        snprintf(path, sizeof path, "%s/%s", folder, entry->d_name);
+        if (strstr(entry->d_name, ".metallib") && strcmp(path, kept) != 0 &&
+            stat(path, &status) == 0 && status.st_mtime < oldest)
+            unlink(path);
+    }
+    closedir(listing);
+}
+
+void marlin_end_archive(const char *path, const char *partial, int written)
+{
+    char folder[1024];
+    if (!written || rename(partial, path) != 0) {
+        unlink(partial);
+        return;
+    }
+    snprintf(folder, sizeof folder, "%.*s", (int)(strrchr(path, '/') - path), path);
+    drop_old_archives(folder, path);
 }

@@ -41,6 +41,16 @@ int32_t marlin_launch_threads(const marlin_record *record)
     return threads ? threads : SIMD_THREADS * (int32_t)simdgroups_of(record);
 }
 
+int marlin_check_launch(const marlin_record *record, size_t most, size_t width)
+{
+    int32_t threads = marlin_launch_threads(record);
+    if ((size_t)threads <= most && width == SIMD_THREADS) return MARLIN_OK;
+    return marlin_fail(MARLIN_EDEVICE,
+                       "kernel %s needs threadgroups of %d threads in simdgroups of %d, this GPU "
+                       "runs it with %zu in %zu",
+                       record->kernel->name, threads, SIMD_THREADS, most, width);
+}
+
 int marlin_num_variants(int32_t kernel_id)
 {
     return launches[kernel_id].units[1] == 0 ? NUM_ROWS : 1;

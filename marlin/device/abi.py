@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 MAX_BINDINGS = 12
 MAX_PARAM_BYTES = 64
 MAX_VARS = 8
@@ -148,6 +148,7 @@ _SIGNATURES = {
     "marlin_device_open": (ctypes.c_int, [ctypes.POINTER(DeviceOptions), ctypes.POINTER(_POINTER)]),
     "marlin_device_close": (None, [_POINTER]),
     "marlin_device_describe": (ctypes.c_int, [_POINTER, ctypes.POINTER(DeviceInfo)]),
+    "marlin_device_keep_resident": (ctypes.c_int, [_POINTER]),
     "marlin_buffer_create": (ctypes.c_int, [_POINTER, ctypes.c_int64]),
     "marlin_buffer_map": (
         ctypes.c_int,

@@ -5,9 +5,11 @@ import os
 import platform
 import sys
 import weakref
+from pathlib import Path
 
 import numpy as np
 
+from marlin.config import MAX_THREADS
 from marlin.device import abi
 from marlin.errors import ConfigError, DeviceError, NoDeviceError
 
@@ -33,6 +35,10 @@ def usable_cores(quota_file=CPU_QUOTA_FILE):
     if quota == "max":
         return count
     return max(1, min(count, -(-int(quota) // int(period))))
+
+
+def _default_threads(num_processes):
+    return max(1, min(MAX_THREADS, usable_cores() // num_processes))
 
 
 def why_not(kind):
@@ -112,7 +118,7 @@ class Device:
     """One opened native device.
 
     Args:
-        num_threads: a CPU's workers; None is usable_cores() over num_processes.
+        num_threads: a CPU's workers, up to MAX_THREADS; None is usable_cores() over num_processes.
         isa: a CPU's instruction set, one of abi.INSTRUCTION_SETS; None is the best here.
         library_path: the native library; None is the one that was built with the package.
         kind: "cpu" or "metal"; None is "metal" on a Mac that has a GPU and the library, else "cpu"
@@ -143,7 +149,7 @@ class Device:
 
     def _open(self, path, num_threads, isa, num_processes):
         if self.kind == "cpu":
-            num_threads = num_threads or max(1, usable_cores() // num_processes)
+            num_threads = num_threads or _default_threads(num_processes)
         elif self.kind not in abi.DEVICE_KINDS:
             raise DeviceError(f"no device is a {self.kind!r}; there are cpu and metal")
         else:
@@ -173,6 +179,11 @@ class Device:
         values = {name: getattr(info, name) for name, _ in info._fields_}
         texts = {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
         return {"kind": self.kind, **texts}
+
+    def keep_resident(self):
+        """Ask the system not to take the buffers' memory from a GPU that idles; it forgets in about
+        a second. Does nothing on a CPU."""
+        self.check(self.library.marlin_device_keep_resident(self.handle))
 
     def create(self, num_bytes):
         """New zeroed Buffer."""
@@ -221,14 +232,20 @@ def _refuse_cpu_options(num_threads, isa):
 
 
 def _load(path):
+    """Load a native library; messages have its name alone, since reports are made to be shown."""
+    path = Path(path)
     try:
         library = abi.load_library(path)
     except (OSError, AttributeError) as error:
+        # The loader's words begin with the path; a Mac's also have it behind symbolic links.
+        reason = str(error).replace(str(path.resolve()), path.name).replace(str(path), path.name)
         raise DeviceError(
-            f"native library {path} cannot be loaded ({error}); "
+            f"native library {path.name} cannot be loaded ({reason}); "
             "build it with `python3 metal_shim/build.py` or reinstall the package"
         ) from error
     version = library.marlin_abi_version()
     if version != abi.ABI_VERSION:
-        raise DeviceError(f"{path} has ABI version {version}, not {abi.ABI_VERSION}: rebuild it")
+        raise DeviceError(
+            f"{path.name} has ABI version {version}, not {abi.ABI_VERSION}: rebuild it"
+        )
     return library

@@ -31,6 +31,20 @@ def metal_device(simulated_metal):
 
 
 @pytest.fixture
+def fresh(simulated_metal):
+    """Open devices that are closed at the end."""
+    opened = []
+
+    def open_device(**options):
+        opened.append(simulated_metal.open(**options))
+        return opened[-1]
+
+    yield open_device
+    for device in opened:
+        device.close()
+
+
+@pytest.fixture
 def sim(metal_device):
     """The simulation's own counters; see sim/sim.h."""
     return Counters(metal_device.library)
@@ -43,7 +57,15 @@ class Counters:
         NAMES: of the events, in the order of sim.h.
     """
 
-    NAMES = ("compiled", "from_archive", "set_buffer", "barrier", "resident")
+    NAMES = (
+        "compiled",
+        "from_archive",
+        "set_buffer",
+        "barrier",
+        "resident",
+        "requested",
+        "saved",
+    )
 
     def __init__(self, library):
         self._library = library

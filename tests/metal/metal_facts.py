@@ -139,9 +139,14 @@ def _encode(kind, enums):
     return "@"
 
 
-def sent_selectors(source, includes, output):
-    """Selectors that a .m file sends, compiled for a Mac to `output`."""
+def sent_selectors(source, includes, output, sdk=None):
+    """Selectors that a .m file sends, compiled for a Mac to `output`.
+
+    sdk: __MAC_OS_X_VERSION_MAX_ALLOWED, which tells what an SDK declares; None leaves it out, as
+        the system does that is no Mac.
+    """
     command = [CLANG, *MAC_FLAGS, "-std=gnu11", "-fno-objc-arc", "-O2", "-Wall", "-Wextra"]
+    command += [f"-D__MAC_OS_X_VERSION_MAX_ALLOWED={sdk}"] if sdk else []
     command += ["-Werror", *(f"-I{path}" for path in includes), "-c", str(source)]
     done = subprocess.run([*command, "-o", str(output)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

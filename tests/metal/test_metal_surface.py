@@ -63,8 +63,8 @@ def declared():
 
 
 @pytest.fixture(scope="module")
-def sent(declared, checkout, load_script, tmp_path_factory):
-    """Selectors of metal.m, compiled for a Mac without a warning."""
+def compiled(declared, checkout, load_script, tmp_path_factory):
+    """Selectors of metal.m, compiled for a Mac without a warning, with an SDK or none."""
     if shutil.which(metal_facts.OBJDUMP) is None:
         pytest.skip(f"no {metal_facts.OBJDUMP}: apt-get install llvm-19")
     folder = tmp_path_factory.mktemp("mac")
@@ -72,7 +72,12 @@ def sent(declared, checkout, load_script, tmp_path_factory):
     (folder / "shader_source.h").write_text(header)
     includes = (folder, checkout / "metal_shim", checkout / "shaders")
     source = checkout / "metal_shim" / "metal.m"
-    return metal_facts.sent_selectors(source, includes, folder / "metal.o")
+    return lambda sdk=None: metal_facts.sent_selectors(source, includes, folder / "metal.o", sdk)
+
+
+@pytest.fixture(scope="module")
+def sent(compiled):
+    return compiled()
 
 
 # The metadata has one entry for the methods of this name of all protocols; MTLIOCommandBuffer's
@@ -125,3 +130,19 @@ def test_what_the_metadata_leaves_out_is_declared_here_to_the_letter(declared):
 def test_a_selector_that_metal_lacks_would_be_found(published):
     assert "memoryBarrierWithScope:" in published.methods
     assert "memoryBarrierWithScopes:" not in published.methods
+
+
+RESIDENCY_SELECTORS = {
+    *("newResidencySetWithDescriptor:error:", "addResidencySet:", "removeResidencySet:"),
+    *("addAllocation:", "removeAllocation:", "requestResidency", "endResidency"),
+}
+
+
+def test_the_macos_14_sdk_compiles_it_without_residency_sets(compiled, sent):
+    assert RESIDENCY_SELECTORS < sent and "respondsToSelector:" in sent
+    assert sent - compiled(sdk=140500) == RESIDENCY_SELECTORS | {"respondsToSelector:"}
+
+
+@pytest.mark.parametrize("sdk", [150000, 260000])
+def test_a_newer_sdk_compiles_all_of_it(compiled, sent, sdk):
+    assert compiled(sdk=sdk) == sent

@@ -1,59 +1,23 @@
-"""metal.m through Python and ctypes, on the simulated Metal: what it opens, counts, refuses,
-reports and gives back. What any device must do is in tests/device."""
+"""metal.m through Python and ctypes, on the simulated Metal: what it opens, encodes, reports, keeps
+and gives back; its memory is in test_shim_memory.py. What any device must do is in tests/device."""
 
 import mmap
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-import numpy as np
 import pytest
+from silu import DIM, run_silu, silu_program
 
 from marlin.device import ops
 from marlin.device.program import Recorder, View
 from marlin.errors import DeviceError, NoDeviceError
 
-DIM = 64
-MIB = 1 << 20
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-
-
-@pytest.fixture
-def fresh(simulated_metal):
-    """Open devices that are closed at the end."""
-    opened = []
-
-    def open_device(**options):
-        opened.append(simulated_metal.open(**options))
-        return opened[-1]
-
-    yield open_device
-    for device in opened:
-        device.close()
-
-
-def silu_program(device, count=1):
-    """(program, its views): each dispatch reads the one before."""
-    views = [View.of(device.create(4 * DIM)) for _ in range(count + 1)]
-    recorder = Recorder(device)
-    for source, target in zip(views, views[1:], strict=False):
-        ops.silu_mul(recorder, source, source, target, DIM)
-    return recorder.finish(), views
-
-
-def run_silu(device):
-    """Runs silu_mul of ones, releases everything."""
-    program, views = silu_program(device)
-    views[0].buffer.array(np.float32)[:] = 1
-    program.run(1)
-    result = views[1].buffer.array(np.float32).copy()
-    np.testing.assert_allclose(result, 1 / (1 + np.exp(-1)), rtol=1e-6)
-    program.close()
-    for view in views:
-        view.buffer.release()
 
 
 # --- opening ---
@@ -106,80 +70,6 @@ def test_steps_leave_nothing_behind(metal_device, sim):
         program.run(1)
     assert sim.objects == before
     program.close()
-
-
-# --- memory ---
-
-
-def test_a_buffer_beyond_what_the_gpu_may_use_is_refused_with_both_numbers(fresh, monkeypatch):
-    monkeypatch.setenv("SIMMETAL_WORKING_SET", str(MIB))
-    device = fresh()
-    held = device.create(MIB // 2)
-    text = f"{MIB // 2 + 1} bytes: the GPU may use {MIB} bytes, and {MIB // 2} of them are taken"
-    with pytest.raises(DeviceError, match=text):
-        device.create(MIB // 2 + 1)
-    assert device.info()["allocated_bytes"] == MIB // 2
-    held.release()
-    device.create(MIB // 2 + 1).release()
-
-
-def test_mapped_and_wrapped_memory_counts_too(fresh, monkeypatch, tmp_path):
-    monkeypatch.setenv("SIMMETAL_WORKING_SET", str(MIB))
-    device, path = fresh(), tmp_path / "weights"
-    path.write_bytes(bytes(MIB))
-    device.map(path, 0, MIB // 2)
-    device.wrap(mmap.mmap(-1, MIB // 4))
-    for refused in (lambda: device.map(path, 1, MIB // 2), lambda: device.create(MIB // 2)):
-        with pytest.raises(DeviceError, match=f"may use {MIB} bytes, and {3 * MIB // 4} of them"):
-            refused()
-
-
-def test_a_buffer_longer_than_the_gpus_longest_is_refused(fresh, monkeypatch):
-    monkeypatch.setenv("SIMMETAL_MAX_BUFFER", str(MIB))
-    with pytest.raises(DeviceError, match=f"{MIB + 1} bytes: this GPU's largest has {MIB}"):
-        fresh().create(MIB + 1)
-
-
-def test_memory_that_begins_within_a_page_cannot_be_wrapped(metal_device):
-    memory = np.zeros(3 * mmap.PAGESIZE, np.uint8)
-    address = memory.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE + mmap.PAGESIZE + 64
-    code = metal_device.library.marlin_buffer_wrap(metal_device.handle, address, 64)
-    with pytest.raises(DeviceError, match="within a page"):
-        metal_device.check(code)
-
-
-@pytest.mark.parametrize("offset", [0, 4, 4096, 5000])
-def test_kernels_read_a_mapped_file_where_it_was_mapped(metal_device, tmp_path, offset):
-    values = np.arange(4000, dtype=np.float32)
-    path = tmp_path / "values"
-    path.write_bytes(values.tobytes())
-    mapped, rows = metal_device.map(path, offset, 4 * DIM), metal_device.create(4)
-    out = metal_device.create(4 * DIM)
-    recorder = Recorder(metal_device)
-    ops.gather_rows(recorder, View.of(rows), View.of(mapped), View.of(out), DIM)
-    program = recorder.finish()
-    program.run(0, 0, 1)
-    first = offset // 4
-    np.testing.assert_array_equal(out.array(np.float32), values[first : first + DIM])
-    program.close()
-
-
-def test_buffers_are_kept_resident_while_they_live(metal_device, sim):
-    before = sim["resident"]
-    program, views = silu_program(metal_device)
-    program.run(1)
-    assert sim["resident"] == before + 2
-    program.close()
-    for view in views:
-        view.buffer.release()
-    assert sim["resident"] == before
-
-
-def test_an_older_system_has_no_residency_sets(fresh, sim, monkeypatch):
-    monkeypatch.setenv("SIMMETAL_OLD_OS", "1")
-    before = sim["resident"]
-    run_silu(fresh())
-    assert sim["resident"] == before
 
 
 # --- what a replay encodes ---
@@ -259,25 +149,65 @@ def archive_in(home):
     return path
 
 
-def test_pipelines_are_kept_for_the_next_process(fresh, sim, tmp_path):
+def use_once(simulated_metal, home):
+    """Runs a program on a device of its own and closes that."""
+    device = simulated_metal.open(home=home)
+    run_silu(device)
+    device.close()
+
+
+def test_pipelines_are_kept_for_the_next_process(simulated_metal, sim, tmp_path):
     compiled = sim["from_archive"]
-    run_silu(fresh(home=tmp_path))
+    use_once(simulated_metal, tmp_path)
     assert archive_in(tmp_path).suffix == ".metallib" and sim["from_archive"] == compiled
-    run_silu(fresh(home=tmp_path))
+    use_once(simulated_metal, tmp_path)
     assert sim["from_archive"] == compiled + 1
 
 
-def test_a_damaged_archive_is_made_anew(fresh, sim, tmp_path):
-    run_silu(fresh(home=tmp_path))
+def test_pipelines_are_written_once_when_the_device_closes(simulated_metal, sim, tmp_path):
+    saved, device = sim["saved"], simulated_metal.open(home=tmp_path)
+    run_silu(device)
+    weight, out = device.create(4 * DIM), device.create(4 * DIM)
+    recorder = Recorder(device)
+    ops.rms_norm(recorder, View.of(out), View.of(weight), View.of(out), DIM, 1e-5)
+    recorder.finish().run(1)
+    assert sim["saved"] == saved
+    device.close()
+    assert sim["saved"] == saved + 1
+    use_once(simulated_metal, tmp_path)  # everything that it needs is there
+    assert sim["saved"] == saved + 1
+
+
+def test_a_damaged_archive_is_made_anew(simulated_metal, tmp_path):
+    use_once(simulated_metal, tmp_path)
     good = archive_in(tmp_path).read_bytes()
     archive_in(tmp_path).write_bytes(b"cut sho")
-    run_silu(fresh(home=tmp_path))
+    use_once(simulated_metal, tmp_path)
     assert archive_in(tmp_path).read_bytes() == good
 
 
+DAY_S = 24 * 3600
+
+
+def test_archives_that_nothing_wrote_for_30_days_go_when_a_new_one_is_written(
+    simulated_metal, tmp_path
+):
+    folder = tmp_path / "Library" / "Caches" / "metal-marlin"
+    folder.mkdir(parents=True)
+    days = {"0a.metallib": 31, "0b.metallib": 29, "0c.metallib.7.0x1": 31, "notes.txt": 99}
+    for name, age in days.items():
+        (folder / name).write_text("")
+        os.utime(folder / name, (time.time() - age * DAY_S,) * 2)
+    use_once(simulated_metal, tmp_path)
+    (written,) = {path.name for path in folder.iterdir()} - {"0b.metallib", "notes.txt"}
+    os.utime(folder / written, (time.time() - 99 * DAY_S,) * 2)
+    use_once(simulated_metal, tmp_path)  # writes nothing
+    assert {path.name for path in folder.iterdir()} == {"0b.metallib", "notes.txt", written}
+
+
 @pytest.mark.parametrize("home", ["/dev/null", "relative", "/" + "long/" * 300])
-def test_a_home_that_cannot_be_written_is_no_error(fresh, home):
-    run_silu(fresh(home=home))
+def test_a_home_that_cannot_be_written_is_no_error(simulated_metal, home):
+    use_once(simulated_metal, home)
 
 
 SCRIPT = """

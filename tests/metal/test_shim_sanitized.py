@@ -1,7 +1,7 @@
 """metal.m, its C files and the simulated Metal, built with clang's sanitizers: no access to memory
 that is not theirs, nothing undefined, no leak, no race.
 
-sim/lifetimes.c uses devices from C, on several threads; then test_shim.py runs once more.
+sim/lifetimes.c uses devices from C, on several threads; then the shim's tests run once more.
 """
 
 import os
@@ -103,14 +103,15 @@ TESTS_OF_THE_SHIM = """
 import functools, sys, pytest, simulated
 simulated.build = functools.partial(simulated.build, sanitize=sys.argv[1])
 options = ["-q", "--capture=no", "-p", "no:cacheprovider", "-k", "not whole_source"]
-sys.exit(pytest.main([*options, sys.argv[2]]))
+sys.exit(pytest.main([*options, *sys.argv[2:]]))
 """
 
 
 @pytest.mark.parametrize("sanitize", simulated.SANITIZERS)
 def test_the_shims_tests_pass_under_sanitizers(build, sanitize):
     build(sanitize)  # by a compiler that has none preloaded
-    done = run_python(sanitize, "-c", TESTS_OF_THE_SHIM, sanitize, str(HERE / "test_shim.py"))
+    files = [str(HERE / name) for name in ("test_shim.py", "test_shim_memory.py")]
+    done = run_python(sanitize, "-c", TESTS_OF_THE_SHIM, sanitize, *files)
     assert_no_report(done)
     passed = re.search(r"^(\d+) passed, 1 deselected in", done.stdout, re.MULTILINE)
     assert passed and int(passed[1]) > 25, done.stdout
@@ -119,7 +120,7 @@ def test_the_shims_tests_pass_under_sanitizers(build, sanitize):
 DESTROY_TWICE = """
 import sys
 from marlin.device.device import Device
-from test_shim import silu_program
+from silu import silu_program
 device = Device(kind="metal", library_path=sys.argv[1])
 program = silu_program(device)[0]
 for _ in range(2):

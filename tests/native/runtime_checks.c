@@ -239,6 +239,9 @@ void check_devices(void)
     check(marlin_device_describe(device, &info) == MARLIN_OK && info.num_threads == 3 &&
               info.memory_bytes > 0 && info.page_bytes >= 4096 && strcmp(info.name, "CPU") == 0,
           "describe tells of a CPU with 3 threads");
+    check(marlin_device_keep_resident(NULL) == MARLIN_EINVAL &&
+              marlin_device_keep_resident(device) == MARLIN_OK,
+          "memory is kept resident where there is a device");
     marlin_program *program = NULL;
     test_case *c = make_rms_norm(0);
     check(marlin_program_create(NULL, c->records, 1, &program) == MARLIN_EINVAL &&

@@ -144,6 +144,7 @@ static NSString *const ARCHIVE_HEAD = @"simulated binary archive";
 
 - (BOOL)serializeToURL:(NSURL *)url error:(NSError **)error
 {
+    sim_count(SIM_SAVED, 1);
     NSString *keys = [[_keys allObjects] componentsJoinedByString:@"\n"];
     NSString *text = [NSString stringWithFormat:@"%@\n%@\n", ARCHIVE_HEAD, keys];
     if ([text writeToFile:[url path] atomically:NO encoding:NSUTF8StringEncoding error:NULL])
@@ -207,7 +208,7 @@ static NSString *const ARCHIVE_HEAD = @"simulated binary archive";
 
 - (BOOL)respondsToSelector:(SEL)selector
 {
-    if (selector == @selector(newResidencySetWithDescriptor:error:) &&
+    if (sel_isEqual(selector, @selector(newResidencySetWithDescriptor:error:)) &&
         sim_setting("SIMMETAL_OLD_OS", 0))
         return NO;
     return [super respondsToSelector:selector];

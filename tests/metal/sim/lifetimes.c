@@ -102,6 +102,7 @@ static void use_device(marlin_device *device)
 {
     for (int round = 0; round < ROUNDS; round++) {
         chain c = make_chain(device);
+        expect(marlin_device_keep_resident(device) == MARLIN_OK, "new buffers are made resident");
         expect(submit(&c, 0, 1) == MARLIN_OK, "a replay starts");
         expect(submit(&c, 0, 1) == MARLIN_EBUSY, "one replay at a time");
         expect(marlin_program_wait(c.program) == MARLIN_OK, "a replay ends");

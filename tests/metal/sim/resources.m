@@ -202,6 +202,7 @@ SimBuffer *sim_wrap_buffer(SimDevice *device, void *pointer, NSUInteger length,
 - (void)requestResidency
 {
     EXPECT([_members isEqual:_pending], "requestResidency before commit");
+    sim_count(SIM_REQUESTED, 1);
 }
 
 - (void)endResidency

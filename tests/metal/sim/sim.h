@@ -48,7 +48,16 @@ NSError *sim_error(NSString *domain, NSInteger code, NSString *text);
 /* For tests, through ctypes: objects alive, bytes of buffers, events since the process began. */
 __attribute__((visibility("default"))) long sim_live_objects(void);
 __attribute__((visibility("default"))) long sim_live_bytes(void);
-enum { SIM_COMPILED, SIM_FROM_ARCHIVE, SIM_SET_BUFFER, SIM_BARRIER, SIM_RESIDENT, NUM_SIM_COUNTS };
+enum {
+    SIM_COMPILED,
+    SIM_FROM_ARCHIVE,
+    SIM_SET_BUFFER,
+    SIM_BARRIER,
+    SIM_RESIDENT,
+    SIM_REQUESTED,
+    SIM_SAVED,
+    NUM_SIM_COUNTS
+};
 __attribute__((visibility("default"))) long sim_counted(int event);
 void sim_count(int event, long by);
 

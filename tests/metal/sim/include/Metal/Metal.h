@@ -7,6 +7,11 @@
 
 #import <Foundation/Foundation.h>
 
+/* What macOS 15 added is not in an older SDK. */
+#if !defined(__MAC_OS_X_VERSION_MAX_ALLOWED) || __MAC_OS_X_VERSION_MAX_ALLOWED >= 150000
+#define STUB_MACOS_15
+#endif
+
 #ifndef STUB_FOUNDATION_H
 typedef double CFTimeInterval; /* CoreFoundation's, absent from GNUstep */
 #endif
@@ -94,7 +99,7 @@ typedef NS_ENUM(NSUInteger, MTLLanguageVersion) {
 
 @protocol MTLDevice
 , MTLBuffer, MTLLibrary, MTLFunction, MTLComputePipelineState, MTLCommandQueue, MTLCommandBuffer,
-    MTLComputeCommandEncoder, MTLBinaryArchive, MTLResidencySet;
+    MTLComputeCommandEncoder, MTLBinaryArchive;
 @class MTLComputePipelineReflection;
 
 typedef MTLComputePipelineReflection *__autoreleasing MTLAutoreleasedComputePipelineReflection;
@@ -137,19 +142,27 @@ typedef MTLComputePipelineReflection *__autoreleasing MTLAutoreleasedComputePipe
 @property(nonatomic) MTLCommandBufferErrorOption errorOptions;
 @end
 
+#ifdef STUB_MACOS_15
+@protocol MTLResidencySet;
+
 @interface MTLResidencySetDescriptor : NSObject <NSCopying> {
     NSUInteger _initialCapacity;
 }
 @property(nonatomic) NSUInteger initialCapacity;
 @end
+#endif
 
 /* ---- resources and code ---- */
 
+#ifdef STUB_MACOS_15
 @protocol MTLAllocation <NSObject>
 @property(readonly) NSUInteger allocatedSize;
 @end
 
 @protocol MTLResource <MTLAllocation>
+#else
+@protocol MTLResource <NSObject>
+#endif
 @property(copy, atomic) NSString *label;
 @property(readonly) id<MTLDevice> device;
 @property(readonly) MTLStorageMode storageMode;
@@ -182,6 +195,7 @@ typedef MTLComputePipelineReflection *__autoreleasing MTLAutoreleasedComputePipe
 - (BOOL)serializeToURL:(NSURL *)url error:(NSError **)error;
 @end
 
+#ifdef STUB_MACOS_15
 @protocol MTLResidencySet <NSObject>
 - (void)requestResidency;
 - (void)endResidency;
@@ -189,6 +203,7 @@ typedef MTLComputePipelineReflection *__autoreleasing MTLAutoreleasedComputePipe
 - (void)removeAllocation:(id<MTLAllocation>)allocation;
 - (void)commit;
 @end
+#endif
 
 /* ---- commands ---- */
 
@@ -229,8 +244,10 @@ typedef MTLComputePipelineReflection *__autoreleasing MTLAutoreleasedComputePipe
 @protocol MTLCommandQueue <NSObject>
 @property(copy, atomic) NSString *label;
 - (id<MTLCommandBuffer>)commandBufferWithDescriptor:(MTLCommandBufferDescriptor *)descriptor;
+#ifdef STUB_MACOS_15
 - (void)addResidencySet:(id<MTLResidencySet>)residencySet;
 - (void)removeResidencySet:(id<MTLResidencySet>)residencySet;
+#endif
 @end
 
 @protocol MTLDevice <NSObject>
@@ -257,8 +274,10 @@ typedef MTLComputePipelineReflection *__autoreleasing MTLAutoreleasedComputePipe
                                     error:(NSError **)error;
 - (id<MTLBinaryArchive>)newBinaryArchiveWithDescriptor:(MTLBinaryArchiveDescriptor *)descriptor
                                                  error:(NSError **)error;
+#ifdef STUB_MACOS_15
 - (id<MTLResidencySet>)newResidencySetWithDescriptor:(MTLResidencySetDescriptor *)descriptor
                                                error:(NSError **)error;
+#endif
 @end
 
 extern NSString *const MTLCommandBufferEncoderInfoErrorKey;
