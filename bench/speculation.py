@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What `--speculative ngram` gains and costs: the same requests with and without it, in turn.
 
-    python3 bench/speculation.py MODEL.gguf [--streams 1,4,16] [--rounds 5]
+    .venv/bin/python bench/speculation.py MODEL.gguf [--streams 1,4,16] [--rounds 5]
 
 Two engines over the same file answer each task, one after the other in every round, and are opened
 anew for each, so that neither a machine whose speed drifts nor a lucky place in memory favours one;

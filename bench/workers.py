@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """What several workers of one model hold in memory, and what they answer together.
 
-    python3 bench/workers.py MODEL.gguf [--workers 1 2 4] [--threads 1] [--clients 4]
+    .venv/bin/python bench/workers.py MODEL.gguf [--workers 1 2 4] [--threads 1] [--clients 4]
 
 For each number of workers: starts a server, has clients complete prompts until every worker has
 computed some (so that all weights are touched), reads /proc/PID/smaps of every process and adds up
-the proportional shares (Pss: a page that four processes map counts a quarter in each). `weights` is
-the shared file; a single worker repacks into memory of its own, of which the same layout takes the
-same bytes. `tokens/s` is over all clients. Linux only.
+the proportional shares in MiB (Pss: a page that four processes map counts a quarter in each).
+`supervisor` is its part of `all`; `weights` is the shared file's, and `of one's` the same as a
+multiple of what one worker has of it resident. A single worker has no supervisor and repacks into
+memory of its own. `tokens/s` is over all clients. Linux only.
 """
 
 import argparse
@@ -23,6 +24,8 @@ COMMAND = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "bin", 
 WEIGHTS = "memfd:metal-marlin-weights"
 ROUNDS = 6
 OUTPUT_TOKENS = 64
+COLUMNS = ("workers", "processes", "all", "supervisor", "weights", "of one's", "tokens/s")
+LINE = "{:>7}  {:>9}  {:>6}  {:>10}  {:>7}  {:>8}  {:>8}"
 
 
 def processes(parent):
@@ -31,9 +34,9 @@ def processes(parent):
         return [parent, *map(int, file.read().split())]
 
 
-def proportional_kib(pid):
-    """(Pss of everything, Pss of the shared weights) of a process, KiB."""
-    everything = weights = 0
+def memory_kib(pid):
+    """(Pss of everything, Pss and Rss of the shared weights) of a process, KiB."""
+    everything = weights = resident = 0
     in_weights = False
     with open(f"/proc/{pid}/smaps", encoding="utf-8") as file:
         for line in file:
@@ -43,7 +46,9 @@ def proportional_kib(pid):
             elif first == "Pss:":
                 everything += int(rest[0])
                 weights += int(rest[0]) * in_weights
-    return everything, weights
+            elif first == "Rss:":
+                resident += int(rest[0]) * in_weights
+    return everything, weights, resident
 
 
 class Server:
@@ -84,7 +89,7 @@ class Server:
 
 
 def measure(model, workers, threads, clients):
-    """(processes, MiB of all, MiB of the shared weights, output tokens a second)."""
+    """A row of the table, as text."""
     server = Server(model, workers, threads)
     try:
 
@@ -100,10 +105,21 @@ def measure(model, workers, threads, clients):
             thread.join()
         rate = clients * ROUNDS * OUTPUT_TOKENS / (time.perf_counter() - begin)
         pids = processes(server.process.pid)
-        everything, weights = zip(*map(proportional_kib, pids), strict=True)
-        return len(pids), sum(everything) / 1024, sum(weights) / 1024, rate
+        return row(workers, [memory_kib(pid) for pid in pids], rate)
     finally:
         server.close()
+
+
+def row(workers, processes, rate):
+    """One line: counts, MiB and output tokens a second; `-` for what a single worker has not."""
+    everything, weights, resident = zip(*processes, strict=True)
+    supervisor = shared = times = "-"
+    if workers > 1:
+        supervisor = f"{everything[0] / 1024:.1f}"
+        shared = f"{sum(weights) / 1024:.1f}"
+        times = f"{sum(weights) / max(resident):.2f}"
+    total = f"{sum(everything) / 1024:.1f}"
+    return LINE.format(workers, len(processes), total, supervisor, shared, times, f"{rate:.1f}")
 
 
 def main():
@@ -113,11 +129,9 @@ def main():
     parser.add_argument("--threads", type=int, default=1, help="of each worker")
     parser.add_argument("--clients", type=int, default=4)
     arguments = parser.parse_args()
-    print("workers  processes  all MiB  shared weights MiB  tokens/s")
+    print(LINE.format(*COLUMNS))
     for workers in arguments.workers:
-        figures = measure(arguments.model, workers, arguments.threads, arguments.clients)
-        count, everything, weights, rate = figures
-        print(f"{workers:7}  {count:9}  {everything:7.1f}  {weights:18.1f}  {rate:8.1f}")
+        print(measure(arguments.model, workers, arguments.threads, arguments.clients))
 
 
 if __name__ == "__main__":

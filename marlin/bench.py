@@ -13,7 +13,7 @@ import time
 
 import numpy as np
 
-from marlin.config import DEVICE_HELP, DEVICE_KINDS
+from marlin.config import DEVICE_HELP, DEVICE_KINDS, MAX_THREADS, whole_number
 from marlin.device import abi, ops
 from marlin.device.device import Device
 from marlin.device.ops import KvLayout
@@ -53,10 +53,12 @@ def add_arguments(parser):
 
 def run(arguments):
     """Measure and print a table, and JSON where asked. Returns the exit code."""
-    threads = _numbers("--threads", arguments.threads) or [None]
+    threads = _numbers("--threads", arguments.threads, MAX_THREADS) or [None]
     prompts = _numbers("--prompt-tokens", arguments.prompt_tokens)
     if arguments.output_tokens < 2 or arguments.repeat < 1 or not prompts:
         raise ConfigError("bench needs a prompt length, 2 output tokens and 1 run at least")
+    if arguments.json not in (None, "-"):
+        _write(arguments.json, "a", "")  # a name that cannot be had costs no measuring
     context = -(-(max(prompts) + arguments.output_tokens) // 16) * 16
     subjects = [
         Subject(arguments.model, Device(count, arguments.isa, kind=arguments.device), context)
@@ -77,20 +79,25 @@ def run(arguments):
     print_table(report, sys.stderr if arguments.json == "-" else sys.stdout)
     if arguments.json == "-":
         json.dump(report, sys.stdout, indent=1)
-    elif arguments.json:
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump(report, file, indent=1)
+    elif arguments.json is not None:
+        _write(arguments.json, "w", json.dumps(report, indent=1))
     return 0
 
 
-def _numbers(option, text):
+def _write(path, mode, text):
     try:
-        numbers = [int(part) for part in text.split(",") if part]
-    except ValueError:
-        numbers = [0]
-    if any(number < 1 for number in numbers):
-        raise ConfigError(f"{option} is {text!r}, expected whole numbers from 1, such as 128,512")
-    return numbers
+        with open(path, mode, encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise ConfigError(f"--json {path} cannot be written: {error.strerror}") from None
+
+
+def _numbers(option, text, high=None):
+    parse = whole_number(1, high)
+    try:
+        return [parse(part) for part in text.split(",") if part]
+    except ValueError as error:
+        raise ConfigError(f"each number of {option} {error}, got {text!r}") from None
 
 
 class Subject:

@@ -97,8 +97,20 @@ def _add_selftest_arguments(parser):
     selftest.add_arguments(parser)
 
 
+def _count(low, high=None):
+    """config.whole_number() as an argparse type; argparse shows what an ArgumentTypeError says."""
+    parse = config.whole_number(low, high)
+
+    def typed(text):
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"{error}, got {text!r}") from None
+
+    return typed
+
+
 def _add_generate_arguments(parser):
-    number, count = float, config.whole_number
     parser.add_argument("model_path", metavar="MODEL", help="model folder or GGUF file")
     parser.add_argument(
         "--prompt", default="-", help="the prompt; - (the default) reads standard input"
@@ -114,17 +126,19 @@ def _add_generate_arguments(parser):
         "--raw", action="store_false", dest="chat", help="continue the prompt as it is"
     )
     parser.add_argument("--system", metavar="TEXT", help="system message, with --chat")
-    parser.add_argument("--max-tokens", type=count(1), default=512, metavar="N")
-    parser.add_argument("--temperature", type=number, metavar="T")
-    parser.add_argument("--top-p", type=number, metavar="P")
-    parser.add_argument("--top-k", type=count(0), metavar="K")
-    parser.add_argument("--min-p", type=number, metavar="P")
-    parser.add_argument("--repetition-penalty", type=number, metavar="R")
-    parser.add_argument("--seed", type=count(0), metavar="N")
+    parser.add_argument("--max-tokens", type=_count(1), default=512, metavar="N")
+    parser.add_argument("--temperature", type=float, metavar="T")
+    parser.add_argument("--top-p", type=float, metavar="P")
+    parser.add_argument("--top-k", type=_count(0), metavar="K")
+    parser.add_argument("--min-p", type=float, metavar="P")
+    parser.add_argument("--repetition-penalty", type=float, metavar="R")
+    parser.add_argument("--seed", type=_count(0), metavar="N")
     parser.add_argument("--stop", action="append", metavar="TEXT", help="may be repeated")
     parser.add_argument("--device", choices=config.DEVICE_KINDS, help=config.DEVICE_HELP)
-    parser.add_argument("--threads", type=count(1, 1024), metavar="N", help="of the CPU device")
-    parser.add_argument("--max-context", type=count(1), metavar="TOKENS")
+    parser.add_argument(
+        "--threads", type=_count(1, config.MAX_THREADS), metavar="N", help="of the CPU device"
+    )
+    parser.add_argument("--max-context", type=_count(1), metavar="TOKENS")
     parser.add_argument(
         "--speculative", choices=config.SPECULATIVE_METHODS, help=config.SPECULATIVE_HELP
     )
@@ -168,6 +182,7 @@ def _run(arguments, environ):
 def _serve(arguments, environ):
     settings = config.serve_config(vars(arguments), environ)
     _set_up_logging(settings)
+    _warn_of_unused_options(arguments, settings)
     if settings.workers > 1:
         from marlin.server.supervisor import supervise
 
@@ -175,6 +190,15 @@ def _serve(arguments, environ):
     from marlin.server.serve import serve
 
     return serve(settings, _load_service)
+
+
+def _warn_of_unused_options(arguments, settings):
+    if unused := config.unused_options(vars(arguments), settings):
+        import logging
+
+        logging.getLogger(__name__).warning(
+            "no effect without --enable-batching: %s", ", ".join(unused)
+        )
 
 
 def run_worker():

@@ -13,6 +13,8 @@
 #define BLOCK 4096
 /* The least that counts as a weight: 0 is what was filtered out. */
 #define SMALLEST_WEIGHT 1e-45f
+/* In the place of a token's id, for a row that has none to draw. */
+#define NO_TOKEN -1
 
 typedef struct {
     float weight;
@@ -50,18 +52,24 @@ KERNEL(penalize)
     return MARLIN_OK;
 }
 
-/* The lowest id among the largest logits. */
+/* The lowest id among the largest logits, NaNs aside; NO_TOKEN if none is above minus infinity. */
 static int32_t argmax(const float *logits, int64_t count)
 {
     int64_t whole = count / V_LANES * V_LANES;
     vf most = vf_set1(-INFINITY);
-    for (int64_t i = 0; i < whole; i += V_LANES) most = vf_max(most, vf_load(logits + i));
+    /* Of a number and a NaN, x86 takes the second operand and ARM the NaN. */
+    for (int64_t i = 0; i < whole; i += V_LANES) most = vf_max(vf_load(logits + i), most);
     float max = vf_reduce_max(most);
+    if (isnan(max)) {
+        whole = 0;
+        max = -INFINITY;
+    }
     for (int64_t i = whole; i < count; i++)
         if (logits[i] > max) max = logits[i];
-    for (int64_t i = 0; i < count; i++)
-        if (logits[i] == max) return (int32_t)i;
-    return 0;
+    if (max == -INFINITY) return NO_TOKEN;
+    int64_t id = 0;
+    while (logits[id] != max) id++;
+    return (int32_t)id;
 }
 
 /* SplitMix64's finalizer over seed and position (Steele, Lea, Flood 2014); uniform in [0, 1). */
@@ -202,10 +210,10 @@ static int32_t draw(const float *weights, int64_t count, double share)
 
 /* Weights relative to the likeliest token's, 2^((logit - max) / temperature * log2 e), 0 below
  * min_p, and 0 from `count` up to a multiple of 16. */
-static void relative_weights(const float *logits, int64_t count, const struct SampleRow *row,
-                             float *weights)
+static void relative_weights(const float *logits, int64_t count, float largest,
+                             const struct SampleRow *row, float *weights)
 {
-    vf max = vf_set1(logits[argmax(logits, count)]), min_p = vf_set1(row->min_p);
+    vf max = vf_set1(largest), min_p = vf_set1(row->min_p);
     vf factor = vf_set1(1.44269504f / row->temperature);
     for (int64_t i = 0; i < padded(count); i += V_LANES) {
         float lanes[V_LANES];
@@ -220,11 +228,12 @@ static void relative_weights(const float *logits, int64_t count, const struct Sa
 static int32_t sample_row(const float *logits, int64_t vocab_size, const struct SampleRow *row,
                           uint8_t *scratch)
 {
-    if (row->temperature <= 0.0f) return argmax(logits, vocab_size);
+    int32_t likeliest = argmax(logits, vocab_size);
+    if (row->temperature <= 0.0f || likeliest == NO_TOKEN) return likeliest;
     int64_t count = padded(vocab_size);
     float *weights = (float *)scratch;
     candidate *between = (candidate *)(weights + count);
-    relative_weights(logits, vocab_size, row, weights);
+    relative_weights(logits, vocab_size, logits[likeliest], row, weights);
     if (row->top_k > 0 && row->top_k < vocab_size)
         keep_heaviest(weights, count, INFINITY, row->top_k, between);
     if (row->top_p < 1.0f) {
@@ -232,11 +241,12 @@ static int32_t sample_row(const float *logits, int64_t vocab_size, const struct 
         keep_heaviest(weights, count, nucleus, INT64_MAX, between);
     }
     int32_t drawn = draw(weights, count, uniform(row));
-    return drawn < 0 ? argmax(logits, vocab_size) : drawn;
+    return drawn < 0 ? likeliest : drawn;
 }
 
 /* token_ids[r] drawn from logits[r]: temperature, then min_p, then top_k, then top_p; temperature
- * 0: the largest. logits float [rows, vocab]; SampleRow [rows]; token_ids int32 [rows] */
+ * 0: the largest. NO_TOKEN for a row without a number above minus infinity.
+ * logits float [rows, vocab]; SampleRow [rows]; token_ids int32 [rows] */
 KERNEL(sample)
 {
     const struct SampleParams *p = call->params;

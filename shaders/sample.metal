@@ -73,6 +73,8 @@ inline float penalize_rounded(float x)
 #define SAMPLE_ONE 0x3f800000u
 // sample_order_bits() of minus infinity.
 #define SAMPLE_MINUS_INFINITY 0x007fffffu
+// In the place of a token's id, for a row without a number above minus infinity.
+#define SAMPLE_NO_TOKEN (-1)
 // The bits of weights are at most SAMPLE_ONE < 2^30: three levels of 10 bits.
 #define SAMPLE_LEVELS 3
 #define SAMPLE_LEVEL_BITS 10
@@ -425,7 +427,8 @@ inline SampleKept sample_filter(thread const SampleDraw &d, uint top_k, float to
 }
 
 // sample: token_ids[r] drawn from logits[r]: temperature, then min_p, then top_k, then top_p;
-// temperature 0: the largest, of equals the lowest id.
+// temperature 0: the largest, of equals the lowest id; SAMPLE_NO_TOKEN for a row without a number
+// above minus infinity.
 //
 //   logits  float [rows, vocab_size]    settings  SampleRow [rows]    token_ids  int32 [rows]
 //   Grid: (rows). Group: 512 threads. 13 KiB of threadgroup memory.
@@ -457,8 +460,11 @@ sample(device const float *logits [[buffer(0)]], device const SampleRow *setting
     d.simdgroup = simdgroup;
     uint largest_id = sample_find_largest(d);
     float temperature = row.temperature;
-    // Nothing but minus infinity has no weights to draw by.
-    bool is_greedy = temperature <= 0.0f || d.largest <= SAMPLE_MINUS_INFINITY;
+    if (d.largest <= SAMPLE_MINUS_INFINITY) {
+        if (thread_index == 0) token_ids[group.x] = SAMPLE_NO_TOKEN;
+        return;
+    }
+    bool is_greedy = temperature <= 0.0f;
     SampleKept kept;
     if (!is_greedy) {
         d.most = d.logits[largest_id];

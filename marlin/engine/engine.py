@@ -20,9 +20,19 @@ from marlin.engine.request import (
     TokenEvent,
     check_prompt_length,
 )
-from marlin.engine.runner import Chunk
+from marlin.engine.runner import NO_TOKEN, Chunk
 from marlin.engine.scheduler import Scheduler
 from marlin.errors import DeviceError, OverloadedError, RequestError
+
+# A failed step may be one request's misfortune. So many in a row are the device's own state, which
+# on a GPU can last as long as the process: macOS revokes the access of one that caused hangs.
+MAX_FAILED_STEPS = 3
+
+# macOS 26 takes a GPU's memory from it about a second after its last use (llama.cpp's issue 17766);
+# the next step then took 0.3 s instead of 0.06 on an M4 Pro (its #10119). After three minutes, its
+# choice too, the memory is left to others.
+RESIDENCY_INTERVAL_S = 0.5
+KEEP_RESIDENT_S = 180
 
 
 class Engine:
@@ -54,6 +64,8 @@ class Engine:
         self._released = False
         self._clock = clock
         self._stepped_at = clock()
+        self._num_failed_steps = 0  # in a row
+        self._failure = None
         self._num_submitted = 0
         self._num_finished = 0
         self._num_running = 0
@@ -115,8 +127,17 @@ class Engine:
 
     @property
     def alive(self):
-        """False once the engine thread has ended or close() was called."""
+        """False once the engine has ended, by itself or by close()."""
         return self._thread.is_alive() and not self._closed
+
+    def wait_for_end(self):
+        """Wait until the engine thread has ended.
+
+        Returns:
+            The exception that ended it; None after close().
+        """
+        self._thread.join()
+        return self._failure
 
     def stats(self):
         """Counts since the start, and what is in hand now.
@@ -164,6 +185,11 @@ class Engine:
                     self._step(shares)
                 else:
                     self._scheduler.check()
+        except DeviceError as error:
+            self._failure = error
+        except BaseException as error:
+            self._failure = error
+            raise  # a bug: the interpreter prints its traceback
         finally:
             self._fail_unfinished()
 
@@ -171,12 +197,21 @@ class Engine:
         """Move what was submitted to the scheduler, waiting if it has nothing. False: closed."""
         idle = not self._scheduler.requests()
         while idle or not self._incoming.empty():
-            request = self._incoming.get()
+            request = self._wait_for_request() if idle else self._incoming.get()
             if request is None:
                 return False
             self._scheduler.waiting.append(request)
             idle = False
         return True
+
+    def _wait_for_request(self):
+        """What is submitted next. For a while after work the device's memory is kept resident."""
+        while self._num_finished and self._clock() - self._stepped_at < KEEP_RESIDENT_S:
+            try:
+                return self._incoming.get(timeout=RESIDENCY_INTERVAL_S)
+            except queue.Empty:
+                self._runner.device.keep_resident()
+        return self._incoming.get()
 
     def _drop_aborted(self):
         for request in self._scheduler.requests():
@@ -199,7 +234,11 @@ class Engine:
         except DeviceError as error:
             for share in shares:
                 self._finish(share.request, FinishEvent("error", error), keep=False)
+            self._num_failed_steps += 1
+            if self._num_failed_steps == MAX_FAILED_STEPS:
+                raise
             return
+        self._num_failed_steps = 0
         with self._lock:
             self._stepped_at = self._clock()
         sampled = zip(token_lists, self._runner.logprobs, strict=True)
@@ -212,6 +251,10 @@ class Engine:
     def _publish(self, share, token_ids, logprobs):
         """Append sampled tokens, or as many as there are before the request's end, and end it."""
         request = share.request
+        if token_ids[-1] == NO_TOKEN:
+            error = DeviceError("the model's logits are not numbers: its weights may be damaged")
+            self._finish(request, FinishEvent("error", error), keep=False)
+            return
         if not request.output_token_ids:
             self._num_prompt_tokens += len(request.prompt_token_ids)
         kept, finish = self._until_end(request, token_ids)
@@ -258,6 +301,10 @@ class Engine:
                     unfinished.append(request)
             self._num_finished += len(unfinished)
             self._num_running = 0
-        error = DeviceError("the engine has stopped")
+        if self._failure is None:  # close() was called
+            event = FinishEvent("abort")
+        else:
+            reason = f": {self._failure}" if isinstance(self._failure, DeviceError) else ""
+            event = FinishEvent("error", DeviceError(f"the engine has stopped{reason}"))
         for request in unfinished:
-            request.events.put(FinishEvent("error", error))
+            request.events.put(event)

@@ -80,7 +80,7 @@ def load_engine(
         path: a .gguf file, or a folder in Hugging Face or native form.
         num_threads: CPU workers; None is as many cores as the process may use.
         max_context_tokens: prompt and output together; None is the model's own context, or what a
-            quarter of the device's memory holds.
+            quarter of the device's memory (with batching: what all blocks) can hold.
         isa: CPU instruction set; None is the best here.
         batching: Batching; None runs one request at a time over one contiguous cache.
         share: engine.share.Share, when other processes serve the model, too.
@@ -90,7 +90,7 @@ def load_engine(
 
     Raises:
         ModelFileError: the model cannot be read.
-        ConfigError: a context or a KV cache that the model or the device's memory cannot have.
+        ConfigError: a context or a KV cache that the model, blocks or device's memory cannot have.
         NoDeviceError: there is no device of that kind.
         DeviceError: the device cannot be opened or its memory does not suffice.
     """
@@ -110,7 +110,7 @@ def load_engine(
         context = _context_tokens(config, budget, max_context_tokens, max_logits)
         layout = KvLayout(1, context, 1, config.num_kv_heads, config.head_dim)
     else:
-        context = min(max_context_tokens or config.max_context_tokens, config.max_context_tokens)
+        context = _paged_context_tokens(config, batching, max_context_tokens)
         layout = _paged_layout(config, batching, context)
     check_memory(budget, config, layout, step_tokens, max_logits)
     model = LlamaModel(checkpoint)
@@ -151,6 +151,27 @@ def _paged_layout(config, batching, context):
         config.num_kv_heads,
         config.head_dim,
     )
+
+
+def _paged_context_tokens(config, batching, wanted):
+    """Longest context of a request: it may use up all blocks, and no more than there are."""
+    own, held = config.max_context_tokens, batching.num_blocks * batching.block_size
+    blocks = f"{batching.num_blocks} KV blocks of {batching.block_size} tokens"
+    if wanted is not None:
+        if not CONTEXT_STEP <= wanted <= min(own, held):
+            raise ConfigError(
+                f"the context is {wanted} tokens; this model takes {CONTEXT_STEP} to {own}, and "
+                f"{blocks} hold {held}"
+            )
+        return wanted
+    if held < own:
+        logger.warning(
+            "context limited to %d of the model's %d tokens by %s; --num-kv-blocks sets them",
+            held,
+            own,
+            blocks,
+        )
+    return min(own, held)
 
 
 def _context_tokens(config, budget, wanted, max_logits):

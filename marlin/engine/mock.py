@@ -79,6 +79,10 @@ class MockTokenizer:
                 token_ids.append(token_id)
         return token_ids
 
+    def min_tokens(self, text):
+        """As Tokenizer.min_tokens(), for which 0 is always true."""
+        return 0
+
     def decode(self, ids, skip_special_tokens=True):
         """The text of a run of tokens."""
         kept = [id for id in ids if not (skip_special_tokens and self.is_special(id))]
@@ -119,6 +123,7 @@ class MockEngine:
         self._lock = threading.Lock()
         self._running = set()
         self._closed = False
+        self._ended = threading.Event()
         self._num_prompt_tokens = 0
         self._num_generated_tokens = 0
 
@@ -141,6 +146,10 @@ class MockEngine:
         """False once close() was called."""
         return not self._closed
 
+    def wait_for_end(self):
+        """As Engine.wait_for_end(); this one only ends when it is closed."""
+        self._ended.wait()
+
     def stats(self):
         """Counts as Engine.stats() has them; there is no KV cache."""
         with self._lock:
@@ -161,6 +170,7 @@ class MockEngine:
             self._closed = True
             for request in self._running:
                 request.abort()
+        self._ended.set()
 
     def _run(self, request):
         try:

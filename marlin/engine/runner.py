@@ -18,6 +18,10 @@ from marlin.engine.request import MAX_LOGIT_BIASES
 from marlin.models.llama import StepInputs
 
 
+# What the sampling kernel gives instead of a token for logits of which none is a number.
+NO_TOKEN = -1
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """One sequence's part of a step.
@@ -59,7 +63,7 @@ class Runner:
     Attributes:
         gpu_memory_bytes: what weights, cache and activations hold on a GPU; 0 on a CPU.
         logprobs: of the last step's samples: for each list of tokens that it gave a list of their
-            TokenLogprobs, empty where not asked for.
+            TokenLogprobs, empty where not asked for, none for NO_TOKEN.
     """
 
     def __init__(self, device, model, layout, max_step_tokens, max_sequences, max_draft_tokens=0):
@@ -141,7 +145,7 @@ class Runner:
 
         Returns:
             list of list of int: for each chunk that has a request, in order, its draft tokens that
-            were right and one token more.
+            were right and one token more, which is NO_TOKEN when its logits are not numbers.
 
         Raises:
             DeviceError: the replay failed.
@@ -192,7 +196,7 @@ class Runner:
             [
                 Distribution(logits[first + i], num_top).of(token_id)
                 for i, token_id in enumerate(token_ids)
-                if num_top is not None
+                if num_top is not None and token_id != NO_TOKEN
             ]
             for first, num_top, token_ids in zip(starts, wanted, accepted, strict=False)
         ]

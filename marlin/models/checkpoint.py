@@ -15,10 +15,12 @@ from marlin.device.program import Recorder, View
 from marlin.device.slabs import PrivateSlabs
 from marlin.errors import ModelFileError
 from marlin.models.config import config_from_gguf, config_from_hf
+from marlin.models.tensors import check_leftovers, gguf_names, is_unused, tensor_shapes
 from marlin.weights import ggml_types, names
 from marlin.weights.formats import GROUP_SIZES
 from marlin.weights.gguf import GGUFFile
 from marlin.weights.json_file import read_json_object
+from marlin.weights.native import PADDING_PREFIX
 from marlin.weights.safetensors_file import SafetensorsFolder
 from marlin.weights.tensor_file import read_bytes
 
@@ -95,6 +97,7 @@ class GgufCheckpoint:
         self.device = device
         self.file = GGUFFile(path)
         self.config = config_from_gguf(self.file)
+        check_leftovers(self.config, self.file.tensors, gguf_names(self.config))
         self.architecture = self.file.metadata["general.architecture"]
         self.format = "gguf"
         self._pending = []
@@ -117,12 +120,13 @@ class GgufCheckpoint:
         return in_place + -(-slabs // SLAB_BYTES) * SLAB_BYTES
 
     def rope_factors(self):
-        """float32 divisors of the RoPE frequencies, or None."""
-        info = self.file.tensors.get(names.ROPE_FACTORS)
-        return None if info is None else self._read_dense(info)
+        """float32 [head_dim / 2] divisors of the RoPE frequencies, or None."""
+        if names.ROPE_FACTORS not in self.file.tensors:
+            return None
+        return self._read_dense(self._info(names.ROPE_FACTORS, (self.config.head_dim // 2,)))
 
     def _info(self, name, shape):
-        gguf = names.gguf_name(name)
+        gguf = names.gguf_name(name) or name
         info = self.file.tensors.get(gguf)
         if info is None:
             raise ModelFileError(self.path, "missing", tensor=gguf)
@@ -219,7 +223,8 @@ class GgufCheckpoint:
 class FolderCheckpoint:
     """Tensors of a folder with config.json and safetensors: Hugging Face's, or native packed ones.
 
-    Files are mapped whole, once each, and never copied, but for norms and biases.
+    Files are mapped once each and never copied, but for norms and biases: whole, or tensor by
+    tensor where a file is longer than the device's largest buffer.
     """
 
     def __init__(self, path, device):
@@ -229,20 +234,45 @@ class FolderCheckpoint:
         self.config = config_from_hf(path)
         self.quantization = read_quantization(path)
         self.format = self.quantization["format"] if self.quantization else "safetensors"
-        self._files = {}
+        check_leftovers(self.config, self.folder.tensors, self._known_names())
+        limits = device.info()
+        self._max_buffer_bytes = limits["max_buffer_bytes"]
+        self._page_bytes = limits["page_bytes"]
+        self._mapped = {}
 
     @property
     def weight_bytes(self):
-        """Device memory that the weights will take: whole files, and norms and biases once more."""
+        """Device memory that the weights will take, at most: whole files, a page more for each
+        tensor that is mapped by itself, and norms and biases once more."""
         tensors = self.folder.tensors.values()
-        files = {info.path for info in tensors}
+        sizes = {info.path: os.path.getsize(info.path) for info in tensors}
+        # Neighbours that begin and end within a page each have it mapped.
+        num_shared = sum(sizes[info.path] > self._max_buffer_bytes for info in tensors)
         copies = sum(4 * info.shape[0] for info in tensors if len(info.shape) == 1)
-        return sum(map(os.path.getsize, files)) + copies
+        return sum(sizes.values()) + num_shared * self._page_bytes + copies
 
     def rope_factors(self):
         """As GgufCheckpoint's: a folder that was quantized from GGUF keeps the tensor."""
-        info = self.folder.tensors.get(names.ROPE_FACTORS)
-        return None if info is None else self._read_dense(info)
+        if names.ROPE_FACTORS not in self.folder.tensors:
+            return None
+        return self._read_dense(self._info(names.ROPE_FACTORS, (self.config.head_dim // 2,)))
+
+    def _known_names(self):
+        """Names of the tensors that the model reads, and of those known to be of no use."""
+        tensors = self.folder.tensors
+        known = {name for name in tensors if is_unused(self.config, name)} | {names.ROPE_FACTORS}
+        if self.quantization:
+            known |= {name for name in tensors if name.startswith(PADDING_PREFIX)}
+        for name, shape in tensor_shapes(self.config).items():
+            stem = name.removesuffix(".weight")
+            codes = tensors.get(f"{stem}.codes")
+            if codes is None or len(shape) != 2:
+                known.add(name)
+                continue
+            known |= {codes.name, f"{stem}.scales"}
+            if codes.dtype == "U8" or self.format != "fp4":
+                known.add(f"{stem}.biases")
+        return known
 
     def _read_dense(self, info):
         return ggml_types.dequantize(info.dtype, read_bytes(info), info.shape).astype(np.float32)
@@ -264,10 +294,13 @@ class FolderCheckpoint:
         read."""
         if info.offset % alignment:
             return View.of(self.device.create_from(read_bytes(info)))
-        if info.path not in self._files:
-            num_bytes = os.path.getsize(info.path)
-            self._files[info.path] = self.device.map(info.path, 0, num_bytes)
-        return View(self._files[info.path], info.offset, info.num_bytes)
+        start, num_bytes = 0, os.path.getsize(info.path)
+        if num_bytes > self._max_buffer_bytes:
+            start, num_bytes = info.offset, info.num_bytes
+        place = info.path, start
+        if place not in self._mapped:
+            self._mapped[place] = self.device.map(info.path, start, num_bytes)
+        return View(self._mapped[place], info.offset - start, info.num_bytes)
 
     def vector(self, name, size, num_heads=0):
         """float32 [size] on the device."""

@@ -27,6 +27,10 @@ MAX_HEADS = 4096
 MAX_HEAD_DIM = 1024
 MAX_VOCAB = 1 << 22
 MAX_CONTEXT_TOKENS = 1 << 26
+# YaRN's beta_fast and beta_slow are rotations within a context: no pair of dimensions makes more
+# than one a token, and files say 32 and 1. Past these bounds their logarithms overflow.
+MAX_YARN_ROTATIONS = MAX_CONTEXT_TOKENS
+MIN_YARN_ROTATIONS = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,16 +230,23 @@ def _hf_yarn(rope, original, max_tokens):
     factor = rope.number("factor", max_tokens / original)
     stated = rope.number("attention_factor", None)
     mscale, all_dim = rope.number("mscale", None), rope.number("mscale_all_dim", None)
-    beta_slow = rope.number("beta_slow", 1.0)
+    beta_fast, beta_slow = _yarn_rotations(rope, "")
     return RopeScaling(
         type="yarn",
         factor=factor,
         original_max_tokens=original,
-        beta_fast=rope.number("beta_fast", 32.0, minimum=beta_slow),
+        beta_fast=beta_fast,
         beta_slow=beta_slow,
         truncate=rope.flag("truncate", True),
         attention_factor=stated or yarn_attention_factor(factor, mscale, all_dim),
     )
+
+
+def _yarn_rotations(fields, prefix):
+    """(beta_fast, beta_slow)."""
+    most = MAX_YARN_ROTATIONS
+    slow = fields.number(f"{prefix}beta_slow", 1.0, minimum=MIN_YARN_ROTATIONS, maximum=most)
+    return fields.number(f"{prefix}beta_fast", 32.0, minimum=slow, maximum=most), slow
 
 
 def config_from_gguf(gguf_file):
@@ -336,7 +347,7 @@ def _gguf_rope_scaling(fields, max_tokens):
     factor = fields.number("rope.scaling.factor")
     if kind == "linear":
         return RopeScaling("linear", factor)
-    beta_slow = fields.number("rope.scaling.yarn_beta_slow", 1.0)
+    beta_fast, beta_slow = _yarn_rotations(fields, "rope.scaling.yarn_")
     original = fields.count(
         "rope.scaling.original_context_length", max_tokens, maximum=MAX_CONTEXT_TOKENS
     )
@@ -344,7 +355,7 @@ def _gguf_rope_scaling(fields, max_tokens):
         type="yarn",
         factor=factor,
         original_max_tokens=original,
-        beta_fast=fields.number("rope.scaling.yarn_beta_fast", 32.0, minimum=beta_slow),
+        beta_fast=beta_fast,
         beta_slow=beta_slow,
         # GGUF states a multiple of YaRN's own number, Hugging Face the number itself.
         attention_factor=fields.number("rope.scaling.attn_factor", 1.0)

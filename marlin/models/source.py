@@ -6,14 +6,13 @@ to know what the conversion makes of them. (checkpoint.py opens one to be run.)
 
 import json
 import os
-import re
 import shutil
 from dataclasses import dataclass
 
 from marlin.errors import ModelFileError
 from marlin.models.config import ModelConfig, config_from_gguf, config_from_hf
 from marlin.models.hf_config import hf_config
-from marlin.models.tensors import check_tensors
+from marlin.models.tensors import check_leftovers, check_tensors, gguf_names, is_unused
 from marlin.text.gguf_tokenizer import tokenizer_from_gguf
 from marlin.weights.convert import SourceTensor
 from marlin.weights.gguf import GGUFFile
@@ -29,8 +28,6 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-# Buffers that old checkpoints stored beside the weights; config.json says the same.
-_COMPUTED_TENSORS = re.compile(r"model\.layers\.[0-9]+\.self_attn\.rotary_emb\.inv_freq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +100,8 @@ def _open_folder(path):
     infos = {
         name: info
         for name, info in SafetensorsFolder(path).tensors.items()
-        if not _COMPUTED_TENSORS.fullmatch(name)
+        if not is_unused(config, name)
     }
-    if config.tie_embeddings:
-        infos.pop("lm_head.weight", None)
     check_tensors(path, config, infos)
     return Source(path, config, [SourceTensor(name, info) for name, info in infos.items()])
 
@@ -114,7 +109,7 @@ def _open_folder(path):
 def _open_gguf(path):
     file = GGUFFile(path)
     config = config_from_gguf(file)
-    # A name without a counterpart keeps its own and is refused by it.
+    check_leftovers(config, file.tensors, gguf_names(config))
     infos = {hf_name(name) or name: info for name, info in file.tensors.items()}
     check_tensors(path, config, infos, optional=(ROPE_FACTORS,))
     architecture = file.metadata["general.architecture"]

@@ -1,6 +1,12 @@
 """Which tensors a model of the Llama family has, and their shapes, in Hugging Face names."""
 
+import re
+
 from marlin.errors import ModelFileError
+from marlin.weights.names import ROPE_FACTORS, gguf_name
+
+# RoPE's frequencies, which checkpoints of old versions of transformers stored beside the weights.
+_COMPUTED = re.compile(r"model\.(layers\.[0-9]+\.self_attn\.)?rotary_emb\.inv_freq", re.ASCII)
 
 
 def tensor_shapes(config):
@@ -13,6 +19,36 @@ def tensor_shapes(config):
         for name, shape in _layer_shapes(config).items():
             shapes[f"model.layers.{layer}.{name}"] = shape
     return shapes
+
+
+def is_unused(config, name):
+    """Whether published checkpoints of the family hold this tensor although nothing reads it: the
+    config says what is in it, or it is the embedding again."""
+    return bool(_COMPUTED.fullmatch(name)) or (config.tie_embeddings and name == "lm_head.weight")
+
+
+def gguf_names(config):
+    """The GGUF names of a model's tensors, the one that any model may have among them."""
+    return {gguf_name(name) for name in tensor_shapes(config)} | {ROPE_FACTORS}
+
+
+def check_leftovers(config, tensors, known):
+    """Refuse tensors that the model would leave out: its answers would be wrong without a word.
+
+    Args:
+        tensors: {name: TensorInfo}, all that the checkpoint holds.
+        known: names that may be there.
+
+    Raises:
+        ModelFileError: one may not, and is named.
+    """
+    for name, info in tensors.items():
+        if name not in known:
+            message = (
+                f"is not a tensor of this {config.architecture} model, as its config and its first "
+                "block describe it; without it the answers would be wrong"
+            )
+            raise ModelFileError(info.path, message, tensor=info.name)
 
 
 def check_tensors(path, config, tensors, *, optional=()):
@@ -36,10 +72,7 @@ def check_tensors(path, config, tensors, *, optional=()):
         if info.shape != shape:
             message = f"shape {list(info.shape)}; the config implies {list(shape)}"
             raise ModelFileError(info.path, message, tensor=info.name)
-    for name, info in tensors.items():
-        if name not in expected and name not in optional:
-            message = f"is not a tensor of this {config.architecture} model"
-            raise ModelFileError(info.path, message, tensor=info.name)
+    check_leftovers(config, tensors, expected.keys() | set(optional))
 
 
 def _layer_shapes(config):

@@ -8,12 +8,14 @@ import hmac
 import logging
 import os
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import unquote
 
 from marlin.errors import MarlinError, ModelNotFoundError, OverloadedError
 from marlin.server import fields, openai, responses
 from marlin.server.connection import PeerGone
+from marlin.server.gate import SlotGate
 from marlin.server.generation import Generation, timed_out
 from marlin.server.http import HttpError
 from marlin.server.metrics import DISCONNECTED
@@ -54,6 +56,8 @@ class App:
         self._service = service
         self._settings = settings
         self._gate = gate
+        # One at a time; as many may wait as there are connections, so that it refuses nobody.
+        self._long_texts = SlotGate(1, limits.num_connections, limits.poll_s)
         self._metrics = metrics
         self._limits = limits
         self._vitals = health
@@ -82,8 +86,11 @@ class App:
                     "%s: %s", exchange.request_id, error.message, extra=exchange.log_fields()
                 )
             self._answer_error(exchange, error)
-        # The one boundary: a bug in one request must not take down its neighbours.
-        except Exception:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        # The one boundary: a bug in one request must not take down its neighbours. A panic of the
+        # tokenizers library is a BaseException.
+        except BaseException:
             _log.exception("%s: internal error", exchange.request_id, extra=exchange.log_fields())
             self._answer_error(exchange, MarlinError("internal error", code="internal_error"))
         finally:
@@ -127,7 +134,9 @@ class App:
             return
         scheme, _, presented = head.headers.get("authorization", "").partition(" ")
         # Bytes on both sides: compare_digest raises on text that is not ASCII.
-        given = presented.strip().encode("latin-1")
+        # Only blanks: in this text 0x85 and 0xA0 are parts of a key's characters, and strip() alone
+        # would take them for blanks, too.
+        given = presented.strip(" \t").encode("latin-1")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given, key):
             raise HttpError(
                 401,
@@ -180,15 +189,15 @@ class App:
         self._reply_json(exchange, card | service.details())
 
     def _chat(self, exchange):
-        def tokenize(service, request):
-            return [service.chat_token_ids(request.messages)]
+        def tokenize(service, request, turn):
+            return [service.chat_token_ids(request.messages, turn)]
 
         self._generate(exchange, openai.parse_chat, tokenize, responses.ChatAnswer)
 
     def _complete(self, exchange):
-        def tokenize(service, request):
+        def tokenize(service, request, turn):
             return [
-                service.completion_token_ids(prompt.content, prompt.param)
+                service.completion_token_ids(prompt.content, prompt.param, turn)
                 for prompt in request.prompts
             ]
 
@@ -222,9 +231,24 @@ class App:
             )
             # Tokenizing a long prompt is work, too, and waits for its slot.
             with self._gate.slot(still_wanted):
-                prompts = tokenize(service, request)
+                prompts = tokenize(service, request, self._turns(still_wanted))
                 service.check_logit_bias(options.sampling.logit_bias)
                 generation.run(prompts)
+
+    def _turns(self, still_wanted):
+        """turn(text) -> context manager in which a text is tokenized: a long one alone."""
+
+        @contextmanager
+        def turn(text):
+            if len(text) > self._limits.long_text_characters:
+                with self._long_texts.slot(still_wanted):
+                    yield
+            else:
+                yield
+            # Nothing stops a tokenizer, and it may have taken longer than the request has.
+            still_wanted()
+
+        return turn
 
     def _loaded_service(self):
         if self._service is None:

@@ -170,7 +170,7 @@ def _content_length(method, headers, minor):
 
 
 def _keep_alive(headers, minor):
-    options = headers.get("connection", "").lower().replace(" ", "").split(",")
+    options = [option.strip(" \t") for option in headers.get("connection", "").lower().split(",")]
     return "close" not in options and (minor == 1 or "keep-alive" in options)
 
 

@@ -100,8 +100,12 @@ class HttpServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self._draining.set()
         self.shutdown()
         self.server_close()
+        return self.wait_idle(grace_s)
+
+    def wait_idle(self, seconds):
+        """Wait until no connection has a request in hand; returns whether that came in time."""
         with self._count:
-            return self._count.wait_for(lambda: self._num_busy == 0, grace_s)
+            return self._count.wait_for(lambda: self._num_busy == 0, seconds)
 
     def count_busy(self, change):
         """A connection begins (+1) or ends (-1) a request."""

@@ -326,6 +326,8 @@ def _parse_stream_options(body, stream):
         if options[name] is not None and type(options[name]) is not bool:
             got = fields.type_name(options[name])
             refuse(f"stream_options.{name}", f"must be a boolean, got {got}")
+    if options.get("include_obfuscation"):
+        refuse("stream_options.include_obfuscation", "is not supported by this server, got true")
     return bool(options.get("include_usage"))
 
 

@@ -12,7 +12,7 @@ import threading
 import time
 
 from marlin import __version__
-from marlin.errors import ConfigError
+from marlin.errors import ConfigError, MarlinError
 from marlin.server.app import App, Settings
 from marlin.server.gate import SlotGate
 from marlin.server.health import Health, SharedHealth
@@ -36,7 +36,8 @@ def serve(config, load, limits=None):
         limits: server.limits.Limits, or None for the standard ones.
 
     Returns:
-        Exit code: 0, also when the grace period cut requests off.
+        Exit code: 0, also when the grace period cut requests off; 1 when the engine ended by
+        itself, which ends the server as a signal does.
 
     Raises:
         ConfigError: the address cannot be bound.
@@ -50,21 +51,27 @@ def serve(config, load, limits=None):
     signals = StopSignals()
     threading.Thread(target=server.serve_forever, name="accept", daemon=True).start()
     announce(config, service and service.model_id, listener)
+    watch_engine(service, signals)
     signals.wait()
     _log.info("stopping: waiting up to %g s for requests in flight", limits.drain_s)
+    _drain(server, limits, signals)
+    return close_engine(service, server, limits)
+
+
+def _drain(server, limits, signals):
+    """Let requests in flight finish; one signal more ends the process instead."""
+    drained = threading.Event()
 
     def drain():
         if not server.drain(limits.drain_s):
             _log.warning("requests still running after %g s were cut off", limits.drain_s)
+        drained.set()
         signals.finish()
 
     threading.Thread(target=drain, name="drain", daemon=True).start()
-    signum = signals.wait()
-    if signum:
-        os._exit(128 + signum)
-    if service is not None:
-        service.engine.close()
-    return 0
+    while not drained.is_set():
+        if signum := signals.wait():
+            os._exit(128 + signum)
 
 
 def build_app(config, service, limits, seat=None):
@@ -87,6 +94,39 @@ def build_app(config, service, limits, seat=None):
 
     page = MetricsPage(metrics, service, gate, snapshots) if config.enable_metrics else None
     return App(service, settings, gate, metrics, limits, health, page)
+
+
+def watch_engine(service, signals):
+    """When the engine ends by itself, log why and let signals.wait() return.
+
+    A GPU that failed can be lost to the process for good: only a new one can serve again.
+
+    Args:
+        service: server.service.Service or None.
+        signals: StopSignals.
+    """
+
+    def watch():
+        error = service.engine.wait_for_end()
+        if error is not None:
+            what = error.message if isinstance(error, MarlinError) else repr(error)
+            _log.critical("the engine has ended, and this process ends with it: %s", what)
+            signals.finish()
+
+    if service is not None:
+        threading.Thread(target=watch, name="engine watch", daemon=True).start()
+
+
+def close_engine(service, server, limits):
+    """Free the engine of a Service, or None; returns the exit code: 1 when it had ended by
+    itself."""
+    if service is None:
+        return 0
+    if not service.engine.alive:
+        return 1  # a device that failed might hang when it is closed; the process's end frees it
+    service.engine.close()
+    server.wait_idle(limits.linger_s)  # requests that this cut off get to say so
+    return 0
 
 
 def listen(config, limits):

@@ -7,11 +7,12 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from marlin import __version__
-from marlin.errors import RequestError, TemplateError
+from marlin.errors import ContextLengthError, RequestError, TemplateError
 from marlin.text.chat_template import ChatTemplate, render_chat
 
 _log = logging.getLogger("marlin.server")
@@ -24,9 +25,9 @@ class Service:
     Attributes:
         model_id: the name that requests must give.
         created: when it was loaded, seconds since the epoch.
-        tokenizer: encode(text, add_special_tokens) -> list of ids; vocab_size.
+        tokenizer: encode(text, add_special_tokens) -> list of ids; min_tokens(text); vocab_size.
         engine: submit(prompt_token_ids, params, request_id) -> Request; max_context_tokens,
-            stats(), alive.
+            stats(), alive, wait_for_end().
         render_chat: messages to prompt text; None for a model without a (usable) chat template.
         format: of the weights: "gguf", "safetensors", "fp4", …; "mock" for no weights.
         isa: instruction set of the device, "" for none.
@@ -80,11 +81,15 @@ class Service:
                     f"{param} is no token; the vocabulary has {num_tokens}", param=param
                 )
 
-    def chat_token_ids(self, messages):
+    def chat_token_ids(self, messages, turn=nullcontext):
         """Prompt token ids of a conversation.
+
+        Args:
+            turn: callable(text) -> context manager, in which the text is encoded.
 
         Raises:
             TemplateError: the model has no chat template, or it refuses these messages.
+            ContextLengthError: more tokens than the context holds.
         """
         if self.render_chat is None:
             raise TemplateError(
@@ -92,19 +97,21 @@ class Service:
                 code="no_chat_template",
             )
         # A template writes the special tokens itself, beginning-of-sequence included.
-        return self.tokenizer.encode(self.render_chat(messages), add_special_tokens=False)
+        return self._encode(self.render_chat(messages), turn, add_special_tokens=False)
 
-    def completion_token_ids(self, prompt, param="prompt"):
+    def completion_token_ids(self, prompt, param="prompt", turn=nullcontext):
         """Prompt token ids of a text, or of ids after a look at the vocabulary.
 
         Args:
             param: what errors call it.
+            turn: callable(text) -> context manager, in which the text is encoded.
 
         Raises:
             RequestError: an id outside the vocabulary, or a text of no tokens at all.
+            ContextLengthError: a text of more tokens than the context holds.
         """
         if isinstance(prompt, str):
-            token_ids = self.tokenizer.encode(prompt)
+            token_ids = self._encode(prompt, turn)
             if not token_ids:
                 raise RequestError(f"{param} has no tokens", param=param)
             return token_ids
@@ -116,6 +123,22 @@ class Service:
                     param=f"{param}[{index}]",
                 )
         return prompt
+
+    def _encode(self, text, turn, **options):
+        self._check_length(self.tokenizer.min_tokens(text), "at least ")
+        with turn(text):
+            token_ids = self.tokenizer.encode(text, **options)
+        self._check_length(len(token_ids))
+        return token_ids
+
+    def _check_length(self, count, prefix=""):
+        """As the engine checks it, but before the next text of a list is encoded."""
+        context = self.engine.max_context_tokens
+        if count >= context:
+            raise ContextLengthError(
+                f"the prompt has {prefix}{count} tokens; the context holds {context}, and at "
+                "least 1 of them must be left for the answer"
+            )
 
 
 def service_for(loaded, wall_clock=time.time):
@@ -143,12 +166,6 @@ def chat_renderer(tokenizer):
         _log.warning("chat is not available: %s", error.message)
         return None
 
-    def render(messages):
-        return render_chat(
-            template,
-            messages,
-            bos_token=tokenizer.bos_token,
-            eos_token=tokenizer.eos_token,
-        )
-
-    return render
+    named = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
+    tokens = {name: text for name, text in named.items() if text is not None}
+    return lambda messages: render_chat(template, messages, **tokens)

@@ -146,7 +146,11 @@ class Supervisor:
 
     def _fill_weights(self):
         """Have the shared weights written; returns an exit code when that is the end of it."""
-        process, ready_fd = self._spawn(None)
+        try:
+            process, ready_fd = self._spawn(None)
+        except OSError as error:
+            _log.error("no process can be started to load the model: %s", error.strerror)
+            return 1
         os.close(ready_fd)
         with process.stdin:
             while process.poll() is None:
@@ -163,8 +167,11 @@ class Supervisor:
         return None
 
     def _spawn(self, index):
-        """Start a process; returns (Popen, the end to read of its pipe that says when it is
-        ready)."""
+        """Start a process; returns (Popen, the end to read of its pipe that says when it is ready).
+
+        Raises:
+            OSError: the system has no room for it.
+        """
         ready_fd, writer = os.pipe()
         job = Job(
             config=self._config,
@@ -176,15 +183,20 @@ class Supervisor:
             weights_fd=self._weights_fd,
             ready_fd=writer,
         )
-        process = subprocess.Popen(
-            [sys.executable, "-c", self._program, *sys.path],
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            pass_fds=(job.listener_fd, job.board_fd, job.weights_fd, writer),
-            # Ctrl-C on a terminal goes to this process alone, which passes it on.
-            start_new_session=True,
-        )
-        os.close(writer)
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-c", self._program, *sys.path],
+                bufsize=0,
+                stdin=subprocess.PIPE,
+                pass_fds=(job.listener_fd, job.board_fd, job.weights_fd, writer),
+                # Ctrl-C on a terminal goes to this process alone, which passes it on.
+                start_new_session=True,
+            )
+        except OSError:
+            os.close(ready_fd)
+            raise
+        finally:
+            os.close(writer)
         try:
             process.stdin.write(job.encode())
         except BrokenPipeError:
@@ -199,13 +211,23 @@ class Supervisor:
             self._bury(place, now)
         if self._kill_at is None:
             if place.process is None and now >= place.due:
-                place.process, place.ready_fd = self._spawn(place.index)
-                place.started = now
+                self._fill(place, now)
         elif place.process is not None and now >= self._kill_at:
             _log.warning("worker %d did not end in time and is killed", place.index)
             place.process.kill()
             place.process.wait()
             self._bury(place, now)
+
+    def _fill(self, place, now):
+        """Start a worker; where the system has no room for a process now, it is tried again."""
+        try:
+            place.process, place.ready_fd = self._spawn(place.index)
+            place.started = now
+        except OSError as error:
+            pause_s = place.backoff.pause_s(0.0)
+            place.due = now + pause_s
+            what = f"worker {place.index} cannot be started ({error.strerror})"
+            _log.error("%s; tried again in %g s", what, pause_s)
 
     def _bury(self, place, now):
         code, pid = place.process.returncode, place.process.pid

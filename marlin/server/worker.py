@@ -22,7 +22,7 @@ from marlin.errors import ConfigError, MarlinError
 from marlin.server.board import Board
 from marlin.server.limits import Limits
 from marlin.server.listener import HttpServer
-from marlin.server.serve import StopSignals, build_app
+from marlin.server.serve import StopSignals, build_app, close_engine, watch_engine
 
 _log = logging.getLogger("marlin.server")
 # Seconds that a worker which is answering leaves a new connection to idle siblings: they take it
@@ -139,17 +139,16 @@ def _serve(job, load):
     app.beat()
     server = WorkerServer(socket.socket(fileno=job.listener_fd), app, limits)
     threading.Thread(target=server.serve_forever, name="accept", daemon=True).start()
-    threading.Thread(target=_keep_beating, args=(app, limits), name="beat", daemon=True).start()
+    threading.Thread(target=keep_beating, args=(app, limits), name="beat", daemon=True).start()
     _report_ready(job, service)
     _log.info("worker %d (process %d) serves", job.index, os.getpid())
+    watch_engine(service, signals)
     # One signal or many: the supervisor kills when there is to be no more waiting, and a service
     # manager may send the same signal to all processes of the service as the supervisor does.
     signals.wait()
     if not server.drain(limits.drain_s):
         _log.warning("requests still running after %g s were cut off", limits.drain_s)
-    if service is not None:
-        service.engine.close()
-    return 0
+    return close_engine(service, server, limits)
 
 
 def _report_ready(job, service):
@@ -158,10 +157,14 @@ def _report_ready(job, service):
         pipe.write((service.model_id if service else "").encode("utf-8") + b"\n")
 
 
-def _keep_beating(app, limits):
+def keep_beating(app, limits):
+    """Tell the other workers of this one, for ever."""
     while True:
         time.sleep(limits.beat_s)
-        app.beat()
+        try:
+            app.beat()
+        except OSError as error:  # such as no descriptor left to read how much memory is used
+            _log.warning("this worker's sign of life is late: %s", error.strerror)
 
 
 def _when_orphaned(act):

@@ -63,8 +63,6 @@ def render_chat(
     *,
     tools=None,
     add_generation_prompt=True,
-    bos_token="",
-    eos_token="",
     now=datetime.now,
     **extra,
 ):
@@ -75,9 +73,9 @@ def render_chat(
         messages: list of message dicts, as in an OpenAI request.
         tools: list of tool dicts, or None.
         add_generation_prompt: end with the opening of an assistant turn.
-        bos_token, eos_token: their texts.
         now: see ChatTemplate.render.
-        extra: further variables (enable_thinking, documents, ...); they win over the defaults here.
+        extra: further variables (bos_token, eos_token, enable_thinking, documents, ...); they win
+            over the defaults here. Without a token that the model lacks: it is undefined then.
 
     Raises:
         TemplateError: see ChatTemplate.render.
@@ -87,8 +85,6 @@ def render_chat(
         "tools": tools,
         "documents": None,
         "add_generation_prompt": add_generation_prompt,
-        "bos_token": bos_token,
-        "eos_token": eos_token,
         **extra,
     }
     return template.render(variables, now=now)

@@ -25,6 +25,10 @@ NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 # takes time with the square of its length.
 MAX_PIECE_CHARS = 512
 
+# Ways to make a token of two others, on average; each takes about 100 bytes. Trained vocabularies
+# have about two.
+MAX_MERGES_PER_TOKEN = 16
+
 # Tokens that end an answer whether or not the file names them as eos/eot/eom; chat models end turns
 # with one that base models of the same vocabulary never emit.
 END_OF_TURN = frozenset(
@@ -156,6 +160,7 @@ def _implied_merges(reader, vocabulary, scores):
     Only normal pieces take part: the others are matched whole or stand for single bytes.
     """
     own = {piece: piece for piece in vocabulary.of_type(NORMAL)}
+    max_merges = MAX_MERGES_PER_TOKEN * len(vocabulary.tokens)
     merges = []
     for id in np.argsort(-scores.astype(np.float64), kind="stable"):
         piece = vocabulary.tokens[id]
@@ -166,6 +171,10 @@ def _implied_merges(reader, vocabulary, scores):
                 left, right = own.get(piece[:cut]), own.get(piece[cut:])
                 if left is not None and right is not None:
                     merges.append((left, right))
+            if len(merges) > max_merges:
+                raise reader.error(
+                    "tokens", f"there are more than {max_merges} ways to join {len(own)} pieces"
+                )
     return merges
 
 

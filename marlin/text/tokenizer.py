@@ -11,16 +11,22 @@ corrupts code, and a stream cannot take back a space.
 """
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
 import tokenizers
+from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 
 from marlin.errors import ModelFileError
 
 SPACE_PIECE = "\u2581"
 BYTE_PIECES = MappingProxyType({f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)})
+
+
+# Letters, digits, blanks and lines, and characters of two to four bytes: what any chat may hold.
+_TRIAL_TEXT = "Hello, world! 1 + 1 = 2\n\tNa\u00efve \u4f60\u597d \U0001f642"
 
 
 def _byte_alphabet():
@@ -71,6 +77,7 @@ class Tokenizer:
         self.add_bos_token = self.bos_token_id is not None and first == [self.bos_token_id]
         self._spelling, self.strips_leading_space = _recognise_decoder(backend.decoder)
         self.byte_exact = self._spelling is not None
+        self._token_bound = _token_bound(backend, added.values())
 
     def encode(self, text, *, add_special_tokens=True):
         """Token ids of `text`; special tokens spelled out in it are taken as such.
@@ -82,13 +89,18 @@ class Tokenizer:
         Returns:
             list[int], empty for "" unless special tokens are added.
         """
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        text = _well_formed(text)
         # `encode` would keep the interpreter lock: 4.4 s for 1.8 MB, in which no step can start.
         batch = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return batch[0].ids
+
+    def min_tokens(self, text):
+        """How many tokens `text` has at least, without encoding it; 0 where nothing is certain."""
+        if self._token_bound is None:
+            return 0
+        longest, unknown = self._token_bound
+        known = _well_formed(text).encode().translate(None, unknown)
+        return -(-len(known) // longest)
 
     def decode(self, ids, skip_special_tokens=True):
         """The text of a whole run of tokens; ids outside the vocabulary stand for nothing."""
@@ -147,19 +159,21 @@ def load_tokenizer(folder):
     generation_config.json and config.json.
 
     Raises:
-        ModelFileError: tokenizer.json is missing, or a file is not what its name says.
+        ModelFileError: tokenizer.json is missing or fails on ordinary text, or a file is not what
+            its name says.
     """
     folder = Path(folder)
     backend = _load_backend(folder / "tokenizer.json")
-    config = _read_json(folder / "tokenizer_config.json")
+    config_path = folder / "tokenizer_config.json"
+    config = _read_json(config_path)
     model_configs = [folder / "generation_config.json", folder / "config.json"]
     eos_token_ids, bos_token_ids = set(), []
     for path in model_configs:
         values = _read_json(path)
         eos_token_ids.update(_token_ids(values, "eos_token_id", path))
         bos_token_ids += _token_ids(values, "bos_token_id", path)
-    bos_token = _token_string(config.get("bos_token"))
-    eos_token = _token_string(config.get("eos_token"))
+    bos_token = _token_string(config, "bos_token", config_path)
+    eos_token = _token_string(config, "eos_token", config_path)
     if bos_token is None and "bos_token" not in config and bos_token_ids:
         bos_token = backend.id_to_token(bos_token_ids[0])
     if eos_token is None and eos_token_ids:
@@ -168,13 +182,19 @@ def load_tokenizer(folder):
     if eos_token and backend.token_to_id(eos_token) is not None:
         eos_token_ids.add(backend.token_to_id(eos_token))
     _apply_bos_and_eos_flags(backend, config, bos_token, eos_token)
-    return Tokenizer(
-        backend,
-        bos_token=bos_token,
-        eos_token=eos_token,
-        eos_token_ids=eos_token_ids,
-        chat_template=_chat_template(folder, config),
-    )
+    chat_template = _chat_template(folder, config)
+    with _tokenizer_faults(folder / "tokenizer.json"):
+        tokenizer = Tokenizer(
+            backend,
+            bos_token=bos_token,
+            eos_token=eos_token,
+            eos_token_ids=eos_token_ids,
+            chat_template=chat_template,
+        )
+        tokenizer.encode(_TRIAL_TEXT)
+        if not tokenizer.byte_exact:
+            tokenizer.decode(list(range(tokenizer.vocab_size)), skip_special_tokens=False)
+    return tokenizer
 
 
 def set_template(backend, bos=None, eos=None):
@@ -214,11 +234,22 @@ def _load_backend(path):
         raise ModelFileError(path, "file is missing; the folder needs a tokenizer.json") from None
     except OSError as error:
         raise ModelFileError(path, f"cannot be read: {error.strerror}") from None
-    try:
+    with _tokenizer_faults(path):
         return tokenizers.Tokenizer.from_buffer(source)
-    # The library raises bare Exception (ValueError in some versions) for whatever it cannot parse.
-    except Exception as error:
-        raise ModelFileError(path, f"is not a tokenizer: {error}") from None
+
+
+@contextmanager
+def _tokenizer_faults(path):
+    """Make a ModelFileError of what the library raises for a file that it cannot parse or use.
+
+    That is a bare Exception (ValueError in some versions), or a panic, which is a BaseException.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise ModelFileError(path, f"is not a tokenizer: {error}") from None
+        raise
 
 
 def _read_json(path):
@@ -248,10 +279,15 @@ def _token_ids(config, key, path):
     return ids
 
 
-def _token_string(value):
+def _token_string(config, key, path):
     """tokenizer_config.json spells a token as a string or as {"content": string, ...}."""
+    value = config.get(key)
     text = value.get("content") if isinstance(value, dict) else value
-    return text if isinstance(text, str) else None
+    if not isinstance(text, str):
+        return None
+    if _well_formed(text) != text:
+        raise ModelFileError(path, f"{key} is {text!r:.80}, which is not text")
+    return text
 
 
 def _chat_template(folder, config):
@@ -264,16 +300,68 @@ def _chat_template(folder, config):
         raise ModelFileError(folder / "chat_template.jinja", f"cannot be read: {error}") from None
     if isinstance(template, list):
         entries = [entry for entry in template if isinstance(entry, dict)]
-        template = {entry.get("name"): entry.get("template") for entry in entries}
+        named = [entry for entry in entries if isinstance(entry.get("name"), str)]
+        template = {entry["name"]: entry.get("template") for entry in named}
     if isinstance(template, dict):
         template = template.get("default", next(iter(template.values()), None))
     return template if isinstance(template, str) else None
 
 
+def _well_formed(text):
+    """`text` as it can be encoded: pairs of surrogates joined, lone ones replaced."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def _token_bound(backend, added):
+    """What bounds the tokens of a text from below.
+
+    Certain is byte-level BPE in which only unknown bytes can vanish: no normalizer may shorten a
+    text, no pre-tokenizer drop a separator, no added token take the blanks beside it.
+
+    Args:
+        added: its added tokens.
+
+    Returns:
+        (bytes that one token can stand for, the byte values that are no token and that BPE skips),
+        or None where nothing is certain.
+    """
+    model = backend.model
+    if backend.normalizer is not None or not _splits_bytes(backend.pre_tokenizer):
+        return None
+    if not isinstance(model, BPE) or model.continuing_subword_prefix or model.end_of_word_suffix:
+        return None
+    if any(token.lstrip or token.rstrip for token in added):
+        return None
+    vocabulary = backend.get_vocab(with_added_tokens=False)
+    unknown = bytes(byte for char, byte in BYTE_OF_CHAR.items() if char not in vocabulary)
+    # A character of a byte-level piece is a byte; an added token is matched as it is written.
+    written = [len(token.content.encode()) for token in added]
+    return max([1, *map(len, vocabulary), *written]), unknown
+
+
+def _splits_bytes(pre_tokenizer):
+    steps = _steps(pre_tokenizer, "pretokenizers")
+    splits = [step for step in steps if step.get("type") == "Split"]
+    return (
+        {step.get("type") for step in steps} <= {"Split", "Digits", "ByteLevel"}
+        and any(step.get("type") == "ByteLevel" for step in steps)
+        and all(split["behavior"] != "Removed" for split in splits)
+    )
+
+
+def _steps(component, name):
+    """The settings of a decoder or pre-tokenizer's steps; `name` is what a sequence calls them."""
+    state = json.loads(component.__getstate__()) if component is not None else {}
+    return (state.get(name) or [{}]) if state.get("type") == "Sequence" else [state]
+
+
 def _recognise_decoder(decoder):
     """How pieces spell bytes: ("byte_level" | "sentencepiece" | None, drops one leading space)."""
-    state = json.loads(decoder.__getstate__()) if decoder is not None else {}
-    steps = (state.get("decoders") or [{}]) if state.get("type") == "Sequence" else [state]
+    steps = _steps(decoder, "decoders")
     names = [step.get("type") for step in steps]
     if names in (["ByteLevel"], ["ByteLevel", "Fuse"]):
         return "byte_level", False

@@ -18,7 +18,9 @@ VERSION = 1
 ALIGNMENT = 64
 # Tensors of this name fill what another leaves of an ALIGNMENT; safetensors allows no holes.
 PADDING_PREFIX = "padding."
-MAX_SHARD_BYTES = 4 << 30
+# With header and padding well below the largest buffer of a Mac with 8 GB, 4 GiB, so that a shard
+# is mapped whole.
+MAX_SHARD_BYTES = 2 << 30
 
 
 @dataclass(frozen=True, slots=True)

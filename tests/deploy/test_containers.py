@@ -32,6 +32,12 @@ def arguments_of(dockerfile, instruction):
     return [arguments for name, arguments in dockerfile if name == instruction]
 
 
+def environment(dockerfile):
+    """The variables of the image's last stage."""
+    pairs = " ".join(arguments_of(dockerfile, "ENV")).split()
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
 def health_command(dockerfile):
     (health,) = arguments_of(dockerfile, "HEALTHCHECK")
     return json.loads(health.partition(" CMD ")[2])
@@ -72,9 +78,17 @@ def test_its_command_is_one_that_the_server_takes(dockerfile):
     (entry,), (command,) = (arguments_of(dockerfile, name) for name in ("ENTRYPOINT", "CMD"))
     assert json.loads(entry) == ["metal-marlin"]
     arguments = vars(_build_parser("serve").parse_args(json.loads(command)))
-    config = serve_config(arguments, {})
+    config = serve_config(arguments, environment(dockerfile))
     assert (config.host, config.port) == ("0.0.0.0", 8000)
     assert arguments_of(dockerfile, "EXPOSE") == ["8000"]
+
+
+def test_a_variable_given_to_the_container_sets_its_address(dockerfile):
+    (command,) = arguments_of(dockerfile, "CMD")
+    arguments = vars(_build_parser("serve").parse_args(json.loads(command)))
+    given = environment(dockerfile) | {"METAL_MARLIN_HOST": "10.0.0.7"}
+    assert environment(dockerfile)["METAL_MARLIN_HOST"] == "0.0.0.0"
+    assert serve_config(arguments, given).host == "10.0.0.7"
 
 
 def test_its_health_check_tells_a_server_from_none(dockerfile):

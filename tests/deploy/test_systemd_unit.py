@@ -99,6 +99,20 @@ def test_its_variables_are_ones_that_the_server_reads(unit, deploy):
         assert names and names <= known
 
 
+def test_an_env_file_copied_as_it_is_changes_none_of_the_units_settings(deploy):
+    lines = (deploy / "metal-marlin.env.example").read_text().splitlines()
+    given = [line for line in lines if line and not line.startswith("#")]
+    assert given == ["METAL_MARLIN_API_KEY="]
+
+
+def test_the_key_is_put_in_force_before_the_server_starts(checkout):
+    page = (checkout / "docs" / "deployment.md").read_text()
+    steps = page.partition("## systemd")[2].partition("```bash\n")[2].partition("```")[0]
+    edit, start = (steps.index(word) for word in ("sudoedit /etc/metal-marlin.env", "enable --now"))
+    assert edit < start
+    assert "systemctl restart metal-marlin" in page
+
+
 def _restrict():
     """What NoNewPrivileges and MemoryDenyWriteExecute set, in the child before it starts."""
     libc = ctypes.CDLL(None)

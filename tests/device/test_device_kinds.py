@@ -1,13 +1,14 @@
 """Which kind of device is opened: the one asked for or a clear refusal, and the best one here
 without being asked."""
 
+import re
 import sys
 from types import SimpleNamespace
 
 import pytest
 
 from marlin import cli
-from marlin.config import DEVICE_KINDS
+from marlin.config import DEVICE_KINDS, MAX_THREADS
 from marlin.device import abi, device
 from marlin.device.device import Device
 from marlin.errors import ConfigError, DeviceError, NoDeviceError
@@ -124,6 +125,19 @@ def test_a_command_that_cannot_have_its_device_ends_with_one_line(
 def test_an_unknown_kind_is_named():
     with pytest.raises(DeviceError, match="no device is a 'gpu'"):
         Device(kind="gpu")
+
+
+def test_more_cores_than_the_library_has_room_for_open_as_many_threads_as_it_has(monkeypatch):
+    monkeypatch.setattr(device, "usable_cores", lambda: 384)
+    for num_processes, num_threads in ((1, 256), (3, 128)):
+        opened = Device(kind="cpu", num_processes=num_processes)
+        assert opened.info()["num_threads"] == num_threads
+        opened.close()
+
+
+def test_the_options_limit_on_threads_is_the_librarys(checkout):
+    source = (checkout / "metal_shim" / "cpu.c").read_text()
+    assert int(re.search(r"#define MAX_THREADS (\d+)", source)[1]) == MAX_THREADS
 
 
 def test_processes_that_share_the_machine_divide_its_cores(monkeypatch):

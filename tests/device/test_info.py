@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import subprocess
 import sys
 
 import pytest
@@ -67,6 +68,43 @@ def test_a_report_tells_nothing_of_the_user(capsys, monkeypatch):
         assert not re.search(rf"\b{re.escape(platform.node())}\b", printed)
         assert os.path.dirname(abi.__file__) not in printed
         assert f"/{getpass.getuser()}/" not in printed
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("garbage", "cannot be loaded"),
+        ("empty of functions", "cannot be loaded"),
+        ("another version", f"has ABI version 9, not {abi.ABI_VERSION}"),
+        ("missing", "(was not built|cannot be loaded)"),
+    ],
+)
+@pytest.mark.parametrize("words", [["info"], ["selftest", "--device", "cpu"]])
+def test_a_library_that_does_not_load_is_told_by_its_name_alone(
+    kind, said, words, monkeypatch, tmp_path, capsys
+):
+    (tmp_path / "behind").mkdir()
+    link = tmp_path / "link"  # a Mac's loader names both
+    link.symlink_to(tmp_path / "behind")
+    library = unloadable(kind, link / "libmarlin_cpu.so")
+    monkeypatch.setattr(abi, "library_path", lambda _kind: library)
+    cli.main(words)
+    printed = capsys.readouterr().out
+    assert re.search(f"libmarlin_cpu.so {said}", printed)
+    assert str(tmp_path) not in printed
+
+
+def unloadable(kind, path):
+    """A path with no library of ours at it."""
+    if kind == "garbage":
+        path.write_text("no library")
+    elif kind != "missing":
+        source = path.with_suffix(".c")
+        names = abi._SIGNATURES if kind == "another version" else ()
+        source.write_text("\n".join(f"int {name}(void) {{ return 9; }}" for name in names))
+        compiler = os.environ.get("CC", "cc")
+        subprocess.run([compiler, "-shared", "-fPIC", "-o", path, source], check=True)
+    return path
 
 
 def test_looking_leaves_no_device_open(monkeypatch):

@@ -72,9 +72,29 @@ def test_infinite_logits_are_never_or_always_drawn(device, settings):
     assert one(device, logits, temperature=0.0) == 8
 
 
-def test_a_row_of_nothing_but_minus_infinity_still_gives_a_token(device):
-    assert one(device, np.full(33, -np.inf)) == 0
-    assert one(device, np.full(33, -np.inf), temperature=0.0) == 0
+@pytest.mark.parametrize("settings", [{}, {"top_p": 0.9}, {"top_k": 3}, {"temperature": 0.0}])
+@pytest.mark.parametrize("vocab_size", [1, 16, 33, 700])
+def test_a_row_without_a_number_gives_no_token_and_its_neighbours_theirs(
+    device, vocab_size, settings
+):
+    logits = np.full((4, vocab_size), np.nan, np.float32)
+    logits[1] = -np.inf
+    logits[2, 1::2] = -np.inf
+    logits[3, -1] = -5.0
+    ids = launch.sample(device, logits, sample_rows(4, **settings))
+    assert ids.tolist() == [-1, -1, -1, vocab_size - 1]
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_p": 0.9}, {"top_k": 3}, {"temperature": 0.0}])
+@pytest.mark.parametrize("place", [0, 15, 16, 31, 32])
+def test_the_largest_is_found_past_what_is_not_a_number(device, place, settings):
+    """Wherever it is, and whatever lies behind it in its lane of a vector register."""
+    logits = np.full((2, 99), np.nan, np.float32)
+    logits[1] = -3.0
+    logits[1, place + 1 : place + 33] = np.nan
+    logits[:, place] = 50.0
+    ids = launch.sample(device, logits, sample_rows(2, **settings))
+    assert ids.tolist() == [place, place]
 
 
 @pytest.mark.parametrize("size", [1e4, 1e30, 3e38])

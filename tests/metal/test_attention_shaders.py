@@ -185,7 +185,7 @@ def draws(shader, logits, num_draws, seed, **settings):
     for name, value in ({"temperature": 1.0, "top_p": 1.0} | settings).items():
         rows[name] = value
     rows["seed_low"], rows["position"] = seed, np.arange(num_draws)
-    tiled, ids = np.tile(logits, (num_draws, 1)), np.full(num_draws, -1, np.int32)
+    tiled, ids = np.tile(logits, (num_draws, 1)), np.full(num_draws, -2, np.int32)
     params = ("SampleParams", {"rows_var": 0, "vocab_size": len(logits)})
     bindings, grid = [tiled, rows, ids], (num_draws + 1, 1, 1)
     assert shader("sample").run("sample", grid, bindings, params, (num_draws,))
@@ -238,7 +238,13 @@ def test_the_largest_logit_is_found_past_numbers_that_are_none(shader, any_order
     logits[[700, 1999]] = -np.inf, -5
     assert draws(shader, logits, 1, seed=0, temperature=0.0) == [1999]
     assert draws(shader, logits, 1, seed=0) == [1999]
-    assert draws(shader, np.full(2000, np.nan, np.float32), 1, seed=0) == [0]
+
+
+@pytest.mark.parametrize("filler", [np.nan, -np.inf])
+def test_a_row_without_a_number_gives_no_token(shader, any_order, filler):
+    logits = np.full(2000, filler, np.float32)
+    assert draws(shader, logits, 1, seed=0, temperature=0.0) == [-1]
+    assert draws(shader, logits, 1, seed=0, top_p=0.5) == [-1]
 
 
 def test_zeros_of_either_sign_are_equal(shader):

@@ -6,7 +6,7 @@ import re
 import pytest
 from tiny_models import random_tensors, tiny_config, write_folder
 
-from marlin import bench
+from marlin import bench, cli
 from marlin.device import abi
 from marlin.device.device import Device
 from marlin.errors import ConfigError
@@ -62,3 +62,27 @@ def test_a_context_that_the_device_cannot_hold_is_refused(folder):
     with pytest.raises(ConfigError, match="the model does not fit"):
         bench.Subject(folder, device, 1 << 40)
     device.close()
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(
+    folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(bench, "Subject", None)
+    for path, reason in ((tmp_path / "no" / "x.json", "No such file"), (tmp_path, "Is a dir")):
+        assert cli.main(["bench", str(folder), "--json", str(path)]) == 2
+        error = capsys.readouterr().err
+        assert f"--json {path} cannot be written: {reason}" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--threads", "2,257"], "each number of --threads must be 1 to 256, got '2,257'"),
+        (["--prompt-tokens", "0"], "each number of --prompt-tokens must be 1 or more, got '0'"),
+        (["--prompt-tokens", "x"], "--prompt-tokens must be a whole number, 1 or more, got 'x'"),
+    ],
+)
+def test_a_number_out_of_range_is_named_with_its_limits(words, said, capsys):
+    assert cli.main(["bench", "m", *words]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1

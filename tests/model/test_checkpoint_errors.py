@@ -13,6 +13,7 @@ from tiny_models import open_device, random_tensors, tiny_config, write_folder
 from marlin.errors import MarlinError, ModelFileError
 from marlin.models.checkpoint import open_checkpoint
 from marlin.models.llama import LlamaModel
+from marlin.models.source import open_source
 from marlin.quantize import quantize
 from marlin.weights.names import gguf_name
 
@@ -202,6 +203,104 @@ def test_a_tensor_missing_from_a_gguf_is_named_as_the_file_spells_it(device, tmp
 def test_a_gguf_tensor_of_another_shape_or_type_is_named(device, tmp_path, name, stored):
     path = write_gguf(tmp_path / "m.gguf", lambda tensors: tensors.update({name: stored}))
     assert f"'{name}'" in refusal(path, device)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "blk.0.attn_v.bias",
+        "blk.1.attn_q.bias",
+        "blk.1.ffn_up.bias",
+        "blk.1.attn_q_norm.weight",
+        "blk.0.attn_norm.bias",
+        "blk.0.post_attention_norm.weight",
+        "blk.2.attn_norm.weight",
+        "output.bias",
+        "model.norm.weight",
+    ],
+)
+def test_a_gguf_tensor_that_the_model_would_leave_out_is_refused(device, tmp_path, name):
+    stored = ("F32", (64,), gguf_builder.f32(np.full(64, 5)))
+    path = write_gguf(tmp_path / "m.gguf", lambda tensors: tensors.update({name: stored}))
+    assert f"'{name}': is not a tensor of this llama model" in refusal(path, device)
+    with pytest.raises(ModelFileError, match=f"'{name}': is not a tensor"):
+        open_source(path)
+
+
+def with_vectors(names, size):
+    """An edit that adds vectors of ones to a GGUF file."""
+    values = gguf_builder.f32(np.ones(size))
+    return lambda tensors: tensors.update({name: ("F32", (size,), values) for name in names})
+
+
+@pytest.mark.parametrize(
+    "part, size", [("attn_output.bias", 64), ("attn_q_norm.weight", 32)], ids=["bias", "norm"]
+)
+def test_what_the_first_block_of_a_gguf_has_the_second_must_have(device, tmp_path, part, size):
+    names = [f"blk.0.{part}", f"blk.0.{part.replace('q_norm', 'k_norm')}"]
+    path = write_gguf(tmp_path / "m.gguf", with_vectors(names, size))
+    assert re.search(f"'blk.1.{part}': .*missing", refusal(path, device))
+
+
+@pytest.mark.parametrize("size", [1, 4, 32])
+def test_rope_factors_are_one_for_each_pair_of_dimensions(native, device, tmp_path, size):
+    name, shape = "rope_freqs.weight", re.escape(f"has shape ({size},), not (16,)")
+    path = write_gguf(tmp_path / "m.gguf", with_vectors([name], size))
+    assert re.search(f"'{name}': {shape}", refusal(path, device))
+    change_tensors(native, lambda tensors: tensors.update({name: np.ones(size, np.float32)}))
+    assert re.search(f"'{name}': {shape}", refusal(native, device))
+
+
+def test_rope_factors_of_the_right_number_are_taken(native, device, tmp_path):
+    name = "rope_freqs.weight"
+    path = write_gguf(tmp_path / "m.gguf", with_vectors([name], 16))
+    change_tensors(native, lambda tensors: tensors.update({name: np.ones(16, np.float32)}))
+    for checkpoint in (open_checkpoint(path, device), open_checkpoint(native, device)):
+        assert checkpoint.rope_factors().tolist() == [1.0] * 16
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.layers.0.self_attn.v_proj.bias",
+        "model.layers.1.self_attn.q_norm.weight",
+        "model.layers.2.input_layernorm.weight",
+        "model.layers.0.pre_feedforward_layernorm.weight",
+        "lm_head.bias",
+        f"{DOWN}.scales",
+        "padding.0",
+    ],
+)
+def test_a_tensor_that_the_model_would_leave_out_of_a_folder_is_refused(folder, device, name):
+    change_tensors(folder, lambda tensors: tensors.update({name: np.full(64, 5, np.float32)}))
+    assert f"'{name}': is not a tensor of this llama model" in refusal(folder, device)
+
+
+@pytest.mark.parametrize(
+    "format, name",
+    [
+        ("fp4", f"{DOWN}.biases"),
+        ("int4", f"{DOWN}.weight"),
+        ("int4", "model.norm.codes"),
+        ("int4", "model.layers.2.mlp.down_proj.codes"),
+    ],
+)
+def test_a_tensor_that_a_native_folder_has_no_use_for_is_refused(folder, device, format, name):
+    native = quantized(folder, format)
+    change_tensors(native, lambda tensors: tensors.update({name: np.zeros(64, np.uint32)}))
+    assert f"'{name}': is not a tensor" in refusal(native, device)
+
+
+def test_tensors_known_to_be_of_no_use_may_lie_beside_the_weights(device, tmp_path):
+    """What transformers once stored of RoPE, and an output matrix that is the embedding again."""
+    config = tiny_config(tie_embeddings=True)
+    tensors = random_tensors(config, seed=0)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+    for owner in ("model", "model.layers.0.self_attn", "model.layers.1.self_attn"):
+        tensors[f"{owner}.rotary_emb.inv_freq"] = np.ones(8, np.float32)
+    folder = write_folder(tmp_path / "model", config, tensors)
+    for path in (folder, quantized(folder, "fp4")):
+        assert len(LlamaModel(open_checkpoint(path, device)).layers) == 2
 
 
 def test_a_gguf_of_another_architecture_is_refused_by_name(device, tmp_path):

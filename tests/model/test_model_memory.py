@@ -129,6 +129,44 @@ def test_a_context_that_nobody_asked_for_is_shortened_with_a_warning(tmp_path, m
     assert "context limited to 32768 of the model's 1048576 tokens" in caplog.text
 
 
+@pytest.mark.parametrize("wanted", [1, 15, 129, 257])
+def test_a_context_past_the_model_or_the_blocks_is_refused_with_both_numbers(
+    tmp_path, memory_of, wanted
+):
+    config = tiny_config(max_context_tokens=256)
+    path = write_folder(tmp_path / "model", config, random_tensors(config, 0))
+    fits = memory_of(32 << 20)
+    with pytest.raises(ConfigError) as caught:
+        load_engine(path, max_context_tokens=wanted, batching=Batching(8, 16, 4))
+    assert caught.value.message == (
+        f"the context is {wanted} tokens; this model takes 16 to 256, and 8 KV blocks of 16 tokens "
+        "hold 128"
+    )
+    with pytest.raises(fits):
+        load_engine(path, max_context_tokens=128, batching=Batching(8, 16, 4))
+
+
+def test_more_blocks_than_the_model_has_context_do_not_make_it_longer(tmp_path, memory_of):
+    config = tiny_config(max_context_tokens=256)
+    path = write_folder(tmp_path / "model", config, random_tensors(config, 0))
+    memory_of(32 << 20)
+    with pytest.raises(ConfigError, match="this model takes 16 to 256.* hold 1024"):
+        load_engine(path, max_context_tokens=257, batching=Batching(64, 16, 4))
+
+
+@pytest.mark.parametrize("num_blocks", [8, 16])
+def test_blocks_that_hold_less_than_the_models_context_are_one_warning(
+    tmp_path, memory_of, caplog, num_blocks
+):
+    config = tiny_config(max_context_tokens=256)
+    path = write_folder(tmp_path / "model", config, random_tensors(config, 0))
+    with pytest.raises(memory_of(32 << 20)):
+        load_engine(path, batching=Batching(num_blocks, 16, 4))
+    said = [record.getMessage() for record in caplog.records if "context" in record.getMessage()]
+    assert len(said) == (num_blocks == 8)
+    assert all("limited to 128 of the model's 256 tokens by 8 KV blocks" in line for line in said)
+
+
 def test_weights_alone_can_be_too_much(tmp_path, memory_of):
     path = folder_model(tmp_path)
     memory_of(1 << 20)

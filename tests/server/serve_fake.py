@@ -19,6 +19,7 @@ sys.addaudithook(_audit)
 import argparse  # noqa: E402  (the hook comes before every import that could connect)
 import os  # noqa: E402
 
+from failing_engine import failing_engine  # noqa: E402
 from fakes import ByteTokenizer, FakeEngine, say, say_then_hang  # noqa: E402
 
 from marlin import config  # noqa: E402
@@ -39,8 +40,9 @@ _SCRIPTS = {"hello": say(b"Hello there!"), "slow": _slow, "hang": say_then_hang(
 
 def _load(settings):
     tokenizer = ByteTokenizer()
-    engine = FakeEngine(_SCRIPTS[settings.model_path])
-    return Service(settings.model_path, 0, tokenizer, engine, chat_renderer(tokenizer))
+    name = settings.model_path
+    engine = failing_engine() if name == "failing" else FakeEngine(_SCRIPTS[name])
+    return Service(name, 0, tokenizer, engine, chat_renderer(tokenizer))
 
 
 def main():
@@ -48,7 +50,7 @@ def main():
     config.add_arguments(parser)
     settings = config.serve_config(vars(parser.parse_args()), os.environ)
     logs.configure(settings.log_level, settings.log_format, sys.stderr)
-    code = serve(settings, _load, Limits(drain_s=5.0))
+    code = serve(settings, _load, Limits(drain_s=float(os.environ.get("DRAIN_S", "5"))))
     clients = sorted({"ssl", "http.client", "urllib.request", "asyncio"} & set(sys.modules))
     print("CLIENT MODULES", clients, file=sys.stderr, flush=True)
     return code

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 
+from failing_engine import failing_engine
 from fakes import ByteTokenizer, FakeEngine
 
 from marlin import config
@@ -16,7 +17,8 @@ from marlin.server import supervisor, worker
 from marlin.server.limits import Limits
 from marlin.server.service import Service, chat_renderer
 
-LIMITS = Limits(drain_s=8.0, restart_s=0.05, beat_s=0.05)
+DRAIN_S = float(os.environ.get("DRAIN_S", "8"))
+LIMITS = Limits(drain_s=DRAIN_S, restart_s=0.05, beat_s=0.05)
 GATE_POLL_S = 0.01
 
 
@@ -35,7 +37,7 @@ def _load(settings, share):
     if settings.model_path == "only-once" and not share.writes_weights:
         os._exit(3)
     tokenizer = ByteTokenizer()
-    engine = FakeEngine(_gated)
+    engine = failing_engine() if settings.model_path == "failing" else FakeEngine(_gated)
     return Service(settings.model_path, 0, tokenizer, engine, chat_renderer(tokenizer))
 
 

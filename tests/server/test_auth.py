@@ -38,6 +38,25 @@ def test_the_right_key_opens(locked, scheme):
     assert ask(locked, "/v1/models", f"{scheme} {KEY}").status == 200
 
 
+@pytest.mark.parametrize("key", ["cl\u00e9-voil\u00e0", "na\u00efve\u2026\u0445"])
+def test_a_key_may_end_in_a_byte_that_unicode_takes_for_a_blank(start_server, key):
+    assert key.encode("utf-8")[-1:] in (b"\xa0", b"\x85")
+    locked = start_server(environ={"METAL_MARLIN_API_KEY": key})
+    assert ask(locked, "/v1/models", f"Bearer {key}").status == 200
+    assert ask(locked, "/v1/models", f"Bearer  {key} \t").status == 200
+    assert ask(locked, "/v1/models", f"Bearer {key[:-1]}\u00c3").status == 401
+
+
+@pytest.mark.parametrize("byte", [b"\xa0", b"\x85", b"\xc2\xa0"])
+def test_the_right_key_with_another_byte_beside_it_is_401(locked, byte):
+    key = KEY.encode("utf-8")
+    for presented in (key + byte, byte + key):
+        with locked.connect() as client:
+            fields = b"Host: test\r\nAuthorization: Bearer " + presented
+            answer = client.send(b"GET /v1/models HTTP/1.1\r\n" + fields + b"\r\n\r\n").read()
+        assert answer.status == 401
+
+
 def test_health_needs_no_key(locked):
     assert ask(locked, "/health").status == 200
 

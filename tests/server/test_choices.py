@@ -160,7 +160,7 @@ def test_a_prompt_that_is_too_long_ends_those_before_it(start_server, sdk):
     engine = FakeEngine(say_then_hang(b"a"), max_context_tokens=10)
     client = sdk(start_server(engine, poll_s=0.02))
     with pytest.raises(openai.BadRequestError):
-        client.completions.create(model=MODEL, prompt=["short", "a" * 20])
+        client.completions.create(model=MODEL, prompt=[[97] * 5, [97] * 20])
     assert engine.aborted.acquire(timeout=10)
     assert len(engine.requests) == 1
 

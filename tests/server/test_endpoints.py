@@ -3,6 +3,7 @@
 import pytest
 from clients import MODEL, chat_body, completion_body
 from fakes import ByteTokenizer, EngineDown, FakeEngine, say
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 HELLO_USAGE = {
     "prompt_tokens": 19,
@@ -287,3 +288,17 @@ def test_a_request_id_is_echoed_when_sane_and_made_up_otherwise(server):
 def test_no_header_names_the_implementation(server):
     for path in ("/health", "/nowhere"):
         assert "python" not in str(ask(server, "GET", path).headers).lower()
+
+
+def test_a_panic_of_the_tokenizers_library_is_an_internal_error_with_an_answer(start_server):
+    class Panicking(ByteTokenizer):
+        def encode(self, text, *, add_special_tokens=True):
+            backend = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+            backend.pre_tokenizer = pre_tokenizers.FixedLength(0)
+            return backend.encode(text).ids
+
+    server = start_server(tokenizer=Panicking())
+    answer = ask(server, "POST", "/v1/chat/completions", chat_body())
+    assert (answer.status, answer.json()["error"]["code"]) == (500, "internal_error")
+    server.wait_until_idle()
+    assert ask(server, "GET", "/health").status == 200

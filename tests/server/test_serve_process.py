@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from clients import CLIENT_TIMEOUT_S, RawClient, chat_body, request_bytes
+from failing_engine import ANSWER, DEVICE_FAILS, ENGINE_BREAKS, NO_NUMBERS, REASON
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -35,6 +36,14 @@ class Process:
     def connect(self):
         address = ("127.0.0.1", self.port)
         return RawClient(socket.create_connection(address, timeout=CLIENT_TIMEOUT_S))
+
+    def wait_until_busy(self, count):
+        """Wait until so many requests are in the engine's hands."""
+        end = time.monotonic() + CLIENT_TIMEOUT_S
+        with self.connect() as client:
+            while client.ask("GET", "/metrics").json()["requests_active"] < count:
+                assert time.monotonic() < end, f"never were {count} requests active"
+                time.sleep(0.02)  # a gentle poll, not a synchronisation
 
     def stop(self, signum=signal.SIGTERM):
         self.popen.send_signal(signum)
@@ -63,6 +72,20 @@ def start():
 
 def chat(client, **changes):
     return client.ask("POST", "/v1/chat/completions", chat_body(**changes))
+
+
+def say(client, text, **changes):
+    messages = [{"role": "user", "content": text}]
+    return chat(client, model="failing", messages=messages, **changes)
+
+
+def begin_request(client, text="hello"):
+    """Send all but the body, which is returned, and wait until the server asks for that."""
+    body = chat_body(model="failing", messages=[{"role": "user", "content": text}])
+    data = request_bytes("POST", "/v1/chat/completions", body, ("Expect: 100-continue",))
+    head, _, content = data.partition(b"\r\n\r\n")
+    assert client.send(head + b"\r\n\r\n").read().status == 100
+    return content
 
 
 def begin_stream(client, model):
@@ -155,6 +178,96 @@ def test_a_second_signal_stops_at_once(start):
         assert "stopping" in next(line for line in process.popen.stderr if "stopping" in line)
         process.popen.send_signal(signal.SIGTERM)
         assert process.popen.wait(timeout=2) == 128 + signal.SIGTERM
+
+
+def test_what_the_grace_period_cuts_off_is_told_that_the_server_stops(start):
+    process = start("hang", "--host", "127.0.0.1", DRAIN_S="0.2")
+    with process.connect() as client, process.connect() as other:
+        begin_stream(client, "hang")
+        chunks = client.chunks()
+        data = next(chunks)
+        other.send(request_bytes("POST", "/v1/chat/completions", chat_body(model="hang")))
+        process.wait_until_busy(2)
+        process.popen.send_signal(signal.SIGTERM)
+        whole = other.read()
+        data += b"".join(chunks)
+    assert (whole.status, whole.json()["error"]["code"]) == (503, "server_stopping")
+    *_, failed, done = data.decode().split("\n\n")[:-1]
+    assert json.loads(failed[6:])["error"]["code"] == "server_stopping"
+    assert done == "data: [DONE]"
+    code, errors = process.wait()
+    assert code == 0 and "cut off" in errors
+
+
+def test_a_device_that_fails_now_and_then_is_served_on(start):
+    process = start("failing", "--host", "127.0.0.1")
+    with process.connect() as client:
+        for _ in range(3):
+            assert [say(client, DEVICE_FAILS).status for _ in range(2)] == [500, 500]
+            answer = say(client, "hello").json()
+            assert answer["choices"][0]["message"]["content"] == ANSWER
+        assert client.ask("GET", "/health").status == 200
+    assert process.stop()[0] == 0
+
+
+def test_requests_whose_logits_are_not_numbers_are_500_and_the_process_serves_on(start):
+    process = start("failing", "--host", "127.0.0.1")
+    with process.connect() as client:
+        for _ in range(4):
+            answer = say(client, NO_NUMBERS)
+            assert answer.status == 500 and "not numbers" in answer.error["message"]
+        assert say(client, "hello").status == 200
+    assert process.stop()[0] == 0
+
+
+def test_a_device_that_keeps_failing_ends_the_process_with_1_once_requests_have_their_answer(start):
+    process = start("failing", "--host", "127.0.0.1")
+    with process.connect() as client, process.connect() as prober, process.connect() as late:
+        assert prober.ask("GET", "/health").status == 200
+        content = begin_request(late)
+        for _ in range(3):
+            answer = say(client, DEVICE_FAILS)
+            assert (answer.status, answer.error["message"]) == (500, REASON)
+        assert "stopping" in next(line for line in process.popen.stderr if "stopping" in line)
+        health = prober.ask("GET", "/health")
+        assert (health.status, health.json()["status"]) == (503, "error")
+        assert late.send(content).read().status == 503
+    code, errors = process.wait()
+    assert code == 1
+    assert "Traceback" not in errors
+
+
+def test_the_log_names_the_error_that_ended_the_engine(start):
+    process = start("failing", "--host", "127.0.0.1")
+    with process.connect() as client:
+        for _ in range(3):
+            say(client, DEVICE_FAILS)
+    code, errors = process.wait()
+    assert code == 1
+    ended = [line for line in errors.splitlines() if "the engine has ended" in line]
+    assert len(ended) == 1 and ended[0].endswith(REASON)
+
+
+def test_a_stream_hears_of_a_bug_in_the_engine_before_the_process_ends_with_1(start):
+    process = start("failing", "--host", "127.0.0.1")
+    with process.connect() as client:
+        *_, failed, done = say(client, ENGINE_BREAKS, stream=True).events()
+    assert failed["error"]["message"] == "the engine has stopped" and done == "[DONE]"
+    code, errors = process.wait()
+    assert code == 1
+    assert "this process ends with it: RuntimeError('a bug in the engine')" in errors
+
+
+def test_an_engine_that_ends_while_requests_drain_cuts_none_off(start):
+    process = start("failing", "--host", "127.0.0.1")
+    with process.connect() as breaking, process.connect() as late:
+        content, late_content = begin_request(breaking, ENGINE_BREAKS), begin_request(late)
+        process.popen.send_signal(signal.SIGTERM)
+        assert "stopping" in next(line for line in process.popen.stderr if "stopping" in line)
+        assert breaking.send(content).read().status == 500
+        assert next(line for line in process.popen.stderr if "the engine has ended" in line)
+        assert late.send(late_content).read().status == 503
+    assert process.wait()[0] == 1
 
 
 def test_a_taken_port_is_one_clear_error():

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import signal
 import socket
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from clients import chat_body
-from worker_processes import Workers, running, until
+from failing_engine import DEVICE_FAILS, REASON
+from worker_processes import Stream, Workers, running, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -85,6 +87,24 @@ def test_a_lost_worker_is_replaced_while_the_other_streams_on_and_no_total_goes_
     assert pair.logged(ended)
 
 
+def test_a_worker_whose_device_keeps_failing_is_replaced_while_the_others_serve_on(start):
+    workers = start("failing", "--workers", "2")
+    workers.wait_for_workers(2)
+    message = {"role": "user", "content": DEVICE_FAILS}
+    with workers.connect() as client:  # a connection stays with one worker
+        for _ in range(3):
+            body = chat_body(model="failing", messages=[message])
+            assert client.ask("POST", "/v1/chat/completions", body).error["message"] == REASON
+    until(lambda: workers.ask("/health").status == 200 and len(workers.pids()) == 3, "a new worker")
+    assert workers.logged(r"worker \d \(process \d+\) ended with code 1; replaced in 0.05 s")
+    assert len(workers.logged(f"the engine has ended, .*: {REASON}")) == 1
+    with workers.connect() as client:
+        body = chat_body(model="failing")
+        assert client.ask("POST", "/v1/chat/completions", body).status == 200
+    workers.popen.send_signal(signal.SIGTERM)
+    assert workers.wait() == 0
+
+
 def test_workers_that_end_at_once_are_started_ever_more_slowly(start):
     workers = start("only-once", "--workers", "2", announces=False)
     found = until(
@@ -127,6 +147,30 @@ def test_a_signal_to_every_process_of_the_service_drains_as_well(pair):
         pair.open_gate()
         assert [stream.finish() for stream in streams] == ["and ended"] * 2
     assert pair.wait() == 0
+
+
+def test_what_the_grace_period_cuts_off_is_told_that_the_server_stops(start):
+    workers = start("gated", "--workers", "2", DRAIN_S="0.2")
+    with workers.connect() as client:
+        stream = Stream(client, "gated")
+        workers.popen.send_signal(signal.SIGTERM)
+        stream.finish()
+        assert "server_stopping" in stream.events()[-2]
+    assert workers.wait() == 0
+
+
+def test_a_worker_that_cannot_be_started_is_started_later_and_the_other_serves_on(pair):
+    first, second = pair.pids()
+    pid = pair.popen.pid
+    used = len(os.listdir(f"/proc/{pid}/fd"))
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (used - 4, limits[1]))
+    os.kill(first, signal.SIGKILL)
+    until(lambda: pair.logged(r"worker 0 cannot be started \(.*\); tried again in"), "a failed start")
+    assert pair.ask("/health").status == 200
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+    pair.wait_for_workers(3)
+    assert pair.popen.poll() is None and running(second)
 
 
 def test_a_second_signal_stops_at_once(pair):

@@ -50,9 +50,13 @@ class Stream:
             self._data += next(self._chunks)
         self.pid = int(match[1])
 
+    def events(self):
+        """What came so far, as texts."""
+        return [part[6:] for part in self._data.decode().split("\n\n")[:-1]]
+
     def text(self):
-        events = [part[6:] for part in self._data.decode().split("\n\n")[:-1]]
-        deltas = [json.loads(e)["choices"][0]["delta"] for e in events if e != "[DONE]"]
+        chunks = [json.loads(event) for event in self.events() if event != "[DONE]"]
+        deltas = [chunk["choices"][0]["delta"] for chunk in chunks if "choices" in chunk]
         return "".join(delta.get("content", "") for delta in deltas)
 
     def finish(self):

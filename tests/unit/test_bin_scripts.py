@@ -117,6 +117,46 @@ def test_the_python_line_of_demo_is_python(ready):
     compile(code, "the line", "exec")
 
 
+def test_demos_lines_carry_the_key_by_its_variable_and_never_print_it(ready):
+    done, _ = ready.run("demo", METAL_MARLIN_API_KEY="sesame-1234")
+    assert "sesame-1234" not in done.stdout + done.stderr
+    lines = [line for line in done.stdout.splitlines() if "/v1/chat/completions" in line]
+    sent = run_lines(ready, lines, METAL_MARLIN_API_KEY="sesame-1234")
+    assert sent == ["Bearer sesame-1234"] * 2
+    without = ready.run("demo")[0].stdout
+    assert "Authorization" not in without
+
+
+def run_lines(ready, lines, **environ):
+    """The Authorization header that a curl and a python3 line would send."""
+    tools = ready.root.parent / "tools"
+    tools.mkdir()
+    (tools / "curl").write_text('#!/bin/sh\nprintf "%s\\n" "$@" | grep "^Authorization"\n')
+    (tools / "python3").write_text(
+        "#!/bin/sh\n"
+        f'exec "{sys.executable}" -c "import sys, urllib.request as u\n'
+        "u.urlopen = lambda r: sys.exit(print('Authorization: ' + r.get_header('Authorization')))\n"
+        'exec(sys.argv[1])" "$2"\n'
+    )
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    path = f"{tools}{os.pathsep}{os.environ['PATH']}"
+    done = [
+        subprocess.run(
+            ["sh", "-c", line], env={"PATH": path, **environ}, capture_output=True, text=True
+        )
+        for line in lines
+    ]
+    return [one.stdout.strip().removeprefix("Authorization: ") for one in done]
+
+
+def test_demo_on_any_free_port_points_to_the_line_that_names_it(ready):
+    done, _ = ready.run("demo", "--port", "0")
+    assert ":0/" not in done.stdout
+    assert done.stdout.count("http://127.0.0.1:PORT/v1/") == 2
+    assert "PORT is in the line that says what it serves" in done.stdout
+
+
 def test_demo_serves_the_model_with_the_users_options_last(ready):
     _, calls = ready.run("demo", "--port", "8123", "--alias", "two words")
     command = str(ready.root / "bin" / "metal-marlin")

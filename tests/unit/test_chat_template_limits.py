@@ -2,6 +2,7 @@
 
 import ast
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 from marlin.errors import TemplateError
 from marlin.text import chat_template
 from marlin.text.chat_template import ChatTemplate
-from marlin.text.template.limits import MAX_WORK, Budget
+from marlin.text.template.limits import MAX_SECONDS as MAX_RENDER_SECONDS
+from marlin.text.template.limits import MAX_WORK, WORK_PER_LOOK, Budget, Fault
 
 # A render that uses its whole budget takes about 1.5 s; a shared machine may be much slower.
 MAX_SECONDS = 15
@@ -21,6 +23,11 @@ DOUBLED = (
 LISTS = DOUBLED.replace("SEED", "[1]").replace("PAIR", "[ns.x, ns.x]")
 TUPLES = DOUBLED.replace("SEED", "(1,)").replace("PAIR", "(ns.x, ns.x)")
 LONG = "{% set x = 'a' * 4000000 %}"
+FOREVER = "{% for i in range(9999) %}{% for j in range(9999) %}BODY{% endfor %}{% endfor %}"
+# Python hashes an integer as its remainder by 2**61 - 1: these are all 0.
+COLLIDING = [str(i * (2**61 - 1)) for i in range(8500)]
+KEYS = "{% set keys = [" + ",".join(COLLIDING) + "] %}"
+TERMS = "+".join(["1"] * 20000)
 
 TOO_DEEP = {
     "parentheses": "{{ " + "(" * 10000 + "1" + ")" * 10000 + " }}",
@@ -103,6 +110,48 @@ BROKEN_LIMITS = [
     ("number of more than", "{{ " + "9" * 100000 + " }}"),
     ("source limit", "x" * 300000),
 ]  # fmt: skip
+# What Python does in one call, or one statement repeats, is charged for what it takes.
+UNDERCHARGED = [
+    ("work limit", FOREVER.replace("BODY", "{{ 1.5 in range(99999) }}")),
+    ("work limit", "{% set d = dict(range(99998)|batch(2)) %}"
+     + FOREVER.replace("BODY", "{{ -1 in d.values() }}")),
+    ("work limit", LONG + "{% set y = x[1:] ~ 'a' %}{% set d = {x: 1} %}"
+     + FOREVER.replace("BODY", "{{ y in d }}")),
+    ("work limit", KEYS + FOREVER.replace("BODY", "{{ keys|unique|list|length }}")),
+    ("work limit", KEYS + FOREVER.replace("BODY", "{{ dict(keys|batch(2))|length }}")),
+    ("work limit", KEYS + "{% set d = dict(keys|batch(2)) %}"
+     + FOREVER.replace("BODY", "{{ d.get(keys[8498]) }}")),
+    ("work limit", FOREVER.replace(
+        "BODY", "{{ {" + ",".join(f"{key}:1" for key in COLLIDING) + "} }}"
+    )),
+    ("work limit", LONG + FOREVER.replace("BODY", "{{ x|float }}")),
+    ("work limit", "{% set t = ('b',) * 500000 %}"
+     + FOREVER.replace("BODY", "{{ 'a'.startswith(t) }}")),
+    ("work limit", LONG + "{% set t = (x[1:] ~ 'b',) * 9999 %}{{ x.endswith(t) }}"),
+    ("work limit", FOREVER.replace("BODY", "{{ strftime_now('%2000000d' ~ ' ' * 9000)|length }}")),
+    ("work limit", "{% for i in range(99999) if " + TERMS + " %}{% endfor %}"),
+    ("work limit", "{% macro f(n=" + TERMS + ") %}{% endmacro %}"
+     + FOREVER.replace("BODY", "{{ f() }}")),
+    ("work limit", "{% set a = namespace(k=range(99999)|list) %}"
+     "{% set b = namespace(k=range(99999)|list) %}{{ ([a, b] * 9999)|sort(attribute='k') }}"),
+    ("work limit", "{% set d = dict(range(99998)|map('string')|batch(2)) %}"
+     + FOREVER.replace("BODY", "{% set x = dict(**d) %}")),
+    ("work limit", "{% set x = '{0}' * 1000000 %}" + FOREVER.replace("BODY", "{{ x.format('') }}")),
+    ("work limit", FOREVER.replace("BODY", "{% set x = (10 ** 1000)|string %}")),
+    ("work limit", "{{ ([10 ** 1000] * 99999)|string }}"),
+    ("work limit", "{% set x = 'a'.center(-1000000000000) %}"
+     + FOREVER.replace("BODY", "")),
+    ("work limit", "{% set x = ('\\t' * 9999).expandtabs(-1000000000) %}"
+     + FOREVER.replace("BODY", "")),
+    ("no such attribute", TUPLES + "{{ ({}|attr(ns.x)).y }}"),
+    ("no such attribute", TUPLES + "{{ (''|attr(ns.x)).y }}"),
+    ("range limit", "{{ range(0, 230584300921369395100000, 2305843009213693951)|unique|list }}"),
+    ("path limit", "{{ ['a']|map(attribute='0.' * 1000000 ~ '0')|list }}"),
+    ("path limit", "{{ ['a']|sort(attribute='a,' * 1000000) }}"),
+    ("padding limit", "{{ '%.000000000900000000d' % 1 }}"),
+    ("name of more than", FOREVER.replace("BODY", "{{ " + "a" * 200000 + " is defined }}")),
+    ("not integer keys", "{{ namespace({1: 2}) }}"),
+]  # fmt: skip
 ESCAPES = [
     "{{ ''.__class__.__mro__ }}",
     "{{ ''['__class__']['__mro__'] }}",
@@ -149,6 +198,34 @@ def test_a_broken_limit_is_named(limit, source):
     assert limit in failure(source)
 
 
+@pytest.mark.parametrize(("limit", "source"), UNDERCHARGED, ids=lambda text: text[-60:])
+def test_what_python_does_at_once_ends_at_a_limit_too(limit, source):
+    assert limit in failure(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ([10 ** 1000] * 20000)|string }}",
+        "{{ ([10 ** 1000] * 20000)|tojson }}",
+        "{{ '%s' % [[10 ** 1000] * 20000] }}",
+        "{{ ('%(a)f' * 100000) % {'a': 1e308} }}",
+    ],
+)
+def test_a_text_that_is_too_long_is_not_made_first(source):
+    tracemalloc.start()
+    message = failure(source)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "text limit" in message
+    assert peak < 15_000_000
+
+
+def test_leading_zeros_make_no_width():
+    source = "{{ '%.000000000003d|%000000000000000005d|%.0f' % (1, 2, 3.4) }}"
+    assert ChatTemplate(source).render({}) == "001|00002|3"
+
+
 @pytest.mark.parametrize("source", ESCAPES)
 def test_no_python_attribute_can_be_reached(source):
     assert failure(source)
@@ -186,6 +263,17 @@ def test_a_budget_counts_down_to_exactly_nothing():
     assert budget.work_left == 0
     with pytest.raises(Exception, match="work limit"):
         budget.spend(1)
+
+
+def test_a_render_ends_by_the_clock_however_little_work_was_counted():
+    now = 5.0
+    budget = Budget(clock=lambda: now)
+    budget.spend(1)
+    now += MAX_RENDER_SECONDS
+    budget.spend(WORK_PER_LOOK + 1)
+    now += 0.1
+    with pytest.raises(Fault, match="time limit: more than 20 seconds"):
+        budget.spend(WORK_PER_LOOK + 1)
 
 
 def test_the_interpreter_names_no_way_to_run_or_reach_python():

@@ -75,6 +75,42 @@ def test_a_wrong_setting_is_one_line_and_code_2(words, environ, message, capsys)
     assert message in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("option", "text", "expected"),
+    [
+        ("--threads", "257", "must be 1 to 256"),
+        ("--max-tokens", "0", "must be 1 or more"),
+        ("--max-context", "0", "must be 1 or more"),
+        ("--seed", "-1", "must be a whole number, 0 or more"),
+        ("--top-k", "few", "must be a whole number, 0 or more"),
+    ],
+)
+def test_generate_names_the_option_and_its_limits(option, text, expected, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["generate", "M", option, text])
+    assert ended.value.code == 2
+    assert f"argument {option}: {expected}, got {text!r}\n" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--num-kv-blocks", "64"], "no effect without --enable-batching: --num-kv-blocks"),
+        (
+            ["--no-enable-batching", "--block-size=32", "--num-kv-blocks=64"],
+            "no effect without --enable-batching: --num-kv-blocks, --block-size",
+        ),
+        (["--enable-batching", "--block-size", "32"], None),
+        ([], None),
+    ],
+)
+def test_sizes_of_a_paged_cache_that_is_not_there_are_one_warning(words, said, monkeypatch, caplog):
+    monkeypatch.setattr("marlin.cli._set_up_logging", lambda _settings: None)
+    monkeypatch.setattr("marlin.server.serve.serve", lambda _settings, _load: 0)
+    assert cli.main(["serve", *words], {}) == 0
+    assert [record.getMessage() for record in caplog.records] == ([said] if said else [])
+
+
 def test_generate_uses_the_chat_template_of_a_model_that_has_one():
     output, engine = generated("--prompt", "Hi", "--system", "Be kind")
     assert output == "Hello there!\n"

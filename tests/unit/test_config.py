@@ -63,6 +63,7 @@ def test_an_empty_variable_counts_as_unset():
         ("log_level", "--log-level", "LOUD"),
         ("device", "--device", "gpu"),
         ("num_threads", "--threads", "0"),
+        ("num_threads", "--threads", "257"),
         ("max_context_tokens", "--max-context", "x"),
         ("speculative", "--speculative", "eagle"),
     ],

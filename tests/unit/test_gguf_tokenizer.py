@@ -124,6 +124,17 @@ def test_scores_that_do_not_fit_the_vocabulary_are_refused(scores, processor):
     assert "scores" in refusal(metadata)
 
 
+def test_sentencepiece_tokens_that_split_in_too_many_ways_are_refused(processor):
+    metadata = sentencepiece_metadata(processor)
+    pieces = ["a" * (length - ends) + "b" * ends for length in range(80) for ends in range(length)]
+    tokens = list(dict.fromkeys([*metadata[PREFIX + "tokens"], *pieces]))
+    num_more = len(tokens) - len(metadata[PREFIX + "tokens"])
+    metadata[PREFIX + "tokens"] = tokens
+    for key, value in (("scores", -1.0), ("token_type", 1)):
+        metadata[PREFIX + key] = [*metadata[PREFIX + key], *[value] * num_more]
+    assert f"more than {16 * len(tokens)} ways to join" in refusal(metadata)
+
+
 def test_a_sentencepiece_token_too_long_to_split_is_refused(processor):
     metadata = sentencepiece_metadata(processor)
     metadata[PREFIX + "tokens"][-1] = "a" * (MAX_PIECE_CHARS + 1)

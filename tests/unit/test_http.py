@@ -52,6 +52,8 @@ def test_a_head_is_split_into_method_path_and_fields():
         ("1.0", None, False),
         ("1.0", "Keep-Alive", True),
         ("1.0", "keep-alive,close", False),
+        ("1.1", "keep-alive,\tclose", False),
+        ("1.1", "clo se", True),
         ("1.7", None, True),
     ],
 )

@@ -1,6 +1,7 @@
 """ModelConfig from config.json (against transformers' own objects) and from GGUF metadata."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from marlin.errors import ModelFileError
 from marlin.models.config import config_from_gguf, config_from_hf
-from marlin.models.rope import RopeScaling
+from marlin.models.rope import RopeScaling, rope_inv_freq
 from marlin.weights.gguf import GGUFFile
 
 SIZES = {
@@ -119,6 +120,32 @@ def test_yarn_stretches_a_context_that_the_file_left_at_the_original(read):
     assert config.max_context_tokens == 2048
     assert config.rope_scaling.attention_factor == pytest.approx(0.1 * np.log(4) + 1)
     assert read(rope_scaling=yarn, max_position_embeddings=4096).max_context_tokens == 4096
+
+
+@pytest.mark.parametrize(
+    "name, value, limit",
+    [
+        ("beta_fast", 1e308, "at most 6.71089e+07"),
+        ("beta_slow", 1e308, "at most 6.71089e+07"),
+        ("beta_slow", 1e-310, "above 1e-06"),
+    ],
+)
+def test_rotations_of_yarn_past_any_context_are_refused(read, read_gguf, name, value, limit):
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+    with pytest.raises(ModelFileError, match=f"{name} is .*{re.escape(limit)}"):
+        read(rope_scaling=yarn | {name: value})
+    yarn = {"llama.rope.scaling.type": ("str", "yarn"),
+            "llama.rope.scaling.factor": ("f32", 4.0),
+            f"llama.rope.scaling.yarn_{name}": ("f64", value)}  # fmt: skip
+    with pytest.raises(ModelFileError, match=f"yarn_{name} is .*{re.escape(limit)}"):
+        read_gguf(yarn)
+
+
+@pytest.mark.parametrize("betas", [{"beta_fast": 6e7}, {"beta_slow": 1.1e-6}])
+def test_rotations_of_yarn_within_the_limits_give_frequencies(read, betas):
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+    inv_freq, _ = rope_inv_freq(read(rope_scaling=yarn | betas))
+    assert np.isfinite(inv_freq).all() and (inv_freq > 0).all()
 
 
 def test_end_tokens_of_both_files_are_joined_without_repeats(read):

@@ -66,6 +66,10 @@ REFUSED_BY_BOTH = [
     ({"stream": True, "stream_options": []}, "stream_options"),
     ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
     ({"stream": True, "stream_options": {"usage": True}}, "stream_options.usage"),
+    (
+        {"stream": True, "stream_options": {"include_obfuscation": True}},
+        "stream_options.include_obfuscation",
+    ),
     ({"n": 0}, "n"),
     ({"n": 17}, "n"),
     ({"n": 2.0}, "n"),
@@ -222,11 +226,36 @@ def test_harmless_fields_change_nothing(harmless):
     assert completion(**harmless) == completion()
 
 
-def test_the_values_that_ask_for_nothing_are_taken_for_unsupported_fields():
-    plain = {"logprobs": False, "top_logprobs": 0, "tools": [], "tool_choice": "none"}
-    plain |= {"response_format": {"type": "text"}, "modalities": ["text"]}
+@pytest.mark.parametrize(
+    "plain",
+    [
+        {"logprobs": False},
+        {"top_logprobs": 0},
+        {"tools": []},
+        {"tool_choice": "none"},
+        {"tool_choice": "auto"},
+        {"functions": []},
+        {"function_call": "none"},
+        {"function_call": "auto"},
+        {"response_format": {"type": "text"}},
+        {"modalities": ["text"]},
+        {"store": False},
+    ],
+)
+def test_chat_takes_a_value_that_asks_for_nothing_of_an_unsupported_field(plain):
     assert chat(**plain) == chat()
-    assert completion(echo=False, suffix="") == completion()
+
+
+@pytest.mark.parametrize("plain", [{"echo": False}, {"suffix": ""}, {"store": False}])
+def test_completions_take_a_value_that_asks_for_nothing_of_an_unsupported_field(plain):
+    assert completion(**plain) == completion()
+
+
+def test_a_stream_without_obfuscation_is_a_plain_one():
+    for off in (False, None):
+        given = {"include_usage": True, "include_obfuscation": off}
+        plain = chat(stream=True, stream_options={"include_usage": True})
+        assert chat(stream=True, stream_options=given) == plain
 
 
 def test_bounds_themselves_are_in_range():

@@ -16,6 +16,7 @@ from vocabularies import (
 )
 
 from marlin.errors import ModelFileError
+from marlin.server.service import chat_renderer
 from marlin.text.gguf_tokenizer import tokenizer_from_gguf
 from marlin.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -75,6 +76,21 @@ def test_end_tokens_are_those_of_every_file_of_the_folder(backend, tmp_path):
     ours = load_tokenizer(tmp_path)
     assert ours.eos_token_ids == {0, 2, 7, 9}
     assert (ours.eos_token, ours.bos_token, ours.bos_token_id) == ("<|im_end|>", None, None)
+
+
+@pytest.mark.parametrize("tokens", [{}, {"bos_token": "<|im_start|>"}, {"eos_token": "<|im_end|>"}])
+def test_a_token_that_a_model_lacks_is_undefined_in_its_chat_template(tokens, backend, tmp_path):
+    shown = "".join(
+        f"{{{{ {name} }}}}|{{{{ {name} is defined }}}}|{{{{ {name} is none }}}}|"
+        for name in ("bos_token", "eos_token")
+    )
+    template = shown + "{{ messages[0].content }}"
+    config = {"chat_template": template, "tokenizer_class": "PreTrainedTokenizerFast", **tokens}
+    write_folder(tmp_path, backend, tokenizer_config=config)
+    messages = [{"role": "user", "content": "Hi"}]
+    theirs = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(messages, tokenize=False)
+    assert chat_renderer(load_tokenizer(tmp_path))(messages) == theirs
+    assert "None" not in theirs
 
 
 def test_a_token_that_the_config_names_is_special_though_the_tokenizer_file_denies_it(
@@ -156,6 +172,36 @@ def test_a_tokenizer_file_that_is_not_one_is_refused(content, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(ModelFileError, match=r"tokenizer\.json: is not a tokenizer"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+        {"decoder": {"type": "Strip", "content": "a", "start": 5, "stop": 5}},
+        {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "<unk>"}},
+    ],
+    ids=lambda settings: next(iter(settings)),
+)
+def test_a_tokenizer_that_fails_or_panics_on_ordinary_text_is_refused(settings, tmp_path):
+    model = {"type": "WordLevel", "vocab": {"a": 0, "<unk>": 1}, "unk_token": "<unk>"}
+    write_folder(tmp_path, None, tokenizer={"version": "1.0", "model": model, **settings})
+    with pytest.raises(ModelFileError, match=r"tokenizer\.json: is not a tokenizer"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_token_that_is_half_a_character_is_refused(backend, tmp_path):
+    write_folder(tmp_path, backend, tokenizer_config={"bos_token": "\ud800"})
+    with pytest.raises(ModelFileError, match=r"tokenizer_config\.json: bos_token .* not text"):
+        load_tokenizer(tmp_path)
+
+
+def test_chat_templates_without_a_name_are_passed_over(backend, tmp_path):
+    named = [{"name": [], "template": "x"}, {"template": "y"}, {"name": "default", "template": "z"}]
+    write_folder(tmp_path, backend, tokenizer_config={"chat_template": named})
+    assert load_tokenizer(tmp_path).chat_template == "z"
+    write_folder(tmp_path, backend, tokenizer_config={"chat_template": named[:2]})
+    assert load_tokenizer(tmp_path).chat_template is None
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config", "generation_config", "config"])

@@ -1,9 +1,11 @@
 """The parts that several server processes are made of, without processes: board, health, backoff,
 the job on a pipe."""
 
+import errno
 import math
 import os
 import tempfile
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +16,7 @@ from marlin.server.health import Health, SharedHealth
 from marlin.server.limits import Limits
 from marlin.server.metrics import FAMILIES, Metrics, total
 from marlin.server.supervisor import Backoff
-from marlin.server.worker import Job
+from marlin.server.worker import Job, keep_beating
 
 STUCK_S = 60.0
 
@@ -103,6 +105,22 @@ def test_one_worker_that_completes_steps_is_enough(board):
     assert stuck.is_well() and well.is_well()
     other.engine.alive = False
     assert not well.is_well() and not stuck.is_well()
+
+
+def test_a_sign_of_life_that_fails_is_given_the_next_time(caplog):
+    given = threading.Event()
+    failures = [OSError(errno.EMFILE, "Too many open files")]
+
+    def beat():
+        if failures:
+            raise failures.pop()
+        given.set()
+        threading.Event().wait()  # no more of it
+
+    arguments = (SimpleNamespace(beat=beat), Limits(beat_s=0.01))
+    threading.Thread(target=keep_beating, args=arguments, daemon=True).start()
+    assert given.wait(10)
+    assert "Too many open files" in caplog.text
 
 
 def test_a_worker_without_a_sign_of_life_or_without_a_process_does_not_count(board):

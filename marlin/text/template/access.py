@@ -5,12 +5,19 @@ dict, a method from the fixed table, or a member that an object of the interpret
 here changes a value.
 """
 
-from marlin.text.template.limits import Fault
+from marlin.text.template.limits import LONG_KEY_CHARS, MAX_PATH_CHARS, Fault
 from marlin.text.template.methods import METHODS
-from marlin.text.template.values import MISSING, Function, Group, Owned, Undefined, kind_name
+from marlin.text.template.values import (
+    MISSING,
+    Function,
+    Group,
+    Owned,
+    Undefined,
+    kind_name,
+    to_text,
+)
 
 _SEQUENCES = (str, list, tuple, range)
-_LONG_KEY = 64
 
 
 def attribute(value, name):
@@ -31,17 +38,17 @@ def attribute(value, name):
 def item(budget, value, key):
     """`value[key]`: an entry or element; else, for a string key, `value.key`; else Undefined."""
     if isinstance(value, dict):
-        _weigh_key(budget, key)
+        budget.key(key, value)
         if not isinstance(key, (list, dict)) and key in value:
             return value[key]
     elif isinstance(value, _SEQUENCES) and isinstance(key, int):
         if -len(value) <= key < len(value):
             return value[key]
-    if isinstance(key, str) and len(key) <= _LONG_KEY:
+    if isinstance(key, str) and len(key) <= LONG_KEY_CHARS:
         return attribute(value, key)
     if type(value) is Undefined:
         value.fail()
-    shown = repr(key) if isinstance(key, (int, float)) else kind_name(key)
+    shown = to_text(budget, key) if isinstance(key, (int, float)) else kind_name(key)
     return Undefined(f"{kind_name(value)} has no item {shown}")
 
 
@@ -68,11 +75,13 @@ def path_getter(budget, path, default=None):
     if path is None:
         return lambda value: value
     if isinstance(path, str):
-        keys = [int(part) if part.isdecimal() else part for part in path.split(".")]
+        parts = check_path(path).split(".")
+        keys = [int(part) if part.isdecimal() else part for part in parts]
     else:
         keys = [path]
 
     def get(value):
+        budget.spend(len(keys))
         for key in keys:
             value = item(budget, value, key)
             if default is not None and type(value) is Undefined:
@@ -80,6 +89,13 @@ def path_getter(budget, path, default=None):
         return value
 
     return get
+
+
+def check_path(path):
+    """`path`, when it is of an acceptable length."""
+    if len(path) > MAX_PATH_CHARS:
+        raise Fault(f"path limit: an attribute path of more than {MAX_PATH_CHARS} characters")
+    return path
 
 
 def _member(value, name):
@@ -90,11 +106,3 @@ def _member(value, name):
     if type(value) is Undefined:
         value.fail()
     return MISSING
-
-
-def _weigh_key(budget, key):
-    if isinstance(key, str):
-        if len(key) > _LONG_KEY:
-            budget.scan(len(key))
-    elif isinstance(key, tuple):
-        budget.weigh(key)

@@ -7,8 +7,8 @@ length.
 
 from itertools import groupby
 
-from marlin.text.template.access import attribute, path_getter
-from marlin.text.template.limits import Fault
+from marlin.text.template.access import attribute, check_path, path_getter
+from marlin.text.template.limits import LONG_KEY_CHARS, Fault
 from marlin.text.template.methods import join as join_text
 from marlin.text.template.operators import ARITHMETIC
 from marlin.text.template.tests import TESTS
@@ -117,23 +117,23 @@ def _sort_key(budget, path, case_sensitive):
     def key(value):
         budget.spend(_ITEM_WORK)
         value = get(value)
+        budget.weigh(value)  # the key is what Python compares; an item may hide more than it weighs
         return value.lower() if isinstance(value, str) and not case_sensitive else value
 
     return key
 
 
 def _sort(budget, value, reverse=False, case_sensitive=False, attribute=None):
-    paths = attribute.split(",") if isinstance(attribute, str) else [attribute]
+    paths = check_path(attribute).split(",") if isinstance(attribute, str) else [attribute]
     keys = [_sort_key(budget, path, case_sensitive) for path in paths]
     items = listing(budget, value)
-    budget.weigh(items)
     return sorted(items, key=lambda item: [key(item) for key in keys], reverse=bool(reverse))
 
 
 def _dictsort(budget, value, case_sensitive=False, by="key", reverse=False):
     if by not in ("key", "value") or not isinstance(value, dict):
         raise Fault("dictsort needs a dict, and by='key' or by='value'")
-    budget.weigh(value)
+    budget.items(len(value))
     key = _sort_key(budget, 0 if by == "key" else 1, case_sensitive)
     return sorted(value.items(), key=key, reverse=bool(reverse))
 
@@ -145,7 +145,7 @@ def _unique(budget, value, case_sensitive=False, attribute=None):
     def walk():
         for part in _walk(budget, value):
             mark = key(part)
-            budget.weigh(mark)
+            budget.key(mark, seen)
             if mark not in seen:
                 seen.add(mark)
                 yield part
@@ -156,7 +156,6 @@ def _unique(budget, value, case_sensitive=False, attribute=None):
 def _extreme(choose):
     def extreme(budget, value, case_sensitive=False, attribute=None):
         items = listing(budget, value)
-        budget.weigh(items)
         if not items:
             return Undefined("no smallest or largest item: the list is empty")
         return choose(items, key=_sort_key(budget, attribute, case_sensitive))
@@ -175,7 +174,6 @@ def _groupby(budget, value, attribute, default=None, case_sensitive=False):
     key = _sort_key(budget, attribute, case_sensitive)
     get = path_getter(budget, attribute, default)
     items = listing(budget, value)
-    budget.weigh(items)
     if default is not None:
         key = _with_default(key, get)
     groups = [list(members) for _, members in groupby(sorted(items, key=key), key)]
@@ -224,6 +222,8 @@ def _slice(budget, value, slices, fill_with=None):
 
 
 def _attr(_budget, value, name):
+    if not isinstance(name, str) or len(name) > LONG_KEY_CHARS:
+        return Undefined(f"{kind_name(value)} has no such attribute")
     if type(value) is Undefined or (isinstance(value, dict) and name in value):
         return Undefined(f"{kind_name(value)} has no attribute {name!r}")
     return attribute(value, name)

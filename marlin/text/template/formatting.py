@@ -13,19 +13,26 @@ from marlin.text.template.limits import MAX_PADDING, MAX_TEXT_CHARS, Fault
 from marlin.text.template.values import to_text
 
 _DIRECTIVE = re.compile(r"%(?:\([^()]*\))?[#0\- +]*(\*|[0-9]*)(?:\.(\*|[0-9]*))?[hlL]?(.?)", re.S)
+# Directives that print a float with all of its digits before the point, 309 at most.
+_LONG_DIRECTIVES, _FLOAT_CHARS = "diufF", 320
 _SPEC = re.compile(r"(?:.?[<>=^])?[-+ ]?#?0?[0-9]{0,4}[,_]?(?:\.[0-9]{1,4})?[a-zA-Z%]?", re.S)
+
+# Work units for each field of a brace format, found and formatted.
+_FIELD_WORK = 8
 
 
 def printf(budget, template, values):
     """`template % values`; widths and precisions are numbers of at most four digits."""
-    num_values, _, num_chars = budget.weigh(values)
+    num_values, _, num_chars = budget.printed(values)
     num_directives = padding = 0
     for match in _DIRECTIVE.finditer(template):
         width, precision, kind = match.groups()
         if kind == "(" or "*" in (width, precision):
             raise Fault("this form of % formatting is not allowed in a template")
         for digits in (width, precision):
-            padding += check_padding(int(digits[:9])) if digits else 0
+            # Nine digits are enough to see that a number is too large, but zeros before it are not.
+            padding += check_padding(int(digits.lstrip("0")[:9] or 0)) if digits else 0
+        padding += _FLOAT_CHARS if kind in _LONG_DIRECTIVES else 0
         num_directives += 1
     budget.chars(len(template) + padding + num_directives * (num_chars + num_values))
     result = template % values
@@ -38,6 +45,7 @@ def format_braces(budget, template, /, *args, **kwargs):
     budget.chars(len(template))
     pieces, next_index, num_chars = [], 0, 0
     for literal, field, spec, conversion in Formatter().parse(template):
+        budget.spend(_FIELD_WORK)
         pieces.append(literal)
         if field is not None:
             if not field:
@@ -60,8 +68,8 @@ def _lookup(field, args, kwargs):
 def _field(budget, value, spec, conversion):
     if not _SPEC.fullmatch(spec):
         raise Fault(f"format spec {spec[:40]!r} is not allowed in a template")
+    budget.printed(value)
     if conversion in ("r", "a"):
-        budget.weigh(value)
         value = repr(value) if conversion == "r" else ascii(value)
     if conversion or type(value) not in (bool, int, float):
         value = to_text(budget, value)
@@ -69,15 +77,15 @@ def _field(budget, value, spec, conversion):
 
 
 def check_padding(width):
-    """`width`, when it is an acceptable number of characters to pad with."""
+    """`width`, when it is an acceptable number of characters to pad with; 0 for a negative one."""
     if width > MAX_PADDING:
         raise Fault(f"padding limit: a width of more than {MAX_PADDING} characters")
-    return width
+    return max(0, width)
 
 
 def to_json(budget, value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
     """json.dumps, with the defaults that `transformers` gives the tojson filter."""
-    num_values, depth, num_chars = budget.weigh(value)
+    num_values, depth, num_chars = budget.printed(value)
     indent_chars = len(indent) if isinstance(indent, str) else check_padding(indent or 0)
     if separators is not None:
         item_separator, key_separator = separators
@@ -91,5 +99,5 @@ def to_json(budget, value, ensure_ascii=False, indent=None, separators=None, sor
         separators=separators,
         sort_keys=sort_keys,
     )
-    budget.chars(max(num_chars, len(text)))
+    budget.chars(len(text))
     return text

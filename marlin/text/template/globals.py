@@ -1,17 +1,20 @@
 """The functions and constants that every template can name."""
 
 from marlin.errors import TemplateError
-from marlin.text.template.limits import MAX_PADDING, MAX_RANGE, Fault
+from marlin.text.template.limits import MAX_BOUND_BITS, MAX_PADDING, MAX_RANGE, Fault
 from marlin.text.template.values import (
     MISSING,
     Function,
     Invocable,
     Namespace,
     Owned,
-    iterate,
     listing,
     to_text,
 )
+
+
+# strftime gives up on a text this many times as long as its format.
+_STRFTIME_GROWTH = 256
 
 
 class Cycler(Owned):
@@ -58,6 +61,8 @@ class Joiner(Invocable):
 
 
 def _range(_budget, *bounds):
+    if any(isinstance(bound, int) and bound.bit_length() > MAX_BOUND_BITS for bound in bounds):
+        raise Fault(f"range limit: a bound of more than {MAX_BOUND_BITS} bits")
     numbers = range(*bounds)
     if numbers and len(numbers[: MAX_RANGE + 1]) > MAX_RANGE:
         raise Fault(f"range limit: a range of more than {MAX_RANGE} numbers")
@@ -72,9 +77,9 @@ def _dict(budget, /, *args, **kwargs):
             budget.items(len(source))
             entries.update(source)
         else:
-            for pair in iterate(source):
+            for pair in listing(budget, source):
                 key, value = listing(budget, pair)
-                budget.weigh(key)
+                budget.key(key, entries)
                 entries[key] = value
     entries.update(kwargs)
     return entries
@@ -89,9 +94,10 @@ def _raise_exception(budget, message):
 
 
 def _strftime(now):
-    def strftime_now(_budget, format):
+    def strftime_now(budget, format):
         if len(format) > MAX_PADDING:
             raise Fault(f"text limit: a date format of more than {MAX_PADDING} characters")
+        budget.chars(_STRFTIME_GROWTH * len(format))
         return now().strftime(format)
 
     return Function(strftime_now)

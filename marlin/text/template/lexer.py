@@ -8,7 +8,12 @@ expression means. The rules are those of https://jinja.palletsprojects.com/en/st
 import re
 from typing import NamedTuple
 
-from marlin.text.template.limits import MAX_NUMBER_CHARS, MAX_SOURCE_CHARS, located
+from marlin.text.template.limits import (
+    MAX_NAME_CHARS,
+    MAX_NUMBER_CHARS,
+    MAX_SOURCE_CHARS,
+    located,
+)
 
 
 class Token(NamedTuple):
@@ -162,6 +167,8 @@ class _Lexer:
         value = text
         if kind == "operator":
             self._balance(text, brackets)
+        elif kind == "name" and len(text) > MAX_NAME_CHARS:
+            raise located(self.line, f"name of more than {MAX_NAME_CHARS} characters")
         elif kind == "name" and not text.isidentifier():
             raise located(self.line, f"{text!r} is not a name")
         elif kind != "name":

@@ -5,6 +5,8 @@ nest as it likes, and must still end soon, in bounded memory, with text or with 
 This file knows sizes and counts; it knows nothing of the template language.
 """
 
+import time
+
 from marlin.errors import TemplateError
 
 # The longest template in common use is about 17,000 characters.
@@ -24,6 +26,13 @@ MAX_CALL_DEPTH = 50
 # Gemma 4).
 MAX_WORK = 10_000_000
 
+# Processor seconds of one render, whatever its work was counted as: no count is exact, and a loaded
+# machine must not fail a chat that an idle one renders. Work is a second or two of it.
+MAX_SECONDS = 20
+
+# Units between two looks at the clock: under a millisecond of plain statements.
+WORK_PER_LOOK = 1000
+
 # An iteration or macro call costs this many units more than its tokens: the scope it makes.
 BODY_WORK = 4
 
@@ -32,6 +41,13 @@ CHARS_PER_WORK = 8
 
 # References copied from list to list for one unit: 160 MB of them in one render at most.
 REFERENCES_PER_WORK = 2
+
+# Bits of an integer made or printed for one unit; printing is quadratic, 15 microseconds for the
+# longest.
+BITS_PER_WORK = 64
+
+# Entries compared for one unit, where all keys of a dict or set have the same hash.
+ENTRIES_PER_WORK = 8
 
 # Steps of a doubly nested scan (strip by a long set, search from the right) for one unit.
 STEPS_PER_WORK = 128
@@ -47,11 +63,23 @@ MAX_ITEMS = 500_000
 # Items in one range(), as jinja2's sandbox has it.
 MAX_RANGE = 100_000
 
+# Bits of a bound of a range: beyond a processor's word each of its numbers may be of any size.
+MAX_BOUND_BITS = 64
+
 # Bits of an integer; Python itself refuses to print integers of more than about 14,000.
 MAX_INT_BITS = 8192
 
 # Characters of a number in the source or read by the int filter: at most 5.2 bits each, in base 36.
 MAX_NUMBER_CHARS = 1024
+
+# Characters of a name in the source, which is copied into the reason why it is undefined.
+MAX_NAME_CHARS = 256
+
+# Characters of an attribute path ("a.b.0") given to a filter.
+MAX_PATH_CHARS = 1024
+
+# A key of more characters is charged for being compared, and is no attribute's name.
+LONG_KEY_CHARS = 64
 
 # Lists and dicts inside one another, in variables and in values that a template builds.
 MAX_VALUE_DEPTH = 100
@@ -87,19 +115,32 @@ class Budget:
         work_left: units, of MAX_WORK.
         output_left: characters, of MAX_OUTPUT_CHARS.
         call_depth: macro calls and recursive loops in progress.
+
+    Args:
+        clock: seconds that the render has computed; read in the thread that renders.
     """
 
-    __slots__ = ("call_depth", "output_left", "work_left")
+    __slots__ = ("_clock", "_ends_at", "_next_look", "call_depth", "output_left", "work_left")
 
-    def __init__(self):
+    def __init__(self, clock=time.thread_time):
+        self._clock = clock
+        self._ends_at = clock() + MAX_SECONDS
+        self._next_look = MAX_WORK
         self.work_left = MAX_WORK
         self.output_left = MAX_OUTPUT_CHARS
         self.call_depth = 0
 
     def spend(self, units):
         self.work_left -= units
+        if self.work_left < self._next_look:
+            self._look()
+
+    def _look(self):
         if self.work_left < 0:
             raise Fault(f"work limit: more than {MAX_WORK} steps in one render")
+        if self._clock() > self._ends_at:
+            raise Fault(f"time limit: more than {MAX_SECONDS} seconds of one render")
+        self._next_look = max(0, self.work_left - WORK_PER_LOOK)
 
     def write(self, text):
         """Count text on its way to the output."""
@@ -112,9 +153,25 @@ class Budget:
 
     def chars(self, num_chars):
         """Ask for a string of `num_chars` before making it."""
-        if num_chars > MAX_TEXT_CHARS:
-            raise Fault(f"text limit: a string of more than {MAX_TEXT_CHARS} characters")
-        self.spend(num_chars // CHARS_PER_WORK)
+        _check_chars(num_chars)
+        self.scan(num_chars)
+
+    def bits(self, num_bits):
+        """Ask for an integer of `num_bits` before making it."""
+        if num_bits > MAX_INT_BITS:
+            raise Fault(f"integer limit: an integer of more than {MAX_INT_BITS} bits")
+        self.spend(num_bits // BITS_PER_WORK)
+
+    def key(self, key, entries):
+        """Ask to look `key` up in a dict or set, or to add it."""
+        if isinstance(key, str):
+            if len(key) > LONG_KEY_CHARS:
+                self.scan(len(key))
+            return
+        if isinstance(key, tuple):
+            self.weigh(key)
+        # Numbers and tuples can be chosen so that all of their hashes are equal.
+        self.spend(len(entries) // ENTRIES_PER_WORK)
 
     def items(self, num_items):
         """Ask for a list, tuple or dict of `num_items` before making it."""
@@ -146,7 +203,7 @@ class Budget:
         Returns:
             (num_values, depth, num_chars) of the value as a tree.
         """
-        num_values = num_chars = depth = 0
+        num_values = num_chars = num_bits = depth = 0
         level = [value]
         while level:
             depth += 1
@@ -158,14 +215,30 @@ class Budget:
             for item in level:
                 if isinstance(item, str):
                     num_chars += len(item)
+                elif isinstance(item, int):
+                    num_bits += item.bit_length()
                 elif isinstance(item, _CONTAINERS):
                     self.spend(len(item))
                     below.extend(item)
                     if isinstance(item, dict):
                         below.extend(item.values())
             level = below
+        self.spend(num_bits // BITS_PER_WORK)
+        num_chars += num_bits // _BITS_PER_DIGIT
         self.scan(num_chars)
         return num_values, depth, num_chars
 
+    def printed(self, value):
+        """`weigh` a value that is to become text."""
+        weight = self.weigh(value)
+        _check_chars(weight[2])
+        return weight
+
+
+def _check_chars(num_chars):
+    if num_chars > MAX_TEXT_CHARS:
+        raise Fault(f"text limit: a string of more than {MAX_TEXT_CHARS} characters")
+
 
 _CONTAINERS = (list, tuple, dict, type({}.keys()), type({}.values()), type({}.items()))
+_BITS_PER_DIGIT = 3

@@ -18,6 +18,8 @@ def _linear(method):
 
     def call(budget, text, /, *args, **kwargs):
         budget.scan(len(text))
+        if args and isinstance(args[0], tuple):  # prefixes or suffixes, compared one by one
+            budget.weigh(args[0])
         return method(text, *args, **kwargs)
 
     return call
@@ -96,9 +98,7 @@ def _index_of(budget, items, value, *bounds):
 
 
 def _get(budget, entries, key, default=None):
-    budget.scan(len(key) if isinstance(key, str) else 0)
-    if isinstance(key, tuple):
-        budget.weigh(key)
+    budget.key(key, entries)
     return entries.get(key, default)
 
 

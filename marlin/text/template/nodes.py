@@ -52,6 +52,20 @@ class Literal:
         return self._value
 
 
+class Metered:
+    """An expression that its statement evaluates any number of times, charged for each."""
+
+    __slots__ = ("_node", "_work")
+
+    def __init__(self, node, num_tokens):
+        self._node = node
+        self._work = num_tokens
+
+    def evaluate(self, scope):
+        scope.budget.spend(self._work)
+        return self._node.evaluate(scope)
+
+
 class Name:
     __slots__ = ("name",)
 
@@ -85,8 +99,7 @@ class DictDisplay:
         entries = {}
         for key_node, value_node in self._pairs:
             key = key_node.evaluate(scope)
-            if isinstance(key, tuple):
-                scope.budget.weigh(key)
+            scope.budget.key(key, entries)
             entries[key] = value_node.evaluate(scope)
         return entries
 
@@ -151,6 +164,7 @@ class Arguments:
             extra = self._star_star.evaluate(scope)
             if not isinstance(extra, dict):
                 raise Fault(f"** needs a dict, not {kind_name(extra)}")
+            scope.budget.items(len(extra))
             kwargs.update(extra)
         return args, kwargs
 
@@ -244,7 +258,7 @@ class Signed:
     def evaluate(self, scope):
         value = self._operand.evaluate(scope)
         for sign in reversed(self._signs):
-            value = signed(sign, value)
+            value = signed(scope.budget, sign, value)
         return value
 
 

@@ -7,11 +7,13 @@ runs.
 import operator
 
 from marlin.text.template.formatting import printf
-from marlin.text.template.limits import MAX_INT_BITS, Fault
+from marlin.text.template.limits import Fault
 from marlin.text.template.values import Undefined, kind_name, to_text
 
 _NUMBERS = (bool, int, float)
 _CONTAINERS = (list, tuple, dict, type({}.keys()), type({}.items()))
+_HASHED = (dict, type({}.keys()))
+_SEARCHED = (list, tuple, range, type({}.values()))
 
 
 def _refuse(symbol, left, right):
@@ -25,32 +27,29 @@ def _are_numbers(left, right):
     return type(left) in _NUMBERS and type(right) in _NUMBERS
 
 
-def _check_bits(num_bits):
-    if num_bits > MAX_INT_BITS:
-        raise Fault(f"integer limit: an integer of more than {MAX_INT_BITS} bits")
-
-
 def _add(budget, left, right):
     kind = type(left)
     if kind is str and type(right) is str:
         budget.chars(len(left) + len(right))
         return left + right
     if _are_numbers(left, right):
-        return _bounded(left + right)
+        return _bounded(budget, left + right)
     if kind is type(right) and kind in (list, tuple):
         budget.references(len(left) + len(right))
         return left + right
     return _refuse("+", left, right)
 
 
-def _subtract(_budget, left, right):
-    return _bounded(left - right) if _are_numbers(left, right) else _refuse("-", left, right)
+def _subtract(budget, left, right):
+    if not _are_numbers(left, right):
+        return _refuse("-", left, right)
+    return _bounded(budget, left - right)
 
 
 def _multiply(budget, left, right):
     if _are_numbers(left, right):
         if isinstance(left, int) and isinstance(right, int):
-            _check_bits(left.bit_length() + right.bit_length())
+            budget.bits(left.bit_length() + right.bit_length())
         return left * right
     if isinstance(left, int):
         left, right = right, left
@@ -61,26 +60,28 @@ def _multiply(budget, left, right):
     return _refuse("*", left, right)
 
 
-def _power(_budget, left, right):
+def _power(budget, left, right):
     if not _are_numbers(left, right):
         return _refuse("**", left, right)
     if isinstance(left, int) and isinstance(right, int) and right > 0:
-        _check_bits(left.bit_length() * right)
-    return _bounded(left**right)
+        budget.bits(left.bit_length() * right)
+    return _bounded(budget, left**right)
 
 
-def _divide(_budget, left, right):
-    return left / right if _are_numbers(left, right) else _refuse("/", left, right)
+def _dividing(operate, symbol):
+    def divide(budget, left, right):
+        if not _are_numbers(left, right):
+            return _refuse(symbol, left, right)
+        return _bounded(budget, operate(_bounded(budget, left), right))
+
+    return divide
 
 
-def _floor_divide(_budget, left, right):
-    return left // right if _are_numbers(left, right) else _refuse("//", left, right)
+_remainder = _dividing(operator.mod, "%")
 
 
 def _modulo(budget, left, right):
-    if type(left) is str:
-        return printf(budget, left, right)
-    return left % right if _are_numbers(left, right) else _refuse("%", left, right)
+    return (printf if type(left) is str else _remainder)(budget, left, right)
 
 
 def _concatenate(budget, left, right):
@@ -89,11 +90,11 @@ def _concatenate(budget, left, right):
     return left + right
 
 
-def _bounded(number):
+def _bounded(budget, number):
     if isinstance(number, complex):
         raise Fault("the power of a negative number to a fraction")
     if isinstance(number, int):
-        _check_bits(number.bit_length())
+        budget.bits(number.bit_length())
     return number
 
 
@@ -101,21 +102,21 @@ ARITHMETIC = {
     "+": _add,
     "-": _subtract,
     "*": _multiply,
-    "/": _divide,
-    "//": _floor_divide,
+    "/": _dividing(operator.truediv, "/"),
+    "//": _dividing(operator.floordiv, "//"),
     "%": _modulo,
     "**": _power,
     "~": _concatenate,
 }
 
 
-def signed(sign, operand):
+def signed(budget, sign, operand):
     """`+operand` or `-operand`."""
     if type(operand) is Undefined:
         operand.fail()
     if type(operand) not in _NUMBERS:
         raise Fault(f"{sign!r} is not defined for {kind_name(operand)}")
-    return -operand if sign == "-" else +operand
+    return _bounded(budget, -operand if sign == "-" else +operand)
 
 
 _ORDER = {
@@ -149,7 +150,11 @@ def contains(budget, needle, container):
         budget.weigh(container)
     elif isinstance(container, str):
         budget.scan(len(container))
-    elif isinstance(container, (list, tuple)):
+    elif isinstance(container, _HASHED):
+        budget.key(needle, container)
+    elif isinstance(container, range) and isinstance(needle, int):
+        pass  # computed, not searched
+    elif isinstance(container, _SEARCHED):
         # Equal lengths make Python compare every character, for every item.
         scanned = len(needle) if isinstance(needle, str) else 1
         budget.scan(len(container) * (scanned + 1))

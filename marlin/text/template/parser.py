@@ -111,7 +111,7 @@ class _TemplateParser(ExpressionParser):
         target = self._target(stop="in")
         self.expect("in")
         source = self.tuple_or_expression(inline_if=False, stop="recursive")
-        test = self.expression() if self.accept("if") else None
+        test = self._metered() if self.accept("if") else None
         is_recursive = self.accept("recursive") is not None
         self._num_loops += 1
         body = self._block_body("endfor", "else")
@@ -198,7 +198,7 @@ class _TemplateParser(ExpressionParser):
         parameters = []
         while not self.at(")"):
             name = self.expect_kind("name").value
-            default = self.expression() if self.accept("=") else None
+            default = self._metered() if self.accept("=") else None
             if default is None and parameters and parameters[-1][1] is not None:
                 self.fail(f"parameter {name!r} without a default follows one with a default")
             parameters.append((name, default))
@@ -206,6 +206,11 @@ class _TemplateParser(ExpressionParser):
                 self.expect(",")
         self.advance()
         return parameters
+
+    def _metered(self):
+        tokens_before = self.num_tokens
+        node = self.expression()
+        return nodes.Metered(node, self.num_tokens - tokens_before)
 
     def _target(self, stop=None, with_namespace=False):
         targets = [self._single_target(with_namespace)]

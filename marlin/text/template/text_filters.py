@@ -87,8 +87,8 @@ def _count_words(budget, value):
     return sum(1 for _ in _WORD.finditer(text))
 
 
-def _to_int(_budget, value, default=0, base=10):
-    _need_value(value)
+def _to_int(budget, value, default=0, base=10):
+    _need_value(budget, value)
     if isinstance(value, str) and len(value) > MAX_NUMBER_CHARS:
         raise Fault(f"integer limit: more than {MAX_NUMBER_CHARS} characters to read as an integer")
     try:
@@ -100,21 +100,21 @@ def _to_int(_budget, value, default=0, base=10):
             return default
 
 
-def _to_float(_budget, value, default=0.0):
-    _need_value(value)
+def _to_float(budget, value, default=0.0):
+    _need_value(budget, value)
     try:
         return float(value)
     except (TypeError, ValueError):
         return default
 
 
-def _absolute(_budget, value):
-    _need_value(value)
+def _absolute(budget, value):
+    _need_value(budget, value)
     return abs(value)
 
 
 def _round(budget, value, precision=0, method="common"):
-    _need_value(value)
+    _need_value(budget, value)
     if method not in ("common", "ceil", "floor"):
         raise Fault("round takes the methods 'common', 'ceil' and 'floor'")
     if abs(precision) > _MAX_PRECISION:
@@ -126,9 +126,10 @@ def _round(budget, value, precision=0, method="common"):
     return whole / 10**precision
 
 
-def _need_value(value):
+def _need_value(budget, value):
     if type(value) is Undefined:
         value.fail()
+    budget.weigh(value)
 
 
 def _default(_budget, value, default="", boolean=False):

@@ -120,6 +120,8 @@ class Namespace(Owned):
         return self._members.get(name, MISSING)
 
     def set(self, name, value):
+        if not isinstance(name, str):
+            raise Fault(f"a namespace has names, not {kind_name(name)} keys")
         if name.startswith("_"):
             raise Fault(f"a namespace has no room for {name!r}: names must not start with '_'")
         self._members[name] = value
@@ -227,6 +229,7 @@ class Loop(Invocable):
 _KEYS, _VALUES, _ITEMS = type({}.keys()), type({}.values()), type({}.items())
 _SEQUENCES = (str, list, tuple, range)
 _ITERABLES = (*_SEQUENCES, dict, _KEYS, _VALUES, _ITEMS, Stream, Undefined)
+_WEIGHED = (int, *_ITERABLES)
 _KIND_NAMES = {type(None): "none", bool: "boolean", int: "integer", float: "number", str: "string"}
 
 
@@ -267,8 +270,8 @@ def to_text(budget, value):
     """The string that printing `value` writes."""
     if type(value) is str:
         return value
-    if isinstance(value, (*_ITERABLES, Undefined)):
-        budget.weigh(value)
+    if isinstance(value, _WEIGHED):
+        budget.printed(value)
     return str(value)
 
 

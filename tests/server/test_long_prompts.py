@@ -1,0 +1,164 @@
+"""Texts that take long to tokenize: refused before it, one at a time, and no longer than asked."""
+
+import threading
+import time
+
+import pytest
+from clients import CLIENT_TIMEOUT_S, chat_body, completion_body, request_bytes
+from fakes import ByteTokenizer, FakeEngine
+
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+SHORT, LONG = "x", "x" * 11  # with long_text_characters=10
+
+
+class BlockedTokenizer(ByteTokenizer):
+    """Encodes a text only after release(); notes who is encoding."""
+
+    def __init__(self):
+        self.entered = threading.Semaphore(0)
+        self.most_at_once = 0
+        self._inside = 0
+        self._lock = threading.Lock()
+        self._released = threading.Event()
+
+    def release(self):
+        self._released.set()
+
+    def encode(self, text, *, add_special_tokens=True):
+        with self._lock:
+            self._inside += 1
+            self.most_at_once = max(self.most_at_once, self._inside)
+        self.entered.release()
+        assert self._released.wait(CLIENT_TIMEOUT_S)
+        with self._lock:
+            self._inside -= 1
+        return super().encode(text)
+
+
+@pytest.fixture
+def tokenizer():
+    blocked = BlockedTokenizer()
+    yield blocked
+    blocked.release()
+
+
+class BoundedTokenizer(ByteTokenizer):
+    """Knows the least number of tokens, and counts the texts that it is given all the same."""
+
+    def __init__(self):
+        self.num_encoded = 0
+
+    def min_tokens(self, text):
+        return len(text) // 4
+
+    def encode(self, text, *, add_special_tokens=True):
+        self.num_encoded += 1
+        return super().encode(text)
+
+
+def ask(server, prompt):
+    client = server.connect()
+    client.send(request_bytes("POST", COMPLETIONS, completion_body(prompt=prompt)))
+    return client
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (COMPLETIONS, completion_body(prompt="x" * 4000)),
+        (CHAT, chat_body(messages=[{"role": "user", "content": "x" * 4000}])),
+    ],
+)
+def test_a_prompt_that_cannot_fit_is_refused_without_being_tokenized(start_server, path, body):
+    tokenizer = BoundedTokenizer()
+    server = start_server(FakeEngine(max_context_tokens=500), tokenizer)
+    with server.connect() as client:
+        answer = client.ask("POST", path, body)
+        assert tokenizer.num_encoded == 0
+        usual = client.ask("POST", COMPLETIONS, completion_body(prompt="x" * 600))
+    assert tokenizer.num_encoded == 1
+    assert answer.status == usual.status == 400
+    message, usual_message = answer.error.pop("message"), usual.error["message"]
+    least = "1000" if path == COMPLETIONS else "1004"
+    assert message == usual_message.replace("has 600", f"has at least {least}")
+    assert answer.error["code"] == usual.error["code"] == "context_length_exceeded"
+    assert set(answer.json()["error"]) == set(usual.json()["error"])
+
+
+def test_a_list_of_prompts_is_tokenized_up_to_the_first_that_does_not_fit(start_server):
+    tokenizer = BoundedTokenizer()
+    server = start_server(FakeEngine(max_context_tokens=10), tokenizer)
+    with server.connect() as client:
+        answer = client.ask("POST", COMPLETIONS, completion_body(prompt=["x", "x" * 12, "x"]))
+    assert answer.error["code"] == "context_length_exceeded"
+    assert tokenizer.num_encoded == 2
+    assert server.engine.requests == []
+
+
+def test_long_texts_are_tokenized_one_at_a_time_and_short_ones_beside_them(start_server, tokenizer):
+    server = start_server(tokenizer=tokenizer, long_text_characters=10, poll_s=0.01)
+    clients = [ask(server, LONG) for _ in range(3)]
+    assert tokenizer.entered.acquire(timeout=CLIENT_TIMEOUT_S)
+    assert not tokenizer.entered.acquire(timeout=0.2)
+    clients.append(ask(server, SHORT))
+    assert tokenizer.entered.acquire(timeout=CLIENT_TIMEOUT_S)
+    tokenizer.release()
+    for client in clients:
+        with client:
+            assert client.read().status == 200
+    assert tokenizer.most_at_once == 2
+
+
+def test_a_long_text_waits_for_its_turn_no_longer_than_the_timeout(start_server, tokenizer):
+    server = start_server(
+        tokenizer=tokenizer, options={"timeout_s": "0.3"}, long_text_characters=10, poll_s=0.01
+    )
+    with ask(server, LONG) as first:
+        assert tokenizer.entered.acquire(timeout=CLIENT_TIMEOUT_S)
+        with ask(server, LONG) as second:
+            answer = second.read()
+            assert (answer.status, answer.error["code"]) == (504, "timeout")
+        tokenizer.release()
+        assert first.read().status == 504
+    assert server.engine.requests == []
+
+
+def test_a_client_that_leaves_gives_up_its_turn(start_server, tokenizer):
+    server = start_server(tokenizer=tokenizer, long_text_characters=10, poll_s=0.01)
+    with ask(server, LONG) as first:
+        assert tokenizer.entered.acquire(timeout=CLIENT_TIMEOUT_S)
+        ask(server, LONG).close()
+        end = time.monotonic() + CLIENT_TIMEOUT_S
+        while server.metrics()["requests_total"] < 2 or server.metrics()["requests_active"] > 1:
+            assert time.monotonic() < end, "it waits on"
+        tokenizer.release()
+        assert first.read().status == 200
+    assert len(server.engine.requests) == 1
+
+
+@pytest.mark.parametrize("text", [SHORT, LONG])
+def test_a_tokenizer_that_takes_longer_than_the_timeout_ends_in_504(start_server, text):
+    class SlowTokenizer(ByteTokenizer):
+        def encode(self, text, *, add_special_tokens=True):
+            time.sleep(0.3)
+            return super().encode(text)
+
+    server = start_server(
+        tokenizer=SlowTokenizer(), options={"timeout_s": "0.1"}, long_text_characters=10
+    )
+    with ask(server, [text, text, text]) as client:
+        started = time.monotonic()
+        answer = client.read()
+    assert (answer.status, answer.error["code"]) == (504, "timeout")
+    assert time.monotonic() - started < 0.7  # it did not go on to the other texts
+    assert server.engine.requests == []
+
+
+def test_a_client_that_left_while_its_text_was_tokenized_reaches_no_engine(start_server, tokenizer):
+    server = start_server(tokenizer=tokenizer)
+    client = ask(server, LONG)
+    assert tokenizer.entered.acquire(timeout=CLIENT_TIMEOUT_S)
+    client.close()
+    tokenizer.release()
+    server.wait_until_idle()
+    assert server.engine.requests == []
