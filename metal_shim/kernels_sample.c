@@ -66,10 +66,10 @@ static int32_t argmax(const float *logits, int64_t count)
     }
     for (int64_t i = whole; i < count; i++)
         if (logits[i] > max) max = logits[i];
-    if (max == -INFINITY) return NO_TOKEN;
-    int64_t id = 0;
-    while (logits[id] != max) id++;
-    return (int32_t)id;
+    if (max > -INFINITY)
+        for (int64_t i = 0; i < count; i++)
+            if (logits[i] == max) return (int32_t)i;
+    return NO_TOKEN;
 }
 
 /* SplitMix64's finalizer over seed and position (Steele, Lea, Flood 2014); uniform in [0, 1). */

@@ -147,8 +147,13 @@ def check_prompt_length(num_tokens, max_context_tokens):
     """
     if num_tokens == 0:
         raise RequestError("the prompt has no tokens; at least 1 is needed", param="prompt")
+    check_prompt_fits(num_tokens, max_context_tokens)
+
+
+def check_prompt_fits(num_tokens, max_context_tokens, bound=""):
+    """As check_prompt_length(), of any prompt; bound: "at least " when there may be more tokens."""
     if num_tokens >= max_context_tokens:
         raise ContextLengthError(
-            f"the prompt has {num_tokens} tokens; the context holds {max_context_tokens}, and at "
-            "least 1 of them must be left for the answer"
+            f"the prompt has {bound}{num_tokens} tokens; the context holds {max_context_tokens}, "
+            "and at least 1 of them must be left for the answer"
         )

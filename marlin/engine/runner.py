@@ -17,7 +17,6 @@ from marlin.engine.logprobs import Distribution
 from marlin.engine.request import MAX_LOGIT_BIASES
 from marlin.models.llama import StepInputs
 
-
 # What the sampling kernel gives instead of a token for logits of which none is a number.
 NO_TOKEN = -1
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from marlin import __version__
-from marlin.errors import ContextLengthError, RequestError, TemplateError
+from marlin.engine.request import check_prompt_fits
+from marlin.errors import RequestError, TemplateError
 from marlin.text.chat_template import ChatTemplate, render_chat
 
 _log = logging.getLogger("marlin.server")
@@ -125,20 +126,13 @@ class Service:
         return prompt
 
     def _encode(self, text, turn, **options):
-        self._check_length(self.tokenizer.min_tokens(text), "at least ")
+        context = self.engine.max_context_tokens
+        check_prompt_fits(self.tokenizer.min_tokens(text), context, "at least ")
         with turn(text):
             token_ids = self.tokenizer.encode(text, **options)
-        self._check_length(len(token_ids))
+        # The engine checks it, too, but after the other texts of a list have been encoded.
+        check_prompt_fits(len(token_ids), context)
         return token_ids
-
-    def _check_length(self, count, prefix=""):
-        """As the engine checks it, but before the next text of a list is encoded."""
-        context = self.engine.max_context_tokens
-        if count >= context:
-            raise ContextLengthError(
-                f"the prompt has {prefix}{count} tokens; the context holds {context}, and at "
-                "least 1 of them must be left for the answer"
-            )
 
 
 def service_for(loaded, wall_clock=time.time):

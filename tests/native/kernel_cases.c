@@ -235,7 +235,7 @@ const case_family case_families[] = {
     {make_rope, 3},
     {make_attention, 8},
     {make_penalize, 1},
-    {make_sample, 2},
+    {make_sample, 3},
     {make_layer, 2},
 };
 const int num_case_families = (int)(sizeof case_families / sizeof *case_families);

@@ -1,6 +1,7 @@
 /* sequence_cases.c: programs of the kernels that know of sequences: RoPE and the KV write,
  * attention over a block table, penalties, sampling; and a whole layer. Single kernels are in
  * kernel_cases.c. */
+#include <math.h>
 #include <string.h>
 
 #include "cases.h"
@@ -137,10 +138,11 @@ test_case *make_penalize(int variant)
     return c;
 }
 
-/* Every way to narrow a distribution, over a vocabulary of no round size and over a tiny one. */
+/* Every way to narrow a distribution, over a vocabulary of no round size, over a tiny one, and over
+ * one in which every third logit, and in the first two rows each, is not a number. */
 test_case *make_sample(int variant)
 {
-    int vocab = variant ? 3 : 1009, rows = 7;
+    int vocab = variant == 1 ? 3 : 1009, rows = 7;
     test_case *c = new_case(910 + variant, "sample vocab=%d", vocab);
     struct SampleParams p = {.rows_var = 0, .vocab_size = vocab};
     struct SampleRow sample_rows[7] = {
@@ -154,8 +156,12 @@ test_case *make_sample(int variant)
     };
     for (int i = 0; i < rows; i++) sample_rows[i].position = sample_rows[i].seed_low = i;
     marlin_dispatch *record = add_record(c, "sample", &p, sizeof p, 3);
-    bind(c, record, 0, add_floats(c, INPUT, rows * vocab, -8.0f, 8.0f), MARLIN_READ);
-    int number = add_bytes(c, INPUT, sizeof sample_rows);
+    int number = add_floats(c, INPUT, rows * vocab, -8.0f, 8.0f);
+    float *logits = (float *)c->blocks[number - 1].data;
+    for (int i = 0; variant == 2 && i < rows * vocab; i++)
+        if (i < 2 * vocab || i % 3 == 0) logits[i] = NAN;
+    bind(c, record, 0, number, MARLIN_READ);
+    number = add_bytes(c, INPUT, sizeof sample_rows);
     memcpy(c->blocks[number - 1].data, sample_rows, sizeof sample_rows);
     bind(c, record, 1, number, MARLIN_READ);
     bind(c, record, 2, add_bytes(c, EXACT, 4 * rows), MARLIN_WRITE);

@@ -166,7 +166,8 @@ def test_a_worker_that_cannot_be_started_is_started_later_and_the_other_serves_o
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (used - 4, limits[1]))
     os.kill(first, signal.SIGKILL)
-    until(lambda: pair.logged(r"worker 0 cannot be started \(.*\); tried again in"), "a failed start")
+    failed = r"worker 0 cannot be started \(.*\); tried again in"
+    until(lambda: pair.logged(failed), "a failed start")
     assert pair.ask("/health").status == 200
     resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
     pair.wait_for_workers(3)

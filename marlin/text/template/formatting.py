@@ -85,7 +85,7 @@ def check_padding(width):
 
 def to_json(budget, value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
     """json.dumps, with the defaults that `transformers` gives the tojson filter."""
-    num_values, depth, num_chars = budget.printed(value)
+    num_values, depth, _ = budget.printed(value)
     indent_chars = len(indent) if isinstance(indent, str) else check_padding(indent or 0)
     if separators is not None:
         item_separator, key_separator = separators

@@ -12,7 +12,6 @@ from marlin.text.template.values import (
     to_text,
 )
 
-
 # strftime gives up on a text this many times as long as its format.
 _STRFTIME_GROWTH = 256
 
