@@ -21,8 +21,8 @@ from marlin.device.program import Recorder, View
 from marlin.engine.load import PREFILL_STEP_TOKENS
 from marlin.engine.memory import MemoryBudget, check_memory
 from marlin.engine.request import Request, SamplingParams
-from marlin.engine.runner import Chunk, Runner
-from marlin.errors import ConfigError
+from marlin.engine.runner import NO_TOKEN, NOT_NUMBERS, Chunk, Runner
+from marlin.errors import ConfigError, DeviceError
 from marlin.info import machine
 from marlin.models.checkpoint import open_checkpoint
 from marlin.models.llama import LlamaModel
@@ -58,7 +58,7 @@ def run(arguments):
     if arguments.output_tokens < 2 or arguments.repeat < 1 or not prompts:
         raise ConfigError("bench needs a prompt length, 2 output tokens and 1 run at least")
     if arguments.json not in (None, "-"):
-        _write(arguments.json, "a", "")  # a name that cannot be had costs no measuring
+        _check_place(arguments.json)
     context = -(-(max(prompts) + arguments.output_tokens) // 16) * 16
     subjects = [
         Subject(arguments.model, Device(count, arguments.isa, kind=arguments.device), context)
@@ -80,13 +80,22 @@ def run(arguments):
     if arguments.json == "-":
         json.dump(report, sys.stdout, indent=1)
     elif arguments.json is not None:
-        _write(arguments.json, "w", json.dumps(report, indent=1))
+        _write(arguments.json, json.dumps(report, indent=1))
     return 0
 
 
-def _write(path, mode, text):
+def _check_place(path):
+    """A mistyped name is found before anything is measured."""
+    folder = os.path.dirname(path) or "."
+    if os.path.isdir(path):
+        raise ConfigError(f"--json {path} cannot be written: it is a folder")
+    if not os.path.isdir(folder):
+        raise ConfigError(f"--json {path} cannot be written: there is no folder {folder}")
+
+
+def _write(path, text):
     try:
-        with open(path, mode, encoding="utf-8") as file:
+        with open(path, "w", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
         raise ConfigError(f"--json {path} cannot be written: {error.strerror}") from None
@@ -157,6 +166,8 @@ class Subject:
             sampled = self.runner.step([Chunk(part, begin, table, request if last else None)])
         middle = time.perf_counter()
         for position in range(num_prompt, num_prompt + num_outputs):
+            if sampled[0] == [NO_TOKEN]:
+                raise DeviceError(NOT_NUMBERS)
             sampled = self.runner.step([Chunk(sampled[0], position, table, request)])
         end = time.perf_counter()
         return num_prompt / (middle - start), num_outputs / (end - middle)

@@ -1,8 +1,7 @@
 """Every error the project raises on purpose, and the HTTP answer each one becomes.
 
 This file is a leaf: it imports nothing of the project. A client's mistake is a RequestError and
-    names the
-field, the value and the limit; a bad file is a ModelFileError and names file, tensor and
+names the field, the value and the limit; a bad file is a ModelFileError and names file, tensor and
 expectation; native code that refuses or fails is a DeviceError. Broken invariants are `assert`,
 not classes here.
 """
@@ -101,3 +100,10 @@ class OverloadedError(MarlinError):
     status = 503
     type = "server_overloaded"
     code = "server_overloaded"
+
+
+class StoppingError(MarlinError):
+    """The server ends, or its engine has ended; another server may answer."""
+
+    status = 503
+    code = "server_stopping"

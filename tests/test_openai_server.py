@@ -22,7 +22,6 @@ from contract import (
 )
 from served import Served
 
-
 # Health and models
 
 

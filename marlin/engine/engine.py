@@ -20,9 +20,9 @@ from marlin.engine.request import (
     TokenEvent,
     check_prompt_length,
 )
-from marlin.engine.runner import NO_TOKEN, Chunk
+from marlin.engine.runner import NO_TOKEN, NOT_NUMBERS, Chunk
 from marlin.engine.scheduler import Scheduler
-from marlin.errors import DeviceError, OverloadedError, RequestError
+from marlin.errors import DeviceError, RequestError, StoppingError
 
 # A failed step may be one request's misfortune. So many in a row are the device's own state, which
 # on a GPU can last as long as the process: macOS revokes the access of one that caused hangs.
@@ -86,7 +86,7 @@ class Engine:
             ContextLengthError: the prompt leaves no room for a token of output.
             RequestError: the prompt has no tokens; or it or logit_bias has one outside the
                 vocabulary.
-            OverloadedError: the engine has stopped.
+            StoppingError: the engine has stopped.
         """
         self._check_prompt(prompt_token_ids)
         self._check_bias(params.logit_bias)
@@ -96,7 +96,7 @@ class Engine:
             request.drafter = self._drafter(request)
         with self._lock:
             if not self.alive:
-                raise OverloadedError("the engine has stopped")
+                raise StoppingError("the engine has stopped")
             if self._num_submitted == self._num_finished:  # until now there was nothing to step
                 self._stepped_at = self._clock()
             self._num_submitted += 1
@@ -251,24 +251,25 @@ class Engine:
     def _publish(self, share, token_ids, logprobs):
         """Append sampled tokens, or as many as there are before the request's end, and end it."""
         request = share.request
-        if token_ids[-1] == NO_TOKEN:
-            error = DeviceError("the model's logits are not numbers: its weights may be damaged")
-            self._finish(request, FinishEvent("error", error), keep=False)
-            return
-        if not request.output_token_ids:
+        numbers = [token_id for token_id in token_ids if token_id != NO_TOKEN]
+        if numbers and not request.output_token_ids:
             self._num_prompt_tokens += len(request.prompt_token_ids)
-        kept, finish = self._until_end(request, token_ids)
+        kept, finish = self._until_end(request, numbers)
+        is_broken = finish is None and len(numbers) < len(token_ids)
         request.output_token_ids += kept
         # The KV of the last token sampled is not there; that of those before it is.
         num_accepted = min(len(kept), len(token_ids) - 1)
         self._num_draft_tokens += len(share.draft_token_ids)
         self._num_accepted_draft_tokens += num_accepted
-        self._scheduler.advance(share, num_accepted)
+        if is_broken:
+            finish = FinishEvent("error", DeviceError(NOT_NUMBERS))
+        else:
+            self._scheduler.advance(share, num_accepted)
         if kept:
             request.events.put(TokenEvent(tuple(kept), tuple(logprobs[: len(kept)])))
             self._num_generated_tokens += len(kept)
         if finish is not None:
-            self._finish(request, finish)
+            self._finish(request, finish, keep=not is_broken)
 
     def _until_end(self, request, token_ids):
         """(the tokens to keep, the FinishEvent that follows them or None)."""

@@ -23,7 +23,7 @@ from marlin.engine.request import (
     TokenLogprobs,
     check_prompt_length,
 )
-from marlin.errors import OverloadedError
+from marlin.errors import StoppingError
 
 _log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ class MockEngine:
         request = Request(request_id, list(prompt_token_ids), params, seed)
         with self._lock:
             if self._closed:
-                raise OverloadedError("the engine has stopped")
+                raise StoppingError("the engine has stopped")
             self._running.add(request)
             self._num_prompt_tokens += count
         threading.Thread(target=self._run, args=(request,), name="mock", daemon=True).start()

@@ -19,6 +19,7 @@ from marlin.models.llama import StepInputs
 
 # What the sampling kernel gives instead of a token for logits of which none is a number.
 NO_TOKEN = -1
+NOT_NUMBERS = "the model's logits are not numbers: its weights may be damaged"
 
 
 @dataclass(frozen=True, slots=True)

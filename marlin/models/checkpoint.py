@@ -15,7 +15,12 @@ from marlin.device.program import Recorder, View
 from marlin.device.slabs import PrivateSlabs
 from marlin.errors import ModelFileError
 from marlin.models.config import config_from_gguf, config_from_hf
-from marlin.models.tensors import check_leftovers, gguf_names, is_unused, tensor_shapes
+from marlin.models.tensors import (
+    check_gguf_leftovers,
+    check_leftovers,
+    is_unused,
+    tensor_shapes,
+)
 from marlin.weights import ggml_types, names
 from marlin.weights.formats import GROUP_SIZES
 from marlin.weights.gguf import GGUFFile
@@ -97,7 +102,7 @@ class GgufCheckpoint:
         self.device = device
         self.file = GGUFFile(path)
         self.config = config_from_gguf(self.file)
-        check_leftovers(self.config, self.file.tensors, gguf_names(self.config))
+        check_gguf_leftovers(self.config, self.file.tensors)
         self.architecture = self.file.metadata["general.architecture"]
         self.format = "gguf"
         self._pending = []

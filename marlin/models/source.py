@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from marlin.errors import ModelFileError
 from marlin.models.config import ModelConfig, config_from_gguf, config_from_hf
 from marlin.models.hf_config import hf_config
-from marlin.models.tensors import check_leftovers, check_tensors, gguf_names, is_unused
+from marlin.models.tensors import check_gguf_leftovers, check_tensors, is_unused
 from marlin.text.gguf_tokenizer import tokenizer_from_gguf
 from marlin.weights.convert import SourceTensor
 from marlin.weights.gguf import GGUFFile
@@ -109,8 +109,12 @@ def _open_folder(path):
 def _open_gguf(path):
     file = GGUFFile(path)
     config = config_from_gguf(file)
-    check_leftovers(config, file.tensors, gguf_names(config))
-    infos = {hf_name(name) or name: info for name, info in file.tensors.items()}
+    check_gguf_leftovers(config, file.tensors)
+    infos = {
+        hf_name(name) or name: info
+        for name, info in file.tensors.items()
+        if not is_unused(config, name)
+    }
     check_tensors(path, config, infos, optional=(ROPE_FACTORS,))
     architecture = file.metadata["general.architecture"]
     tensors = []

@@ -5,8 +5,13 @@ import re
 from marlin.errors import ModelFileError
 from marlin.weights.names import ROPE_FACTORS, gguf_name
 
-# RoPE's frequencies, which checkpoints of old versions of transformers stored beside the weights.
-_COMPUTED = re.compile(r"model\.(layers\.[0-9]+\.self_attn\.)?rotary_emb\.inv_freq", re.ASCII)
+# RoPE's frequencies or its tables, which old versions of transformers and of llama.cpp's converter,
+# and ColossalAI, stored beside the weights.
+_COMPUTED = re.compile(
+    r"model\.(layers\.[0-9]+\.self_attn\.)?rotary_emb\.(inv_freq|(cos|sin)_cached)"
+    r"|blk\.[0-9]+\.attn_rot_embd",
+    re.ASCII,
+)
 
 
 def tensor_shapes(config):
@@ -27,9 +32,10 @@ def is_unused(config, name):
     return bool(_COMPUTED.fullmatch(name)) or (config.tie_embeddings and name == "lm_head.weight")
 
 
-def gguf_names(config):
-    """The GGUF names of a model's tensors, the one that any model may have among them."""
-    return {gguf_name(name) for name in tensor_shapes(config)} | {ROPE_FACTORS}
+def check_gguf_leftovers(config, tensors):
+    """check_leftovers() of a GGUF file, by the names in it; any may hold factors of RoPE."""
+    known = {gguf_name(name) for name in tensor_shapes(config)} | {ROPE_FACTORS}
+    check_leftovers(config, tensors, known | {name for name in tensors if is_unused(config, name)})
 
 
 def check_leftovers(config, tensors, known):
@@ -46,7 +52,7 @@ def check_leftovers(config, tensors, known):
         if name not in known:
             message = (
                 f"is not a tensor of this {config.architecture} model, as its config and its first "
-                "block describe it; without it the answers would be wrong"
+                "block describe it; answers that leave it out could be wrong"
             )
             raise ModelFileError(info.path, message, tensor=info.name)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from marlin.engine.stream import TextStream, merged
+from marlin.errors import StoppingError
 from marlin.server import responses
 from marlin.server.http import HttpError
 from marlin.server.limits import Limits
@@ -156,7 +157,7 @@ class Generation:
             return
         if reason == "timeout":
             raise timed_out(self.timeout_s)
-        raise HttpError(503, "the server is stopping", type="server_error", code="server_stopping")
+        raise StoppingError("the server is stopping")
 
 
 def timed_out(timeout_s):

@@ -30,7 +30,7 @@ _log = logging.getLogger("marlin.server")
 # What may be echoed into a header and a log line without further care.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # Out of file descriptors: the pending connection keeps the socket readable, so accept would spin.
-_ACCEPT_PAUSE_S = 0.05
+ACCEPT_PAUSE_S = 0.05
 
 
 def open_listener(host, port, backlog):
@@ -119,7 +119,7 @@ class HttpServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 _log.warning("cannot accept a connection: %s", error.strerror)
-                time.sleep(_ACCEPT_PAUSE_S)
+                time.sleep(ACCEPT_PAUSE_S)
             raise
 
     def process_request(self, request, client_address):

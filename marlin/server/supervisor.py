@@ -19,6 +19,7 @@ from marlin.errors import OverloadedError
 from marlin.server import http, responses
 from marlin.server.board import Board
 from marlin.server.limits import Limits
+from marlin.server.listener import ACCEPT_PAUSE_S
 from marlin.server.serve import StopSignals, announce, listen, raise_file_limit
 from marlin.server.worker import Job
 
@@ -272,7 +273,10 @@ class Supervisor:
         """Answer a client with 503, whatever it asked: there is no worker."""
         try:
             client, _ = self._listener.accept()
+        except BlockingIOError:
+            return  # the client has left
         except OSError:
+            time.sleep(ACCEPT_PAUSE_S)
             return
         with client:
             client.settimeout(_TURN_AWAY_S)

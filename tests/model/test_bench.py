@@ -3,6 +3,7 @@
 import io
 import re
 
+import numpy as np
 import pytest
 from tiny_models import random_tensors, tiny_config, write_folder
 
@@ -64,11 +65,22 @@ def test_a_context_that_the_device_cannot_hold_is_refused(folder):
     device.close()
 
 
+def test_a_model_whose_logits_are_not_numbers_is_not_measured(tmp_path, capsys):
+    config = tiny_config()
+    tensors = random_tensors(config, 0)
+    tensors["model.norm.weight"][0] = np.nan
+    path = str(write_folder(tmp_path / "model", config, tensors))
+    lengths = ["--prompt-tokens", "4", "--output-tokens", "2"]
+    assert cli.main(["bench", path, "--device", "cpu", *lengths, "--repeat", "1"]) == 1
+    assert "not numbers" in capsys.readouterr().err
+
+
 def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(
     folder, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(bench, "Subject", None)
-    for path, reason in ((tmp_path / "no" / "x.json", "No such file"), (tmp_path, "Is a dir")):
+    missing = tmp_path / "no" / "x.json"
+    for path, reason in ((missing, "there is no folder"), (tmp_path, "it is a folder")):
         assert cli.main(["bench", str(folder), "--json", str(path)]) == 2
         error = capsys.readouterr().err
         assert f"--json {path} cannot be written: {reason}" in error and error.count("\n") == 1

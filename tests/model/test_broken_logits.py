@@ -141,3 +141,42 @@ def test_no_token_has_no_logprobs(broken):
         chunk = Chunk(PROMPTS[0], 0, np.zeros(1, np.int32), request)
         assert runner.step([chunk]) == [[NO_TOKEN]]
         assert runner.logprobs == [[]]
+
+
+@pytest.mark.parametrize("is_end", [False, True])
+def test_right_guesses_before_a_broken_row_are_kept(tmp_path, monkeypatch, is_end):
+    """A token of the answer has a broken row of the embedding: what follows it has no logits."""
+    config = tiny_config()
+    tensors = random_tensors(config, seed=3)
+    params = SamplingParams(temperature=0.0, max_tokens=12)
+
+    def answer(eos_token_ids=(), drafts=0):
+        path = write_folder(tmp_path / f"{len(list(tmp_path.iterdir()))}", config, tensors)
+        with running(path, context=160, drafts=drafts) as runner:
+            engine = Engine(runner, eos_token_ids)
+            try:
+                token_ids, finish = read(engine.submit(PROMPTS[0], params, "r"))
+                return token_ids, finish.reason
+            finally:
+                engine.close()
+
+    expected, _ = answer()
+    seen = set(PROMPTS[0])
+    place = next(
+        i for i in range(2, 12) if expected[i] not in seen and expected[i] not in expected[:i]
+    )
+    last = expected[place]
+    tensors["model.embed_tokens.weight"][last] = np.nan
+
+    class RightDrafter(Drafter):
+        def propose(self, request, num_step_rows):
+            self._matched_length = 3
+            begin = len(request.output_token_ids)
+            limit = self._max_num_tokens - request.num_tokens - 1
+            return expected[begin : begin + 3][: max(0, limit)]
+
+    monkeypatch.setattr(engine_module, "Drafter", RightDrafter)
+    ends = (last,) if is_end else ()
+    plain = answer(ends)
+    assert plain == ((expected[:place], "stop") if is_end else (expected[: place + 1], "error"))
+    assert answer(ends, drafts=16) == plain

@@ -297,10 +297,17 @@ def test_tensors_known_to_be_of_no_use_may_lie_beside_the_weights(device, tmp_pa
     tensors = random_tensors(config, seed=0)
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
     for owner in ("model", "model.layers.0.self_attn", "model.layers.1.self_attn"):
-        tensors[f"{owner}.rotary_emb.inv_freq"] = np.ones(8, np.float32)
+        for name in ("inv_freq", "cos_cached", "sin_cached"):
+            tensors[f"{owner}.rotary_emb.{name}"] = np.ones(8, np.float32)
     folder = write_folder(tmp_path / "model", config, tensors)
     for path in (folder, quantized(folder, "fp4")):
         assert len(LlamaModel(open_checkpoint(path, device)).layers) == 2
+
+
+def test_frequencies_of_rope_may_lie_in_a_gguf(device, tmp_path):
+    path = write_gguf(tmp_path / "m.gguf", with_vectors(["blk.0.attn_rot_embd"], 16))
+    assert len(LlamaModel(open_checkpoint(path, device)).layers) == 2
+    assert not any("rot" in tensor.name for tensor in open_source(path).tensors)
 
 
 def test_a_gguf_of_another_architecture_is_refused_by_name(device, tmp_path):

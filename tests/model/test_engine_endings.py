@@ -8,7 +8,7 @@ from engine_fixture import STEP_TOKENS, TIMEOUT_S, TinyEngine, read
 from tiny_models import random_tensors, random_tokens, tiny_config, write_folder
 
 from marlin.engine.request import FinishEvent, TokenEvent
-from marlin.errors import DeviceError, OverloadedError
+from marlin.errors import DeviceError, StoppingError
 
 PROMPT = random_tokens(40, 97, seed=1)
 OTHER = random_tokens(33, 97, seed=2)
@@ -143,7 +143,7 @@ def test_closing_twice_is_harmless_and_nothing_is_taken_afterwards(tested):
     tested.engine.close()
     tested.engine.close()
     assert not tested.engine.alive
-    with pytest.raises(OverloadedError, match="stopped"):
+    with pytest.raises(StoppingError, match="stopped"):
         tested.submit(OTHER)
 
 
@@ -198,7 +198,7 @@ def test_the_third_failed_step_in_a_row_ends_the_engine_and_all_requests_hear_wh
     assert str(finishes[3].error) == "the engine has stopped: the device fell over"
     assert tested.engine.wait_for_end() is failure
     assert not tested.engine.alive
-    with pytest.raises(OverloadedError, match="stopped"):
+    with pytest.raises(StoppingError, match="stopped"):
         tested.submit(OTHER)
 
 
@@ -221,7 +221,7 @@ def test_a_dead_engine_thread_fails_every_request_and_takes_no_more(tested):
         assert isinstance(finish.error, DeviceError)
     assert tested.engine.wait_for_end() is bug
     assert not tested.engine.alive
-    with pytest.raises(OverloadedError, match="stopped"):
+    with pytest.raises(StoppingError, match="stopped"):
         tested.submit(PROMPT)
     stats = tested.engine.stats()
     assert (stats["num_running"], stats["num_waiting"]) == (0, 0)

@@ -37,8 +37,8 @@ class Process:
         address = ("127.0.0.1", self.port)
         return RawClient(socket.create_connection(address, timeout=CLIENT_TIMEOUT_S))
 
-    def wait_until_busy(self, count):
-        """Wait until so many requests are in the engine's hands."""
+    def wait_until_active(self, count):
+        """Wait until so many requests are being answered or waiting for their turn."""
         end = time.monotonic() + CLIENT_TIMEOUT_S
         with self.connect() as client:
             while client.ask("GET", "/metrics").json()["requests_active"] < count:
@@ -181,17 +181,20 @@ def test_a_second_signal_stops_at_once(start):
 
 
 def test_what_the_grace_period_cuts_off_is_told_that_the_server_stops(start):
-    process = start("hang", "--host", "127.0.0.1", DRAIN_S="0.2")
-    with process.connect() as client, process.connect() as other:
+    """One streams, one waits for its whole answer, one for its turn."""
+    process = start("hang", "--max-concurrent-requests", "2", DRAIN_S="0.2")
+    with process.connect() as client, process.connect() as other, process.connect() as waiting:
         begin_stream(client, "hang")
         chunks = client.chunks()
         data = next(chunks)
-        other.send(request_bytes("POST", "/v1/chat/completions", chat_body(model="hang")))
-        process.wait_until_busy(2)
+        for number, connection in enumerate((other, waiting), 2):
+            connection.send(request_bytes("POST", "/v1/chat/completions", chat_body(model="hang")))
+            process.wait_until_active(number)
         process.popen.send_signal(signal.SIGTERM)
-        whole = other.read()
+        answers = [connection.read() for connection in (other, waiting)]
         data += b"".join(chunks)
-    assert (whole.status, whole.json()["error"]["code"]) == (503, "server_stopping")
+    for answer in answers:
+        assert (answer.status, answer.json()["error"]["code"]) == (503, "server_stopping")
     *_, failed, done = data.decode().split("\n\n")[:-1]
     assert json.loads(failed[6:])["error"]["code"] == "server_stopping"
     assert done == "data: [DONE]"

@@ -5,7 +5,6 @@ import json
 from clients import MODEL, chat_body, completion_body, request_bytes
 from fakes import EngineDown, FakeEngine, StoppedByEngine, say, say_then_hang
 
-
 SHARED_FIELDS = ("id", "object", "created", "model", "system_fingerprint")
 
 

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from clients import chat_body
+from clients import chat_body, request_bytes
 from failing_engine import DEVICE_FAILS, REASON
 from worker_processes import Stream, Workers, running, until
 
@@ -166,12 +166,35 @@ def test_a_worker_that_cannot_be_started_is_started_later_and_the_other_serves_o
     limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (used - 4, limits[1]))
     os.kill(first, signal.SIGKILL)
-    failed = r"worker 0 cannot be started \(.*\); tried again in"
+    failed = r"worker \d cannot be started \(.*\); tried again in"
     until(lambda: pair.logged(failed), "a failed start")
     assert pair.ask("/health").status == 200
     resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
     pair.wait_for_workers(3)
     assert pair.popen.poll() is None and running(second)
+
+
+def test_a_supervisor_that_can_start_nobody_waits_at_rest_while_a_client_waits(pair):
+    pid = pair.popen.pid
+    limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+    for worker in pair.pids():
+        os.kill(worker, signal.SIGKILL)
+    until(lambda: len(pair.logged("cannot be started")) >= 2, "failed starts")
+    with pair.connect() as client:
+        client.send(request_bytes("GET", "/health"))
+        before = processor_s(pid)
+        until(lambda: len(pair.logged("cannot be started")) >= 6, "more failed starts")
+        assert processor_s(pid) - before < 0.2
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        assert client.read().status in (200, 503)
+
+
+def processor_s(pid):
+    """Seconds of a processor that a process has used."""
+    with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+        user, system = file.read().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def test_a_second_signal_stops_at_once(pair):

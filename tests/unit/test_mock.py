@@ -5,7 +5,7 @@ import pytest
 from marlin.engine.engine import Engine
 from marlin.engine.mock import MockEngine, MockTokenizer, load_mock
 from marlin.engine.request import FinishEvent, SamplingParams, TokenEvent
-from marlin.errors import ContextLengthError, OverloadedError, RequestError
+from marlin.errors import ContextLengthError, RequestError, StoppingError
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_closing_ends_what_runs_and_refuses_what_comes(tokenizer):
     request = engine.submit([65], SamplingParams(max_tokens=10**8, ignore_eos=True), "r")
     engine.close()
     assert finish(request)[1] == "abort" and not engine.alive
-    with pytest.raises(OverloadedError):
+    with pytest.raises(StoppingError):
         engine.submit([65], SamplingParams(), "r")
 
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tokenizers import AddedToken, Regex, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from vocabularies import (
     CORPUS,
@@ -120,3 +120,11 @@ def test_pieces_that_are_not_bytes_have_no_bound(backend):
     assert ours.min_tokens("a" * MANY) == 0
     backend.pre_tokenizer = pre_tokenizers.Digits()
     assert Tokenizer(backend).min_tokens(" " * MANY) == 0
+
+
+def test_a_word_that_is_unknown_as_a_whole_has_no_bound():
+    words = Backend(models.WordLevel({"a": 0, "<unk>": 1, "z": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    ours = Tokenizer(words)
+    assert num_tokens(ours, "z" * MANY) == 1
+    assert ours.min_tokens("z" * MANY) == 0
