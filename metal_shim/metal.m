@@ -95,7 +95,7 @@ static int open_library(marlin_device *device)
     if (marlin_metallib_path(path, sizeof path)) {
         device->library = [device->gpu newLibraryWithURL:url_of(path) error:&error];
         if (device->library) return MARLIN_OK;
-        return marlin_fail(MARLIN_EDEVICE, "%.200s cannot be loaded: %.200s", path, text_of(error));
+        return marlin_fail(MARLIN_EDEVICE, "marlin.metallib does not load: %.300s", text_of(error));
     }
     NSString *source = [NSString stringWithUTF8String:(const char *)marlin_shader_source];
     MTLCompileOptions *options = MAKE(MTLCompileOptions);

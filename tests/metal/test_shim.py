@@ -243,9 +243,10 @@ def alone(simulated_metal, tmp_path):
 
 
 def test_a_damaged_metallib_is_named(alone, tmp_path):
+    """Without its path: reports are made to be shown. What follows are Metal's own words."""
     (tmp_path / "marlin.metallib").write_bytes(b"cut sho")
-    expected = f"refused {tmp_path}/marlin.metallib cannot be loaded: "
-    assert said_by(run_elsewhere(["-c", SCRIPT], alone)).startswith(expected)
+    said = said_by(run_elsewhere(["-c", SCRIPT], alone))
+    assert said.startswith("refused marlin.metallib does not load: ")
 
 
 def test_the_whole_source_is_compiled_without_a_metallib_and_its_pipelines_are_kept(
