@@ -138,8 +138,11 @@ def test_a_client_that_leaves_gives_up_its_turn(start_server, tokenizer):
 
 @pytest.mark.parametrize("text", [SHORT, LONG])
 def test_a_tokenizer_that_takes_longer_than_the_timeout_ends_in_504(start_server, text):
+    encoded = []
+
     class SlowTokenizer(ByteTokenizer):
         def encode(self, text, *, add_special_tokens=True):
+            encoded.append(text)
             time.sleep(0.3)
             return super().encode(text)
 
@@ -147,11 +150,9 @@ def test_a_tokenizer_that_takes_longer_than_the_timeout_ends_in_504(start_server
         tokenizer=SlowTokenizer(), options={"timeout_s": "0.1"}, long_text_characters=10
     )
     with ask(server, [text, text, text]) as client:
-        started = time.monotonic()
         answer = client.read()
     assert (answer.status, answer.error["code"]) == (504, "timeout")
-    assert time.monotonic() - started < 0.7  # it did not go on to the other texts
-    assert server.engine.requests == []
+    assert len(encoded) == 1 and server.engine.requests == []
 
 
 def test_a_client_that_left_while_its_text_was_tokenized_reaches_no_engine(start_server, tokenizer):

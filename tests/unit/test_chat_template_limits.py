@@ -177,20 +177,20 @@ ESCAPES = [
 
 
 def failure(source):
-    """The TemplateError of parsing and rendering `source`, within MAX_SECONDS."""
-    start = time.monotonic()
+    """The TemplateError of parsing and rendering `source`, within MAX_SECONDS of work."""
+    start = time.thread_time()
     with pytest.raises(TemplateError) as caught:
         ChatTemplate(source).render({"messages": [{"role": "user"}]})
-    assert time.monotonic() - start < MAX_SECONDS
+    assert time.thread_time() - start < MAX_SECONDS
     return caught.value.message
 
 
 @pytest.mark.parametrize("what", TOO_DEEP)
 def test_deep_nesting_is_refused_when_parsing(what):
-    start = time.monotonic()
+    start = time.thread_time()
     with pytest.raises(TemplateError, match="nesting limit|call limit|source limit"):
         ChatTemplate(TOO_DEEP[what])
-    assert time.monotonic() - start < MAX_SECONDS
+    assert time.thread_time() - start < MAX_SECONDS
 
 
 @pytest.mark.parametrize(("limit", "source"), BROKEN_LIMITS, ids=lambda text: text[:60])
