@@ -17,7 +17,7 @@ SPECULATIVE_HELP = "ngram: draft tokens from the text so far and check them toge
 MODEL_PATH_VARIABLE = "METAL_MARLIN_MODEL_PATH"
 API_KEY_VARIABLE = "METAL_MARLIN_API_KEY"
 MOCK_MODEL_VARIABLE = "METAL_MARLIN_MOCK_MODEL"
-# Of the CPU device, which takes no more (metal_shim/cpu.c).
+# Of the CPU device, which takes no more (metal_shim/cpu/cpu.c).
 MAX_THREADS = 256
 
 

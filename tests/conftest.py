@@ -34,7 +34,7 @@ def pytest_collection_finish(session):
     """Build the library before the first test that loads it: none runs against an old one."""
     if session.config.option.collectonly or not any(map(needs_native_library, session.items)):
         return
-    command = [sys.executable, str(ROOT / "metal_shim" / "build.py")]
+    command = [sys.executable, str(ROOT / "metal_shim" / "build" / "build.py")]
     built = subprocess.run(command, capture_output=True, text=True)
     if built.returncode != 0:
         pytest.exit(f"the native library cannot be built\n{built.stderr}", returncode=1)
@@ -74,7 +74,7 @@ def simulated_metal():
 
     if reason := simulated.unavailable():
         pytest.skip(reason)
-    build_metal = _load(ROOT / "metal_shim" / "build_metal.py")
+    build_metal = _load(ROOT / "metal_shim" / "build" / "build_metal.py")
     return simulated.build(ROOT / "build" / "metal-sim", build_metal)
 
 

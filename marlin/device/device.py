@@ -16,7 +16,7 @@ from marlin.errors import ConfigError, DeviceError, NoDeviceError
 # Where Linux says how much processor time a container may use (cgroup v2: "quota period" in µs).
 CPU_QUOTA_FILE = "/sys/fs/cgroup/cpu.max"
 
-# The first macOS whose compiler knows MSL 3.1 (metal_shim/build_metal.py).
+# The first macOS whose compiler knows MSL 3.1 (metal_shim/build/build_metal.py).
 METAL_MACOS = 14
 
 
@@ -51,7 +51,7 @@ def why_not(kind):
         return f"the shaders need macOS {METAL_MACOS}, and this is {platform.mac_ver()[0]}"
     path = abi.library_path(kind)
     if not path.exists():
-        return f"{path.name} was not built; run `python3 metal_shim/build.py` or reinstall"
+        return f"{path.name} was not built; run `python3 metal_shim/build/build.py` or reinstall"
     return None
 
 
@@ -241,7 +241,7 @@ def _load(path):
         reason = str(error).replace(str(path.resolve()), path.name).replace(str(path), path.name)
         raise DeviceError(
             f"native library {path.name} cannot be loaded ({reason}); "
-            "build it with `python3 metal_shim/build.py` or reinstall the package"
+            "build it with `python3 metal_shim/build/build.py` or reinstall the package"
         ) from error
     version = library.marlin_abi_version()
     if version != abi.ABI_VERSION:

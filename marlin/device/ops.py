@@ -1,7 +1,7 @@
 """Recording each kernel with its shapes: the one place that knows the order of a kernel's bindings.
 
 Functions append to a Recorder. Arguments named `*_var` are indices into a step's vars (VAR_*).
-Shapes are in the heads of metal_shim/kernels_*.c and shaders/*.metal.
+Shapes are in the heads of metal_shim/cpu/kernels_*.c and shaders/*.metal.
 """
 
 from dataclasses import dataclass

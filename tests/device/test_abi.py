@@ -174,7 +174,7 @@ def compiled_layouts(checkout, load_script, device_header, tmp_path_factory):
     includes = '#include <stddef.h>\n#include <stdio.h>\n#include "marlin.h"\n'
     source = folder / "layouts.c"
     source.write_text(includes + "int main(void)\n{\n" + "\n".join(lines) + "\nreturn 0;\n}\n")
-    compiler = load_script("metal_shim/build.py").find_compiler(os.environ, platform.system())
+    compiler = load_script("metal_shim/build/build.py").find_compiler(os.environ, platform.system())
     program = folder / "layouts"
     include = f"-I{checkout / 'metal_shim'}"
     subprocess.run([*compiler, include, str(source), "-o", str(program)], check=True)

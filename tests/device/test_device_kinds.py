@@ -136,7 +136,7 @@ def test_more_cores_than_the_library_has_room_for_open_as_many_threads_as_it_has
 
 
 def test_the_options_limit_on_threads_is_the_librarys(checkout):
-    source = (checkout / "metal_shim" / "cpu.c").read_text()
+    source = (checkout / "metal_shim" / "cpu" / "cpu.c").read_text()
     assert int(re.search(r"#define MAX_THREADS (\d+)", source)[1]) == MAX_THREADS
 
 

@@ -16,7 +16,7 @@ from marlin.device.program import make_params
 
 PACKED = ("int8", "int4", "fp4")
 DENSE = ("f32", "f16", "bf16")
-# Kernel: parameter struct, number of bindings, as their heads in metal_shim say.
+# Kernel: parameter struct, number of bindings, as their heads in metal_shim/cpu say.
 KERNELS = {
     **{f"embed_{kind}": ("EmbedParams", 5) for kind in (*PACKED, *DENSE)},
     **{f"matvec_{kind}": ("LinearParams", 6) for kind in (*PACKED, *DENSE)},

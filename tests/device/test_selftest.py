@@ -36,7 +36,7 @@ def case_of(cases, name):
 
 
 def test_the_list_of_kernels_is_native_codes(checkout):
-    headers = "".join(path.read_text() for path in (checkout / "metal_shim").glob("*.h"))
+    headers = "".join(path.read_text() for path in (checkout / "metal_shim").rglob("*.h"))
     listed = re.search(r"#define MARLIN_KERNELS\(X\)(.*?)\n\n", headers, re.DOTALL)[1]
     assert list(abi.KERNELS) == re.findall(r"\bX\((\w+)\)", listed)
 

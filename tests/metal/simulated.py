@@ -129,7 +129,7 @@ def build(cache, build_metal, sanitize=None):
 
     Args:
         cache: folder for everything built.
-        build_metal: metal_shim/build_metal.py as a module.
+        build_metal: metal_shim/build/build_metal.py as a module.
         sanitize: one of SANITIZERS.
 
     Raises:
@@ -158,7 +158,7 @@ def bare_library(cache, build_metal, text, sanitize=None):
     """libmarlin_metal.so with a shader source, alone: it compiles that when it is opened."""
     header = _keep(cache, "shader_source.h", build_metal.source_header(text))
     sources = [*build_metal.shim_sources(ROOT), *sorted(SIM.glob("*.m"))]
-    headers = [*SIM.rglob("*.h"), *ROOT.glob("metal_shim/*.h"), *ROOT.glob("shaders/*.h")]
+    headers = [*SIM.rglob("*.h"), *ROOT.glob("metal_shim/**/*.h"), *ROOT.glob("shaders/*.h")]
     headers = [*sorted(headers), header]
     objects = [compile_source(cache, p, headers, header.parent, sanitize) for p in sources]
     runtime = msl_build.runtime(cache, _kernels_sanitize(sanitize))

@@ -68,10 +68,10 @@ def compiled(declared, checkout, load_script, tmp_path_factory):
     if shutil.which(metal_facts.OBJDUMP) is None:
         pytest.skip(f"no {metal_facts.OBJDUMP}: apt-get install llvm-19")
     folder = tmp_path_factory.mktemp("mac")
-    header = load_script("metal_shim/build_metal.py").source_header("kernel void k() {}\n")
+    header = load_script("metal_shim/build/build_metal.py").source_header("kernel void k() {}\n")
     (folder / "shader_source.h").write_text(header)
     includes = (folder, checkout / "metal_shim", checkout / "shaders")
-    source = checkout / "metal_shim" / "metal.m"
+    source = checkout / "metal_shim" / "metal" / "metal.m"
     return lambda sdk=None: metal_facts.sent_selectors(source, includes, folder / "metal.o", sdk)
 
 

@@ -28,17 +28,17 @@ OPTIONS = {
 # Each mistake of lifetimes.c: who reports it, and what.
 MISTAKES = {
     "a program that is never destroyed": (ADDRESS, r"leak of [\s\S]* marlin_program_create"),
-    "a program that is destroyed twice": (ADDRESS, r"heap-use-after-free .*metal_shim/metal\.m"),
+    "a program that is destroyed twice": (ADDRESS, r"heap-use-after-free .*metal/metal\.m"),
     "memory that is freed while it is wrapped": (ADDRESS, "heap-use-after-free"),
     "a record at an odd address": (ADDRESS, r"records\.c.* runtime error: .* misaligned address"),
-    "a buffer released while a thread reads it": (THREAD, r"data race .*metal_shim/buffers\.c"),
+    "a buffer released while a thread reads it": (THREAD, r"data race .*common/buffers\.c"),
 }
 
 
 @pytest.fixture(scope="module")
 def build(simulated_metal, load_script):
     """A sanitized library by what -fsanitize= takes, or a skip that says why."""
-    build_metal = load_script("metal_shim/build_metal.py")
+    build_metal = load_script("metal_shim/build/build_metal.py")
 
     def build_with(sanitize):
         if simulated.sanitizer_library(sanitize) is None:
@@ -131,4 +131,4 @@ for _ in range(2):
 def test_a_report_ends_a_python_process(build):
     done = run_python(ADDRESS, "-c", DESTROY_TWICE, str(build(ADDRESS).library))
     assert done.returncode != 0
-    assert re.search(r"heap-use-after-free .*metal_shim/metal\.m", done.stderr), done.stderr[-6000:]
+    assert re.search(r"heap-use-after-free .*metal/metal\.m", done.stderr), done.stderr[-6000:]

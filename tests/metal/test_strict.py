@@ -63,7 +63,7 @@ def test_our_shaders_are_accepted_without_a_word(path):
 
 def test_the_joined_source_is_accepted_without_a_word(load_script, tmp_path):
     joined = tmp_path / "marlin.metal"
-    joined.write_text(load_script("metal_shim/build_metal.py").joined_source(SHADER_FOLDER))
+    joined.write_text(load_script("metal_shim/build/build_metal.py").joined_source(SHADER_FOLDER))
     assert [str(d) for d in check.check(joined)] == []
 
 

@@ -41,7 +41,7 @@ def build_device_test(checkout, folder, compiler, sanitize=None, machine=None, i
         machine: what the compiler compiles for, if not this machine.
         isa: the one instruction set to build; None is all.
     """
-    build = [sys.executable, "metal_shim/build.py", "--output", str(folder), "--cc", compiler]
+    build = [sys.executable, "metal_shim/build/build.py", "--output", str(folder), "--cc", compiler]
     build += ["--sanitize", sanitize] if sanitize else []
     build += ["--machine", machine] if machine else []
     build += ["--isa", isa] if isa else []

@@ -44,9 +44,9 @@ class Checkout:
         self.root = root
         self.log = root.parent / "log"
         shutil.copytree(real / "bin", root / "bin", ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("marlin", "metal_shim"):
-            (root / name).mkdir()
-        for name in ("pyproject.toml", "setup.cfg", "metal_shim/setuptools_commands.py"):
+        for name in ("marlin", "metal_shim/build"):
+            (root / name).mkdir(parents=True)
+        for name in ("pyproject.toml", "setup.cfg", "metal_shim/build/setuptools_commands.py"):
             (root / name).write_text("")
         (root / "marlin" / "__init__.py").write_text("")
         (root / "marlin" / "cli.py").write_text(FAKE_CLI)
@@ -204,7 +204,7 @@ def test_a_change_to_the_packages_description_installs_again(ready, name):
 def test_every_run_brings_the_native_library_up_to_date(ready):
     for _ in range(2):
         _, calls = ready.run("demo")
-        assert calls[0] == f"<{ready.root / 'metal_shim' / 'build.py'}>"
+        assert calls[0] == f"<{ready.root / 'metal_shim' / 'build' / 'build.py'}>"
 
 
 def test_a_failed_install_is_tried_again(ready):

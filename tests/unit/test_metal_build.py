@@ -1,5 +1,5 @@
-"""metal_shim/build_metal.py against a stand-in `xcrun`: what it builds where, when two builds meet,
-and what an old SDK gives. Its source and command lines are in test_native_build.py.
+"""build_metal.py of metal_shim/build against a stand-in `xcrun`: what it builds where, when two
+builds meet, and what an old SDK gives. Its source and command lines are in test_native_build.py.
 
 The stand-in writes its input as the output, in two halves with a pause between them.
 """
@@ -50,12 +50,14 @@ class Tree:
 
     def __init__(self, root, checkout):
         self.root, self.tools = root, root / "tools"
-        for folder in ("metal_shim", "shaders", "tools"):
+        for folder in ("build", "common", "metal"):
+            (root / "metal_shim" / folder).mkdir(parents=True)
+        for folder in ("shaders", "tools"):
             (root / folder).mkdir(parents=True)
-        for name in ("build.py", "build_metal.py"):
+        for name in ("build/build.py", "build/build_metal.py"):
             text = (checkout / "metal_shim" / name).read_bytes()
             (root / "metal_shim" / name).write_bytes(text)
-        for name in ("metal.m", "metal_files.c", "buffers.c", "kernel_checks.c", "records.c"):
+        for name in ("metal/metal.m", "metal/metal_files.c", "common/records.c"):
             (root / "metal_shim" / name).write_text(f"/* {name} */")
         (root / "shaders" / "params.h").write_text("/* params */")
         self.shade("one")
@@ -71,7 +73,7 @@ class Tree:
 
     def start(self, output, sdk="15.2", metal="32.1", script="build_metal.py", *options):
         """A build that runs."""
-        path = str(self.root / "metal_shim" / script)
+        path = str(self.root / "metal_shim" / "build" / script)
         command = [sys.executable, "-c", AS_A_MAC, path, "--output", str(output), *options]
         environment = {"PATH": f"{self.tools}:{os.environ['PATH']}"}
         environment |= {"FAKE_SDK": sdk, "FAKE_METAL": metal}
@@ -204,6 +206,6 @@ def test_an_older_sdk_gives_the_cpu_library_alone_and_one_line_that_says_so(tree
 
 def test_a_compile_error_with_a_new_sdk_fails_the_whole_build(tree, outputs):
     tools = ("--cc", f"'{tree.tools / 'fake cc'}'")
-    (tree.root / "metal_shim" / "metal.m").write_text("syntax error")
+    (tree.root / "metal_shim" / "metal" / "metal.m").write_text("syntax error")
     code, said = tree.build(outputs[0], "14.0", "", "build.py", *tools)
     assert code == 1 and "bad source" in said

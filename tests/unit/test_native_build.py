@@ -1,5 +1,5 @@
-"""metal_shim/build.py against a stand-in compiler: what it compiles, when, and how it refuses; and
-build_metal.py's source and command lines.
+"""build.py of metal_shim/build against a stand-in compiler: what it compiles, when, and how it
+refuses; and build_metal.py's source and command lines.
 
 The stand-in is a shell script that notes each call and writes its arguments and its input as the
 object, so these tests need no C compiler.
@@ -33,14 +33,20 @@ for argument in "$@"; do case "$argument" in *.c) cat "$argument" >>"$out" ;; es
 
 
 class Tree:
-    """A checkout with two plain sources, one kernel source and the stand-in compiler."""
+    """A checkout with two plain sources, one kernel source, one of Metal's and the stand-in
+    compiler."""
 
     def __init__(self, root, build_script):
         self.root = root
-        for folder in ("metal_shim", "shaders", "marlin/device"):
+        for folder in ("build", "common", "cpu", "metal"):
+            (root / "metal_shim" / folder).mkdir(parents=True)
+        for folder in ("shaders", "marlin/device"):
             (root / folder).mkdir(parents=True)
-        (root / "metal_shim" / "build.py").write_bytes(build_script.read_bytes())
-        for name in ("cpu.c", "cpu_pool.c", "kernels_rows.c", "marlin.h"):
+        self.script = root / "metal_shim" / "build" / "build.py"
+        self.script.write_bytes(build_script.read_bytes())
+        for name in ("common/records.c", "cpu/cpu.c", "cpu/kernels_rows.c", "metal/metal_files.c"):
+            (root / "metal_shim" / name).write_text(f"/* {name} */\n")
+        for name in ("marlin.h", "common/buffers.h"):
             (root / "metal_shim" / name).write_text(f"/* {name} */\n")
         (root / "shaders" / "params.h").write_text("/* params */\n")
         self.compiler = root / "my cc"
@@ -59,7 +65,7 @@ class Tree:
         log = Path(f"{self.compiler}.log")
         log.unlink(missing_ok=True)
         output = self.root / "marlin" / "device"
-        command = [sys.executable, str(self.root / "metal_shim" / "build.py")]
+        command = [sys.executable, str(self.script)]
         command += ["--machine", machine, "--output", str(output), *options]
         done = subprocess.run(
             command,
@@ -74,7 +80,7 @@ class Tree:
         done, calls = self.build(*options, **environ)
         assert done.returncode == 0, done.stderr
         names = [word for call in calls for word in call.split() if word.endswith(".c")]
-        return sorted(name.removeprefix("metal_shim/") for name in names)
+        return sorted(Path(name).name for name in names)
 
     def library(self):
         (library,) = (self.root / "marlin" / "device").iterdir()
@@ -83,11 +89,11 @@ class Tree:
 
 @pytest.fixture
 def tree(tmp_path, checkout):
-    return Tree(tmp_path / "a checkout", checkout / "metal_shim" / "build.py")
+    return Tree(tmp_path / "a checkout", checkout / "metal_shim" / "build" / "build.py")
 
 
 def test_kernel_sources_are_compiled_once_for_each_instruction_set(tree):
-    assert tree.compiled() == ["cpu.c", "cpu_pool.c", *["kernels_rows.c"] * 3]
+    assert tree.compiled() == ["cpu.c", *["kernels_rows.c"] * 3, "records.c"]
 
 
 def test_each_instruction_set_gets_its_own_flags_and_names(tree):
@@ -109,7 +115,7 @@ def test_no_flag_lets_the_compiler_reorder_or_fuse_float_arithmetic(tree):
 
 def test_plain_sources_are_told_which_instruction_sets_the_library_holds(tree):
     _, calls = tree.build("--isa", "avx2,scalar")
-    (call,) = [call for call in calls if "metal_shim/cpu.c" in call]
+    (call,) = [call for call in calls if "metal_shim/cpu/cpu.c" in call]
     assert "-DMARLIN_HAVE_AVX2=1" in call and "-DMARLIN_HAVE_SCALAR=1" in call
     assert "AVX512" not in call
 
@@ -121,7 +127,7 @@ def test_arm_compiles_dotprod_and_i8mm_variants(tree):
 
 
 def test_an_unknown_machine_gets_the_scalar_kernels(tree):
-    assert tree.compiled(machine="riscv64") == ["cpu.c", "cpu_pool.c", "kernels_rows.c"]
+    assert tree.compiled(machine="riscv64") == ["cpu.c", "kernels_rows.c", "records.c"]
 
 
 def test_a_second_build_runs_no_compiler_and_leaves_the_library_alone(tree):
@@ -135,12 +141,14 @@ def test_a_second_build_runs_no_compiler_and_leaves_the_library_alone(tree):
 
 def test_a_changed_source_is_the_only_one_compiled_again(tree):
     tree.compiled()
-    tree.write("metal_shim/cpu_pool.c", "/* another */\n")
-    assert tree.compiled() == ["cpu_pool.c"]
+    tree.write("metal_shim/common/records.c", "/* another */\n")
+    assert tree.compiled() == ["records.c"]
     assert tree.compiled() == []
 
 
-@pytest.mark.parametrize("header", ["metal_shim/marlin.h", "shaders/params.h"])
+@pytest.mark.parametrize(
+    "header", ["metal_shim/marlin.h", "metal_shim/common/buffers.h", "shaders/params.h"]
+)
 def test_a_changed_header_compiles_everything_again(tree, header):
     tree.compiled()
     tree.write(header, "/* another */\n")
@@ -166,8 +174,8 @@ def test_a_new_library_replaces_the_old_file_instead_of_writing_into_it(tree):
     inode = tree.library().stat().st_ino
     with open(tree.library(), "rb") as held:
         old = held.read()
-        tree.write("metal_shim/cpu.c", "/* another */\n")
-        tree.write("metal_shim/cpu_extra.c", "/* one more object */\n")
+        tree.write("metal_shim/cpu/cpu.c", "/* another */\n")
+        tree.write("metal_shim/cpu/cpu_extra.c", "/* one more object */\n")
         tree.compiled()
         held.seek(0)
         assert held.read() == old
@@ -176,7 +184,7 @@ def test_a_new_library_replaces_the_old_file_instead_of_writing_into_it(tree):
 
 def test_old_objects_do_not_pile_up(tree):
     for text in ("one", "two", "three"):
-        tree.write("metal_shim/cpu.c", f"/* {text} */\n")
+        tree.write("metal_shim/cpu/cpu.c", f"/* {text} */\n")
         tree.compiled()
     names = [path.name for path in (tree.root / "build" / "native").rglob("*") if path.is_file()]
     assert len([name for name in names if name.startswith("cpu.")]) == 1
@@ -186,10 +194,10 @@ def test_old_objects_do_not_pile_up(tree):
 def test_a_source_that_does_not_compile_is_named_and_keeps_the_old_library(tree):
     tree.compiled()
     old = tree.library().read_bytes()
-    tree.write("metal_shim/cpu.c", "syntax error\n")
+    tree.write("metal_shim/cpu/cpu.c", "syntax error\n")
     done, _ = tree.build()
     assert done.returncode == 1
-    assert "metal_shim/cpu.c" in done.stderr and "bad C" in done.stderr
+    assert "metal_shim/cpu/cpu.c" in done.stderr and "bad C" in done.stderr
     assert tree.library().read_bytes() == old
 
 
@@ -202,7 +210,7 @@ def test_sanitizers_are_passed_to_compiler_and_linker_and_kept_apart(tree):
 
 
 def test_an_unusual_library_is_never_put_in_the_usual_place_by_default(tree):
-    command = [sys.executable, str(tree.root / "metal_shim" / "build.py"), "--isa", "scalar"]
+    command = [sys.executable, str(tree.script), "--isa", "scalar"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and "--output" in done.stderr
 
@@ -226,7 +234,7 @@ def test_a_compiler_named_in_cc_that_does_not_exist_is_named_back(tree):
 
 
 def test_a_mac_without_command_line_tools_is_told_how_to_get_them(load_script):
-    build = load_script("metal_shim/build.py")
+    build = load_script("metal_shim/build/build.py")
     with pytest.raises(build.BuildError, match="xcode-select --install"):
         build.find_compiler({}, "Darwin", which=lambda name: None)
 
@@ -236,7 +244,7 @@ def test_a_mac_without_command_line_tools_is_told_how_to_get_them(load_script):
 
 @pytest.fixture(scope="module")
 def build_metal(load_script):
-    return load_script("metal_shim/build_metal.py")
+    return load_script("metal_shim/build/build_metal.py")
 
 
 def write_shaders(folder, **files):

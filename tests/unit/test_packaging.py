@@ -29,12 +29,13 @@ def copy_sources(checkout, root):
         shutil.copy(checkout / name, root)
     for name in FOLDERS:
         shutil.copytree(checkout / name, root / name, ignore=LEFT_OUT)
-    (root / "metal_shim").mkdir()
-    (root / "shaders").mkdir()
-    for name in ("build.py", "setuptools_commands.py"):
-        shutil.copy(checkout / "metal_shim" / name, root / "metal_shim")
-    (root / "metal_shim" / "cpu.c").write_text('#include "params.h"\nint marlin_x = MARLIN_X;\n')
-    (root / "metal_shim" / "kernels_x.c").write_text("typedef int nothing;\n")
+    shim = root / "metal_shim"
+    for folder in (shim / "build", shim / "cpu", root / "shaders"):
+        folder.mkdir(parents=True)
+    for name in ("build/build.py", "build/setuptools_commands.py"):
+        shutil.copy(checkout / "metal_shim" / name, shim / name)
+    (shim / "cpu" / "cpu.c").write_text('#include "params.h"\nint marlin_x = MARLIN_X;\n')
+    (shim / "cpu" / "kernels_x.c").write_text("typedef int nothing;\n")
     (root / "shaders" / "params.h").write_text("#define MARLIN_X 1\n")
     # What earlier work leaves in a checkout, and no archive may pick up.
     (root / "marlin" / "device" / "libmarlin_cpu.so").write_text("of another machine")
@@ -77,8 +78,9 @@ def wheel_names(wheel):
 def test_the_sdist_holds_all_that_building_and_running_a_checkout_needs(sdist):
     assert sdist_names(sdist) >= {
         *("pyproject.toml", "setup.cfg", "README.md", "LICENSE", "CHANGELOG.md"),
-        *("metal_shim/build.py", "metal_shim/setuptools_commands.py", "metal_shim/cpu.c"),
-        *("metal_shim/kernels_x.c", "shaders/params.h", "marlin/__init__.py"),
+        *("metal_shim/build/build.py", "metal_shim/build/setuptools_commands.py"),
+        *("metal_shim/cpu/cpu.c", "metal_shim/cpu/kernels_x.c"),
+        *("shaders/params.h", "marlin/__init__.py"),
         *("bin/demo", "bin/test", "bin/metal-marlin", "bin/setup-env", "bin/fetch_model.py"),
     }
 

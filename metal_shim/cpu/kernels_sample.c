@@ -4,8 +4,8 @@
  * repeats itself whatever else is in the batch. */
 #include <stdlib.h>
 
-#include "cpu.h"
-#include "simd.h"
+#include "cpu/cpu.h"
+#include "cpu/simd.h"
 
 /* Candidates at the edge of the nucleus that are sorted; a bisection step costs about as much. */
 #define MAX_SORTED 64

@@ -4,7 +4,7 @@ Owns how the shaders become one source, how that source gets into the library, t
 lines, and which SDK they need. build.py runs this file as a program on a Mac; off one, tests call
 its functions:
 
-    python3 metal_shim/build_metal.py [--output DIR]
+    python3 metal_shim/build/build_metal.py [--output DIR]
 
 The library compiles the source that it holds when no marlin.metallib lies beside it, so the
 command-line tools are enough. With an SDK older than macOS 14's there is no Metal device: nothing
@@ -21,15 +21,13 @@ import sys
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 # MSL 3.1 is macOS 14's: older SDKs do not declare it, older systems cannot load what these commands
 # make.
 OLDEST_MACOS = 14
 MACOS_FLAG = f"-mmacosx-version-min={OLDEST_MACOS}.0"
 LIBRARY, METALLIB = "libmarlin_metal.dylib", "marlin.metallib"
-# These are the CPU device's too.
-SHARED_SOURCES = ("buffers.c", "kernel_checks.c", "records.c")
 # Fast math may assume that no value is NaN or infinite: samplers and norms must see both.
 METAL_FLAGS = ("-std=metal3.1", "-O2", "-fno-fast-math", MACOS_FLAG)
 OBJC_FLAGS = (
@@ -97,8 +95,8 @@ def source_header(text):
 def shim_sources(root):
     """Every source of libmarlin_metal."""
     folder = root / "metal_shim"
-    own = sorted(folder.glob("metal_*.c"))
-    return [folder / "metal.m", *own, *(folder / name for name in SHARED_SOURCES)]
+    patterns = ("metal/*.m", "metal/*.c", "common/*.c")
+    return [path for pattern in patterns for path in sorted(folder.glob(pattern))]
 
 
 def shim_command(root, generated, target):
@@ -142,7 +140,7 @@ def build(root, output, sdk):
     cache = root / "build" / "native" / "metal"
     cache.mkdir(parents=True, exist_ok=True)
     text = joined_source(root / "shaders")
-    headers = [*(root / "metal_shim").glob("*.h"), *(root / "shaders").glob("*.h")]
+    headers = [*(root / "metal_shim").rglob("*.h"), *(root / "shaders").glob("*.h")]
     with _build.alone(cache):
         source = cache / "marlin.metal"
         source.write_text(text)

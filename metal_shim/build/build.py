@@ -1,17 +1,16 @@
-"""Builds libmarlin_cpu from the C sources beside it, with the machine's own compiler; on a Mac also
-what build_metal.py builds.
+"""Builds libmarlin_cpu from common/ and cpu/, with the machine's own compiler; on a Mac also what
+build_metal.py builds.
 
 Owns the compiler, its flags, the table of instruction sets and the cache of objects. Knows nothing
 of Python packaging (setuptools_commands.py runs this file as a program) and needs only the standard
 library:
 
-    python3 metal_shim/build.py [--output DIR] [--isa avx2,scalar] [--sanitize address,undefined]
-                                [--cc aarch64-linux-gnu-gcc --machine aarch64]
+    python3 metal_shim/build/build.py [--output DIR] [--isa avx2,scalar]
+        [--sanitize address,undefined] [--cc aarch64-linux-gnu-gcc --machine aarch64]
 
-Every source but the Metal device's (metal*) is compiled once, except kernels_*.c: they are compiled
-once for each instruction set in the table below, with -DMARLIN_ISA_<NAME>=1
--DMARLIN_ISA_SUFFIX=<name>. The other sources see -DMARLIN_HAVE_<NAME>=1 for each set that the
-library holds, and choose among them at run time.
+Every source is compiled once, except cpu/kernels_*.c: they are compiled once for each instruction
+set in the table below, with -DMARLIN_ISA_<NAME>=1 -DMARLIN_ISA_SUFFIX=<name>. The other sources see
+-DMARLIN_HAVE_<NAME>=1 for each set that the library holds, and choose among them at run time.
 """
 
 import argparse
@@ -31,7 +30,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 # Machine -> instruction set -> what the compiler needs to emit it. Best first. A set may use
 # nothing that the processor check in cpu.c does not ask for.
@@ -161,18 +160,17 @@ def plan_units(root, toolchain, isas, sanitizers=()):
     """Every object of the library, in link order.
 
     Raises:
-        BuildError: the folder holds no sources.
+        BuildError: the folders hold no sources.
     """
     flags = (*C_FLAGS, *INCLUDE_FLAGS, *_platform_flags(toolchain.system))
     if sanitizers:
         flags = (*flags, *SANITIZED_C_FLAGS, _sanitize_flag(sanitizers))
     have = tuple(f"-DMARLIN_HAVE_{name.upper()}=1" for name in isas)
     shim = root / "metal_shim"
-    kernels = sorted(shim.glob("kernels_*.c"))
-    metal = set(shim.glob("metal_*.c"))
-    plain = sorted(set(shim.glob("*.c")) - set(kernels) - metal)
+    kernels = sorted(shim.glob("cpu/kernels_*.c"))
+    plain = sorted({*shim.glob("common/*.c"), *shim.glob("cpu/*.c")} - set(kernels))
     if not plain:
-        raise BuildError(f"no sources: {shim} holds no *.c")
+        raise BuildError(f"no sources: {shim} holds no common/*.c and no cpu/*.c")
     units = [Unit(source.stem, source, (*flags, *have)) for source in plain]
     for name, isa_flags in isas.items():
         defines = (f"-DMARLIN_ISA_{name.upper()}=1", f"-DMARLIN_ISA_SUFFIX={name}")
@@ -198,7 +196,7 @@ def build(root, toolchain, output, isas, sanitizers=()):
     cache.mkdir(parents=True, exist_ok=True)
     units = plan_units(root, toolchain, isas, sanitizers)
     # The other headers of shaders/ are Metal's.
-    read = [*root.glob("metal_shim/*.h"), *root.glob("shaders/params.h")]
+    read = [*root.glob("metal_shim/**/*.h"), *root.glob("shaders/params.h")]
     headers = _digest_files(sorted(read))
     with alone(cache):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -349,7 +347,7 @@ def main(argv=None):
     sys.stderr.write(built.warnings)
     if system == "Darwin" and not (options.isa or options.sanitize or options.machine):
         # Where the SDK is too old for Metal it builds nothing and says so: no failure.
-        build_metal = [sys.executable, str(ROOT / "metal_shim" / "build_metal.py")]
+        build_metal = [sys.executable, str(Path(__file__).with_name("build_metal.py"))]
         if subprocess.run([*build_metal, "--output", str(options.output)]).returncode != 0:
             return 1
     work = f"compiled {built.num_compiled} of {built.num_objects} objects"

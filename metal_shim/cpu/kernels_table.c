@@ -1,6 +1,6 @@
 /* kernels_table.c: one instruction set's kernels by id. Compiled once for each set. */
-#include "cpu.h"
-#include "simd.h"
+#include "cpu/cpu.h"
+#include "cpu/simd.h"
 
 #define MARLIN_TEXT2(name) #name
 #define MARLIN_TEXT(name) MARLIN_TEXT2(name)

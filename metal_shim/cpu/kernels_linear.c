@@ -8,8 +8,8 @@
  * weight rows, so a sum never crosses lanes; a row's float sum runs over its groups in order,
  * whatever the number of rows, and so a result does not depend on the batch. Unit of work: one tile
  * of 16 weight rows, for all rows of x. */
-#include "cpu.h"
-#include "simd.h"
+#include "cpu/cpu.h"
+#include "cpu/simd.h"
 
 /* Rows of x that share one unpacked group of weights: 8 registers of weights, one accumulator a
  * row. */

@@ -11,7 +11,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "buffers.h"
+#include "common/buffers.h"
 
 /* Below this a huge page would be mostly empty. */
 #define HUGE_PAGE_BYTES (4 << 20)

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "kernels.h"
+#include "common/kernels.h"
 
 int marlin_kernel_find(const char *name)
 {

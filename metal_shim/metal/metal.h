@@ -5,7 +5,7 @@
 
 #include <stddef.h>
 
-#include "kernels.h"
+#include "common/kernels.h"
 
 /* Indices of a kernel's fixed arguments (shaders/common.h); its bindings come before them. */
 enum { PARAMS_INDEX = MARLIN_MAX_BINDINGS, VARS_INDEX, CALL_INDEX, STATUS_INDEX };

@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-#include "buffers.h"
+#include "common/buffers.h"
 #include "params.h"
 
 /* Every kernel, once: X(identifier). Ids are positions in this list, from 1. */

@@ -5,8 +5,8 @@
  * A sum runs over k in V_LANES interleaved parts, is reduced across lanes, and then takes the last
  * k % V_LANES products in order: the same for any number of rows. Unit of work: 16 weight rows, for
  * all rows of x. */
-#include "cpu.h"
-#include "simd.h"
+#include "cpu/cpu.h"
+#include "cpu/simd.h"
 
 /* Weight rows and x rows that share their loads: their product is the number of accumulators. */
 #define N_BLOCK 4

@@ -6,7 +6,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 /* Spins before sleeping: about 30 microseconds of pauses, longer than the gap between two
  * dispatches. */

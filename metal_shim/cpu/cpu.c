@@ -7,7 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>

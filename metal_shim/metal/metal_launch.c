@@ -2,7 +2,7 @@
  * which function constants, in how many threadgroups. The numbers are shaders/launch.h's. */
 #include <string.h>
 
-#include "metal.h"
+#include "metal/metal.h"
 #include "launch.h"
 
 /* Floats of a row that a unit of silu_mul's grid takes (marlin/device/ops.py). */

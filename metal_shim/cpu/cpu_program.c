@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 /* Up to this many rows each worker quantizes a linear kernel's input for itself, which is cheaper
  * than meeting. */

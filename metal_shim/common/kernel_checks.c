@@ -2,7 +2,7 @@
  * records.c when a program is created, so that kernels can trust their sizes. */
 #include <stdbool.h>
 
-#include "kernels.h"
+#include "common/kernels.h"
 
 #define MAX_DIM (1 << 20)
 #define MAX_VOCAB (1 << 24)

@@ -7,7 +7,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "kernels.h"
+#include "common/kernels.h"
 
 /* A dispatch with its buffers resolved. `prepared` is what the kernel's prepare step left for these
  * rows. */

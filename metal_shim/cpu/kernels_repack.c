@@ -5,8 +5,8 @@
  *   Q4_0, Q4_1, Q4_K become 4-bit codes with a bias; Q5_0, Q5_1, Q5_K, Q6_K and Q8_0 8-bit codes.
  *
  * Block layouts: ggml-common.h of the GGUF reference implementation. */
-#include "cpu.h"
-#include "simd.h"
+#include "cpu/cpu.h"
+#include "cpu/simd.h"
 
 typedef struct {
     uint8_t *codes; /* [k], as stored: 0..15 or with 128 added */

@@ -1,6 +1,6 @@
 /* kernels_probe.c: what the machine can do at best: the denominators of `metal-marlin bench`. */
-#include "cpu.h"
-#include "simd.h"
+#include "cpu/cpu.h"
+#include "cpu/simd.h"
 
 /* out[unit] = a sum over one piece of x, so that every byte is read.
  * x uint8 [any], in pieces of PROBE_BYTES; out int32 [pieces] */

@@ -14,7 +14,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "metal.h"
+#include "metal/metal.h"
 #include "shader_source.h"
 
 /* An object of a class that is made with init alone, not owned. */

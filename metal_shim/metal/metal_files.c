@@ -10,7 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "metal.h"
+#include "metal/metal.h"
 
 /* Longer than anyone tries an older version beside a newer one. An archive that goes too early
  * costs one compilation. */

@@ -17,13 +17,13 @@
 #include <string.h>
 
 #if defined(MARLIN_ISA_AVX512)
-#include "simd_avx512.h"
+#include "cpu/simd_avx512.h"
 #elif defined(MARLIN_ISA_AVX2)
-#include "simd_avx2.h"
+#include "cpu/simd_avx2.h"
 #elif defined(MARLIN_ISA_NEON) || defined(MARLIN_ISA_I8MM)
-#include "simd_neon.h"
+#include "cpu/simd_neon.h"
 #else
-#include "simd_scalar.h"
+#include "cpu/simd_scalar.h"
 #endif
 
 #define V_PARTS (16 / V_LANES)

@@ -11,8 +11,8 @@
  * partial (max, sum, weighted values), and partials merge in order: `attention` does both for a
  * tile, `attention_split` leaves the partials for `attention_combine`, so that threads can share
  * one long context. The numbers are the same either way, and whatever rows share a tile. */
-#include "cpu.h"
-#include "simd.h"
+#include "cpu/cpu.h"
+#include "cpu/simd.h"
 
 #define SPLIT MARLIN_KV_SPLIT
 /* Rows of q that share a key tile, and rows x vectors of v that are summed at once: both fit the

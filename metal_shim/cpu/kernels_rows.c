@@ -1,7 +1,7 @@
 /* kernels_rows.c: the row-by-row kernels: embedding, RMS norm, RoPE with the KV write, SiLU, row
  * gather. Unit of work: one row (for rms_norm of heads, one head of one token). */
-#include "cpu.h"
-#include "simd.h"
+#include "cpu/cpu.h"
+#include "cpu/simd.h"
 
 static const float fp4_values[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
                                      -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};

@@ -16,7 +16,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 from setuptools.command.install import install
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SOURCE_FOLDERS = ("bin", "metal_shim", "shaders")
 SOURCE_FILES = ("CHANGELOG.md",)
 LIBRARIES = ("libmarlin_*.so", "libmarlin_*.dylib", "*.metallib")
@@ -53,7 +53,7 @@ class BuildNative(Command):
         self.set_undefined_options("build", ("build_lib", "build_lib"))
 
     def run(self):
-        script = str(ROOT / "metal_shim" / "build.py")
+        script = str(Path(__file__).with_name("build.py"))
         completed = subprocess.run([sys.executable, script, "--output", str(self._output())])
         if completed.returncode != 0:
             raise SystemExit("metal-marlin: the native library was not built; the reason is above")

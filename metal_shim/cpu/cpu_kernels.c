@@ -1,6 +1,6 @@
 /* cpu_kernels.c: how the CPU device divides each kernel's work, and the memory that a worker needs
  * for it. The same for every instruction set. */
-#include "cpu.h"
+#include "cpu/cpu.h"
 
 static int64_t units_linear(const marlin_call *call)
 {
