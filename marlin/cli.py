@@ -74,25 +74,25 @@ def _sentence(summary):
 
 
 def _add_quantize_arguments(parser):
-    from marlin import quantize
+    from marlin.commands import quantize
 
     quantize.add_arguments(parser)
 
 
 def _add_bench_arguments(parser):
-    from marlin import bench
+    from marlin.commands import bench
 
     bench.add_arguments(parser)
 
 
 def _add_info_arguments(parser):
-    from marlin import info
+    from marlin.commands import info
 
     info.add_arguments(parser)
 
 
 def _add_selftest_arguments(parser):
-    from marlin import selftest
+    from marlin.commands import selftest
 
     selftest.add_arguments(parser)
 
@@ -158,23 +158,23 @@ def _run(arguments, environ):
     if arguments.command == "serve":
         return _serve(arguments, environ)
     if arguments.command == "generate":
-        from marlin import generate
+        from marlin.commands import generate
         from marlin.engine.load import load_engine
 
         return generate.run(arguments, load_engine)
     if arguments.command == "quantize":
-        from marlin import quantize
+        from marlin.commands import quantize
 
         return quantize.run(arguments)
     if arguments.command == "info":
-        from marlin import info
+        from marlin.commands import info
 
         return info.run(arguments)
     if arguments.command == "selftest":
-        from marlin import selftest
+        from marlin.commands import selftest
 
         return selftest.run(arguments)
-    from marlin import bench
+    from marlin.commands import bench
 
     return bench.run(arguments)
 

@@ -10,7 +10,8 @@ import sys
 
 import pytest
 
-from marlin import __version__, cli, info
+from marlin import __version__, cli
+from marlin.commands import info
 from marlin.device import abi
 from marlin.device.device import Device
 

@@ -10,7 +10,7 @@ import make_selftest
 import numpy as np
 import pytest
 
-from marlin import selftest
+from marlin.commands import selftest
 from marlin.device import abi
 from marlin.device.device import Device
 from marlin.errors import DeviceError

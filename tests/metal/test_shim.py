@@ -256,7 +256,8 @@ def test_the_whole_source_is_compiled_without_a_metallib_and_its_pipelines_are_k
 
     environment = simulated_metal.environment | {"HOME": str(tmp_path)}
     environment["SIMMETAL_COMPILER"] = simulated.compiler_command(simulated_metal.home.parent)
-    script, folders = [HERE / "sim" / "run_kernels.py"], (HERE.parent, HERE.parent / "device")
+    script = [HERE / "sim" / "run_kernels.py"]
+    folders = (HERE.parent / "support", HERE.parent / "device")
     archives = []
     for kept in ("anew", "from the archive"):
         done = run_elsewhere(script, alone, folders=folders, **environment)

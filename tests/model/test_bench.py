@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from tiny_models import random_tensors, tiny_config, write_folder
 
-from marlin import bench, cli
+from marlin import cli
+from marlin.commands import bench
 from marlin.device import abi
 from marlin.device.device import Device
 from marlin.errors import ConfigError

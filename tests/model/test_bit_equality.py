@@ -18,8 +18,8 @@ from tiny_models import (
     write_folder,
 )
 
+from marlin.commands.quantize import quantize
 from marlin.models.tensors import tensor_shapes
-from marlin.quantize import quantize
 from marlin.weights.names import gguf_name
 
 # Past 256 tokens a context has two splits; 300 is no multiple of any tile.

@@ -10,11 +10,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_models import open_device, random_tensors, tiny_config, write_folder
 
+from marlin.commands.quantize import quantize
 from marlin.errors import MarlinError, ModelFileError
 from marlin.models.checkpoint import open_checkpoint
 from marlin.models.llama import LlamaModel
 from marlin.models.source import open_source
-from marlin.quantize import quantize
 from marlin.weights.names import gguf_name
 
 DOWN = "model.layers.1.mlp.down_proj"

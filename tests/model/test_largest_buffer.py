@@ -7,11 +7,11 @@ import pytest
 from tiny_models import logits_by_chunks, random_tensors, random_tokens, running, tiny_config
 from tiny_models import write_folder as write_plain
 
+from marlin.commands.quantize import quantize
 from marlin.device.device import Device
 from marlin.errors import DeviceError
 from marlin.models.checkpoint import open_checkpoint
 from marlin.models.llama import LlamaModel
-from marlin.quantize import quantize
 from marlin.weights.native import NativeEntry, NativeWriter
 
 GIB = 1 << 30

@@ -11,8 +11,8 @@ from tiny_models import (
     running,
 )
 
+from marlin.commands.quantize import quantize
 from marlin.models.checkpoint import open_checkpoint
-from marlin.quantize import quantize
 from marlin.weights import ggml_types
 from marlin.weights.formats import PackedWeight, dequantize
 from marlin.weights.safetensors_file import SafetensorsFolder

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 from server.fakes import ByteTokenizer, FakeEngine, StoppedByEngine, say
 
-from marlin import __version__, cli, generate
+from marlin import __version__, cli
+from marlin.commands import generate
 from marlin.errors import ConfigError, MarlinError, RequestError
 
 

@@ -22,12 +22,8 @@ BELOW = {
     "models": {"device", "weights"},
     "engine": {"device", "weights", "models"},
     "server": {"", "engine"},
-    "generate": {"engine", "server"},
-    "quantize": {"weights", "models"},
-    "info": {"", "device"},
-    "selftest": {"info", "device"},
-    "bench": {"info", "device", "engine", "models"},
-    "cli": {"", "engine", "server", "generate", "quantize", "bench", "info", "selftest"},
+    "commands": {"", "device", "weights", "models", "engine", "server"},
+    "cli": {"", "engine", "server", "commands"},
 }
 
 # Clients, and modules whose use is to reach another host or process, or to run what a file says.

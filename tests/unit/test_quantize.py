@@ -11,7 +11,7 @@ from gguf_builder import build, f32
 from tiny_checkpoints import HEAD_DIM, load_dense, load_packed, save_model, write_gguf
 
 from marlin import cli
-from marlin import quantize as command
+from marlin.commands import quantize as command
 from marlin.models.config import config_from_gguf, config_from_hf
 from marlin.weights import convert, ggml_types
 from marlin.weights.formats import dequantize

@@ -11,7 +11,7 @@ from gguf_builder import f32
 from tiny_checkpoints import save_model, tiny_config, write_gguf
 from transformers import LlamaForCausalLM
 
-from marlin import quantize as command
+from marlin.commands import quantize as command
 from marlin.errors import ConfigError, ModelFileError
 
 DOWN = "model.layers.1.mlp.down_proj"

@@ -1,4 +1,4 @@
-"""Runs some kernels of a library and compares them with tests/reference.py: run_kernels.py LIBRARY.
+"""Runs some kernels of a library and compares them with the oracle: run_kernels.py LIBRARY.
 
 Says how many sources were compiled, and whether the kernels' pipelines came from the archive.
 """

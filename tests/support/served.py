@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60  # far past any answer here; a test that waits this long has found a hang
 _RUN = "import sys; from marlin.cli import main; sys.exit(main())"
 

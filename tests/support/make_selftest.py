@@ -1,10 +1,10 @@
-"""Writes marlin/selftest.safetensors, the vectors of `metal-marlin selftest`:
+"""Writes marlin/commands/selftest.safetensors, the vectors of `metal-marlin selftest`:
 
-    python3 tests/make_selftest.py
+    python3 tests/support/make_selftest.py
 
-Inputs are random with fixed seeds; answers are tests/reference.py's. A test makes them again and
-compares. Activations are whole multiples of a power of two, at most 127 of them, so that a device
-that quantizes them to int8 loses nothing and owes the same answer as one that does not.
+Inputs are random with fixed seeds; answers are tests/support/reference.py's. A test makes them
+again and compares. Activations are whole multiples of a power of two, at most 127 of them, so that
+a device that quantizes them to int8 loses nothing and owes the same answer as one that does not.
 """
 
 import hashlib
@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "device")]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support"), str(ROOT / "tests" / "device")]
 
 import reference  # noqa: E402
 from kv_case import make_case  # noqa: E402
@@ -25,7 +25,7 @@ from matrices import bias_of, dense_weight, packed_weight  # noqa: E402
 from marlin.device import abi, ops  # noqa: E402
 from marlin.weights import formats, ggml_types  # noqa: E402
 
-VECTORS = ROOT / "marlin" / "selftest.safetensors"
+VECTORS = ROOT / "marlin" / "commands" / "selftest.safetensors"
 FLOAT32, FLOAT16 = (list(reference.TOLERANCES[name]) for name in ("float32", "float16"))
 EXACT = [0.0, 0.0]
 

@@ -1,8 +1,8 @@
 """`metal-marlin selftest`: every kernel on stored vectors, beside the CPU device, in one report.
 
 The vectors, with answers that the tests' oracle computed, are in selftest.safetensors beside this
-file (tests/make_selftest.py writes it). Knows how to run any recorded dispatch and nothing of what
-one computes.
+file (tests/support/make_selftest.py writes it). Knows how to run any recorded dispatch and nothing
+of what one computes.
 """
 
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
-from marlin import info
+from marlin.commands import info
 from marlin.config import DEVICE_HELP, DEVICE_KINDS
 from marlin.device import abi
 from marlin.device.device import Device

@@ -13,6 +13,7 @@ import time
 
 import numpy as np
 
+from marlin.commands.info import machine
 from marlin.config import DEVICE_HELP, DEVICE_KINDS, MAX_THREADS, whole_number
 from marlin.device import abi, ops
 from marlin.device.device import Device
@@ -23,7 +24,6 @@ from marlin.engine.memory import MemoryBudget, check_memory
 from marlin.engine.request import Request, SamplingParams
 from marlin.engine.runner import NO_TOKEN, NOT_NUMBERS, Chunk, Runner
 from marlin.errors import ConfigError, DeviceError
-from marlin.info import machine
 from marlin.models.checkpoint import open_checkpoint
 from marlin.models.llama import LlamaModel
 
