@@ -24,8 +24,8 @@ import numpy as np
 from marlin.device.device import Device
 from marlin.device.ops import KvLayout
 from marlin.engine.load import Batching, load_engine
-from marlin.engine.request import FinishEvent, Request, SamplingParams
-from marlin.engine.runner import Chunk, Runner
+from marlin.engine.request import Chunk, FinishEvent, Request, SamplingParams
+from marlin.engine.runner import Runner
 from marlin.models.checkpoint import open_checkpoint
 from marlin.models.llama import LlamaModel
 from marlin.server.service import service_for
@@ -76,13 +76,13 @@ def print_row_costs(arguments):
     config = model.config
     layout = KvLayout(1, 256, 1, config.num_kv_heads, config.head_dim)
     runner = Runner(device, model, layout, 128, 1, max_draft_tokens=15)
-    request, table = Request("rows", [7], SamplingParams(), seed=0), np.zeros(1, np.int32)
-    runner.step([Chunk([7] * 128, 0, table)])
+    request = Request("rows", [7] * 129, SamplingParams(), seed=0, block_ids=[0])
+    runner.step([Chunk(request, 0, 128)])
     times = {rows: [] for rows in (1, 2, 3, 4, 5, 6, 7, 8, 12, 16)}
     for _ in range(5 * arguments.rounds):
         for rows, found in times.items():
             begin = time.perf_counter()
-            runner.step([Chunk([7], 128, table, request, tuple(range(1, rows)))])
+            runner.step([Chunk(request, 128, 1, tuple(range(1, rows)))])
             found.append(1000 * (time.perf_counter() - begin))
     print("rows" + "".join(f"{rows:7}" for rows in times))
     print("ms  " + "".join(f"{statistics.median(found):7.2f}" for found in times.values()))

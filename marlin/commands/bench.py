@@ -21,8 +21,8 @@ from marlin.device.ops import KvLayout
 from marlin.device.program import Recorder, View
 from marlin.engine.load import PREFILL_STEP_TOKENS
 from marlin.engine.memory import MemoryBudget, check_memory
-from marlin.engine.request import Request, SamplingParams
-from marlin.engine.runner import NO_TOKEN, NOT_NUMBERS, Chunk, Runner
+from marlin.engine.request import Chunk, Request, SamplingParams
+from marlin.engine.runner import NO_TOKEN, NOT_NUMBERS, Runner
 from marlin.errors import ConfigError, DeviceError
 from marlin.models.checkpoint import open_checkpoint
 from marlin.models.llama import LlamaModel
@@ -157,18 +157,17 @@ class Subject:
         """(prompt tokens/s, output tokens/s) of one greedy generation."""
         vocab_size = self.model.config.vocab_size
         prompt = [(7919 * i + 13) % vocab_size for i in range(num_prompt)]
-        request = Request("bench", prompt, SamplingParams(temperature=0.0), seed=0)
-        table = np.zeros(1, np.int32)
+        request = Request("bench", prompt, SamplingParams(temperature=0.0), 0, block_ids=[0])
         start = time.perf_counter()
         for begin in range(0, num_prompt, PREFILL_STEP_TOKENS):
-            part = prompt[begin : begin + PREFILL_STEP_TOKENS]
-            last = begin + len(part) == num_prompt
-            sampled = self.runner.step([Chunk(part, begin, table, request if last else None)])
+            count = min(PREFILL_STEP_TOKENS, num_prompt - begin)
+            sampled = self.runner.step([Chunk(request, begin, count)])
         middle = time.perf_counter()
         for position in range(num_prompt, num_prompt + num_outputs):
             if sampled[0] == [NO_TOKEN]:
                 raise DeviceError(NOT_NUMBERS)
-            sampled = self.runner.step([Chunk(sampled[0], position, table, request)])
+            request.output_token_ids += sampled[0]
+            sampled = self.runner.step([Chunk(request, position, 1)])
         end = time.perf_counter()
         return num_prompt / (middle - start), num_outputs / (end - middle)
 

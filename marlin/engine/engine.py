@@ -9,8 +9,6 @@ import secrets
 import threading
 import time
 
-import numpy as np
-
 from marlin.engine.block_pool import BlockPool
 from marlin.engine.draft import Drafter
 from marlin.engine.request import (
@@ -20,7 +18,7 @@ from marlin.engine.request import (
     TokenEvent,
     check_prompt_length,
 )
-from marlin.engine.runner import NO_TOKEN, NOT_NUMBERS, Chunk
+from marlin.engine.runner import NO_TOKEN, NOT_NUMBERS
 from marlin.engine.scheduler import Scheduler
 from marlin.errors import DeviceError, RequestError, StoppingError
 
@@ -178,11 +176,11 @@ class Engine:
         try:
             while self._receive():
                 self._drop_aborted()
-                shares = self._scheduler.schedule()
+                chunks = self._scheduler.schedule()
                 with self._lock:
                     self._num_running = len(self._scheduler.running)
-                if shares:
-                    self._step(shares)
+                if chunks:
+                    self._step(chunks)
                 else:
                     self._scheduler.check()
         except DeviceError as error:
@@ -218,22 +216,12 @@ class Engine:
             if request.aborted:
                 self._finish(request, FinishEvent("abort"))
 
-    def _step(self, shares):
-        chunks = [
-            Chunk(
-                share.token_ids(),
-                share.start,
-                np.asarray(share.request.block_ids, np.int32),
-                share.request if share.is_last else None,
-                share.draft_token_ids,
-            )
-            for share in shares
-        ]
+    def _step(self, chunks):
         try:
             token_lists = self._runner.step(chunks)
         except DeviceError as error:
-            for share in shares:
-                self._finish(share.request, FinishEvent("error", error), keep=False)
+            for chunk in chunks:
+                self._finish(chunk.request, FinishEvent("error", error), keep=False)
             self._num_failed_steps += 1
             if self._num_failed_steps == MAX_FAILED_STEPS:
                 raise
@@ -242,15 +230,15 @@ class Engine:
         with self._lock:
             self._stepped_at = self._clock()
         sampled = zip(token_lists, self._runner.logprobs, strict=True)
-        for share in shares:
-            if share.is_last:
-                self._publish(share, *next(sampled))
+        for chunk in chunks:
+            if chunk.is_last:
+                self._publish(chunk, *next(sampled))
             else:
-                self._scheduler.advance(share)
+                self._scheduler.advance(chunk)
 
-    def _publish(self, share, token_ids, logprobs):
+    def _publish(self, chunk, token_ids, logprobs):
         """Append sampled tokens, or as many as there are before the request's end, and end it."""
-        request = share.request
+        request = chunk.request
         numbers = [token_id for token_id in token_ids if token_id != NO_TOKEN]
         if numbers and not request.output_token_ids:
             self._num_prompt_tokens += len(request.prompt_token_ids)
@@ -259,12 +247,12 @@ class Engine:
         request.output_token_ids += kept
         # The KV of the last token sampled is not there; that of those before it is.
         num_accepted = min(len(kept), len(token_ids) - 1)
-        self._num_draft_tokens += len(share.draft_token_ids)
+        self._num_draft_tokens += len(chunk.draft_token_ids)
         self._num_accepted_draft_tokens += num_accepted
         if is_broken:
             finish = FinishEvent("error", DeviceError(NOT_NUMBERS))
         else:
-            self._scheduler.advance(share, num_accepted)
+            self._scheduler.advance(chunk, num_accepted)
         if kept:
             request.events.put(TokenEvent(tuple(kept), tuple(logprobs[: len(kept)])))
             self._num_generated_tokens += len(kept)

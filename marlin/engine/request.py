@@ -138,6 +138,30 @@ class Request:
         self._aborted.set()
 
 
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A request's part of a step: its tokens [start, start + num_tokens), and guesses that follow.
+
+    The request holds the blocks of all of them. When the last of its tokens is among them, as many
+    tokens are sampled as guesses are right, and one after those; only then there are guesses.
+    """
+
+    request: Request
+    start: int
+    num_tokens: int
+    draft_token_ids: tuple[int, ...] = ()
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it computes the last of the request's tokens, so that the next is sampled."""
+        return self.start + self.num_tokens == self.request.num_tokens
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens to compute, without the guesses."""
+        return self.request.token_ids(self.start, self.start + self.num_tokens)
+
+
 def check_prompt_length(num_tokens, max_context_tokens):
     """Refuse a prompt that leaves no token to compute, or no room for one of output.
 

@@ -1,16 +1,16 @@
 """Which tokens of which requests go into the next step: no device, no threads, no clock.
 
-One rule runs everything: a request's num_computed_tokens chases its num_tokens, and each step gives
-the running requests shares of a token budget. Prefill, chunked prefill, decode and a resumed
-request are that one rule.
+One rule runs everything: a request's num_computed_tokens chases its num_tokens, and each step
+computes a chunk of each running request, within a token budget. Prefill, chunked prefill, decode
+and a resumed request are that one rule.
 """
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from marlin.engine.block_pool import block_hash
 from marlin.engine.draft import MAX_DRAFT_TOKENS
-from marlin.engine.request import Request
+from marlin.engine.request import Chunk
 
 # Prompt tokens of a step in which others decode. On a CPU a step's time grows with its rows: a
 # small share keeps the streams' steps short, and the prompt is computed somewhat more slowly.
@@ -19,28 +19,6 @@ PREFILL_TOKENS_BESIDE_DECODES = 32
 # with 32 prompt rows, 56 ms with 16, and 16 ms without any (docs/performance.md).
 LONG_CONTEXT_TOKENS = 2048
 LONG_PREFILL_TOKENS_BESIDE_DECODES = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """A request's part of a step: its tokens [start, start + num_tokens), and guesses that follow.
-
-    Only a share of one token has guesses, and it is the request's last.
-    """
-
-    request: Request
-    start: int
-    num_tokens: int
-    draft_token_ids: tuple[int, ...] = ()
-
-    @property
-    def is_last(self):
-        """Whether it computes the last of the request's tokens, so that the next is sampled."""
-        return self.start + self.num_tokens == self.request.num_tokens
-
-    def token_ids(self):
-        """The tokens to compute, without the guesses."""
-        return self.request.token_ids(self.start, self.start + self.num_tokens)
 
 
 class Scheduler:
@@ -72,75 +50,75 @@ class Scheduler:
         return [*self.running, *self.waiting]
 
     def schedule(self):
-        """Choose the next step's shares.
+        """Choose the next step's chunks.
 
         Returns:
-            list of Share, at most max_sequences, together at most max_step_tokens tokens, guesses
+            list of Chunk, at most max_sequences, together at most max_step_tokens tokens, guesses
             included. Empty only when there is no request.
         """
-        shares = self._schedule_tokens()
-        return self._with_drafts(shares) if self._max_draft_tokens else shares
+        chunks = self._schedule_tokens()
+        return self._with_drafts(chunks) if self._max_draft_tokens else chunks
 
     def _schedule_tokens(self):
-        shares = []
+        chunks = []
         budget = self._max_step_tokens
         decodes = [r for r in self.running if r.num_tokens - r.num_computed_tokens == 1]
         for request in decodes:
             # A request may have been preempted to make room for one before it.
             if request in self.running and self._grow(request, 1):
-                shares.append(Share(request, request.num_computed_tokens, 1))
+                chunks.append(Chunk(request, request.num_computed_tokens, 1))
                 budget -= 1
-        shares = [share for share in shares if share.request in self.running]
-        in_step = {id(share.request) for share in shares}
+        chunks = [chunk for chunk in chunks if chunk.request in self.running]
+        in_step = {id(chunk.request) for chunk in chunks}
         prefills = [r for r in self.running if id(r) not in in_step]
-        if shares:
+        if chunks:
             is_long = any(r.num_computed_tokens >= LONG_CONTEXT_TOKENS for r in prefills)
             most = LONG_PREFILL_TOKENS_BESIDE_DECODES if is_long else PREFILL_TOKENS_BESIDE_DECODES
             budget = min(budget, most)
         for request in prefills:
-            budget -= self._add_prefill(shares, request, budget)
+            budget -= self._add_prefill(chunks, request, budget)
         while self.waiting and budget > 0 and self._admit():
-            budget -= self._add_prefill(shares, self.running[-1], budget)
-        return shares
+            budget -= self._add_prefill(chunks, self.running[-1], budget)
+        return chunks
 
-    def _with_drafts(self, shares):
+    def _with_drafts(self, chunks):
         """Add guesses where requests make any: last, and from what nobody else wants in this step.
 
         When there are too many, the longest drafts are cut.
         """
-        num_tokens = sum(share.num_tokens for share in shares)
+        num_tokens = sum(chunk.num_tokens for chunk in chunks)
         room = min(self._max_draft_tokens, self._max_step_tokens - num_tokens)
         drafts = [
-            share.request.drafter.propose(share.request, num_tokens)
-            if share.num_tokens == 1 and share.is_last and room > 0
+            chunk.request.drafter.propose(chunk.request, num_tokens)
+            if chunk.num_tokens == 1 and chunk.is_last and room > 0
             else []
-            for share in shares
+            for chunk in chunks
         ]
         longest = MAX_DRAFT_TOKENS
         while sum(min(len(draft), longest) for draft in drafts) > room:
             longest -= 1
         return [
-            self._with_draft(share, draft[:longest]) if draft[:longest] else share
-            for share, draft in zip(shares, drafts, strict=True)
+            self._with_draft(chunk, draft[:longest]) if draft[:longest] else chunk
+            for chunk, draft in zip(chunks, drafts, strict=True)
         ]
 
-    def _with_draft(self, share, draft):
-        """A share with as much of a draft as there are free blocks for."""
-        request, end = share.request, share.start + share.num_tokens
+    def _with_draft(self, chunk, draft):
+        """A chunk with as much of a draft as there are free blocks for."""
+        request, end = chunk.request, chunk.start + chunk.num_tokens
         num_blocks = len(request.block_ids)
         most = (num_blocks + self._pool.num_free) * self._pool.block_size - end
         draft = tuple(draft[: max(0, most)])
         request.block_ids += self._pool.take(
             max(0, self._pool.blocks_for(end + len(draft)) - num_blocks)
         )
-        return replace(share, draft_token_ids=draft)
+        return replace(chunk, draft_token_ids=draft)
 
-    def _add_prefill(self, shares, request, budget):
+    def _add_prefill(self, chunks, request, budget):
         """Give a request up to `budget` tokens; returns how many."""
         count = min(budget, request.num_tokens - request.num_computed_tokens)
         if count < 1 or request not in self.running or not self._grow(request, count):
             return 0
-        shares.append(Share(request, request.num_computed_tokens, count))
+        chunks.append(Chunk(request, request.num_computed_tokens, count))
         return count
 
     def _grow(self, request, num_tokens):
@@ -212,28 +190,28 @@ class Scheduler:
         size, hashes = self._pool.block_size, request.block_hashes
         for end in range((len(hashes) + 1) * size, num_tokens + 1, size):
             parent = hashes[-1] if hashes else b""
-            hashes.append(block_hash(parent, Share(request, end - size, size).token_ids()))
+            hashes.append(block_hash(parent, request.token_ids(end - size, end)))
 
-    def advance(self, share, num_accepted=0):
-        """Note that a share has been computed; its full blocks can be found from now on.
+    def advance(self, chunk, num_accepted=0):
+        """Note that a chunk has been computed; its full blocks can be found from now on.
 
         Args:
             num_accepted: its first guesses that have become tokens of the request. Blocks that only
                 the others needed are given back: guessing leaves nobody with fewer blocks.
         """
-        request, size = share.request, self._pool.block_size
-        end = share.start + share.num_tokens + num_accepted
+        request, size = chunk.request, self._pool.block_size
+        end = chunk.start + chunk.num_tokens + num_accepted
         request.num_computed_tokens = end
         if request.drafter is not None:
-            self._learn(share, num_accepted)
-        if self._pool.num_blocks == 1 or share.start // size == end // size:
+            self._learn(chunk, num_accepted)
+        if self._pool.num_blocks == 1 or chunk.start // size == end // size:
             return
         self._hash_blocks(request, end)
-        for index in range(share.start // size, end // size):
+        for index in range(chunk.start // size, end // size):
             self._pool.remember(request.block_ids[index], request.block_hashes[index])
 
-    def _learn(self, share, num_accepted):
-        request, num_drafted = share.request, len(share.draft_token_ids)
+    def _learn(self, chunk, num_accepted):
+        request, num_drafted = chunk.request, len(chunk.draft_token_ids)
         request.num_draft_tokens += num_drafted
         request.num_accepted_draft_tokens += num_accepted
         request.drafter.follow(request)

@@ -28,6 +28,7 @@ class GatedRunner:
     Attributes:
         started: queue of each step's chunks, filled as the step begins.
         steps: list of the same.
+        sampled_ids: of requests that tokens were asked for, one for each chunk that asked.
         faults: exceptions that the next steps raise instead of running.
         is_closed: close() was called.
     """
@@ -38,6 +39,7 @@ class GatedRunner:
         self._is_open = True
         self.started = queue.SimpleQueue()
         self.steps = []
+        self.sampled_ids = []
         self.faults = []
         self.is_closed = False
 
@@ -59,6 +61,7 @@ class GatedRunner:
 
     def step(self, chunks):
         self.steps.append(chunks)
+        self.sampled_ids += [chunk.request.request_id for chunk in chunks if chunk.is_last]
         self.started.put(chunks)
         if not self._is_open:
             assert self._permits.acquire(timeout=TIMEOUT_S), "a test left a step held"

@@ -14,8 +14,8 @@ from tiny_models import random_tensors, random_tokens, running, tiny_config, wri
 from marlin.engine import engine as engine_module
 from marlin.engine.draft import Drafter
 from marlin.engine.engine import MAX_FAILED_STEPS, Engine
-from marlin.engine.request import Request, SamplingParams
-from marlin.engine.runner import NO_TOKEN, Chunk
+from marlin.engine.request import Chunk, Request, SamplingParams
+from marlin.engine.runner import NO_TOKEN
 from marlin.errors import DeviceError
 
 BAD_TOKEN = 96
@@ -136,10 +136,9 @@ def test_an_answer_that_breaks_keeps_the_tokens_that_it_had(partly_broken):
 
 
 def test_no_token_has_no_logprobs(broken):
-    request = Request("r", PROMPTS[0], SamplingParams(num_logprobs=2), seed=0)
+    request = Request("r", PROMPTS[0], SamplingParams(num_logprobs=2), 0, block_ids=[0])
     with running(broken) as runner:
-        chunk = Chunk(PROMPTS[0], 0, np.zeros(1, np.int32), request)
-        assert runner.step([chunk]) == [[NO_TOKEN]]
+        assert runner.step([Chunk(request, 0, len(PROMPTS[0]))]) == [[NO_TOKEN]]
         assert runner.logprobs == [[]]
 
 

@@ -36,11 +36,6 @@ def answer(folder):
     return token_ids
 
 
-def sampled_ids(tested):
-    steps = tested.runner.steps
-    return {chunk.request.request_id for step in steps for chunk in step if chunk.request}
-
-
 def test_a_request_aborted_while_it_waits_is_never_computed(tested, answer):
     tested.runner.hold()
     first = tested.submit(PROMPT, "first")
@@ -52,7 +47,7 @@ def test_a_request_aborted_while_it_waits_is_never_computed(tested, answer):
     assert read(waiting) == ([], FinishEvent("abort"))
     assert len(read(first)[0]) == 8
     assert read(last) == (answer, FinishEvent("length"))
-    assert sampled_ids(tested) == {"first", "last"}
+    assert set(tested.runner.sampled_ids) == {"first", "last"}
 
 
 def test_a_request_aborted_during_its_prefill_frees_the_engine_at_the_next_step(tested, answer):
@@ -66,7 +61,7 @@ def test_a_request_aborted_during_its_prefill_frees_the_engine_at_the_next_step(
     tested.runner.open()
     assert read(gone) == ([], FinishEvent("abort"))
     assert read(after) == (answer, FinishEvent("length"))
-    assert sampled_ids(tested) == {"after"}
+    assert set(tested.runner.sampled_ids) == {"after"}
 
 
 def test_a_request_aborted_while_it_decodes_frees_the_engine_at_the_next_step(tested, answer):

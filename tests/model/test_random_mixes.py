@@ -14,7 +14,6 @@ from tiny_models import random_tensors, random_tokens, running, tiny_config, wri
 
 from marlin.engine.block_pool import BlockPool
 from marlin.engine.request import Request, SamplingParams
-from marlin.engine.runner import Chunk
 from marlin.engine.scheduler import Scheduler
 
 VOCAB = 97
@@ -62,21 +61,16 @@ class Mix:
 
     def step(self):
         before = list(self.scheduler.running)
-        shares = self.scheduler.schedule()
+        chunks = self.scheduler.schedule()
         self.num_preempted += sum(request in self.scheduler.waiting for request in before)
-        assert shares, "requests are in hand and none is computed"
-        table = [np.array(share.request.block_ids, np.int32) for share in shares]
-        chunks = [
-            Chunk(share.token_ids(), share.start, blocks, share.request if share.is_last else None)
-            for share, blocks in zip(shares, table, strict=True)
-        ]
+        assert chunks, "requests are in hand and none is computed"
         token_ids = [token_id for [token_id] in self._runner.step(chunks)]
         sampled = zip(token_ids, self._runner.logits)  # logits has spare rows
-        for share in shares:
-            wants_token = share.is_last
-            self.scheduler.advance(share)
+        for chunk in chunks:
+            wants_token = chunk.is_last
+            self.scheduler.advance(chunk)
             if wants_token:
-                self._take(share.request, *next(sampled))
+                self._take(chunk.request, *next(sampled))
         self.scheduler.check()
 
     def _take(self, request, token_id, logits):

@@ -16,8 +16,8 @@ from safetensors.numpy import save_file
 from marlin.device import abi
 from marlin.device.device import Device
 from marlin.device.ops import KvLayout
-from marlin.engine.request import Request, SamplingParams
-from marlin.engine.runner import Chunk, Runner
+from marlin.engine.request import Chunk, Request, SamplingParams
+from marlin.engine.runner import Runner
 from marlin.errors import DeviceError
 from marlin.models.checkpoint import open_checkpoint
 from marlin.models.config import ModelConfig
@@ -135,8 +135,9 @@ def running(
 
 def greedy_chunk(token_ids, start, block_table=(0,)):
     """A Chunk whose last token's logits are computed."""
-    table = np.array(block_table, np.int32)
-    return Chunk(list(token_ids), start, table, Request("tiny", [0], GREEDY, seed=0))
+    prompt = [0] * start + list(token_ids)
+    request = Request("tiny", prompt, GREEDY, seed=0, block_ids=list(block_table))
+    return Chunk(request, start, len(token_ids))
 
 
 def logits_by_chunks(runner, token_ids, sizes, start=0):
@@ -197,7 +198,7 @@ def weight_values(weight):
 
 def prefill(runner, token_ids, block_table=(0,)):
     """Compute tokens from position 0 in as large steps as the runner takes; no logits."""
-    table = np.array(block_table, np.int32)
+    request = Request("tiny", [*token_ids, 0], GREEDY, seed=0, block_ids=list(block_table))
     for start in range(0, len(token_ids), runner.max_step_tokens):
-        part = token_ids[start : start + runner.max_step_tokens]
-        runner.step([Chunk(part, start, table)])
+        count = min(runner.max_step_tokens, len(token_ids) - start)
+        runner.step([Chunk(request, start, count)])

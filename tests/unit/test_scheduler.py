@@ -12,21 +12,21 @@ def make_request(prompt, max_tokens=8, name="r"):
 
 
 def run_step(scheduler, token_id=7):
-    """Carry out one step with a runner that always samples token_id; returns its shares."""
-    shares = scheduler.schedule()
-    for share in shares:
-        wants_token = share.is_last
-        scheduler.advance(share)
+    """Carry out one step with a runner that always samples token_id; returns its chunks."""
+    chunks = scheduler.schedule()
+    for chunk in chunks:
+        wants_token = chunk.is_last
+        scheduler.advance(chunk)
         if wants_token:
-            share.request.output_token_ids.append(token_id)
-            if len(share.request.output_token_ids) == share.request.params.max_tokens:
-                scheduler.remove(share.request)
+            chunk.request.output_token_ids.append(token_id)
+            if len(chunk.request.output_token_ids) == chunk.request.params.max_tokens:
+                scheduler.remove(chunk.request)
     scheduler.check()
-    return shares
+    return chunks
 
 
-def as_spans(shares):
-    return [(share.request.request_id, share.start, share.num_tokens) for share in shares]
+def as_spans(chunks):
+    return [(chunk.request.request_id, chunk.start, chunk.num_tokens) for chunk in chunks]
 
 
 def test_a_long_prompt_is_computed_in_steps_of_the_budget():
@@ -96,7 +96,7 @@ def test_a_beginning_shared_by_requests_that_arrive_together_is_computed_once():
     )
     computed = 0
     while scheduler.requests():
-        computed += sum(share.num_tokens for share in run_step(scheduler))
+        computed += sum(chunk.num_tokens for chunk in run_step(scheduler))
     # 62 full blocks once; 10 tokens each after them, and the first output token.
     assert computed == 62 * 16 + 16 * (10 + 1)
 

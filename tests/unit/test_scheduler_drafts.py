@@ -39,29 +39,29 @@ def make_request(prompt, draft=(), max_tokens=40, name="r"):
     return request
 
 
-def carry_out(scheduler, shares):
+def carry_out(scheduler, chunks):
     """What the engine does with a step in which RIGHT is sampled everywhere."""
-    for share in shares:
-        if not share.is_last:
-            scheduler.advance(share)
+    for chunk in chunks:
+        if not chunk.is_last:
+            scheduler.advance(chunk)
             continue
-        drafts = share.draft_token_ids
+        drafts = chunk.draft_token_ids
         num_right = next((i for i, token in enumerate(drafts) if token != RIGHT), len(drafts))
-        share.request.output_token_ids += [RIGHT] * (num_right + 1)
-        scheduler.advance(share, num_right)
-        if len(share.request.output_token_ids) == share.request.params.max_tokens:
-            scheduler.remove(share.request)
+        chunk.request.output_token_ids += [RIGHT] * (num_right + 1)
+        scheduler.advance(chunk, num_right)
+        if len(chunk.request.output_token_ids) == chunk.request.params.max_tokens:
+            scheduler.remove(chunk.request)
     scheduler.check()
 
 
 def run_step(scheduler):
-    shares = scheduler.schedule()
-    carry_out(scheduler, shares)
-    return shares
+    chunks = scheduler.schedule()
+    carry_out(scheduler, chunks)
+    return chunks
 
 
-def drafted(shares):
-    return [(share.request.request_id, len(share.draft_token_ids)) for share in shares]
+def drafted(chunks):
+    return [(chunk.request.request_id, len(chunk.draft_token_ids)) for chunk in chunks]
 
 
 def test_right_guesses_become_tokens_whose_kv_is_there_already():
@@ -69,8 +69,8 @@ def test_right_guesses_become_tokens_whose_kv_is_there_already():
     request = make_request(range(10), [RIGHT, RIGHT, WRONG, RIGHT])
     scheduler.waiting.append(request)
     run_step(scheduler)
-    [share] = run_step(scheduler)
-    assert share.draft_token_ids == (RIGHT, RIGHT, WRONG, RIGHT)
+    [chunk] = run_step(scheduler)
+    assert chunk.draft_token_ids == (RIGHT, RIGHT, WRONG, RIGHT)
     # One token was sampled after the prompt; then two guesses and the token after them.
     assert request.output_token_ids == [RIGHT] * 4
     assert request.num_computed_tokens == request.num_tokens - 1 == 13
@@ -90,9 +90,9 @@ def test_a_guess_that_needs_a_block_gives_it_back_when_it_was_wrong():
     request = make_request(range(14), [WRONG] * 7)
     scheduler.waiting.append(request)
     run_step(scheduler)
-    shares = scheduler.schedule()
-    assert drafted(shares) == [("r", 7)] and pool.num_free == 2
-    carry_out(scheduler, shares)
+    chunks = scheduler.schedule()
+    assert drafted(chunks) == [("r", 7)] and pool.num_free == 2
+    carry_out(scheduler, chunks)
     assert pool.num_free == 3 and len(request.block_ids) == 1
 
 
@@ -214,16 +214,16 @@ def test_any_mix_with_guesses_ends_with_every_block_free_and_every_token(
             victim = scheduler.requests()[step % len(scheduler.requests())]
             scheduler.remove(victim)
             aborted.add(victim)
-        shares = scheduler.schedule()
-        num_drafts = sum(len(share.draft_token_ids) for share in shares)
+        chunks = scheduler.schedule()
+        num_drafts = sum(len(chunk.draft_token_ids) for chunk in chunks)
         assert num_drafts <= max_draft_tokens
-        assert sum(share.num_tokens for share in shares) + num_drafts <= budget
-        assert all(len(share.draft_token_ids) <= MAX_DRAFT_TOKENS for share in shares)
-        for share in shares:
-            end = share.start + share.num_tokens + len(share.draft_token_ids)
-            assert len(share.request.block_ids) == pool.blocks_for(end)
-        assert shares or not scheduler.requests(), "a step without progress"
-        carry_out(scheduler, shares)
+        assert sum(chunk.num_tokens for chunk in chunks) + num_drafts <= budget
+        assert all(len(chunk.draft_token_ids) <= MAX_DRAFT_TOKENS for chunk in chunks)
+        for chunk in chunks:
+            end = chunk.start + chunk.num_tokens + len(chunk.draft_token_ids)
+            assert len(chunk.request.block_ids) == pool.blocks_for(end)
+        assert chunks or not scheduler.requests(), "a step without progress"
+        carry_out(scheduler, chunks)
         if step > 30 and not scheduler.requests():
             break
     assert pool.num_free == num_blocks
@@ -249,8 +249,8 @@ def trace_of(requests, num_blocks, max_sequences, max_draft_tokens):
         scheduler.waiting.append(make_request(prompt, [WRONG] * 7, num_outputs, str(i)))
     steps = []
     while scheduler.requests():
-        shares = run_step(scheduler)
-        spans = [(share.request.request_id, share.start, share.num_tokens) for share in shares]
+        chunks = run_step(scheduler)
+        spans = [(chunk.request.request_id, chunk.start, chunk.num_tokens) for chunk in chunks]
         running = [request.request_id for request in scheduler.running]
         steps.append((pool.num_free, running, spans))
     return steps

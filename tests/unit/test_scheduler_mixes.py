@@ -27,20 +27,20 @@ class FakeRunner:
         self._slots = [None] * (pool.num_blocks * pool.block_size)
         self._known = {}
 
-    def step(self, shares):
-        """Read every share's context and write its tokens; the token sampled for each share."""
-        for share in shares:
-            self._compute(share)
-        return [next_token(self._hashes(share.request)[-1]) for share in shares]
+    def step(self, chunks):
+        """Read every chunk's context and write its tokens; the token sampled for each chunk."""
+        for chunk in chunks:
+            self._compute(chunk)
+        return [next_token(self._hashes(chunk.request)[-1]) for chunk in chunks]
 
-    def _compute(self, share):
-        table, hashes = share.request.block_ids, self._hashes(share.request)
-        end = share.start + share.num_tokens
-        assert len(table) * self._size >= end, "a share lies past its blocks"
+    def _compute(self, chunk):
+        table, hashes = chunk.request.block_ids, self._hashes(chunk.request)
+        end = chunk.start + chunk.num_tokens
+        assert len(table) * self._size >= end, "a chunk lies past its blocks"
         slots = [table[at // self._size] * self._size + at % self._size for at in range(end)]
-        found = [self._slots[slot] for slot in slots[: share.start]]
-        assert found == hashes[: share.start], "the KV cache is not that of the request's tokens"
-        for at in range(share.start, end):
+        found = [self._slots[slot] for slot in slots[: chunk.start]]
+        assert found == hashes[: chunk.start], "the KV cache is not that of the request's tokens"
+        for at in range(chunk.start, end):
             self._slots[slots[at]] = hashes[at]
 
     def _hashes(self, request):
@@ -125,39 +125,39 @@ class Mix:
             if request.num_tokens - request.num_computed_tokens == 1
         ]
         before = list(self.scheduler.running)
-        shares = self.scheduler.schedule()
+        chunks = self.scheduler.schedule()
         self.scheduler.check()
-        self.check_shares(shares, decoding)
+        self.check_chunks(chunks, decoding)
         self.happened["preempted"] += len(set(before) & set(self.scheduler.waiting))
-        token_ids = self.runner.step(shares)
+        token_ids = self.runner.step(chunks)
         if fails:
             self.happened["failed"] += 1
-            for share in shares:
-                self.drop(share.request, keep=False)
+            for chunk in chunks:
+                self.drop(chunk.request, keep=False)
             return
-        for share, token_id in zip(shares, token_ids, strict=True):
-            self.advance(share, token_id)
+        for chunk, token_id in zip(chunks, token_ids, strict=True):
+            self.advance(chunk, token_id)
         self.scheduler.check()
 
-    def check_shares(self, shares, decoding):
-        requests = [share.request for share in shares]
-        assert shares, "a step without progress"
-        assert len(shares) == len(set(requests)) <= self.max_sequences
-        assert sum(share.num_tokens for share in shares) <= self.budget
-        assert all(share.start == share.request.num_computed_tokens for share in shares)
+    def check_chunks(self, chunks, decoding):
+        requests = [chunk.request for chunk in chunks]
+        assert chunks, "a step without progress"
+        assert len(chunks) == len(set(requests)) <= self.max_sequences
+        assert sum(chunk.num_tokens for chunk in chunks) <= self.budget
+        assert all(chunk.start == chunk.request.num_computed_tokens for chunk in chunks)
         assert set(requests) <= set(self.scheduler.running)
         in_order = [self.order[request] for request in self.scheduler.requests()]
         assert in_order == sorted(in_order), "a later request overtook an earlier one"
         assert self.scheduler.requests()[0] in requests, "the oldest request stands still"
         still = [request for request in decoding if request in self.scheduler.running]
         assert set(still) <= set(requests), "a stream missed a step"
-        prefill = sum(share.num_tokens for share in shares if share.request not in still)
+        prefill = sum(chunk.num_tokens for chunk in chunks if chunk.request not in still)
         assert not still or prefill <= PREFILL_TOKENS_BESIDE_DECODES, "a stream waits for prompts"
 
-    def advance(self, share, token_id):
-        wants_token = share.is_last
-        self.scheduler.advance(share)
-        request = share.request
+    def advance(self, chunk, token_id):
+        wants_token = chunk.is_last
+        self.scheduler.advance(chunk)
+        request = chunk.request
         if wants_token:
             request.output_token_ids.append(token_id)
             if len(request.output_token_ids) == request.params.max_tokens:
