@@ -28,8 +28,8 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 from marlin.config import serve_config
 from marlin.engine.mock import MockEngine, MockModel, MockTokenizer, SimpleNamespace
 from marlin.engine.request import FinishEvent, Request, TokenEvent
-from marlin.server.serve import serve as run
-from marlin.server.service import service_for
+from marlin.server.api.service import service_for
+from marlin.server.process.serve import serve as run
 
 NUM_STREAMS = 64
 TICK_S = 0.0064

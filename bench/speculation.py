@@ -28,7 +28,7 @@ from marlin.engine.request import Chunk, FinishEvent, Request, SamplingParams
 from marlin.engine.runner import Runner
 from marlin.models.checkpoint import open_checkpoint
 from marlin.models.llama import LlamaModel
-from marlin.server.service import service_for
+from marlin.server.api.service import service_for
 
 PROSE = (
     "The marlin is a large fish of the open sea. It has a long body, a spear-like snout and a tall "

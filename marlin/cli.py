@@ -184,10 +184,10 @@ def _serve(arguments, environ):
     _set_up_logging(settings)
     _warn_of_unused_options(arguments, settings)
     if settings.workers > 1:
-        from marlin.server.supervisor import supervise
+        from marlin.server.process.supervisor import supervise
 
         return supervise(settings, run_worker)
-    from marlin.server.serve import serve
+    from marlin.server.process.serve import serve
 
     return serve(settings, _load_service)
 
@@ -202,20 +202,20 @@ def _warn_of_unused_options(arguments, settings):
 
 
 def run_worker():
-    """The main function of a worker process, see server/supervisor.py; returns its exit code."""
-    from marlin.server import worker
+    """The main function of a worker process (server/process/supervisor.py); its exit code."""
+    from marlin.server.process import worker
 
     return worker.main(_load_service, _set_up_logging)
 
 
 def _set_up_logging(settings):
-    from marlin.server import logs
+    from marlin.server.observe import logs
 
     logs.configure(settings.log_level, settings.log_format, sys.stderr)
 
 
 def _load_service(settings, share=None):
-    from marlin.server.service import service_for
+    from marlin.server.api.service import service_for
 
     if settings.mock_model:
         from marlin.engine.mock import load_mock

@@ -8,9 +8,9 @@ from contextlib import closing
 
 from marlin.engine.stream import TextStream
 from marlin.errors import ConfigError, MarlinError
-from marlin.server.limits import Limits
-from marlin.server.openai import parse_sampling, parse_stop
-from marlin.server.service import service_for
+from marlin.server.api.openai_requests import parse_sampling, parse_stop
+from marlin.server.api.service import service_for
+from marlin.server.http.limits import Limits
 
 _SAMPLING_OPTIONS = "temperature top_p top_k min_p repetition_penalty seed".split()
 

@@ -19,7 +19,7 @@ MAX_LOGPROBS = 20
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How one request chooses tokens. Values are validated where they enter (server/openai.py,
+    """How one request chooses tokens. Values are validated where they enter (server/api,
     cli.py).
 
     Attributes:

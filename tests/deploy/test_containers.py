@@ -11,7 +11,7 @@ from served import serve_mock
 
 from marlin.cli import _build_parser
 from marlin.config import OPTIONS, serve_config
-from marlin.server.limits import Limits
+from marlin.server.http.limits import Limits
 
 
 @pytest.fixture

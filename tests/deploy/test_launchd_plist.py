@@ -6,7 +6,7 @@ import pytest
 
 from marlin.cli import _build_parser
 from marlin.config import OPTIONS, serve_config
-from marlin.server.limits import Limits
+from marlin.server.http.limits import Limits
 
 
 @pytest.fixture

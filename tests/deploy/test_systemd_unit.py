@@ -12,7 +12,7 @@ from contract import CHAT, chat
 from served import Served
 
 from marlin.config import OPTIONS
-from marlin.server.limits import Limits
+from marlin.server.http.limits import Limits
 
 UNIT = "metal-marlin.service"
 PR_SET_NO_NEW_PRIVS, PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN = 38, 65, 1  # linux/prctl.h

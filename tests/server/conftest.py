@@ -12,10 +12,10 @@ from clients import CLIENT_TIMEOUT_S, MODEL, RawClient
 from fakes import ByteTokenizer, FakeEngine
 
 from marlin.config import serve_config
-from marlin.server.limits import Limits
-from marlin.server.listener import HttpServer, open_listener
-from marlin.server.serve import build_app
-from marlin.server.service import Service, chat_renderer
+from marlin.server.api.service import Service, chat_renderer
+from marlin.server.http.limits import Limits
+from marlin.server.http.listener import HttpServer, open_listener
+from marlin.server.process.serve import build_app
 
 
 class RunningServer:

@@ -23,10 +23,10 @@ from failing_engine import failing_engine  # noqa: E402
 from fakes import ByteTokenizer, FakeEngine, say, say_then_hang  # noqa: E402
 
 from marlin import config  # noqa: E402
-from marlin.server import logs  # noqa: E402
-from marlin.server.limits import Limits  # noqa: E402
-from marlin.server.serve import serve  # noqa: E402
-from marlin.server.service import Service, chat_renderer  # noqa: E402
+from marlin.server.api.service import Service, chat_renderer  # noqa: E402
+from marlin.server.http.limits import Limits  # noqa: E402
+from marlin.server.observe import logs  # noqa: E402
+from marlin.server.process.serve import serve  # noqa: E402
 
 
 def _slow(request):

@@ -13,9 +13,9 @@ from fakes import ByteTokenizer, FakeEngine
 
 from marlin import config
 from marlin.errors import ModelFileError
-from marlin.server import supervisor, worker
-from marlin.server.limits import Limits
-from marlin.server.service import Service, chat_renderer
+from marlin.server.api.service import Service, chat_renderer
+from marlin.server.http.limits import Limits
+from marlin.server.process import supervisor, worker
 
 DRAIN_S = float(os.environ.get("DRAIN_S", "8"))
 LIMITS = Limits(drain_s=DRAIN_S, restart_s=0.05, beat_s=0.05)

@@ -3,7 +3,7 @@
 import pytest
 from fakes import FakeEngine
 
-from marlin.server.limits import Limits
+from marlin.server.http.limits import Limits
 
 
 class WaitingEngine(FakeEngine):

@@ -9,7 +9,7 @@ from clients import CLIENT_TIMEOUT_S, chat_body, request_bytes
 from fakes import EngineDown, FakeEngine, say
 from test_serve_process import start  # noqa: F401  (a fixture)
 
-from marlin.server.logs import JsonFormatter
+from marlin.server.observe.logs import JsonFormatter
 
 CHAT = "/v1/chat/completions"
 PROMPT = [{"role": "user", "content": "xyzzy-prompt"}]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from marlin.server.accept import preferred
+from marlin.server.observe.accept import preferred
 
 JSON = "application/json"
 TEXT = "text/plain; version=0.0.4; charset=utf-8"

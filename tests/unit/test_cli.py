@@ -107,7 +107,7 @@ def test_generate_names_the_option_and_its_limits(option, text, expected, capsys
 )
 def test_sizes_of_a_paged_cache_that_is_not_there_are_one_warning(words, said, monkeypatch, caplog):
     monkeypatch.setattr("marlin.cli._set_up_logging", lambda _settings: None)
-    monkeypatch.setattr("marlin.server.serve.serve", lambda _settings, _load: 0)
+    monkeypatch.setattr("marlin.server.process.serve.serve", lambda _settings, _load: 0)
     assert cli.main(["serve", *words], {}) == 0
     assert [record.getMessage() for record in caplog.records] == ([said] if said else [])
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marlin.server import http
-from marlin.server.limits import Limits
+from marlin.server.http.message import message as http
+from marlin.server.http.limits import Limits
 
 LIMITS = Limits()
 

@@ -17,13 +17,17 @@ BELOW = {
     "errors": set(),
     "config": set(),
     "text": set(),
+    "server": set(),
     "device": set(),
     "weights": {"device"},
     "models": {"device", "weights"},
     "engine": {"device", "weights", "models"},
-    "server": {"", "engine"},
-    "commands": {"", "device", "weights", "models", "engine", "server"},
-    "cli": {"", "engine", "server", "commands"},
+    "server.observe": {"", "engine"},
+    "server.http": {"engine", "server.observe"},
+    "server.api": {"", "engine", "server.observe", "server.http"},
+    "server.process": {"", "engine", "server.observe", "server.http", "server.api"},
+    "commands": {"", "device", "weights", "models", "engine", "server.api", "server.http"},
+    "cli": {"", "engine", "server.api", "server.observe", "server.process", "commands"},
 }
 
 # Clients, and modules whose use is to reach another host or process, or to run what a file says.
@@ -39,7 +43,7 @@ FORBIDDEN_CALLS = {
     "Popen", "fork",
 }
 # Worker processes are this Python again, and what it runs is in the package.
-STARTS_PROCESSES = {"marlin.server.supervisor": {"Popen"}}
+STARTS_PROCESSES = {"marlin.server.process.supervisor": {"Popen"}}
 # re.compile and platform.system are harmless namesakes.
 HARMLESS_OWNERS = {"re", "platform"}
 
@@ -49,9 +53,10 @@ def sources():
 
 
 def layer_of(module):
-    """First name below marlin of a dotted module: "server" of marlin.server.app, "" of marlin."""
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else ""
+    """Which layer a dotted module is of: "text" of marlin.text.stop, "server.api" of
+    marlin.server.api.app, whose rooms are layers of their own, "" of marlin."""
+    parts = module.split(".")[1:3]
+    return ".".join(parts if parts[:1] == ["server"] else parts[:1])
 
 
 def module_of(path):
@@ -111,7 +116,7 @@ def test_imports_go_down_the_layers_only(path):
 def test_no_module_imports_a_client_or_an_unpickler(path):
     imported = set(imported_modules(ast.parse(path.read_text())))
     assert not imported & FORBIDDEN_MODULES
-    if layer_of(module_of(path)) != "server":
+    if not layer_of(module_of(path)).startswith("server."):
         network = {name for name in imported if name.split(".")[0] in NETWORK_MODULES}
         assert not network, f"only the server may speak to a network, not {module_of(path)}"
 
@@ -134,4 +139,4 @@ def test_the_checks_see_what_they_are_for():
     assert {"pickle", "urllib.request", "marlin.engine.load"} <= set(imported_modules(tree))
     names = {name for _, name in called_names(tree)}
     assert {"create_connection", "eval", "connect"} <= names
-    assert layer_of("marlin.server.app") == "server" and layer_of("marlin") == ""
+    assert layer_of("marlin.server.api.app") == "server.api" and layer_of("marlin") == ""

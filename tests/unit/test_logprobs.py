@@ -9,7 +9,7 @@ import pytest
 from marlin.engine.logprobs import Distribution, likeliest
 from marlin.engine.request import TokenLogprobs
 from marlin.engine.stream import ShownToken
-from marlin.server import logprobs
+from marlin.server.api import logprobs
 
 
 class Tokenizer:

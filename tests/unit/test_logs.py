@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from marlin.server.logs import JsonFormatter, TextFormatter, log_access, rfc3339
+from marlin.server.observe.logs import JsonFormatter, TextFormatter, log_access, rfc3339
 
 
 def record(message, *arguments, error=None, **extra):
@@ -125,7 +125,7 @@ def test_probes_and_scrapes_are_logged_at_debug(caplog, path, level):
 def test_configure_sends_lines_of_the_level_to_the_stream_and_can_be_called_again():
     code = (
         "import io, logging, sys\n"
-        "from marlin.server.logs import configure\n"
+        "from marlin.server.observe.logs import configure\n"
         "first, second = io.StringIO(), io.StringIO()\n"
         "configure('INFO', 'text', first)\n"
         "configure('WARNING', 'json', second)\n"

@@ -9,8 +9,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from marlin.engine.request import Request, SamplingParams
-from marlin.server import prometheus
-from marlin.server.metrics import (
+from marlin.server.observe import prometheus
+from marlin.server.observe.metrics import (
     DISCONNECTED,
     ENDPOINTS,
     FAMILIES,
@@ -22,7 +22,7 @@ from marlin.server.metrics import (
     read_snapshot,
     total,
 )
-from marlin.server.metrics_page import json_body
+from marlin.server.observe.metrics_page import json_body
 
 BUILD = {"version": "1", "python": "3"}
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from marlin.server import prometheus
-from marlin.server.metrics import FAMILIES, Metrics
+from marlin.server.observe import prometheus
+from marlin.server.observe.metrics import FAMILIES, Metrics
 
 ROOT = Path(__file__).parent.parent.parent
 DOCUMENT = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")

@@ -5,19 +5,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marlin.errors import MarlinError, RequestError
-from marlin.server import fields, openai
-from marlin.server.limits import Limits
+from marlin.server.api import fields, openai_requests
+from marlin.server.http.limits import Limits
 
 LIMITS = Limits()
 
 
 def chat(**changes):
-    body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}], **changes}
-    return openai.parse_chat(body, LIMITS, 512)
+    return openai_requests.parse_chat({"model": "m", **message(), **changes}, LIMITS, 512)
 
 
 def completion(**changes):
-    return openai.parse_completion({"model": "m", "prompt": "Hi", **changes}, LIMITS, 512)
+    return openai_requests.parse_completion({"model": "m", "prompt": "Hi", **changes}, LIMITS, 512)
 
 
 def message(**changes):
@@ -190,13 +189,13 @@ def test_a_missing_field_of_chat_is_named(name):
     body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
     del body[name]
     with pytest.raises(RequestError, match=f"{name} is required") as caught:
-        openai.parse_chat(body, LIMITS, 512)
+        openai_requests.parse_chat(body, LIMITS, 512)
     assert (caught.value.param, caught.value.code) == (name, "missing_required_parameter")
 
 
 def test_a_missing_prompt_is_named():
     with pytest.raises(RequestError) as caught:
-        openai.parse_completion({"model": "m"}, LIMITS, 512)
+        openai_requests.parse_completion({"model": "m"}, LIMITS, 512)
     assert caught.value.param == "prompt"
 
 
@@ -206,11 +205,11 @@ def test_a_message_names_value_and_limit():
 
 
 def test_null_means_the_default_for_every_optional_field():
-    honoured = openai._CHAT_FIELDS - {"model", "messages"}
-    names = [*honoured, *openai._ACCEPTED, *openai._NOT_SUPPORTED_IN_CHAT]
+    honoured = openai_requests._CHAT_FIELDS - {"model", "messages"}
+    names = [*honoured, *openai_requests._ACCEPTED, *openai_requests._NOT_SUPPORTED_IN_CHAT]
     assert chat(**dict.fromkeys(names)) == chat()
-    honoured = openai._COMPLETION_FIELDS - {"model", "prompt"}
-    names = [*honoured, *openai._NOT_SUPPORTED_IN_COMPLETIONS]
+    honoured = openai_requests._COMPLETION_FIELDS - {"model", "prompt"}
+    names = [*honoured, *openai_requests._NOT_SUPPORTED_IN_COMPLETIONS]
     assert completion(**dict.fromkeys(names)) == completion()
 
 
@@ -368,11 +367,11 @@ JSON = st.recursive(
     max_leaves=4,
 )
 NAMES = sorted(
-    openai._CHAT_FIELDS
-    | openai._COMPLETION_FIELDS
-    | set(openai._ACCEPTED)
-    | set(openai._NOT_SUPPORTED_IN_CHAT)
-    | set(openai._NOT_SUPPORTED_IN_COMPLETIONS)
+    openai_requests._CHAT_FIELDS
+    | openai_requests._COMPLETION_FIELDS
+    | set(openai_requests._ACCEPTED)
+    | set(openai_requests._NOT_SUPPORTED_IN_CHAT)
+    | set(openai_requests._NOT_SUPPORTED_IN_COMPLETIONS)
 )
 MESSAGES = st.lists(st.fixed_dictionaries({"role": JSON, "content": JSON}), max_size=2)
 
@@ -381,7 +380,8 @@ MESSAGES = st.lists(st.fixed_dictionaries({"role": JSON, "content": JSON}), max_
 @settings(max_examples=200, deadline=None)
 def test_no_object_whatever_gets_past_validation_as_anything_but_a_named_error(body):
     full = {"model": "m", "messages": [{"role": "user", "content": "a"}], "prompt": "a", **body}
-    for parse, other in ((openai.parse_chat, "prompt"), (openai.parse_completion, "messages")):
+    chat, completion = openai_requests.parse_chat, openai_requests.parse_completion
+    for parse, other in ((chat, "prompt"), (completion, "messages")):
         try:
             request = parse({k: v for k, v in full.items() if k != other}, LIMITS, 512)
         except RequestError as error:

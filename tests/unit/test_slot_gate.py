@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from marlin.errors import OverloadedError
-from marlin.server.gate import SlotGate
+from marlin.server.api.gate import SlotGate
 
 
 def patient():

@@ -16,7 +16,7 @@ from vocabularies import (
 )
 
 from marlin.errors import ModelFileError
-from marlin.server.service import chat_renderer
+from marlin.server.api.service import chat_renderer
 from marlin.text.gguf_tokenizer import tokenizer_from_gguf
 from marlin.text.tokenizer import Tokenizer, load_tokenizer
 

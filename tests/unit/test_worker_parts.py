@@ -11,12 +11,12 @@ from types import SimpleNamespace
 import pytest
 
 from marlin.config import serve_config
-from marlin.server.board import Board
-from marlin.server.health import Health, SharedHealth
-from marlin.server.limits import Limits
-from marlin.server.metrics import FAMILIES, Metrics, total
-from marlin.server.supervisor import Backoff
-from marlin.server.worker import Job, keep_beating
+from marlin.server.http.limits import Limits
+from marlin.server.observe.board import Board
+from marlin.server.observe.health import Health, SharedHealth
+from marlin.server.observe.metrics import FAMILIES, Metrics, total
+from marlin.server.process.supervisor import Backoff
+from marlin.server.process.worker import Job, keep_beating
 
 STUCK_S = 60.0
 

@@ -1,28 +1,30 @@
 """What /metrics answers: numbers of all workers, in the format that the client asks for.
 
-Counting is in server/metrics.py, the text formats in server/prometheus.py.
+Counting is in observe/metrics.py, the text formats in observe/prometheus.py.
 """
 
+import json
 import platform
 from types import SimpleNamespace
 
 from marlin import __version__
-from marlin.server import prometheus, responses
-from marlin.server.accept import preferred
-from marlin.server.metrics import FAMILIES, memory_gauges, total
+from marlin.server.observe import prometheus
+from marlin.server.observe.accept import preferred
+from marlin.server.observe.metrics import FAMILIES, memory_gauges, total
 
 _MB = 1024 * 1024
 # In the order in which they win a tie: curl's */* gets the JSON that the documentation shows.
-_OFFERS = (responses.JSON_TYPE, prometheus.TEXT_TYPE, prometheus.OPENMETRICS_TYPE)
+_JSON_TYPE = "application/json"
+_OFFERS = (_JSON_TYPE, prometheus.TEXT_TYPE, prometheus.OPENMETRICS_TYPE)
 
 
 class MetricsPage:
     """Renders the metrics.
 
     Args:
-        metrics: this process's server.metrics.Metrics.
-        service: server.service.Service, or None.
-        gate: server.gate.SlotGate.
+        metrics: this process's observe.metrics.Metrics.
+        service: api.service.Service, or None.
+        gate: api.gate.SlotGate.
         snapshots: callable giving one array of cells for each worker; None when this process is
             the only one.
     """
@@ -53,12 +55,16 @@ class MetricsPage:
         self.refresh()
         snapshots = self._snapshots()
         kind = preferred(accept, _OFFERS)
-        if kind == responses.JSON_TYPE:
-            return responses.encode(json_body(snapshots)), kind
+        if kind == _JSON_TYPE:
+            return _encode(json_body(snapshots)), kind
         openmetrics = kind == prometheus.OPENMETRICS_TYPE
         model = None if self._service is None else {"model": self._service.model_id}
         build = {"version": __version__, "python": platform.python_version()}
         return prometheus.render(snapshots, model, build, openmetrics=openmetrics), kind
+
+
+def _encode(body):
+    return json.dumps(body, separators=(",", ":")).encode("ascii")
 
 
 def json_body(snapshots):

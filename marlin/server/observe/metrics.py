@@ -2,7 +2,7 @@
 
 A worker process records into its own array, which may lie in shared memory; total() adds the arrays
 of all workers up. Only counting: which format is asked for, and by whom, is the affair of
-server/metrics_page.py. The order of the cells is the order of FAMILIES and means nothing outside
+observe/metrics_page.py. The order of the cells is the order of FAMILIES and means nothing outside
 of one run.
 """
 

@@ -15,16 +15,16 @@ import socketserver
 import threading
 import time
 
-from marlin.server import http
-from marlin.server.connection import (
+from marlin.server.http.message import message as http
+from marlin.server.http.connection import (
     BareLineFeed,
     Connection,
     LineTooLong,
     PeerGone,
     ReadDeadline,
 )
-from marlin.server.exchange import Exchange
-from marlin.server.logs import log_access
+from marlin.server.http.exchange import Exchange
+from marlin.server.observe.logs import log_access
 
 _log = logging.getLogger("marlin.server")
 # What may be echoed into a header and a log line without further care.
@@ -62,7 +62,7 @@ class HttpServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         listener: listening socket, from open_listener or inherited.
         application: has handle(exchange), error_content(error) -> (bytes, content type) and
             count_malformed(status).
-        limits: server.limits.Limits.
+        limits: http.limits.Limits.
     """
 
     daemon_threads = True

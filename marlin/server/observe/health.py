@@ -8,7 +8,7 @@ class Health:
     """The state of a server of one process.
 
     Args:
-        service: server.service.Service, or None when no model is served.
+        service: api.service.Service, or None when no model is served.
         stuck_s: work that waits for a step for so long is stuck.
     """
 
@@ -33,7 +33,7 @@ class SharedHealth(Health):
 
     Args:
         service, stuck_s: as Health's.
-        seat: this worker's server.board.Seat.
+        seat: this worker's observe.board.Seat.
         clock: seconds since a moment that all workers share.
     """
 

@@ -4,7 +4,7 @@ Sources: the Prometheus documentation, "Exposition formats", and the OpenMetrics
 Knows neither HTTP nor where the numbers come from.
 """
 
-from marlin.server.metrics import ENDPOINTS, FAMILIES, STATUSES, total
+from marlin.server.observe.metrics import ENDPOINTS, FAMILIES, STATUSES, total
 
 TEXT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -20,7 +20,7 @@ def render(snapshots, model_labels, build_labels, *, openmetrics=False):
     """The exposition, of all workers together.
 
     Args:
-        snapshots: one array of cells (server.metrics) for each worker.
+        snapshots: one array of cells (observe.metrics) for each worker.
         model_labels: label names to values of the model info; None when no model is loaded.
         build_labels: the same of the build info.
         openmetrics: the OpenMetrics flavour of it.

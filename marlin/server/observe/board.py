@@ -1,14 +1,14 @@
 """A board in shared memory on which each worker process keeps its numbers for the others to read.
 
 Every worker writes to its own seat only, one float64 at a time, so nobody waits for anybody and a
-worker that is killed leaves nothing half written. What the numbers mean is server/metrics.py's and
-server/health.py's affair.
+worker that is killed leaves nothing half written. What the numbers mean is observe/metrics.py's and
+observe/health.py's affair.
 """
 
 import mmap
 import os
 
-from marlin.server.metrics import NUM_CELLS, clear_gauges, read_snapshot
+from marlin.server.observe.metrics import NUM_CELLS, clear_gauges, read_snapshot
 
 # After the metrics' cells: when the worker last gave a sign of life (time.monotonic(), which all
 # processes of a machine share; 0 when it is down), and how long its engine had then waited for a
@@ -40,7 +40,7 @@ class Board:
         return cls(fd, num_seats)
 
     def snapshots(self, now):
-        """One array of cells for each seat, as server.metrics.total() takes them."""
+        """One array of cells for each seat, as observe.metrics.total() takes them."""
         return [read_snapshot(seat.metrics, now) for seat in self.seats]
 
     def any_well(self, now, stuck_s):
@@ -53,7 +53,7 @@ class Seat:
 
     Attributes:
         board: the whole.
-        metrics: memoryview of float64 [NUM_CELLS], for server.metrics.Metrics. Whoever takes the
+        metrics: memoryview of float64 [NUM_CELLS], for observe.metrics.Metrics. Whoever takes the
             seat next goes on counting there: totals never go down.
     """
 

@@ -88,7 +88,7 @@ def parse_head(data, limits):
 
     Args:
         data: the bytes before the empty line, without its CRLFs.
-        limits: server.limits.Limits.
+        limits: http.limits.Limits.
 
     Returns:
         RequestHead.
@@ -185,7 +185,7 @@ def read_body(reader, head, limits):
         reader: has read_exact(n) and read_line(max_bytes), both raising on a deadline or a closed
             peer.
         head: its RequestHead.
-        limits: server.limits.Limits.
+        limits: http.limits.Limits.
 
     Returns:
         bytes, unchunked.

@@ -7,19 +7,19 @@ import ipaddress
 import logging
 import os
 import resource
-import signal
 import threading
 import time
 
 from marlin import __version__
 from marlin.errors import ConfigError, MarlinError
-from marlin.server.app import App, Settings
-from marlin.server.gate import SlotGate
-from marlin.server.health import Health, SharedHealth
-from marlin.server.limits import Limits
-from marlin.server.listener import HttpServer, open_listener
-from marlin.server.metrics import Metrics
-from marlin.server.metrics_page import MetricsPage
+from marlin.server.api.app import App, Settings
+from marlin.server.api.gate import SlotGate
+from marlin.server.http.limits import Limits
+from marlin.server.http.listener import HttpServer, open_listener
+from marlin.server.observe.health import Health, SharedHealth
+from marlin.server.observe.metrics import Metrics
+from marlin.server.observe.metrics_page import MetricsPage
+from marlin.server.process.signals import StopSignals
 
 _log = logging.getLogger("marlin.server")
 
@@ -32,8 +32,8 @@ def serve(config, load, limits=None):
 
     Args:
         config: ServeConfig.
-        load: callable(config) -> server.service.Service; called only when there is a model path.
-        limits: server.limits.Limits, or None for the standard ones.
+        load: callable(config) -> api.service.Service; called only when there is a model path.
+        limits: http.limits.Limits, or None for the standard ones.
 
     Returns:
         Exit code: 0, also when the grace period cut requests off; 1 when the engine ended by
@@ -77,7 +77,7 @@ def _drain(server, limits, signals):
 def build_app(config, service, limits, seat=None):
     """The application of a server, from its settings.
 
-    seat: server.board.Seat of one worker process among several; None for the only process.
+    seat: observe.board.Seat of one worker process among several; None for the only process.
     """
     settings = Settings(config.max_tokens, config.timeout_s, config.api_key)
     num_slots = config.max_concurrent_requests
@@ -102,7 +102,7 @@ def watch_engine(service, signals):
     A GPU that failed can be lost to the process for good: only a new one can serve again.
 
     Args:
-        service: server.service.Service or None.
+        service: api.service.Service or None.
         signals: StopSignals.
     """
 
@@ -163,30 +163,3 @@ def announce(config, model_id, listener):
         _log.warning(
             "listening on %s without METAL_MARLIN_API_KEY: anyone who reaches it can use it", host
         )
-
-
-class StopSignals:
-    """SIGTERM and SIGINT, and `others`, as bytes in a pipe for the main thread to wait on.
-
-    The interpreter's own C handler writes them (signal.set_wakeup_fd), so that a signal is seen
-    whichever thread it lands on, and also in the instant before the wait begins.
-    """
-
-    def __init__(self, others=()):
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._writer, False)
-        signal.set_wakeup_fd(self._writer)
-        for signum in (signal.SIGTERM, signal.SIGINT, *others):
-            signal.signal(signum, lambda _signum, _frame: None)
-
-    def fileno(self):
-        """Readable when wait() would not have to."""
-        return self._reader
-
-    def wait(self):
-        """Wait for the next signal, or for finish(); returns the signal's number, or 0."""
-        return os.read(self._reader, 1)[0]
-
-    def finish(self):
-        """Let wait() return 0. Any thread."""
-        os.write(self._writer, b"\0")

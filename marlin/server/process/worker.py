@@ -19,10 +19,11 @@ from dataclasses import asdict, dataclass, replace
 from marlin.config import ServeConfig
 from marlin.engine.share import Share
 from marlin.errors import ConfigError, MarlinError
-from marlin.server.board import Board
-from marlin.server.limits import Limits
-from marlin.server.listener import HttpServer
-from marlin.server.serve import StopSignals, build_app, close_engine, watch_engine
+from marlin.server.http.limits import Limits
+from marlin.server.http.listener import HttpServer
+from marlin.server.observe.board import Board
+from marlin.server.process.serve import build_app, close_engine, watch_engine
+from marlin.server.process.signals import StopSignals
 
 _log = logging.getLogger("marlin.server")
 # Seconds that a worker which is answering leaves a new connection to idle siblings: they take it
@@ -92,7 +93,7 @@ def main(load, set_up_logging):
     """Read the job from standard input and do it.
 
     Args:
-        load: callable(config, share) -> server.service.Service; called only with a model path.
+        load: callable(config, share) -> api.service.Service; called only with a model path.
         set_up_logging: callable(config).
 
     Returns:

@@ -1,4 +1,4 @@
-"""The OpenAI API's requests: JSON to dataclasses (server/responses.py is the way back).
+"""The OpenAI API's requests: JSON to dataclasses (api/openai_answers.py is the way back).
 
 No I/O, no clock, no model. Every field of the API is in exactly one of three groups: honoured,
 harmless here and accepted, or refused by name. A name in none of them is refused too, so that a
@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass, replace
 
 from marlin.engine.request import SamplingParams
-from marlin.server import fields, logprobs
-from marlin.server.fields import refuse
+from marlin.server.api import fields, logprobs
+from marlin.server.api.fields import refuse
 
 # "developer" is OpenAI's newer word for system; chat templates know only the older one.
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -123,7 +123,7 @@ def parse_chat(body, limits, default_max_tokens):
 
     Args:
         body: dict from fields.parse_json.
-        limits: server.limits.Limits.
+        limits: http.limits.Limits.
         default_max_tokens: for a request that names none.
 
     Raises:

@@ -1,13 +1,13 @@
 """The OpenAI API's answers: results to JSON bodies and server-sent events.
 
-The way in is server/openai.py. No I/O and no clock: ids and times are passed in.
+The way in is api/openai_requests.py. No I/O and no clock: ids and times are passed in.
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from marlin.server import logprobs
+from marlin.server.api import logprobs
 
 JSON_TYPE = "application/json"
 SSE_TYPE = "text/event-stream; charset=utf-8"

@@ -16,12 +16,14 @@ import tempfile
 import time
 
 from marlin.errors import OverloadedError
-from marlin.server import http, responses
-from marlin.server.board import Board
-from marlin.server.limits import Limits
-from marlin.server.listener import ACCEPT_PAUSE_S
-from marlin.server.serve import StopSignals, announce, listen, raise_file_limit
-from marlin.server.worker import Job
+from marlin.server.api import openai_answers
+from marlin.server.http.message import message as http
+from marlin.server.http.limits import Limits
+from marlin.server.http.listener import ACCEPT_PAUSE_S
+from marlin.server.observe.board import Board
+from marlin.server.process.serve import announce, listen, raise_file_limit
+from marlin.server.process.signals import StopSignals
+from marlin.server.process.worker import Job
 
 _log = logging.getLogger("marlin.server")
 # A client that is turned away has this long to say what it wants: restarts wait meanwhile.
@@ -36,9 +38,9 @@ def supervise(config, worker_main, limits=None):
 
     Args:
         config: ServeConfig.
-        worker_main: function without arguments that calls server.worker.main(); the workers import
+        worker_main: function without arguments that calls process.worker.main(); the workers import
             it by its module and name.
-        limits: server.limits.Limits, or None for the standard ones.
+        limits: http.limits.Limits, or None for the standard ones.
 
     Returns:
         Exit code: 0 after the first signal, 128 and the signal's number after a second one; what
@@ -291,9 +293,9 @@ class Supervisor:
         error = OverloadedError("no worker process is running; one is being started")
         is_health = asked.startswith((b"GET /health ", b"HEAD /health "))
         body = {"status": "error", "model_loaded": False} if is_health else None
-        content = responses.encode(body or responses.error_body(error))
+        content = openai_answers.encode(body or openai_answers.error_body(error))
         fields = [
-            ("Content-Type", responses.JSON_TYPE),
+            ("Content-Type", openai_answers.JSON_TYPE),
             ("Content-Length", str(len(content))),
             ("Retry-After", str(self._limits.retry_after_s)),
             ("Connection", "close"),

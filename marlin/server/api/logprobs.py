@@ -4,8 +4,8 @@ The numbers come from the engine as they are; a token's text comes from its byte
 """
 
 from marlin.engine.request import MAX_LOGPROBS
-from marlin.server import fields
-from marlin.server.fields import refuse
+from marlin.server.api import fields
+from marlin.server.api.fields import refuse
 
 MAX_COMPLETION_LOGPROBS = 5  # what the API allows; chat allows MAX_LOGPROBS
 # Stands for everything below it, down to a probability of 0, whose logarithm JSON cannot hold.

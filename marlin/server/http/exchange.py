@@ -7,18 +7,18 @@ no JSON.
 
 import time
 
-from marlin.server import http
-from marlin.server.connection import LineTooLong, PeerGone, ReadDeadline
+from marlin.server.http.message import message as http
+from marlin.server.http.connection import LineTooLong, PeerGone, ReadDeadline
 
 
 class Exchange:
     """What a handler works with.
 
     Args:
-        connection: server.connection.Connection, positioned after the request head.
-        head: server.http.RequestHead.
+        connection: http.connection.Connection, positioned after the request head.
+        head: http.message.RequestHead.
         request_id: sent back as X-Request-ID.
-        limits: server.limits.Limits.
+        limits: http.limits.Limits.
         draining: callable, True once the server is stopping; answers then end their connection.
         wall_clock: seconds since the epoch, for Date.
 
@@ -28,7 +28,7 @@ class Exchange:
         stream_open: a streamed body has begun and not ended; a status can no longer be sent.
         outcome: what became of the request when `status` does not tell, e.g. the status of an error
             in a stream; else None.
-        record: server.metrics.RequestRecord of a generation request, else None.
+        record: observe.metrics.RequestRecord of a generation request, else None.
     """
 
     def __init__(

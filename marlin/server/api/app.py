@@ -1,6 +1,6 @@
 """The routes: what each endpoint does with an Exchange, and how every error becomes an answer.
 
-Sits between HTTP (server/exchange.py) and the model (server/service.py) and knows the details of
+Sits between HTTP (http/exchange.py) and the model (api/service.py) and knows the details of
 neither.
 """
 
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 from marlin.errors import MarlinError, ModelNotFoundError, OverloadedError
-from marlin.server import fields, openai, responses
-from marlin.server.connection import PeerGone
-from marlin.server.gate import SlotGate
-from marlin.server.generation import Generation, timed_out
-from marlin.server.http import HttpError
-from marlin.server.metrics import DISCONNECTED
+from marlin.server.api import fields, openai_answers, openai_requests
+from marlin.server.api.gate import SlotGate
+from marlin.server.api.generation import Generation, timed_out
+from marlin.server.http.connection import PeerGone
+from marlin.server.http.message import HttpError
+from marlin.server.observe.metrics import DISCONNECTED
 
 _log = logging.getLogger("marlin.server")
 _MODEL_PATH = "/v1/models/"
@@ -43,13 +43,13 @@ class App:
     """Answers Exchanges.
 
     Args:
-        service: server.service.Service, or None when no model is loaded.
+        service: api.service.Service, or None when no model is loaded.
         settings: Settings.
-        gate: server.gate.SlotGate that generation requests pass.
-        metrics: server.metrics.Metrics.
-        limits: server.limits.Limits.
-        health: server.health.Health.
-        metrics_page: server.metrics_page.MetricsPage, or None for no /metrics.
+        gate: api.gate.SlotGate that generation requests pass.
+        metrics: observe.metrics.Metrics.
+        limits: http.limits.Limits.
+        health: observe.health.Health.
+        metrics_page: observe.metrics_page.MetricsPage, or None for no /metrics.
     """
 
     def __init__(self, service, settings, gate, metrics, limits, health, metrics_page=None):
@@ -108,13 +108,13 @@ class App:
 
     def error_content(self, error):
         """(bytes, content type) that answer a MarlinError."""
-        return responses.encode(responses.error_body(error)), responses.JSON_TYPE
+        return openai_answers.encode(openai_answers.error_body(error)), openai_answers.JSON_TYPE
 
     def _answer_error(self, exchange, error):
         if exchange.stream_open:
             exchange.outcome = error.status
-            event = responses.event(responses.error_body(error))
-            exchange.stream(responses.SSE_TYPE, event + responses.DONE_EVENT, last=True)
+            event = openai_answers.event(openai_answers.error_body(error))
+            exchange.stream(openai_answers.SSE_TYPE, event + openai_answers.DONE_EVENT, last=True)
             return
         if exchange.status is not None:  # it failed after its answer: nothing can be added to that
             exchange.keep_open = False
@@ -177,7 +177,7 @@ class App:
         service = self._service
         cards = []
         if service is not None:
-            cards.append(responses.model_card(service.model_id, service.created))
+            cards.append(openai_answers.model_card(service.model_id, service.created))
         self._reply_json(exchange, {"object": "list", "data": cards})
 
     def _show_model(self, exchange):
@@ -185,14 +185,14 @@ class App:
         service = self._service
         if service is None or model_id != service.model_id:
             raise _model_not_found(model_id)
-        card = responses.model_card(service.model_id, service.created)
+        card = openai_answers.model_card(service.model_id, service.created)
         self._reply_json(exchange, card | service.details())
 
     def _chat(self, exchange):
         def tokenize(service, request, turn):
             return [service.chat_token_ids(request.messages, turn)]
 
-        self._generate(exchange, openai.parse_chat, tokenize, responses.ChatAnswer)
+        self._generate(exchange, openai_requests.parse_chat, tokenize, openai_answers.ChatAnswer)
 
     def _complete(self, exchange):
         def tokenize(service, request, turn):
@@ -201,7 +201,8 @@ class App:
                 for prompt in request.prompts
             ]
 
-        self._generate(exchange, openai.parse_completion, tokenize, responses.CompletionAnswer)
+        answer_kind = openai_answers.CompletionAnswer
+        self._generate(exchange, openai_requests.parse_completion, tokenize, answer_kind)
 
     def _generate(self, exchange, parse, tokenize, answer_kind):
         """Answer a generation request; parse and tokenize are its endpoint's, see the two above."""
@@ -261,12 +262,13 @@ class App:
         return self._service
 
     def _reply_json(self, exchange, body, status=200):
-        exchange.reply(status, responses.encode(body), responses.JSON_TYPE)
+        exchange.reply(status, openai_answers.encode(body), openai_answers.JSON_TYPE)
 
 
 def _envelope(service, answer_kind):
     answer_id = answer_kind.id_prefix + os.urandom(12).hex()
-    return responses.Envelope(answer_id, int(time.time()), service.model_id, service.fingerprint)
+    created = int(time.time())
+    return openai_answers.Envelope(answer_id, created, service.model_id, service.fingerprint)
 
 
 def _check_model(request, service):

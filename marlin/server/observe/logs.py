@@ -8,7 +8,7 @@ import json
 import logging
 import time
 
-from marlin.server.metrics import DISCONNECTED
+from marlin.server.observe.metrics import DISCONNECTED
 
 _log = logging.getLogger("marlin.server")
 _QUIET_PATHS = ("/health", "/metrics")
@@ -78,7 +78,7 @@ def log_access(exchange, client, seconds):
     """The one line of a request.
 
     Args:
-        exchange: server.exchange.Exchange, answered.
+        exchange: http.exchange.Exchange, answered.
         client: address.
         seconds: that it took.
     """

@@ -1,7 +1,7 @@
 """One API call that generates: its choices through the engine, their text out as one answer.
 
 The app has parsed the call and holds its slot; this owns the call's requests to the engine and
-ends all of them together. Knows no routes, and JSON only through server/responses.py.
+ends all of them together. Knows no routes, and JSON only through api/openai_answers.py.
 """
 
 from contextlib import closing
@@ -10,11 +10,11 @@ from typing import Any
 
 from marlin.engine.stream import TextStream, merged
 from marlin.errors import StoppingError
-from marlin.server import responses
-from marlin.server.http import HttpError
-from marlin.server.limits import Limits
-from marlin.server.openai import GenerationOptions
-from marlin.server.service import Service
+from marlin.server.api import openai_answers
+from marlin.server.api.openai_requests import GenerationOptions
+from marlin.server.api.service import Service
+from marlin.server.http.limits import Limits
+from marlin.server.http.message import HttpError
 from marlin.text.detokenizer import Detokenizer
 
 _FINISHED = ("stop", "length")  # a choice that is whole, as far as it was asked for
@@ -25,8 +25,8 @@ class Generation:
     """A call and what answers it.
 
     Attributes:
-        exchange: server.exchange.Exchange to answer on.
-        answer: responses.ChatAnswer or CompletionAnswer.
+        exchange: http.exchange.Exchange to answer on.
+        answer: openai_answers.ChatAnswer or CompletionAnswer.
         deadline: monotonic seconds; timeout_s is what it was set to, for messages.
     """
 
@@ -106,11 +106,11 @@ class Generation:
             reasons[index] = delta.finish_reason
             num_output_tokens += delta.num_tokens
         choices = [
-            responses.Choice(index, "".join(parts), reason, shown)
+            openai_answers.Choice(index, "".join(parts), reason, shown)
             for index, (parts, reason, shown) in enumerate(zip(texts, reasons, tokens, strict=True))
         ]
         body = self.answer.body(choices, self._usage(requests, num_output_tokens))
-        self.exchange.reply(200, responses.encode(body), responses.JSON_TYPE)
+        self.exchange.reply(200, openai_answers.encode(body), openai_answers.JSON_TYPE)
 
     def _send_stream(self, deltas, prefixes, requests):
         """One write for each delta; the head waits for the first, so that an early failure has
@@ -123,30 +123,30 @@ class Generation:
             text, events = delta.text, []
             if index in unopened:
                 unopened.remove(index)
-                events += map(responses.event, answer.opening_chunks(index))
+                events += map(openai_answers.event, answer.opening_chunks(index))
                 text = prefixes[index] + text
             if text or delta.tokens:
                 events.append(answer.text_event(index, text, delta.tokens))
             finished = delta.finish_reason in _FINISHED
             if finished:
                 unfinished.remove(index)
-                events.append(responses.event(answer.final_chunk(index, delta.finish_reason)))
+                events.append(openai_answers.event(answer.final_chunk(index, delta.finish_reason)))
                 if self.options.include_usage and not unfinished:
                     usage = self._usage(requests, num_output_tokens)
-                    events.append(responses.event(answer.usage_chunk(usage)))
+                    events.append(openai_answers.event(answer.usage_chunk(usage)))
             if delta.text or finished:
                 self._send_events(events, last=not unfinished)
             self._check_finish(delta.finish_reason)
 
     def _send_events(self, events, last):
         if last:
-            events.append(responses.DONE_EVENT)
-        self.exchange.stream(responses.SSE_TYPE, b"".join(events), last)
+            events.append(openai_answers.DONE_EVENT)
+        self.exchange.stream(openai_answers.SSE_TYPE, b"".join(events), last)
 
     def _usage(self, requests, num_output_tokens):
         """A prompt counts once, however many choices it has."""
         firsts = requests[:: self.options.num_choices]
-        return responses.Usage(
+        return openai_answers.Usage(
             sum(len(request.prompt_token_ids) for request in firsts),
             num_output_tokens,
             sum(request.num_cached_tokens for request in firsts),
