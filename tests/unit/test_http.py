@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marlin.server.http.message import message as http
+from marlin.server.http import message as http
 from marlin.server.http.limits import Limits
 
 LIMITS = Limits()

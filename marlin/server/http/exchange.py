@@ -7,7 +7,7 @@ no JSON.
 
 import time
 
-from marlin.server.http.message import message as http
+from marlin.server.http import message as http
 from marlin.server.http.connection import LineTooLong, PeerGone, ReadDeadline
 
 

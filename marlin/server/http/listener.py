@@ -15,7 +15,7 @@ import socketserver
 import threading
 import time
 
-from marlin.server.http.message import message as http
+from marlin.server.http import message as http
 from marlin.server.http.connection import (
     BareLineFeed,
     Connection,

@@ -17,7 +17,7 @@ import time
 
 from marlin.errors import OverloadedError
 from marlin.server.api import openai_answers
-from marlin.server.http.message import message as http
+from marlin.server.http import message as http
 from marlin.server.http.limits import Limits
 from marlin.server.http.listener import ACCEPT_PAUSE_S
 from marlin.server.observe.board import Board
