@@ -14,6 +14,7 @@ from marlin.device.ops import Weight
 from marlin.device.program import Recorder, View
 from marlin.device.slabs import PrivateSlabs
 from marlin.errors import ModelFileError
+from marlin.files.strict_json import read_json_object
 from marlin.models.config import config_from_gguf, config_from_hf
 from marlin.models.tensors import (
     check_gguf_leftovers,
@@ -24,7 +25,6 @@ from marlin.models.tensors import (
 from marlin.weights import ggml_types, names
 from marlin.weights.formats import GROUP_SIZES
 from marlin.weights.gguf import GGUFFile
-from marlin.weights.json_file import read_json_object
 from marlin.weights.native import PADDING_PREFIX
 from marlin.weights.safetensors_file import SafetensorsFolder
 from marlin.weights.tensor_file import read_bytes

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from marlin.errors import ModelFileError
-from marlin.models.fields import Fields
+from marlin.files.fields import file_fields
+from marlin.files.strict_json import read_json_object
 from marlin.models.rope import RopeScaling, yarn_attention_factor
-from marlin.weights.json_file import read_json_object
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -81,7 +81,7 @@ def config_from_hf(folder):
         ModelFileError: a field is missing or wrong, or the model needs what is not supported.
     """
     path = os.path.join(folder, "config.json")
-    fields = Fields(path, read_json_object(path))
+    fields = file_fields(path, read_json_object(path))
     architecture = fields.choice("model_type", ARCHITECTURES)
     _refuse_unsupported_hf(fields)
     num_heads = fields.count("num_attention_heads", maximum=MAX_HEADS)
@@ -171,7 +171,7 @@ def _hf_eos_token_ids(folder, fields, vocab_size):
     sources = [fields]
     path = os.path.join(folder, "generation_config.json")
     if os.path.exists(path):
-        sources.append(Fields(path, read_json_object(path)))
+        sources.append(file_fields(path, read_json_object(path)))
     found = []
     for source in sources:
         value = source.raw("eos_token_id")
@@ -186,7 +186,7 @@ def _hf_rope(fields, max_tokens):
     """(theta, RopeScaling, max_context_tokens) from either spelling."""
     rope = fields.section("rope_parameters") or fields.section("rope_scaling")
     theta_fields = rope if rope and rope.raw("rope_theta") is not None else fields
-    theta = theta_fields.number("rope_theta", 10000.0, minimum=1.0)
+    theta = theta_fields.number("rope_theta", 10000.0, above=1.0)
     if rope is None:
         return theta, RopeScaling(), max_tokens
     if rope.number("partial_rotary_factor", 1.0) != 1.0:
@@ -222,7 +222,7 @@ def _hf_llama3(rope, original, max_tokens):
         factor=rope.number("factor"),
         original_max_tokens=original,
         low_freq_factor=low,
-        high_freq_factor=rope.number("high_freq_factor", minimum=low),
+        high_freq_factor=rope.number("high_freq_factor", above=low),
     )
 
 
@@ -245,8 +245,8 @@ def _hf_yarn(rope, original, max_tokens):
 def _yarn_rotations(fields, prefix):
     """(beta_fast, beta_slow)."""
     most = MAX_YARN_ROTATIONS
-    slow = fields.number(f"{prefix}beta_slow", 1.0, minimum=MIN_YARN_ROTATIONS, maximum=most)
-    return fields.number(f"{prefix}beta_fast", 32.0, minimum=slow, maximum=most), slow
+    slow = fields.number(f"{prefix}beta_slow", 1.0, above=MIN_YARN_ROTATIONS, maximum=most)
+    return fields.number(f"{prefix}beta_fast", 32.0, above=slow, maximum=most), slow
 
 
 def config_from_gguf(gguf_file):
@@ -262,9 +262,9 @@ def config_from_gguf(gguf_file):
         ModelFileError: a field is missing or wrong, or the model needs what is not supported.
     """
     path, metadata, tensors = gguf_file.path, gguf_file.metadata, gguf_file.tensors
-    general = Fields(path, metadata)
+    general = file_fields(path, metadata)
     architecture = general.choice("general.architecture", GGUF_ARCHITECTURES)
-    fields = Fields(path, _without_uniform_arrays(metadata), f"{architecture}.")
+    fields = file_fields(path, _without_uniform_arrays(metadata), f"{architecture}.")
     if fields.count("expert_count", 0, minimum=0, maximum=MAX_DIM):
         fields.fail("expert_count", "0 (mixtures of experts are not supported)")
     num_heads = fields.count("attention.head_count", maximum=MAX_HEADS)
@@ -287,7 +287,7 @@ def config_from_gguf(gguf_file):
         vocab_size=vocab_size,
         max_context_tokens=_context_tokens(max_tokens, scaling),
         rms_norm_eps=fields.number("attention.layer_norm_rms_epsilon", maximum=1.0),
-        rope_theta=fields.number("rope.freq_base", 10000.0, minimum=1.0),
+        rope_theta=fields.number("rope.freq_base", 10000.0, above=1.0),
         rope_scaling=scaling,
         tie_embeddings="output.weight" not in tensors,
         qkv_bias="blk.0.attn_q.bias" in tensors,

@@ -10,13 +10,13 @@ import shutil
 from dataclasses import dataclass
 
 from marlin.errors import ModelFileError
+from marlin.files.strict_json import read_json_object
 from marlin.models.config import ModelConfig, config_from_gguf, config_from_hf
 from marlin.models.hf_config import hf_config
 from marlin.models.tensors import check_gguf_leftovers, check_tensors, is_unused
 from marlin.text.gguf_tokenizer import tokenizer_from_gguf
 from marlin.weights.convert import SourceTensor
 from marlin.weights.gguf import GGUFFile
-from marlin.weights.json_file import read_json_object
 from marlin.weights.names import ROPE_FACTORS, hf_name, rows_are_interleaved
 from marlin.weights.safetensors_file import SafetensorsFolder
 

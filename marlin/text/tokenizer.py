@@ -20,7 +20,11 @@ from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 
 from marlin.errors import ModelFileError
+from marlin.files.regular import read_regular
+from marlin.files.strict_json import MAX_FILE_BYTES, parse_json_object, read_json_object
 
+# Published chat templates have up to 30 kB.
+MAX_TEMPLATE_BYTES = 1 << 20
 SPACE_PIECE = "\u2581"
 BYTE_PIECES = MappingProxyType({f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)})
 
@@ -165,11 +169,11 @@ def load_tokenizer(folder):
     folder = Path(folder)
     backend = _load_backend(folder / "tokenizer.json")
     config_path = folder / "tokenizer_config.json"
-    config = _read_json(config_path)
+    config = read_json_object(config_path, {})
     model_configs = [folder / "generation_config.json", folder / "config.json"]
     eos_token_ids, bos_token_ids = set(), []
     for path in model_configs:
-        values = _read_json(path)
+        values = read_json_object(path, {})
         eos_token_ids.update(_token_ids(values, "eos_token_id", path))
         bos_token_ids += _token_ids(values, "bos_token_id", path)
     bos_token = _token_string(config, "bos_token", config_path)
@@ -228,12 +232,11 @@ def _apply_bos_and_eos_flags(backend, config, bos_token, eos_token):
 
 
 def _load_backend(path):
-    try:
-        source = path.read_bytes()
-    except FileNotFoundError:
-        raise ModelFileError(path, "file is missing; the folder needs a tokenizer.json") from None
-    except OSError as error:
-        raise ModelFileError(path, f"cannot be read: {error.strerror}") from None
+    source = read_regular(path, MAX_FILE_BYTES, None)
+    if source is None:
+        raise ModelFileError(path, "file is missing; the folder needs a tokenizer.json")
+    # The library takes the last of two equal keys; here a file has one meaning only.
+    parse_json_object(path, source)
     with _tokenizer_faults(path):
         return tokenizers.Tokenizer.from_buffer(source)
 
@@ -250,20 +253,6 @@ def _tokenizer_faults(path):
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
             raise ModelFileError(path, f"is not a tokenizer: {error}") from None
         raise
-
-
-def _read_json(path):
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise ModelFileError(path, f"cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ModelFileError(path, f"is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ModelFileError(path, f"holds a {type(value).__name__}, expected an object")
-    return value
 
 
 def _write_json(path, value):
@@ -292,12 +281,15 @@ def _token_string(config, key, path):
 
 def _chat_template(folder, config):
     """Its own file first, as newer folders have it; else a string or a list of named ones."""
-    try:
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        template = config.get("chat_template")
-    except (OSError, ValueError) as error:
-        raise ModelFileError(folder / "chat_template.jinja", f"cannot be read: {error}") from None
+    path = folder / "chat_template.jinja"
+    source = read_regular(path, MAX_TEMPLATE_BYTES, None)
+    if source is not None:
+        try:
+            # As reading in text mode ends lines.
+            return source.decode().replace("\r\n", "\n").replace("\r", "\n")
+        except UnicodeDecodeError as error:
+            raise ModelFileError(path, f"is not UTF-8 at byte {error.start}") from None
+    template = config.get("chat_template")
     if isinstance(template, list):
         entries = [entry for entry in template if isinstance(entry, dict)]
         named = [entry for entry in entries if isinstance(entry.get("name"), str)]

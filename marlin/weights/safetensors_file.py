@@ -8,7 +8,7 @@ of their data. Source: https://github.com/huggingface/safetensors (README, "Form
 import os
 
 from marlin.errors import ModelFileError
-from marlin.weights.json_file import parse_json_object, read_json_object
+from marlin.files.strict_json import parse_json_object, read_json_object
 from marlin.weights.tensor_file import BLOCK_SIZES, TensorInfo, mapped, num_tensor_bytes
 
 # The reference implementation's own limit.

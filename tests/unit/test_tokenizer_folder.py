@@ -167,11 +167,37 @@ def test_a_folder_without_a_tokenizer_names_the_missing_file(tmp_path):
         load_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"model": 7}', b"\xff\xfe", b"[]"])
-def test_a_tokenizer_file_that_is_not_one_is_refused(content, tmp_path):
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "not valid JSON"),
+        (b"{", "not valid JSON"),
+        (b"\xff\xfe", "not valid JSON"),
+        (b"[]", "a JSON object was expected"),
+        (b'{"model": 7}', "is not a tokenizer"),
+        (b'{"model": {"vocab": {"a": 0, "a": 1}}}', "not valid JSON: key 'a' appears twice"),
+    ],
+)
+def test_a_tokenizer_file_that_is_not_one_is_refused(content, complaint, tmp_path):
     (tmp_path / "tokenizer.json").write_bytes(content)
-    with pytest.raises(ModelFileError, match=r"tokenizer\.json: is not a tokenizer"):
+    with pytest.raises(ModelFileError, match=rf"tokenizer\.json: {complaint}"):
         load_tokenizer(tmp_path)
+
+
+def test_a_chat_template_file_that_is_not_text_or_too_long_is_refused(backend, tmp_path):
+    write_folder(tmp_path, backend)
+    (tmp_path / "chat_template.jinja").write_bytes(b"a\xff")
+    with pytest.raises(ModelFileError, match=r"chat_template\.jinja: is not UTF-8 at byte 1"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"a" * ((1 << 20) + 1))
+    with pytest.raises(ModelFileError, match=r"chat_template\.jinja: 1048577 bytes; at most"):
+        load_tokenizer(tmp_path)
+
+
+def test_lines_of_a_chat_template_file_end_as_text_files_do(backend, tmp_path):
+    write_folder(tmp_path, backend)
+    (tmp_path / "chat_template.jinja").write_bytes(b"a\r\nb\rc\n")
+    assert load_tokenizer(tmp_path).chat_template == "a\nb\nc\n"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,90 @@
+"""Typed fields of objects from outside: types, ranges, and the names in refusals."""
+
+import pytest
+
+from marlin.errors import ModelFileError
+from marlin.files.fields import Fields, file_fields, shown
+
+GOOD = {
+    "layers": 12, "scale": 2, "tied": False, "kind": "yarn", "names": ["a", "b"],
+    "rope": {"factor": 4.0, "inner": {"deep": 1}}, "none": None,
+}  # fmt: skip
+
+
+def refused(values, read):
+    with pytest.raises(ModelFileError) as caught:
+        read(file_fields("config.json", values))
+    return str(caught.value)
+
+
+def test_every_getter_gives_what_is_there():
+    fields = file_fields("config.json", GOOD)
+    assert fields.count("layers", maximum=12) == 12
+    assert (fields.number("scale"), type(fields.number("scale"))) == (2.0, float)
+    assert fields.flag("tied") is False
+    assert fields.text("kind") == "yarn" == fields.choice("kind", ("linear", "yarn"))
+    assert fields.texts("names") == ["a", "b"]
+    assert fields.section("rope").number("factor") == 4.0
+    assert fields.raw("names") == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["absent", "none"])
+def test_null_is_absent(name):
+    fields = file_fields("config.json", GOOD)
+    assert fields.count(name, 7, maximum=9) == 7
+    assert fields.number(name, 0.5) == 0.5
+    assert fields.flag(name, True) is True
+    assert fields.text(name, None) is None
+    assert fields.texts(name, ()) == ()
+    assert fields.choice(name, ("a",), "b") == "b"
+    assert fields.section(name) is None
+    assert fields.raw(name) is None
+    message = refused(GOOD, lambda fields: fields.count(name, maximum=9))
+    assert message == f"config.json: {name} is missing; expected an integer from 1 to 9"
+
+
+@pytest.mark.parametrize(
+    ("value", "read", "expected"),
+    [
+        (0, lambda f: f.count("x", maximum=9), "x is 0; expected an integer from 1 to 9"),
+        (10, lambda f: f.count("x", 1, maximum=9), "x is 10; expected an integer from 1 to 9"),
+        (True, lambda f: f.count("x"), "x is True; expected an integer of at least 1"),
+        (2.0, lambda f: f.count("x"), "x is 2.0; expected an integer"),
+        (0, lambda f: f.number("x"), "x is 0; expected a finite number above 0"),
+        (3, lambda f: f.number("x", above=1, maximum=2), "a finite number above 1 and at most 2"),
+        (-1, lambda f: f.number("x", minimum=0, maximum=2), "expected a number from 0 to 2"),
+        (float("nan"), lambda f: f.number("x", minimum=0), "x is nan; expected a number from 0"),
+        (float("inf"), lambda f: f.number("x"), "x is inf; expected a finite number"),
+        (10**400, lambda f: f.number("x"), "expected a finite number above 0"),
+        (True, lambda f: f.number("x"), "x is True; expected a finite number"),
+        (1, lambda f: f.flag("x"), "x is 1; expected true or false"),
+        (1, lambda f: f.text("x"), "x is 1; expected a string"),
+        (["a", 1], lambda f: f.texts("x"), "x is ['a', 1]; expected an array of strings"),
+        (["a"], lambda f: f.choice("x", ("a", "b")), "x is ['a']; expected one of a, b"),
+        ("c", lambda f: f.choice("x", ("a", "b"), "a"), "x is 'c'; expected one of a, b"),
+        ([], lambda f: f.section("x"), "x is []; expected an object"),
+        ("ab" * 90, lambda f: f.flag("x"), "x is 'abababababababababab'; expected true"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_refused_with_its_name_and_what_was_expected(value, read, expected):
+    assert expected in refused({"x": value}, read)
+
+
+def test_a_nested_field_is_named_with_its_path():
+    message = refused(GOOD, lambda f: f.section("rope").section("inner").flag("deep"))
+    assert message == "config.json: rope.inner.deep is 1; expected true or false"
+
+
+def test_a_prefix_is_part_of_every_name():
+    fields = file_fields("m.gguf", {"llama.x": 3, "llama.s": {"y": 1}}, "llama.")
+    assert fields.count("x") == 3
+    with pytest.raises(ModelFileError, match="m.gguf: llama.s.y is 1; expected a string"):
+        fields.section("s").text("y")
+
+
+def test_whoever_opens_an_object_says_what_a_refusal_is():
+    def refuse(name, value, expected):
+        raise KeyError(f"{name} must be {expected}, got {shown(value)}")
+
+    with pytest.raises(KeyError, match='n must be an integer from 1 to 4, got "2"'):
+        Fields({"n": "2"}, refuse).count("n", 1, maximum=4)
