@@ -84,15 +84,15 @@ class Fields:
 
     def flag(self, name, *default):
         """A bool."""
-        return self._of_type(bool, "true or false", name, default)
+        return self.of_type(bool, name, *default, expected="true or false")
 
     def text(self, name, *default):
         """A string."""
-        return self._of_type(str, "a string", name, default)
+        return self.of_type(str, name, *default)
 
     def texts(self, name, *default):
         """A list of strings."""
-        value = self._of_type(list, "an array of strings", name, default)
+        value = self.of_type(list, name, *default, expected="an array of strings")
         if type(value) is list and not all(type(item) is str for item in value):
             self.fail(name, "an array of strings")
         return value
@@ -108,7 +108,7 @@ class Fields:
 
     def section(self, name: str) -> "Fields | None":
         """Fields of a nested object, or None when the field is absent."""
-        value = self._of_type(dict, "an object", name, (None,))
+        value = self.of_type(dict, name, None)
         if value is None:
             return None
         outer = f"{self.prefix}{name}."
@@ -118,13 +118,14 @@ class Fields:
             path=self.path,
         )
 
-    def _of_type(self, kind, expected, name, default):
+    def of_type(self, kind, name, *default, expected=None):
+        """A value of one JSON type: dict, list, str, bool."""
         value = self.raw(name)
         if value is None and default:
             return default[0]
         if type(value) is kind:
             return value
-        self.fail(name, expected)
+        self.fail(name, expected or _TYPE_NAMES[kind])
 
 
 def file_fields(path: str, values: dict[str, Any], prefix: str = "") -> Fields:

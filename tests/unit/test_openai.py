@@ -200,7 +200,7 @@ def test_a_missing_prompt_is_named():
 
 
 def test_a_message_names_value_and_limit():
-    with pytest.raises(RequestError, match=r"temperature must be 0 to 2, got 3\.5"):
+    with pytest.raises(RequestError, match=r"temperature must be a number from 0 to 2, got 3\.5"):
         chat(temperature=3.5)
 
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from urllib.parse import unquote
 
 from marlin.errors import MarlinError, ModelNotFoundError, OverloadedError
-from marlin.server.api import fields, openai_answers, openai_requests
+from marlin.files.fields import shown
+from marlin.server.api import openai_answers, openai_requests
+from marlin.server.api.fields import parse_json
 from marlin.server.api.gate import SlotGate
 from marlin.server.api.generation import Generation, timed_out
 from marlin.server.http.connection import PeerGone
@@ -210,7 +212,7 @@ class App:
         timeout_s = self._settings.timeout_s
         deadline = time.monotonic() + timeout_s
         with self._metrics.request() as exchange.record:
-            body = fields.parse_json(content)
+            body = parse_json(content)
             service = self._loaded_service()
             request = parse(body, self._limits, self._settings.default_max_tokens)
             _check_model(request, service)
@@ -277,4 +279,4 @@ def _check_model(request, service):
 
 
 def _model_not_found(model_id):
-    return ModelNotFoundError(f"model {fields.shown(model_id)} is not served here", param="model")
+    return ModelNotFoundError(f"model {shown(model_id)} is not served here", param="model")

@@ -4,8 +4,7 @@ The numbers come from the engine as they are; a token's text comes from its byte
 """
 
 from marlin.engine.request import MAX_LOGPROBS
-from marlin.server.api import fields
-from marlin.server.api.fields import refuse
+from marlin.server.api.fields import refuse, request_fields
 
 MAX_COMPLETION_LOGPROBS = 5  # what the API allows; chat allows MAX_LOGPROBS
 # Stands for everything below it, down to a probability of 0, whose logarithm JSON cannot hold.
@@ -14,8 +13,9 @@ LOWEST_LOGPROB = -9999.0
 
 def parse_chat(body):
     """SamplingParams.num_logprobs of a chat request's `logprobs` and `top_logprobs`."""
-    wanted = fields.boolean(body, "logprobs")
-    num_top = fields.integer(body, "top_logprobs", 0, 0, MAX_LOGPROBS)
+    given = request_fields(body)
+    wanted = given.flag("logprobs", False)
+    num_top = given.count("top_logprobs", 0, minimum=0, maximum=MAX_LOGPROBS)
     if num_top and not wanted:
         refuse("top_logprobs", "needs logprobs to be true")
     return num_top if wanted else None
@@ -23,7 +23,8 @@ def parse_chat(body):
 
 def parse_completion(body):
     """SamplingParams.num_logprobs of a completion request's `logprobs`."""
-    return fields.integer(body, "logprobs", None, 0, MAX_COMPLETION_LOGPROBS)
+    maximum = MAX_COMPLETION_LOGPROBS
+    return request_fields(body).count("logprobs", None, minimum=0, maximum=maximum)
 
 
 def chat_shape(tokenizer, tokens):

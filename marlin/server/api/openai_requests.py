@@ -9,8 +9,9 @@ import re
 from dataclasses import dataclass, replace
 
 from marlin.engine.request import SamplingParams
-from marlin.server.api import fields, logprobs
-from marlin.server.api.fields import refuse
+from marlin.files.fields import shown, type_name
+from marlin.server.api import logprobs
+from marlin.server.api.fields import checked_text, plain, refuse, request_fields, required
 
 # "developer" is OpenAI's newer word for system; chat templates know only the older one.
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -122,18 +123,20 @@ def parse_chat(body, limits, default_max_tokens):
     """Validate a /v1/chat/completions body.
 
     Args:
-        body: dict from fields.parse_json.
+        body: dict from api/fields.py's parse_json.
         limits: http.limits.Limits.
         default_max_tokens: for a request that names none.
 
     Raises:
         RequestError: with `param` naming the field, e.g. `messages[2].content`.
     """
-    model = fields.checked_text(fields.required(body, "model"), "model")
-    messages = _parse_messages(fields.required(body, "messages"))
+    model = checked_text(required(body, "model"), "model")
+    messages = _parse_messages(required(body, "messages"))
     _refuse_unsupported(body, _NOT_SUPPORTED_IN_CHAT, _CHAT_FIELDS)
-    max_tokens = fields.integer(body, "max_tokens", None, 1)
-    newer = fields.integer(body, "max_completion_tokens", None, 1)
+    given = request_fields(body)
+    max_tokens, newer = (
+        given.count(name, None) for name in ("max_tokens", "max_completion_tokens")
+    )
     if None not in (max_tokens, newer) and max_tokens != newer:
         refuse("max_completion_tokens", f"is {newer} but max_tokens is {max_tokens}")
     max_tokens = newer or max_tokens or default_max_tokens
@@ -143,17 +146,18 @@ def parse_chat(body, limits, default_max_tokens):
 
 def parse_completion(body, limits, default_max_tokens):
     """Validate a /v1/completions body; arguments and errors as parse_chat's."""
-    model = fields.checked_text(fields.required(body, "model"), "model")
-    prompts = _parse_prompts(fields.required(body, "prompt"))
+    model = checked_text(required(body, "model"), "model")
+    prompts = _parse_prompts(required(body, "prompt"))
     _refuse_unsupported(body, _NOT_SUPPORTED_IN_COMPLETIONS, _COMPLETION_FIELDS)
-    max_tokens = fields.integer(body, "max_tokens", default_max_tokens, 1)
+    given = request_fields(body)
+    max_tokens = given.count("max_tokens", default_max_tokens)
     num_logprobs = logprobs.parse_completion(body)
     options = _parse_options(body, limits, max_tokens, num_logprobs)
     num_choices = len(prompts) * options.num_choices
     if num_choices > limits.num_call_choices:
         most = limits.num_call_choices
         refuse("prompt", f"and n ask for {num_choices} choices; a call may have {most}")
-    echo = fields.boolean(body, "echo")
+    echo = given.flag("echo", False)
     if echo and num_logprobs is not None:
         refuse("echo", "is not supported together with logprobs")
     return CompletionRequest(model, prompts, replace(options, echo=echo))
@@ -161,7 +165,7 @@ def parse_completion(body, limits, default_max_tokens):
 
 def _parse_messages(value):
     if type(value) is not list:
-        refuse("messages", f"must be an array, got {fields.type_name(value)}")
+        refuse("messages", f"must be an array, got {type_name(value)}")
     if not value:
         refuse("messages", "must not be empty")
     return [_parse_message(item, f"messages[{index}]") for index, item in enumerate(value)]
@@ -169,22 +173,22 @@ def _parse_messages(value):
 
 def _parse_message(value, param):
     if type(value) is not dict:
-        refuse(param, f"must be an object, got {fields.type_name(value)}")
+        refuse(param, f"must be an object, got {type_name(value)}")
     role = value.get("role")
     if type(role) is not str or role not in _ROLES:
         known = ", ".join(_ROLES)
-        refuse(f"{param}.role", f"must be one of {known}; got {fields.shown(role)}")
+        refuse(f"{param}.role", f"must be one of {known}; got {shown(role)}")
     message = {"role": _ROLES[role], "content": _parse_content(value, f"{param}.content")}
     for name, given in value.items():
         if name in ("role", "content") or given is None:
             continue
         if name in _MESSAGE_TEXT_FIELDS:
-            message[name] = fields.checked_text(given, f"{param}.{name}")
+            message[name] = checked_text(given, f"{param}.{name}")
         elif name in _EMPTY_MESSAGE_FIELDS:
             if given != []:
                 refuse(f"{param}.{name}", "is not supported by this server")
         else:
-            refuse(f"{param}.{_plain(name)}", "is not a known field of a message")
+            refuse(f"{param}.{plain(name)}", "is not a known field of a message")
     return message
 
 
@@ -193,17 +197,17 @@ def _parse_content(message, param):
     if type(content) is not list:
         if "content" not in message:
             refuse(param, "is required")
-        return fields.checked_text(content, param)
+        return checked_text(content, param)
     if not content:
         refuse(param, "must not be empty")
     texts = []
     for index, part in enumerate(content):
         where = f"{param}[{index}]"
         if type(part) is not dict:
-            refuse(where, f"must be an object, got {fields.type_name(part)}")
+            refuse(where, f"must be an object, got {type_name(part)}")
         if part.get("type") != "text":
-            refuse(f"{where}.type", f'must be "text", got {fields.shown(part.get("type"))}')
-        texts.append(fields.checked_text(part.get("text"), f"{where}.text"))
+            refuse(f"{where}.type", f'must be "text", got {shown(part.get("type"))}')
+        texts.append(checked_text(part.get("text"), f"{where}.text"))
     return "\n".join(texts)
 
 
@@ -221,9 +225,9 @@ def _parse_prompt(value, param):
     if type(value) is list:
         return Prompt(_parse_token_ids(value, param), param)
     if type(value) is not str:
-        got = fields.type_name(value)
+        got = type_name(value)
         refuse(param, f"must be a string or an array of token ids, got {got}")
-    return Prompt(fields.checked_text(value, param), param)
+    return Prompt(checked_text(value, param), param)
 
 
 def _parse_token_ids(value, param):
@@ -231,14 +235,15 @@ def _parse_token_ids(value, param):
         refuse(param, "must not be empty")
     for index, token_id in enumerate(value):
         if type(token_id) is not int or token_id < 0:
-            refuse(f"{param}[{index}]", f"must be a token id, got {fields.shown(token_id)}")
+            refuse(f"{param}[{index}]", f"must be a token id, got {shown(token_id)}")
     return value
 
 
 def _parse_options(body, limits, max_tokens, num_logprobs):
-    stream = fields.boolean(body, "stream")
-    num_choices = fields.integer(body, "n", 1, 1, limits.num_choices)
-    if fields.integer(body, "best_of", num_choices, 1) != num_choices:
+    given = request_fields(body)
+    stream = given.flag("stream", False)
+    num_choices = given.count("n", 1, maximum=limits.num_choices)
+    if given.count("best_of", num_choices) != num_choices:
         refuse("best_of", f"must equal n, which is {num_choices}, got {body['best_of']}")
     sampling = replace(
         parse_sampling(body, max_tokens),
@@ -255,35 +260,36 @@ def _parse_options(body, limits, max_tokens, num_logprobs):
 
 
 def _parse_logit_bias(body, limits):
-    given = fields.optional(body, "logit_bias", dict) or {}
-    if len(given) > limits.num_logit_biases:
-        refuse("logit_bias", f"may hold {limits.num_logit_biases} tokens, got {len(given)}")
-    biases = []
-    for name, value in given.items():
-        param = f"logit_bias.{_plain(name)}"
+    given = request_fields(body).section("logit_bias")
+    if given is None:
+        return ()
+    if len(given.values) > limits.num_logit_biases:
+        refuse("logit_bias", f"may hold {limits.num_logit_biases} tokens, got {len(given.values)}")
+    for name in given.values:
         if not _TOKEN_ID.fullmatch(name):
-            refuse(param, "must be named by a token id in decimal digits")
-        if value is None:
-            refuse(param, "must not be null")
-        biases.append((int(name), fields.number({param: value}, param, None, -100, 100)))
-    return tuple(biases)
+            refuse(f"logit_bias.{plain(name)}", "must be named by a token id in decimal digits")
+    return tuple(
+        (int(name), given.number(name, minimum=-100, maximum=100)) for name in given.values
+    )
 
 
 def parse_sampling(body, max_tokens):
     """SamplingParams from a mapping with the API's names; RequestError names what is wrong."""
-    top_k = fields.integer(body, "top_k", 0, -1, 2**31 - 1)
-    seed = fields.integer(body, "seed", None, _MIN_SEED, _MAX_SEED)
+    given = request_fields(body)
+    number = given.number
+    top_k = given.count("top_k", 0, minimum=-1, maximum=2**31 - 1)
+    seed = given.count("seed", None, minimum=_MIN_SEED, maximum=_MAX_SEED)
     return SamplingParams(
-        temperature=fields.number(body, "temperature", _DEFAULTS.temperature, 0, 2),
-        top_p=max(fields.number(body, "top_p", _DEFAULTS.top_p, 0, 1), _SMALLEST_TOP_P),
+        temperature=number("temperature", _DEFAULTS.temperature, minimum=0, maximum=2),
+        top_p=max(number("top_p", _DEFAULTS.top_p, minimum=0, maximum=1), _SMALLEST_TOP_P),
         top_k=max(top_k, 0),  # -1 is another common spelling of "off"
-        min_p=fields.number(body, "min_p", 0.0, 0, 1),
-        frequency_penalty=fields.number(body, "frequency_penalty", 0.0, -2, 2),
-        presence_penalty=fields.number(body, "presence_penalty", 0.0, -2, 2),
-        repetition_penalty=fields.number(body, "repetition_penalty", 1.0, 0, 2, above_low=True),
+        min_p=number("min_p", 0.0, minimum=0, maximum=1),
+        frequency_penalty=number("frequency_penalty", 0.0, minimum=-2, maximum=2),
+        presence_penalty=number("presence_penalty", 0.0, minimum=-2, maximum=2),
+        repetition_penalty=number("repetition_penalty", 1.0, above=0, maximum=2),
         seed=None if seed is None else seed % 2**64,
         max_tokens=max_tokens,
-        ignore_eos=fields.boolean(body, "ignore_eos"),
+        ignore_eos=given.flag("ignore_eos", False),
     )
 
 
@@ -295,7 +301,7 @@ def parse_stop(body, limits):
     if type(value) is str:
         return (_parse_stop_string(value, "stop", limits),)
     if type(value) is not list:
-        refuse("stop", f"must be a string or an array of strings, got {fields.type_name(value)}")
+        refuse("stop", f"must be a string or an array of strings, got {type_name(value)}")
     if not value:
         refuse("stop", "must not be empty; leave it out for no stop strings")
     if len(value) > limits.num_stop_strings:
@@ -306,7 +312,7 @@ def parse_stop(body, limits):
 
 
 def _parse_stop_string(value, param, limits):
-    text = fields.checked_text(value, param)
+    text = checked_text(value, param)
     if not text:
         refuse(param, "must not be an empty string")
     if len(text) > limits.stop_characters:
@@ -315,20 +321,17 @@ def _parse_stop_string(value, param, limits):
 
 
 def _parse_stream_options(body, stream):
-    options = fields.optional(body, "stream_options", dict)
+    options = request_fields(body).section("stream_options")
     if options is None:
         return False
     if not stream:
         refuse("stream_options", "is for streamed requests only; stream is not true")
-    for name in options:
+    for name in options.values:
         if name not in ("include_usage", "include_obfuscation"):
-            refuse(f"stream_options.{_plain(name)}", "is not a known stream option")
-        if options[name] is not None and type(options[name]) is not bool:
-            got = fields.type_name(options[name])
-            refuse(f"stream_options.{name}", f"must be a boolean, got {got}")
-    if options.get("include_obfuscation"):
+            refuse(f"stream_options.{plain(name)}", "is not a known stream option")
+    if options.flag("include_obfuscation", False):
         refuse("stream_options.include_obfuscation", "is not supported by this server, got true")
-    return bool(options.get("include_usage"))
+    return options.flag("include_usage", False)
 
 
 def _refuse_unsupported(body, not_supported, honoured):
@@ -336,16 +339,11 @@ def _refuse_unsupported(body, not_supported, honoured):
         if name in honoured:
             continue
         if name in _ACCEPTED:
-            fields.optional(body, name, _ACCEPTED[name])
+            request_fields(body).of_type(_ACCEPTED[name], name, None)
         elif name in not_supported:
             if value is not None and not any(
-                type(value) is type(plain) and value == plain for plain in not_supported[name]
+                type(value) is type(taken) and value == taken for taken in not_supported[name]
             ):
-                refuse(name, f"is not supported by this server, got {fields.shown(value)}")
+                refuse(name, f"is not supported by this server, got {shown(value)}")
         else:
-            refuse(_plain(name), "is not a known parameter of this endpoint")
-
-
-def _plain(name):
-    """A client's own field name as `param`: shown() without its quotes."""
-    return fields.shown(name)[1:].rstrip('"')
+            refuse(plain(name), "is not a known parameter of this endpoint")
