@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 
 from marlin.errors import ModelFileError
+from marlin.files.fields import file_fields
 from marlin.text.pretokenizer import FAMILIES
 from marlin.text.tokenizer import SPACE_PIECE, Tokenizer, set_template
 
@@ -60,16 +61,15 @@ def tokenizer_from_gguf(metadata, path):
         ModelFileError: a key is missing or has a wrong value, a length or an id does not fit the
             vocabulary, or the vocabulary is of a kind this project does not know.
     """
-    reader = _Reader(metadata, path)
-    model = reader.string("model")
-    vocabulary = _Vocabulary.read(reader)
+    fields = file_fields(path, metadata, PREFIX)
+    model = fields.choice("model", ("gpt2", "llama"))
+    vocabulary = _Vocabulary.read(fields)
     if model == "gpt2":
-        backend, adds_bos = _byte_level(reader, vocabulary)
-    elif model == "llama":
-        backend, adds_bos = _sentencepiece(reader, vocabulary), True
+        backend, adds_bos = _byte_level(fields, vocabulary)
     else:
-        raise reader.error("model", f"is {model!r}, expected one of 'gpt2', 'llama'")
-    return _finish(reader, vocabulary, backend, adds_bos)
+        backend, adds_bos = _sentencepiece(fields, vocabulary), True
+    chat_template = file_fields(path, metadata).text("tokenizer.chat_template", None)
+    return _finish(fields, vocabulary, backend, adds_bos, chat_template)
 
 
 @dataclass
@@ -80,15 +80,18 @@ class _Vocabulary:
     named_ids: dict = field(default_factory=dict)
 
     @classmethod
-    def read(cls, reader):
-        tokens = reader.strings("tokens")
-        types = reader.numbers("token_type", len(tokens), default=NORMAL)
+    def read(cls, fields):
+        tokens = fields.texts("tokens")
+        types = _numbers(fields, "token_type", len(tokens), default=NORMAL)
         ids = {}
         for id, token in enumerate(tokens):
             if ids.setdefault(token, id) != id:
-                raise reader.error("tokens", f"{token!r} is both token {ids[token]} and {id}")
+                raise _error(fields, "tokens", f"{token!r} is both token {ids[token]} and {id}")
         names = ("bos", "eos", "eot", "eom", "unknown")
-        named_ids = {name: reader.token_id(f"{name}_token_id", len(tokens)) for name in names}
+        named_ids = {
+            name: fields.count(f"{name}_token_id", None, minimum=0, maximum=len(tokens) - 1)
+            for name in names
+        }
         return cls(tokens, types, ids, named_ids)
 
     def of_type(self, type):
@@ -100,13 +103,9 @@ class _Vocabulary:
         return None if id is None else (id, self.tokens[id])
 
 
-def _byte_level(reader, vocabulary):
-    pre = reader.string("pre")
-    family = FAMILIES.get(pre)
-    if family is None:
-        known = ", ".join(sorted(FAMILIES))
-        raise reader.error("pre", f"is {pre!r}, a pre-tokenizer not known here; known are {known}")
-    merges = _listed_merges(reader, vocabulary)
+def _byte_level(fields, vocabulary):
+    family = FAMILIES[fields.choice("pre", sorted(FAMILIES))]
+    merges = _listed_merges(fields, vocabulary)
     backend = Backend(BPE(vocabulary.ids, merges, ignore_merges=family.whole_words))
     backend.normalizer = family.normalizer()
     backend.pre_tokenizer = family.pre_tokenizer()
@@ -114,10 +113,10 @@ def _byte_level(reader, vocabulary):
     return backend, family.adds_bos
 
 
-def _listed_merges(reader, vocabulary):
+def _listed_merges(fields, vocabulary):
     tokens, ids = vocabulary.tokens, vocabulary.ids
     merges = []
-    for rank, merge in enumerate(reader.strings("merges")):
+    for rank, merge in enumerate(fields.texts("merges")):
         left, _, right = merge.partition(" ")
         try:
             # The vocabulary's own strings, so that the list costs no new text.
@@ -125,19 +124,21 @@ def _listed_merges(reader, vocabulary):
             ids[left + right]
         except KeyError as error:
             piece = error.args[0]
-            raise reader.error(
-                "merges", f"merge {rank} {merge!r:.80} needs {piece!r:.80}, which is no token"
+            raise _error(
+                fields,
+                "merges",
+                f"merge {rank} {merge!r:.80} needs {piece!r:.80}, which is no token",
             ) from None
     return merges
 
 
-def _sentencepiece(reader, vocabulary):
-    scores = reader.numbers("scores", len(vocabulary.tokens))
+def _sentencepiece(fields, vocabulary):
+    scores = _numbers(fields, "scores", len(vocabulary.tokens))
     unknown = vocabulary.named("unknown")
     backend = Backend(
         BPE(
             vocabulary.ids,
-            _implied_merges(reader, vocabulary, scores),
+            _implied_merges(fields, vocabulary, scores),
             unk_token=unknown and unknown[1],
             fuse_unk=True,
             byte_fallback=True,
@@ -145,7 +146,7 @@ def _sentencepiece(reader, vocabulary):
     )
     replace = normalizers.Replace(" ", SPACE_PIECE)
     steps = [decoders.Replace(SPACE_PIECE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    if reader.flag("add_space_prefix", True):
+    if fields.flag("add_space_prefix", True):
         replace = normalizers.Sequence([normalizers.Prepend(SPACE_PIECE), replace])
         steps.append(decoders.Strip(" ", 1, 0))
     backend.normalizer = replace
@@ -153,7 +154,7 @@ def _sentencepiece(reader, vocabulary):
     return backend
 
 
-def _implied_merges(reader, vocabulary, scores):
+def _implied_merges(fields, vocabulary, scores):
     """Every way to make a piece of two others, best piece first.
 
     SentencePiece joins the adjacent pair whose result has the highest score and stores no merges.
@@ -165,20 +166,24 @@ def _implied_merges(reader, vocabulary, scores):
     for id in np.argsort(-scores.astype(np.float64), kind="stable"):
         piece = vocabulary.tokens[id]
         if len(piece) > MAX_PIECE_CHARS:
-            raise reader.error("tokens", f"token {id} is longer than {MAX_PIECE_CHARS} characters")
+            raise _error(
+                fields, "tokens", f"token {id} is longer than {MAX_PIECE_CHARS} characters"
+            )
         if piece in own:
             for cut in range(len(piece) - 1, 0, -1):
                 left, right = own.get(piece[:cut]), own.get(piece[cut:])
                 if left is not None and right is not None:
                     merges.append((left, right))
             if len(merges) > max_merges:
-                raise reader.error(
-                    "tokens", f"there are more than {max_merges} ways to join {len(own)} pieces"
+                raise _error(
+                    fields,
+                    "tokens",
+                    f"there are more than {max_merges} ways to join {len(own)} pieces",
                 )
     return merges
 
 
-def _finish(reader, vocabulary, backend, adds_bos):
+def _finish(fields, vocabulary, backend, adds_bos, chat_template):
     bos, eos = vocabulary.named("bos"), vocabulary.named("eos")
     control = vocabulary.of_type(CONTROL)
     # What a key names is special even where the types deny it.
@@ -190,8 +195,8 @@ def _finish(reader, vocabulary, backend, adds_bos):
     )
     set_template(
         backend,
-        bos if reader.flag("add_bos_token", adds_bos) else None,
-        eos if reader.flag("add_eos_token", False) else None,
+        bos if fields.flag("add_bos_token", adds_bos) else None,
+        eos if fields.flag("add_eos_token", False) else None,
     )
     eos_token_ids = {vocabulary.named_ids[name] for name in ("eos", "eot", "eom")} - {None}
     eos_token_ids.update(vocabulary.ids[text] for text in END_OF_TURN.intersection(control))
@@ -200,63 +205,24 @@ def _finish(reader, vocabulary, backend, adds_bos):
         bos_token=bos and bos[1],
         eos_token=eos and eos[1],
         eos_token_ids=eos_token_ids,
-        chat_template=reader.chat_template(),
+        chat_template=chat_template,
     )
 
 
-class _Reader:
-    """Typed access to the `tokenizer.*` keys; every complaint names file and key."""
+def _error(fields, key, message):
+    """For what is wrong with a value beside its type."""
+    return ModelFileError(fields.path, f"{PREFIX}{key}: {message}")
 
-    def __init__(self, metadata, path):
-        self._metadata = metadata
-        self._path = path
 
-    def error(self, key, message):
-        return ModelFileError(self._path, f"{PREFIX}{key}: {message}")
-
-    def string(self, key):
-        value = self._metadata.get(PREFIX + key)
-        if not isinstance(value, str):
-            raise self.error(key, f"is {value!r:.80}, expected a string")
-        return value
-
-    def strings(self, key):
-        value = self._metadata.get(PREFIX + key)
-        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-            found = "missing" if value is None else f"a {type(value).__name__}"
-            raise self.error(key, f"is {found}, expected an array of strings")
-        return value
-
-    def numbers(self, key, count, default=None):
-        """[count] numbers; all `default` where the key is absent and a default is given."""
-        value = self._metadata.get(PREFIX + key)
-        if value is None and default is not None:
-            return np.full(count, default)
-        if isinstance(value, list) and all(type(item) in (int, float) for item in value):
-            value = np.array(value)
-        if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf":
-            found = "missing" if value is None else f"a {type(value).__name__}"
-            raise self.error(key, f"is {found}, expected {count} numbers, one for each token")
-        if value.shape != (count,):
-            raise self.error(key, f"has {value.size} values for {count} tokens")
-        return value
-
-    def token_id(self, key, num_tokens):
-        value = self._metadata.get(PREFIX + key)
-        if value is not None and not (type(value) is int and 0 <= value < num_tokens):
-            raise self.error(key, f"is {value!r:.80}, expected a token id below {num_tokens}")
-        return value
-
-    def flag(self, key, default):
-        value = self._metadata.get(PREFIX + key, default)
-        if not isinstance(value, bool):
-            raise self.error(key, f"is {value!r:.80}, expected true or false")
-        return value
-
-    def chat_template(self):
-        value = self._metadata.get("tokenizer.chat_template")
-        if value is not None and not isinstance(value, str):
-            raise ModelFileError(
-                self._path, f"tokenizer.chat_template: is {value!r:.80}, expected a string"
-            )
-        return value
+def _numbers(fields, key, count, default=None):
+    """[count] numbers; all `default` where the key is absent and a default is given."""
+    value = fields.raw(key)
+    if value is None and default is not None:
+        return np.full(count, default)
+    if isinstance(value, list) and all(type(item) in (int, float) for item in value):
+        value = np.array(value)
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf":
+        fields.fail(key, f"{count} numbers, one for each token")
+    if value.shape != (count,):
+        raise _error(fields, key, f"has {value.size} values for {count} tokens")
+    return value
