@@ -126,13 +126,7 @@ def _add_generate_arguments(parser):
         "--raw", action="store_false", dest="chat", help="continue the prompt as it is"
     )
     parser.add_argument("--system", metavar="TEXT", help="system message, with --chat")
-    parser.add_argument("--max-tokens", type=_count(1), default=512, metavar="N")
-    parser.add_argument("--temperature", type=float, metavar="T")
-    parser.add_argument("--top-p", type=float, metavar="P")
-    parser.add_argument("--top-k", type=_count(0), metavar="K")
-    parser.add_argument("--min-p", type=float, metavar="P")
-    parser.add_argument("--repetition-penalty", type=float, metavar="R")
-    parser.add_argument("--seed", type=_count(0), metavar="N")
+    _add_sampling_options(parser)
     parser.add_argument("--stop", action="append", metavar="TEXT", help="may be repeated")
     parser.add_argument("--device", choices=config.DEVICE_KINDS, help=config.DEVICE_HELP)
     parser.add_argument(
@@ -142,6 +136,23 @@ def _add_generate_arguments(parser):
     parser.add_argument(
         "--speculative", choices=config.SPECULATIVE_METHODS, help=config.SPECULATIVE_HELP
     )
+
+
+def _add_sampling_options(parser):
+    from marlin.engine.sampling import PARAMETERS
+
+    for row in PARAMETERS:
+        flag = "--" + row.name.replace("_", "-")
+        if row.kind is bool:
+            parser.add_argument(flag, action="store_true", help=row.help)
+            continue
+        default = "" if row.default is None else f" (default {row.default:g})"
+        parser.add_argument(
+            flag,
+            type=float if row.kind is float else _count(max(row.low, 0)),
+            metavar="X" if row.kind is float else "N",
+            help=row.help + default,
+        )
 
 
 _ADD_ARGUMENTS = {

@@ -6,13 +6,13 @@ The server's validation and prompt building, without the server.
 import sys
 from contextlib import closing
 
+from marlin.engine.sampling import parse_sampling
 from marlin.engine.stream import TextStream
 from marlin.errors import ConfigError, MarlinError
-from marlin.server.api.openai_requests import parse_sampling, parse_stop
+from marlin.server.api.fields import request_fields
+from marlin.server.api.openai_requests import parse_stop
 from marlin.server.api.service import service_for
 from marlin.server.http.limits import Limits
-
-_SAMPLING_OPTIONS = "temperature top_p top_k min_p repetition_penalty seed".split()
 
 
 def run(arguments, load, stdin=None, stdout=None):
@@ -31,8 +31,7 @@ def run(arguments, load, stdin=None, stdout=None):
         MarlinError: a bad option, model or prompt.
     """
     stdin, stdout = stdin or sys.stdin, stdout or sys.stdout
-    given = {name: getattr(arguments, name) for name in _SAMPLING_OPTIONS}
-    params = parse_sampling(given, arguments.max_tokens)
+    params = parse_sampling(request_fields(vars(arguments)))
     stops = parse_stop({"stop": arguments.stop}, Limits())
     prompt = _read_prompt(stdin) if arguments.prompt == "-" else arguments.prompt
     service = service_for(

@@ -11,8 +11,12 @@ from marlin.device import abi
 from marlin.device.device import Device
 from marlin.device.ops import KvLayout
 from marlin.device.program import View
-from marlin.engine import sampler
-from marlin.engine.request import MAX_LOGIT_BIASES, Chunk
+from marlin.engine.request import Chunk, Request
+from marlin.engine.sampling import MAX_LOGIT_BIASES, PARAMETERS
+
+SAMPLE_ROW = abi.PARAMS["SampleRow"]
+PENALTY_ENTRY = abi.PARAMS["PenaltyEntry"]
+_KERNEL_PARAMETERS = [row.name for row in PARAMETERS if row.in_row]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,14 +75,14 @@ class Batch:
         self._tables = self._input("tables", np.int32, (max_sequences, layout.table_stride))
         self._tiles = self._input("tiles", np.int32, (max_tiles, 4))
         self._logit_rows = self._input("logit_rows", np.int32, (max_samples,))
-        self._sample_rows = self._input("sample_rows", sampler.SAMPLE_ROW, (max_samples,))
+        self._sample_rows = self._input("sample_rows", SAMPLE_ROW, (max_samples,))
         self._entry_starts = self._input("entry_starts", np.int32, (max_samples + 1,))
         # Every token of every context and every bias, so that none is ever dropped; pages are
         # touched when used.
         max_entries = max_samples * min(
             vocab_size, layout.table_stride * layout.block_size + MAX_LOGIT_BIASES
         )
-        self._entries = self._input("entries", sampler.PENALTY_ENTRY, (max_entries,))
+        self._entries = self._input("entries", PENALTY_ENTRY, (max_entries,))
 
     def _input(self, name, dtype, shape):
         buffer = self._device.create(int(np.prod(shape)) * np.dtype(dtype).itemsize)
@@ -131,11 +135,72 @@ class Batch:
 
     def _fill_sampling(self, rows, num_entries, chunk):
         """Fill a chunk's rows, a range; returns the penalty entries so far."""
-        sampler.fill_sample_rows(self._sample_rows[rows.start : rows.stop], chunk.request)
+        fill_sample_rows(self._sample_rows[rows.start : rows.stop], chunk.request)
         for num_drafts, row in enumerate(rows):
-            entries = sampler.penalty_entries(chunk.request, chunk.draft_token_ids[:num_drafts])
+            entries = penalty_entries(chunk.request, chunk.draft_token_ids[:num_drafts])
             self._entry_starts[row] = num_entries
             self._entries[num_entries : num_entries + len(entries)] = entries
             num_entries += len(entries)
             self._entry_starts[row + 1] = num_entries
         return num_entries
+
+
+def fill_sample_rows(rows: np.ndarray, request: Request) -> None:
+    """Write the SampleRows of a request's next tokens.
+
+    Args:
+        rows: SAMPLE_ROW [count], for the next token, the one after it, ...
+        request: a draw depends on its seed and on how many tokens there are before it.
+    """
+    row = rows[0]
+    for name in _KERNEL_PARAMETERS:
+        row[name] = getattr(request.params, name)
+    row["seed_low"] = request.seed & 0xFFFFFFFF
+    row["seed_high"] = request.seed >> 32 & 0xFFFFFFFF
+    row["position"] = request.num_tokens
+    if len(rows) > 1:
+        rows[1:] = row
+        rows["position"] += np.arange(len(rows), dtype=rows["position"].dtype)
+
+
+def penalty_entries(request: Request, draft_token_ids: tuple[int, ...] = ()) -> np.ndarray:
+    """The tokens whose logits the request's penalties and biases change, each token once.
+
+    Args:
+        draft_token_ids: tokens taken for output after the request's own.
+
+    Returns:
+        PENALTY_ENTRY [any]; empty when nothing is set. num_outputs counts a token's occurrences in
+        the output; a token of the prompt alone has 0, and matters to the repetition penalty only;
+        a token that is in neither has -1, and its bias alone.
+    """
+    seen_ids, num_outputs = _seen_tokens(request, draft_token_ids)
+    biases = request.params.logit_bias
+    if not biases:
+        entries = np.zeros(len(seen_ids), PENALTY_ENTRY)
+        entries["token_id"], entries["num_outputs"] = seen_ids, num_outputs
+        return entries
+    biased_ids = np.array([token_id for token_id, _ in biases], np.int32)
+    token_ids = np.union1d(seen_ids, biased_ids)
+    entries = np.zeros(len(token_ids), PENALTY_ENTRY)
+    entries["token_id"] = token_ids
+    entries["num_outputs"] = -1
+    entries["num_outputs"][np.searchsorted(token_ids, seen_ids)] = num_outputs
+    entries["bias"][np.searchsorted(token_ids, biased_ids)] = [bias for _, bias in biases]
+    return entries
+
+
+def _seen_tokens(request, draft_token_ids):
+    """(token ids, occurrences in the output) that the request's penalties look at."""
+    params = request.params
+    penalized = params.frequency_penalty or params.presence_penalty
+    repeats = params.repetition_penalty != 1.0
+    if not penalized and not repeats:
+        return np.zeros(0, np.int32), np.zeros(0, np.int64)
+    output = [*request.output_token_ids, *draft_token_ids]
+    outputs, counts = np.unique(np.asarray(output, np.int32), return_counts=True)
+    if not repeats:
+        return outputs, counts
+    prompt_only = np.setdiff1d(np.asarray(request.prompt_token_ids, np.int32), outputs)
+    none = np.zeros(len(prompt_only), counts.dtype)
+    return np.concatenate([outputs, prompt_only]), np.concatenate([counts, none])

@@ -11,14 +11,9 @@ import time
 
 from marlin.engine.block_pool import BlockPool
 from marlin.engine.draft import Drafter
-from marlin.engine.request import (
-    MAX_LOGIT_BIASES,
-    FinishEvent,
-    Request,
-    TokenEvent,
-    check_prompt_length,
-)
+from marlin.engine.request import FinishEvent, Request, TokenEvent, check_prompt_length
 from marlin.engine.runner import NO_TOKEN, NOT_NUMBERS
+from marlin.engine.sampling import MAX_LOGIT_BIASES
 from marlin.engine.scheduler import Scheduler
 from marlin.errors import DeviceError, RequestError, StoppingError
 

@@ -9,48 +9,8 @@ import queue
 import threading
 from dataclasses import dataclass, field
 
+from marlin.engine.sampling import SamplingParams
 from marlin.errors import ContextLengthError, RequestError
-
-# Entries of one request's logit_bias; the runner keeps room for so many a sequence. Users of the
-# API ban word lists; 1,024 is past what the largest APIs take.
-MAX_LOGIT_BIASES = 1024
-MAX_LOGPROBS = 20
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How one request chooses tokens. Values are validated where they enter (server/api,
-    cli.py).
-
-    Attributes:
-        temperature: 0 is greedy.
-        top_p: nucleus mass, (0, 1]; 1 is off.
-        top_k: keep the k likeliest tokens; 0 is off.
-        min_p: keep tokens at least this share of the likeliest one's probability; 0 is off.
-        frequency_penalty, presence_penalty: subtracted per occurrence / once, over output tokens.
-        repetition_penalty: divides positive and multiplies negative logits of tokens seen in
-            prompt or output.
-        seed: None draws one from the engine's generator; the same seed repeats the same tokens.
-        max_tokens: output tokens at most, >= 1.
-        ignore_eos: keep going past an end-of-sequence token (benchmarks).
-        logit_bias: (token id, added to its logit after the penalties) pairs, each id once, at most
-            MAX_LOGIT_BIASES.
-        num_logprobs: report each token's log-probability and those of this many of the likeliest
-            tokens, 0 to MAX_LOGPROBS; None reports none.
-    """
-
-    temperature: float = 0.7
-    top_p: float = 0.9
-    top_k: int = 0
-    min_p: float = 0.0
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-    max_tokens: int = 512
-    ignore_eos: bool = False
-    logit_bias: tuple[tuple[int, float], ...] = ()
-    num_logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

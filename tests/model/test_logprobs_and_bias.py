@@ -6,7 +6,8 @@ from engine_fixture import TIMEOUT_S, TinyEngine
 from tiny_models import random_tensors, random_tokens, running, tiny_config, write_folder
 
 from marlin.engine.engine import Engine
-from marlin.engine.request import MAX_LOGIT_BIASES, FinishEvent, SamplingParams
+from marlin.engine.request import FinishEvent
+from marlin.engine.sampling import MAX_LOGIT_BIASES, SamplingParams
 from marlin.errors import RequestError
 
 VOCAB = 97

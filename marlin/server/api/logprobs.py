@@ -3,7 +3,7 @@
 The numbers come from the engine as they are; a token's text comes from its bytes.
 """
 
-from marlin.engine.request import MAX_LOGPROBS
+from marlin.engine.sampling import MAX_LOGPROBS
 from marlin.server.api.fields import refuse, request_fields
 
 MAX_COMPLETION_LOGPROBS = 5  # what the API allows; chat allows MAX_LOGPROBS

@@ -8,7 +8,7 @@ misspelt parameter never passes for one that was honoured.
 import re
 from dataclasses import dataclass, replace
 
-from marlin.engine.request import SamplingParams
+from marlin.engine.sampling import PARAMETERS, SamplingParams, parse_sampling
 from marlin.files.fields import shown, type_name
 from marlin.server.api import logprobs
 from marlin.server.api.fields import checked_text, plain, refuse, request_fields, required
@@ -49,13 +49,9 @@ _NOT_SUPPORTED_IN_COMPLETIONS = {
     **_NOT_SUPPORTED,
     "suffix": ("",),
 }
-_SAMPLING = (
-    "temperature top_p top_k min_p frequency_penalty presence_penalty repetition_penalty seed "
-    "ignore_eos logit_bias"
-).split()
 _COMMON = (
-    *("model", "max_tokens", "stream", "stream_options", "stop", "n", "best_of", "logprobs"),
-    *_SAMPLING,
+    *("model", "stream", "stream_options", "stop", "n", "best_of", "logprobs", "logit_bias"),
+    *(row.name for row in PARAMETERS),
 )
 _CHAT_FIELDS = frozenset(("messages", "max_completion_tokens", "top_logprobs", *_COMMON))
 _COMPLETION_FIELDS = frozenset(("prompt", "echo", *_COMMON))
@@ -63,12 +59,8 @@ _COMPLETION_FIELDS = frozenset(("prompt", "echo", *_COMMON))
 _EMPTY_MESSAGE_FIELDS = ("refusal", "audio", "annotations", "function_call", "tool_calls")
 _MESSAGE_TEXT_FIELDS = ("name", "reasoning_content")
 
-# A nucleus of mass 0 holds the likeliest token alone; so does one of any mass this small.
-_SMALLEST_TOP_P = 1e-6
 # One spelling for each id, so that no id can come twice; far more digits than any vocabulary.
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
-_MIN_SEED, _MAX_SEED = -(2**63), 2**63 - 1
-_DEFAULTS = SamplingParams()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +68,7 @@ class GenerationOptions:
     """What both endpoints share.
 
     Attributes:
-        sampling: validated engine.request.SamplingParams.
+        sampling: validated engine.sampling.SamplingParams.
         stop: strings that end the text, not part of it.
         stream: answer by server-sent events.
         include_usage: end the stream with a chunk of token counts.
@@ -245,8 +237,9 @@ def _parse_options(body, limits, max_tokens, num_logprobs):
     num_choices = given.count("n", 1, maximum=limits.num_choices)
     if given.count("best_of", num_choices) != num_choices:
         refuse("best_of", f"must equal n, which is {num_choices}, got {body['best_of']}")
-    sampling = replace(
-        parse_sampling(body, max_tokens),
+    sampling = parse_sampling(
+        given,
+        max_tokens=max_tokens,
         logit_bias=_parse_logit_bias(body, limits),
         num_logprobs=num_logprobs,
     )
@@ -270,26 +263,6 @@ def _parse_logit_bias(body, limits):
             refuse(f"logit_bias.{plain(name)}", "must be named by a token id in decimal digits")
     return tuple(
         (int(name), given.number(name, minimum=-100, maximum=100)) for name in given.values
-    )
-
-
-def parse_sampling(body, max_tokens):
-    """SamplingParams from a mapping with the API's names; RequestError names what is wrong."""
-    given = request_fields(body)
-    number = given.number
-    top_k = given.count("top_k", 0, minimum=-1, maximum=2**31 - 1)
-    seed = given.count("seed", None, minimum=_MIN_SEED, maximum=_MAX_SEED)
-    return SamplingParams(
-        temperature=number("temperature", _DEFAULTS.temperature, minimum=0, maximum=2),
-        top_p=max(number("top_p", _DEFAULTS.top_p, minimum=0, maximum=1), _SMALLEST_TOP_P),
-        top_k=max(top_k, 0),  # -1 is another common spelling of "off"
-        min_p=number("min_p", 0.0, minimum=0, maximum=1),
-        frequency_penalty=number("frequency_penalty", 0.0, minimum=-2, maximum=2),
-        presence_penalty=number("presence_penalty", 0.0, minimum=-2, maximum=2),
-        repetition_penalty=number("repetition_penalty", 1.0, above=0, maximum=2),
-        seed=None if seed is None else seed % 2**64,
-        max_tokens=max_tokens,
-        ignore_eos=given.flag("ignore_eos", False),
     )
 
 

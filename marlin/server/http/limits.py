@@ -5,7 +5,7 @@ Values only: nothing here reads a socket or a clock. Tests pass smaller ones in.
 
 from dataclasses import dataclass
 
-from marlin.engine.request import MAX_LOGIT_BIASES
+from marlin.engine.sampling import MAX_LOGIT_BIASES
 
 
 @dataclass(frozen=True, slots=True)
