@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 
 from marlin.weights.formats import ROW_TILE
-from marlin.weights.safetensors_file import INDEX_FILE, SINGLE_FILE
+from marlin.weights.safetensors_file import INDEX_FILE, SINGLE_FILE, SafetensorsFile
 from marlin.weights.tensor_file import num_tensor_bytes
 
 VERSION = 1
@@ -114,10 +114,18 @@ class NativeWriter:
             data, position = data[written:], position + written
 
     def close(self):
-        """Put everything on disk and close the files."""
+        """Put everything on disk, close the files, and have the library read back their headers.
+
+        Raises:
+            ModelFileError: what lies there is no safetensors file; the disk is at fault.
+        """
         for file in self._files:
             os.fsync(file.fileno())
             file.close()
+        found = {file.name: SafetensorsFile(file.name).tensors for file in self._files}
+        for name, (file, offset, _) in self._places.items():
+            info = found[file.name].get(name)
+            assert name.startswith(PADDING_PREFIX) or info and info.offset == offset, name
 
     def _create(self, path, stored):
         header, offset = {"__metadata__": {"format": "marlin"}}, 0

@@ -1,17 +1,23 @@
-"""Reads safetensors headers: of one file, and of a folder whose weights are one file or several
-shards.
+"""Where the tensors of safetensors files lie: of one file, and of a folder whose weights are one
+file or several shards.
 
-Owns the byte format and the index of shards; refuses to know what the tensors mean, and reads none
-of their data. Source: https://github.com/huggingface/safetensors (README, "Format").
+The `safetensors` library opens every file and validates it; what is told here is what it found.
+Owns the index of shards, and which headers are refused although the library takes them: repeated
+keys, more dimensions or other types than are read here. Refuses to know what the tensors mean, and
+reads none of their data. Source: https://github.com/huggingface/safetensors (README, "Format").
 """
 
 import os
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from marlin.errors import ModelFileError
+from marlin.files.regular import open_regular
 from marlin.files.strict_json import parse_json_object, read_json_object
-from marlin.weights.tensor_file import BLOCK_SIZES, TensorInfo, mapped, num_tensor_bytes
+from marlin.weights.tensor_file import BLOCK_SIZES, TensorInfo, num_tensor_bytes
 
-# The reference implementation's own limit.
+# The library's own limit, held before the header is read.
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMS = 8
 SINGLE_FILE = "model.safetensors"
@@ -34,15 +40,19 @@ class SafetensorsFile:
 
     def __init__(self, path):
         self.path = os.fspath(path)
-        with mapped(self.path) as data:
-            header_bytes = _header_length(self.path, data)
-            header = parse_json_object(self.path, data[8 : 8 + header_bytes])
-            data_start, size = 8 + header_bytes, len(data)
-        self.metadata = _checked_metadata(self.path, header.pop("__metadata__", {}))
-        infos = [_tensor_info(self.path, name, header[name], data_start) for name in header]
-        infos.sort(key=lambda info: (info.offset, info.num_bytes))
-        _check_coverage(self.path, infos, data_start, size)
-        self.tensors = {info.name: info for info in infos}
+        header, data_start, size = _strict_header(self.path)
+        try:
+            with safe_open(self.path, framework="numpy") as opened:
+                self.metadata: dict[str, str] = opened.metadata() or {}
+                slices = {name: opened.get_slice(name) for name in opened.offset_keys()}
+        except (SafetensorError, OSError) as error:
+            raise _refusal(self.path, error, header, data_start, size) from None
+        self.tensors: dict[str, TensorInfo] = {}
+        for name, found in slices.items():
+            # The library has checked that data follows data, without a hole, to the file's end.
+            info = _tensor_info(self.path, name, found.get_dtype(), found.get_shape(), data_start)
+            self.tensors[name] = info
+            data_start += info.num_bytes
 
 
 class SafetensorsFolder:
@@ -72,80 +82,84 @@ class SafetensorsFolder:
             raise ModelFileError(self.path, f"holds neither {SINGLE_FILE} nor {INDEX_FILE}")
 
 
-def _header_length(path, data):
-    if len(data) < 8:
-        raise ModelFileError(path, f"{len(data)} bytes; a safetensors file has at least 8")
-    length = int.from_bytes(data[:8], "little")
-    if length > MAX_HEADER_BYTES:
-        message = f"header length {length} is over the limit of {MAX_HEADER_BYTES}"
-        raise ModelFileError(path, message + "; is this a safetensors file?")
-    if 8 + length > len(data):
-        message = f"truncated: the header is {length} bytes and {len(data) - 8} follow its length"
-        raise ModelFileError(path, message)
-    return length
+def _strict_header(path: str) -> tuple[dict[str, Any], int, int]:
+    """(the header as strict JSON, the byte at which data begins, bytes of the file)."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8:
+            raise ModelFileError(path, f"{size} bytes; a safetensors file has at least 8")
+        if length > MAX_HEADER_BYTES:
+            message = f"header length {length} is over the limit of {MAX_HEADER_BYTES}"
+            raise ModelFileError(path, message + "; is this a safetensors file?")
+        if 8 + length > size:
+            message = f"truncated: the header is {length} bytes and {size - 8} follow its length"
+            raise ModelFileError(path, message)
+        return parse_json_object(path, file.read(length)), 8 + length, size
 
 
-def _checked_metadata(path, metadata):
-    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise ModelFileError(path, "__metadata__ must be an object of strings")
-    return metadata
+def _refusal(path, error, header, data_start, size):
+    """The library's complaint, with the tensor that it is about where that can be told."""
+    reason = str(error).removeprefix("Error while deserializing header: ")
+    message = f"not a valid safetensors file: {reason}"
+    end = data_start + max((_data_offsets(entry)[1] for entry in header.values()), default=0)
+    if end != size:
+        message += f" (its tensors end at byte {end}, and it has {size})"
+    tensor = next((name for name, entry in header.items() if not _fits(name, entry)), None)
+    return ModelFileError(path, message, tensor=tensor)
 
 
-def _tensor_info(path, name, entry, data_start):
-    def fail(message):
+def _data_offsets(entry):
+    found = entry.get("data_offsets") if isinstance(entry, dict) else None
+    known = _are_sizes(found) and len(found) == 2
+    return found if known else (0, 0)
+
+
+def _fits(name, entry):
+    """Whether an entry agrees with itself."""
+    if name == "__metadata__":
+        return True
+    if not isinstance(entry, dict) or not _are_sizes(entry.get("shape")):
+        return False
+    begin, end = _data_offsets(entry)
+    dtype = entry.get("dtype")
+    known = isinstance(dtype, str) and dtype in DTYPES
+    return known and num_tensor_bytes(dtype, entry["shape"]) == end - begin
+
+
+def _are_sizes(value):
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _tensor_info(path, name, dtype, shape, offset):
+    if dtype not in DTYPES:
+        message = f"dtype {dtype!r} is not supported; {', '.join(sorted(DTYPES))} are"
         raise ModelFileError(path, message, tensor=name)
-
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        fail("its entry must have exactly dtype, shape and data_offsets")
-    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        fail(f"dtype {dtype!r} is not supported; {', '.join(sorted(DTYPES))} are")
-    if not _is_list_of_sizes(shape) or len(shape) > MAX_DIMS:
-        fail(f"shape {shape!r:.80} is not a list of up to {MAX_DIMS} sizes")
-    if not _is_list_of_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        fail(f"data_offsets {offsets!r:.80} are not [begin, end]")
-    begin, end = offsets
-    expected = num_tensor_bytes(dtype, shape)
-    if end - begin != expected:
-        fail(f"{dtype} {shape} takes {expected} bytes and data_offsets hold {end - begin}")
-    return TensorInfo(name, dtype, tuple(shape), data_start + begin, expected, path)
-
-
-def _is_list_of_sizes(value):
-    return isinstance(value, list) and all(
-        type(item) is int and 0 <= item < 1 << 63 for item in value
-    )
-
-
-def _check_coverage(path, infos, data_start, size):
-    """The tensors' data must follow one another from data_start to the end, no byte to spare."""
-    position = data_start
-    for info in infos:
-        if info.offset != position:
-            kind = "overlaps the tensor before it" if info.offset < position else "leaves a hole"
-            message = f"its data starts at byte {info.offset} and {kind}; expected {position}"
-            raise ModelFileError(path, message, tensor=info.name)
-        position += info.num_bytes
-        if position > size:
-            message = f"truncated: its data ends at byte {position} and the file has {size}"
-            raise ModelFileError(path, message, tensor=info.name)
-    if position != size:
-        raise ModelFileError(path, f"{size - position} bytes follow the last tensor's data")
+    if len(shape) > MAX_DIMS:
+        raise ModelFileError(path, f"has {len(shape)} dimensions, over {MAX_DIMS}", tensor=name)
+    return TensorInfo(name, dtype, tuple(shape), offset, num_tensor_bytes(dtype, shape), path)
 
 
 def _sharded_tensors(folder, index):
+    """The tensors of every shard that the index names: those that it omits, too."""
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelFileError(index, "weight_map must be an object {tensor: file}, not empty")
-    shards, tensors = {}, {}
     for name, file_name in weight_map.items():
         _check_shard_name(index, name, file_name)
-        if file_name not in shards:
-            shards[file_name] = SafetensorsFile(os.path.join(folder, file_name)).tensors
-        if name not in shards[file_name]:
+    tensors = {}
+    for file_name in dict.fromkeys(weight_map.values()):
+        for name, info in SafetensorsFile(os.path.join(folder, file_name)).tensors.items():
+            if weight_map.get(name, file_name) != file_name:
+                continue  # the index says which of two is meant
+            if name in tensors:
+                message = f"is in {os.path.basename(tensors[name].path)} and in {file_name}"
+                raise ModelFileError(index, f"{message}, and the index names neither", tensor=name)
+            tensors[name] = info
+    for name, file_name in weight_map.items():
+        if name not in tensors:
             message = f"the index places it in {file_name}, which does not hold it"
             raise ModelFileError(index, message, tensor=name)
-        tensors[name] = shards[file_name][name]
     return tensors
 
 

@@ -79,27 +79,34 @@ def test_a_header_length_over_the_limit_is_refused_without_reading_it(write):
         (b'{"a": ' + b"9" * 5000 + b"}", "5000 digits"),
         (b'{"t": {"dtype": "U8", "dtype": "F32"}}', "appears twice"),
         (json.dumps({"t": entry()}).encode("utf-16"), "not valid JSON"),
-        ({"__metadata__": {"a": 1}}, "object of strings"),
-        ({"__metadata__": []}, "object of strings"),
-        ({"t": []}, "exactly dtype"),
-        ({"t": entry() | {"more": 1}}, "exactly dtype"),
-        ({"t": {"dtype": "F32", "shape": [6]}}, "exactly dtype"),
-        ({"t": entry(dtype="F12")}, "'F12' is not supported"),
-        ({"t": entry(dtype="Q8_0")}, "'Q8_0' is not supported"),
-        ({"t": entry(dtype=[])}, "not supported"),
-        ({"t": entry(shape=(-2, -3))}, "list of up to"),
-        ({"t": entry(shape=(2.0, 3))}, "list of up to"),
-        ({"t": entry(shape=(True, 6))}, "list of up to"),
-        ({"t": entry(shape=[1 << 62] * 1000)}, "list of up to"),
-        ({"t": entry(shape=[1 << 32, 1 << 32])}, "takes"),
-        ({"t": entry(end=23)}, "takes 24 bytes and data_offsets hold 23"),
-        ({"t": entry(begin=24, end=0)}, "not [begin, end]"),
-        ({"t": entry() | {"data_offsets": [0]}}, "not [begin, end]"),
-        ({"t": entry() | {"data_offsets": [0, -1]}}, "not [begin, end]"),
+        ({"__metadata__": {"a": 1}}, "expected a string"),
+        ({"__metadata__": []}, "not a valid safetensors file"),
+        ({"t": []}, "tensor 't': not a valid safetensors file"),
+        ({"t": {"dtype": "F32", "shape": [6]}}, "missing field `data_offsets`"),
+        ({"t": entry(dtype="F12")}, "tensor 't': not a valid safetensors file"),
+        ({"t": entry(dtype="Q8_0")}, "unknown variant `Q8_0`"),
+        ({"t": entry(dtype="C64", shape=(3,))}, "dtype 'C64' is not supported; BF16, BOOL, F16"),
+        ({"t": entry(dtype=[])}, "tensor 't': not a valid"),
+        ({"t": entry(shape=(-2, -3))}, "tensor 't': not a valid"),
+        ({"t": entry(shape=(2.0, 3))}, "tensor 't': not a valid"),
+        ({"t": entry(shape=(True, 6))}, "tensor 't': not a valid"),
+        ({"t": entry(shape=[1 << 62] * 1000)}, "tensor 't': not a valid"),
+        ({"t": entry(shape=[1] * 8 + [6])}, "tensor 't': has 9 dimensions, over 8"),
+        ({"t": entry(shape=[1 << 32, 1 << 32])}, "overflow computing buffer size"),
+        ({"t": entry(end=23)}, "tensor 't': not a valid safetensors file: invalid shape"),
+        ({"t": entry(begin=24, end=0)}, "invalid offset for tensor `t`"),
+        ({"t": entry() | {"data_offsets": [0]}}, "tensor 't': not a valid"),
+        ({"t": entry() | {"data_offsets": [0, -1]}}, "tensor 't': not a valid"),
     ],
 )
 def test_a_malformed_header_is_refused_and_says_why(write, header, expected):
     assert expected in refused(write, build(header))
+
+
+def test_a_header_may_say_more_than_is_read(write):
+    header = {"__metadata__": None, "t": entry() | {"more": 1}}
+    file = SafetensorsFile(write(build(header)))
+    assert file.metadata == {} and file.tensors["t"].shape == (2, 3)
 
 
 def test_a_duplicate_tensor_name_is_refused(write):
@@ -110,12 +117,16 @@ def test_a_duplicate_tensor_name_is_refused(write):
 
 def test_data_must_follow_without_overlap_hole_or_rest(write):
     a, b = entry(shape=(2,), end=8), entry(shape=(2,), begin=4, end=12)
-    assert "overlaps" in refused(write, build({"a": a, "b": b}, bytes(12)))
+    assert "invalid offset for tensor `b`" in refused(write, build({"a": a, "b": b}, bytes(12)))
     b = entry(shape=(2,), begin=12, end=20)
-    assert "hole" in refused(write, build({"a": a, "b": b}, bytes(20)))
-    assert "hole" in refused(write, build({"b": b}, bytes(20)))
-    assert "truncated" in refused(write, build({"a": a}, bytes(7)))
-    assert "1 bytes follow" in refused(write, build({"a": a}, bytes(9)))
+    assert "invalid offset for tensor `b`" in refused(write, build({"a": a, "b": b}, bytes(20)))
+    assert "invalid offset for tensor `b`" in refused(write, build({"b": b}, bytes(20)))
+    data = build({"a": a}, bytes(7))
+    ends = f"not fully covered (its tensors end at byte {len(data) + 1}, and it has {len(data)})"
+    assert ends in refused(write, data)
+    data = build({"a": a}, bytes(9))
+    ends = f"not fully covered (its tensors end at byte {len(data) - 1}, and it has {len(data)})"
+    assert ends in refused(write, data)
 
 
 def test_entries_may_stand_in_any_order(write):
@@ -159,6 +170,29 @@ def test_the_tensors_of_all_shards_are_found_through_the_index(tmp_path):
     tensors = SafetensorsFolder(tmp_path).tensors
     assert read_bytes(tensors["a"]).view("<f4").tolist() == [1, 1, 1]
     assert tensors["b"].path.endswith("model-00002-of-00002.safetensors")
+
+
+def test_tensors_that_the_index_omits_are_those_of_the_shards_it_names(tmp_path):
+    write_shards(tmp_path, SHARDS)
+    extra = {"a": np.ones(3, np.float32), "bias": np.full(2, 5, np.float32)}
+    save_file(extra, tmp_path / SHARDS["a"])
+    save_file({"other": np.ones(1, np.float32)}, tmp_path / "unnamed.safetensors")
+    tensors = SafetensorsFolder(tmp_path).tensors
+    assert tensors.keys() == {"a", "b", "bias"}
+    assert read_bytes(tensors["bias"]).view("<f4").tolist() == [5, 5]
+
+
+def test_of_a_tensor_in_two_shards_the_index_says_which_is_meant(tmp_path):
+    write_shards(tmp_path, SHARDS)
+    both = {"b": np.zeros(2, np.float32), "a": np.full(3, 9, np.float32)}
+    save_file(both, tmp_path / SHARDS["b"])
+    tensors = SafetensorsFolder(tmp_path).tensors
+    assert read_bytes(tensors["a"]).view("<f4").tolist() == [1, 1, 1]
+    both["twice"] = np.ones(1, np.float32)
+    save_file(both, tmp_path / SHARDS["b"])
+    save_file({"a": both["a"], "twice": both["twice"]}, tmp_path / SHARDS["a"])
+    with pytest.raises(ModelFileError, match="'twice': is in model-00001.* names neither"):
+        SafetensorsFolder(tmp_path)
 
 
 def test_a_folder_with_one_file_needs_no_index(tmp_path):
