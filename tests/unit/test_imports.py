@@ -2,6 +2,7 @@
 out."""
 
 import ast
+import sys
 from pathlib import Path
 
 import pytest
@@ -141,3 +142,13 @@ def test_the_checks_see_what_they_are_for():
     names = {name for _, name in called_names(tree)}
     assert {"create_connection", "eval", "connect"} <= names
     assert layer_of("marlin.server.api.app") == "server.api" and layer_of("marlin") == ""
+
+
+def test_the_package_needs_the_standard_library_and_three_packages():
+    found = {
+        name.split(".")[0]
+        for path in sources()
+        for name in imported_modules(ast.parse(path.read_text()))
+    }
+    others = found - sys.stdlib_module_names - {"marlin"}
+    assert others == {"numpy", "safetensors", "tokenizers"}
