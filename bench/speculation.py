@@ -19,15 +19,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
-
 from marlin.device.device import Device
 from marlin.device.ops import KvLayout
 from marlin.engine.load import Batching, load_engine
 from marlin.engine.request import Chunk, FinishEvent, Request, SamplingParams
 from marlin.engine.runner import Runner
 from marlin.models.checkpoint import open_checkpoint
-from marlin.models.llama import LlamaModel
+from marlin.models.model import Model
 from marlin.server.api.service import service_for
 
 PROSE = (
@@ -72,7 +70,7 @@ TASKS = (
 def print_row_costs(arguments):
     """Milliseconds of a step in which one sequence has 1 to 16 rows, after 128 tokens."""
     device = Device(arguments.threads)
-    model = LlamaModel(open_checkpoint(arguments.model, device))
+    model = Model(open_checkpoint(arguments.model, device))
     config = model.config
     layout = KvLayout(1, 256, 1, config.num_kv_heads, config.head_dim)
     runner = Runner(device, model, layout, 128, 1, max_draft_tokens=15)

@@ -25,7 +25,7 @@ from marlin.engine.request import Chunk, Request, SamplingParams
 from marlin.engine.runner import NO_TOKEN, NOT_NUMBERS, Runner
 from marlin.errors import ConfigError, DeviceError
 from marlin.models.checkpoint import open_checkpoint
-from marlin.models.llama import LlamaModel
+from marlin.models.model import Model
 
 # Well past any last-level cache that a core may use, and read once.
 PROBE_READ_UNITS = 512
@@ -121,11 +121,12 @@ class Subject:
         self.device = device
         self.peak = "int8" if device.kind == "cpu" else "float32"
         self.checkpoint = open_checkpoint(path, device)
-        config = self.checkpoint.config
+        spec = self.checkpoint.spec
+        config = spec.config
         layout = KvLayout(1, context_tokens, 1, config.num_kv_heads, config.head_dim)
         budget = MemoryBudget(device.info()["memory_bytes"], self.checkpoint.weight_bytes)
-        check_memory(budget, config, layout, PREFILL_STEP_TOKENS, 1)
-        self.model = LlamaModel(self.checkpoint)
+        check_memory(budget, spec, layout, PREFILL_STEP_TOKENS, 1)
+        self.model = Model(self.checkpoint)
         self.runner = Runner(self.device, self.model, layout, PREFILL_STEP_TOKENS, 1)
         self.read_rates, self.dot_rates, self.decode_rates, self.prefill_rates = [], [], {}, {}
         self._read = self._record_probe("probe_read", PROBE_READ_UNITS)

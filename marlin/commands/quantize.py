@@ -13,7 +13,7 @@ from pathlib import Path
 
 from marlin.errors import ConfigError
 from marlin.models.source import open_source
-from marlin.weights.convert import KindError, convert, plan_entry
+from marlin.weights.convert import RoleError, convert, plan_entry
 from marlin.weights.formats import FORMATS, GROUP_SIZES
 from marlin.weights.native import NativeWriter, quantization_object
 
@@ -31,14 +31,14 @@ class Report:
     Attributes:
         source_bytes, result_bytes: of the tensors, before and after.
         bits_per_weight: of the quantized tensors, scales and biases included.
-        errors: {kind: KindError}.
+        errors: {role: RoleError}.
         kept: names of the matrices stored as F16 because the group size does not divide them.
     """
 
     source_bytes: int
     result_bytes: int
     bits_per_weight: float
-    errors: dict[str, KindError]
+    errors: dict[str, RoleError]
     kept: tuple[str, ...]
 
 
@@ -183,8 +183,8 @@ def _describe(report, args):
         f"  weights after    {_megabytes(report.result_bytes)}",
         f"  bits a weight    {report.bits_per_weight:.2f}",
     ]
-    for kind, error in report.errors.items():
-        lines.append(f"  {kind:<16} relative RMS error {error.relative_rms:.4f}")
+    for role, error in report.errors.items():
+        lines.append(f"  {role:<16} relative RMS error {error.relative_rms:.4f}")
     if report.kept:
         lines.append(f"  kept as float16, their columns are no multiple of {args.group_size}:")
         lines += [f"    {name}" for name in report.kept]

@@ -18,11 +18,10 @@ from marlin.engine.memory import (
 )
 from marlin.engine.runner import Runner
 from marlin.errors import ConfigError
-from marlin.models.checkpoint import GgufCheckpoint, open_checkpoint
+from marlin.models.checkpoint import open_checkpoint
 from marlin.models.config import ModelConfig
-from marlin.models.llama import LlamaModel
-from marlin.text.gguf_tokenizer import tokenizer_from_gguf
-from marlin.text.tokenizer import Tokenizer, load_tokenizer
+from marlin.models.model import Model
+from marlin.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +97,7 @@ def load_engine(
     device = Device(num_threads, isa, kind=device_kind, num_processes=num_processes)
     slabs = share and SharedSlabs(device, share.weights_fd, filled=not share.writes_weights)
     checkpoint = open_checkpoint(path, device, slabs)
-    config = checkpoint.config
+    spec, config = checkpoint.spec, checkpoint.spec.config
     budget = MemoryBudget(device.info()["memory_bytes"], checkpoint.weight_bytes, num_processes)
     max_sequences = min(batching.max_sequences, batching.num_blocks) if batching else 1
     step_tokens = max(PREFILL_STEP_TOKENS, max_sequences)
@@ -107,29 +106,21 @@ def load_engine(
         draft_tokens = min(MAX_STEP_DRAFT_TOKENS, max_sequences * MAX_DRAFT_TOKENS)
     max_logits = max_sequences + draft_tokens
     if batching is None:
-        context = _context_tokens(config, budget, max_context_tokens, max_logits)
+        context = _context_tokens(spec, budget, max_context_tokens, max_logits)
         layout = KvLayout(1, context, 1, config.num_kv_heads, config.head_dim)
     else:
         context = _paged_context_tokens(config, batching, max_context_tokens)
         layout = _paged_layout(config, batching, context)
-    check_memory(budget, config, layout, step_tokens, max_logits)
-    model = LlamaModel(checkpoint)
+    check_memory(budget, spec, layout, step_tokens, max_logits)
+    model = Model(checkpoint)
     runner = Runner(device, model, layout, step_tokens, max_sequences, draft_tokens)
-    tokenizer = _load_tokenizer(checkpoint)
+    tokenizer = checkpoint.load_tokenizer()
     eos_token_ids = tokenizer.eos_token_ids | set(config.eos_token_ids)
     name = os.path.basename(os.path.abspath(path)).removesuffix(".gguf")
     engine = Engine(runner, eos_token_ids, context)
     info = device.info()
     _log_memory(name, info, runner.kv_bytes)
     return LoadedModel(name, engine, tokenizer, config, checkpoint.format, info["isa"])
-
-
-def _load_tokenizer(checkpoint):
-    if not isinstance(checkpoint, GgufCheckpoint):
-        return load_tokenizer(checkpoint.path)
-    tokenizer = tokenizer_from_gguf(checkpoint.file.metadata, checkpoint.path)
-    checkpoint.file.metadata.clear()
-    return tokenizer
 
 
 def _log_memory(name, info, kv_bytes):
@@ -174,8 +165,9 @@ def _paged_context_tokens(config, batching, wanted):
     return min(own, held)
 
 
-def _context_tokens(config, budget, wanted, max_logits):
+def _context_tokens(spec, budget, wanted, max_logits):
     """Length of the contiguous KV cache; what is too long for the memory is refused later."""
+    config = spec.config
     own = config.max_context_tokens
     if wanted is not None:
         if not CONTEXT_STEP <= wanted <= own:
@@ -185,7 +177,7 @@ def _context_tokens(config, budget, wanted, max_logits):
         return wanted // CONTEXT_STEP * CONTEXT_STEP
     longest = KvLayout(1, own, 1, config.num_kv_heads, config.head_dim)
     fits = budget.context_that_fits(
-        config, activation_bytes(config, PREFILL_STEP_TOKENS, max_logits, longest)
+        spec, activation_bytes(spec, PREFILL_STEP_TOKENS, max_logits, longest)
     )
     if fits < own:
         logger.warning(

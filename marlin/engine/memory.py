@@ -7,7 +7,8 @@ activations of its own. Knows sizes only; allocates nothing.
 from dataclasses import dataclass
 
 from marlin.errors import ConfigError
-from marlin.models.llama import activation_shapes
+from marlin.models.model import activation_shapes
+from marlin.models.spec import ModelSpec
 
 # KV caches may take this share of the device's memory when the user names no context.
 MAX_KV_MEMORY_SHARE = 0.25
@@ -15,14 +16,15 @@ MAX_KV_MEMORY_SHARE = 0.25
 CONTEXT_STEP = 16
 
 
-def kv_token_bytes(config):
+def kv_token_bytes(spec: ModelSpec) -> int:
     """KV cache bytes of a token: a float16 key and value in each layer."""
+    config = spec.config
     return config.num_layers * config.num_kv_heads * config.head_dim * 4
 
 
-def activation_bytes(config, max_tokens, max_logits, layout):
-    """Bytes of a step's activations, see models.llama.activation_shapes()."""
-    shapes = activation_shapes(config, max_tokens, max_logits, layout)
+def activation_bytes(spec: ModelSpec, max_tokens, max_logits, layout):
+    """Bytes of a step's activations, see models.model.activation_shapes()."""
+    shapes = activation_shapes(spec, max_tokens, max_logits, layout)
     return sum(4 * rows * width for rows, width in shapes.values())
 
 
@@ -40,7 +42,7 @@ class MemoryBudget:
     weight_bytes: int
     num_processes: int = 1
 
-    def context_that_fits(self, config, activations):
+    def context_that_fits(self, spec: ModelSpec, activations: int) -> int:
         """Tokens of the longest contiguous KV cache when the user names none; may be 0.
 
         MAX_KV_MEMORY_SHARE of the memory bounds all processes' caches together, and so does what
@@ -48,7 +50,7 @@ class MemoryBudget:
         """
         free = self.memory_bytes - self.weight_bytes - self.num_processes * activations
         room = min(free, int(self.memory_bytes * MAX_KV_MEMORY_SHARE))
-        tokens = max(0, room) // (self.num_processes * kv_token_bytes(config))
+        tokens = max(0, room) // (self.num_processes * kv_token_bytes(spec))
         return tokens // CONTEXT_STEP * CONTEXT_STEP
 
     def check(self, cache, kv_bytes, activations):
@@ -72,7 +74,7 @@ class MemoryBudget:
         )
 
 
-def check_memory(budget, config, layout, step_tokens, max_logits):
+def check_memory(budget, spec, layout, step_tokens, max_logits):
     """Check a MemoryBudget against a KV cache and the activations of steps over it.
 
     Args:
@@ -86,8 +88,8 @@ def check_memory(budget, config, layout, step_tokens, max_logits):
     cache = f"of {kv_tokens} tokens"
     if layout.num_blocks > 1:
         cache = f"of {layout.num_blocks} blocks of {layout.block_size} tokens"
-    activations = activation_bytes(config, step_tokens, max_logits, layout)
-    budget.check(cache, kv_tokens * kv_token_bytes(config), activations)
+    activations = activation_bytes(spec, step_tokens, max_logits, layout)
+    budget.check(cache, kv_tokens * kv_token_bytes(spec), activations)
 
 
 def _mib(num_bytes):

@@ -14,7 +14,7 @@ from marlin.device.program import Program, Recorder, View
 from marlin.engine.batch import Batch
 from marlin.engine.draft import accept
 from marlin.engine.logprobs import Distribution
-from marlin.models.llama import StepInputs
+from marlin.models.layers import StepInputs
 
 # What the sampling kernel gives instead of a token for logits of which none is a number.
 NO_TOKEN = -1
@@ -33,7 +33,7 @@ class Runner:
     """Device state for steps of one model.
 
     Args:
-        device, model: an opened Device and its loaded LlamaModel.
+        device, model: an opened Device and its loaded Model.
         layout: ops.KvLayout of the cache to create.
         max_step_tokens: tokens a step may compute.
         max_sequences: sequences a step may hold.
@@ -62,7 +62,8 @@ class Runner:
         self._sampled_view = View.of(sampled)
         self._sampled = sampled.array(np.int32, (max_samples,))
         self._acts = model.allocate(device, max_step_tokens, max_samples, layout)
-        self.logits = self._acts.logits.buffer.array(np.float32, (max_samples, config.vocab_size))
+        logits = self._acts["logits"].buffer
+        self.logits = logits.array(np.float32, (max_samples, config.vocab_size))
         self.logprobs = []
         self.gpu_memory_bytes = 0 if device.kind == "cpu" else _held_bytes(device)
         self._prefill = self._record(prefill=True)
@@ -88,7 +89,7 @@ class Runner:
         recorder = Recorder(self.device)
         self.model.record(recorder, inputs, self._acts, prefill)
         num_forward = len(recorder)
-        logits, vocab_size = self._acts.logits, config.vocab_size
+        logits, vocab_size = self._acts["logits"], config.vocab_size
         ops.penalize(
             recorder,
             logits,

@@ -36,28 +36,28 @@ class RopeScaling:
     attention_factor: float = 1.0
 
 
-def rope_inv_freq(config, factors=None):
+def rope_inv_freq(head_dim, theta, scaling, factors=None):
     """Angles per position of the rotated pairs.
 
     Pair i is dimensions i and i + head_dim / 2 of a head (Hugging Face's order of rows).
 
     Args:
-        config: a ModelConfig (head_dim, rope_theta and rope_scaling are read).
+        head_dim, theta: pair i turns theta^(-2i / head_dim) radians a position without scaling.
+        scaling: RopeScaling.
         factors: float [head_dim / 2] that divide the frequencies, the tensor `rope_freqs.weight`
             of a GGUF file, or None.
 
     Returns:
         (float32 [head_dim / 2] radians per position, float that cos and sin are multiplied by).
     """
-    scaling = config.rope_scaling
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
-    inv_freq = config.rope_theta**-exponents
+    exponents = np.arange(0, head_dim, 2, dtype=np.float64) / head_dim
+    inv_freq = theta**-exponents
     if scaling.type == "linear":
         inv_freq = inv_freq / scaling.factor
     elif scaling.type == "llama3":
         inv_freq = _llama3(inv_freq, scaling)
     elif scaling.type == "yarn":
-        inv_freq = _yarn(inv_freq, scaling, config.head_dim, config.rope_theta)
+        inv_freq = _yarn(inv_freq, scaling, head_dim, theta)
     if factors is not None:
         inv_freq = inv_freq / np.asarray(factors, np.float64)
     return inv_freq.astype(np.float32), float(scaling.attention_factor)

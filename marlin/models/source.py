@@ -7,18 +7,17 @@ to know what the conversion makes of them. (checkpoint.py opens one to be run.)
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from marlin.errors import ModelFileError
 from marlin.files.strict_json import read_json_object
-from marlin.models.config import ModelConfig, config_from_gguf, config_from_hf
-from marlin.models.hf_config import hf_config
-from marlin.models.tensors import check_gguf_leftovers, check_tensors, is_unused
+from marlin.models.checkpoint_folder import plan_folder
+from marlin.models.checkpoint_gguf import plan_gguf
+from marlin.models.config import ModelConfig
+from marlin.models.registry import config_from_hf, family_of
 from marlin.text.gguf_tokenizer import tokenizer_from_gguf
 from marlin.weights.convert import SourceTensor
 from marlin.weights.gguf import GGUFFile
-from marlin.weights.names import ROPE_FACTORS, hf_name, rows_are_interleaved
-from marlin.weights.safetensors_file import SafetensorsFolder
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -61,7 +60,7 @@ class Source:
                 if os.path.isfile(os.path.join(self.path, name)):
                     shutil.copyfile(os.path.join(self.path, name), os.path.join(folder, name))
         else:
-            config = hf_config(self.config)
+            config = family_of(self.config).hf_config(self.config)
             tokenizer_from_gguf(GGUFFile(self.path).metadata, self.path).save(folder)
         config["quantization"] = quantization
         with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
@@ -70,7 +69,7 @@ class Source:
 
     def _check_config(self, folder):
         written = config_from_hf(folder)
-        for field in self.config.__slots__:
+        for field in (field.name for field in fields(self.config)):
             before, after = getattr(self.config, field), getattr(written, field)
             # The tokenizer may know more end tokens than the model's own file.
             if field != "eos_token_ids" and before != after:
@@ -78,7 +77,7 @@ class Source:
                 raise ModelFileError(self.path, f"{message} (read back as {after})")
 
 
-def open_source(path):
+def open_source(path) -> Source:
     """Open a Hugging Face folder of safetensors, or a .gguf file.
 
     Raises:
@@ -96,31 +95,17 @@ def _open_folder(path):
         if values.get(field) is not None:
             message = f"{field} says that the weights are quantized already; give the original"
             raise ModelFileError(config_path, message)
-    config = config_from_hf(path)
-    infos = {
-        name: info
-        for name, info in SafetensorsFolder(path).tensors.items()
-        if not is_unused(config, name)
-    }
-    check_tensors(path, config, infos)
-    return Source(path, config, [SourceTensor(name, info) for name, info in infos.items()])
+    spec, _, plan = plan_folder(path)
+    return _source(path, spec, [(stored.tensor, stored.info, 0) for stored in plan])
 
 
 def _open_gguf(path):
-    file = GGUFFile(path)
-    config = config_from_gguf(file)
-    check_gguf_leftovers(config, file.tensors)
-    infos = {
-        hf_name(name) or name: info
-        for name, info in file.tensors.items()
-        if not is_unused(config, name)
-    }
-    check_tensors(path, config, infos, optional=(ROPE_FACTORS,))
-    architecture = file.metadata["general.architecture"]
-    tensors = []
-    for name, info in infos.items():
-        num_heads = 0
-        if rows_are_interleaved(architecture, name):
-            num_heads = config.num_heads if ".q_proj." in name else config.num_kv_heads
-        tensors.append(SourceTensor(name, info, num_heads))
-    return Source(path, config, tensors)
+    spec, plan, _ = plan_gguf(GGUFFile(path))
+    return _source(path, spec, [(at.tensor, at.info, at.tensor.rope_heads) for at in plan])
+
+
+def _source(path, spec, found):
+    """A Source whose tensors are in the order of the files, as they will be read."""
+    found.sort(key=lambda item: (item[1].path, item[1].offset))
+    tensors = [SourceTensor(tensor.name, info, tensor.role, n) for tensor, info, n in found]
+    return Source(path, spec.config, tensors)

@@ -13,8 +13,8 @@ import numpy as np
 from marlin.errors import ModelFileError
 from marlin.weights import ggml_types
 from marlin.weights.formats import ROW_TILE, dequantize, quantize
-from marlin.weights.names import unpermute_rows
 from marlin.weights.native import NativeEntry
+from marlin.weights.rows import unpermute_rows
 from marlin.weights.tensor_file import TensorInfo, num_tensor_bytes, read_bytes
 
 # Values a worker holds at a time: 8 MB as float32, and about as much again three times over while
@@ -32,27 +32,18 @@ class SourceTensor:
     Attributes:
         name: its Hugging Face name.
         info: where it lies; its dtype is one that ggml_types decodes.
+        role: "embedding", "lm_head", "attention", "mlp", or "other" for what is never quantized.
         num_heads: heads whose rows are to be put into Hugging Face's order; 0 if they are in it.
     """
 
     name: str
     info: TensorInfo
+    role: str
     num_heads: int = 0
 
     @property
     def num_values(self):
         return math.prod(self.info.shape)
-
-    @property
-    def kind(self):
-        """ "embedding", "lm_head", "attention", "mlp", or "other" for what is never quantized."""
-        if len(self.info.shape) != 2 or not self.name.endswith(".weight"):
-            return "other"
-        if self.name == "model.embed_tokens.weight":
-            return "embedding"
-        if self.name == "lm_head.weight":
-            return "lm_head"
-        return "attention" if ".self_attn." in self.name else "mlp"
 
     def rows(self, start, stop):
         """float32 [stop - start, ...] in Hugging Face's order; whole heads where that differs."""
@@ -78,8 +69,8 @@ class SourceTensor:
 
 
 @dataclass(slots=True)
-class KindError:
-    """Squared error of one kind of weight, and what it is relative to."""
+class RoleError:
+    """Squared error of one role of weight, and what it is relative to."""
 
     squared_error: float = 0.0
     squared_norm: float = 0.0
@@ -96,9 +87,9 @@ def plan_entry(tensor, format, group_size):
     format has 4 bits; a matrix that the group size does not divide stays F16; the rest is F32.
     """
     shape = tensor.info.shape
-    if tensor.kind == "other":
+    if tensor.role == "other":
         return NativeEntry(tensor.name, shape, "F32")
-    if tensor.kind in ("embedding", "lm_head") and format != "int8":
+    if tensor.role in ("embedding", "lm_head") and format != "int8":
         format, group_size = EDGE_FORMAT, EDGE_GROUP_SIZE
     if shape[1] % group_size:
         return NativeEntry(tensor.name, shape, "F16")
@@ -115,7 +106,7 @@ def convert(tensors, entries, writer, num_threads, progress):
         progress: called with the number of values done, after each piece, in this thread.
 
     Returns:
-        {kind: KindError} of the tensors that were quantized.
+        {role: RoleError} of the tensors that were quantized.
 
     Raises:
         ModelFileError: a weight is not finite or too large, or a file became shorter.
@@ -129,7 +120,7 @@ def convert(tensors, entries, writer, num_threads, progress):
                 for (start, stop), job in zip(pieces, jobs, strict=True):
                     squared_error, squared_norm = job.result()
                     if entry.group_size:
-                        found = errors.setdefault(tensor.kind, KindError())
+                        found = errors.setdefault(tensor.role, RoleError())
                         found.squared_error += squared_error
                         found.squared_norm += squared_norm
                     progress((stop - start) * math.prod(tensor.info.shape[1:]))

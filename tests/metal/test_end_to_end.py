@@ -9,8 +9,7 @@ from marlin.engine.engine import Engine
 from marlin.engine.request import FinishEvent, SamplingParams
 from marlin.engine.runner import Runner
 from marlin.models.checkpoint import open_checkpoint
-from marlin.models.llama import LlamaModel
-from marlin.text.gguf_tokenizer import tokenizer_from_gguf
+from marlin.models.model import Model
 
 # Far longer than a token takes here; only a broken engine waits this long.
 WAIT_S = 120
@@ -28,10 +27,10 @@ class Generator:
     def __init__(self, device, path):
         self.device = device
         checkpoint = open_checkpoint(path, device)
-        config = checkpoint.config
-        self.tokenizer = tokenizer_from_gguf(checkpoint.file.metadata, checkpoint.path)
+        config = checkpoint.spec.config
+        self.tokenizer = checkpoint.load_tokenizer()
         layout = KvLayout(NUM_BLOCKS, BLOCK_SIZE, NUM_BLOCKS, config.num_kv_heads, config.head_dim)
-        self.runner = Runner(device, LlamaModel(checkpoint), layout, STEP_TOKENS, MAX_SEQUENCES)
+        self.runner = Runner(device, Model(checkpoint), layout, STEP_TOKENS, MAX_SEQUENCES)
         self.engine = Engine(self.runner, eos_token_ids=())
 
     def generate(self, *prompts):

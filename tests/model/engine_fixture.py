@@ -14,7 +14,7 @@ from marlin.engine.engine import Engine
 from marlin.engine.request import FinishEvent, SamplingParams
 from marlin.engine.runner import Runner
 from marlin.models.checkpoint import open_checkpoint
-from marlin.models.llama import LlamaModel
+from marlin.models.model import Model
 
 # Far more than any step here takes; only a broken engine waits this long.
 TIMEOUT_S = 20
@@ -83,7 +83,7 @@ class TinyEngine:
 
     def __init__(self, folder, eos_token_ids=(), context=CONTEXT_TOKENS):
         self._device = open_device(None)
-        model = LlamaModel(open_checkpoint(folder, self._device))
+        model = Model(open_checkpoint(folder, self._device))
         config = model.config
         layout = KvLayout(1, context, 1, config.num_kv_heads, config.head_dim)
         self.runner = GatedRunner(

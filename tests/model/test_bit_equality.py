@@ -19,8 +19,7 @@ from tiny_models import (
 )
 
 from marlin.commands.quantize import quantize
-from marlin.models.tensors import tensor_shapes
-from marlin.weights.names import gguf_name
+from marlin.models.registry import spec_of
 
 # Past 256 tokens a context has two splits; 300 is no multiple of any tile.
 LENGTH = 300
@@ -58,16 +57,17 @@ def write_random_gguf(path, config, kind):
         ("llama.attention.layer_norm_rms_epsilon", "f32", config.rms_norm_eps),
     ]
     tensors = []
-    for name, shape in tensor_shapes(config).items():
-        if len(shape) == 1:
-            tensors.append((gguf_name(name), "F32", shape, gguf_builder.f32(np.ones(shape))))
+    for tensor in spec_of(config).tensors:
+        shape = tensor.shape
+        if not tensor.is_matrix:
+            tensors.append((tensor.gguf, "F32", shape, gguf_builder.f32(np.ones(shape))))
             continue
         block_bytes, factor = {"Q4_K": (144, slice(0, 4)), "Q6_K": (210, slice(208, 210))}[kind]
         blocks = rng.integers(0, 256, (shape[0] * shape[1] // 256, block_bytes), np.uint8)
         # Random bits of a float16 factor could be NaN: 0.0002 makes weights of a few hundredths.
         half = np.full((len(blocks), (factor.stop - factor.start) // 2), 2e-4, np.float16)
         blocks[:, factor] = half.view(np.uint8)
-        tensors.append((gguf_name(name), kind, shape, blocks.tobytes()))
+        tensors.append((tensor.gguf, kind, shape, blocks.tobytes()))
     path.write_bytes(gguf_builder.build(metadata, tensors))
     return path
 

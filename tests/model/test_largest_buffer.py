@@ -11,8 +11,9 @@ from marlin.commands.quantize import quantize
 from marlin.device.device import Device
 from marlin.errors import DeviceError
 from marlin.models.checkpoint import open_checkpoint
-from marlin.models.llama import LlamaModel
+from marlin.models.model import Model
 from marlin.weights.native import NativeEntry, NativeWriter
+from marlin.weights.safetensors_file import SafetensorsFolder
 
 GIB = 1 << 30
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")
@@ -57,9 +58,7 @@ def logits(folder):
 
 def sizes_of(folder):
     """(bytes of the weight file, of its largest tensor)."""
-    device = Device(num_threads=1, kind="cpu")
-    tensors = open_checkpoint(folder, device).folder.tensors.values()
-    device.close()
+    tensors = SafetensorsFolder(folder).tensors.values()
     return os.path.getsize(f"{folder}/model.safetensors"), max(t.num_bytes for t in tensors)
 
 
@@ -88,7 +87,7 @@ def test_pages_that_two_tensors_share_are_counted_for_both(tmp_path, mapped):
     device = Device(num_threads=1, kind="cpu")
     checkpoint = open_checkpoint(folder, device)
     counted = checkpoint.weight_bytes
-    LlamaModel(checkpoint)
+    Model(checkpoint)
     info = device.info()
     device.close()
     first_pages = [offset // PAGE_BYTES for offset, _ in ranges]

@@ -15,7 +15,7 @@ from marlin.engine.memory import activation_bytes, kv_token_bytes
 from marlin.engine.runner import Runner
 from marlin.errors import ConfigError
 from marlin.models.checkpoint import open_checkpoint
-from marlin.models.llama import LlamaModel
+from marlin.models.model import Model
 
 # In place, put in another order, and repacked; the matrices together are larger than a slab's rest.
 KINDS = {".v_proj.": "Q4_0", ".q_proj.": "F16", ".o_proj.": "F32", ".down_proj.": "Q6_K"}
@@ -53,16 +53,16 @@ def test_weights_are_counted_as_they_come_to_lie_on_the_device(fresh, tmp_path, 
     checkpoint = open_checkpoint(write(tmp_path), fresh)
     counted = checkpoint.weight_bytes
     assert held(fresh) == 0
-    LlamaModel(checkpoint)
+    Model(checkpoint)
     # The RoPE frequencies are the device's, too.
     assert counted <= held(fresh) <= counted + 4096
 
 
 def test_cache_and_activations_are_counted_as_they_come_to_be_allocated(fresh, tmp_path):
-    model = LlamaModel(open_checkpoint(folder_model(tmp_path), fresh))
+    model = Model(open_checkpoint(folder_model(tmp_path), fresh))
     before, layout = held(fresh), KvLayout(8, 16, 8, model.config.num_kv_heads, 16)
     Runner(fresh, model, layout, 64, 3)
-    counted = 128 * kv_token_bytes(model.config) + activation_bytes(model.config, 64, 3, layout)
+    counted = 128 * kv_token_bytes(model.spec) + activation_bytes(model.spec, 64, 3, layout)
     # A step's inputs are not counted: they are a few numbers a token, and penalties.
     assert counted < held(fresh) - before < counted + 64 * 1024
 
@@ -71,7 +71,7 @@ def test_memory_is_a_gpus_on_any_device_but_a_cpu(fresh, tmp_path):
     posing = Device(library_path=abi.library_path("cpu"), kind="metal")
     path, layout = folder_model(tmp_path), KvLayout(1, 64, 1, 2, 16)
     for device, expected in ((fresh, 0), (posing, held)):
-        runner = Runner(device, LlamaModel(open_checkpoint(path, device)), layout, 32, 1)
+        runner = Runner(device, Model(open_checkpoint(path, device)), layout, 32, 1)
         assert runner.gpu_memory_bytes == (expected and expected(device))
         runner.close()
     posing.close()
@@ -93,7 +93,7 @@ def memory_of(monkeypatch):
         def stop(_checkpoint):
             raise Enough
 
-        monkeypatch.setattr(load, "LlamaModel", stop)
+        monkeypatch.setattr(load, "Model", stop)
         return Enough
 
     return limit

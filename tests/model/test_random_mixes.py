@@ -8,7 +8,6 @@ the seed of a failure repeats it.
 import random
 from collections import Counter
 
-import numpy as np
 import pytest
 from tiny_models import random_tensors, random_tokens, running, tiny_config, write_folder
 

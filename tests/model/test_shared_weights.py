@@ -9,10 +9,11 @@ from gguf_models import write_gguf
 from reference_models import build
 from tiny_models import open_device, weight_values
 
+from marlin.device.ops import Weight
 from marlin.device.slabs import SharedSlabs
 from marlin.errors import DeviceError
 from marlin.models.checkpoint import open_checkpoint
-from marlin.models.llama import LlamaModel
+from marlin.models.model import Model
 
 # Every way into a slab: repacked blocks, and dense rows put in another order.
 KINDS = {".v_proj.": "Q4_0", ".q_proj.": "F16", ".k_proj.": "F32", ".down_proj.": "Q6_K"}
@@ -36,14 +37,14 @@ def fd():
 
 @pytest.fixture
 def load():
-    """load(path, fd, filled) -> (device, LlamaModel); private weights without an fd."""
+    """load(path, fd, filled) -> (device, Model); private weights without an fd."""
     devices = []
 
     def run(path, fd=None, filled=False):
         device = open_device(None)
         devices.append(device)
         slabs = None if fd is None else SharedSlabs(device, fd, filled)
-        return device, LlamaModel(open_checkpoint(path, device, slabs))
+        return device, Model(open_checkpoint(path, device, slabs))
 
     yield run
     for device in devices:
@@ -51,8 +52,7 @@ def load():
 
 
 def weights(model):
-    layers = [(l.q, l.k, l.v, l.o, l.gate, l.up, l.down) for l in model.layers]
-    return [model.embedding, model.lm_head] + [part.weight for layer in layers for part in layer]
+    return [weight for weight in model.weights.values() if isinstance(weight, Weight)]
 
 
 def test_a_reader_finds_what_the_writer_made_of_the_model(path, fd, load):

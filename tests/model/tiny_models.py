@@ -21,10 +21,9 @@ from marlin.engine.runner import Runner
 from marlin.errors import DeviceError
 from marlin.models.checkpoint import open_checkpoint
 from marlin.models.config import ModelConfig
-from marlin.models.hf_config import hf_config
-from marlin.models.llama import LlamaModel
+from marlin.models.model import Model
+from marlin.models.registry import family_of, spec_of
 from marlin.models.rope import RopeScaling
-from marlin.models.tensors import tensor_shapes
 from marlin.weights import formats, ggml_types
 
 _OF_MACHINE = {"x86_64": ("avx512", "avx2"), "AMD64": ("avx512", "avx2")}
@@ -72,15 +71,23 @@ def random_tensor(name, shape, rng):
 def random_tensors(config, seed):
     """{Hugging Face name: float32 array} of a whole model."""
     rng = np.random.default_rng(seed)
-    shapes = tensor_shapes(config).items()
-    return {name: random_tensor(name, shape, rng) for name, shape in shapes}
+    return {
+        tensor.name: random_tensor(tensor.name, tensor.shape, rng)
+        for tensor in spec_of(config).tensors
+        if not tensor.optional
+    }
+
+
+def gguf_names(config):
+    """{Hugging Face name: GGUF name} of every tensor."""
+    return {tensor.name: tensor.gguf for tensor in spec_of(config).tensors}
 
 
 def write_folder(folder, config, tensors):
     """Write a Hugging Face folder without a tokenizer; returns its path as a string."""
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
-        json.dump(hf_config(config), file)
+        json.dump(family_of(config).hf_config(config), file)
     save_file(tensors, os.path.join(folder, "model.safetensors"))
     return str(folder)
 
@@ -120,7 +127,7 @@ def running(
     """
     device = open_device(isa, num_threads)
     try:
-        model = LlamaModel(open_checkpoint(path, device))
+        model = Model(open_checkpoint(path, device))
         config = model.config
         num_blocks, block_size = blocks or (1, context)
         layout = KvLayout(num_blocks, block_size, num_blocks, config.num_kv_heads, config.head_dim)

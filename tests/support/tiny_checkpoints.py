@@ -1,5 +1,6 @@
 """A tiny random Llama in each form a checkpoint comes in, and readers of what it became."""
 
+import gguf
 import numpy as np
 import torch
 from gguf_builder import build, f32
@@ -7,7 +8,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from marlin.weights import ggml_types
 from marlin.weights.formats import PackedWeight
-from marlin.weights.names import gguf_name
 from marlin.weights.safetensors_file import SafetensorsFolder
 from marlin.weights.tensor_file import read_bytes
 
@@ -86,9 +86,11 @@ def write_gguf(path, weights, extra=()):
         ("tokenizer.ggml.eos_token_id", "u32", 74),
         ("tokenizer.chat_template", "str", "{{ messages }}"),
     ]
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
     tensors = []
     for name, array in weights.items():
         if ".q_proj." in name or ".k_proj." in name:
             array = interleave(array, HEADS if ".q_proj." in name else KV_HEADS)
-        tensors.append((gguf_name(name), "F32", array.shape, f32(array)))
+        name = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        tensors.append((name, "F32", array.shape, f32(array)))
     path.write_bytes(build(metadata, [*tensors, *extra]))

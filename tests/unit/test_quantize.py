@@ -12,7 +12,7 @@ from tiny_checkpoints import HEAD_DIM, load_dense, load_packed, save_model, writ
 
 from marlin import cli
 from marlin.commands import quantize as command
-from marlin.models.config import config_from_gguf, config_from_hf
+from marlin.models.registry import config_from_gguf, config_from_hf
 from marlin.weights import convert, ggml_types
 from marlin.weights.formats import dequantize
 from marlin.weights.gguf import GGUFFile
@@ -177,7 +177,7 @@ def test_q8_0_becomes_int8_in_groups_of_32_without_a_loss(tmp_path):
     path = tmp_path / "model.gguf"
     path.write_bytes(build([], [("blk.0.ffn_up.weight", "Q8_0", (20, 64), blocks.tobytes())]))
     (info,) = GGUFFile(path).tensors.values()
-    tensor = convert.SourceTensor("model.layers.0.mlp.up_proj.weight", info)
+    tensor = convert.SourceTensor("model.layers.0.mlp.up_proj.weight", info, "mlp")
     entry = convert.plan_entry(tensor, "int8", 32)
     writer = NativeWriter(tmp_path, [entry])
     errors = convert.convert([tensor], [entry], writer, 1, lambda values: None)

@@ -1,7 +1,5 @@
 """RoPE frequencies against transformers, for every scaling rule."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,7 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from marlin.models.config import config_from_hf
+from marlin.models.registry import config_from_hf
 from marlin.models.rope import RopeScaling, rope_inv_freq, yarn_attention_factor
 
 SCALINGS = {
@@ -72,7 +70,9 @@ def test_frequencies_equal_those_of_transformers(tmp_path, name, head_dim, theta
     theirs = transformers_config(SCALINGS.get(name), theta, head_dim)
     theirs.architectures = ["LlamaForCausalLM"]
     theirs.save_pretrained(tmp_path)
-    inv_freq, attention_factor = rope_inv_freq(config_from_hf(tmp_path))
+    config = config_from_hf(tmp_path)
+    inv_freq, attention_factor = rope_inv_freq(head_dim, theta, config.rope_scaling)
+    assert (config.head_dim, config.rope_theta) == (head_dim, theta)
     if name == "default":
         expected, factor = LlamaRotaryEmbedding(theirs).inv_freq, 1.0
     else:
@@ -85,8 +85,8 @@ def test_frequencies_equal_those_of_transformers(tmp_path, name, head_dim, theta
 
 
 def test_factors_of_a_gguf_file_divide_the_frequencies():
-    config = SimpleNamespace(head_dim=4, rope_theta=100.0, rope_scaling=RopeScaling())
-    inv_freq, attention_factor = rope_inv_freq(config, np.array([1, 8], np.float32))
+    factors = np.array([1, 8], np.float32)
+    inv_freq, attention_factor = rope_inv_freq(4, 100.0, RopeScaling(), factors)
     assert inv_freq.tolist() == pytest.approx([1.0, 0.1 / 8])
     assert attention_factor == 1.0
 

@@ -1,0 +1,240 @@
+"""Folders with config.json and safetensors: Hugging Face's, or the project's own packed ones.
+
+Owns what a packed weight must look like, and which tensors are mapped and which copied.
+"""
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+
+from marlin.device import abi
+from marlin.device.device import Device
+from marlin.device.ops import Weight
+from marlin.device.program import View
+from marlin.errors import ModelFileError
+from marlin.files.strict_json import read_json_object
+from marlin.models.plan import DENSE_KINDS, check_dtype, check_found, check_leftovers
+from marlin.models.registry import config_from_hf, spec_of
+from marlin.models.spec import ModelSpec, Tensor
+from marlin.text.tokenizer import Tokenizer, load_tokenizer
+from marlin.weights import ggml_types
+from marlin.weights.formats import GROUP_SIZES
+from marlin.weights.native import PADDING_PREFIX
+from marlin.weights.safetensors_file import SafetensorsFolder
+from marlin.weights.tensor_file import TensorInfo, read_bytes
+
+# Where a packed weight's codes, scales and biases must begin: kernels load whole vectors of them.
+PACKED_ALIGNMENT = 16
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor of a folder: as it is, or packed in the project's own form.
+
+    Attributes:
+        info: its values, or a packed one's codes.
+        kind: a Weight's kind; None of what is no matrix.
+        group_size, scales, biases: of a packed one, where biases may be None.
+    """
+
+    tensor: Tensor
+    info: TensorInfo
+    kind: str | None
+    group_size: int = 0
+    scales: TensorInfo | None = None
+    biases: TensorInfo | None = None
+
+    @property
+    def parts(self) -> tuple[TensorInfo, ...]:
+        return tuple(p for p in (self.info, self.scales, self.biases) if p is not None)
+
+    @property
+    def alignment(self) -> int:
+        """Where each part must begin in a mapped file."""
+        if self.scales is not None:
+            return PACKED_ALIGNMENT
+        return 4 if self.info.dtype == "F32" else 2
+
+
+def plan_folder(path: str) -> tuple[ModelSpec, str | None, list[StoredTensor]]:
+    """Find every tensor of the model in a folder.
+
+    Returns:
+        (the model, the native format or None, its tensors).
+
+    Raises:
+        ModelFileError: config or tensors cannot be read, or contradict each other.
+    """
+    tensors = SafetensorsFolder(path).tensors
+    spec = spec_of(config_from_hf(path))
+    quantization = read_quantization(path)
+    format = quantization and quantization["format"]
+    plan, known = [], set()
+    for tensor in spec.tensors:
+        stem = tensor.name.removesuffix(".weight")
+        if tensor.is_matrix and f"{stem}.codes" in tensors:
+            plan.append(_plan_packed(tensor, stem, tensors, format))
+        elif check_found(path, tensor, tensor.name, tensors.get(tensor.name), DENSE_KINDS):
+            info = tensors[tensor.name]
+            kind = DENSE_KINDS[info.dtype] if tensor.is_matrix else None
+            plan.append(StoredTensor(tensor, info, kind))
+        else:
+            continue
+        known |= {info.name for info in plan[-1].parts}
+    if quantization:
+        known |= {name for name in tensors if name.startswith(PADDING_PREFIX)}
+    check_leftovers(spec, tensors, known)
+    return spec, format, plan
+
+
+def _plan_packed(tensor, stem, tensors, format):
+    n, k = tensor.shape
+    codes = tensors[f"{stem}.codes"]
+    tiles = -(-n // abi.ROW_TILE)
+    kind = _packed_kind(codes, tiles, k, format)
+    scales = _part(tensors, codes, f"{stem}.scales", ("F16", "F32"))
+    shapes = {(tiles, k // size, abi.ROW_TILE): size for size in GROUP_SIZES if k % size == 0}
+    group_size = shapes.get(scales.shape)
+    if group_size is None:
+        message = f"has shape {scales.shape}, expected one of {list(shapes)}"
+        raise ModelFileError(scales.path, message, tensor=scales.name)
+    biases = None
+    if kind == "int4" or (kind == "int8" and f"{stem}.biases" in tensors):
+        biases = _part(tensors, codes, f"{stem}.biases", (scales.dtype,))
+        if biases.shape != scales.shape:
+            message = f"has shape {biases.shape}, not {scales.shape}"
+            raise ModelFileError(biases.path, message, tensor=biases.name)
+    return StoredTensor(tensor, codes, kind, group_size, scales, biases)
+
+
+def _part(tensors, codes, name, dtypes):
+    info = tensors.get(name)
+    if info is None:
+        raise ModelFileError(codes.path, f"is missing beside {codes.name}", tensor=name)
+    check_dtype(info, dtypes)
+    return info
+
+
+def _packed_kind(codes, tiles, k, format):
+    eight_bits = codes.dtype == "U8"
+    wanted = (tiles, k // 4, 16, 4) if eight_bits else (tiles, k // 8, 16)
+    if codes.dtype not in ("U8", "U32") or codes.shape != wanted:
+        raise ModelFileError(
+            codes.path,
+            f"is {codes.dtype} {codes.shape}, expected U32 {(tiles, k // 8, 16)} "
+            f"or U8 {(tiles, k // 4, 16, 4)}",
+            tensor=codes.name,
+        )
+    if not eight_bits and format not in ("fp4", "int4"):
+        stated = format or "safetensors"
+        raise ModelFileError(
+            codes.path, f"is 4-bit in a folder of format {stated}", tensor=codes.name
+        )
+    return "int8" if eight_bits else format
+
+
+class FolderCheckpoint:
+    """A folder with config.json and safetensors: Hugging Face's, or native packed ones.
+
+    Files are mapped once each and never copied, but for norms and biases: whole, or tensor by
+    tensor where a file is longer than the device's largest buffer.
+    """
+
+    def __init__(self, path: str, device: Device):
+        self.path = path
+        self.device = device
+        self.spec, native_format, self.plan = plan_folder(path)
+        self.format = native_format or "safetensors"
+        limits = device.info()
+        self._max_buffer_bytes = limits["max_buffer_bytes"]
+        self._page_bytes = limits["page_bytes"]
+        self._mapped = {}
+
+    @property
+    def weight_bytes(self) -> int:
+        """Files or tensors that are mapped, each once, and what is copied."""
+        ranges, copied = set(), 0
+        for stored in self.plan:
+            for info in stored.parts:
+                if self._is_copied(stored, info):
+                    copied += info.num_bytes if stored.kind else 4 * info.shape[0]
+                else:
+                    ranges.add(self._range(info))
+        return copied + sum(self._mapped_bytes(*place) for place in ranges)
+
+    def load(self) -> dict[str, Weight | View]:
+        return {stored.tensor.name: self._load(stored) for stored in self.plan}
+
+    def load_tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self.path)
+
+    def _load(self, stored):
+        info = stored.info
+        if stored.kind is None:
+            values = ggml_types.dequantize(info.dtype, read_bytes(info), info.shape)
+            return View.of(self.device.create_from(values.astype(np.float32)))
+        views = [self._view(stored, part) for part in stored.parts]
+        flags = 0
+        if stored.scales is not None and stored.scales.dtype == "F32":
+            flags |= abi.SCALE_F32
+        if stored.biases is not None:
+            flags |= abi.WEIGHT_BIAS
+        data, scales, biases, *_ = [*views, None, None]
+        n, k = stored.tensor.shape
+        return Weight(stored.kind, n, k, data, stored.group_size, flags, scales, biases)
+
+    def _view(self, stored, info):
+        if self._is_copied(stored, info):
+            return View.of(self.device.create_from(read_bytes(info)))
+        place = path, start, num_bytes = self._range(info)
+        if place not in self._mapped:
+            self._mapped[place] = self.device.map(path, start, num_bytes)
+        return View(self._mapped[place], info.offset - start, info.num_bytes)
+
+    def _is_copied(self, stored, info):
+        """Norms and biases, and what lies where its elements cannot be read."""
+        return stored.kind is None or info.offset % stored.alignment != 0
+
+    def _range(self, info):
+        """(path, start, bytes) that are mapped for a tensor."""
+        num_bytes = os.path.getsize(info.path)
+        if num_bytes > self._max_buffer_bytes:
+            return info.path, info.offset, info.num_bytes
+        return info.path, 0, num_bytes
+
+    def _mapped_bytes(self, _path, start, num_bytes):
+        if start == 0:
+            return num_bytes
+        # Neighbours that begin and end within a page each have it mapped.
+        end = -(-(start + num_bytes) // self._page_bytes)
+        return (end - start // self._page_bytes) * self._page_bytes
+
+
+def read_quantization(folder: str) -> dict | None:
+    """The "quantization" object of a native folder's config.json, or None for a plain checkpoint.
+
+    Raises:
+        ModelFileError: it is of a version or format that this package does not know, or another
+            program's quantized checkpoint.
+    """
+    path = os.path.join(folder, "config.json")
+    config = read_json_object(path)
+    if "quantization_config" in config:
+        method = config["quantization_config"]
+        raise ModelFileError(
+            path,
+            f"quantization_config {method!r:.80} cannot be read; expected a "
+            "plain checkpoint or one that `metal-marlin quantize` wrote",
+        )
+    quantization = config.get("quantization")
+    if quantization is None:
+        return None
+    known = isinstance(quantization, dict) and quantization.get("version") == 1
+    if not known or quantization.get("format") not in ("fp4", "int4", "int8"):
+        raise ModelFileError(
+            path,
+            f"quantization {quantization!r:.80} is not version 1 of a native "
+            "format; write it again with `metal-marlin quantize`",
+        )
+    return quantization

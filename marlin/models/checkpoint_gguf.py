@@ -1,0 +1,217 @@
+"""GGUF files: which tensors are used in place, and which are repacked or put in another order.
+
+Blocks are repacked on the device, and RoPE rows are put in Hugging Face's order, into slabs: large
+buffers whose places the plan has given out before any weight is read.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from marlin.device import abi, ops
+from marlin.device.device import Device
+from marlin.device.ops import Weight
+from marlin.device.program import Recorder, View
+from marlin.device.slabs import PrivateSlabs
+from marlin.models.plan import DENSE_KINDS, check_found, check_leftovers
+from marlin.models.registry import config_from_gguf, spec_of
+from marlin.models.spec import ModelSpec, Tensor
+from marlin.text.gguf_tokenizer import tokenizer_from_gguf
+from marlin.text.tokenizer import Tokenizer
+from marlin.weights import ggml_types
+from marlin.weights.gguf import GGUFFile
+from marlin.weights.rows import unpermute_rows
+from marlin.weights.tensor_file import TensorInfo, read_bytes
+
+# Bytes of a file that are mapped at once while blocks are repacked: keeps start-up from holding the
+# file and its repacked copy in memory together.
+REPACK_BATCH_BYTES = 16 << 20
+
+# Repacked weights share buffers of this size: a huge page is 2 MiB, most matrices are smaller.
+SLAB_BYTES = 32 << 20
+# Weights in a slab begin at multiples of a cache line, which is the largest vector a kernel loads.
+SLAB_ALIGNMENT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Repacked:
+    """What a GGUF block type becomes: weight kind, bits, group size, scale bytes, with a bias."""
+
+    kind: str
+    bits: int
+    group_size: int
+    scale_bytes: int
+    has_bias: bool
+
+    def part_bytes(self, n, k):
+        """Bytes of the codes, scales and biases (0 without) of a weight [n, k]."""
+        rows = -(-n // abi.ROW_TILE) * abi.ROW_TILE
+        scale_bytes = rows * (k // self.group_size) * self.scale_bytes
+        return rows * k * self.bits // 8, scale_bytes, scale_bytes if self.has_bias else 0
+
+
+_REPACKED = {
+    "Q4_0": _Repacked("int4", 4, 32, 2, True),
+    "Q4_1": _Repacked("int4", 4, 32, 2, True),
+    "Q4_K": _Repacked("int4", 4, 32, 4, True),
+    "Q5_0": _Repacked("int8", 8, 32, 2, False),
+    "Q5_1": _Repacked("int8", 8, 32, 2, True),
+    "Q5_K": _Repacked("int8", 8, 32, 4, True),
+    "Q6_K": _Repacked("int8", 8, 16, 4, False),
+    "Q8_0": _Repacked("int8", 8, 32, 2, False),
+}
+_MATRIX_TYPES = (*DENSE_KINDS, *_REPACKED)
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """A tensor of a GGUF file.
+
+    Attributes:
+        form: what its blocks become; None of a dense type.
+        slab, offset: where it will lie, if repacked or put in another order; slab is -1 of what is
+            used in place or copied.
+    """
+
+    tensor: Tensor
+    info: TensorInfo
+    form: _Repacked | None
+    slab: int = -1
+    offset: int = 0
+
+    @property
+    def part_bytes(self) -> tuple[int, int, int]:
+        """Bytes of the codes (or values), scales and biases of a matrix on the device."""
+        return self.form.part_bytes(*self.info.shape) if self.form else (self.info.num_bytes, 0, 0)
+
+
+def plan_gguf(file: GGUFFile) -> tuple[ModelSpec, list[GgufTensor], list[int]]:
+    """Find every tensor of the model in a file.
+
+    Returns:
+        (the model, its tensors, bytes of each slab).
+
+    Raises:
+        ModelFileError: header or tensors cannot be read, or contradict each other.
+    """
+    spec = spec_of(config_from_gguf(file))
+    plan, slabs, used = [], [], 0
+    for tensor in spec.tensors:
+        info = file.tensors.get(tensor.gguf)
+        dtypes = _MATRIX_TYPES if tensor.is_matrix else DENSE_KINDS
+        if not check_found(file.path, tensor, tensor.gguf, info, dtypes):
+            continue
+        planned = GgufTensor(tensor, info, _REPACKED.get(info.dtype))
+        if tensor.is_matrix and (planned.form or tensor.rope_heads):
+            num_bytes = sum(planned.part_bytes)
+            if not slabs or used + num_bytes > slabs[-1]:
+                slabs.append(max(SLAB_BYTES, num_bytes))
+                used = 0
+            planned = GgufTensor(tensor, info, planned.form, len(slabs) - 1, used)
+            used += -(-num_bytes // SLAB_ALIGNMENT) * SLAB_ALIGNMENT
+        plan.append(planned)
+    check_leftovers(spec, file.tensors, {planned.info.name for planned in plan})
+    return spec, plan, slabs
+
+
+class GgufCheckpoint:
+    """One GGUF file on a device.
+
+    Args:
+        slabs: device.slabs memory for what is repacked; None is memory of this process.
+    """
+
+    format = "gguf"
+
+    def __init__(self, path: str, device: Device, slabs=None):
+        self.path = path
+        self.device = device
+        self._file = GGUFFile(path)
+        self.spec, self.plan, self._slab_bytes = plan_gguf(self._file)
+        self._slab_source = slabs or PrivateSlabs(device)
+        self._slabs = []
+
+    @property
+    def weight_bytes(self) -> int:
+        """What is mapped in place, copied, and in slabs."""
+        outside = [planned for planned in self.plan if planned.slab < 0]
+        return sum(self._slab_bytes) + sum(
+            planned.info.num_bytes if planned.tensor.is_matrix else 4 * planned.tensor.shape[0]
+            for planned in outside
+        )
+
+    def load(self) -> dict[str, Weight | View]:
+        weights, pending, num_bytes = {}, [], 0
+        for planned in self.plan:
+            weight = weights[planned.tensor.name] = self._load(planned)
+            if planned.form is None or self._slab_source.filled:
+                continue
+            pending.append((planned, weight))
+            num_bytes += planned.info.num_bytes
+            if num_bytes >= REPACK_BATCH_BYTES:
+                self._repack(pending)
+                pending, num_bytes = [], 0
+        self._repack(pending)
+        return weights
+
+    def load_tokenizer(self) -> Tokenizer:
+        """Read the header's vocabulary, and forget it: it is larger than all else there."""
+        tokenizer = tokenizer_from_gguf(self._file.metadata, self.path)
+        self._file.metadata.clear()
+        return tokenizer
+
+    def _load(self, planned):
+        tensor, info, form = planned.tensor, planned.info, planned.form
+        if not tensor.is_matrix:
+            values = ggml_types.dequantize(info.dtype, read_bytes(info), info.shape)
+            if tensor.rope_heads:
+                values = unpermute_rows(values, tensor.rope_heads)
+            return View.of(self.device.create_from(values.astype(np.float32)))
+        n, k = tensor.shape
+        if planned.slab < 0:
+            view = View.of(self.device.map(self.path, info.offset, info.num_bytes))
+            return Weight(DENSE_KINDS[info.dtype], n, k, view)
+        buffer, start = self._slab(planned.slab), planned.offset
+        if form is None:
+            return self._reordered(planned, View(buffer, start, info.num_bytes))
+        code_bytes, scale_bytes, bias_bytes = planned.part_bytes
+        flags = abi.WEIGHT_BIAS if form.has_bias else 0
+        if form.scale_bytes == 4:
+            flags |= abi.SCALE_F32
+        scales = View(buffer, start + code_bytes, scale_bytes)
+        biases = None
+        if form.has_bias:
+            biases = View(buffer, start + code_bytes + scale_bytes, bias_bytes)
+        codes = View(buffer, start, code_bytes)
+        return Weight(form.kind, n, k, codes, form.group_size, flags, scales, biases)
+
+    def _reordered(self, planned, view):
+        n, k = planned.tensor.shape
+        if not self._slab_source.filled:
+            rows = read_bytes(planned.info).reshape(n, -1)
+            rows = unpermute_rows(rows, planned.tensor.rope_heads)
+            view.buffer.array(np.uint8, rows.shape, view.offset)[...] = rows
+        return Weight(DENSE_KINDS[planned.info.dtype], n, k, view)
+
+    def _slab(self, index):
+        while len(self._slabs) <= index:
+            self._slabs.append(self._slab_source.new(self._slab_bytes[len(self._slabs)]))
+        return self._slabs[index]
+
+    def _repack(self, pending):
+        """Fill weights from their blocks."""
+        if not pending:
+            return
+        recorder = Recorder(self.device)
+        sources = []
+        for planned, weight in pending:
+            info = planned.info
+            source = self.device.map(self.path, info.offset, info.num_bytes)
+            sources.append(source)
+            heads = planned.tensor.rope_heads
+            ops.repack(recorder, View.of(source), weight, info.dtype, heads)
+        program = recorder.finish()
+        program.run()
+        program.close()
+        for source in sources:
+            source.release()

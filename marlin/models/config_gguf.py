@@ -1,0 +1,144 @@
+"""What a GGUF header says of every family in the same words.
+
+What one family says in its own way is in its file.
+"""
+
+import numpy as np
+
+from marlin.errors import ModelFileError
+from marlin.files.fields import Fields, file_fields
+from marlin.models.config import (
+    MAX_CONTEXT_TOKENS,
+    MAX_DIM,
+    MAX_HEAD_DIM,
+    MAX_HEADS,
+    MAX_LAYERS,
+    MAX_VOCAB,
+    context_tokens,
+    num_kv_heads,
+    yarn_rotations,
+)
+from marlin.models.rope import RopeScaling, yarn_attention_factor
+from marlin.weights.gguf import GGUFFile
+
+
+def fields_of(file: GGUFFile, gguf_architecture: str) -> Fields:
+    """The architecture's own keys; an array of one repeated number is that number."""
+    return file_fields(file.path, _without_uniform_arrays(file.metadata), f"{gguf_architecture}.")
+
+
+def shared(file: GGUFFile, fields: Fields, architecture: str, end_tokens: tuple[str, ...]) -> dict:
+    """The fields of ModelConfig that GGUF files spell alike in every family.
+
+    Args:
+        fields: fields_of(file).
+        architecture: ModelConfig's.
+        end_tokens: texts of tokens that end a turn, where the vocabulary has them.
+
+    Raises:
+        ModelFileError: one is missing or wrong, or the model needs what is not supported.
+    """
+    general, tensors = file_fields(file.path, file.metadata), file.tensors
+    if fields.count("expert_count", 0, minimum=0, maximum=MAX_DIM):
+        fields.fail("expert_count", "0 (mixtures of experts are not supported)")
+    num_heads = fields.count("attention.head_count", maximum=MAX_HEADS)
+    hidden_dim = fields.count("embedding_length", maximum=MAX_DIM)
+    vocab_size = _vocab_size(general, tensors)
+    max_tokens = fields.count("context_length", maximum=MAX_CONTEXT_TOKENS)
+    scaling = _rope_scaling(fields, max_tokens)
+    return {
+        "architecture": architecture,
+        "num_layers": fields.count("block_count", maximum=MAX_LAYERS),
+        "hidden_dim": hidden_dim,
+        "intermediate_dim": fields.count("feed_forward_length", maximum=MAX_DIM),
+        "num_heads": num_heads,
+        "num_kv_heads": num_kv_heads(fields, "attention.head_count_kv", num_heads),
+        "head_dim": _head_dim(fields, hidden_dim, num_heads),
+        "vocab_size": vocab_size,
+        "max_context_tokens": context_tokens(max_tokens, scaling),
+        "rms_norm_eps": fields.number("attention.layer_norm_rms_epsilon", maximum=1.0),
+        "rope_theta": fields.number("rope.freq_base", 10000.0, above=1.0),
+        "rope_scaling": scaling,
+        "tie_embeddings": "output.weight" not in tensors,
+        "qkv_bias": "blk.0.attn_q.bias" in tensors,
+        "o_bias": "blk.0.attn_output.bias" in tensors,
+        "mlp_bias": "blk.0.ffn_up.bias" in tensors,
+        "qk_norm": "blk.0.attn_q_norm.weight" in tensors,
+        "eos_token_ids": _eos_token_ids(general, vocab_size, end_tokens),
+    }
+
+
+def _without_uniform_arrays(metadata):
+    """Per-layer arrays of one repeated number become that number; others stay, to be refused."""
+    values = dict(metadata)
+    for key, value in metadata.items():
+        is_array = isinstance(value, np.ndarray) and not key.startswith("tokenizer.")
+        if is_array and value.size and (value == value[0]).all():
+            values[key] = value[0].item()
+    return values
+
+
+def _vocab_size(general, tensors):
+    if "token_embd.weight" not in tensors:
+        raise ModelFileError(general.path, "is missing", tensor="token_embd.weight")
+    shape = tensors["token_embd.weight"].shape
+    if len(shape) != 2 or shape[0] > MAX_VOCAB:
+        message = f"shape {list(shape)}; expected [vocabulary, hidden]"
+        raise ModelFileError(general.path, message, tensor="token_embd.weight")
+    tokens = general.raw("tokenizer.ggml.tokens")
+    if isinstance(tokens, list) and len(tokens) > shape[0]:
+        message = f"{shape[0]} rows for the {len(tokens)} tokens of the tokenizer"
+        raise ModelFileError(general.path, message, tensor="token_embd.weight")
+    return shape[0]
+
+
+def _head_dim(fields, hidden_dim, num_heads):
+    head_dim = fields.count("attention.key_length", None, maximum=MAX_HEAD_DIM)
+    if head_dim is None:
+        if hidden_dim % num_heads:
+            fields.fail("embedding_length", f"a multiple of the {num_heads} heads")
+        head_dim = hidden_dim // num_heads
+    if head_dim % 2 or head_dim > MAX_HEAD_DIM:
+        fields.fail("attention.key_length", f"an even number up to {MAX_HEAD_DIM}, not {head_dim}")
+    for name in ("attention.value_length", "rope.dimension_count"):
+        if fields.count(name, head_dim, maximum=MAX_DIM) != head_dim:
+            fields.fail(name, f"the head's {head_dim} dimensions")
+    return head_dim
+
+
+def _rope_scaling(fields, max_tokens):
+    kind = fields.choice("rope.scaling.type", ("none", "linear", "yarn"), None)
+    if kind is None:
+        factor = fields.number("rope.scale_linear", 1.0)
+        return RopeScaling("linear", factor) if factor != 1.0 else RopeScaling()
+    if kind == "none":
+        return RopeScaling()
+    factor = fields.number("rope.scaling.factor")
+    if kind == "linear":
+        return RopeScaling("linear", factor)
+    beta_fast, beta_slow = yarn_rotations(fields, "rope.scaling.yarn_")
+    original = fields.count(
+        "rope.scaling.original_context_length", max_tokens, maximum=MAX_CONTEXT_TOKENS
+    )
+    return RopeScaling(
+        type="yarn",
+        factor=factor,
+        original_max_tokens=original,
+        beta_fast=beta_fast,
+        beta_slow=beta_slow,
+        # GGUF states a multiple of YaRN's own number, Hugging Face the number itself.
+        attention_factor=fields.number("rope.scaling.attn_factor", 1.0)
+        * yarn_attention_factor(factor),
+    )
+
+
+def _eos_token_ids(general, vocab_size, end_tokens):
+    found = [
+        general.count(f"tokenizer.ggml.{name}_token_id", None, minimum=0, maximum=vocab_size - 1)
+        for name in ("eos", "eot", "eom")
+    ]
+    tokens = general.raw("tokenizer.ggml.tokens")
+    if isinstance(tokens, list):
+        # The header has room for one end token and chat models have several.
+        found += [tokens.index(text) for text in end_tokens if text in tokens]
+    return tuple(dict.fromkeys(token_id for token_id in found if token_id is not None))

@@ -1,0 +1,187 @@
+"""What config.json says of every family in the same words, read and written.
+
+Reads the spellings of transformers 4 (rope_theta, rope_scaling) and 5 (rope_parameters); writes
+those of 4, which 5 reads too. What one family says in its own way is in its file.
+"""
+
+import os
+
+from marlin.files.fields import Fields, file_fields
+from marlin.files.strict_json import read_json_object
+from marlin.models.config import (
+    MAX_CONTEXT_TOKENS,
+    MAX_DIM,
+    MAX_HEAD_DIM,
+    MAX_HEADS,
+    MAX_LAYERS,
+    MAX_VOCAB,
+    ModelConfig,
+    context_tokens,
+    num_kv_heads,
+    yarn_rotations,
+)
+from marlin.models.rope import RopeScaling, yarn_attention_factor
+
+
+def shared(fields: Fields, architecture: str, implied_head_dim: int | None = None) -> dict:
+    """The fields of ModelConfig that config.json spells alike in every family.
+
+    Args:
+        fields: config.json's.
+        implied_head_dim: what a file without head_dim means; None is hidden_size / heads.
+
+    Raises:
+        ModelFileError: one is missing or wrong, or the model needs what is not supported.
+    """
+    _refuse_unsupported(fields)
+    num_heads = fields.count("num_attention_heads", maximum=MAX_HEADS)
+    hidden_dim = fields.count("hidden_size", maximum=MAX_DIM)
+    vocab_size = fields.count("vocab_size", maximum=MAX_VOCAB)
+    max_tokens = fields.count("max_position_embeddings", maximum=MAX_CONTEXT_TOKENS)
+    theta, scaling, max_tokens = _rope(fields, max_tokens)
+    return {
+        "architecture": architecture,
+        "num_layers": fields.count("num_hidden_layers", maximum=MAX_LAYERS),
+        "hidden_dim": hidden_dim,
+        "intermediate_dim": fields.count("intermediate_size", maximum=MAX_DIM),
+        "num_heads": num_heads,
+        "num_kv_heads": num_kv_heads(fields, "num_key_value_heads", num_heads),
+        "head_dim": _head_dim(fields, implied_head_dim, hidden_dim, num_heads),
+        "vocab_size": vocab_size,
+        "max_context_tokens": max_tokens,
+        "rms_norm_eps": fields.number("rms_norm_eps", maximum=1.0),
+        "rope_theta": theta,
+        "rope_scaling": scaling,
+        "tie_embeddings": fields.flag("tie_word_embeddings", False),
+        "eos_token_ids": _eos_token_ids(fields, vocab_size),
+    }
+
+
+def _refuse_unsupported(fields):
+    fields.choice("hidden_act", ("silu", "swish"), "silu")
+    names = fields.raw("architectures")
+    if names is not None:
+        listed = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        if not listed or not any(name.endswith("ForCausalLM") for name in names):
+            fields.fail("architectures", "a causal language model (…ForCausalLM)")
+    if fields.number("partial_rotary_factor", 1.0) != 1.0:
+        fields.fail("partial_rotary_factor", "1 (RoPE over the whole head)")
+
+
+def _head_dim(fields, implied, hidden_dim, num_heads):
+    head_dim = fields.count("head_dim", implied, maximum=MAX_HEAD_DIM)
+    if head_dim is None:
+        if hidden_dim % num_heads:
+            fields.fail("hidden_size", f"a multiple of the {num_heads} heads (head_dim is absent)")
+        head_dim = hidden_dim // num_heads
+    if head_dim % 2 or head_dim > MAX_HEAD_DIM:
+        fields.fail("head_dim", f"an even number up to {MAX_HEAD_DIM} (it comes to {head_dim})")
+    return head_dim
+
+
+def _eos_token_ids(fields, vocab_size):
+    sources = [fields]
+    path = os.path.join(os.path.dirname(fields.path), "generation_config.json")
+    if os.path.exists(path):
+        sources.append(file_fields(path, read_json_object(path)))
+    found = []
+    for source in sources:
+        value = source.raw("eos_token_id")
+        for token_id in [] if value is None else value if isinstance(value, list) else [value]:
+            if type(token_id) is not int or not 0 <= token_id < vocab_size:
+                source.fail("eos_token_id", f"token ids below the vocabulary's {vocab_size}")
+            found.append(token_id)
+    return tuple(dict.fromkeys(found))
+
+
+def _rope(fields, max_tokens):
+    """(theta, RopeScaling, max_context_tokens) from either spelling."""
+    rope = fields.section("rope_parameters") or fields.section("rope_scaling")
+    theta_fields = rope if rope and rope.raw("rope_theta") is not None else fields
+    theta = theta_fields.number("rope_theta", 10000.0, above=1.0)
+    if rope is None:
+        return theta, RopeScaling(), max_tokens
+    if rope.number("partial_rotary_factor", 1.0) != 1.0:
+        rope.fail("partial_rotary_factor", "1 (RoPE over the whole head)")
+    # Older files say `type`; some hold both, and `rope_type` is the one that counts.
+    name = "rope_type" if rope.raw("rope_type") is not None else "type"
+    kind = rope.choice(name, ("default", "linear", "llama3", "yarn"), "default")
+    if kind == "default":
+        return theta, RopeScaling(), max_tokens
+    if kind == "linear":
+        return theta, RopeScaling("linear", rope.number("factor")), max_tokens
+    original = rope.count(
+        "original_max_position_embeddings",
+        *([max_tokens] if kind == "yarn" else []),
+        maximum=MAX_CONTEXT_TOKENS,
+    )
+    scaling = (_llama3 if kind == "llama3" else _yarn)(rope, original, max_tokens)
+    return theta, scaling, context_tokens(max_tokens, scaling)
+
+
+def _llama3(rope, original, max_tokens):
+    low = rope.number("low_freq_factor")
+    return RopeScaling(
+        type="llama3",
+        factor=rope.number("factor"),
+        original_max_tokens=original,
+        low_freq_factor=low,
+        high_freq_factor=rope.number("high_freq_factor", above=low),
+    )
+
+
+def _yarn(rope, original, max_tokens):
+    factor = rope.number("factor", max_tokens / original)
+    stated = rope.number("attention_factor", None)
+    mscale, all_dim = rope.number("mscale", None), rope.number("mscale_all_dim", None)
+    beta_fast, beta_slow = yarn_rotations(rope, "")
+    return RopeScaling(
+        type="yarn",
+        factor=factor,
+        original_max_tokens=original,
+        beta_fast=beta_fast,
+        beta_slow=beta_slow,
+        truncate=rope.flag("truncate", True),
+        attention_factor=stated or yarn_attention_factor(factor, mscale, all_dim),
+    )
+
+
+def shared_values(config: ModelConfig, hf_class: str) -> dict:
+    """config.json's object for a config, as far as every family spells it alike."""
+    return {
+        "architectures": [hf_class],
+        "model_type": config.architecture,
+        "hidden_act": "silu",
+        "num_hidden_layers": config.num_layers,
+        "hidden_size": config.hidden_dim,
+        "intermediate_size": config.intermediate_dim,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_context_tokens,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": _rope_scaling_values(config.rope_scaling),
+        "tie_word_embeddings": config.tie_embeddings,
+        "attention_bias": config.o_bias,
+        "mlp_bias": config.mlp_bias,
+        "eos_token_id": list(config.eos_token_ids),
+    }
+
+
+def _rope_scaling_values(scaling):
+    if scaling.type is None:
+        return None
+    values = {"rope_type": scaling.type, "factor": scaling.factor}
+    if scaling.type in ("llama3", "yarn"):
+        values["original_max_position_embeddings"] = scaling.original_max_tokens
+    if scaling.type == "llama3":
+        values["low_freq_factor"] = scaling.low_freq_factor
+        values["high_freq_factor"] = scaling.high_freq_factor
+    if scaling.type == "yarn":
+        values["beta_fast"] = scaling.beta_fast
+        values["beta_slow"] = scaling.beta_slow
+        values["truncate"] = scaling.truncate
+        values["attention_factor"] = scaling.attention_factor
+    return values

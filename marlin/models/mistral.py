@@ -1,0 +1,28 @@
+"""Mistral: a Llama whose layers see a window of tokens. GGUF files call it `llama`."""
+
+from marlin.files.fields import Fields
+from marlin.models import config_hf
+from marlin.models.config import ModelConfig
+from marlin.models.llama import Llama
+
+
+class Mistral(Llama):
+    model_type = "mistral"
+    hf_class = "MistralForCausalLM"
+    gguf_architecture = None
+
+    def config_from_hf(self, fields: Fields) -> ModelConfig:
+        window = 4096
+        if "sliding_window" in fields.values:
+            window = fields.count("sliding_window", None, maximum=1 << 31)
+        return ModelConfig(
+            **config_hf.shared(fields, self.model_type),
+            qkv_bias=False,
+            o_bias=False,
+            mlp_bias=False,
+            qk_norm=False,
+            sliding_window=window,
+        )
+
+    def hf_config(self, config: ModelConfig) -> dict:
+        return super().hf_config(config) | {"sliding_window": config.sliding_window}

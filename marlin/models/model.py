@@ -1,0 +1,112 @@
+"""A model on a device: the weights of its spec, and how its forward step is recorded.
+
+Knows what every family has: an embedding, layers, a norm, an output matrix. What is in a layer is
+the family's.
+"""
+
+import numpy as np
+
+from marlin.device import ops
+from marlin.device.ops import KvLayout, Weight
+from marlin.device.program import Recorder, View
+from marlin.errors import ModelFileError
+from marlin.models.layers import Rope, Step, StepInputs, StepSizes
+from marlin.models.rope import rope_inv_freq
+from marlin.models.spec import ModelSpec, tensors_of
+
+
+def activation_shapes(
+    spec: ModelSpec, max_tokens: int, max_logits: int, layout: KvLayout
+) -> dict[str, tuple[int, int]]:
+    """{name: (rows, float32 values a row)} of a step's activations, for steps of up to max_tokens
+    tokens and max_logits rows of logits."""
+    config = spec.config
+    shapes = {name: (max_tokens, config.hidden_dim) for name in ("hidden", "normed", "delta")}
+    shapes["last"] = max_logits, config.hidden_dim
+    shapes["logits"] = max_logits, config.vocab_size
+    for index, rope in enumerate(ropes_of(spec)):
+        shapes[f"rope {index}"] = max_tokens, rope.dim
+    sizes = StepSizes(max_tokens, max_logits, layout.max_splits)
+    for layer in spec.layers:
+        for name, shape in layer.activations(sizes).items():
+            shapes[name] = max(shape, shapes.get(name, shape), key=np.prod)
+    return shapes
+
+
+def ropes_of(spec: ModelSpec) -> tuple[Rope, ...]:
+    """Each RoPE of a model once, in the order of its layers."""
+    return tuple(dict.fromkeys(layer.attention.rope for layer in spec.layers))
+
+
+class Model:
+    """Weights of one model on a device, and how to record its forward step.
+
+    Attributes:
+        weights: {tensor name: Weight of a matrix, View of float32 otherwise}.
+
+    Raises:
+        ModelFileError: a tensor cannot be read, or a size is one that the kernels cannot run.
+    """
+
+    def __init__(self, checkpoint):
+        self.spec: ModelSpec = checkpoint.spec
+        self.config = self.spec.config
+        if self.config.head_dim % 16:
+            raise ModelFileError(
+                checkpoint.path, f"head_dim is {self.config.head_dim}, expected a multiple of 16"
+            )
+        self.weights = checkpoint.load()
+        device = checkpoint.device
+        self._ropes = {rope: self._frequencies(rope, device) for rope in ropes_of(self.spec)}
+
+    def _frequencies(self, rope, device):
+        """(View of float32 [dim / 2], what cos and sin are multiplied by)."""
+        factors = rope.factors and self.weights.get(rope.factors.name)
+        if factors is not None:
+            factors = factors.buffer.array(np.float32, (rope.dim // 2,), factors.offset)
+        inv_freq, scale = rope_inv_freq(rope.dim, rope.theta, rope.scaling, factors)
+        return View.of(device.create_from(inv_freq)), scale
+
+    def _layer_weights(self) -> list[Weight]:
+        return [
+            self.weights[tensor.name] for tensor in tensors_of(self.spec.layers) if tensor.is_matrix
+        ]
+
+    @property
+    def num_layer_weights(self) -> int:
+        """Weights in the layers' matrices: each takes a multiplication a prompt token."""
+        return sum(weight.n * weight.k for weight in self._layer_weights())
+
+    @property
+    def decode_bytes(self) -> int:
+        """Weight bytes that one decoded token reads: every matrix but an untied embedding."""
+        lm_head = self.weights[self.spec.lm_head.name]
+        return lm_head.num_bytes + sum(weight.num_bytes for weight in self._layer_weights())
+
+    def allocate(self, device, max_tokens: int, max_logits: int, layout: KvLayout):
+        """{name: View}: activations for steps of up to max_tokens tokens and max_logits rows of
+        logits."""
+        shapes = activation_shapes(self.spec, max_tokens, max_logits, layout)
+        return {name: View.of(device.create(rows * 4 * n)) for name, (rows, n) in shapes.items()}
+
+    def record(
+        self, recorder: Recorder, inputs: StepInputs, acts: dict[str, View], prefill: bool
+    ) -> None:
+        """Record one forward step, from token ids to logits.
+
+        Args:
+            prefill: True for steps with many tokens a sequence, False for one token a sequence.
+        """
+        spec, dim = self.spec, self.config.hidden_dim
+        ropes = {rope: acts[f"rope {index}"] for index, rope in enumerate(self._ropes)}
+        ops.embed(recorder, inputs.token_ids, self.weights[spec.embedding.name], acts["hidden"])
+        for rope, (inv_freq, scale) in self._ropes.items():
+            table = ropes[rope]
+            ops.rope_table(recorder, inputs.positions, inv_freq, table, rope.dim // 2, scale)
+        step = Step(recorder, self.config, inputs, self.weights, acts, ropes, prefill)
+        for index, layer in enumerate(spec.layers):
+            layer.record(step, index)
+        step.norm(spec.norm, delta=acts["delta"])
+        ops.gather_rows(recorder, inputs.logit_rows, acts["normed"], acts["last"], dim)
+        lm_head = self.weights[spec.lm_head.name]
+        ops.linear(recorder, acts["last"], lm_head, acts["logits"], ops.VAR_LOGITS, label="lm_head")

@@ -1,0 +1,65 @@
+"""What both kinds of checkpoint check of a tensor when they plan it: there, of the shape and dtype
+that its family says, and nothing left over.
+"""
+
+from collections.abc import Collection
+
+from marlin.errors import ModelFileError
+from marlin.models.spec import ModelSpec, Tensor
+from marlin.weights.tensor_file import TensorInfo
+
+# Types whose values kernels read where they lie, and what those kernels call them.
+DENSE_KINDS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+
+
+def check_found(
+    path: str, tensor: Tensor, name: str, info: TensorInfo | None, dtypes: Collection[str]
+) -> bool:
+    """Whether a tensor is there, as its family describes it.
+
+    Args:
+        path: of the checkpoint, named when the tensor is missing.
+        name: what this kind of file calls it.
+        dtypes: those that can be read.
+
+    Returns:
+        False for an optional one that is absent.
+
+    Raises:
+        ModelFileError: it is missing, of another shape, or of another dtype.
+    """
+    if info is None and tensor.optional:
+        return False
+    if info is None:
+        message = f"is missing; the config implies it, with shape {list(tensor.shape)}"
+        raise ModelFileError(path, message, tensor=name)
+    if info.shape != tensor.shape:
+        message = f"has shape {list(info.shape)}; the config implies {list(tensor.shape)}"
+        raise ModelFileError(info.path, message, tensor=name)
+    check_dtype(info, dtypes)
+    return True
+
+
+def check_dtype(info: TensorInfo, dtypes: Collection[str]) -> None:
+    if info.dtype not in dtypes:
+        message = f"is {info.dtype}, expected {' or '.join(dtypes)}"
+        raise ModelFileError(info.path, message, tensor=info.name)
+
+
+def check_leftovers(spec: ModelSpec, tensors: dict[str, TensorInfo], known: set[str]) -> None:
+    """Refuse tensors that the model would leave out: its answers would be wrong without a word.
+
+    Args:
+        tensors: {name: TensorInfo}, all that the checkpoint holds.
+        known: names that are used, or known to be of no use.
+
+    Raises:
+        ModelFileError: one may not be there, and is named.
+    """
+    for name, info in tensors.items():
+        if name not in known and not spec.is_unused(name):
+            message = (
+                f"is not a tensor of this {spec.config.architecture} model, as its config and its "
+                "first block describe it; answers that leave it out could be wrong"
+            )
+            raise ModelFileError(info.path, message, tensor=info.name)

@@ -1,0 +1,53 @@
+"""Which families there are, and from which words of a file each is known.
+
+The only list of architectures: a new family is a file and a row here.
+"""
+
+import os
+
+from marlin.files.fields import file_fields
+from marlin.files.strict_json import read_json_object
+from marlin.models.config import ModelConfig
+from marlin.models.llama import Llama
+from marlin.models.mistral import Mistral
+from marlin.models.qwen2 import Qwen2
+from marlin.models.qwen3 import Qwen3
+from marlin.models.spec import Family, ModelSpec
+from marlin.weights.gguf import GGUFFile
+
+FAMILIES = (Llama(), Mistral(), Qwen2(), Qwen3())
+
+_BY_MODEL_TYPE = {family.model_type: family for family in FAMILIES}
+_BY_GGUF = {
+    family.gguf_architecture: family for family in FAMILIES if family.gguf_architecture is not None
+}
+
+
+def family_of(config: ModelConfig) -> Family:
+    return _BY_MODEL_TYPE[config.architecture]
+
+
+def spec_of(config: ModelConfig) -> ModelSpec:
+    """The model that a config describes, in its family's words."""
+    return family_of(config).spec(config)
+
+
+def config_from_hf(folder) -> ModelConfig:
+    """Read `config.json`, and the end tokens of `generation_config.json` where there is one.
+
+    Raises:
+        ModelFileError: no family knows the model_type, a field is missing or wrong, or the model
+            needs what is not supported.
+    """
+    path = os.path.join(folder, "config.json")
+    fields = file_fields(path, read_json_object(path))
+    model_type = fields.choice("model_type", tuple(_BY_MODEL_TYPE))
+    return _BY_MODEL_TYPE[model_type].config_from_hf(fields)
+
+
+def config_from_gguf(file: GGUFFile) -> ModelConfig:
+    """Read the hyperparameters out of a GGUF header; raises as config_from_hf()."""
+    architecture = file_fields(file.path, file.metadata).choice(
+        "general.architecture", tuple(_BY_GGUF)
+    )
+    return _BY_GGUF[architecture].config_from_gguf(file)

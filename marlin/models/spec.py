@@ -1,0 +1,170 @@
+"""What a family says of a model, once: its tensors, and the functions a registry asks for.
+
+Names in both kinds of file, loading, leftovers, `quantize` and memory sums all follow from a
+Tensor. Refuses to know files, devices, and how a layer is computed (layers.py).
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+
+from marlin.files.fields import Fields
+from marlin.models.config import ModelConfig
+from marlin.weights.gguf import GGUFFile
+
+# RoPE's frequencies or its tables, which old versions of transformers and of llama.cpp's converter,
+# and ColossalAI, stored beside the weights.
+_COMPUTED = re.compile(
+    r"model\.(layers\.[0-9]+\.self_attn\.)?rotary_emb\.(inv_freq|(cos|sin)_cached)"
+    r"|blk\.[0-9]+\.attn_rot_embd",
+    re.ASCII,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor of a model.
+
+    Attributes:
+        name, gguf: what Hugging Face checkpoints and GGUF files call it.
+        shape: outermost first; (outputs, inputs) of a matrix.
+        role: "embedding", "lm_head", "attention" or "mlp", by which `quantize` chooses a matrix's
+            format and reports its error; "other" is never quantized.
+        rope_heads: heads whose rows a GGUF file stores in the order of interleaved RoPE; 0 where
+            it keeps Hugging Face's.
+        optional: a checkpoint may do without it.
+    """
+
+    name: str
+    gguf: str
+    shape: tuple[int, ...]
+    role: str = "other"
+    rope_heads: int = 0
+    optional: bool = False
+
+    @property
+    def is_matrix(self) -> bool:
+        return len(self.shape) == 2
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """y = x W^T + b; bias is None where the family has none."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """How the names of one layer's tensors begin, in both kinds of file."""
+
+    hf: str
+    gguf: str
+
+    @classmethod
+    def of_layer(cls, index: int) -> "Names":
+        return cls(f"model.layers.{index}.", f"blk.{index}.")
+
+    def norm(self, name: str, gguf: str, size: int) -> Tensor:
+        return Tensor(f"{self.hf}{name}.weight", f"{self.gguf}{gguf}.weight", (size,))
+
+    def linear(
+        self,
+        name: str,
+        gguf: str,
+        shape: tuple[int, int],
+        role: str,
+        has_bias: bool = False,
+        rope_heads: int = 0,
+    ) -> Linear:
+        name, gguf = self.hf + name, self.gguf + gguf
+        bias = None
+        if has_bias:
+            bias = Tensor(f"{name}.bias", f"{gguf}.bias", shape[:1], rope_heads=rope_heads)
+        return Linear(Tensor(f"{name}.weight", f"{gguf}.weight", shape, role, rope_heads), bias)
+
+
+def tensors_of(part: object) -> Iterator[Tensor]:
+    """Every Tensor in a part of a model: a dataclass whose fields are Tensors, parts or tuples of
+    them. In the order of the fields, repeats included."""
+    if isinstance(part, Tensor):
+        yield part
+    elif isinstance(part, tuple):
+        for item in part:
+            yield from tensors_of(item)
+    elif is_dataclass(part):
+        for field in fields(part):
+            yield from tensors_of(getattr(part, field.name))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One model, as its family describes it.
+
+    Attributes:
+        config: its hyperparameters.
+        embedding: [vocab_size, hidden_dim].
+        layers: what layers.py can record, the first one first.
+        norm: of the last hidden state.
+        lm_head: [vocab_size, hidden_dim]; the embedding again where the two are tied.
+    """
+
+    config: ModelConfig
+    embedding: Tensor
+    layers: tuple
+    norm: Tensor
+    lm_head: Tensor
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Each tensor once."""
+        found = dict.fromkeys(tensors_of(self))
+        assert len({tensor.name for tensor in found}) == len(found)
+        return tuple(found)
+
+    def is_unused(self, name: str) -> bool:
+        """Whether published checkpoints hold this tensor although nothing reads it: the config says
+        what is in it, or it is the embedding again."""
+        is_tied = self.lm_head is self.embedding
+        return bool(_COMPUTED.fullmatch(name)) or (is_tied and name == "lm_head.weight")
+
+
+class Family:
+    """An architecture: a subclass in a file of its own, an instance in registry.py.
+
+    Attributes:
+        model_type: config.json's, and ModelConfig.architecture.
+        hf_class: `architectures` of config.json in a folder that `quantize` writes.
+        gguf_architecture: `general.architecture`, or None where GGUF has no word for it.
+        end_tokens: end a turn in the family's chat formats, besides what a GGUF header names.
+    """
+
+    model_type: str
+    hf_class: str
+    gguf_architecture: str | None = None
+    end_tokens: tuple[str, ...] = ()
+
+    def config_from_hf(self, fields: Fields) -> ModelConfig:
+        """Read config.json.
+
+        Raises:
+            ModelFileError: a field is missing or wrong, or the model needs what is not supported.
+        """
+        raise NotImplementedError
+
+    def config_from_gguf(self, file: GGUFFile) -> ModelConfig:
+        """Read a GGUF header; raises as config_from_hf()."""
+        raise NotImplementedError
+
+    def hf_config(self, config: ModelConfig) -> dict:
+        """config.json's object for a config, which config_from_hf() reads back.
+
+        A config that the family cannot express there (a llama with biases on q, k and v alone)
+        does not survive that; the caller compares.
+        """
+        raise NotImplementedError
+
+    def spec(self, config: ModelConfig) -> ModelSpec:
+        """The model that a config describes."""
+        raise NotImplementedError
