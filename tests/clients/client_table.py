@@ -1,0 +1,64 @@
+"""The clients that are run against the server: one row each, and a driver file beside it.
+
+Owns names, versions and what each driver has to show; knows neither pip, npm nor the server.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A client as its makers publish it.
+
+    Attributes:
+        name: of the row and of its environment.
+        driver: file in drivers/; run by Node if it ends in .mjs, else by Python.
+        checks: what the driver has to report, each once.
+        packages: exact versions, from npm for Node and from the Python index else; none for a
+            driver that needs no more than the standard library.
+        below_python: first version that the packages do not install on, None for no bound.
+    """
+
+    name: str
+    driver: str
+    checks: tuple[str, ...]
+    packages: tuple[str, ...] = ()
+    below_python: tuple[int, int] | None = None
+
+
+CLIENTS = (
+    Client(
+        "openai-python",
+        "drive_openai.py",
+        ("chat", "chat stream", "async stream", "completion", "completion stream"),
+        ("openai==2.54.0",),
+    ),
+    Client(
+        "openai-node",
+        "drive_openai.mjs",
+        ("chat", "chat stream", "stream helper", "completion"),
+        ("openai@6.49.0",),
+    ),
+    Client(
+        "langchain",
+        "drive_langchain.py",
+        ("invoke", "stream", "batch", "completion"),
+        ("langchain-openai==1.7.4",),
+    ),
+    Client(
+        "litellm",
+        "drive_litellm.py",
+        ("chat", "chat stream", "hosted_vllm", "completion"),
+        ("litellm==1.106.12",),
+    ),
+    Client("instructor", "drive_instructor.py", ("md_json",), ("instructor==1.17.0",)),
+    Client("llm", "drive_llm.py", ("chat", "chat stream"), ("llm==0.32.1",)),
+    Client("aider", "drive_aider.py", ("answer",), ("aider-chat==0.86.2",), (3, 13)),
+    Client(
+        "ai-sdk",
+        "drive_ai_sdk.mjs",
+        ("generateText", "streamText"),
+        ("ai@6.0.326", "@ai-sdk/openai-compatible@2.0.92"),
+    ),
+    Client("open-webui", "drive_open_webui.py", ("chat", "title")),
+)

@@ -1,0 +1,68 @@
+"""Unmodified clients against a real server process; run with `-m clients`.
+
+The server is the contract suite's: the mock, or with METAL_MARLIN_MOCK_MODEL=0 the demo model. A
+client that cannot be installed is skipped with the reason; what it would send anywhere but to the
+server goes to a closed port.
+"""
+
+import json
+import os
+import subprocess
+
+import client_environments
+import pytest
+from client_table import CLIENTS
+from contract import CHAT, COMPLETIONS, MODEL, QUESTION, content_of
+
+pytestmark = [pytest.mark.clients, pytest.mark.slow]
+
+MAX_TOKENS = 16  # enough to tell two answers apart, and quick on the demo model
+PATIENCE_S = 300  # aider takes a minute to start on a busy machine
+_CLOSED_PORT = "http://127.0.0.1:9"
+
+
+def _environ(served, home):
+    """A driver's variables: none of the user's keys and settings, and no way out."""
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(home),
+        "LANG": "C.UTF-8",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HTTP_PROXY": _CLOSED_PORT,
+        "HTTPS_PROXY": _CLOSED_PORT,
+        "NO_PROXY": "127.0.0.1",
+        "MARLIN_BASE_URL": served.base_url,
+        "MARLIN_MODEL": MODEL,
+        "MARLIN_QUESTION": QUESTION[0]["content"],
+        "MARLIN_MAX_TOKENS": str(MAX_TOKENS),
+    }
+
+
+def _plain_answer(served, request):
+    """The text of a report's request, asked for without any client."""
+    body = {"model": MODEL, "temperature": 0, "max_tokens": MAX_TOKENS, **request}
+    if "prompt" in request:
+        return served.post(COMPLETIONS, body)["choices"][0]["text"]
+    return content_of(served.post(CHAT, body))
+
+
+@pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
+def test_a_client_gets_the_same_answer_as_a_plain_request(client, served, load_script, tmp_path):
+    cache = load_script("bin/fetch_model.py").cache_folder(os.environ) / "clients"
+    try:
+        command = client_environments.driver_command(client, cache)
+    except client_environments.Unavailable as reason:
+        pytest.skip(f"{client.name}: {reason}")
+    ended = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=_environ(served, tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    reports = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [report["check"] for report in reports] == list(client.checks)
+    for report in reports:
+        assert report["text"] == _plain_answer(served, report["request"]), report["check"]
