@@ -16,18 +16,29 @@ class MarlinError(Exception):
         type: `error.type` of the OpenAI error body.
         code: `error.code` of that body, or None.
         param: the request field at fault (`messages[2].content`), or None.
+        headers: further (name, value) pairs of that answer.
+        close: whether the answer ends its connection.
     """
 
-    status = 500
-    type = "server_error"
-    code = None
+    status: int = 500
+    type: str = "server_error"
+    code: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+    close: bool = False
 
-    def __init__(self, message, *, param=None, code=None):
+    def __init__(self, message: str, *, param: str | None = None):
         super().__init__(message)
         self.message = message
         self.param = param
-        if code is not None:
-            self.code = code
+
+
+class InternalError(MarlinError):
+    """What a client learns of a bug; the log has the rest."""
+
+    code = "internal_error"
+
+    def __init__(self) -> None:
+        super().__init__("internal error")
 
 
 class ConfigError(MarlinError):
@@ -66,6 +77,12 @@ class TemplateError(MarlinError):
     code = "template_error"
 
 
+class NoChatTemplateError(TemplateError):
+    """A conversation for a model that has no chat template."""
+
+    code = "no_chat_template"
+
+
 class RequestError(MarlinError):
     """A client's mistake. Subclasses fix the status; 422 is a field with a wrong value."""
 
@@ -73,10 +90,62 @@ class RequestError(MarlinError):
     type = "invalid_request_error"
 
 
+class MissingFieldError(RequestError):
+    """A field that must be there is not."""
+
+    code = "missing_required_parameter"
+
+
 class MalformedRequestError(RequestError):
-    """The body is not what its headers say, or is not JSON."""
+    """The body is not JSON."""
 
     status = 400
+    code = "invalid_json"
+
+
+class FramingError(RequestError):
+    """A request that cannot be read as HTTP: nothing behind it on its connection can be trusted.
+
+    Args:
+        status: 400, or one that says more, such as 408, 413, 431 or 505.
+    """
+
+    close = True
+
+    def __init__(self, message: str, status: int = 400):
+        super().__init__(message)
+        self.status = status
+
+
+class AuthenticationError(RequestError):
+    """No API key, or a wrong one."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+    headers = (("WWW-Authenticate", "Bearer"),)
+
+
+class UnknownPathError(RequestError):
+    """No endpoint has this path."""
+
+    status = 404
+    code = "not_found"
+
+
+class MethodError(RequestError):
+    """The path is one, but not for this method.
+
+    Args:
+        allowed: methods that it takes, as the Allow header has them.
+    """
+
+    status = 405
+    code = "method_not_allowed"
+
+    def __init__(self, message: str, allowed: str):
+        super().__init__(message)
+        self.headers = (("Allow", allowed),)
 
 
 class ContextLengthError(RequestError):
@@ -100,6 +169,23 @@ class OverloadedError(MarlinError):
     status = 503
     type = "server_overloaded"
     code = "server_overloaded"
+    headers = (("Retry-After", "1"),)  # seconds: a short completion is over by then
+
+
+class NoModelError(MarlinError):
+    """The server was started without a model."""
+
+    status = 503
+    type = "model_not_loaded"
+    code = "model_not_loaded"
+
+
+class TimedOutError(MarlinError):
+    """The answer was not complete in the time that a request has."""
+
+    status = 504
+    type = "timeout_error"
+    code = "timeout"
 
 
 class StoppingError(MarlinError):

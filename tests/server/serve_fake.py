@@ -50,10 +50,7 @@ def main():
     config.add_arguments(parser)
     settings = config.serve_config(vars(parser.parse_args()), os.environ)
     logs.configure(settings.log_level, settings.log_format, sys.stderr)
-    code = serve(settings, _load, Limits(drain_s=float(os.environ.get("DRAIN_S", "5"))))
-    clients = sorted({"ssl", "http.client", "urllib.request", "asyncio"} & set(sys.modules))
-    print("CLIENT MODULES", clients, file=sys.stderr, flush=True)
-    return code
+    return serve(settings, _load, Limits(drain_s=float(os.environ.get("DRAIN_S", "5"))))
 
 
 if __name__ == "__main__":

@@ -30,8 +30,7 @@ def test_every_line_of_a_json_log_is_an_object_and_a_request_leaves_one(start): 
         client.ask("GET", "/nowhere")
     code, errors = process.stop()
     assert code == 0
-    others = [line for line in errors.splitlines() if not line.startswith("{")]
-    assert others == ["CLIENT MODULES []"]  # printed by the test's own program
+    assert [line for line in errors.splitlines() if not line.startswith("{")] == []
     whole, streamed, missing = [line for line in json_lines(errors) if "path" in line]
     assert RFC3339.fullmatch(whole.pop("time"))
     assert re.fullmatch(r"127\.0\.0\.1 POST .* id=mine-1", whole.pop("message"))

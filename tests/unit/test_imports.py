@@ -34,7 +34,7 @@ BELOW = {
 
 # Clients, and modules whose use is to reach another host or process, or to run what a file says.
 FORBIDDEN_MODULES = {
-    "asyncio", "ftplib", "http.client", "http.cookiejar", "http.server", "imaplib", "marshal",
+    "asyncio", "ftplib", "http.client", "http.cookiejar", "imaplib", "marshal",
     "multiprocessing", "nntplib", "pickle", "poplib", "requests", "shelve", "smtplib", "ssl",
     "telnetlib", "urllib.request", "urllib3", "webbrowser", "xmlrpc", "xmlrpc.client",
 }

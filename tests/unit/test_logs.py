@@ -77,23 +77,19 @@ def test_times_are_rfc_3339_in_utc(seconds, text):
 
 
 def access_line(caplog, path, **attributes):
-    exchange = SimpleNamespace(
-        head=SimpleNamespace(method="POST", path=path),
-        request_id="abc",
-        status=200,
-        outcome=None,
-        record=None,
-        log_fields=lambda: {"fields": {"request_id": "abc"}},
-    )
-    exchange.__dict__.update(attributes)
+    given = {
+        **{"command": "POST", "path": path, "request_id": "abc", "status": 200, "outcome": None},
+        **{"client_address": ("10.0.0.1", 40_000), "num_prompt_tokens": 0, "num_output_tokens": 0},
+        **attributes,
+    }
+    both = SimpleNamespace(**given)  # the handler and the record in one
     with caplog.at_level(logging.DEBUG, logger="marlin.server"):
-        log_access(exchange, "10.0.0.1", 0.0125)
+        log_access(both, both, 0.0125)
     return caplog.records[-1]
 
 
 def test_the_line_of_a_request_has_its_numbers_in_the_text_and_as_fields(caplog):
-    counts = SimpleNamespace(num_prompt_tokens=26, num_output_tokens=12)
-    line = access_line(caplog, "/v1/completions", record=counts)
+    line = access_line(caplog, "/v1/completions", num_prompt_tokens=26, num_output_tokens=12)
     assert line.getMessage() == (
         "10.0.0.1 POST /v1/completions 200 0.013s prompt=26 output=12 id=abc"
     )

@@ -81,7 +81,8 @@ def a_request(metrics, clock, gaps, num_prompt_tokens=5, num_cached_tokens=2, **
             yield 0, SimpleNamespace(num_tokens=num_tokens)
 
     request = finished(num_prompt_tokens, num_cached_tokens, **counts)
-    with metrics.request() as record:
+    record = metrics.record()
+    with record.generating():
         list(record.watch([SimpleNamespace(request=request)], deltas()))
     return record
 
@@ -123,7 +124,8 @@ def test_sequences_of_one_request_have_one_first_token_and_their_own_gaps(metric
 
     request = finished(3)
     streams = [SimpleNamespace(request=request)] * 2
-    with metrics.request() as record:
+    record = metrics.record()
+    with record.generating():
         list(record.watch(streams, deltas()))
     found = samples([metrics.snapshot()])
     assert value(found, "prompt_tokens_total") == 6
@@ -138,7 +140,8 @@ def test_a_request_that_fails_has_no_duration_but_its_tokens_count(metrics, cloc
         raise ConnectionError
 
     request = finished(1)
-    with pytest.raises(ConnectionError), metrics.request() as record:
+    record = metrics.record()
+    with pytest.raises(ConnectionError), record.generating():
         list(record.watch([SimpleNamespace(request=request)], deltas()))
     found = samples([metrics.snapshot()])
     assert value(found, "generated_tokens_total") == 3
@@ -167,7 +170,7 @@ def test_leaving_early_closes_the_deltas(metrics):
 
     request = finished(1, 7)
     held = deltas()  # a reference, so that the garbage collector does not close them
-    watched = metrics.request().watch([SimpleNamespace(request=request)], held)
+    watched = metrics.record().watch([SimpleNamespace(request=request)], held)
     next(watched)
     watched.close()
     assert closed and cell(metrics.snapshot(), "cached_prompt_tokens_total") == 7
@@ -178,16 +181,16 @@ def test_the_rate_is_over_the_time_in_which_a_request_was_active(metrics, clock)
     clock.now += 1000.0
     a_request(metrics, clock, [(3.0, 10)])
     assert json_body([metrics.snapshot()])["avg_tokens_per_second"] == 4.0
-    with metrics.request():
+    with metrics.record().generating():
         clock.now += 5.0
         body = json_body([metrics.snapshot()])
     assert (body["requests_active"], body["avg_tokens_per_second"]) == (1, 2.0)
 
 
 def test_requests_side_by_side_count_their_time_once(metrics, clock):
-    with metrics.request():
+    with metrics.record().generating():
         clock.now += 1.0
-        with metrics.request():
+        with metrics.record().generating():
             clock.now += 1.0
         clock.now += 1.0
     assert cell(metrics.snapshot(), "busy_seconds_total") == 3.0
@@ -278,7 +281,7 @@ def test_no_count_is_lost_between_threads():
     def work():
         for _ in range(2000):
             metrics.add_tokens(1, 0.01)
-            with metrics.request():
+            with metrics.record().generating():
                 metrics.answered("/health", 200)
 
     threads = [threading.Thread(target=work) for _ in range(8)]

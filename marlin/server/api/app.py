@@ -1,6 +1,6 @@
-"""The routes: what each endpoint does with an Exchange, and how every error becomes an answer.
+"""The routes: what each endpoint does with a request, and how every error becomes an answer.
 
-Sits between HTTP (http/exchange.py) and the model (api/service.py) and knows the details of
+Sits between HTTP (http/handler.py) and the model (api/service.py) and knows the details of
 neither.
 """
 
@@ -12,14 +12,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import unquote
 
-from marlin.errors import MarlinError, ModelNotFoundError, OverloadedError
+from marlin.errors import (
+    AuthenticationError,
+    InternalError,
+    MarlinError,
+    MethodError,
+    ModelNotFoundError,
+    NoModelError,
+    UnknownPathError,
+)
 from marlin.files.fields import shown
 from marlin.server.api import openai_answers, openai_requests
 from marlin.server.api.fields import parse_json
 from marlin.server.api.gate import SlotGate
 from marlin.server.api.generation import Generation, timed_out
 from marlin.server.http.connection import PeerGone
-from marlin.server.http.message import HttpError
+from marlin.server.http.handler import Answer
+from marlin.server.observe.logs import log_access, log_fields, log_refusal
 from marlin.server.observe.metrics import DISCONNECTED
 
 _log = logging.getLogger("marlin.server")
@@ -42,7 +51,7 @@ class Settings:
 
 
 class App:
-    """Answers Exchanges.
+    """An http.handler.Application.
 
     Args:
         service: api.service.Service, or None when no model is loaded.
@@ -74,33 +83,41 @@ class App:
             self._routes["/metrics"] = {"GET": self._show_metrics}
         self._model_route = {"GET": self._show_model}
 
-    def handle(self, exchange):
+    def handle(self, handler):
         """Answer one request. Raises PeerGone when the client leaves before its answer is out."""
+        record = self._metrics.record()
         try:
-            self._authorize(exchange.head)
-            self._handler(exchange.head)(exchange)
+            self._answer(handler, record)
+        finally:
+            self._metrics.answered(handler.path, record.outcome or handler.status)
+            log_access(handler, record, time.monotonic() - handler.started)
+
+    def refuse(self, handler, error):
+        """Answer what was not a readable request."""
+        self._metrics.answered(None, error.status)
+        self._reply_error(handler, error)
+        log_refusal(handler, error)
+
+    def _answer(self, handler, record):
+        try:
+            self._authorize(handler)
+            self._endpoint(handler)(handler, record)
         except PeerGone:
-            exchange.outcome = DISCONNECTED
+            record.outcome = DISCONNECTED
             raise
         except MarlinError as error:
             if error.status >= 500:
                 _log.warning(
-                    "%s: %s", exchange.request_id, error.message, extra=exchange.log_fields()
+                    "%s: %s", handler.request_id, error.message, extra=log_fields(handler)
                 )
-            self._answer_error(exchange, error)
+            self._answer_error(handler, record, error)
         except (KeyboardInterrupt, SystemExit):
             raise
         # The one boundary: a bug in one request must not take down its neighbours. A panic of the
         # tokenizers library is a BaseException.
         except BaseException:
-            _log.exception("%s: internal error", exchange.request_id, extra=exchange.log_fields())
-            self._answer_error(exchange, MarlinError("internal error", code="internal_error"))
-        finally:
-            self._metrics.answered(exchange.head.path, exchange.outcome or exchange.status)
-
-    def count_malformed(self, status):
-        """Count an answer to what was not a readable request."""
-        self._metrics.answered(None, status)
+            _log.exception("%s: internal error", handler.request_id, extra=log_fields(handler))
+            self._answer_error(handler, record, InternalError())
 
     def beat(self):
         """Bring up to date what the other workers tell about this one; several times a second."""
@@ -108,110 +125,96 @@ class App:
         if self._metrics_page is not None:
             self._metrics_page.refresh()
 
-    def error_content(self, error):
-        """(bytes, content type) that answer a MarlinError."""
-        return openai_answers.encode(openai_answers.error_body(error)), openai_answers.JSON_TYPE
-
-    def _answer_error(self, exchange, error):
-        if exchange.stream_open:
-            exchange.outcome = error.status
+    def _answer_error(self, handler, record, error):
+        if handler.answer is Answer.STREAMING:
+            record.outcome = error.status
             event = openai_answers.event(openai_answers.error_body(error))
-            exchange.stream(openai_answers.SSE_TYPE, event + openai_answers.DONE_EVENT, last=True)
-            return
-        if exchange.status is not None:  # it failed after its answer: nothing can be added to that
-            exchange.keep_open = False
-            return
-        headers = ()
-        if isinstance(error, HttpError):
-            headers = error.headers
-            exchange.keep_open &= not error.close
-        elif isinstance(error, OverloadedError):
-            headers = (("Retry-After", str(self._limits.retry_after_s)),)
-        content, content_type = self.error_content(error)
-        exchange.reply(error.status, content, content_type, headers)
+            handler.stream(openai_answers.SSE_TYPE, event + openai_answers.DONE_EVENT, last=True)
+        elif handler.answer is Answer.NOT_BEGUN:
+            self._reply_error(handler, error)
+        else:  # it failed after its answer: nothing can be added to that
+            handler.close_connection = True
 
-    def _authorize(self, head):
+    def _reply_error(self, handler, error):
+        handler.close_connection |= error.close
+        body = openai_answers.error_body(error)
+        self._reply_json(handler, body, error.status, error.headers)
+
+    def _authorize(self, handler):
         key = self._settings.api_key
-        if key is None or head.path == "/health":
+        if key is None or handler.path == "/health":
             return
-        scheme, _, presented = head.headers.get("authorization", "").partition(" ")
+        scheme, _, presented = handler.headers.get("authorization", "").partition(" ")
         # Bytes on both sides: compare_digest raises on text that is not ASCII.
         # Only blanks: in this text 0x85 and 0xA0 are parts of a key's characters, and strip() alone
         # would take them for blanks, too.
         given = presented.strip(" \t").encode("latin-1")
         if scheme.lower() != "bearer" or not hmac.compare_digest(given, key):
-            raise HttpError(
-                401,
-                "missing or wrong API key; send it as Authorization: Bearer KEY",
-                type="authentication_error",
-                code="invalid_api_key",
-                headers=(("WWW-Authenticate", "Bearer"),),
+            raise AuthenticationError(
+                "missing or wrong API key; send it as Authorization: Bearer KEY"
             )
 
-    def _handler(self, head):
-        methods = self._routes.get(head.path)
-        if methods is None and head.path.startswith(_MODEL_PATH):
+    def _endpoint(self, handler):
+        path, method = handler.path, handler.command
+        methods = self._routes.get(path)
+        if methods is None and path.startswith(_MODEL_PATH):
             methods = self._model_route
         if methods is None:
-            raise HttpError(404, f"no such path: {head.path[:200]}", code="not_found")
-        handler = methods.get("GET" if head.method == "HEAD" else head.method)
-        if handler is None:
+            raise UnknownPathError(f"no such path: {path[:200]}")
+        endpoint = methods.get("GET" if method == "HEAD" else method)
+        if endpoint is None:
             allowed = ", ".join(methods) + (", HEAD" if "GET" in methods else "")
-            raise HttpError(
-                405,
-                f"{head.path} takes {allowed}",
-                code="method_not_allowed",
-                headers=(("Allow", allowed),),
-            )
-        return handler
+            raise MethodError(f"{path} takes {allowed}", allowed)
+        return endpoint
 
-    def _health(self, exchange):
+    def _health(self, handler, _record):
         alive = self._vitals.is_well()
         loaded = self._service is not None
         body = {"status": "ok" if alive else "error", "model_loaded": loaded}
-        self._reply_json(exchange, body, 200 if alive else 503)
+        self._reply_json(handler, body, 200 if alive else 503)
 
-    def _show_metrics(self, exchange):
-        answer = self._metrics_page.answer(exchange.head.headers.get("accept"))
-        exchange.reply(200, *answer, headers=(("Vary", "Accept"),))
+    def _show_metrics(self, handler, _record):
+        answer = self._metrics_page.answer(handler.headers.get("accept"))
+        handler.reply(200, *answer, headers=(("Vary", "Accept"),))
 
-    def _list_models(self, exchange):
+    def _list_models(self, handler, _record):
         service = self._service
         cards = []
         if service is not None:
             cards.append(openai_answers.model_card(service.model_id, service.created))
-        self._reply_json(exchange, {"object": "list", "data": cards})
+        self._reply_json(handler, {"object": "list", "data": cards})
 
-    def _show_model(self, exchange):
-        model_id = unquote(exchange.head.path[len(_MODEL_PATH) :])
+    def _show_model(self, handler, _record):
+        model_id = unquote(handler.path[len(_MODEL_PATH) :])
         service = self._service
         if service is None or model_id != service.model_id:
             raise _model_not_found(model_id)
         card = openai_answers.model_card(service.model_id, service.created)
-        self._reply_json(exchange, card | service.details())
+        self._reply_json(handler, card | service.details())
 
-    def _chat(self, exchange):
+    def _chat(self, handler, record):
         def tokenize(service, request, turn):
             return [service.chat_token_ids(request.messages, turn)]
 
-        self._generate(exchange, openai_requests.parse_chat, tokenize, openai_answers.ChatAnswer)
+        parse, answer_kind = openai_requests.parse_chat, openai_answers.ChatAnswer
+        self._generate(handler, record, parse, tokenize, answer_kind)
 
-    def _complete(self, exchange):
+    def _complete(self, handler, record):
         def tokenize(service, request, turn):
             return [
                 service.completion_token_ids(prompt.content, prompt.param, turn)
                 for prompt in request.prompts
             ]
 
-        answer_kind = openai_answers.CompletionAnswer
-        self._generate(exchange, openai_requests.parse_completion, tokenize, answer_kind)
+        parse, answer_kind = openai_requests.parse_completion, openai_answers.CompletionAnswer
+        self._generate(handler, record, parse, tokenize, answer_kind)
 
-    def _generate(self, exchange, parse, tokenize, answer_kind):
+    def _generate(self, handler, record, parse, tokenize, answer_kind):
         """Answer a generation request; parse and tokenize are its endpoint's, see the two above."""
-        content = exchange.read_body()
+        content = handler.read_body()
         timeout_s = self._settings.timeout_s
         deadline = time.monotonic() + timeout_s
-        with self._metrics.request() as exchange.record:
+        with record.generating():
             body = parse_json(content)
             service = self._loaded_service()
             request = parse(body, self._limits, self._settings.default_max_tokens)
@@ -225,12 +228,12 @@ class App:
             )
 
             def still_wanted():
-                exchange.check_peer()
+                handler.check_peer()
                 if time.monotonic() >= deadline:
                     raise timed_out(timeout_s)
 
             generation = Generation(
-                exchange, service, answer, options, self._limits, deadline, timeout_s
+                *(handler, record, service, answer, options, self._limits, deadline, timeout_s)
             )
             # Tokenizing a long prompt is work, too, and waits for its slot.
             with self._gate.slot(still_wanted):
@@ -255,16 +258,11 @@ class App:
 
     def _loaded_service(self):
         if self._service is None:
-            raise HttpError(
-                503,
-                "no model is loaded: the server was started without one",
-                type="model_not_loaded",
-                code="model_not_loaded",
-            )
+            raise NoModelError("no model is loaded: the server was started without one")
         return self._service
 
-    def _reply_json(self, exchange, body, status=200):
-        exchange.reply(status, openai_answers.encode(body), openai_answers.JSON_TYPE)
+    def _reply_json(self, handler, body, status=200, headers=()):
+        handler.reply(status, openai_answers.encode(body), openai_answers.JSON_TYPE, headers)
 
 
 def _envelope(service, answer_kind):

@@ -5,7 +5,7 @@ Knows no endpoint and no particular field; the checks themselves are files/field
 
 from typing import Any, NoReturn
 
-from marlin.errors import MalformedRequestError, RequestError
+from marlin.errors import MalformedRequestError, MissingFieldError, RequestError
 from marlin.files.fields import Fields, shown, type_name
 from marlin.files.strict_json import JsonError
 from marlin.files.strict_json import parse_json as parse_strict_json
@@ -21,7 +21,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
     try:
         value = parse_strict_json(body)
     except JsonError as error:
-        raise MalformedRequestError(f"request body is {error}", code="invalid_json") from None
+        raise MalformedRequestError(f"request body is {error}") from None
     if not isinstance(value, dict):
         raise RequestError(f"the request body must be a JSON object, got {type_name(value)}")
     return value
@@ -40,7 +40,7 @@ def refuse(param: str, message: str) -> NoReturn:
 def required(body: dict[str, Any], name: str) -> Any:
     """The value of a field that must be there and not null."""
     if name not in body:
-        raise RequestError(f"{name} is required", param=name, code="missing_required_parameter")
+        raise MissingFieldError(f"{name} is required", param=name)
     if body[name] is None:
         refuse(name, "must not be null")
     return body[name]

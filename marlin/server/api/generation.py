@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from marlin.engine.stream import TextStream, merged
-from marlin.errors import StoppingError
+from marlin.errors import StoppingError, TimedOutError
 from marlin.server.api import openai_answers
 from marlin.server.api.openai_requests import GenerationOptions
 from marlin.server.api.service import Service
+from marlin.server.http.handler import Handler
 from marlin.server.http.limits import Limits
-from marlin.server.http.message import HttpError
+from marlin.server.observe.metrics import RequestRecord
 from marlin.text.detokenizer import Detokenizer
 
 _FINISHED = ("stop", "length")  # a choice that is whole, as far as it was asked for
@@ -25,12 +26,14 @@ class Generation:
     """A call and what answers it.
 
     Attributes:
-        exchange: http.exchange.Exchange to answer on.
+        handler: http.handler.Handler to answer on.
+        record: observe.metrics.RequestRecord that counts its tokens.
         answer: openai_answers.ChatAnswer or CompletionAnswer.
         deadline: monotonic seconds; timeout_s is what it was set to, for messages.
     """
 
-    exchange: Any
+    handler: Handler
+    record: RequestRecord
     service: Service
     answer: Any
     options: GenerationOptions
@@ -48,7 +51,8 @@ class Generation:
 
         Raises:
             RequestError: the engine refuses a prompt.
-            HttpError: the deadline passed, or the engine gave a request up.
+            TimedOutError: the deadline passed.
+        StoppingError: the engine gave a request up.
             PeerGone: the client left.
         """
         streams = self._start(prompts)
@@ -57,7 +61,7 @@ class Generation:
         if self.options.echo:
             prefixes = [self._text_of(request.prompt_token_ids) for request in requests]
         send = self._send_stream if self.options.stream else self._send_whole
-        with closing(self.exchange.record.watch(streams, merged(streams))) as deltas:
+        with closing(self.record.watch(streams, merged(streams))) as deltas:
             send(deltas, prefixes, requests)
 
     def _start(self, prompts):
@@ -84,7 +88,7 @@ class Generation:
             self.options.stop,
             self.deadline,
             continues=self.answer.continues_prompt,
-            heartbeat=self.exchange.check_peer,
+            heartbeat=self.handler.check_peer,
             poll_s=self.limits.poll_s,
         )
 
@@ -110,7 +114,7 @@ class Generation:
             for index, (parts, reason, shown) in enumerate(zip(texts, reasons, tokens, strict=True))
         ]
         body = self.answer.body(choices, self._usage(requests, num_output_tokens))
-        self.exchange.reply(200, openai_answers.encode(body), openai_answers.JSON_TYPE)
+        self.handler.reply(200, openai_answers.encode(body), openai_answers.JSON_TYPE)
 
     def _send_stream(self, deltas, prefixes, requests):
         """One write for each delta; the head waits for the first, so that an early failure has
@@ -141,7 +145,7 @@ class Generation:
     def _send_events(self, events, last):
         if last:
             events.append(openai_answers.DONE_EVENT)
-        self.exchange.stream(openai_answers.SSE_TYPE, b"".join(events), last)
+        self.handler.stream(openai_answers.SSE_TYPE, b"".join(events), last)
 
     def _usage(self, requests, num_output_tokens):
         """A prompt counts once, however many choices it has."""
@@ -162,12 +166,7 @@ class Generation:
 
 def timed_out(timeout_s):
     """The error of a call that was not answered in time."""
-    return HttpError(
-        504,
-        f"the answer was not complete within {timeout_s:g} s",
-        type="timeout_error",
-        code="timeout",
-    )
+    return TimedOutError(f"the answer was not complete within {timeout_s:g} s")
 
 
 def _seeded(sampling, offset):

@@ -13,7 +13,7 @@ from typing import Any
 
 from marlin import __version__
 from marlin.engine.request import check_prompt_fits
-from marlin.errors import RequestError, TemplateError
+from marlin.errors import NoChatTemplateError, RequestError, TemplateError
 from marlin.text.chat_template import ChatTemplate, render_chat
 
 _log = logging.getLogger("marlin.server")
@@ -93,9 +93,8 @@ class Service:
             ContextLengthError: more tokens than the context holds.
         """
         if self.render_chat is None:
-            raise TemplateError(
-                f"model {self.model_id!r} has no chat template; use /v1/completions",
-                code="no_chat_template",
+            raise NoChatTemplateError(
+                f"model {self.model_id!r} has no chat template; use /v1/completions"
             )
         # A template writes the special tokens itself, beginning-of-sequence included.
         return self._encode(self.render_chat(messages), turn, add_special_tokens=False)

@@ -32,16 +32,19 @@ class Connection:
 
     Args:
         sock: connected stream socket.
+        write_s: what the client may take for one write.
         clock: monotonic seconds.
 
     Attributes:
         deadline: clock time by which the present reads must be done; set before each phase.
     """
 
-    def __init__(self, sock, clock=time.monotonic):
+    def __init__(self, sock, write_s, clock=time.monotonic):
         self._sock = sock
+        self._write_s = write_s
         self._clock = clock
         self._buffer = bytearray()
+        self._unsent = []
         self.deadline = 0.0
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -56,16 +59,14 @@ class Connection:
     def wait_for_data(self):
         """Wait for the first byte of a request.
 
-        Returns:
-            False when the client closed, or sent nothing until the deadline.
+        Raises:
+            PeerGone: the client closed, or sent nothing until the deadline.
         """
-        if self._buffer:
-            return True
         try:
-            self._fill()
-        except (PeerGone, ReadDeadline):
-            return False
-        return True
+            while not self._buffer:
+                self._fill()
+        except ReadDeadline:
+            raise PeerGone from None
 
     def read_head(self, max_bytes):
         """Read through the empty line that ends a request head.
@@ -162,12 +163,22 @@ class Connection:
             self._buffer += data
         return False
 
-    def send(self, data, seconds):
-        """Write all of data within `seconds`; PeerGone: the client left or reads too slowly."""
+    def write(self, data):
+        """Keep data for flush()."""
+        self._unsent.append(data)
+
+    def flush(self):
+        """Send what write() was given, as send() does."""
+        data = b"".join(self._unsent)
+        self._unsent.clear()
+        self.send(data)
+
+    def send(self, data):
+        """Write all of data; PeerGone: the client left or reads too slowly."""
         try:
             sent = self._send_at_once(data)
             if sent < len(data):
-                self._sock.settimeout(seconds)
+                self._sock.settimeout(self._write_s)
                 self._sock.sendall(memoryview(data)[sent:])
         except OSError:
             raise PeerGone from None

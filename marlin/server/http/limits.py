@@ -55,7 +55,6 @@ class Limits:
             time: the first crash costs hardly anything, and a crash loop no processor time.
         restart_reset_s: a worker that lived for so long had a fresh crash; pauses start anew.
         stop_s: what a worker gets beyond drain_s to end by itself.
-        retry_after_s: the Retry-After of an overloaded answer; a short completion is over by then.
     """
 
     request_line_bytes: int = 8 * 1024
@@ -83,7 +82,6 @@ class Limits:
     num_call_choices: int = 64
     num_logit_biases: int = MAX_LOGIT_BIASES
     queue_factor: int = 1
-    retry_after_s: int = 1
     stuck_s: float = 60.0
     beat_s: float = 0.25
     restart_s: float = 0.25

@@ -1,4 +1,4 @@
-"""HTTP/1.1 as this server speaks it: request heads, body framing, response heads.
+"""HTTP/1.1 as this server reads it: request heads and the framing of bodies.
 
 Pure functions over bytes, and one over a reader of bytes; no sockets, no routes, no JSON. What
 RFC 9112 leaves to the recipient is decided for strictness: whatever two parsers could read
@@ -6,11 +6,9 @@ differently is a 400 and the end of the connection.
 """
 
 import re
-import time
 from dataclasses import dataclass
-from http import HTTPStatus
 
-from marlin.errors import MarlinError
+from marlin.errors import FramingError
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
@@ -26,26 +24,6 @@ _ABSOLUTE_FORM = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
 _SINGLE_FIELDS = frozenset(
     ("host", "content-length", "transfer-encoding", "authorization", "content-type", "expect")
 )
-_DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-
-
-class HttpError(MarlinError):
-    """An answer that only HTTP knows: 401, 404 for a path, 405, 408, 413, 431, 503, ...
-
-    Attributes:
-        headers: extra (name, value) pairs for the answer, e.g. Allow.
-        close: True when what follows on the connection cannot be trusted or is not wanted.
-    """
-
-    type = "invalid_request_error"
-
-    def __init__(self, status, message, *, type=None, code=None, headers=(), close=False):
-        super().__init__(message, code=code)
-        self.status = status
-        self.type = type or self.type
-        self.headers = tuple(headers)
-        self.close = close
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +56,6 @@ class RequestHead:
         return self.minor >= 1 and self.headers.get("expect", "").lower() == "100-continue"
 
 
-def bad_request(message, status=400):
-    """An HttpError after which nothing more on the connection can be trusted."""
-    return HttpError(status, message, close=True)
-
-
 def parse_head(data, limits):
     """Parse a request head.
 
@@ -94,23 +67,23 @@ def parse_head(data, limits):
         RequestHead.
 
     Raises:
-        HttpError: 400, 411, 414, 431, 501 or 505; always with `close`.
+        FramingError: 400, 411, 414, 431, 501 or 505.
     """
     lines = data.split(b"\r\n")
     if len(lines[0]) > limits.request_line_bytes:
-        raise bad_request(f"request line longer than {limits.request_line_bytes} bytes", 414)
+        raise FramingError(f"request line longer than {limits.request_line_bytes} bytes", 414)
     if len(lines) - 1 > limits.num_header_fields:
-        raise bad_request(f"more than {limits.num_header_fields} header fields", 431)
+        raise FramingError(f"more than {limits.num_header_fields} header fields", 431)
     match = _REQUEST_LINE.fullmatch(lines[0])
     if match is None:
-        raise bad_request("malformed request line")
+        raise FramingError("malformed request line")
     method, target, major, minor = (group.decode("ascii") for group in match.groups())
     if major != "1":
-        raise bad_request(f"HTTP/{major}.{minor} is not spoken here, HTTP/1.1 is", 505)
+        raise FramingError(f"HTTP/{major}.{minor} is not spoken here, HTTP/1.1 is", 505)
     minor = min(int(minor), 1)
     headers = _parse_fields(lines[1:])
     if minor == 1 and "host" not in headers:
-        raise bad_request("missing Host header field")
+        raise FramingError("missing Host header field")
     return RequestHead(
         method=method,
         path=_parse_target(target),
@@ -126,13 +99,13 @@ def _parse_fields(lines):
     for line in lines:
         match = _FIELD.fullmatch(line)
         if match is None:
-            raise bad_request("malformed header field")
+            raise FramingError("malformed header field")
         name = match[1].decode("ascii").lower()
         value = match[2].decode("latin-1").strip(" \t")
         if name not in headers:
             headers[name] = value
         elif name in _SINGLE_FIELDS:
-            raise bad_request(f"repeated {name} header field")
+            raise FramingError(f"repeated {name} header field")
         else:
             headers[name] += ", " + value
     return headers
@@ -142,7 +115,7 @@ def _parse_target(target):
     if not target.startswith("/") and target != "*":
         absolute = _ABSOLUTE_FORM.match(target)  # RFC 9112 section 3.2.2: a server must accept it
         if absolute is None:
-            raise bad_request("malformed request target")
+            raise FramingError("malformed request target")
         target = target[absolute.end() :]
         target = target if target.startswith("/") else "/" + target
     return target.split("?", 1)[0].split("#", 1)[0]
@@ -154,18 +127,18 @@ def _content_length(method, headers, minor):
     coding = headers.get("transfer-encoding")
     if coding is not None:
         if length is not None:
-            raise bad_request("both Content-Length and Transfer-Encoding")
+            raise FramingError("both Content-Length and Transfer-Encoding")
         if minor == 0:
-            raise bad_request("Transfer-Encoding in an HTTP/1.0 request")
+            raise FramingError("Transfer-Encoding in an HTTP/1.0 request")
         if coding.lower() != "chunked":
-            raise bad_request("the only transfer coding spoken here is chunked", 501)
+            raise FramingError("the only transfer coding spoken here is chunked", 501)
         return None
     if length is None:
         if method in ("POST", "PUT", "PATCH"):
-            raise bad_request(f"{method} needs Content-Length or Transfer-Encoding: chunked", 411)
+            raise FramingError(f"{method} needs Content-Length or Transfer-Encoding: chunked", 411)
         return 0
     if _CONTENT_LENGTH.fullmatch(length) is None:
-        raise bad_request("Content-Length is not a decimal number of bytes")
+        raise FramingError("Content-Length is not a decimal number of bytes")
     return int(length)
 
 
@@ -175,7 +148,7 @@ def _keep_alive(headers, minor):
 
 
 def too_large(limits):
-    return HttpError(413, f"request body larger than {limits.body_bytes} bytes", close=True)
+    return FramingError(f"request body larger than {limits.body_bytes} bytes", 413)
 
 
 def read_body(reader, head, limits):
@@ -191,7 +164,7 @@ def read_body(reader, head, limits):
         bytes, unchunked.
 
     Raises:
-        HttpError: 413 past `limits.body_bytes`, 400 for malformed chunks; both with `close`.
+        FramingError: 413 past `limits.body_bytes`, 400 for malformed chunks.
     """
     if head.content_length is None:
         return _read_chunks(reader, limits)
@@ -207,7 +180,7 @@ def _read_chunks(reader, limits):
         line = reader.read_line(limits.chunk_line_bytes)
         match = _CHUNK_SIZE.fullmatch(line)
         if match is None:
-            raise bad_request("malformed chunk size")
+            raise FramingError("malformed chunk size")
         size = int(match[1], 16)
         framing_budget += limits.chunk_overhead * size - len(line) - 2
         if len(body) + size > limits.body_bytes or framing_budget < 0:
@@ -216,35 +189,14 @@ def _read_chunks(reader, limits):
             break
         body += reader.read_exact(size)
         if reader.read_exact(2) != b"\r\n":
-            raise bad_request("chunk is longer than its size says")
+            raise FramingError("chunk is longer than its size says")
     for _ in range(limits.num_trailer_fields + 1):
         line = reader.read_line(limits.chunk_line_bytes)
         if line == b"\r\n":
             return bytes(body)
         if _TRAILER.fullmatch(line) is None:
-            raise bad_request("malformed trailer field")
-    raise bad_request(f"more than {limits.num_trailer_fields} trailer fields", 431)
-
-
-def http_date(now_s):
-    """IMF-fixdate of RFC 9110 section 5.6.7 in any locale. now_s: seconds since the epoch."""
-    t = time.gmtime(now_s)
-    return (
-        f"{_DAYS[t.tm_wday]}, {t.tm_mday:02} {_MONTHS[t.tm_mon - 1]} {t.tm_year} "
-        f"{t.tm_hour:02}:{t.tm_min:02}:{t.tm_sec:02} GMT"
-    )
-
-
-def response_head(status, headers, now_s):
-    """Bytes of a status line and header fields, up to and with the empty line.
-
-    headers: (name, value) pairs. Values are the server's own or passed parse_head's grammar, so
-    that none can hold a line break.
-    """
-    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", f"Date: {http_date(now_s)}"]
-    lines.extend(f"{name}: {value}" for name, value in headers)
-    assert not any("\r" in line or "\n" in line for line in lines), "line break in a header"
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+            raise FramingError("malformed trailer field")
+    raise FramingError(f"more than {limits.num_trailer_fields} trailer fields", 431)
 
 
 def chunk(data):

@@ -74,40 +74,51 @@ def rfc3339(seconds):
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', whole)}.{milliseconds % 1000:03}Z"
 
 
-def log_access(exchange, client, seconds):
+def log_fields(handler):
+    """`extra` for the log lines of the request that a http.handler.Handler has in hand."""
+    return {"fields": {"request_id": handler.request_id}}
+
+
+def log_access(handler, record, seconds):
     """The one line of a request.
 
     Args:
-        exchange: http.exchange.Exchange, answered.
-        client: address.
+        handler: http.handler.Handler that has answered it.
+        record: observe.metrics.RequestRecord.
         seconds: that it took.
     """
-    head = exchange.head
     # Probes and scrapes come every few seconds for ever.
-    level = logging.DEBUG if head.path in _QUIET_PATHS else logging.INFO
+    level = logging.DEBUG if handler.path in _QUIET_PATHS else logging.INFO
     if not _log.isEnabledFor(level):
         return
-    status, record = exchange.status or "gone", exchange.record
-    left = exchange.outcome == DISCONNECTED
+    client = handler.client_address[0]
     fields = {
-        **exchange.log_fields()["fields"],
-        "method": head.method,
-        "path": head.path,
-        "status": exchange.status,
+        "request_id": handler.request_id,
+        "method": handler.command,
+        "path": handler.path,
+        "status": handler.status,
         "duration_ms": round(seconds * 1000, 3),
         "client": client,
     }
     notes = ""
-    if record is not None and record.num_prompt_tokens:
+    if record.num_prompt_tokens:
         fields["prompt_tokens"] = record.num_prompt_tokens
         fields["output_tokens"] = record.num_output_tokens
         notes = f" prompt={record.num_prompt_tokens} output={record.num_output_tokens}"
-    if left:
+    if record.outcome == DISCONNECTED:
         fields["client_left"] = True
         notes += " (client left)"
+    what = (client, handler.command, handler.path, handler.status or "gone", seconds, notes)
     _log.log(
-        level,
-        "%s %s %s %s %.3fs%s id=%s",
-        *(client, head.method, head.path, status, seconds, notes, exchange.request_id),
-        extra={"fields": fields},
+        level, "%s %s %s %s %.3fs%s id=%s", *what, handler.request_id, extra={"fields": fields}
+    )
+
+
+def log_refusal(handler, error):
+    """The line of what was not a readable request, answered with a FramingError."""
+    client = handler.client_address[0]
+    _log.info(
+        "%s malformed request: %d %s",
+        *(client, error.status, error.message),
+        extra={"fields": {"client": client, "status": error.status}},
     )

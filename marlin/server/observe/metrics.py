@@ -12,6 +12,7 @@ import threading
 import time
 from array import array
 from bisect import bisect_left
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 _PREFIX = "metal_marlin_"
@@ -166,8 +167,8 @@ class Metrics:
         clear_gauges(self._cells)
         self._cells[_CELL["workers"]] = 1.0
 
-    def request(self):
-        """A RequestRecord; use it as a `with` block around a generation request."""
+    def record(self):
+        """The RequestRecord of a new request."""
         return RequestRecord(self, self._clock)
 
     def answered(self, path, status):
@@ -243,9 +244,11 @@ _BETWEEN_SUM = _BETWEEN.stop - 1
 
 
 class RequestRecord:
-    """One generation request: active within its `with` block, timed from its making.
+    """One HTTP request, and what it generates.
 
     Attributes:
+        outcome: what became of it when its status does not tell: DISCONNECTED, or the status of
+            an error in a stream; else None.
         num_prompt_tokens, num_cached_tokens, num_output_tokens: so far, over all its sequences.
     """
 
@@ -253,18 +256,21 @@ class RequestRecord:
         self._metrics = metrics
         self._clock = clock
         self._began = clock()
+        self.outcome = None
         self.num_prompt_tokens = 0
         self.num_cached_tokens = 0
         self.num_output_tokens = 0
 
-    def __enter__(self):
+    @contextmanager
+    def generating(self):
+        """It is an active generation request, timed from now, for the length of a `with` block."""
+        self._began = self._clock()
         self._metrics.begin_request()
-        return self
-
-    def __exit__(self, kind, _error, _traceback):
-        if kind is None:
+        try:
+            yield
             self._metrics.observe("request_duration_seconds", self._clock() - self._began)
-        self._metrics.end_request()
+        finally:
+            self._metrics.end_request()
 
     def watch(self, streams, deltas):
         """Pass the deltas of a request's sequences on, counting their tokens and timing them.

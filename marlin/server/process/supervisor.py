@@ -17,17 +17,14 @@ import time
 
 from marlin.errors import OverloadedError
 from marlin.server.api import openai_answers
-from marlin.server.http import message as http
 from marlin.server.http.limits import Limits
-from marlin.server.http.listener import ACCEPT_PAUSE_S
+from marlin.server.http.listener import HttpServer
 from marlin.server.observe.board import Board
 from marlin.server.process.serve import announce, listen, raise_file_limit
 from marlin.server.process.signals import StopSignals
 from marlin.server.process.worker import Job
 
 _log = logging.getLogger("marlin.server")
-# A client that is turned away has this long to say what it wants: restarts wait meanwhile.
-_TURN_AWAY_S = 0.05
 _STOP = (signal.SIGTERM, signal.SIGINT)
 # The worker imports what this process would import, from wherever it was started.
 _PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from {} import {} as main; sys.exit(main())"
@@ -77,6 +74,25 @@ class Backoff:
         return pause_s
 
 
+class NoWorker:
+    """What is served while there is no worker: 503, whatever was asked, and no more after it."""
+
+    def handle(self, handler):
+        error = OverloadedError("no worker process is running; one is being started")
+        body = openai_answers.error_body(error)
+        if handler.path == "/health":
+            body = {"status": "error", "model_loaded": False}
+        handler.close_connection = True  # the next request shall find a worker
+        self._reply(handler, error, body)
+
+    def refuse(self, handler, error):
+        self._reply(handler, error, openai_answers.error_body(error))
+
+    def _reply(self, handler, error, body):
+        content = openai_answers.encode(body)
+        handler.reply(error.status, content, openai_answers.JSON_TYPE, error.headers)
+
+
 class _Place:
     """One worker's place: its process, if one runs, and when the next may."""
 
@@ -111,6 +127,7 @@ class Supervisor:
         self._program = _PROGRAM.format(worker_main.__module__, worker_main.__qualname__)
         self._limits = limits
         self._listener = listener
+        self._turn_away = HttpServer(listener, NoWorker(), limits)
         self._clock = clock
         self._created = int(wall_clock())
         self._weights_fd = _nameless_file("metal-marlin-weights")
@@ -258,7 +275,7 @@ class Supervisor:
         readable, _, _ = select.select(watched, [], [], timeout_s)
         for fd in readable:
             if fd is self._listener:
-                self._turn_away()
+                self._turn_away.handle_request()
             elif fd is not self._signals:
                 self._hear(pipes[fd])
         return self._signals.wait() if self._signals in readable else None
@@ -271,41 +288,9 @@ class Supervisor:
             self._announced = True
             announce(self._config, line.decode("utf-8").rstrip("\n") or None, self._listener)
 
-    def _turn_away(self):
-        """Answer a client with 503, whatever it asked: there is no worker."""
-        try:
-            client, _ = self._listener.accept()
-        except BlockingIOError:
-            return  # the client has left
-        except OSError:
-            time.sleep(ACCEPT_PAUSE_S)
-            return
-        with client:
-            client.settimeout(_TURN_AWAY_S)
-            try:
-                # Left unread, the request would reset the connection before the answer is read.
-                asked = client.recv(self._limits.head_bytes)
-                client.sendall(self._no_worker_answer(asked))
-            except OSError:
-                _log.debug("a client left before it could be turned away")
-
-    def _no_worker_answer(self, asked):
-        error = OverloadedError("no worker process is running; one is being started")
-        is_health = asked.startswith((b"GET /health ", b"HEAD /health "))
-        body = {"status": "error", "model_loaded": False} if is_health else None
-        content = openai_answers.encode(body or openai_answers.error_body(error))
-        fields = [
-            ("Content-Type", openai_answers.JSON_TYPE),
-            ("Content-Length", str(len(content))),
-            ("Retry-After", str(self._limits.retry_after_s)),
-            ("Connection", "close"),
-        ]
-        head = http.response_head(error.status, fields, time.time())
-        return head if asked.startswith(b"HEAD ") else head + content
-
     def _begin_stopping(self):
         _log.info("stopping: waiting up to %g s for requests in flight", self._limits.drain_s)
-        self._listener.close()
+        self._turn_away.server_close()
         self._kill_at = self._clock() + self._limits.drain_s + self._limits.stop_s
         for process in self._processes():
             process.terminate()

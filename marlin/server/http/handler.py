@@ -1,0 +1,256 @@
+"""One client's connection: its requests one after another, each body in, each response out.
+
+The life cycle and names of http.server's BaseHTTPRequestHandler, with a parser, deadlines and
+errors of our own: a head is read against one deadline and parsed strictly, a head and its content
+leave in one write. The connection's framing stays true whatever happens above: a body that nobody
+read is read and dropped or ends the connection, HTTP/1.0 gets no chunks, HEAD gets no content.
+Knows no routes, no JSON and no log.
+"""
+
+import enum
+import functools
+import os
+import re
+import time
+from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler
+from typing import Protocol
+
+from marlin.errors import FramingError, MarlinError
+from marlin.server.http import message
+from marlin.server.http.connection import (
+    BareLineFeed,
+    Connection,
+    LineTooLong,
+    PeerGone,
+    ReadDeadline,
+)
+
+# What may be echoed into a header and a log line without further care.
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+@functools.lru_cache(maxsize=1)  # formatting it takes as long as the rest of a head
+def _http_date(second: int) -> str:
+    """IMF-fixdate of RFC 9110 section 5.6.7, in any locale. second: since the epoch."""
+    return formatdate(second, usegmt=True)
+
+
+class Application(Protocol):
+    """What a server serves. Both methods may raise PeerGone, which ends the connection."""
+
+    def handle(self, handler: "Handler") -> None:
+        """Answer the request in hand."""
+
+    def refuse(self, handler: "Handler", error: MarlinError) -> None:
+        """Answer what was not a readable request."""
+
+
+class Answer(enum.Enum):
+    """How far the answer to the request in hand has come."""
+
+    NOT_BEGUN = enum.auto()
+    STREAMING = enum.auto()  # its status is out: what goes wrong now is an event of the stream
+    WHOLE = enum.auto()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """What the application works with; its attributes are of the request in hand.
+
+    Attributes:
+        head: http.message.RequestHead; command and path are its method and path. All are None of
+            what was not a readable request.
+        request_id: sent back as X-Request-ID.
+        started: when its first byte was there, monotonic seconds.
+        answer: Answer.
+        status: the status sent, None before.
+        close_connection: no request may follow on this connection.
+    """
+
+    protocol_version = "HTTP/1.1"
+
+    def setup(self):
+        self.limits = self.server.limits
+        self.connection = Connection(self.request, self.limits.write_s)
+        self.rfile = self.wfile = self.connection
+        self._wait_s = self.limits.head_s  # a client connects in order to ask
+
+    def handle(self):
+        try:
+            super().handle()
+            self.connection.finish(self.limits.linger_s)
+        except PeerGone:
+            return
+
+    def finish(self):
+        """Nothing is left to write: every answer went out in one piece."""
+
+    def handle_one_request(self):
+        if self.server.draining:
+            self.close_connection = True
+            return
+        self.connection.set_deadline(self._wait_s)
+        self.connection.wait_for_data()
+        self._wait_s = self.limits.idle_s
+        self.server.count_busy(+1)
+        try:
+            self._begin()
+            if self.parse_request():
+                self.server.application.handle(self)
+        finally:
+            self.server.count_busy(-1)
+
+    def _begin(self):
+        self.started = time.monotonic()
+        self.head = self.command = self.path = self.request_id = self.status = None
+        self.answer = Answer.NOT_BEGUN
+        self._chunked = self._body_unread = False
+
+    def parse_request(self):
+        """Read the next head; returns whether it could be. If not, that has been answered."""
+        self.close_connection = True
+        self.request_version = self.protocol_version
+        try:
+            head = message.parse_head(self._read_head(), self.limits)
+        except FramingError as error:
+            self.server.application.refuse(self, error)
+            return False
+        self.head, self.command, self.path = head, head.method, head.path
+        self.headers = head.headers
+        given = head.headers.get("x-request-id", "")
+        self.request_id = given if _REQUEST_ID.fullmatch(given) else "req-" + os.urandom(12).hex()
+        self.close_connection = not head.keep_alive
+        self._body_unread = head.has_body
+        return True
+
+    def _read_head(self):
+        limits = self.limits
+        self.connection.set_deadline(limits.head_s)
+        try:
+            return self.connection.read_head(limits.head_bytes)
+        except ReadDeadline:
+            problem, status = f"request head did not arrive within {limits.head_s:g} s", 408
+        except LineTooLong:
+            problem, status = f"request head larger than {limits.head_bytes} bytes", 431
+        except BareLineFeed:
+            problem, status = "lines of a request head end in CR LF", 400
+        raise FramingError(problem, status)
+
+    def read_body(self) -> bytes:
+        """The request body, read within `limits.body_s`.
+
+        Raises:
+            FramingError: 400, 408 or 413.
+            PeerGone: the client closed in the middle.
+        """
+        if not self._body_unread:
+            return b""
+        length = self.head.content_length
+        if length is not None and length > self.limits.body_bytes:
+            raise message.too_large(self.limits)
+        if self.head.expects_continue and not self.connection.num_buffered:
+            self.handle_expect_100()
+        return self._receive_body(self.limits.body_s)
+
+    def handle_expect_100(self):
+        """Ask for the body; only once it is wanted."""
+        self.send_response_only(100)
+        self.end_headers()
+        self.wfile.flush()
+        return True
+
+    def _receive_body(self, seconds):
+        self.connection.set_deadline(seconds)
+        try:
+            body = message.read_body(self.connection, self.head, self.limits)
+        except ReadDeadline:
+            problem = f"request body did not arrive within {self.limits.body_s:g} s"
+            raise FramingError(problem, 408) from None
+        except LineTooLong:
+            raise FramingError("chunk line too long") from None
+        self._body_unread = False
+        return body
+
+    def reply(self, status: int, content: bytes, content_type: str, headers=()) -> None:
+        """Send a whole response. headers: further (name, value) pairs."""
+        self._settle_unread_body()
+        fields = [*self._common_fields(content_type), ("Content-Length", str(len(content)))]
+        content = b"" if self.command == "HEAD" else content
+        self._send(status, [*fields, *headers], content, Answer.WHOLE)
+
+    def stream(self, content_type: str, data: bytes, last: bool = False) -> None:
+        """Send data as the next part of a 200 of unknown length, in one write.
+
+        The first call sends the head before it; the call with `last` ends the body after it.
+        """
+        first = self.answer is Answer.NOT_BEGUN
+        if first:
+            self._settle_unread_body()
+            self._chunked = self.head.minor >= 1
+        if self._chunked:
+            data = (message.chunk(data) if data else b"") + (message.LAST_CHUNK if last else b"")
+        answer = Answer.WHOLE if last else Answer.STREAMING
+        if first:
+            self._send(200, self._stream_fields(content_type), data, answer)
+        else:
+            self.answer = answer
+            self.connection.send(data)
+
+    def _stream_fields(self, content_type):
+        if not self._chunked:
+            self.close_connection = True  # only the end of the connection ends such a body
+        fields = self._common_fields(content_type)
+        # Proxies (nginx reads X-Accel-Buffering) must neither store nor hold back a stream.
+        fields += [("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no")]
+        return [*fields, ("Transfer-Encoding", "chunked")] if self._chunked else fields
+
+    def check_peer(self) -> None:
+        """Raise PeerGone if the client has left. Does not wait."""
+        if self.connection.peer_gone(self.limits.pipelined_bytes):
+            raise PeerGone
+
+    def _common_fields(self, content_type):
+        self.close_connection |= self.server.draining
+        fields = [("Content-Type", content_type)]
+        if self.request_id is not None:
+            fields.append(("X-Request-ID", self.request_id))
+        if self.close_connection:
+            fields.append(("Connection", "close"))
+        elif self.head.minor == 0:
+            fields.append(("Connection", "keep-alive"))
+        return fields
+
+    def _settle_unread_body(self):
+        """Left alone, an unread body is the next request: drop it if that is cheap, else close."""
+        if not self._body_unread:
+            return
+        length = self.head.content_length
+        small = length is not None and length <= self.limits.unread_body_bytes
+        # A client that waits for 100 Continue may or may not send its body after another answer.
+        if not small or self.head.expects_continue or self.close_connection:
+            self.close_connection = True
+            return
+        try:
+            self._receive_body(self.limits.linger_s)
+        except (FramingError, PeerGone):
+            self.close_connection = True
+
+    def _send(self, status, fields, content, answer):
+        """A response in one write: wfile keeps what it is given until flush()."""
+        self._headers_buffer = []  # the base class's: a head that failed half-way is not sent
+        self.send_response_only(status)
+        self.send_header("Date", _http_date(int(time.time())))
+        for name, value in fields:
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+        self.status, self.answer = status, answer
+        self.wfile.flush()
+
+    def send_header(self, keyword, value):
+        """Values are the server's own or passed parse_head's grammar: none holds a line break."""
+        assert "\n" not in value and "\r" not in value, "line break in a header"
+        super().send_header(keyword, value)
+
+    def log_message(self, format, *args):
+        """Nothing: the application logs, with what a log line may hold."""
