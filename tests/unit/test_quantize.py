@@ -6,8 +6,8 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from gguf_builder import build, f32
+from pytorch import torch
 from tiny_checkpoints import HEAD_DIM, load_dense, load_packed, save_model, write_gguf
 
 from marlin import cli

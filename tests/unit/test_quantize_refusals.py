@@ -6,8 +6,8 @@ from collections import namedtuple
 
 import numpy as np
 import pytest
-import torch
 from gguf_builder import f32
+from pytorch import torch
 from tiny_checkpoints import save_model, tiny_config, write_gguf
 from transformers import LlamaForCausalLM
 

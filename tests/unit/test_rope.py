@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-import torch
+from pytorch import torch
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
