@@ -1,5 +1,6 @@
 """The template language piece by piece, each compared with jinja2 as `transformers` sets it up."""
 
+import re
 import warnings
 from pathlib import Path
 
@@ -96,6 +97,30 @@ def test_white_space_is_kept_where_jinja2_keeps_it(source):
     expected = theirs(source)
     assert expected is not None
     assert ours(source) == expected
+
+
+# Of jinja2's language, but in no published chat template.
+LEFT_OUT = [
+    ("{% for x in l recursive %}{{ loop(x) }}{% endfor %}", "'recursive'"),
+    ("{% macro f() %}{{ caller() }}{% endmacro %}{% call f() %}x{% endcall %}", "tag 'call'"),
+    ("{{ cycler('a', 'b').next() }}", "'cycler'"),
+    ("{{ joiner()() }}", "'joiner'"),
+    ("{{ people|groupby('age') }}", "'groupby'"),
+    ("{{ l|batch(2)|list }}", "'batch'"),
+    ("{{ l|slice(2)|list }}", "'slice'"),
+    ("{{ s|center(40) }}", "'center'"),
+    ("{{ s.center(40) }}", "'center'"),
+    ("{{ s|truncate(3) }}", "'truncate'"),
+    ("{{ s|wordcount }}", "'wordcount'"),
+    ("{{ '{:>20}'.format(s) }}", "format field ''"),
+    ("{{ '{a!r}'.format(a=s) }}", "format field 'a'"),
+]
+
+
+@pytest.mark.parametrize("source, name", LEFT_OUT)
+def test_what_no_published_template_uses_is_refused_by_name(source, name):
+    with pytest.raises(TemplateError, match=f"template line 1: .*{re.escape(name)}"):
+        ChatTemplate(source).render(VARIABLES)
 
 
 # Names only: jinja2 folds constants, and in folding reads `none[1:]` as undefined, not as an error.

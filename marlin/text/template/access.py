@@ -10,7 +10,6 @@ from marlin.text.template.methods import METHODS
 from marlin.text.template.values import (
     MISSING,
     Function,
-    Group,
     Owned,
     Undefined,
     kind_name,
@@ -101,8 +100,6 @@ def check_path(path):
 def _member(value, name):
     if isinstance(value, Owned):
         return value.member(name)
-    if isinstance(value, Group) and name in ("grouper", "list"):
-        return value[0] if name == "grouper" else value[1]
     if type(value) is Undefined:
         value.fail()
     return MISSING

@@ -5,8 +5,6 @@ Filters that jinja2 makes lazy give a Stream here too: it is true even when empt
 length.
 """
 
-from itertools import groupby
-
 from marlin.text.template.access import attribute, check_path, path_getter
 from marlin.text.template.limits import LONG_KEY_CHARS, Fault
 from marlin.text.template.methods import join as join_text
@@ -14,7 +12,6 @@ from marlin.text.template.operators import ARITHMETIC
 from marlin.text.template.tests import TESTS
 from marlin.text.template.text_filters import TEXT_FILTERS
 from marlin.text.template.values import (
-    Group,
     Loop,
     Stream,
     Undefined,
@@ -170,57 +167,6 @@ def _sum(budget, value, attribute=None, start=0):
     return start
 
 
-def _groupby(budget, value, attribute, default=None, case_sensitive=False):
-    key = _sort_key(budget, attribute, case_sensitive)
-    get = path_getter(budget, attribute, default)
-    items = listing(budget, value)
-    if default is not None:
-        key = _with_default(key, get)
-    groups = [list(members) for _, members in groupby(sorted(items, key=key), key)]
-    return [Group((get(members[0]), members)) for members in groups]
-
-
-def _with_default(key, get):
-    def with_default(value):
-        found = key(value)
-        return get(value) if type(found) is Undefined else found
-
-    return with_default
-
-
-def _batch(budget, value, linecount, fill_with=None):
-    def walk():
-        row = []
-        for part in _walk(budget, value):
-            if len(row) == linecount:
-                yield row
-                row = []
-            row.append(part)
-        if row:
-            missing = linecount - len(row) if fill_with is not None else 0
-            budget.items(max(0, missing))
-            yield row + [fill_with] * missing
-
-    return Stream(walk())
-
-
-def _slice(budget, value, slices, fill_with=None):
-    items = listing(budget, value)
-    size, num_longer = divmod(len(items), slices)
-
-    def walk():
-        start = 0
-        for index in range(slices):
-            end = start + size + (index < num_longer)
-            budget.spend(2 * _ITEM_WORK)
-            budget.references(end - start)
-            short = fill_with is not None and index >= num_longer
-            yield items[start:end] + ([fill_with] if short else [])
-            start = end
-
-    return Stream(walk())
-
-
 def _attr(_budget, value, name):
     if not isinstance(name, str) or len(name) > LONG_KEY_CHARS:
         return Undefined(f"{kind_name(value)} has no such attribute")
@@ -232,11 +178,9 @@ def _attr(_budget, value, name):
 FILTERS = {
     **TEXT_FILTERS,
     "attr": _attr,
-    "batch": _batch,
     "count": _length,
     "dictsort": _dictsort,
     "first": _first,
-    "groupby": _groupby,
     "items": _items,
     "join": _join,
     "last": _last,
@@ -250,7 +194,6 @@ FILTERS = {
     "reverse": _reverse,
     "select": _selector(True, by_attribute=False),
     "selectattr": _selector(True, by_attribute=True),
-    "slice": _slice,
     "sort": _sort,
     "sum": _sum,
     "unique": _unique,

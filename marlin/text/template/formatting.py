@@ -1,8 +1,8 @@
 """Text made by printf-style and brace-style formatting, and JSON: checked for size before Python
 makes it.
 
-Formatting never reaches into a value: a brace field is a number or a plain name, without dots or
-brackets.
+Formatting never reaches into a value: a brace field is a number or a plain name, without dots,
+brackets, a conversion or a format.
 """
 
 import json
@@ -15,7 +15,6 @@ from marlin.text.template.values import to_text
 _DIRECTIVE = re.compile(r"%(?:\([^()]*\))?[#0\- +]*(\*|[0-9]*)(?:\.(\*|[0-9]*))?[hlL]?(.?)", re.S)
 # Directives that print a float with all of its digits before the point, 309 at most.
 _LONG_DIRECTIVES, _FLOAT_CHARS = "diufF", 320
-_SPEC = re.compile(r"(?:.?[<>=^])?[-+ ]?#?0?[0-9]{0,4}[,_]?(?:\.[0-9]{1,4})?[a-zA-Z%]?", re.S)
 
 # Work units for each field of a brace format, found and formatted.
 _FIELD_WORK = 8
@@ -41,39 +40,23 @@ def printf(budget, template, values):
 
 
 def format_braces(budget, template, /, *args, **kwargs):
-    """`template.format(*args, **kwargs)` for fields {}, {0} and {name}, with short specs."""
+    """`template.format(*args, **kwargs)` for plain fields: {}, {0} and {name}."""
     budget.chars(len(template))
     pieces, next_index, num_chars = [], 0, 0
     for literal, field, spec, conversion in Formatter().parse(template):
         budget.spend(_FIELD_WORK)
         pieces.append(literal)
-        if field is not None:
-            if not field:
-                field, next_index = str(next_index), next_index + 1
-            piece = _field(budget, _lookup(field, args, kwargs), spec, conversion)
-            num_chars += len(piece)
-            budget.chars(num_chars)
-            pieces.append(piece)
+        if field is None:
+            continue
+        if spec or conversion or not (field.isidentifier() or field.isdecimal() or not field):
+            raise Fault(f"format field {field[:40]!r} is more than a plain name or number")
+        if not field:
+            field, next_index = str(next_index), next_index + 1
+        piece = to_text(budget, args[int(field)] if field.isdecimal() else kwargs[field])
+        num_chars += len(piece)
+        budget.chars(num_chars)
+        pieces.append(piece)
     return "".join(pieces)
-
-
-def _lookup(field, args, kwargs):
-    if field.isdecimal():
-        return args[int(field)]
-    if not field.isidentifier():
-        raise Fault(f"format field {field[:40]!r} is not a plain name or number")
-    return kwargs[field]
-
-
-def _field(budget, value, spec, conversion):
-    if not _SPEC.fullmatch(spec):
-        raise Fault(f"format spec {spec[:40]!r} is not allowed in a template")
-    budget.printed(value)
-    if conversion in ("r", "a"):
-        value = repr(value) if conversion == "r" else ascii(value)
-    if conversion or type(value) not in (bool, int, float):
-        value = to_text(budget, value)
-    return format(value, spec)
 
 
 def check_padding(width):

@@ -2,61 +2,10 @@
 
 from marlin.errors import TemplateError
 from marlin.text.template.limits import MAX_BOUND_BITS, MAX_PADDING, MAX_RANGE, Fault
-from marlin.text.template.values import (
-    MISSING,
-    Function,
-    Invocable,
-    Namespace,
-    Owned,
-    listing,
-    to_text,
-)
+from marlin.text.template.values import Function, Namespace, listing, to_text
 
 # strftime gives up on a text this many times as long as its format.
 _STRFTIME_GROWTH = 256
-
-
-class Cycler(Owned):
-    """cycler(a, b, ...): `next()` walks the values in a circle."""
-
-    __slots__ = ("_index", "_values")
-
-    def __init__(self, values):
-        if not values:
-            raise Fault("cycler() needs values")
-        self._values = values
-        self._index = 0
-
-    def member(self, name):
-        if name == "current":
-            return self._values[self._index]
-        if name == "next":
-            return Function(self._next)
-        return Function(self._reset) if name == "reset" else MISSING
-
-    def _next(self, _budget):
-        value = self._values[self._index]
-        self._index = (self._index + 1) % len(self._values)
-        return value
-
-    def _reset(self, _budget):
-        self._index = 0
-
-
-class Joiner(Invocable):
-    """joiner(separator): nothing on the first call, the separator on each later one."""
-
-    __slots__ = ("_is_used", "_separator")
-
-    def __init__(self, separator):
-        self._separator = separator
-        self._is_used = False
-
-    def invoke(self, budget, args, kwargs):
-        if self._is_used:
-            return self._separator
-        self._is_used = True
-        return ""
 
 
 def _range(_budget, *bounds):
@@ -109,9 +58,7 @@ def make_globals(now):
         now: function without arguments giving a datetime, the clock of strftime_now.
     """
     return {
-        "cycler": Function(lambda _budget, *values: Cycler(values)),
         "dict": Function(_dict),
-        "joiner": Function(lambda _budget, sep=", ": Joiner(sep)),
         "namespace": Function(_namespace),
         "raise_exception": Function(_raise_exception),
         "range": Function(_range),

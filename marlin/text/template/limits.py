@@ -16,7 +16,7 @@ MAX_SOURCE_CHARS = 256 * 1024
 # level, and Python allows 1000 frames in all; published templates stay under 15.
 MAX_NESTING = 64
 
-# Macro calls and recursive loops inside one another; about 10 frames each. Rendering a JSON schema
+# Macro calls inside one another; about 10 frames each. Rendering a JSON schema
 # takes one level for each level of the schema.
 MAX_CALL_DEPTH = 50
 
@@ -114,7 +114,7 @@ class Budget:
     Attributes:
         work_left: units, of MAX_WORK.
         output_left: characters, of MAX_OUTPUT_CHARS.
-        call_depth: macro calls and recursive loops in progress.
+        call_depth: macro calls in progress.
 
     Args:
         clock: seconds that the render has computed; read in the thread that renders.

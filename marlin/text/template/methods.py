@@ -113,7 +113,7 @@ _LINEAR += (str.title, str.upper, str.isalnum, str.isalpha, str.isascii, str.isd
 _LINEAR += (str.isidentifier, str.islower, str.isnumeric, str.isprintable, str.isspace, str.istitle)
 _LINEAR += (str.isupper,)
 _NESTED = (str.lstrip, str.rfind, str.rindex, str.rpartition, str.rstrip, str.strip)
-_PADDED = (str.center, str.ljust, str.rjust, str.zfill)
+_PADDED = (str.ljust, str.rjust, str.zfill)
 
 _STRING = {
     **{method.__name__: _linear(method) for method in _LINEAR},

@@ -177,17 +177,12 @@ class Call:
         self._arguments = arguments
 
     def evaluate(self, scope):
-        return self.call(scope, {})
-
-    def call(self, scope, extra):
-        """Evaluate with `extra` keyword arguments added."""
         callee = self._callee.evaluate(scope)
         if not isinstance(callee, Invocable):
             if type(callee) is Undefined:
                 callee.fail()
             raise Fault(f"{kind_name(callee)} cannot be called")
         args, kwargs = self._arguments.evaluate(scope)
-        kwargs.update(extra)
         return callee.invoke(scope.budget, args, kwargs)
 
 

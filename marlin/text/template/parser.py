@@ -8,7 +8,7 @@ from marlin.text.template import nodes, statements
 from marlin.text.template.expressions import ExpressionParser
 from marlin.text.template.lexer import tokenize
 
-_EXTRA_NAMES = ("caller", "varargs", "kwargs")
+_EXTRA_NAMES = ("varargs", "kwargs")
 _REFUSED_TAGS = ("include", "import", "from", "extends")
 
 
@@ -31,7 +31,6 @@ class _TemplateParser(ExpressionParser):
         self._tags = {
             "block": self._block,
             "break": self._loop_control,
-            "call": self._call_block,
             "continue": self._loop_control,
             "filter": self._filter_block,
             "for": self._for,
@@ -110,14 +109,13 @@ class _TemplateParser(ExpressionParser):
     def _for(self, word):
         target = self._target(stop="in")
         self.expect("in")
-        source = self.tuple_or_expression(inline_if=False, stop="recursive")
+        source = self.tuple_or_expression(inline_if=False)
         test = self._metered() if self.accept("if") else None
-        is_recursive = self.accept("recursive") is not None
         self._num_loops += 1
         body = self._block_body("endfor", "else")
         self._num_loops -= 1
         otherwise = self._closed_body("endfor") if self.advance().value == "else" else None
-        return statements.For(word.line, target, source, test, is_recursive, body, otherwise)
+        return statements.For(word.line, target, source, test, body, otherwise)
 
     def _loop_control(self, word):
         if not self._num_loops:
@@ -170,24 +168,13 @@ class _TemplateParser(ExpressionParser):
 
     def _macro(self, word):
         name = self.expect_kind("name").value
-        return statements.DefineMacro(word.line, self._signature(name, "endmacro"))
+        return statements.DefineMacro(word.line, self._signature(name))
 
-    def _call_block(self, word):
+    def _signature(self, name):
         names_before = len(self.names)
-        parameters = self._parameters() if self.at("(") else []
-        call = self.expression()
-        if not isinstance(call, nodes.Call):
-            self.fail("a call block needs a call", word.line)
-        signature = self._with_body("caller", parameters, names_before, "endcall")
-        return statements.CallBlock(word.line, call, signature)
-
-    def _signature(self, name, end_word):
-        names_before = len(self.names)
-        return self._with_body(name, self._parameters(), names_before, end_word)
-
-    def _with_body(self, name, parameters, names_before, end_word):
+        parameters = self._parameters()
         outer_loops, self._num_loops = self._num_loops, 0
-        body = self._closed_body(end_word)
+        body = self._closed_body("endmacro")
         self._num_loops = outer_loops
         mentioned = set(self.names[names_before:])
         extras = tuple(extra for extra in _EXTRA_NAMES if extra in mentioned)

@@ -187,24 +187,20 @@ class If(Statement):
 class For(Statement):
     """for target in source if test: body else: otherwise. Each iteration has a scope of its own."""
 
-    __slots__ = ("_body", "_otherwise", "_recursive", "_source", "_target", "_test")
+    __slots__ = ("_body", "_otherwise", "_source", "_target", "_test")
 
-    def __init__(self, line, target, source, test, recursive, body, otherwise):
+    def __init__(self, line, target, source, test, body, otherwise):
         super().__init__(line)
         self._target = target
         self._source = source
         self._test = test
-        self._recursive = recursive
         self._body = body
         self._otherwise = otherwise
 
     def execute(self, scope, out):
-        return self._walk(scope, out, self._source.evaluate(scope), 0)
-
-    def _walk(self, scope, out, source, depth0):
+        source = self._source.evaluate(scope)
         iterate(source)
-        items = source if self._test is None else self._kept(scope, source)
-        loop = Loop(items, depth0, self._recursion(scope) if self._recursive else None)
+        loop = Loop(source if self._test is None else self._kept(scope, source))
         item = loop.advance()
         if item is MISSING and self._otherwise is not None:
             return self._otherwise.execute(scope.child({}), out)
@@ -223,17 +219,6 @@ class For(Statement):
             self._target.assign(inner, item)
             if self._test.evaluate(inner):
                 yield item
-
-    def _recursion(self, scope):
-        def recurse(items, depth0):
-            out = []
-            scope.budget.enter_call()
-            self._walk(scope, out, items, depth0)
-            scope.budget.leave_call()
-            scope.budget.chars(sum(map(len, out)))
-            return "".join(out)
-
-        return recurse
 
 
 class LoopControl(Statement):
@@ -269,7 +254,7 @@ class Signature:
 
     Attributes:
         parameters: (name, default node or None) pairs.
-        extras: which of "caller", "varargs" and "kwargs" the body names.
+        extras: which of "varargs" and "kwargs" the body names.
         body: Body.
     """
 
@@ -319,9 +304,6 @@ class Macro(Invocable):
                 value = Undefined(f"parameter {name!r} was not given")
             scope.names[name] = value
         rest = tuple(args[len(signature.parameters) :])
-        if "caller" in signature.extras and "caller" not in scope.names:
-            caller = kwargs.pop("caller", Undefined("no caller: not in a call block"))
-            scope.names["caller"] = caller
         for name, extra in (("varargs", rest), ("kwargs", kwargs)):
             if name in signature.extras:
                 scope.names[name] = extra
@@ -339,20 +321,3 @@ class DefineMacro(Statement):
 
     def execute(self, scope, out):
         scope.names[self._signature.name] = Macro(self._signature, scope)
-
-
-class CallBlock(Statement):
-    """A call whose callee gets the block's body as `caller`."""
-
-    __slots__ = ("_call", "_signature")
-
-    def __init__(self, line, call, signature):
-        super().__init__(line)
-        self._call = call
-        self._signature = signature
-
-    def execute(self, scope, out):
-        caller = Macro(self._signature, scope)
-        text = to_text(scope.budget, self._call.call(scope, {"caller": caller}))
-        scope.budget.write(text)
-        out.append(text)

@@ -15,7 +15,6 @@ from marlin.text.template.operators import ARITHMETIC
 from marlin.text.template.values import Undefined, kind_name, to_text
 
 _WORD_START = re.compile(r"([-\s({\[<]+)")
-_WORD = re.compile(r"\w+")
 _ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "'": "&#39;", '"': "&#34;"})
 # A float has about 308 decimal digits on either side of its point.
 _MAX_PRECISION = 308
@@ -60,31 +59,10 @@ def _indent(budget, value, width=4, first=False, blank=False):
     return "\n".join([margin + head if first else head, *rest])
 
 
-def _truncate(budget, value, length=255, killwords=False, end="...", leeway=5):
-    text = to_text(budget, value)
-    budget.chars(len(text))
-    if length < len(end) or leeway < 0:
-        raise Fault("truncate needs a length of at least its end, and a leeway of at least 0")
-    if len(text) <= length + leeway:
-        return text
-    kept = text[: length - len(end)]
-    return (kept if killwords else kept.rsplit(" ", 1)[0]) + end
-
-
 def _format(budget, value, *args, **kwargs):
     if args and kwargs:
         raise Fault("format takes positional or keyword arguments, not both")
     return printf(budget, to_text(budget, value), kwargs or args)
-
-
-def _center(budget, value, width=80):
-    return METHODS[str]["center"](budget, to_text(budget, value), width)
-
-
-def _count_words(budget, value):
-    text = to_text(budget, value)
-    budget.spend(len(text))
-    return sum(1 for _ in _WORD.finditer(text))
 
 
 def _to_int(budget, value, default=0, base=10):
@@ -139,7 +117,6 @@ def _default(_budget, value, default="", boolean=False):
 TEXT_FILTERS = {
     "abs": _absolute,
     "capitalize": _string_method("capitalize"),
-    "center": _center,
     "d": _default,
     "default": _default,
     "e": _escape,
@@ -157,7 +134,5 @@ TEXT_FILTERS = {
     "title": _title,
     "tojson": to_json,
     "trim": _trim,
-    "truncate": _truncate,
     "upper": _string_method("upper"),
-    "wordcount": _count_words,
 }

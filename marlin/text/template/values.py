@@ -66,12 +66,6 @@ class Stream:
         return "<stream>"
 
 
-class Group(tuple):
-    """One result of the groupby filter: (grouper, list)."""
-
-    __slots__ = ()
-
-
 class Owned:
     """An object of the interpreter. `member` gives what `object.name` reads, or MISSING."""
 
@@ -127,7 +121,7 @@ class Namespace(Owned):
         self._members[name] = value
 
 
-class Loop(Invocable):
+class Loop(Owned):
     """The `loop` variable of a for block; it also drives the walk.
 
     Items are taken one at a time, so that a filter sees what the body did, and one ahead only when
@@ -141,19 +135,15 @@ class Loop(Invocable):
         "_current",
         "_items",
         "_length",
-        "_recurse",
         "_source",
-        "depth0",
         "index0",
     )
 
-    def __init__(self, source, depth0=0, recurse=None):
+    def __init__(self, source):
         self._source = source
         self._items = iter(source)
-        self._recurse = recurse
         self._length = None
         self._before = self._current = self._after = self._changed = MISSING
-        self.depth0 = depth0
         self.index0 = -1
 
     def advance(self):
@@ -168,12 +158,6 @@ class Loop(Invocable):
     def member(self, name):
         getter = self.MEMBERS.get(name)
         return MISSING if getter is None else getter(self)
-
-    def invoke(self, budget, args, kwargs):
-        if self._recurse is None:
-            raise Fault("this loop is not marked 'recursive'")
-        (items,) = args
-        return self._recurse(items, self.depth0 + 1, **kwargs)
 
     def _peek(self):
         if self._after is MISSING:
@@ -217,8 +201,8 @@ class Loop(Invocable):
         "first": lambda loop: loop.index0 == 0,
         "last": lambda loop: loop._peek() is MISSING,
         "length": _num_items,
-        "depth": lambda loop: loop.depth0 + 1,
-        "depth0": lambda loop: loop.depth0,
+        "depth": lambda loop: 1,
+        "depth0": lambda loop: 0,
         "previtem": _previous,
         "nextitem": _next,
         "cycle": lambda loop: Function(loop._cycle),
