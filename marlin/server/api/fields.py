@@ -27,9 +27,14 @@ def parse_json(body: bytes) -> dict[str, Any]:
     return value
 
 
-def request_fields(body: dict[str, Any]) -> Fields:
-    """Fields of a request; what is refused is a RequestError."""
-    return Fields(body, _refuse_value)
+def request_fields(body: dict[str, Any], place: str = "") -> Fields:
+    """Fields of a request, or of an object within it whose place (`messages[2].`) errors name
+    first; what is refused is a RequestError."""
+
+    def refuse_value(name, value, expected):
+        refuse(place + plain(name), f"must be {expected}, got {shown(value)}")
+
+    return Fields(body, refuse_value)
 
 
 def refuse(param: str, message: str) -> NoReturn:
@@ -61,7 +66,3 @@ def checked_text(value: Any, param: str) -> str:
 def plain(name: str) -> str:
     """A client's own field name as `param`: shown() without its quotes."""
     return shown(name)[1:].rstrip('"')
-
-
-def _refuse_value(name, value, expected):
-    refuse(plain(name), f"must be {expected}, got {shown(value)}")

@@ -1,63 +1,16 @@
 """The OpenAI API's requests: JSON to dataclasses (api/openai_answers.py is the way back).
 
-No I/O, no clock, no model. Every field of the API is in exactly one of three groups: honoured,
-harmless here and accepted, or refused by name. A name in none of them is refused too, so that a
-misspelt parameter never passes for one that was honoured.
+No I/O, no clock, no model. Which names a request may hold is names.py's.
 """
 
 import re
 from dataclasses import dataclass, replace
 
-from marlin.engine.sampling import PARAMETERS, SamplingParams, parse_sampling
+from marlin.engine.sampling import SamplingParams, parse_sampling
 from marlin.files.fields import shown, type_name
-from marlin.server.api import logprobs
+from marlin.server.api import logprobs, names
 from marlin.server.api.fields import checked_text, plain, refuse, request_fields, required
-
-# "developer" is OpenAI's newer word for system; chat templates know only the older one.
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-
-# Harmless: their effect, if any, is on OpenAI's side. Name to JSON type.
-_ACCEPTED = {
-    "user": str,
-    "metadata": dict,
-    "safety_identifier": str,
-    "prompt_cache_key": str,
-    "prompt_cache_retention": str,
-    "service_tier": str,
-    "parallel_tool_calls": bool,
-}
-
-# Understood, but only this much of it is honoured. Name to the values that ask for nothing more.
-_NOT_SUPPORTED = {
-    "store": (False,),
-}
-_NOT_SUPPORTED_IN_CHAT = {
-    **_NOT_SUPPORTED,
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
-    "reasoning_effort": (),
-    "verbosity": (),
-    "web_search_options": (),
-}
-_NOT_SUPPORTED_IN_COMPLETIONS = {
-    **_NOT_SUPPORTED,
-    "suffix": ("",),
-}
-_COMMON = (
-    *("model", "stream", "stream_options", "stop", "n", "best_of", "logprobs", "logit_bias"),
-    *(row.name for row in PARAMETERS),
-)
-_CHAT_FIELDS = frozenset(("messages", "max_completion_tokens", "top_logprobs", *_COMMON))
-_COMPLETION_FIELDS = frozenset(("prompt", "echo", *_COMMON))
-# What a message of an earlier answer carries when SDK users send it back whole.
-_EMPTY_MESSAGE_FIELDS = ("refusal", "audio", "annotations", "function_call", "tool_calls")
-_MESSAGE_TEXT_FIELDS = ("name", "reasoning_content")
+from marlin.server.api.openai_messages import parse_messages
 
 # One spelling for each id, so that no id can come twice; far more digits than any vocabulary.
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
@@ -123,8 +76,8 @@ def parse_chat(body, limits, default_max_tokens):
         RequestError: with `param` naming the field, e.g. `messages[2].content`.
     """
     model = checked_text(required(body, "model"), "model")
-    messages = _parse_messages(required(body, "messages"))
-    _refuse_unsupported(body, _NOT_SUPPORTED_IN_CHAT, _CHAT_FIELDS)
+    messages = parse_messages(required(body, "messages"))
+    names.CHAT.check(body)
     given = request_fields(body)
     max_tokens, newer = (
         given.count(name, None) for name in ("max_tokens", "max_completion_tokens")
@@ -140,7 +93,7 @@ def parse_completion(body, limits, default_max_tokens):
     """Validate a /v1/completions body; arguments and errors as parse_chat's."""
     model = checked_text(required(body, "model"), "model")
     prompts = _parse_prompts(required(body, "prompt"))
-    _refuse_unsupported(body, _NOT_SUPPORTED_IN_COMPLETIONS, _COMPLETION_FIELDS)
+    names.COMPLETION.check(body)
     given = request_fields(body)
     max_tokens = given.count("max_tokens", default_max_tokens)
     num_logprobs = logprobs.parse_completion(body)
@@ -153,54 +106,6 @@ def parse_completion(body, limits, default_max_tokens):
     if echo and num_logprobs is not None:
         refuse("echo", "is not supported together with logprobs")
     return CompletionRequest(model, prompts, replace(options, echo=echo))
-
-
-def _parse_messages(value):
-    if type(value) is not list:
-        refuse("messages", f"must be an array, got {type_name(value)}")
-    if not value:
-        refuse("messages", "must not be empty")
-    return [_parse_message(item, f"messages[{index}]") for index, item in enumerate(value)]
-
-
-def _parse_message(value, param):
-    if type(value) is not dict:
-        refuse(param, f"must be an object, got {type_name(value)}")
-    role = value.get("role")
-    if type(role) is not str or role not in _ROLES:
-        known = ", ".join(_ROLES)
-        refuse(f"{param}.role", f"must be one of {known}; got {shown(role)}")
-    message = {"role": _ROLES[role], "content": _parse_content(value, f"{param}.content")}
-    for name, given in value.items():
-        if name in ("role", "content") or given is None:
-            continue
-        if name in _MESSAGE_TEXT_FIELDS:
-            message[name] = checked_text(given, f"{param}.{name}")
-        elif name in _EMPTY_MESSAGE_FIELDS:
-            if given != []:
-                refuse(f"{param}.{name}", "is not supported by this server")
-        else:
-            refuse(f"{param}.{plain(name)}", "is not a known field of a message")
-    return message
-
-
-def _parse_content(message, param):
-    content = message.get("content")
-    if type(content) is not list:
-        if "content" not in message:
-            refuse(param, "is required")
-        return checked_text(content, param)
-    if not content:
-        refuse(param, "must not be empty")
-    texts = []
-    for index, part in enumerate(content):
-        where = f"{param}[{index}]"
-        if type(part) is not dict:
-            refuse(where, f"must be an object, got {type_name(part)}")
-        if part.get("type") != "text":
-            refuse(f"{where}.type", f'must be "text", got {shown(part.get("type"))}')
-        texts.append(checked_text(part.get("text"), f"{where}.text"))
-    return "\n".join(texts)
 
 
 def _parse_prompts(value):
@@ -247,7 +152,7 @@ def _parse_options(body, limits, max_tokens, num_logprobs):
         sampling=sampling,
         stop=parse_stop(body, limits),
         stream=stream,
-        include_usage=_parse_stream_options(body, stream),
+        include_usage=_parse_stream_options(body),
         num_choices=num_choices,
     )
 
@@ -275,8 +180,6 @@ def parse_stop(body, limits):
         return (_parse_stop_string(value, "stop", limits),)
     if type(value) is not list:
         refuse("stop", f"must be a string or an array of strings, got {type_name(value)}")
-    if not value:
-        refuse("stop", "must not be empty; leave it out for no stop strings")
     if len(value) > limits.num_stop_strings:
         refuse("stop", f"may hold {limits.num_stop_strings} strings, got {len(value)}")
     return tuple(
@@ -293,30 +196,9 @@ def _parse_stop_string(value, param, limits):
     return text
 
 
-def _parse_stream_options(body, stream):
+def _parse_stream_options(body):
     options = request_fields(body).section("stream_options")
     if options is None:
         return False
-    if not stream:
-        refuse("stream_options", "is for streamed requests only; stream is not true")
-    for name in options.values:
-        if name not in ("include_usage", "include_obfuscation"):
-            refuse(f"stream_options.{plain(name)}", "is not a known stream option")
-    if options.flag("include_obfuscation", False):
-        refuse("stream_options.include_obfuscation", "is not supported by this server, got true")
+    names.STREAM_OPTIONS.check(options.values, "stream_options.")
     return options.flag("include_usage", False)
-
-
-def _refuse_unsupported(body, not_supported, honoured):
-    for name, value in body.items():
-        if name in honoured:
-            continue
-        if name in _ACCEPTED:
-            request_fields(body).of_type(_ACCEPTED[name], name, None)
-        elif name in not_supported:
-            if value is not None and not any(
-                type(value) is type(taken) and value == taken for taken in not_supported[name]
-            ):
-                refuse(name, f"is not supported by this server, got {shown(value)}")
-        else:
-            refuse(plain(name), "is not a known parameter of this endpoint")

@@ -1,7 +1,7 @@
 """instructor's MD_JSON mode, which asks for a fenced JSON block in words alone.
 
-Neither the mock nor so small a model need answer with such a block. What is checked is the exchange:
-the messages that instructor made, and the text that it was then given to read.
+Neither the mock nor so small a model need answer with such a block. What is checked is the
+exchange: the messages that instructor made, and the text that it was then given to read.
 """
 
 import instructor

@@ -1,0 +1,116 @@
+"""Every name that an OpenAI request may hold, as tables: what is honoured, accepted, or refused.
+
+Owns the names and what becomes of one that no table has; a misspelt parameter never passes for one
+that was honoured. Refuses to know what the honoured ones mean: that is openai_requests.py and
+openai_messages.py. docs/serving.md lists what is accepted without effect; a test compares.
+"""
+
+import difflib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from marlin.engine.sampling import PARAMETERS
+from marlin.files.fields import shown
+from marlin.server.api.fields import plain, refuse, request_fields
+
+# Two names are this alike when one is most likely the other misspelt; a longer one is none of ours.
+_ALIKE = 0.7
+_LONGEST_COMPARED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The names of one kind of object.
+
+    Attributes:
+        noun: what an unknown one is not.
+        honoured: read by the code that owns the object.
+        accepted: name to JSON type; whatever effect it has is not on the answer's text.
+        limited: name to the values that ask for nothing; any other is refused by the name.
+    """
+
+    noun: str
+    honoured: Collection[str]
+    accepted: Mapping[str, type] = field(default_factory=dict)
+    limited: Mapping[str, tuple] = field(default_factory=dict)
+
+    def check(self, given: dict[str, Any], place: str = "") -> None:
+        """Raise RequestError for the first name, or value of an accepted one, that cannot be.
+
+        Args:
+            place: put before the name in errors: `messages[2].`.
+        """
+        for name, value in given.items():
+            if name in self.honoured or value is None and name in self.known:
+                continue
+            if name in self.accepted:
+                request_fields(given, place).of_type(self.accepted[name], name)
+            elif name in self.limited:
+                asks_nothing = any(
+                    type(value) is type(taken) and value == taken for taken in self.limited[name]
+                )
+                if not asks_nothing:
+                    got = shown(value)
+                    refuse(place + name, f"is not supported by this server, got {got}")
+            else:
+                refuse(place + plain(name), f"is not a known {self.noun}{self._hint(name)}")
+
+    @property
+    def known(self) -> set[str]:
+        return {*self.honoured, *self.accepted, *self.limited}
+
+    def _hint(self, name):
+        known = sorted(self.known) if len(name) <= _LONGEST_COMPARED else ()
+        near = difflib.get_close_matches(name, known, n=1, cutoff=_ALIKE)
+        return f"; did you mean {near[0]}?" if near else ""
+
+
+_PARAMETER = "parameter of this endpoint"
+_HONOURED_BY_BOTH = (
+    *("model", "stream", "stream_options", "stop", "n", "best_of", "logprobs", "logit_bias"),
+    *(row.name for row in PARAMETERS),
+)
+_ACCEPTED_BY_BOTH = {
+    "user": str,
+    "metadata": dict,
+    "safety_identifier": str,
+    "prompt_cache_key": str,
+    "prompt_cache_retention": str,
+    "service_tier": str,
+    "parallel_tool_calls": bool,
+    "store": bool,  # nothing is stored
+}
+CHAT = Names(
+    _PARAMETER,
+    ("messages", "max_completion_tokens", "top_logprobs", *_HONOURED_BY_BOTH),
+    {**_ACCEPTED_BY_BOTH, "verbosity": str},
+    {
+        "tools": ([],),
+        "tool_choice": ("none", "auto"),
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "response_format": ({"type": "text"},),
+        "modalities": (["text"],),
+        "audio": (),
+        "prediction": (),
+        "reasoning_effort": (),
+        "web_search_options": (),
+    },
+)
+COMPLETION = Names(
+    _PARAMETER, ("prompt", "echo", *_HONOURED_BY_BOTH), _ACCEPTED_BY_BOTH, {"suffix": ("",)}
+)
+STREAM_OPTIONS = Names("stream option", ("include_usage",), {}, {"include_obfuscation": (False,)})
+# SDK users send a message of an earlier answer back whole, with what other servers put into it.
+MESSAGE = Names(
+    "field of a message",
+    ("role", "content", "name", "reasoning_content", "reasoning", "refusal"),
+    {"id": str, "reasoning_details": list, "annotations": list, "cache_control": dict},
+    {"audio": ([],), "function_call": ([],), "tool_calls": ([],)},
+)
+CONTENT_PART = Names(
+    "field of a text part",
+    ("type", "text"),
+    {"annotations": list, "cache_control": dict},
+)
