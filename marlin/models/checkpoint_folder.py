@@ -13,14 +13,15 @@ from marlin.device.device import Device
 from marlin.device.ops import Weight
 from marlin.device.program import View
 from marlin.errors import ModelFileError
+from marlin.files.fields import file_fields
 from marlin.files.strict_json import read_json_object
 from marlin.models.plan import DENSE_KINDS, check_dtype, check_found, check_leftovers
 from marlin.models.registry import config_from_hf, spec_of
 from marlin.models.spec import ModelSpec, Tensor
 from marlin.text.tokenizer import Tokenizer, load_tokenizer
 from marlin.weights import ggml_types
-from marlin.weights.formats import GROUP_SIZES
-from marlin.weights.native import PADDING_PREFIX
+from marlin.weights.formats import FORMATS, GROUP_SIZES, ROW_TILE
+from marlin.weights.native import PADDING_PREFIX, VERSION
 from marlin.weights.safetensors_file import SafetensorsFolder
 from marlin.weights.tensor_file import TensorInfo, read_bytes
 
@@ -219,22 +220,22 @@ def read_quantization(folder: str) -> dict | None:
             program's quantized checkpoint.
     """
     path = os.path.join(folder, "config.json")
-    config = read_json_object(path)
-    if "quantization_config" in config:
-        method = config["quantization_config"]
-        raise ModelFileError(
-            path,
-            f"quantization_config {method!r:.80} cannot be read; expected a "
-            "plain checkpoint or one that `metal-marlin quantize` wrote",
+    fields = file_fields(path, read_json_object(path))
+    if fields.raw("quantization_config") is not None:
+        fields.fail(
+            "quantization_config",
+            "a plain checkpoint or one that `metal-marlin quantize` wrote",
         )
-    quantization = config.get("quantization")
+    quantization = fields.raw("quantization")
     if quantization is None:
         return None
-    known = isinstance(quantization, dict) and quantization.get("version") == 1
-    if not known or quantization.get("format") not in ("fp4", "int4", "int8"):
-        raise ModelFileError(
-            path,
-            f"quantization {quantization!r:.80} is not version 1 of a native "
-            "format; write it again with `metal-marlin quantize`",
+    if not isinstance(quantization, dict) or quantization.get("version") != VERSION:
+        fields.fail(
+            "quantization",
+            f"version {VERSION} of what `metal-marlin quantize` writes from an original checkpoint",
         )
+    native = fields.section("quantization")
+    native.choice("format", FORMATS)
+    if native.raw("tile_rows") != ROW_TILE:
+        native.fail("tile_rows", f"{ROW_TILE}, the only tiles that kernels read")
     return quantization

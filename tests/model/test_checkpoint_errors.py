@@ -162,6 +162,18 @@ def test_an_unknown_native_format_is_refused(native, device):
     assert "int3" in refusal(native, device)
 
 
+@pytest.mark.parametrize("tile_rows", [8, 32, "16", None])
+def test_tiles_of_other_than_sixteen_rows_are_refused(native, device, tile_rows):
+    change_config(native, quantization={"version": 1, "format": "fp4", "tile_rows": tile_rows})
+    text = refusal(native, device)
+    assert "quantization.tile_rows is" in text and "expected 16" in text
+
+
+def test_a_quantization_that_is_null_is_none(folder, device):
+    change_config(folder, quantization_config=None, quantization=None)
+    assert open_checkpoint(folder, device).format == "safetensors"
+
+
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
 def test_a_truncated_safetensors_file_is_refused(folder, device, share):
     path = os.path.join(folder, "model.safetensors")
