@@ -1,9 +1,11 @@
 """Several choices in one call, by n and by lists of prompts: their order, seeds, counts and end."""
 
+import unicodedata
+
 import openai
 import pytest
 from clients import MODEL, chat_body, completion_body, request_bytes
-from fakes import FakeEngine, say_then_hang, wait_for_abort
+from fakes import EOS_ID, ByteTokenizer, FakeEngine, say, say_then_hang, wait_for_abort
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
@@ -174,6 +176,22 @@ def test_echo_begins_a_text_with_its_prompt(start_server, sdk):
     assert answer.usage.completion_tokens == 16
     found = streamed(client.completions.create(**asked, stream=True))
     assert [found[index][0] for index in range(4)] == expected
+
+
+class ChangingTokenizer(ByteTokenizer):
+    """Puts a special token before a text, composes its characters, and has no token for BEL."""
+
+    def encode(self, text, *, add_special_tokens=True):
+        composed = unicodedata.normalize("NFC", text).replace("\a", "")
+        return [EOS_ID, *composed.encode("utf-8")]
+
+
+def test_echo_is_the_text_that_was_given_and_not_what_its_tokens_spell(start_server, sdk):
+    client = sdk(start_server(FakeEngine(say(b"!")), ChangingTokenizer()))
+    asked = {"model": MODEL, "prompt": "cafe\u0301\a", "echo": True}
+    assert texts(client.completions.create(**asked)) == ["cafe\u0301\a!"]
+    found = streamed(client.completions.create(**asked, stream=True))
+    assert found[0][0] == "cafe\u0301\a!"
 
 
 def test_echo_spells_token_ids_out(seeds):

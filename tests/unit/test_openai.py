@@ -330,8 +330,8 @@ def test_logit_bias_maps_token_ids_to_numbers():
 
 
 def test_echo_is_off_unless_asked_for():
-    assert not completion().options.echo
-    assert completion(echo=True).options.echo
+    assert completion().options.echo == ()
+    assert completion(prompt=["a", "b"], echo=True).options.echo == ("a", "b")
 
 
 @pytest.mark.parametrize("body", [b"[]", b'"a"', b"1", b"null", b"true", b"1.5"])

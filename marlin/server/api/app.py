@@ -107,9 +107,7 @@ class App:
             raise
         except MarlinError as error:
             if error.status >= 500:
-                _log.warning(
-                    "%s: %s", handler.request_id, error.message, extra=log_fields(handler)
-                )
+                _log.warning("%s: %s", handler.request_id, error.message, extra=log_fields(handler))
             self._answer_error(handler, record, error)
         except (KeyboardInterrupt, SystemExit):
             raise

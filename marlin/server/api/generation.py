@@ -59,7 +59,8 @@ class Generation:
         requests = [stream.request for stream in streams]
         prefixes = [""] * len(streams)
         if self.options.echo:
-            prefixes = [self._text_of(request.prompt_token_ids) for request in requests]
+            texts = [self._text_of(prompt) for prompt in self.options.echo]
+            prefixes = [text for text in texts for _ in range(self.options.num_choices)]
         send = self._send_stream if self.options.stream else self._send_whole
         with closing(self.record.watch(streams, merged(streams))) as deltas:
             send(deltas, prefixes, requests)
@@ -92,11 +93,14 @@ class Generation:
             poll_s=self.limits.poll_s,
         )
 
-    def _text_of(self, token_ids):
+    def _text_of(self, prompt):
+        """A prompt as its client gave it; token ids do not tell a text, so that is not decoded."""
+        if isinstance(prompt, str):
+            return prompt
         detokenizer = Detokenizer(
             self.service.tokenizer, continues=False, skip_special_tokens=False
         )
-        return "".join([*map(detokenizer.push, token_ids), detokenizer.flush()])
+        return "".join([*map(detokenizer.push, prompt), detokenizer.flush()])
 
     def _send_whole(self, deltas, prefixes, requests):
         texts = [[prefix] for prefix in prefixes]

@@ -26,7 +26,7 @@ class GenerationOptions:
         stream: answer by server-sent events.
         include_usage: end the stream with a chunk of token counts.
         num_choices: for each prompt.
-        echo: a choice's text begins with its prompt.
+        echo: the prompts that their choices' texts begin with, as they were given; () for none.
     """
 
     sampling: SamplingParams
@@ -34,7 +34,7 @@ class GenerationOptions:
     stream: bool
     include_usage: bool
     num_choices: int
-    echo: bool = False
+    echo: tuple[str | list[int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,9 @@ def parse_completion(body, limits, default_max_tokens):
     echo = given.flag("echo", False)
     if echo and num_logprobs is not None:
         refuse("echo", "is not supported together with logprobs")
-    return CompletionRequest(model, prompts, replace(options, echo=echo))
+    if echo:
+        options = replace(options, echo=tuple(prompt.content for prompt in prompts))
+    return CompletionRequest(model, prompts, options)
 
 
 def _parse_prompts(value):
