@@ -60,8 +60,10 @@ def test_a_seeded_answer_has_a_fingerprint_that_stays(served):
     assert first["system_fingerprint"] == second["system_fingerprint"]
 
 
-def test_harmless_fields_are_accepted(served):
-    assert content_of(served.post(CHAT, chat(user="me", metadata={"a": "b"}, logit_bias={})))
+def test_fields_without_effect_change_no_answer(served):
+    plain = served.post(CHAT, chat(temperature=0))
+    harmless = chat(temperature=0, user="me", metadata={"a": "b"}, logit_bias={})
+    assert content_of(served.post(CHAT, harmless)) == content_of(plain) != ""
 
 
 def test_a_model_shows_what_it_can_and_how_large_it_is(served):

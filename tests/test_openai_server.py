@@ -82,10 +82,19 @@ def test_usage_adds_up(served, path, body):
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
 
 
-def test_a_conversation_with_every_role_is_answered(served):
+def test_every_message_of_a_conversation_is_in_the_prompt(served):
     roles = ("system", "user", "assistant", "user")
     messages = [{"role": role, "content": f"I am {role}."} for role in roles]
-    assert content_of(served.post(CHAT, chat(messages=messages)))
+
+    def prompt_tokens(messages):
+        answer = served.post(CHAT, chat(messages=messages, max_tokens=1))
+        return answer["usage"]["prompt_tokens"]
+
+    whole = prompt_tokens(messages)
+    for number in range(len(messages)):
+        changed = [dict(message) for message in messages]
+        changed[number]["content"] += " Truly, I am."
+        assert prompt_tokens(changed) > whole, roles[number]
 
 
 def test_text_parts_are_read_as_their_text(served):

@@ -1,6 +1,6 @@
 """Every documented option and variable: its default, its effect, and which source wins.
 
-Real processes around the mock model.
+Real processes, around the mock model but where only a real one has what is set.
 """
 
 import re
@@ -120,11 +120,13 @@ def test_the_log_level_variable_is_overridden_by_its_option():
             assert ("/v1/models" in served.log()) == seen
 
 
-def test_enable_batching_takes_its_two_sizes():
-    options = ("--enable-batching", "--num-kv-blocks", "1024", "--block-size", "32")
-    body = chat()
-    with serve_mock(*options, model=body["model"]) as served:
-        assert served.post(CHAT, body)["choices"]
+def test_enable_batching_takes_its_two_sizes(demo_model_path):
+    options = ("--enable-batching", "--num-kv-blocks", "24", "--block-size", "32")
+    with Served(demo_model_path, "--host", "127.0.0.1", *options) as served:
+        metrics = served.send("GET", "/metrics", headers={"Accept": "text/plain"})[2].decode()
+        card = served.ask("GET", f"/v1/models/{demo_model_path.stem}")[1]
+    assert "metal_marlin_kv_blocks 24" in metrics.splitlines()
+    assert card["config"]["max_context_length"] == 24 * 32
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The workflows in .github: what they may do, that they run the whole suite, and that actionlint
 finds nothing in them."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -64,10 +65,42 @@ def test_a_mac_shows_what_it_is_and_runs_every_kernel_and_the_suite(ci, job, sel
     assert places == sorted(places)
 
 
-def test_a_hosted_mac_compiles_the_shim_and_every_shader(ci):
-    words = commands(ci["jobs"]["macos"])
-    assert "metal_shim/build/build.py" in words
-    assert "libmarlin_metal.dylib" in words and "marlin.metallib" in words
+def run_step(ci, job, word, tmp_path, **programs):
+    """Exit code of the step whose script has `word`, as the workflow's shell runs it, in an empty
+    checkout where each program is the shell script given."""
+    shells = {"bash": ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c"]}
+    (script,) = [step["run"] for step in ci["jobs"][job]["steps"] if word in step.get("run", "")]
+    for name, text in programs.items():
+        path = tmp_path / name.replace("venv_", ".venv/bin/").replace("_", "-")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("#!/bin/sh\n" + text)
+        path.chmod(0o755)
+    shell = shells[ci["defaults"]["run"]["shell"]]
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "GITHUB_STEP_SUMMARY": os.devnull}
+    return subprocess.run([*shell, script], cwd=tmp_path, env=environ).returncode
+
+
+@pytest.mark.parametrize(
+    ("builds", "code"),
+    [
+        ("libmarlin_metal.dylib marlin.metallib", 0),
+        ("libmarlin_metal.dylib", 1),
+        ("marlin.metallib", 1),
+        ("", 1),
+    ],
+)
+def test_a_hosted_mac_fails_unless_the_shim_and_the_shaders_were_built(ci, tmp_path, builds, code):
+    (tmp_path / "marlin" / "device").mkdir(parents=True)
+    build = f'[ "$1" = metal_shim/build/build.py ] || exit 3\ncd marlin/device && touch x {builds}'
+    programs = {"xcrun": "exit 0", "python3": build}
+    assert run_step(ci, "macos", "xcrun", tmp_path, **programs) == code
+
+
+@pytest.mark.parametrize("job", ["macos", "metal"])
+@pytest.mark.parametrize("code", [0, 1])
+def test_a_selftest_that_fails_fails_its_job(ci, tmp_path, job, code):
+    programs = {"venv_metal_marlin": f"echo a report\nexit {code}"}
+    assert run_step(ci, job, "metal-marlin selftest", tmp_path, **programs) == code
 
 
 def test_a_machine_that_is_kept_runs_no_pull_request(ci):

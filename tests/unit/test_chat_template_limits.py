@@ -274,7 +274,7 @@ def test_a_render_ends_by_the_clock_however_little_work_was_counted():
         budget.spend(WORK_PER_LOOK + 1)
 
 
-def test_the_interpreter_names_no_way_to_run_or_reach_python():
+def test_no_source_of_the_interpreter_says_eval_getattr_or_open():
     forbidden = {"eval", "exec", "compile", "getattr", "setattr", "hasattr", "vars", "globals"}
     forbidden |= {"__import__", "importlib", "pickle", "open", "dir", "delattr"}
     folder = Path(chat_template.__file__).parent

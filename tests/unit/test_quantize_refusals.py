@@ -43,11 +43,17 @@ def test_a_destination_that_holds_something_is_refused(llama, tmp_path):
         command.quantize(llama[0], tmp_path / "out" / "precious", "fp4", 64, silent)
 
 
-def test_an_empty_destination_is_used(llama, tmp_path):
-    (tmp_path / "out").mkdir()
-    command.quantize(llama[0], tmp_path / "out", "fp4", 64, silent)
-    assert (tmp_path / "out" / "config.json").exists()
-    assert_nothing_was_made(tmp_path, "out")
+def test_an_empty_destination_gets_what_an_absent_one_gets(llama, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for name in ("empty", "absent"):
+        command.quantize(llama[0], tmp_path / name, "fp4", 64, silent)
+    assert_nothing_was_made(tmp_path, "absent", "empty")
+    empty, absent = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        for name in ("empty", "absent")
+    )
+    assert empty == absent
+    assert {"config.json", "model.safetensors"} <= set(empty)
 
 
 @pytest.mark.parametrize("inside", ["", "out", "deep/er/out"])
