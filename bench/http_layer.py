@@ -25,10 +25,11 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
+
 from marlin.config import serve_config
-from marlin.engine.mock import MockEngine, MockModel, MockTokenizer, SimpleNamespace
+from marlin.engine.mock import MockEngine, MockTokenizer
 from marlin.engine.request import FinishEvent, Request, TokenEvent
-from marlin.server.api.service import service_for
+from marlin.engine.served_model import ServedModel
 from marlin.server.process.serve import serve as run
 
 NUM_STREAMS = 64
@@ -90,8 +91,7 @@ def serve(port, stamps_path):
 
     def load(_settings):
         tokenizer = MockTokenizer()
-        config = SimpleNamespace(num_layers=0, vocab_size=512, max_context_tokens=1 << 20)
-        return service_for(MockModel("beat", BeatEngine(tokenizer, stamps_path), tokenizer, config))
+        return ServedModel("beat", BeatEngine(tokenizer, stamps_path), tokenizer)
 
     arguments = {"host": "127.0.0.1", "port": str(port), "model_path": "beat"}
     arguments["max_concurrent_requests"] = str(2 * NUM_STREAMS)

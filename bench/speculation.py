@@ -26,7 +26,6 @@ from marlin.engine.request import Chunk, FinishEvent, Request, SamplingParams
 from marlin.engine.runner import Runner
 from marlin.models.checkpoint import open_checkpoint
 from marlin.models.model import Model
-from marlin.server.api.service import service_for
 
 PROSE = (
     "The marlin is a large fish of the open sea. It has a long body, a spear-like snout and a tall "
@@ -107,23 +106,22 @@ def serving(arguments, num_streams, speculative):
     batching = None
     if num_streams > 1:
         batching = Batching(num_streams * arguments.context // 16, 16, num_streams)
-    loaded = load_engine(
+    return load_engine(
         arguments.model,
         num_threads=arguments.threads,
         max_context_tokens=arguments.context,
         batching=batching,
         speculative=speculative,
     )
-    return service_for(loaded)
 
 
-def answer(service, task, num_streams, max_tokens, seed, record):
+def answer(model, task, num_streams, max_tokens, seed, record):
     """Answer a task once on every stream; returns the answers' token ids."""
     name, prompt, sampling = task
-    token_ids = service.chat_token_ids([{"role": "user", "content": prompt}])
+    token_ids = model.encode_chat([{"role": "user", "content": prompt}])
     begin = time.perf_counter()
     requests = [
-        service.engine.submit(
+        model.engine.submit(
             token_ids, SamplingParams(**sampling, max_tokens=max_tokens, seed=seed + i), name
         )
         for i in range(num_streams)
@@ -143,15 +141,15 @@ def answer(service, task, num_streams, max_tokens, seed, record):
 def one_round(arguments, num_streams, number, records):
     """Both engines, opened in turn: the order of opening decides who gets the better memory."""
     order = ("ngram", None) if number % 2 else (None, "ngram")
-    services = {kind: serving(arguments, num_streams, kind) for kind in order}
+    models = {kind: serving(arguments, num_streams, kind) for kind in order}
     sizes = (num_streams, arguments.output_tokens, 1000 * number)
     for place, task in enumerate(TASKS):
         turn = order if place % 2 else order[::-1]
-        first, second = (answer(services[kind], task, *sizes, records[kind]) for kind in turn)
+        first, second = (answer(models[kind], task, *sizes, records[kind]) for kind in turn)
         if first != second:
             sys.exit(f"{task[0]}: the answers differ")
-    for service in services.values():
-        service.engine.close()
+    for model in models.values():
+        model.engine.close()
 
 
 def measure(arguments, num_streams):

@@ -200,7 +200,7 @@ def _serve(arguments, environ):
         return supervise(settings, run_worker)
     from marlin.server.process.serve import serve
 
-    return serve(settings, _load_service)
+    return serve(settings, _load_model)
 
 
 def _warn_of_unused_options(arguments, settings):
@@ -216,7 +216,7 @@ def run_worker():
     """The main function of a worker process (server/process/supervisor.py); its exit code."""
     from marlin.server.process import worker
 
-    return worker.main(_load_service, _set_up_logging)
+    return worker.main(_load_model, _set_up_logging)
 
 
 def _set_up_logging(settings):
@@ -225,13 +225,11 @@ def _set_up_logging(settings):
     logs.configure(settings.log_level, settings.log_format, sys.stderr)
 
 
-def _load_service(settings, share=None):
-    from marlin.server.api.service import service_for
-
+def _load_model(settings, share=None):
     if settings.mock_model:
         from marlin.engine.mock import load_mock
 
-        return service_for(load_mock(settings.model_path, settings.max_context_tokens))
+        return load_mock(settings.model_path, settings.max_context_tokens)
     from marlin.engine.load import Batching, load_engine
 
     batching = None
@@ -239,14 +237,12 @@ def _load_service(settings, share=None):
         batching = Batching(
             settings.num_kv_blocks, settings.block_size, settings.max_concurrent_requests
         )
-    return service_for(
-        load_engine(
-            settings.model_path,
-            device_kind=settings.device,
-            num_threads=settings.num_threads,
-            max_context_tokens=settings.max_context_tokens,
-            batching=batching,
-            share=share,
-            speculative=settings.speculative,
-        )
+    return load_engine(
+        settings.model_path,
+        device_kind=settings.device,
+        num_threads=settings.num_threads,
+        max_context_tokens=settings.max_context_tokens,
+        batching=batching,
+        share=share,
+        speculative=settings.speculative,
     )

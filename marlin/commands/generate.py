@@ -11,7 +11,6 @@ from marlin.engine.stream import TextStream
 from marlin.errors import ConfigError, MarlinError
 from marlin.server.api.fields import request_fields
 from marlin.server.api.openai_requests import parse_stop
-from marlin.server.api.service import service_for
 from marlin.server.http.limits import Limits
 
 
@@ -21,7 +20,7 @@ def run(arguments, load, stdin=None, stdout=None):
     Args:
         arguments: the parsed command line (cli.py).
         load: callable(path, device_kind=, num_threads=, max_context_tokens=,
-            speculative=) -> LoadedModel.
+            speculative=) -> ServedModel.
         stdin, stdout: text streams; None takes the process's own.
 
     Returns:
@@ -34,19 +33,17 @@ def run(arguments, load, stdin=None, stdout=None):
     params = parse_sampling(request_fields(vars(arguments)))
     stops = parse_stop({"stop": arguments.stop}, Limits())
     prompt = _read_prompt(stdin) if arguments.prompt == "-" else arguments.prompt
-    service = service_for(
-        load(
-            arguments.model_path,
-            device_kind=arguments.device,
-            num_threads=arguments.threads,
-            max_context_tokens=arguments.max_context,
-            speculative=arguments.speculative,
-        )
+    model = load(
+        arguments.model_path,
+        device_kind=arguments.device,
+        num_threads=arguments.threads,
+        max_context_tokens=arguments.max_context,
+        speculative=arguments.speculative,
     )
     try:
-        chat, token_ids = _prompt_token_ids(service, arguments, prompt)
-        request = service.engine.submit(token_ids, params, "generate")
-        stream = TextStream(request, service.tokenizer, stops, continues=not chat)
+        chat, token_ids = _prompt_token_ids(model, arguments, prompt)
+        request = model.engine.submit(token_ids, params, "generate")
+        stream = TextStream(request, model.tokenizer, stops, continues=not chat)
         with closing(iter(stream)) as deltas:
             for delta in deltas:
                 stdout.write(delta.text)
@@ -56,7 +53,7 @@ def run(arguments, load, stdin=None, stdout=None):
             raise MarlinError("the engine stopped before the answer was complete")
         return 0
     finally:
-        service.engine.close()
+        model.engine.close()
 
 
 def _read_prompt(stdin):
@@ -67,14 +64,14 @@ def _read_prompt(stdin):
         raise ConfigError(f"standard input is not {error.encoding} text") from None
 
 
-def _prompt_token_ids(service, arguments, prompt):
+def _prompt_token_ids(model, arguments, prompt):
     """Returns (whether the chat template was used, token ids)."""
-    chat = service.render_chat is not None if arguments.chat is None else arguments.chat
+    chat = model.has_chat if arguments.chat is None else arguments.chat
     if not chat:
         if arguments.system is not None:
             raise ConfigError("--system needs a chat template and not --raw")
-        return False, service.completion_token_ids(prompt)
+        return False, model.encode_prompt(prompt)
     messages = [{"role": "user", "content": prompt}]
     if arguments.system is not None:
         messages.insert(0, {"role": "system", "content": arguments.system})
-    return True, service.chat_token_ids(messages)
+    return True, model.encode_chat(messages)

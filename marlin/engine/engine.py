@@ -5,17 +5,15 @@ the runner's.
 """
 
 import queue
-import secrets
 import threading
 import time
 
 from marlin.engine.block_pool import BlockPool
 from marlin.engine.draft import Drafter
-from marlin.engine.request import FinishEvent, Request, TokenEvent, check_prompt_length
+from marlin.engine.request import FinishEvent, TokenEvent, new_request
 from marlin.engine.runner import NO_TOKEN, NOT_NUMBERS
-from marlin.engine.sampling import MAX_LOGIT_BIASES
 from marlin.engine.scheduler import Scheduler
-from marlin.errors import DeviceError, RequestError, StoppingError
+from marlin.errors import DeviceError, StoppingError
 
 # A failed step may be one request's misfortune. So many in a row are the device's own state, which
 # on a GPU can last as long as the process: macOS revokes the access of one that caused hangs.
@@ -37,16 +35,25 @@ class Engine:
             speculate if it takes draft tokens.
         eos_token_ids: tokens that end a generation.
         max_context_tokens: prompt and output together; None is all that the cache holds.
+        vocab_size: token ids below it may be in prompts and biases; None is the model's own.
         clock: monotonic seconds.
     """
 
-    def __init__(self, runner, eos_token_ids, max_context_tokens=None, clock=time.monotonic):
+    def __init__(
+        self,
+        runner,
+        eos_token_ids,
+        max_context_tokens=None,
+        vocab_size=None,
+        clock=time.monotonic,
+    ):
         self._runner = runner
         self._eos_token_ids = frozenset(eos_token_ids)
         layout = runner.layout
         capacity = layout.block_size * min(layout.num_blocks, layout.table_stride)
         self.max_context_tokens = min(capacity, max_context_tokens or capacity)
-        self._vocab_size = runner.model.config.vocab_size
+        most = runner.model.config.vocab_size
+        self.vocab_size = min(most, vocab_size or most)
         self._pool = BlockPool(layout.num_blocks, layout.block_size)
         self._scheduler = Scheduler(
             self._pool, runner.max_sequences, runner.max_step_tokens, runner.max_draft_tokens
@@ -76,15 +83,10 @@ class Engine:
             Request; read its events until the FinishEvent.
 
         Raises:
-            ContextLengthError: the prompt leaves no room for a token of output.
-            RequestError: the prompt has no tokens; or it or logit_bias has one outside the
-                vocabulary.
+            RequestError: as new_request's.
             StoppingError: the engine has stopped.
         """
-        self._check_prompt(prompt_token_ids)
-        self._check_bias(params.logit_bias)
-        seed = secrets.randbits(64) if params.seed is None else params.seed & (1 << 64) - 1
-        request = Request(request_id, list(prompt_token_ids), params, seed)
+        request = new_request(prompt_token_ids, params, request_id, self)
         if self._runner.max_draft_tokens:
             request.drafter = self._drafter(request)
         with self._lock:
@@ -100,23 +102,6 @@ class Engine:
         longest = len(request.prompt_token_ids) + request.params.max_tokens
         ends = () if request.params.ignore_eos else self._eos_token_ids
         return Drafter(min(self.max_context_tokens, longest), ends)
-
-    def _check_prompt(self, prompt_token_ids):
-        check_prompt_length(len(prompt_token_ids), self.max_context_tokens)
-        if not 0 <= min(prompt_token_ids) <= max(prompt_token_ids) < self._vocab_size:
-            raise RequestError(
-                f"the prompt has a token id outside the vocabulary of {self._vocab_size}",
-                param="prompt",
-            )
-
-    def _check_bias(self, logit_bias):
-        outside = [token_id for token_id, _ in logit_bias if not 0 <= token_id < self._vocab_size]
-        if outside or len(logit_bias) > MAX_LOGIT_BIASES:
-            raise RequestError(
-                f"logit_bias may hold {MAX_LOGIT_BIASES} of the vocabulary's {self._vocab_size} "
-                f"tokens; {len(outside)} of {len(logit_bias)} are outside it",
-                param="logit_bias",
-            )
 
     @property
     def alive(self):

@@ -17,11 +17,10 @@ from marlin.engine.memory import (
     check_memory,
 )
 from marlin.engine.runner import Runner
+from marlin.engine.served_model import ServedModel
 from marlin.errors import ConfigError
 from marlin.models.checkpoint import open_checkpoint
-from marlin.models.config import ModelConfig
 from marlin.models.model import Model
-from marlin.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -29,24 +28,6 @@ logger = logging.getLogger(__name__)
 # arithmetic, keep activations in the second-level cache, and let an abort be noticed soon
 # (docs/performance.md).
 PREFILL_STEP_TOKENS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A model that is ready to serve.
-
-    Attributes:
-        model_id: what API calls name it by: the path's last component, without .gguf.
-        format: "gguf", "safetensors", or a native folder's "fp4", "int4", "int8".
-        isa: instruction set that the device uses.
-    """
-
-    model_id: str
-    engine: Engine
-    tokenizer: Tokenizer
-    config: ModelConfig
-    format: str
-    isa: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +54,7 @@ def load_engine(
     device_kind=None,
     speculative=None,
 ):
-    """Open a model and start its engine.
+    """Open a model and start its engine; returns the ServedModel.
 
     Args:
         path: a .gguf file, or a folder in Hugging Face or native form.
@@ -117,10 +98,11 @@ def load_engine(
     tokenizer = checkpoint.load_tokenizer()
     eos_token_ids = tokenizer.eos_token_ids | set(config.eos_token_ids)
     name = os.path.basename(os.path.abspath(path)).removesuffix(".gguf")
-    engine = Engine(runner, eos_token_ids, context)
+    engine = Engine(runner, eos_token_ids, context, tokenizer.vocab_size)
     info = device.info()
     _log_memory(name, info, runner.kv_bytes)
-    return LoadedModel(name, engine, tokenizer, config, checkpoint.format, info["isa"])
+    facts = checkpoint.format, info["isa"], config.num_layers
+    return ServedModel(name, engine, tokenizer, *facts)
 
 
 def _log_memory(name, info, kv_bytes):

@@ -9,25 +9,16 @@ import math
 import os
 import random
 import re
-import secrets
 import threading
 import time
 import zlib
-from dataclasses import dataclass
-from types import SimpleNamespace
 
-from marlin.engine.request import (
-    FinishEvent,
-    Request,
-    TokenEvent,
-    TokenLogprobs,
-    check_prompt_length,
-)
+from marlin.engine.request import FinishEvent, TokenEvent, TokenLogprobs, new_request
+from marlin.engine.served_model import ServedModel
 from marlin.errors import StoppingError
 
 _log = logging.getLogger(__name__)
 
-FORMAT = "mock"
 # As long as the contexts of the small models that people try first.
 CONTEXT_TOKENS = 8192
 # Time of a token: fast for a model, and slow enough that a stream is several writes.
@@ -117,6 +108,7 @@ class MockEngine:
 
     def __init__(self, tokenizer, max_context_tokens=CONTEXT_TOKENS, *, step_s=STEP_S, answer=None):
         self.max_context_tokens = max_context_tokens
+        self.vocab_size = tokenizer.vocab_size
         self._tokenizer = tokenizer
         self._step_s = step_s
         self._answer = answer or self._sentences
@@ -129,15 +121,12 @@ class MockEngine:
 
     def submit(self, prompt_token_ids, params, request_id):
         """Begin a request; arguments, result and errors are Engine.submit's."""
-        count = len(prompt_token_ids)
-        check_prompt_length(count, self.max_context_tokens)
-        seed = secrets.randbits(64) if params.seed is None else params.seed
-        request = Request(request_id, list(prompt_token_ids), params, seed)
+        request = new_request(prompt_token_ids, params, request_id, self)
         with self._lock:
             if self._closed:
                 raise StoppingError("the engine has stopped")
             self._running.add(request)
-            self._num_prompt_tokens += count
+            self._num_prompt_tokens += len(prompt_token_ids)
         threading.Thread(target=self._run, args=(request,), name="mock", daemon=True).start()
         return request
 
@@ -233,25 +222,9 @@ class MockEngine:
         return self._tokenizer.encode(text if first else " " + text)
 
 
-@dataclass(frozen=True, slots=True)
-class MockModel:
-    """What engine.load.LoadedModel is for a real model."""
-
-    model_id: str
-    engine: MockEngine
-    tokenizer: MockTokenizer
-    config: SimpleNamespace
-    format: str = FORMAT
-    isa: str = ""
-
-
 def load_mock(path, max_context_tokens=None):
     """A running mock under a path's last component; the path need not exist."""
     name = os.path.basename(os.path.abspath(path)).removesuffix(".gguf")
     _log.warning("METAL_MARLIN_MOCK_MODEL=1: %s is a mock; its answers are made up", name)
     tokenizer = MockTokenizer()
-    context = max_context_tokens or CONTEXT_TOKENS
-    config = SimpleNamespace(
-        num_layers=0, vocab_size=tokenizer.vocab_size, max_context_tokens=context
-    )
-    return MockModel(name, MockEngine(tokenizer, context), tokenizer, config)
+    return ServedModel(name, MockEngine(tokenizer, max_context_tokens or CONTEXT_TOKENS), tokenizer)

@@ -12,7 +12,7 @@ from clients import CLIENT_TIMEOUT_S, MODEL, RawClient
 from fakes import ByteTokenizer, FakeEngine
 
 from marlin.config import serve_config
-from marlin.server.api.service import Service, chat_renderer
+from marlin.engine.served_model import LONG_TEXT_CHARACTERS, ServedModel
 from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer, open_listener
 from marlin.server.process.serve import build_app
@@ -50,15 +50,26 @@ def start_server():
     with ExitStack() as stack:
 
         def start(
-            engine=None, tokenizer=None, *, model=True, options=None, environ=None, **limits
+            engine=None,
+            tokenizer=None,
+            *,
+            model=True,
+            options=None,
+            environ=None,
+            long_text_characters=LONG_TEXT_CHARACTERS,
+            **limits,
         ):
             engine = engine or FakeEngine()
             tokenizer = tokenizer or ByteTokenizer()
             arguments = {"host": "127.0.0.1", "port": "0", **(options or {})}
             config = serve_config(arguments, environ or {})
             bounds = dataclasses.replace(Limits(linger_s=0.2), **limits)
-            service = Service(MODEL, 1_700_000_000, tokenizer, engine, chat_renderer(tokenizer))
-            app = build_app(config, service if model else None, bounds)
+            served = ServedModel(
+                *(MODEL, engine, tokenizer),
+                long_text_characters=long_text_characters,
+                poll_s=bounds.poll_s,
+            )
+            app = build_app(config, served if model else None, bounds, created=1_700_000_000)
             listener = open_listener(config.host, config.port, bounds.backlog)
             server = HttpServer(listener, app, bounds)
             threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()

@@ -23,7 +23,7 @@ from failing_engine import failing_engine  # noqa: E402
 from fakes import ByteTokenizer, FakeEngine, say, say_then_hang  # noqa: E402
 
 from marlin import config  # noqa: E402
-from marlin.server.api.service import Service, chat_renderer  # noqa: E402
+from marlin.engine.served_model import ServedModel  # noqa: E402
 from marlin.server.http.limits import Limits  # noqa: E402
 from marlin.server.observe import logs  # noqa: E402
 from marlin.server.process.serve import serve  # noqa: E402
@@ -39,10 +39,9 @@ _SCRIPTS = {"hello": say(b"Hello there!"), "slow": _slow, "hang": say_then_hang(
 
 
 def _load(settings):
-    tokenizer = ByteTokenizer()
     name = settings.model_path
     engine = failing_engine() if name == "failing" else FakeEngine(_SCRIPTS[name])
-    return Service(name, 0, tokenizer, engine, chat_renderer(tokenizer))
+    return ServedModel(name, engine, ByteTokenizer())
 
 
 def main():

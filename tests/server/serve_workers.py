@@ -12,8 +12,8 @@ from failing_engine import failing_engine
 from fakes import ByteTokenizer, FakeEngine
 
 from marlin import config
+from marlin.engine.served_model import ServedModel
 from marlin.errors import ModelFileError
-from marlin.server.api.service import Service, chat_renderer
 from marlin.server.http.limits import Limits
 from marlin.server.process import supervisor, worker
 
@@ -36,9 +36,8 @@ def _load(settings, share):
         raise ModelFileError("broken", "cannot be read")
     if settings.model_path == "only-once" and not share.writes_weights:
         os._exit(3)
-    tokenizer = ByteTokenizer()
     engine = failing_engine() if settings.model_path == "failing" else FakeEngine(_gated)
-    return Service(settings.model_path, 0, tokenizer, engine, chat_renderer(tokenizer))
+    return ServedModel(settings.model_path, engine, ByteTokenizer())
 
 
 def _set_up_logging(settings):

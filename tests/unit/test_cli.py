@@ -3,27 +3,20 @@
 import io
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 from server.fakes import ByteTokenizer, FakeEngine, StoppedByEngine, say
 
 from marlin import __version__, cli
 from marlin.commands import generate
+from marlin.engine.served_model import ServedModel
 from marlin.errors import ConfigError, MarlinError, RequestError
 
 
 def generated(*words, stdin="", engine=None, tokenizer=None):
     """Run generate with a scripted engine; returns (output, engine)."""
     engine = engine or FakeEngine()
-    loaded = SimpleNamespace(
-        model_id="tiny",
-        engine=engine,
-        tokenizer=tokenizer or ByteTokenizer(),
-        config=SimpleNamespace(num_layers=1),
-        format="gguf",
-        isa="scalar",
-    )
+    loaded = ServedModel("tiny", engine, tokenizer or ByteTokenizer())
     arguments = cli._build_parser("generate").parse_args(["generate", "MODEL", *words])
     output = io.StringIO()
     code = generate.run(arguments, lambda path, **_: loaded, io.StringIO(stdin), output)

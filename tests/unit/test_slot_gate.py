@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
+from marlin.engine.gate import SlotGate
 from marlin.errors import OverloadedError
-from marlin.server.api.gate import SlotGate
 
 
 def patient():

@@ -15,8 +15,8 @@ from vocabularies import (
     train_sentencepiece,
 )
 
+from marlin.engine.served_model import chat_renderer
 from marlin.errors import ModelFileError
-from marlin.server.api.service import chat_renderer
 from marlin.text.gguf_tokenizer import tokenizer_from_gguf
 from marlin.text.tokenizer import Tokenizer, load_tokenizer
 

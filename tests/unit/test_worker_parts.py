@@ -35,7 +35,7 @@ class FakeClock:
         return self.now
 
 
-def service(waited_s=0.0, alive=True):
+def model(waited_s=0.0, alive=True):
     engine = SimpleNamespace(alive=alive, stats=lambda: {"seconds_since_step": waited_s})
     return SimpleNamespace(engine=engine)
 
@@ -85,10 +85,10 @@ def test_the_next_worker_in_a_seat_counts_on(board):
     ("served", "expected"),
     [
         (None, True),
-        (service(), True),
-        (service(waited_s=STUCK_S - 1), True),
-        (service(waited_s=STUCK_S), False),
-        (service(alive=False), False),
+        (model(), True),
+        (model(waited_s=STUCK_S - 1), True),
+        (model(waited_s=STUCK_S), False),
+        (model(alive=False), False),
     ],
 )
 def test_one_process_is_well_unless_its_engine_is_stuck_or_has_ended(served, expected):
@@ -97,8 +97,8 @@ def test_one_process_is_well_unless_its_engine_is_stuck_or_has_ended(served, exp
 
 def test_one_worker_that_completes_steps_is_enough(board):
     clock = FakeClock()
-    stuck = SharedHealth(service(waited_s=STUCK_S), STUCK_S, board.seats[0], clock)
-    other = service()
+    stuck = SharedHealth(model(waited_s=STUCK_S), STUCK_S, board.seats[0], clock)
+    other = model()
     well = SharedHealth(other, STUCK_S, board.seats[1], clock)
     assert not stuck.is_well()  # the other one has not begun
     well.beat()

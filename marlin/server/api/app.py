@@ -1,6 +1,6 @@
 """The routes: what each endpoint does with a request, and how every error becomes an answer.
 
-Sits between HTTP (http/handler.py) and the model (api/service.py) and knows the details of
+Sits between HTTP (http/handler.py) and the model (engine/served_model.py) and knows the details of
 neither.
 """
 
@@ -8,8 +8,6 @@ import hmac
 import logging
 import os
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass
 from urllib.parse import unquote
 
 from marlin.errors import (
@@ -24,7 +22,6 @@ from marlin.errors import (
 from marlin.files.fields import shown
 from marlin.server.api import openai_answers, openai_requests
 from marlin.server.api.fields import parse_json
-from marlin.server.api.gate import SlotGate
 from marlin.server.api.generation import Generation, timed_out
 from marlin.server.http.connection import PeerGone
 from marlin.server.http.handler import Answer
@@ -35,40 +32,25 @@ _log = logging.getLogger("marlin.server")
 _MODEL_PATH = "/v1/models/"
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What the operator chose.
-
-    Attributes:
-        default_max_tokens: output tokens of a request that names no limit.
-        timeout_s: from a request's last byte to the end of its answer.
-        api_key: what clients must present, or None; bytes.
-    """
-
-    default_max_tokens: int
-    timeout_s: float
-    api_key: bytes | None = None
-
-
 class App:
     """An http.handler.Application.
 
     Args:
-        service: api.service.Service, or None when no model is loaded.
-        settings: Settings.
-        gate: api.gate.SlotGate that generation requests pass.
+        service: engine.served_model.ServedModel, or None when no model is loaded.
+        created: when it was loaded, seconds since the epoch.
+        config: ServeConfig.
+        gate: engine.gate.SlotGate that generation requests pass.
         metrics: observe.metrics.Metrics.
         limits: http.limits.Limits.
         health: observe.health.Health.
         metrics_page: observe.metrics_page.MetricsPage, or None for no /metrics.
     """
 
-    def __init__(self, service, settings, gate, metrics, limits, health, metrics_page=None):
+    def __init__(self, service, created, config, gate, metrics, limits, health, metrics_page=None):
         self._service = service
-        self._settings = settings
+        self._created = created
+        self._config = config
         self._gate = gate
-        # One at a time; as many may wait as there are connections, so that it refuses nobody.
-        self._long_texts = SlotGate(1, limits.num_connections, limits.poll_s)
         self._metrics = metrics
         self._limits = limits
         self._vitals = health
@@ -139,7 +121,7 @@ class App:
         self._reply_json(handler, body, error.status, error.headers)
 
     def _authorize(self, handler):
-        key = self._settings.api_key
+        key = self._config.api_key
         if key is None or handler.path == "/health":
             return
         scheme, _, presented = handler.headers.get("authorization", "").partition(" ")
@@ -179,7 +161,7 @@ class App:
         service = self._service
         cards = []
         if service is not None:
-            cards.append(openai_answers.model_card(service.model_id, service.created))
+            cards.append(openai_answers.model_card(service.model_id, self._created))
         self._reply_json(handler, {"object": "list", "data": cards})
 
     def _show_model(self, handler, _record):
@@ -187,20 +169,20 @@ class App:
         service = self._service
         if service is None or model_id != service.model_id:
             raise _model_not_found(model_id)
-        card = openai_answers.model_card(service.model_id, service.created)
-        self._reply_json(handler, card | service.details())
+        card = openai_answers.model_card(service.model_id, self._created)
+        self._reply_json(handler, card | openai_answers.model_details(service))
 
     def _chat(self, handler, record):
-        def tokenize(service, request, turn):
-            return [service.chat_token_ids(request.messages, turn)]
+        def tokenize(service, request, still_wanted):
+            return [service.encode_chat(request.messages, still_wanted)]
 
         parse, answer_kind = openai_requests.parse_chat, openai_answers.ChatAnswer
         self._generate(handler, record, parse, tokenize, answer_kind)
 
     def _complete(self, handler, record):
-        def tokenize(service, request, turn):
+        def tokenize(service, request, still_wanted):
             return [
-                service.completion_token_ids(prompt.content, prompt.param, turn)
+                service.encode_prompt(prompt.content, prompt.param, still_wanted)
                 for prompt in request.prompts
             ]
 
@@ -210,12 +192,12 @@ class App:
     def _generate(self, handler, record, parse, tokenize, answer_kind):
         """Answer a generation request; parse and tokenize are its endpoint's, see the two above."""
         content = handler.read_body()
-        timeout_s = self._settings.timeout_s
+        timeout_s = self._config.timeout_s
         deadline = time.monotonic() + timeout_s
         with record.generating():
             body = parse_json(content)
             service = self._loaded_service()
-            request = parse(body, self._limits, self._settings.default_max_tokens)
+            request = parse(body, self._limits, self._config.max_tokens)
             _check_model(request, service)
             options = request.options
             shows_logprobs = options.sampling.num_logprobs is not None
@@ -235,24 +217,7 @@ class App:
             )
             # Tokenizing a long prompt is work, too, and waits for its slot.
             with self._gate.slot(still_wanted):
-                prompts = tokenize(service, request, self._turns(still_wanted))
-                service.check_logit_bias(options.sampling.logit_bias)
-                generation.run(prompts)
-
-    def _turns(self, still_wanted):
-        """turn(text) -> context manager in which a text is tokenized: a long one alone."""
-
-        @contextmanager
-        def turn(text):
-            if len(text) > self._limits.long_text_characters:
-                with self._long_texts.slot(still_wanted):
-                    yield
-            else:
-                yield
-            # Nothing stops a tokenizer, and it may have taken longer than the request has.
-            still_wanted()
-
-        return turn
+                generation.run(tokenize(service, request, still_wanted))
 
     def _loaded_service(self):
         if self._service is None:
@@ -266,7 +231,9 @@ class App:
 def _envelope(service, answer_kind):
     answer_id = answer_kind.id_prefix + os.urandom(12).hex()
     created = int(time.time())
-    return openai_answers.Envelope(answer_id, created, service.model_id, service.fingerprint)
+    return openai_answers.Envelope(
+        answer_id, created, service.model_id, openai_answers.fingerprint(service)
+    )
 
 
 def _check_model(request, service):

@@ -8,11 +8,11 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
+from marlin.engine.served_model import ServedModel
 from marlin.engine.stream import TextStream, merged
 from marlin.errors import StoppingError, TimedOutError
 from marlin.server.api import openai_answers
 from marlin.server.api.openai_requests import GenerationOptions
-from marlin.server.api.service import Service
 from marlin.server.http.handler import Handler
 from marlin.server.http.limits import Limits
 from marlin.server.observe.metrics import RequestRecord
@@ -34,7 +34,7 @@ class Generation:
 
     handler: Handler
     record: RequestRecord
-    service: Service
+    service: ServedModel
     answer: Any
     options: GenerationOptions
     limits: Limits

@@ -3,10 +3,12 @@
 The way in is api/openai_requests.py. No I/O and no clock: ids and times are passed in.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from marlin import __version__
 from marlin.server.api import logprobs
 
 JSON_TYPE = "application/json"
@@ -89,6 +91,35 @@ def error_body(error):
 def model_card(model_id, created):
     """One entry of /v1/models. created: seconds since the epoch."""
     return {"id": model_id, "object": "model", "created": created, "owned_by": "metal-marlin"}
+
+
+def model_details(model):
+    """What /v1/models/{id} says of a ServedModel beyond the card."""
+    return {
+        "capabilities": {
+            "chat_completions": model.has_chat,
+            "completions": True,
+            "streaming": True,
+            "logprobs": True,
+            "logit_bias": True,
+            "seed": True,
+            "tools": False,
+            "vision": False,
+            "embeddings": False,
+        },
+        "config": {
+            "format": model.format,
+            "max_context_length": model.engine.max_context_tokens,
+            "num_layers": model.num_layers,
+            "vocab_size": model.tokenizer.vocab_size,
+        },
+    }
+
+
+def fingerprint(model):
+    """Names all that decides what a seed gives: package, model, weights and device."""
+    facts = "\0".join((__version__, model.model_id, model.format, model.isa))
+    return "fp_" + hashlib.sha256(facts.encode()).hexdigest()[:10]
 
 
 class _Answer:

@@ -6,6 +6,7 @@ No I/O, no clock, no model. Which names a request may hold is names.py's.
 import re
 from dataclasses import dataclass, replace
 
+from marlin.engine.request import check_num_biases
 from marlin.engine.sampling import SamplingParams, parse_sampling
 from marlin.files.fields import shown, type_name
 from marlin.server.api import logprobs, names
@@ -147,7 +148,7 @@ def _parse_options(body, limits, max_tokens, num_logprobs):
     sampling = parse_sampling(
         given,
         max_tokens=max_tokens,
-        logit_bias=_parse_logit_bias(body, limits),
+        logit_bias=_parse_logit_bias(body),
         num_logprobs=num_logprobs,
     )
     return GenerationOptions(
@@ -159,12 +160,11 @@ def _parse_options(body, limits, max_tokens, num_logprobs):
     )
 
 
-def _parse_logit_bias(body, limits):
+def _parse_logit_bias(body):
     given = request_fields(body).section("logit_bias")
     if given is None:
         return ()
-    if len(given.values) > limits.num_logit_biases:
-        refuse("logit_bias", f"may hold {limits.num_logit_biases} tokens, got {len(given.values)}")
+    check_num_biases(len(given.values))
     for name in given.values:
         if not _TOKEN_ID.fullmatch(name):
             refuse(f"logit_bias.{plain(name)}", "must be named by a token id in decimal digits")

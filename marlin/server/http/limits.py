@@ -5,8 +5,6 @@ Values only: nothing here reads a socket or a clock. Tests pass smaller ones in.
 
 from dataclasses import dataclass
 
-from marlin.engine.sampling import MAX_LOGIT_BIASES
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -35,8 +33,6 @@ class Limits:
             reset.
         drain_s: what requests in flight get when the server is told to stop; service managers wait
             longer.
-        long_text_characters: longer texts are tokenized one at a time. It takes up to 330 bytes of
-            memory a character: 0.2 GB for ten texts of this length at once, 14 GB for ten of 4 MiB.
         poll_s: how often a wait for the engine looks whether the client is still there.
         pipelined_bytes: requests sent ahead that are held while one is answered.
         num_connections: one thread each; 1,000 idle clients must leave room for the busy ones.
@@ -44,7 +40,6 @@ class Limits:
         num_stop_strings, stop_characters: each is searched for in every token's text.
         num_choices: `n` of a call; each is a request to the engine, all from one slot.
         num_call_choices: `n` times the prompts of a call.
-        num_logit_biases: what the engine has room for.
         queue_factor: requests that may wait for a slot, for each slot: a queued request then waits
             about as long as a running one runs.
         stuck_s: an engine that has work and completes no step for so long is taken for stuck: a
@@ -71,7 +66,6 @@ class Limits:
     write_s: float = 30.0
     linger_s: float = 1.0
     drain_s: float = 30.0
-    long_text_characters: int = 64 * 1024
     poll_s: float = 0.1
     pipelined_bytes: int = 64 * 1024
     num_connections: int = 2048
@@ -80,7 +74,6 @@ class Limits:
     stop_characters: int = 1024
     num_choices: int = 16
     num_call_choices: int = 64
-    num_logit_biases: int = MAX_LOGIT_BIASES
     queue_factor: int = 1
     stuck_s: float = 60.0
     beat_s: float = 0.25

@@ -8,19 +8,19 @@ class Health:
     """The state of a server of one process.
 
     Args:
-        service: api.service.Service, or None when no model is served.
+        model: engine.served_model.ServedModel, or None when no model is served.
         stuck_s: work that waits for a step for so long is stuck.
     """
 
-    def __init__(self, service, stuck_s):
-        self._service = service
+    def __init__(self, model, stuck_s):
+        self._model = model
         self._stuck_s = stuck_s
 
     def waited_s(self):
         """Seconds that the work in hand has waited for a step; inf when the engine has ended."""
-        if self._service is None:
+        if self._model is None:
             return 0.0
-        engine = self._service.engine
+        engine = self._model.engine
         return engine.stats().get("seconds_since_step", 0.0) if engine.alive else math.inf
 
     def is_well(self):
@@ -32,13 +32,13 @@ class SharedHealth(Health):
     """The state of a server of several workers, told by any of them.
 
     Args:
-        service, stuck_s: as Health's.
+        model, stuck_s: as Health's.
         seat: this worker's observe.board.Seat.
         clock: seconds since a moment that all workers share.
     """
 
-    def __init__(self, service, stuck_s, seat, clock=time.monotonic):
-        super().__init__(service, stuck_s)
+    def __init__(self, model, stuck_s, seat, clock=time.monotonic):
+        super().__init__(model, stuck_s)
         self._seat = seat
         self._clock = clock
 

@@ -23,21 +23,21 @@ class MetricsPage:
 
     Args:
         metrics: this process's observe.metrics.Metrics.
-        service: api.service.Service, or None.
-        gate: api.gate.SlotGate.
+        model: engine.served_model.ServedModel, or None.
+        gate: engine.gate.SlotGate.
         snapshots: callable giving one array of cells for each worker; None when this process is
             the only one.
     """
 
-    def __init__(self, metrics, service, gate, snapshots=None):
+    def __init__(self, metrics, model, gate, snapshots=None):
         self._metrics = metrics
-        self._service = service
+        self._model = model
         self._gate = gate
         self._snapshots = snapshots or (lambda: [metrics.snapshot()])
 
     def refresh(self):
         """Bring this process's gauges up to date. Other workers see them as they were last set."""
-        stats = {} if self._service is None else self._service.engine.stats()
+        stats = {} if self._model is None else self._model.engine.stats()
         self._metrics.set_gauges(
             requests_queued=self._gate.num_waiting + stats.get("num_waiting", 0),
             kv_blocks=stats.get("num_kv_blocks", 0),
@@ -58,7 +58,7 @@ class MetricsPage:
         if kind == _JSON_TYPE:
             return _encode(json_body(snapshots)), kind
         openmetrics = kind == prometheus.OPENMETRICS_TYPE
-        model = None if self._service is None else {"model": self._service.model_id}
+        model = None if self._model is None else {"model": self._model.model_id}
         build = {"version": __version__, "python": platform.python_version()}
         return prometheus.render(snapshots, model, build, openmetrics=openmetrics), kind
 

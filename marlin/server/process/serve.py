@@ -11,9 +11,9 @@ import threading
 import time
 
 from marlin import __version__
+from marlin.engine.gate import SlotGate
 from marlin.errors import ConfigError, MarlinError
-from marlin.server.api.app import App, Settings
-from marlin.server.api.gate import SlotGate
+from marlin.server.api.app import App
 from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer, open_listener
 from marlin.server.observe.health import Health, SharedHealth
@@ -32,7 +32,7 @@ def serve(config, load, limits=None):
 
     Args:
         config: ServeConfig.
-        load: callable(config) -> api.service.Service; called only when there is a model path.
+        load: callable(config) -> ServedModel; called only when there is a model path.
         limits: http.limits.Limits, or None for the standard ones.
 
     Returns:
@@ -46,16 +46,16 @@ def serve(config, load, limits=None):
     limits = limits or Limits()
     raise_file_limit(limits)
     listener = listen(config, limits)
-    service = load(config) if config.model_path else None
-    server = HttpServer(listener, build_app(config, service, limits), limits)
+    model = load(config) if config.model_path else None
+    server = HttpServer(listener, build_app(config, model, limits), limits)
     signals = StopSignals()
     threading.Thread(target=server.serve_forever, name="accept", daemon=True).start()
-    announce(config, service and service.model_id, listener)
-    watch_engine(service, signals)
+    announce(config, model and model.model_id, listener)
+    watch_engine(model, signals)
     signals.wait()
     _log.info("stopping: waiting up to %g s for requests in flight", limits.drain_s)
     _drain(server, limits, signals)
-    return close_engine(service, server, limits)
+    return close_engine(model, server, limits)
 
 
 def _drain(server, limits, signals):
@@ -74,57 +74,60 @@ def _drain(server, limits, signals):
             os._exit(128 + signum)
 
 
-def build_app(config, service, limits, seat=None):
+def build_app(config, model, limits, seat=None, created=None):
     """The application of a server, from its settings.
 
-    seat: observe.board.Seat of one worker process among several; None for the only process.
+    Args:
+        model: ServedModel, or None for none.
+        seat: observe.board.Seat of one worker process among several; None for the only process.
+        created: when the server was started, seconds since the epoch; None is now.
     """
-    settings = Settings(config.max_tokens, config.timeout_s, config.api_key)
     num_slots = config.max_concurrent_requests
     gate = SlotGate(num_slots, limits.queue_factor * num_slots, limits.poll_s)
     if seat is None:
         metrics, snapshots = Metrics(), None
-        health = Health(service, limits.stuck_s)
+        health = Health(model, limits.stuck_s)
     else:
         metrics = Metrics(seat.metrics)
-        health = SharedHealth(service, limits.stuck_s, seat)
+        health = SharedHealth(model, limits.stuck_s, seat)
 
         def snapshots():
             return seat.board.snapshots(time.monotonic())
 
-    page = MetricsPage(metrics, service, gate, snapshots) if config.enable_metrics else None
-    return App(service, settings, gate, metrics, limits, health, page)
+    page = MetricsPage(metrics, model, gate, snapshots) if config.enable_metrics else None
+    created = int(time.time()) if created is None else created
+    return App(model, created, config, gate, metrics, limits, health, page)
 
 
-def watch_engine(service, signals):
+def watch_engine(model, signals):
     """When the engine ends by itself, log why and let signals.wait() return.
 
     A GPU that failed can be lost to the process for good: only a new one can serve again.
 
     Args:
-        service: api.service.Service or None.
+        model: ServedModel or None.
         signals: StopSignals.
     """
 
     def watch():
-        error = service.engine.wait_for_end()
+        error = model.engine.wait_for_end()
         if error is not None:
             what = error.message if isinstance(error, MarlinError) else repr(error)
             _log.critical("the engine has ended, and this process ends with it: %s", what)
             signals.finish()
 
-    if service is not None:
+    if model is not None:
         threading.Thread(target=watch, name="engine watch", daemon=True).start()
 
 
-def close_engine(service, server, limits):
-    """Free the engine of a Service, or None; returns the exit code: 1 when it had ended by
+def close_engine(model, server, limits):
+    """Free the engine of a ServedModel, or None; returns the exit code: 1 when it had ended by
     itself."""
-    if service is None:
+    if model is None:
         return 0
-    if not service.engine.alive:
+    if not model.engine.alive:
         return 1  # a device that failed might hang when it is closed; the process's end frees it
-    service.engine.close()
+    model.engine.close()
     server.wait_idle(limits.linger_s)  # requests that this cut off get to say so
     return 0
 

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 from marlin.config import ServeConfig
 from marlin.engine.share import Share
@@ -93,7 +93,7 @@ def main(load, set_up_logging):
     """Read the job from standard input and do it.
 
     Args:
-        load: callable(config, share) -> api.service.Service; called only with a model path.
+        load: callable(config, share) -> ServedModel; called only with a model path.
         set_up_logging: callable(config).
 
     Returns:
@@ -123,8 +123,7 @@ def _read_line(fd):
 def _fill_weights(job, load):
     """Load the whole model: what is wrong with it or its settings comes out once, here."""
     _when_orphaned(lambda: os._exit(0))
-    service = load(job.config, job.share)
-    service.engine.close()
+    load(job.config, job.share).engine.close()
     return 0
 
 
@@ -133,29 +132,27 @@ def _serve(job, load):
     signals = StopSignals()
     _when_orphaned(signals.finish)
     seat = Board(job.board_fd, job.config.workers).seats[job.index]
-    service = None
-    if job.config.model_path:
-        service = replace(load(job.config, job.share), created=job.created)
-    app = build_app(job.config, service, limits, seat)
+    model = load(job.config, job.share) if job.config.model_path else None
+    app = build_app(job.config, model, limits, seat, job.created)
     app.beat()
     server = WorkerServer(socket.socket(fileno=job.listener_fd), app, limits)
     threading.Thread(target=server.serve_forever, name="accept", daemon=True).start()
     threading.Thread(target=keep_beating, args=(app, limits), name="beat", daemon=True).start()
-    _report_ready(job, service)
+    _report_ready(job, model)
     _log.info("worker %d (process %d) serves", job.index, os.getpid())
-    watch_engine(service, signals)
+    watch_engine(model, signals)
     # One signal or many: the supervisor kills when there is to be no more waiting, and a service
     # manager may send the same signal to all processes of the service as the supervisor does.
     signals.wait()
     if not server.drain(limits.drain_s):
         _log.warning("requests still running after %g s were cut off", limits.drain_s)
-    return close_engine(service, server, limits)
+    return close_engine(model, server, limits)
 
 
-def _report_ready(job, service):
+def _report_ready(job, model):
     # A supervisor that is gone needs no word; standard input tells of that.
     with suppress(BrokenPipeError), os.fdopen(job.ready_fd, "wb") as pipe:
-        pipe.write((service.model_id if service else "").encode("utf-8") + b"\n")
+        pipe.write((model.model_id if model else "").encode("utf-8") + b"\n")
 
 
 def keep_beating(app, limits):

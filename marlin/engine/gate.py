@@ -15,11 +15,12 @@ class SlotGate:
 
     Args:
         num_slots: requests inside at once.
-        num_waiting: further requests that may wait for a slot; the next one is refused.
+        num_waiting: further requests that may wait for a slot, the next one is refused; None is no
+            bound.
         poll_s: how often a waiting request looks whether it should still wait.
     """
 
-    def __init__(self, num_slots, num_waiting, poll_s):
+    def __init__(self, num_slots: int, num_waiting: int | None, poll_s: float):
         self._num_slots = num_slots
         self._max_waiting = num_waiting
         self._poll_s = poll_s
@@ -55,7 +56,7 @@ class SlotGate:
             if self._num_inside < self._num_slots and not self._waiting:
                 self._num_inside += 1
                 return
-            if len(self._waiting) >= self._max_waiting:
+            if self._max_waiting is not None and len(self._waiting) >= self._max_waiting:
                 raise OverloadedError(
                     f"{self._num_inside} requests are running and {len(self._waiting)} are "
                     "waiting, which is all this server takes; try again"

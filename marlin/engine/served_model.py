@@ -1,0 +1,177 @@
+"""One loaded model, for whoever asks it: its name, text to token ids and back, and its engine.
+
+A model from files (load.py) and a mock (mock.py) are the same here. Holds no request; the engine
+owns the model's state. Knows no API and no socket.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+from marlin.engine.gate import SlotGate
+from marlin.engine.request import Bounds, Request, check_prompt, check_prompt_fits
+from marlin.engine.sampling import SamplingParams
+from marlin.errors import NoChatTemplateError, TemplateError
+from marlin.text.chat_template import ChatTemplate, render_chat
+
+logger = logging.getLogger(__name__)
+
+# Longer texts are tokenized one at a time. It takes up to 330 bytes of memory a character: 0.2 GB
+# for ten texts of this length at once, 14 GB for ten of 4 MiB.
+LONG_TEXT_CHARACTERS = 64 * 1024
+# How often a text that waits for its turn looks whether it is still wanted.
+POLL_S = 0.1
+
+
+class ModelEngine(Bounds, Protocol):
+    """What runs the requests: engine.engine.Engine or a mock. Any thread may call it."""
+
+    @property
+    def alive(self) -> bool: ...
+
+    def submit(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, request_id: str
+    ) -> Request: ...
+
+    def wait_for_end(self) -> BaseException | None: ...
+
+    def stats(self) -> dict[str, Any]: ...
+
+    def close(self) -> None: ...
+
+
+class ModelTokenizer(Protocol):
+    """text.tokenizer.Tokenizer or a mock; its methods are described there."""
+
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+    bos_token: str | None
+    eos_token: str | None
+    chat_template: str | None
+    byte_exact: bool
+    strips_leading_space: bool
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+    def min_tokens(self, text: str) -> int: ...
+
+    def token_text(self, id: int) -> str: ...
+
+    def token_bytes(self, id: int) -> bytes: ...
+
+    def is_special(self, id: int) -> bool: ...
+
+
+def _wanted() -> None:
+    """The still_wanted of who does not give up."""
+
+
+class ServedModel:
+    """What a server, or one command, has of a model.
+
+    Args:
+        long_text_characters, poll_s: see the constants.
+
+    Attributes:
+        model_id: what API calls name it by.
+        engine: ModelEngine, running.
+        tokenizer: ModelTokenizer.
+        format: of the weights: "gguf", "safetensors", or a native folder's "fp4", "int4", "int8";
+            "mock" for none.
+        isa: instruction set of the device, "" for none.
+        num_layers: of the model.
+    """
+
+    def __init__(
+        self,
+        model_id: str,
+        engine: ModelEngine,
+        tokenizer: ModelTokenizer,
+        format: str = "mock",
+        isa: str = "",
+        num_layers: int = 0,
+        *,
+        long_text_characters: int = LONG_TEXT_CHARACTERS,
+        poll_s: float = POLL_S,
+    ):
+        self.model_id = model_id
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.format = format
+        self.isa = isa
+        self.num_layers = num_layers
+        self._render_chat = chat_renderer(tokenizer)
+        self._long_text_characters = long_text_characters
+        self._long_texts = SlotGate(1, None, poll_s)
+
+    @property
+    def has_chat(self) -> bool:
+        """Whether encode_chat() works: there is a chat template that can be used."""
+        return self._render_chat is not None
+
+    def encode_chat(
+        self, messages: list[dict], still_wanted: Callable[[], None] = _wanted
+    ) -> list[int]:
+        """Prompt token ids of a conversation.
+
+        Args:
+            still_wanted: called while a long text waits for its turn, and after tokenizing; raises
+                to give up.
+
+        Raises:
+            TemplateError: the model has no chat template, or it refuses these messages.
+            ContextLengthError: more tokens than the context holds.
+        """
+        if self._render_chat is None:
+            raise NoChatTemplateError(
+                f"model {self.model_id!r} has no chat template; use /v1/completions"
+            )
+        # A template writes the special tokens itself, beginning-of-sequence included.
+        return self._encode(self._render_chat(messages), still_wanted, add_special_tokens=False)
+
+    def encode_prompt(
+        self,
+        prompt: str | list[int],
+        name: str = "prompt",
+        still_wanted: Callable[[], None] = _wanted,
+    ) -> list[int]:
+        """Prompt token ids of a text, or of ids after a look at them; still_wanted as above.
+
+        Args:
+            name: what errors call it.
+
+        Raises:
+            RequestError: no tokens at all, or an id outside the vocabulary.
+            ContextLengthError: more tokens than the context holds.
+        """
+        if isinstance(prompt, str):
+            prompt = self._encode(prompt, still_wanted)
+        check_prompt(prompt, self.engine, name)
+        return prompt
+
+    def _encode(self, text, still_wanted, **options):
+        context = self.engine.max_context_tokens
+        check_prompt_fits(self.tokenizer.min_tokens(text), context, "at least ")
+        is_long = len(text) > self._long_text_characters
+        with self._long_texts.slot(still_wanted) if is_long else nullcontext():
+            token_ids = self.tokenizer.encode(text, **options)
+        # Nothing stops a tokenizer, and it may have taken longer than the request has.
+        still_wanted()
+        return token_ids
+
+
+def chat_renderer(tokenizer: ModelTokenizer) -> Callable[[list[dict]], str] | None:
+    """A function from messages to prompt text by the model's own template, or None without one."""
+    source = tokenizer.chat_template
+    if source is None:
+        return None
+    try:
+        template = ChatTemplate(source)
+    except TemplateError as error:
+        logger.warning("chat is not available: %s", error.message)
+        return None
+
+    named = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
+    tokens = {name: text for name, text in named.items() if text is not None}
+    return lambda messages: render_chat(template, messages, **tokens)
