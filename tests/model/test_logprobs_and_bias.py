@@ -108,13 +108,17 @@ def test_the_largest_bias_beside_a_penalty_on_every_token_fits(tested):
 
 
 @pytest.mark.parametrize(
-    "biases",
-    [((VOCAB, 1.0),), ((-1, 1.0),), tuple((i, 1.0) for i in range(MAX_LOGIT_BIASES + 1))],
+    ("biases", "param"),
+    [
+        (((VOCAB, 1.0),), f"logit_bias.{VOCAB}"),
+        (((-1, 1.0),), "logit_bias.-1"),
+        (tuple((i, 1.0) for i in range(MAX_LOGIT_BIASES + 1)), "logit_bias"),
+    ],
 )
-def test_a_bias_that_the_engine_cannot_take_is_refused(tested, biases):
+def test_a_bias_that_the_engine_cannot_take_is_refused(tested, biases, param):
     with pytest.raises(RequestError) as caught:
         tested.submit(PROMPT, logit_bias=biases)
-    assert caught.value.param == "logit_bias"
+    assert caught.value.param == param
 
 
 def test_requests_that_share_steps_get_what_they_get_alone(folder):

@@ -7,6 +7,8 @@ import pytest
 from clients import MODEL, chat_body, completion_body, request_bytes
 from fakes import EOS_ID, ByteTokenizer, FakeEngine, say, say_then_hang, wait_for_abort
 
+from marlin.errors import StoppingError
+
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
 
@@ -158,11 +160,28 @@ def test_the_failure_of_one_choice_ends_the_others(start_server, sdk):
     assert engine.aborted.acquire(timeout=10)
 
 
-def test_a_prompt_that_is_too_long_ends_those_before_it(start_server, sdk):
+@pytest.mark.parametrize(
+    "prompts", [[[97] * 5, [97] * 20], [[97] * 5, [97, 257]], ["a" * 5, "a" * 20]]
+)
+def test_a_prompt_that_is_refused_lets_none_beside_it_begin(start_server, sdk, prompts):
     engine = FakeEngine(say_then_hang(b"a"), max_context_tokens=10)
     client = sdk(start_server(engine, poll_s=0.02))
-    with pytest.raises(openai.BadRequestError):
-        client.completions.create(model=MODEL, prompt=[[97] * 5, [97] * 20])
+    with pytest.raises((openai.BadRequestError, openai.UnprocessableEntityError)):
+        client.completions.create(model=MODEL, prompt=prompts)
+    assert engine.requests == []
+
+
+def test_a_prompt_that_the_engine_does_not_take_ends_those_before_it(start_server, sdk):
+    class StoppingEngine(FakeEngine):
+        def submit(self, prompt_token_ids, params, request_id):
+            if self.requests:
+                raise StoppingError("the engine has stopped")
+            return super().submit(prompt_token_ids, params, request_id)
+
+    engine = StoppingEngine(say_then_hang(b"a"))
+    client = sdk(start_server(engine, poll_s=0.02))
+    with pytest.raises(openai.InternalServerError):
+        client.completions.create(model=MODEL, prompt=["one", "two"])
     assert engine.aborted.acquire(timeout=10)
     assert len(engine.requests) == 1
 
