@@ -1,7 +1,7 @@
 """The sampling parameters, one row each: name, type, default, range, and whether a kernel reads it.
 
-From a row come the check of a request's field (parse_sampling), the place in the SampleRow of the
-next token (batch.py) and the option of `generate` (cli.py). Also edit, for what a kernel reads,
+From a row come the check of a request's field (parse_sampling), the place in the next token's
+SampleRow (batch.py) and the option of `generate` (cli.py). Also edit, for what a kernel reads,
 SampleRow in device/abi.py and shaders/params.h, and for any the table in docs/serving.md;
 tests/unit/test_sampling.py compares them. Knows no device.
 """

@@ -63,7 +63,8 @@ def test_a_worker_that_is_gone_leaves_its_totals_and_nothing_else(board):
     clock = FakeClock()
     metrics = Metrics(board.seats[0].metrics, clock)
     metrics.add("generated_tokens_total", 5)
-    metrics.record().generating().__enter__()
+    generating = metrics.record().generating()  # dropped, it would end
+    generating.__enter__()
     clock.now += 10
     assert value(board, "requests_in_flight", clock.now) == 1
     busy_s = value(board, "busy_seconds_total", clock.now)
