@@ -20,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from marlin.device.device import Device
-from marlin.device.ops import KvLayout
+from marlin.engine.kv_cache import Paging
 from marlin.engine.load import Batching, load_engine
 from marlin.engine.request import Chunk, FinishEvent, Request, SamplingParams
 from marlin.engine.runner import Runner
@@ -70,9 +70,7 @@ def print_row_costs(arguments):
     """Milliseconds of a step in which one sequence has 1 to 16 rows, after 128 tokens."""
     device = Device(arguments.threads)
     model = Model(open_checkpoint(arguments.model, device))
-    config = model.config
-    layout = KvLayout(1, 256, 1, config.num_kv_heads, config.head_dim)
-    runner = Runner(device, model, layout, 128, 1, max_draft_tokens=15)
+    runner = Runner(device, model, Paging.contiguous(256), 128, 1, max_draft_tokens=15)
     request = Request("rows", [7] * 129, SamplingParams(), seed=0, block_ids=[0])
     runner.step([Chunk(request, 0, 128)])
     times = {rows: [] for rows in (1, 2, 3, 4, 5, 6, 7, 8, 12, 16)}

@@ -17,8 +17,8 @@ from marlin.commands.info import machine
 from marlin.config import DEVICE_HELP, DEVICE_KINDS, MAX_THREADS, whole_number
 from marlin.device import abi, ops
 from marlin.device.device import Device
-from marlin.device.ops import KvLayout
 from marlin.device.program import Recorder, View
+from marlin.engine.kv_cache import Paging
 from marlin.engine.load import PREFILL_STEP_TOKENS
 from marlin.engine.memory import MemoryBudget, check_memory
 from marlin.engine.request import Chunk, Request, SamplingParams
@@ -122,12 +122,11 @@ class Subject:
         self.peak = "int8" if device.kind == "cpu" else "float32"
         self.checkpoint = open_checkpoint(path, device)
         spec = self.checkpoint.spec
-        config = spec.config
-        layout = KvLayout(1, context_tokens, 1, config.num_kv_heads, config.head_dim)
+        paging = Paging.contiguous(context_tokens)
         budget = MemoryBudget(device.info()["memory_bytes"], self.checkpoint.weight_bytes)
-        check_memory(budget, spec, layout, PREFILL_STEP_TOKENS, 1)
+        check_memory(budget, spec, paging, PREFILL_STEP_TOKENS, 1)
         self.model = Model(self.checkpoint)
-        self.runner = Runner(self.device, self.model, layout, PREFILL_STEP_TOKENS, 1)
+        self.runner = Runner(self.device, self.model, paging, PREFILL_STEP_TOKENS, 1)
         self.read_rates, self.dot_rates, self.decode_rates, self.prefill_rates = [], [], {}, {}
         self._read = self._record_probe("probe_read", PROBE_READ_UNITS)
         self._dot = self._record_probe("probe_dot", PROBE_DOT_UNITS)

@@ -1,6 +1,6 @@
 """A step's inputs: which tokens of which requests, written where the recorded programs read them.
 
-Owns the input buffers and their layout. Knows no programs, no caches and no policy.
+Owns the input buffers and their paging. Knows no programs, no caches and no policy.
 """
 
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ import numpy as np
 
 from marlin.device import abi
 from marlin.device.device import Device
-from marlin.device.ops import KvLayout
 from marlin.device.program import View
+from marlin.engine.kv_cache import Paging
 from marlin.engine.request import Chunk, Request
 from marlin.engine.sampling import MAX_LOGIT_BIASES, PARAMETERS
 
@@ -50,7 +50,7 @@ class Batch:
 
     Attributes:
         views: {name: View} of token_ids, positions and slots, int32 [max_step_tokens]; tables,
-            int32 [max_sequences, layout.table_stride]; tiles, int32 [any, 4] (first row, rows,
+            int32 [max_sequences, paging.table_stride]; tiles, int32 [any, 4] (first row, rows,
             sequence, position of the first row); logit_rows, int32 [max_samples]; sample_rows,
             SAMPLE_ROW [max_samples]; entry_starts, int32 [max_samples + 1]; entries,
             PENALTY_ENTRY [any].
@@ -59,7 +59,7 @@ class Batch:
     def __init__(
         self,
         device: Device,
-        layout: KvLayout,
+        paging: Paging,
         vocab_size: int,
         max_step_tokens: int,
         max_sequences: int,
@@ -67,12 +67,12 @@ class Batch:
     ):
         self.views: dict[str, View] = {}
         self._device = device
-        self._block_size = layout.block_size
+        self._block_size = paging.block_size
         max_tiles = max_step_tokens // abi.QUERY_TILE + max_sequences
         self._token_ids = self._input("token_ids", np.int32, (max_step_tokens,))
         self._positions = self._input("positions", np.int32, (max_step_tokens,))
         self._slots = self._input("slots", np.int32, (max_step_tokens,))
-        self._tables = self._input("tables", np.int32, (max_sequences, layout.table_stride))
+        self._tables = self._input("tables", np.int32, (max_sequences, paging.table_stride))
         self._tiles = self._input("tiles", np.int32, (max_tiles, 4))
         self._logit_rows = self._input("logit_rows", np.int32, (max_samples,))
         self._sample_rows = self._input("sample_rows", SAMPLE_ROW, (max_samples,))
@@ -80,7 +80,7 @@ class Batch:
         # Every token of every context and every bias, so that none is ever dropped; pages are
         # touched when used.
         max_entries = max_samples * min(
-            vocab_size, layout.table_stride * layout.block_size + MAX_LOGIT_BIASES
+            vocab_size, paging.table_stride * paging.block_size + MAX_LOGIT_BIASES
         )
         self._entries = self._input("entries", PENALTY_ENTRY, (max_entries,))
 

@@ -30,7 +30,7 @@ class Engine:
     """Owns the runner and the thread that steps it. Its methods may be called by any thread.
 
     Args:
-        runner: a Runner. Its layout decides the mode: one block as long as the context is
+        runner: a Runner. Its paging decides the mode: one block as long as the context is
             sequential mode; many blocks are shared by up to runner.max_sequences requests. Requests
             speculate if it takes draft tokens.
         eos_token_ids: tokens that end a generation.
@@ -49,12 +49,12 @@ class Engine:
     ):
         self._runner = runner
         self._eos_token_ids = frozenset(eos_token_ids)
-        layout = runner.layout
-        capacity = layout.block_size * min(layout.num_blocks, layout.table_stride)
+        paging = runner.paging
+        capacity = paging.block_size * min(paging.num_blocks, paging.table_stride)
         self.max_context_tokens = min(capacity, max_context_tokens or capacity)
         most = runner.model.config.vocab_size
         self.vocab_size = min(most, vocab_size or most)
-        self._pool = BlockPool(layout.num_blocks, layout.block_size)
+        self._pool = BlockPool(paging.num_blocks, paging.block_size)
         self._scheduler = Scheduler(
             self._pool, runner.max_sequences, runner.max_step_tokens, runner.max_draft_tokens
         )

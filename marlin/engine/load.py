@@ -5,10 +5,10 @@ import os
 from dataclasses import dataclass
 
 from marlin.device.device import Device
-from marlin.device.ops import KvLayout
 from marlin.device.slabs import SharedSlabs
 from marlin.engine.draft import MAX_DRAFT_TOKENS, MAX_STEP_DRAFT_TOKENS
 from marlin.engine.engine import Engine
+from marlin.engine.kv_cache import Paging
 from marlin.engine.memory import (
     CONTEXT_STEP,
     MAX_KV_MEMORY_SHARE,
@@ -20,6 +20,7 @@ from marlin.engine.runner import Runner
 from marlin.engine.served_model import ServedModel
 from marlin.errors import ConfigError
 from marlin.models.checkpoint import open_checkpoint
+from marlin.models.layers import StepSizes
 from marlin.models.model import Model
 
 logger = logging.getLogger(__name__)
@@ -88,13 +89,14 @@ def load_engine(
     max_logits = max_sequences + draft_tokens
     if batching is None:
         context = _context_tokens(spec, budget, max_context_tokens, max_logits)
-        layout = KvLayout(1, context, 1, config.num_kv_heads, config.head_dim)
+        paging = Paging.contiguous(context)
     else:
         context = _paged_context_tokens(config, batching, max_context_tokens)
-        layout = _paged_layout(config, batching, context)
-    check_memory(budget, spec, layout, step_tokens, max_logits)
+        table_stride = min(batching.num_blocks, -(-context // batching.block_size))
+        paging = Paging(batching.num_blocks, batching.block_size, table_stride)
+    check_memory(budget, spec, paging, step_tokens, max_logits)
     model = Model(checkpoint)
-    runner = Runner(device, model, layout, step_tokens, max_sequences, draft_tokens)
+    runner = Runner(device, model, paging, step_tokens, max_sequences, draft_tokens)
     tokenizer = checkpoint.load_tokenizer()
     eos_token_ids = tokenizer.eos_token_ids | set(config.eos_token_ids)
     name = os.path.basename(os.path.abspath(path)).removesuffix(".gguf")
@@ -112,17 +114,6 @@ def _log_memory(name, info, kv_bytes):
         "%s on %s (%s, %s): %d MiB of %d, %d of them KV cache",
         *(name, info["name"], info["isa"], kind),
         *(held >> 20, info["memory_bytes"] >> 20, kv_bytes >> 20),
-    )
-
-
-def _paged_layout(config, batching, context):
-    table_stride = min(batching.num_blocks, -(-context // batching.block_size))
-    return KvLayout(
-        batching.num_blocks,
-        batching.block_size,
-        table_stride,
-        config.num_kv_heads,
-        config.head_dim,
     )
 
 
@@ -149,18 +140,15 @@ def _paged_context_tokens(config, batching, wanted):
 
 def _context_tokens(spec, budget, wanted, max_logits):
     """Length of the contiguous KV cache; what is too long for the memory is refused later."""
-    config = spec.config
-    own = config.max_context_tokens
+    own = spec.config.max_context_tokens
     if wanted is not None:
         if not CONTEXT_STEP <= wanted <= own:
             raise ConfigError(
                 f"the context is {wanted} tokens; this model takes {CONTEXT_STEP} to {own}"
             )
         return wanted // CONTEXT_STEP * CONTEXT_STEP
-    longest = KvLayout(1, own, 1, config.num_kv_heads, config.head_dim)
-    fits = budget.context_that_fits(
-        spec, activation_bytes(spec, PREFILL_STEP_TOKENS, max_logits, longest)
-    )
+    sizes = StepSizes(PREFILL_STEP_TOKENS, max_logits, Paging.contiguous(own).max_splits)
+    fits = budget.context_that_fits(spec, activation_bytes(spec, sizes))
     if fits < own:
         logger.warning(
             "context limited to %d of the model's %d tokens by the device's memory (at most %g%% "

@@ -6,7 +6,9 @@ activations of its own. Knows sizes only; allocates nothing.
 
 from dataclasses import dataclass
 
+from marlin.engine.kv_cache import Paging, kv_token_bytes
 from marlin.errors import ConfigError
+from marlin.models.layers import StepSizes
 from marlin.models.model import activation_shapes
 from marlin.models.spec import ModelSpec
 
@@ -16,16 +18,9 @@ MAX_KV_MEMORY_SHARE = 0.25
 CONTEXT_STEP = 16
 
 
-def kv_token_bytes(spec: ModelSpec) -> int:
-    """KV cache bytes of a token: a float16 key and value in each layer."""
-    config = spec.config
-    return config.num_layers * config.num_kv_heads * config.head_dim * 4
-
-
-def activation_bytes(spec: ModelSpec, max_tokens, max_logits, layout):
+def activation_bytes(spec: ModelSpec, sizes: StepSizes) -> int:
     """Bytes of a step's activations, see models.model.activation_shapes()."""
-    shapes = activation_shapes(spec, max_tokens, max_logits, layout)
-    return sum(4 * rows * width for rows, width in shapes.values())
+    return sum(4 * rows * width for rows, width in activation_shapes(spec, sizes).values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,22 +69,22 @@ class MemoryBudget:
         )
 
 
-def check_memory(budget, spec, layout, step_tokens, max_logits):
+def check_memory(
+    budget: MemoryBudget, spec: ModelSpec, paging: Paging, step_tokens: int, max_logits: int
+) -> None:
     """Check a MemoryBudget against a KV cache and the activations of steps over it.
 
     Args:
-        layout: ops.KvLayout of the cache.
         step_tokens, max_logits: tokens, and rows of logits, that a step may compute.
 
     Raises:
         ConfigError: as MemoryBudget.check().
     """
-    kv_tokens = layout.num_blocks * layout.block_size
-    cache = f"of {kv_tokens} tokens"
-    if layout.num_blocks > 1:
-        cache = f"of {layout.num_blocks} blocks of {layout.block_size} tokens"
-    activations = activation_bytes(spec, step_tokens, max_logits, layout)
-    budget.check(cache, kv_tokens * kv_token_bytes(spec), activations)
+    cache = f"of {paging.num_tokens} tokens"
+    if paging.num_blocks > 1:
+        cache = f"of {paging.num_blocks} blocks of {paging.block_size} tokens"
+    activations = activation_bytes(spec, StepSizes(step_tokens, max_logits, paging.max_splits))
+    budget.check(cache, paging.num_tokens * kv_token_bytes(spec), activations)
 
 
 def _mib(num_bytes):

@@ -13,8 +13,9 @@ from marlin.device import ops
 from marlin.device.program import Program, Recorder, View
 from marlin.engine.batch import Batch
 from marlin.engine.draft import accept
+from marlin.engine.kv_cache import KvCache
 from marlin.engine.logprobs import Distribution
-from marlin.models.layers import StepInputs
+from marlin.models.layers import StepInputs, StepSizes
 
 # What the sampling kernel gives instead of a token for logits of which none is a number.
 NO_TOKEN = -1
@@ -34,7 +35,7 @@ class Runner:
 
     Args:
         device, model: an opened Device and its loaded Model.
-        layout: ops.KvLayout of the cache to create.
+        paging: Paging of the cache to create.
         max_step_tokens: tokens a step may compute.
         max_sequences: sequences a step may hold.
         max_draft_tokens: guesses a step may compute, among its tokens; 0 is no speculation.
@@ -45,23 +46,25 @@ class Runner:
             TokenLogprobs, empty where not asked for, none for NO_TOKEN.
     """
 
-    def __init__(self, device, model, layout, max_step_tokens, max_sequences, max_draft_tokens=0):
+    def __init__(self, device, model, paging, max_step_tokens, max_sequences, max_draft_tokens=0):
         self.device = device
         self.model = model
-        self.layout = layout
+        self.paging = paging
         self.max_step_tokens = max_step_tokens
         self.max_sequences = max_sequences
         self.max_draft_tokens = max_draft_tokens
         max_samples = max_sequences + max_draft_tokens
         config = model.config
-        self._caches = [device.create(layout.layer_bytes) for _ in range(2 * config.num_layers)]
+        self._cache = KvCache(device, model.spec, paging)
         self._batch = Batch(
-            device, layout, config.vocab_size, max_step_tokens, max_sequences, max_samples
+            device, paging, config.vocab_size, max_step_tokens, max_sequences, max_samples
         )
         sampled = device.create(max_samples * np.dtype(np.int32).itemsize)
         self._sampled_view = View.of(sampled)
         self._sampled = sampled.array(np.int32, (max_samples,))
-        self._acts = model.allocate(device, max_step_tokens, max_samples, layout)
+        self._acts = model.allocate(
+            device, StepSizes(max_step_tokens, max_samples, paging.max_splits)
+        )
         logits = self._acts["logits"].buffer
         self.logits = logits.array(np.float32, (max_samples, config.vocab_size))
         self.logprobs = []
@@ -75,16 +78,10 @@ class Runner:
             token_ids=views["token_ids"],
             positions=views["positions"],
             slots=views["slots"],
-            attention=ops.AttentionInputs(
-                views["tables"],
-                views["tiles"],
-                self.layout,
-                config.num_heads,
-                config.sliding_window,
-            ),
-            k_caches=[View.of(buffer) for buffer in self._caches[0::2]],
-            v_caches=[View.of(buffer) for buffer in self._caches[1::2]],
+            tables=views["tables"],
+            tiles=views["tiles"],
             logit_rows=views["logit_rows"],
+            caches=self._cache.layers,
         )
         recorder = Recorder(self.device)
         self.model.record(recorder, inputs, self._acts, prefill)
@@ -154,7 +151,7 @@ class Runner:
     @property
     def kv_bytes(self):
         """Bytes of the KV cache."""
-        return self.layout.layer_bytes * len(self._caches)
+        return self._cache.num_bytes
 
     def close(self):
         """Destroy the programs."""

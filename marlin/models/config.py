@@ -36,7 +36,7 @@ class ModelConfig:
         tie_embeddings: the output matrix is the embedding matrix.
         qkv_bias, o_bias, mlp_bias: which linear layers have a bias.
         qk_norm: queries and keys pass an RMS norm over head_dim before RoPE.
-        sliding_window: tokens that a query sees, itself included, or None for all.
+        windows: for each layer, tokens that a query sees, itself included, or None for all.
         eos_token_ids: tokens that end a generation, no repeats.
     """
 
@@ -57,7 +57,7 @@ class ModelConfig:
     o_bias: bool
     mlp_bias: bool
     qk_norm: bool
-    sliding_window: int | None
+    windows: tuple[int | None, ...]
     eos_token_ids: tuple[int, ...]
 
 

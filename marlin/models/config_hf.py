@@ -57,6 +57,21 @@ def shared(fields: Fields, architecture: str, implied_head_dim: int | None = Non
     }
 
 
+def windows(
+    fields: Fields, num_layers: int, window: int | None, implied: list[str]
+) -> tuple[int | None, ...]:
+    """The window of each layer, by `layer_types`.
+
+    Args:
+        implied: the kinds of layers that a file without layer_types means.
+    """
+    kinds = fields.raw("layer_types") or implied
+    known = {"full_attention": None, "sliding_attention": window}
+    if type(kinds) is not list or len(kinds) != num_layers or not {*map(str, kinds)} <= set(known):
+        fields.fail("layer_types", f"{num_layers} of {' and '.join(known)}")
+    return tuple(known[kind] for kind in kinds)
+
+
 def _refuse_unsupported(fields):
     fields.choice("hidden_act", ("silu", "swish"), "silu")
     names = fields.raw("architectures")

@@ -8,11 +8,20 @@ Knows nothing of files and requests.
 from dataclasses import dataclass
 
 from marlin.device import ops
-from marlin.device.ops import AttentionInputs, Weight
+from marlin.device.ops import AttentionInputs, KvLayout, Weight
 from marlin.device.program import Recorder, View
 from marlin.models.config import ModelConfig
 from marlin.models.rope import RopeScaling
-from marlin.models.spec import Linear, Names, Tensor
+from marlin.models.spec import FullKV, KvSpec, Linear, Names, Tensor, WindowKV
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCache:
+    """One layer's keys and values, in the shapes that KvLayout says."""
+
+    k: View
+    v: View
+    layout: KvLayout
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,18 +30,19 @@ class StepInputs:
 
     Attributes:
         token_ids, positions, slots: int32 [num_tokens].
-        attention: block tables, tiles and the cache's layout.
-        k_caches, v_caches: a View a layer.
+        tables: int32 [num_sequences, table_stride], the block table of each sequence.
+        tiles: int32 [num_tiles, 4], the queries of each unit of attention.
         logit_rows: int32 [num_logits], tokens whose logits are wanted.
+        caches: a LayerCache a layer.
     """
 
     token_ids: View
     positions: View
     slots: View
-    attention: AttentionInputs
-    k_caches: list[View]
-    v_caches: list[View]
+    tables: View
+    tiles: View
     logit_rows: View
+    caches: list[LayerCache]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +129,13 @@ class Attention:
     v: Linear
     o: Linear
     rope: Rope
+    cache: KvSpec
     num_heads: int
-    num_kv_heads: int
-    head_dim: int
 
     def activations(self, sizes: StepSizes) -> dict[str, tuple[int, int]]:
         """{name: (rows, float32 values a row)} of what record() reads and writes."""
-        q_dim, kv_dim = (n * self.head_dim for n in (self.num_heads, self.num_kv_heads))
+        head_dim = self.cache.head_dim
+        q_dim, kv_dim = (n * head_dim for n in (self.num_heads, self.cache.num_kv_heads))
         num_rows = min(sizes.max_tokens, sizes.max_logits)
         return {
             "q": (sizes.max_tokens, q_dim),
@@ -133,7 +143,7 @@ class Attention:
             "v": (sizes.max_tokens, kv_dim),
             "attended": (sizes.max_tokens, q_dim),
             # Of each decode row, a softmax's two sums and its values for each split.
-            "partials": (num_rows * self.num_heads * sizes.max_splits, self.head_dim + 2),
+            "partials": (num_rows * self.num_heads * sizes.max_splits, head_dim + 2),
         }
 
     def record(self, step: Step, index: int) -> None:
@@ -141,7 +151,7 @@ class Attention:
         for name, layer in (("q", self.q), ("k", self.k), ("v", self.v)):
             step.linear("normed", layer, name, f"{label} {name}")
         self._head_norm(step, "q", self.q_norm, self.num_heads)
-        self._head_norm(step, "k", self.k_norm, self.num_kv_heads)
+        self._head_norm(step, "k", self.k_norm, self.cache.num_kv_heads)
         self._attend(step, index)
         step.linear("attended", self.o, "delta", f"{label} o")
 
@@ -150,29 +160,34 @@ class Attention:
             return
         x, eps = step.acts[name], step.config.rms_norm_eps
         values = step.weights[weight.name]
-        ops.rms_norm(step.recorder, x, values, x, self.head_dim, eps, rows_per_var=num_heads)
+        dim = self.cache.head_dim
+        ops.rms_norm(step.recorder, x, values, x, dim, eps, rows_per_var=num_heads)
 
     def _attend(self, step, index):
-        acts, inputs = step.acts, step.inputs.attention
-        caches = step.inputs.k_caches[index], step.inputs.v_caches[index]
-        qkv = acts["q"], acts["k"], acts["v"]
-        rows = step.ropes[self.rope], step.inputs.slots
-        ops.rope_kv_write(step.recorder, qkv, rows, caches, inputs.layout, self.num_heads)
+        acts, inputs, cache = step.acts, step.inputs, step.inputs.caches[index]
+        caches, qkv = (cache.k, cache.v), (acts["q"], acts["k"], acts["v"])
+        rows = step.ropes[self.rope], inputs.slots
+        ops.rope_kv_write(step.recorder, qkv, rows, caches, cache.layout, self.num_heads)
+        window = self.cache.window if isinstance(self.cache, WindowKV) else None
+        seen = AttentionInputs(inputs.tables, inputs.tiles, cache.layout, self.num_heads, window)
         if step.prefill:
-            ops.attention(step.recorder, acts["q"], caches, inputs, acts["attended"])
+            ops.attention(step.recorder, acts["q"], caches, seen, acts["attended"])
             return
         # The partials hold a row for each sequence, fewer than the rows of q.
-        partials, q = acts["partials"], acts["q"]
-        row_floats = inputs.layout.max_splits * (self.head_dim + 2)
+        partials, q, head_dim = acts["partials"], acts["q"], self.cache.head_dim
+        row_floats = cache.layout.max_splits * (head_dim + 2)
         num_rows = partials.num_bytes // (4 * self.num_heads * row_floats)
-        q = View(q.buffer, 0, num_rows * self.num_heads * self.head_dim * 4)
-        ops.split_attention(step.recorder, q, caches, inputs, partials, acts["attended"])
+        q = View(q.buffer, 0, num_rows * self.num_heads * head_dim * 4)
+        ops.split_attention(step.recorder, q, caches, seen, partials, acts["attended"])
 
 
-def attention(names: Names, config: ModelConfig, rope: Rope, rows_interleaved: bool) -> Attention:
+def attention(
+    names: Names, config: ModelConfig, rope: Rope, window: int | None, rows_interleaved: bool
+) -> Attention:
     """The attention of a layer under its usual names.
 
     Args:
+        window: tokens that a query sees, or None for all.
         rows_interleaved: whether GGUF files store the rows of q and k in pairs that RoPE rotates.
     """
     dim, head_dim = config.hidden_dim, config.head_dim
@@ -197,9 +212,8 @@ def attention(names: Names, config: ModelConfig, rope: Rope, rows_interleaved: b
         v=linear("v", "attn_v", kv_shape, has_bias),
         o=linear("o", "attn_output", q_shape[::-1], config.o_bias),
         rope=rope,
+        cache=FullKV(kv_heads, head_dim) if not window else WindowKV(kv_heads, head_dim, window),
         num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
     )
 
 

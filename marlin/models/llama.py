@@ -29,25 +29,23 @@ class Llama(Family):
 
     def config_from_hf(self, fields: Fields) -> ModelConfig:
         has_bias = fields.flag("attention_bias", False)
+        shared = config_hf.shared(fields, self.model_type)
         return ModelConfig(
-            **config_hf.shared(fields, self.model_type),
+            **shared,
             qkv_bias=has_bias,
             o_bias=has_bias,
             mlp_bias=fields.flag("mlp_bias", False),
             qk_norm=False,
-            sliding_window=None,
+            windows=(None,) * shared["num_layers"],
         )
 
     def config_from_gguf(self, file: GGUFFile) -> ModelConfig:
         """Mistral models say `llama` there; those that have a window are Mistrals here."""
         fields = config_gguf.fields_of(file, self.gguf_architecture)
         window = fields.count("attention.sliding_window", None, maximum=1 << 31)
-        return ModelConfig(
-            **config_gguf.shared(
-                file, fields, "llama" if window is None else "mistral", self.end_tokens
-            ),
-            sliding_window=window,
-        )
+        architecture = "llama" if window is None else "mistral"
+        shared = config_gguf.shared(file, fields, architecture, self.end_tokens)
+        return ModelConfig(**shared, windows=(window,) * shared["num_layers"])
 
     def hf_config(self, config: ModelConfig) -> dict:
         return config_hf.shared_values(config, self.hf_class)
@@ -68,7 +66,7 @@ class Llama(Family):
         names, dim = Names.of_layer(index), config.hidden_dim
         return PreNormLayer(
             names.norm("input_layernorm", "attn_norm", dim),
-            attention(names, config, rope, self.rows_interleaved),
+            attention(names, config, rope, config.windows[index], self.rows_interleaved),
             names.norm("post_attention_layernorm", "ffn_norm", dim),
             gated_feed_forward(names, config),
         )

@@ -15,14 +15,15 @@ class Mistral(Llama):
         window = 4096
         if "sliding_window" in fields.values:
             window = fields.count("sliding_window", None, maximum=1 << 31)
+        shared = config_hf.shared(fields, self.model_type)
         return ModelConfig(
-            **config_hf.shared(fields, self.model_type),
+            **shared,
             qkv_bias=False,
             o_bias=False,
             mlp_bias=False,
             qk_norm=False,
-            sliding_window=window,
+            windows=(window,) * shared["num_layers"],
         )
 
     def hf_config(self, config: ModelConfig) -> dict:
-        return super().hf_config(config) | {"sliding_window": config.sliding_window}
+        return super().hf_config(config) | {"sliding_window": config.windows[0]}

@@ -7,7 +7,8 @@ the family's.
 import numpy as np
 
 from marlin.device import ops
-from marlin.device.ops import KvLayout, Weight
+from marlin.device.device import Device
+from marlin.device.ops import Weight
 from marlin.device.program import Recorder, View
 from marlin.errors import ModelFileError
 from marlin.models.layers import Rope, Step, StepInputs, StepSizes
@@ -15,18 +16,14 @@ from marlin.models.rope import rope_inv_freq
 from marlin.models.spec import ModelSpec, tensors_of
 
 
-def activation_shapes(
-    spec: ModelSpec, max_tokens: int, max_logits: int, layout: KvLayout
-) -> dict[str, tuple[int, int]]:
-    """{name: (rows, float32 values a row)} of a step's activations, for steps of up to max_tokens
-    tokens and max_logits rows of logits."""
-    config = spec.config
+def activation_shapes(spec: ModelSpec, sizes: StepSizes) -> dict[str, tuple[int, int]]:
+    """{name: (rows, float32 values a row)} of a step's activations."""
+    config, max_tokens = spec.config, sizes.max_tokens
     shapes = {name: (max_tokens, config.hidden_dim) for name in ("hidden", "normed", "delta")}
-    shapes["last"] = max_logits, config.hidden_dim
-    shapes["logits"] = max_logits, config.vocab_size
+    shapes["last"] = sizes.max_logits, config.hidden_dim
+    shapes["logits"] = sizes.max_logits, config.vocab_size
     for index, rope in enumerate(ropes_of(spec)):
         shapes[f"rope {index}"] = max_tokens, rope.dim
-    sizes = StepSizes(max_tokens, max_logits, layout.max_splits)
     for layer in spec.layers:
         for name, shape in layer.activations(sizes).items():
             shapes[name] = max(shape, shapes.get(name, shape), key=np.prod)
@@ -51,10 +48,10 @@ class Model:
     def __init__(self, checkpoint):
         self.spec: ModelSpec = checkpoint.spec
         self.config = self.spec.config
-        if self.config.head_dim % 16:
-            raise ModelFileError(
-                checkpoint.path, f"head_dim is {self.config.head_dim}, expected a multiple of 16"
-            )
+        for layer in self.spec.layers:
+            if (head_dim := layer.attention.cache.head_dim) % 16:
+                message = f"head_dim is {head_dim}, expected a multiple of 16"
+                raise ModelFileError(checkpoint.path, message)
         self.weights = checkpoint.load()
         device = checkpoint.device
         self._ropes = {rope: self._frequencies(rope, device) for rope in ropes_of(self.spec)}
@@ -83,10 +80,9 @@ class Model:
         lm_head = self.weights[self.spec.lm_head.name]
         return lm_head.num_bytes + sum(weight.num_bytes for weight in self._layer_weights())
 
-    def allocate(self, device, max_tokens: int, max_logits: int, layout: KvLayout):
-        """{name: View}: activations for steps of up to max_tokens tokens and max_logits rows of
-        logits."""
-        shapes = activation_shapes(self.spec, max_tokens, max_logits, layout)
+    def allocate(self, device: Device, sizes: StepSizes) -> dict[str, View]:
+        """The activations of a step."""
+        shapes = activation_shapes(self.spec, sizes)
         return {name: View.of(device.create(rows * 4 * n)) for name, (rows, n) in shapes.items()}
 
     def record(

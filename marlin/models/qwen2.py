@@ -21,27 +21,21 @@ class Qwen2(Llama):
             o_bias=False,
             mlp_bias=False,
             qk_norm=False,
-            sliding_window=self.sliding_window(fields, shared["num_layers"]),
+            windows=self.windows(fields, shared["num_layers"]),
         )
 
-    def sliding_window(self, fields: Fields, num_layers: int) -> int | None:
+    def windows(self, fields: Fields, num_layers: int) -> tuple[int | None, ...]:
         """A number that counts only where a switch is on, and then from some layer upwards."""
         if not fields.flag("use_sliding_window", False):
-            return None
+            return (None,) * num_layers
         window = fields.count("sliding_window", 4096, maximum=1 << 31)
-        kinds = fields.raw("layer_types")
-        if kinds is None:
-            first = fields.count("max_window_layers", 28, minimum=0, maximum=1 << 31)
-            kinds = ["full_attention"] * min(first, num_layers)
-            kinds += ["sliding_attention"] * (num_layers - len(kinds))
-        if kinds == ["full_attention"] * num_layers:
-            return None
-        if kinds == ["sliding_attention"] * num_layers:
-            return window
-        fields.fail("use_sliding_window", "false, or the window on every layer (no mixture)")
+        first = fields.count("max_window_layers", 28, minimum=0, maximum=1 << 31)
+        implied = ["full_attention"] * min(first, num_layers)
+        implied += ["sliding_attention"] * (num_layers - len(implied))
+        return config_hf.windows(fields, num_layers, window, implied)
 
     def config_from_gguf(self, file: GGUFFile) -> ModelConfig:
         """A window's number may stand there although it is off, so it does not count."""
         fields = config_gguf.fields_of(file, self.gguf_architecture)
         shared = config_gguf.shared(file, fields, self.model_type, self.end_tokens)
-        return ModelConfig(**shared, sliding_window=None)
+        return ModelConfig(**shared, windows=(None,) * shared["num_layers"])

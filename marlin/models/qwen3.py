@@ -21,5 +21,5 @@ class Qwen3(Qwen2):
             o_bias=has_bias,
             mlp_bias=False,
             qk_norm=True,
-            sliding_window=self.sliding_window(fields, shared["num_layers"]),
+            windows=self.windows(fields, shared["num_layers"]),
         )

@@ -85,6 +85,30 @@ class Names:
         return Linear(Tensor(f"{name}.weight", f"{gguf}.weight", shape, role, rope_heads), bias)
 
 
+@dataclass(frozen=True, slots=True)
+class FullKV:
+    """A layer that keeps the key and value of every token, float16."""
+
+    num_kv_heads: int
+    head_dim: int
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of a token in one layer."""
+        return 4 * self.num_kv_heads * self.head_dim
+
+
+@dataclass(frozen=True, slots=True)
+class WindowKV(FullKV):
+    """A layer whose queries see the last `window` tokens, themselves included."""
+
+    window: int
+
+
+# What a layer keeps of a sequence. Layers of equal specs cache alike.
+KvSpec = FullKV | WindowKV
+
+
 def tensors_of(part: object) -> Iterator[Tensor]:
     """Every Tensor in a part of a model: a dataclass whose fields are Tensors, parts or tuples of
     them. In the order of the fields, repeats included."""

@@ -4,8 +4,8 @@ kernels. Greedy tokens are the CPU device's."""
 import pytest
 
 from marlin.device.device import Device
-from marlin.device.ops import KvLayout
 from marlin.engine.engine import Engine
+from marlin.engine.kv_cache import Paging
 from marlin.engine.request import FinishEvent, SamplingParams
 from marlin.engine.runner import Runner
 from marlin.models.checkpoint import open_checkpoint
@@ -27,10 +27,9 @@ class Generator:
     def __init__(self, device, path):
         self.device = device
         checkpoint = open_checkpoint(path, device)
-        config = checkpoint.spec.config
         self.tokenizer = checkpoint.load_tokenizer()
-        layout = KvLayout(NUM_BLOCKS, BLOCK_SIZE, NUM_BLOCKS, config.num_kv_heads, config.head_dim)
-        self.runner = Runner(device, Model(checkpoint), layout, STEP_TOKENS, MAX_SEQUENCES)
+        paging = Paging(NUM_BLOCKS, BLOCK_SIZE, NUM_BLOCKS)
+        self.runner = Runner(device, Model(checkpoint), paging, STEP_TOKENS, MAX_SEQUENCES)
         self.engine = Engine(self.runner, eos_token_ids=())
 
     def generate(self, *prompts):

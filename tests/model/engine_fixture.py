@@ -9,8 +9,8 @@ import time
 
 from tiny_models import open_device
 
-from marlin.device.ops import KvLayout
 from marlin.engine.engine import Engine
+from marlin.engine.kv_cache import Paging
 from marlin.engine.request import FinishEvent, SamplingParams
 from marlin.engine.runner import Runner
 from marlin.models.checkpoint import open_checkpoint
@@ -84,10 +84,8 @@ class TinyEngine:
     def __init__(self, folder, eos_token_ids=(), context=CONTEXT_TOKENS):
         self._device = open_device(None)
         model = Model(open_checkpoint(folder, self._device))
-        config = model.config
-        layout = KvLayout(1, context, 1, config.num_kv_heads, config.head_dim)
         self.runner = GatedRunner(
-            Runner(self._device, model, layout, STEP_TOKENS, max_sequences=1)
+            Runner(self._device, model, Paging.contiguous(context), STEP_TOKENS, max_sequences=1)
         )
         self.engine = Engine(self.runner, eos_token_ids)
 

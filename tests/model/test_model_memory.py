@@ -8,13 +8,14 @@ from tiny_models import random_tensors, tiny_config, write_folder
 
 from marlin.device import abi
 from marlin.device.device import Device
-from marlin.device.ops import KvLayout
 from marlin.engine import load
+from marlin.engine.kv_cache import Paging, kv_token_bytes
 from marlin.engine.load import Batching, load_engine
-from marlin.engine.memory import activation_bytes, kv_token_bytes
+from marlin.engine.memory import activation_bytes
 from marlin.engine.runner import Runner
 from marlin.errors import ConfigError
 from marlin.models.checkpoint import open_checkpoint
+from marlin.models.layers import StepSizes
 from marlin.models.model import Model
 
 # In place, put in another order, and repacked; the matrices together are larger than a slab's rest.
@@ -60,18 +61,19 @@ def test_weights_are_counted_as_they_come_to_lie_on_the_device(fresh, tmp_path, 
 
 def test_cache_and_activations_are_counted_as_they_come_to_be_allocated(fresh, tmp_path):
     model = Model(open_checkpoint(folder_model(tmp_path), fresh))
-    before, layout = held(fresh), KvLayout(8, 16, 8, model.config.num_kv_heads, 16)
-    Runner(fresh, model, layout, 64, 3)
-    counted = 128 * kv_token_bytes(model.spec) + activation_bytes(model.spec, 64, 3, layout)
+    before, paging = held(fresh), Paging(8, 16, 8)
+    Runner(fresh, model, paging, 64, 3)
+    counted = 128 * kv_token_bytes(model.spec)
+    counted += activation_bytes(model.spec, StepSizes(64, 3, paging.max_splits))
     # A step's inputs are not counted: they are a few numbers a token, and penalties.
     assert counted < held(fresh) - before < counted + 64 * 1024
 
 
 def test_memory_is_a_gpus_on_any_device_but_a_cpu(fresh, tmp_path):
     posing = Device(library_path=abi.library_path("cpu"), kind="metal")
-    path, layout = folder_model(tmp_path), KvLayout(1, 64, 1, 2, 16)
+    path, paging = folder_model(tmp_path), Paging.contiguous(64)
     for device, expected in ((fresh, 0), (posing, held)):
-        runner = Runner(device, Model(open_checkpoint(path, device)), layout, 32, 1)
+        runner = Runner(device, Model(open_checkpoint(path, device)), paging, 32, 1)
         assert runner.gpu_memory_bytes == (expected and expected(device))
         runner.close()
     posing.close()

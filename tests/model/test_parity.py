@@ -66,6 +66,7 @@ CASES = {
     "mistral with a window": ("mistral", WINDOW),
     "qwen2": ("qwen2", {}),
     "qwen2 with a window, tied": ("qwen2", QWEN_WINDOW | {"tie_word_embeddings": True}),
+    "qwen2 with a window on one layer": ("qwen2", QWEN_WINDOW | {"max_window_layers": 1}),
     "qwen3": ("qwen3", WIDE_HEADS),
     "qwen3 with biases, tied": (
         "qwen3",
@@ -129,8 +130,9 @@ def test_every_prefix_length_of_a_prefill_agrees_with_transformers(case):
         ("llama", YARN, {}),
         ("mistral", WINDOW, {"sliding_window": None}),
         ("qwen2", QWEN_WINDOW, {}),
+        ("qwen2", QWEN_WINDOW | {"max_window_layers": 1}, QWEN_WINDOW),
     ],
-    ids=["linear", "llama3", "yarn", "window", "qwen2-window"],
+    ids=["linear", "llama3", "yarn", "window", "qwen2-window", "mixed-windows"],
 )
 def test_the_reference_would_show_a_feature_that_is_ignored(family, feature, absent):
     token_ids = random_tokens(300, 97)

@@ -94,8 +94,8 @@ class Bank:
     def alone(self, index):
         """(output token ids, logits bytes) of a request run by itself."""
         if index not in self._alone:
-            layout = self.runner.layout
-            mix = Mix(self.runner, BlockPool(layout.num_blocks, layout.block_size))
+            paging = self.runner.paging
+            mix = Mix(self.runner, BlockPool(paging.num_blocks, paging.block_size))
             request = mix.arrive(*self.asked[index])
             while mix.scheduler.requests():
                 mix.step()

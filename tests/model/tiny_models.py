@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from marlin.device import abi
 from marlin.device.device import Device
-from marlin.device.ops import KvLayout
+from marlin.engine.kv_cache import Paging
 from marlin.engine.request import Chunk, Request, SamplingParams
 from marlin.engine.runner import Runner
 from marlin.errors import DeviceError
@@ -52,10 +52,10 @@ def tiny_config(**changes):
         "o_bias": False,
         "mlp_bias": False,
         "qk_norm": False,
-        "sliding_window": None,
         "eos_token_ids": (),
     }
-    return ModelConfig(**values | changes)
+    values |= changes
+    return ModelConfig(**{"windows": (None,) * values["num_layers"]} | values)
 
 
 def random_tensor(name, shape, rng):
@@ -128,10 +128,9 @@ def running(
     device = open_device(isa, num_threads)
     try:
         model = Model(open_checkpoint(path, device))
-        config = model.config
         num_blocks, block_size = blocks or (1, context)
-        layout = KvLayout(num_blocks, block_size, num_blocks, config.num_kv_heads, config.head_dim)
-        runner = Runner(device, model, layout, max_step_tokens, sequences, drafts)
+        paging = Paging(num_blocks, block_size, num_blocks)
+        runner = Runner(device, model, paging, max_step_tokens, sequences, drafts)
         try:
             yield runner
         finally:

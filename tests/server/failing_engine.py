@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 from fakes import EOS_ID, ByteTokenizer
 
-from marlin.device.ops import KvLayout
 from marlin.engine.engine import Engine
+from marlin.engine.kv_cache import Paging
 from marlin.engine.runner import NO_TOKEN
 from marlin.errors import DeviceError
 
@@ -21,7 +21,7 @@ ANSWER = "ok"
 class FailingRunner:
     """Answers every request with ANSWER, one at a time."""
 
-    layout = KvLayout(1, 1024, 1, 1, 16)
+    paging = Paging.contiguous(1024)
     model = SimpleNamespace(config=SimpleNamespace(vocab_size=ByteTokenizer.vocab_size))
     device = SimpleNamespace(close=lambda: None, keep_resident=lambda: None)
     max_sequences, max_step_tokens, max_draft_tokens = 1, 1024, 0

@@ -3,9 +3,10 @@
 import pytest
 from model.tiny_models import tiny_config
 
-from marlin.device.ops import KvLayout
-from marlin.engine.memory import MemoryBudget, activation_bytes, check_memory, kv_token_bytes
+from marlin.engine.kv_cache import Paging, kv_token_bytes
+from marlin.engine.memory import MemoryBudget, activation_bytes, check_memory
 from marlin.errors import ConfigError
+from marlin.models.layers import StepSizes
 from marlin.models.registry import spec_of
 
 MIB = 1 << 20
@@ -19,13 +20,12 @@ def test_a_token_takes_a_key_and_a_value_in_every_layer():
 
 
 def test_activations_grow_with_tokens_logits_and_splits():
-    short, long = (KvLayout(1, context, 1, 2, 16) for context in (256, 512))
-    one = activation_bytes(SPEC, 1, 1, short)
+    one = activation_bytes(SPEC, StepSizes(1, 1, max_splits=1))
     # hidden, normed, delta, q, attended: 64 each; k, v: 32; gate, up: 96; rope: 16; a partial of 18
     # for each of 4 heads; last: 64; logits: 97.
     assert one == 4 * (5 * 64 + 2 * 32 + 2 * 96 + 16 + 4 * 18 + 64 + 97)
-    assert activation_bytes(SPEC, 1, 1, long) == one + 4 * 4 * 18
-    assert activation_bytes(SPEC, 2, 1, short) > one
+    assert activation_bytes(SPEC, StepSizes(1, 1, max_splits=2)) == one + 4 * 4 * 18
+    assert activation_bytes(SPEC, StepSizes(2, 1, max_splits=1)) > one
 
 
 def test_a_context_may_take_a_quarter_of_the_memory():
@@ -54,9 +54,9 @@ def test_what_just_fits_is_taken_and_a_byte_more_is_refused():
 
 
 def test_a_refusal_names_what_everything_takes_and_what_there_is():
-    layout = KvLayout(4096, 16, 32, 2, 16)
+    paging = Paging(4096, 16, 32)
     with pytest.raises(ConfigError) as caught:
-        check_memory(MemoryBudget(12 * MIB, 5 * MIB), SPEC, layout, 256, 8)
+        check_memory(MemoryBudget(12 * MIB, 5 * MIB), SPEC, paging, 256, 8)
     assert caught.value.message == (
         "the model does not fit: its weights take 5 MiB, a KV cache of 4096 blocks of 16 tokens "
         "16 MiB and a step's activations 1 MiB, 22 MiB in all; the device has 12 MiB"

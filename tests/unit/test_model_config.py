@@ -43,6 +43,8 @@ LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 
+QWEN_WINDOW = {"model_type": "qwen2", "use_sliding_window": True}
+
 
 @pytest.fixture
 def read(tmp_path):
@@ -70,6 +72,7 @@ def read(tmp_path):
         (Qwen2Config, {}),
         (Qwen2Config, {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 0}),
         (Qwen2Config, {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 3}),
+        (Qwen2Config, {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}),
         (Qwen3Config, {}),
         (Qwen3Config, {"attention_bias": True, "head_dim": 24}),
     ],
@@ -92,8 +95,9 @@ def test_a_config_that_transformers_saved_reads_back_field_by_field(tmp_path, co
     assert config.o_bias == has_bias
     assert config.mlp_bias == getattr(theirs, "mlp_bias", False)
     assert config.qk_norm == (theirs.model_type == "qwen3")
-    sliding = "sliding_attention" in getattr(theirs, "layer_types", ["sliding_attention"])
-    assert config.sliding_window == (getattr(theirs, "sliding_window", None) if sliding else None)
+    window = getattr(theirs, "sliding_window", None)
+    kinds = getattr(theirs, "layer_types", ["sliding_attention"] * 3)
+    assert config.windows == tuple(window if "sliding" in kind else None for kind in kinds)
     assert config.eos_token_ids == (7,)
 
 
@@ -149,6 +153,13 @@ def test_rotations_of_yarn_within_the_limits_give_frequencies(read, betas):
     assert np.isfinite(inv_freq).all() and (inv_freq > 0).all()
 
 
+def test_layers_of_a_qwen_see_a_window_from_the_stated_one_upwards(read):
+    assert read(**QWEN_WINDOW, max_window_layers=1).windows == (None, 4096, 4096)
+    mixed = ["sliding_attention", "full_attention", "sliding_attention"]
+    assert read(**QWEN_WINDOW, sliding_window=7, layer_types=mixed).windows == (7, None, 7)
+    assert read(model_type="qwen2", sliding_window=7, layer_types=mixed).windows == (None,) * 3
+
+
 def test_end_tokens_of_both_files_are_joined_without_repeats(read):
     assert read(eos_token_id=None).eos_token_ids == ()
     assert read(eos_token_id=[5, 7], generation={"eos_token_id": [7, 9]}).eos_token_ids == (5, 7, 9)
@@ -196,10 +207,10 @@ def test_key_value_heads_default_to_the_query_heads(read):
         ({"rope_scaling": {"type": "linear", "factor": 0.0}}, "factor"),
         ({"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}}, "high_freq_factor"),
         ({"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 0}}, "original_max"),
-        (
-            {"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": 1},
-            "use_sliding_window",
-        ),
+        (QWEN_WINDOW | {"layer_types": ["full_attention"] * 2}, "layer_types"),
+        (QWEN_WINDOW | {"layer_types": ["full_attention"] * 2 + ["conv"]}, "layer_types"),
+        (QWEN_WINDOW | {"layer_types": "full_attention"}, "layer_types is 'full_attention'"),
+        (QWEN_WINDOW | {"layer_types": [["full_attention"]] * 3}, "layer_types"),
     ],
 )
 def test_a_field_that_is_wrong_or_unsupported_is_named_with_its_value(read, changes, expected):
@@ -276,8 +287,8 @@ def test_per_layer_arrays_of_one_number_are_that_number(read_gguf):
 def test_a_window_makes_a_llama_file_a_mistral_and_counts_for_no_other(read_gguf):
     window = {"llama.attention.sliding_window": ("u32", 64)}
     assert read_gguf(window).architecture == "mistral"
-    assert read_gguf(window).sliding_window == 64
-    assert read_gguf(window, architecture="qwen2").sliding_window is None
+    assert read_gguf(window).windows == (64, 64, 64)
+    assert read_gguf(window, architecture="qwen2").windows == (None, None, None)
 
 
 def test_gguf_scaling_types_are_read(read_gguf):
