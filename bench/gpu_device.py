@@ -6,6 +6,7 @@ everything that it names. Timing is gpu_times.py's.
 """
 
 import ctypes
+import subprocess
 import sys
 import weakref
 from pathlib import Path
@@ -29,6 +30,9 @@ SPLIT_BLOCKS = 6
 # shaders/common.h: the buffers after a kernel's bindings
 PARAMS_SLOT, VARS_SLOT, CALL_SLOT, STATUS_SLOT = 12, 13, 14, 15
 FAILED = -5
+CLANG = "clang-19"
+UNITS_SOURCE = ROOT / "metal_shim" / "common" / "kernel_units.c"
+UNITS = "kernel_units.so"
 
 
 class Arguments(ctypes.Structure):
@@ -42,9 +46,19 @@ class Arguments(ctypes.Structure):
     ]
 
 
+class Units(ctypes.Structure):
+    """marlin_units of metal_shim/common/kernels.h."""
+
+    _fields_ = [("axis", ctypes.c_int64 * 3)]
+
+
 def translate_all(folder):
-    """CUDA C++ of every kernel into folder/KERNEL.cu. Needs clang-19, no GPU."""
+    """CUDA C++ of every kernel into folder/KERNEL.cu, and how much work a dispatch is into
+    folder/UNITS. Needs clang-19, no GPU."""
     folder.mkdir(parents=True, exist_ok=True)
+    includes = (f"-I{ROOT / 'metal_shim'}", f"-I{SHADERS}")
+    command = [CLANG, "-shared", "-fPIC", *includes, str(UNITS_SOURCE), "-o", str(folder / UNITS)]
+    subprocess.run(command, check=True)
     for path in sorted(SHADERS.glob("*.metal")):
         for kernel in cuda.translate(path, [str(SHADERS)]).kernels:
             translation = cuda.translate(path, [str(SHADERS)], only=f"^{kernel}$")
@@ -63,6 +77,8 @@ class Kernels:
         self.gpu, self._folder = gpu, folder
         self._launches = Launches(SHADERS)
         self._functions = {}
+        self._units = ctypes.CDLL(str(folder / UNITS)).marlin_kernel_units
+        self._units.restype = Units
 
     def function(self, kernel, constants):
         """constants: values of the function constants, by index."""
@@ -78,11 +94,10 @@ class Kernels:
             self._functions[key] = self.gpu.function(module, f"msl_{kernel}")
         return self._functions[key]
 
-    def launch(self, kernel, grid, addresses, raw, variables):
+    def launch(self, kernel, addresses, raw, variables):
         """Queue one dispatch.
 
         Args:
-            grid: as recorded, three sizes.
             addresses: of the kernel's buffers by slot, device memory; its parameters have none.
             raw: bytes of its parameters.
             variables: the step's vars as the device sees them.
@@ -97,7 +112,9 @@ class Kernels:
         ctypes.memmove(arguments.content, raw, len(raw))
         for slot, address in addresses.items():
             arguments.buffers[slot] = address
-        groups = self._launches.groups(kernel, grid, rows)
+        step = np.ascontiguousarray(variables, np.int32)
+        units = self._units(1 + abi.KERNELS.index(kernel), raw, ctypes.c_void_p(step.ctypes.data))
+        groups = self._launches.groups(kernel, units.axis, rows)
         if all(groups):
             threads = self._launches.threads(kernel, simdgroups)
             self.gpu.launch(function, groups, threads, arguments)
@@ -205,9 +222,7 @@ class GpuLibrary:
         raw = record["params"][: record["param_bytes"]].tobytes()
         held = self.gpu.upload(words)
         addresses |= {VARS_SLOT: self._vars, CALL_SLOT: held, STATUS_SLOT: self._status}
-        axes = zip(record["grid_value"], record["grid_var"], strict=True)
-        grid = [int(value) if var < 0 else -(-int(step[var]) // int(value)) for value, var in axes]
-        self._kernels.launch(kernel, grid, addresses, raw, step)
+        self._kernels.launch(kernel, addresses, raw, step)
         return held
 
     def marlin_program_wait(self, _):

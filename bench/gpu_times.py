@@ -156,8 +156,7 @@ class Timer:
             scales = copy * scale_bytes
             weights = {1: codes + copy * code_bytes, 2: self._scales + scales, 5: outputs[copy % 2]}
             weights[3] = self._scales + POOL_BYTES // 2 + scales
-            grid = -(-n // abi.ROW_TILE), rows, 1
-            self.kernels.launch(f"matvec_{kind}", grid, shared | weights, raw, variables)
+            self.kernels.launch(f"matvec_{kind}", shared | weights, raw, variables)
 
         launches = [lambda copy=copy: launch(copy) for copy in range(copies)]
         if both:
@@ -187,12 +186,10 @@ class Timer:
 
         def launch(copy):
             caches = {1 + i: pool + copy * half for i, pool in enumerate(self._halves)}
-            grid = sequences, KV_HEADS, splits
             addresses = fixed | read | caches | {5: partials}
-            self.kernels.launch("attention_split", grid, addresses, raw, variables)
+            self.kernels.launch("attention_split", addresses, raw, variables)
             addresses = fixed | {0: partials, 5: out}
-            grid = sequences, HEADS, 1
-            self.kernels.launch("attention_combine", grid, addresses, raw, variables)
+            self.kernels.launch("attention_combine", addresses, raw, variables)
 
         launches = [lambda copy=copy: launch(copy) for copy in range(copies)]
         return self._timed(launches, 2 * half)

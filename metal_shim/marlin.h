@@ -14,7 +14,7 @@
 
 #include <stdint.h>
 
-#define MARLIN_ABI_VERSION 3
+#define MARLIN_ABI_VERSION 4
 #define MARLIN_MAX_BINDINGS 12
 #define MARLIN_MAX_PARAM_BYTES 64
 #define MARLIN_MAX_VARS 8
@@ -57,14 +57,11 @@ typedef struct {
     int64_t bytes;
 } marlin_binding;
 
-/* A grid axis is `value` where var < 0, else ceil(vars[var] / value). A grid with a 0 is skipped.
- * It counts units of work that mean the same to every device; how a device cuts them into threads
- * is its own (shaders/launch.h for Metal). */
+/* How much work it is follows from the parameters and a step's vars; where that is nothing, the
+ * dispatch is skipped. */
 typedef struct {
     int32_t kernel;  /* marlin_kernel_find() */
     int32_t barrier; /* 1: all earlier dispatches are done first */
-    int32_t grid_value[3];
-    int32_t grid_var[3];
     int32_t num_bindings;
     int32_t param_bytes;
     uint8_t params[MARLIN_MAX_PARAM_BYTES];
@@ -110,7 +107,7 @@ MARLIN_API void marlin_program_destroy(marlin_program *program);
 
 /* Start one replay of dispatches [first, first + count) and return at once.
  *
- * vars: num_vars values (<= MARLIN_MAX_VARS), copied; they size variable grids and rows, and each
+ * vars: num_vars values (<= MARLIN_MAX_VARS), copied; they count rows and tiles, and each
  * is checked against what the bound buffers can hold. One replay a device may be in flight. The
  * first dispatch of a replay needs no barrier flag.
  *

@@ -15,7 +15,7 @@ using namespace metal;
 #define SPLIT_Q_FLOATS 1024
 #define SPLIT_SCORES (MARLIN_KV_SPLIT * 8)
 
-static_assert(SPLIT_THREADS == int(THREADS_attention_split), "launch.h and this file agree");
+static_assert(SPLIT_THREADS == int(THREADS_attention_split), "kernel_list.h and this file agree");
 
 // A split as its threadgroup sees it.
 struct SplitTask {

@@ -8,7 +8,7 @@
 
 #include <metal_stdlib>
 
-#include "launch.h"
+#include "kernel_list.h"
 #include "params.h"
 
 using namespace metal;
@@ -36,11 +36,11 @@ constant uint HEAD_DIM [[function_constant(3)]];     // AttentionParams
 constant uint HEADS_PER_KV [[function_constant(4)]]; // AttentionParams: num_heads / num_kv_heads
 constant uint SIMDGROUPS [[function_constant(5)]];   // matvec_* of packed weights: of a threadgroup
 
-// THREADS_<kernel>, UNITS_X_<kernel> and UNITS_Y_<kernel>: the kernel's line of launch.h.
+// THREADS_<kernel>, UNITS_X_<kernel> and UNITS_Y_<kernel>: the kernel's row of kernel_list.h.
 enum {
-#define X(kernel, threads, x, y, z)                                                                \
-    THREADS_##kernel = threads, UNITS_X_##kernel = x, UNITS_Y_##kernel = y,
-    MARLIN_LAUNCHES(X)
+#define X(name, check, weight, params, bindings, units, axes, flags, threads, x, y)                \
+    THREADS_##name = threads, UNITS_X_##name = x, UNITS_Y_##name = y,
+    MARLIN_KERNELS(X)
 #undef X
 };
 

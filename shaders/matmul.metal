@@ -198,7 +198,7 @@ matmul(device const float *x [[buffer(0)]], device const uchar *data [[buffer(1)
 #define MATMUL(name, Tile)                                                                         \
     static_assert(THREADS_##name == MATMUL_THREADS && UNITS_Y_##name == MATMUL_ROWS &&             \
                       UNITS_X_##name * MARLIN_ROW_TILE == MATMUL_COLUMNS,                          \
-                  "launch.h says otherwise");                                                      \
+                  "kernel_list.h says otherwise");                                                 \
     template [[host_name(#name)]] [[kernel]] decltype(matmul<Tile>) matmul<Tile>;
 
 MATMUL(matmul_f32, DenseTile<F32Weight>)

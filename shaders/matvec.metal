@@ -4,8 +4,8 @@
 //   W  packed (docs/formats.md), codes, scales and biases 16-byte aligned; k % 32 == 0,
 //      k % GROUP_SIZE == 0     or dense [n, k], any k, aligned to its elements
 //
-//   Grid: ceil(n / 16) tiles by ceil(rows / ROWS). Group: up to eight simdgroups: packed, launch.h
-//   says how many for this n; dense, eight.
+//   Grid: ceil(n / 16) tiles by ceil(rows / ROWS). Group: up to eight simdgroups: packed,
+//   kernel_list.h says how many for this n; dense, eight.
 //
 // Packed: a lane takes four rows of a tile, a quarter, and 16 columns at a time: two loads of 16
 // bytes for 4-bit codes. Eight lanes side by side make 128 columns, the simdgroups up to 1024. Two
@@ -42,7 +42,7 @@ using namespace metal;
 
 static_assert(MATVEC_THREADS == int(THREADS_matvec_f32) &&
                   MATVEC_SIMDGROUPS >= MARLIN_SIMDGROUPS(0),
-              "launch.h and this file agree");
+              "kernel_list.h and this file agree");
 
 // Loads of whole vectors: by value, so that every compiler keeps them whole.
 inline float4 load_floats(device const float *from) { return *(device const float4 *)from; }

@@ -30,7 +30,7 @@ from marlin.models.model import Model
 # Well past any last-level cache that a core may use, and read once.
 PROBE_READ_UNITS = 512
 PROBE_DOT_UNITS = 256
-# Threads of a probe_dot unit on a GPU (shaders/launch.h); each instruction multiplies and adds.
+# Threads of a probe_dot unit on a GPU (kernel_list.h); each instruction multiplies and adds.
 GPU_DOT_THREADS = 256
 VECTOR_LANES = {"avx512": 16, "avx2": 8, "i8mm": 4, "neon": 4, "scalar": 1}
 

@@ -35,7 +35,7 @@ class Case:
     Attributes:
         name: what the report calls it.
         variables: a step's vars.
-        dispatches: mappings with kernel, params (hexadecimal), grid and bindings, which are
+        dispatches: mappings with kernel, params (hexadecimal) and bindings, which are
             [buffer name, access] or None.
         inputs: {buffer name: array} of those that hold something before.
         answers: {buffer name: (array, magnitude)}; a magnitude is the size of what was added up,
@@ -240,8 +240,7 @@ def _recorded(device, case):
         for dispatch in case.dispatches:
             bindings = [bound and (views[bound[0]], bound[1]) for bound in dispatch["bindings"]]
             params = np.frombuffer(bytes.fromhex(dispatch["params"]), np.uint8)
-            grid = [size if isinstance(size, int) else tuple(size) for size in dispatch["grid"]]
-            recorder.dispatch(dispatch["kernel"], params, bindings, grid)
+            recorder.dispatch(dispatch["kernel"], params, bindings)
         program = recorder.finish()
         try:
             yield program, views

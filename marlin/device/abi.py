@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 MAX_BINDINGS = 12
 MAX_PARAM_BYTES = 64
 MAX_VARS = 8
@@ -29,7 +29,7 @@ DEVICE_KINDS = ("cpu", "metal")
 # Instruction sets of the CPU device, of every kind of machine, best first.
 INSTRUCTION_SETS = ("avx512", "avx2", "i8mm", "neon", "scalar")
 WEIGHT_KINDS = ("f32", "f16", "bf16", "int8", "int4", "fp4")
-# Every kernel by name, in the order of native code's list.
+# Every kernel by name, in the order of shaders/kernel_list.h.
 KERNELS = (
     *(f"{op}_{kind}" for op in ("embed", "matvec", "matmul") for kind in WEIGHT_KINDS),
     *("rms_norm", "rope_table", "rope_kv_write", "silu_mul", "gather_rows"),
@@ -59,8 +59,6 @@ DISPATCH = np.dtype(
     [
         ("kernel", "i4"),
         ("barrier", "i4"),
-        ("grid_value", "i4", 3),
-        ("grid_var", "i4", 3),
         ("num_bindings", "i4"),
         ("param_bytes", "i4"),
         ("params", "u1", MAX_PARAM_BYTES),

@@ -18,9 +18,6 @@ VAR_LOGITS = 2  # rows whose logits are wanted
 VAR_SPLITS = 3  # KV splits of the longest context
 NUM_VARS = 4
 
-# Floats of a row that one unit of silu_mul's grid takes.
-SILU_FLOATS = 1024
-
 
 @dataclass(frozen=True, slots=True)
 class Weight:
@@ -93,7 +90,6 @@ def embed(recorder, token_ids, weight, y, rows_var=VAR_TOKENS):
             _maybe(weight.biases, READ),
             (y, WRITE),
         ],
-        grid=((rows_var, 1), 1, 1),
     )
 
 
@@ -118,7 +114,6 @@ def linear(recorder, x, weight, y, rows_var=VAR_TOKENS, bias=None, many_rows=Fal
             _maybe(bias, READ),
             (y, WRITE),
         ],
-        grid=(-(-weight.n // abi.ROW_TILE), (rows_var, 1), 1),
         label=label,
     )
 
@@ -137,7 +132,6 @@ def rms_norm(recorder, x, weight, y, dim, eps, delta=None, rows_per_var=1, rows_
         "rms_norm",
         params,
         [(x, READ if delta is None else BOTH), _maybe(delta, READ), (weight, READ), (y, WRITE)],
-        grid=((rows_var, 1), rows_per_var, 1),
     )
 
 
@@ -148,7 +142,6 @@ def rope_table(recorder, positions, inv_freq, table, half_dim, scale):
         "rope_table",
         params,
         [(positions, READ), (inv_freq, READ), (table, WRITE)],
-        grid=((VAR_TOKENS, 1), 1, 1),
     )
 
 
@@ -171,8 +164,7 @@ def rope_kv_write(recorder, qkv, rows, caches, layout, num_heads):
     )
     accesses = (BOTH, BOTH, READ, READ, READ, WRITE, WRITE)
     bindings = list(zip((*qkv, *rows, *caches), accesses, strict=True))
-    heads = num_heads + 2 * layout.num_kv_heads
-    recorder.dispatch("rope_kv_write", params, bindings, grid=((VAR_TOKENS, 1), heads, 1))
+    recorder.dispatch("rope_kv_write", params, bindings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +207,6 @@ def attention(recorder, q, caches, inputs, out):
         "attention",
         _attention_params(inputs),
         _attention_bindings(q, caches, inputs, out),
-        grid=((VAR_TILES, 1), inputs.layout.num_kv_heads, 1),
     )
 
 
@@ -226,13 +217,11 @@ def split_attention(recorder, q, caches, inputs, partials, out):
         "attention_split",
         params,
         _attention_bindings(q, caches, inputs, partials),
-        grid=((VAR_TILES, 1), inputs.layout.num_kv_heads, (VAR_SPLITS, 1)),
     )
     recorder.dispatch(
         "attention_combine",
         params,
         [(partials, READ), None, None, None, (inputs.tiles, READ), (out, WRITE)],
-        grid=((VAR_TILES, 1), inputs.num_heads, 1),
     )
 
 
@@ -242,7 +231,6 @@ def silu_mul(recorder, gate, up, y, dim):
         "silu_mul",
         make_params("RowsParams", rows_var=VAR_TOKENS, dim=dim),
         [(gate, READ), (up, READ), (y, WRITE)],
-        grid=((VAR_TOKENS, 1), -(-dim // SILU_FLOATS), 1),
     )
 
 
@@ -252,7 +240,6 @@ def gather_rows(recorder, rows, x, y, dim):
         "gather_rows",
         make_params("RowsParams", rows_var=VAR_LOGITS, dim=dim),
         [(rows, READ), (x, READ), (y, WRITE)],
-        grid=((VAR_LOGITS, 1), 1, 1),
     )
 
 
@@ -262,7 +249,6 @@ def penalize(recorder, logits, entries, starts, rows, vocab_size):
         "penalize",
         make_params("SampleParams", rows_var=VAR_LOGITS, vocab_size=vocab_size),
         [(logits, BOTH), (entries, READ), (starts, READ), (rows, READ)],
-        grid=((VAR_LOGITS, 1), 1, 1),
     )
 
 
@@ -272,7 +258,6 @@ def sample(recorder, logits, rows, token_ids, vocab_size):
         "sample",
         make_params("SampleParams", rows_var=VAR_LOGITS, vocab_size=vocab_size),
         [(logits, READ), (rows, READ), (token_ids, WRITE)],
-        grid=((VAR_LOGITS, 1), 1, 1),
     )
 
 
@@ -294,7 +279,6 @@ def repack(recorder, source, weight, ggml_type, permute_heads=0):
             (weight.scales, WRITE),
             _maybe(weight.biases, WRITE),
         ],
-        grid=(-(-weight.n // abi.ROW_TILE), 1, 1),
     )
 
 
@@ -304,5 +288,4 @@ def probe(recorder, kernel, num_units, source, out):
         kernel,
         make_params("ProbeParams", num_units=num_units),
         [_maybe(source, READ), (out, WRITE)],
-        grid=(num_units, 1, 1),
     )

@@ -37,14 +37,13 @@ class Recorder:
         self._writes = []
         self._buffers = set()
 
-    def dispatch(self, kernel, params, bindings, grid, label=""):
+    def dispatch(self, kernel, params, bindings, label=""):
         """Append one dispatch.
 
         Args:
             kernel: name, as in marlin.h's list.
             params: 0-d structured array of an abi.PARAMS dtype.
             bindings: sequence of None or (View, access), access of abi.READ | abi.WRITE.
-            grid: three of int (constant) or (var, tile): ceil(vars[var] / tile).
             label: what dump() prints beside the kernel.
         """
         for view, _ in (bound for bound in bindings if bound is not None):
@@ -53,9 +52,6 @@ class Recorder:
         record = np.zeros((), abi.DISPATCH)
         record["kernel"] = self._kernel_id(kernel)
         record["barrier"] = self._needs_barrier(bindings)
-        for axis, size in enumerate(grid):
-            var, value = (-1, size) if isinstance(size, int) else size
-            record["grid_var"][axis], record["grid_value"][axis] = var, value
         record["num_bindings"] = len(bindings)
         raw = np.frombuffer(params.tobytes(), np.uint8)
         record["param_bytes"] = len(raw)
@@ -161,7 +157,7 @@ class Program:
         self.wait()
 
     def dump(self):
-        """One line a dispatch: index, barrier, kernel, grid, bindings."""
+        """One line a dispatch: index, barrier, kernel, bindings."""
         lines = []
         for index, (record, label) in enumerate(zip(self.records, self.labels, strict=True)):
             bound = record["bindings"][: record["num_bindings"]]
@@ -170,10 +166,8 @@ class Program:
                 for b in bound
                 if b["buffer"]
             )
-            axes = zip(record["grid_value"], record["grid_var"], strict=True)
-            grid = "x".join(str(v) if var < 0 else f"ceil(v{var}/{v})" for v, var in axes)
             barrier = "|" if record["barrier"] else " "
-            lines.append(f"{index:4d} {barrier} {label} grid {grid} {views}")
+            lines.append(f"{index:4d} {barrier} {label} {views}")
         return "\n".join(lines)
 
     def close(self):

@@ -195,9 +195,7 @@ def build(root, toolchain, output, isas, sanitizers=()):
     cache = root / "build" / "native" / _variant(toolchain, sanitizers)
     cache.mkdir(parents=True, exist_ok=True)
     units = plan_units(root, toolchain, isas, sanitizers)
-    # The other headers of shaders/ are Metal's.
-    read = [*root.glob("metal_shim/**/*.h"), *root.glob("shaders/params.h")]
-    headers = _digest_files(sorted(read))
+    headers = _digest_files(sorted([*root.glob("metal_shim/**/*.h"), *root.glob("shaders/*.h")]))
     with alone(cache):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             job = partial(_compile, root, toolchain, cache, headers)

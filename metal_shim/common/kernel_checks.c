@@ -61,17 +61,30 @@ static void need_rows(marlin_check *c, int binding, int32_t var, int64_t rows_pe
 
 /* ---- embedding and linear layers ---- */
 
-typedef enum { DENSE, PACKED_INT8, PACKED_INT4, PACKED_FP4 } packed_kind;
+typedef struct {
+    int bits, group, bias;
+} weight_kind;
 
-static void check_packed(marlin_check *c, int64_t n, int64_t k, uint32_t group, uint32_t flags,
-                         packed_kind kind)
+static const weight_kind weight_kinds[NUM_WEIGHT_KINDS] = {
+#define X(kind, bits, group, bias) [WEIGHT_##kind] = {bits, group, bias},
+    MARLIN_WEIGHT_KINDS(X)
+#undef X
+};
+
+/* The weight's values or codes, scales and biases: bindings 1 to 3. */
+static void check_weight(marlin_check *c, int64_t n, int64_t k, uint32_t group, uint32_t flags)
 {
-    int bits = kind == PACKED_INT8 ? 8 : 4;
-    bool group_known = group == 32 || group == 64 || group == 128 || (group == 16 && bits == 8);
-    require(c, group_known, "has a group size other than 32, 64 or 128 (16 for int8)");
+    const weight_kind *kind = &weight_kinds[c->record->kernel->weight];
+    if (kind->group == 0) {
+        need(c, 1, kind->bits / 8, n * k * kind->bits / 8);
+        return;
+    }
+    bool group_known = group == 32 || group == 64 || group == 128;
+    require(c, group_known || (group == 16 && kind->group == 16),
+            "has a group size other than 32, 64 or 128 (16 for int8)");
     bool has_bias = flags & MARLIN_WEIGHT_BIAS;
-    require(c, has_bias || kind != PACKED_INT4, "int4 needs a weight bias");
-    require(c, !has_bias || (kind != PACKED_FP4 && group != 16),
+    require(c, has_bias || kind->bias != MARLIN_MUST, "int4 needs a weight bias");
+    require(c, !has_bias || (kind->bias != MARLIN_NEVER && group != 16),
             "fp4 and int8 in groups of 16 have no weight bias");
     if (c->problem) return;
     require(c, k % 32 == 0 && k % group == 0,
@@ -79,54 +92,37 @@ static void check_packed(marlin_check *c, int64_t n, int64_t k, uint32_t group, 
     int64_t padded = (n + MARLIN_ROW_TILE - 1) / MARLIN_ROW_TILE * MARLIN_ROW_TILE;
     int value_bytes = flags & MARLIN_SCALE_F32 ? 4 : 2;
     int64_t scale_bytes = padded * (k / group) * value_bytes;
-    need(c, 1, VECTOR_BYTES, padded * k * bits / 8);
+    need(c, 1, VECTOR_BYTES, padded * k * kind->bits / 8);
     need(c, 2, VECTOR_BYTES, scale_bytes);
     if (has_bias) need(c, 3, VECTOR_BYTES, scale_bytes);
 }
 
-static void check_embed(marlin_check *c, int value_bytes, packed_kind kind)
+static void check_embed(marlin_check *c)
 {
     const struct EmbedParams *p = params_of(c);
     require(c, p->dim >= 1 && p->dim <= MAX_DIM, "has a dim out of range");
     require(c, p->vocab_size >= 1 && p->vocab_size <= MAX_VOCAB, "has a vocab_size out of range");
     if (c->problem) return;
-    if (kind == DENSE)
-        need(c, 1, value_bytes, (int64_t)p->vocab_size * p->dim * value_bytes);
-    else
-        check_packed(c, p->vocab_size, p->dim, p->group_size, p->flags, kind);
+    check_weight(c, p->vocab_size, p->dim, p->group_size, p->flags);
     need_rows(c, 0, p->rows_var, 1, 0, 4);
     need_rows(c, 4, p->rows_var, 1, 0, 4 * (int64_t)p->dim);
     writes(c, 4);
 }
 
-static void check_embed_f32(marlin_check *c) { check_embed(c, 4, DENSE); }
-static void check_embed_half(marlin_check *c) { check_embed(c, 2, DENSE); }
-static void check_embed_int8(marlin_check *c) { check_embed(c, 0, PACKED_INT8); }
-static void check_embed_int4(marlin_check *c) { check_embed(c, 0, PACKED_INT4); }
-static void check_embed_fp4(marlin_check *c) { check_embed(c, 0, PACKED_FP4); }
-
-static void check_linear(marlin_check *c, int value_bytes, packed_kind kind)
+static void check_linear(marlin_check *c)
 {
     const struct LinearParams *p = params_of(c);
     require(c, p->n >= 1 && p->n <= MAX_VOCAB, "has an n out of range");
     require(c, p->k >= 1 && p->k <= MAX_DIM, "has a k out of range");
     if (c->problem) return;
-    if (kind == DENSE)
-        need(c, 1, value_bytes, (int64_t)p->n * p->k * value_bytes);
-    else
-        check_packed(c, p->n, p->k, p->group_size, p->flags, kind);
-    if (kind != DENSE || p->k % 4 == 0) need(c, 0, VECTOR_BYTES, 0);
+    check_weight(c, p->n, p->k, p->group_size, p->flags);
+    if (weight_kinds[c->record->kernel->weight].group > 0 || p->k % 4 == 0)
+        need(c, 0, VECTOR_BYTES, 0);
     if (p->flags & MARLIN_OUTPUT_BIAS) need(c, 4, 4, 4 * (int64_t)p->n);
     need_rows(c, 0, p->rows_var, 1, 0, 4 * (int64_t)p->k);
     need_rows(c, 5, p->rows_var, 1, 0, 4 * (int64_t)p->n);
     writes(c, 5);
 }
-
-static void check_linear_f32(marlin_check *c) { check_linear(c, 4, DENSE); }
-static void check_linear_half(marlin_check *c) { check_linear(c, 2, DENSE); }
-static void check_linear_int8(marlin_check *c) { check_linear(c, 0, PACKED_INT8); }
-static void check_linear_int4(marlin_check *c) { check_linear(c, 0, PACKED_INT4); }
-static void check_linear_fp4(marlin_check *c) { check_linear(c, 0, PACKED_FP4); }
 
 /* ---- row kernels ---- */
 
@@ -314,10 +310,10 @@ static void check_sample(marlin_check *c)
 static void check_repack(marlin_check *c)
 {
     const struct RepackParams *p = params_of(c);
-    static const int64_t block_bytes[] = {[MARLIN_GGML_Q4_0] = 18,  [MARLIN_GGML_Q4_1] = 20,
-                                          [MARLIN_GGML_Q5_0] = 22,  [MARLIN_GGML_Q5_1] = 24,
-                                          [MARLIN_GGML_Q8_0] = 34,  [MARLIN_GGML_Q4_K] = 144,
-                                          [MARLIN_GGML_Q5_K] = 176, [MARLIN_GGML_Q6_K] = 210};
+    static const int64_t block_bytes[] = {
+        [MARLIN_GGML_Q4_0] = 18,  [MARLIN_GGML_Q4_1] = 20, [MARLIN_GGML_Q5_0] = 22,
+        [MARLIN_GGML_Q5_1] = 24,  [MARLIN_GGML_Q8_0] = 34, [MARLIN_GGML_Q4_K] = 144,
+        [MARLIN_GGML_Q5_K] = 176, [MARLIN_GGML_Q6_K] = 210};
     require(c, p->type <= MARLIN_GGML_Q6_K && block_bytes[p->type],
             "has a block type that is not known");
     require(c, p->n >= 1 && p->n <= MAX_VOCAB, "has an n out of range");
@@ -363,38 +359,10 @@ static void check_probe_read(marlin_check *c)
     need(c, 0, VECTOR_BYTES, (int64_t)p->num_units * MARLIN_PROBE_BYTES);
 }
 
-#define EMBED(weight, check)                                                                       \
-    [KERNEL_embed_##weight] = {"embed_" #weight, sizeof(struct EmbedParams), 5, check}
-#define LINEAR(weight, check)                                                                      \
-    [KERNEL_matvec_##weight] = {"matvec_" #weight, sizeof(struct LinearParams), 6, check},         \
-    [KERNEL_matmul_##weight] = {"matmul_" #weight, sizeof(struct LinearParams), 6, check}
-#define OTHER(name, params, bindings)                                                              \
-    [KERNEL_##name] = {#name, sizeof(struct params), bindings, check_##name}
-
 const marlin_kernel marlin_kernels[NUM_KERNELS] = {
-    EMBED(f32, check_embed_f32),
-    EMBED(f16, check_embed_half),
-    EMBED(bf16, check_embed_half),
-    EMBED(int8, check_embed_int8),
-    EMBED(int4, check_embed_int4),
-    EMBED(fp4, check_embed_fp4),
-    LINEAR(f32, check_linear_f32),
-    LINEAR(f16, check_linear_half),
-    LINEAR(bf16, check_linear_half),
-    LINEAR(int8, check_linear_int8),
-    LINEAR(int4, check_linear_int4),
-    LINEAR(fp4, check_linear_fp4),
-    OTHER(rms_norm, RmsNormParams, 4),
-    OTHER(rope_table, RopeTableParams, 3),
-    OTHER(rope_kv_write, RopeKvParams, 7),
-    OTHER(silu_mul, RowsParams, 3),
-    OTHER(gather_rows, RowsParams, 3),
-    OTHER(attention, AttentionParams, 6),
-    OTHER(attention_split, AttentionParams, 6),
-    OTHER(attention_combine, AttentionParams, 6),
-    OTHER(penalize, SampleParams, 4),
-    OTHER(sample, SampleParams, 3),
-    OTHER(repack, RepackParams, 4),
-    OTHER(probe_read, ProbeParams, 2),
-    OTHER(probe_dot, ProbeParams, 2),
+#define X(name, check, weight, params, bindings, units, axes, flags, ...)                          \
+    [KERNEL_##name] = {#name, check_##check, WEIGHT_##weight, sizeof(struct params), bindings,     \
+                       axes,  flags},
+    MARLIN_KERNELS(X)
+#undef X
 };

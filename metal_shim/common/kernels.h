@@ -5,49 +5,58 @@
 
 #include <stdint.h>
 
+#include "block_types.h"
 #include "common/buffers.h"
+#include "kernel_list.h"
 #include "params.h"
-
-/* Every kernel, once: X(identifier). Ids are positions in this list, from 1. */
-#define MARLIN_KERNELS(X)                                                                          \
-    X(embed_f32)                                                                                   \
-    X(embed_f16)                                                                                   \
-    X(embed_bf16)                                                                                  \
-    X(embed_int8)                                                                                  \
-    X(embed_int4)                                                                                  \
-    X(embed_fp4)                                                                                   \
-    X(matvec_f32)                                                                                  \
-    X(matvec_f16) X(matvec_bf16) X(matvec_int8) X(matvec_int4) X(matvec_fp4) X(matmul_f32)         \
-        X(matmul_f16) X(matmul_bf16) X(matmul_int8) X(matmul_int4) X(matmul_fp4) X(rms_norm)       \
-            X(rope_table) X(rope_kv_write) X(silu_mul) X(gather_rows) X(attention)                 \
-                X(attention_split) X(attention_combine) X(penalize) X(sample) X(repack)            \
-                    X(probe_read) X(probe_dot)
 
 enum {
     KERNEL_none = 0,
-#define X(name) KERNEL_##name,
+#define X(name, ...) KERNEL_##name,
     MARLIN_KERNELS(X)
 #undef X
         NUM_KERNELS
 };
 
+/* Kinds of weights (block_types.h). */
+enum {
+    WEIGHT_none = 0,
+#define X(kind, ...) WEIGHT_##kind,
+    MARLIN_WEIGHT_KINDS(X)
+#undef X
+        NUM_WEIGHT_KINDS
+};
+
+enum { QUANTIZES = 1, UNEVEN = 2 };
+
 typedef struct marlin_check marlin_check;
 
+/* A row of kernel_list.h, as far as both devices read it. */
 typedef struct {
     const char *name;
+    void (*check)(marlin_check *check); /* kernel_checks.c */
+    int32_t weight;                     /* WEIGHT_... */
     int32_t param_bytes;
     int32_t num_bindings;
-    void (*check)(marlin_check *check); /* kernel_checks.c */
+    int32_t axes;
+    int32_t flags;
 } marlin_kernel;
 
 extern const marlin_kernel marlin_kernels[NUM_KERNELS];
+
+/* Units of work on three axes; where one is 0, nothing is to be done. */
+typedef struct {
+    int64_t axis[3];
+} marlin_units;
+
+/* Of a kernel with parameters that have passed its check, in a step with these vars. */
+marlin_units marlin_kernel_units(int32_t kernel_id, const void *params, const int32_t *vars);
 
 /* A copy of a dispatch whose buffers are held. */
 typedef struct {
     const marlin_kernel *kernel;
     int32_t kernel_id;
     int32_t barrier;
-    int32_t grid_value[3], grid_var[3];
     _Alignas(8) uint8_t params[MARLIN_MAX_PARAM_BYTES];
     int32_t buffer[MARLIN_MAX_BINDINGS]; /* id, or 0: not bound */
     int32_t access[MARLIN_MAX_BINDINGS];
@@ -84,9 +93,6 @@ void marlin_records_close(marlin_records *records);
 /* Check and keep what marlin_program_submit() was given. */
 int marlin_records_select(marlin_records *records, int32_t first, int32_t count,
                           const int32_t *vars, int32_t num_vars);
-/* Units along an axis in this replay; any axis without one: the dispatch is skipped. */
-int64_t marlin_grid_units(const marlin_records *records, int32_t index, int axis);
-int marlin_grid_is_empty(const marlin_records *records, int32_t index);
 /* MARLIN_EDEVICE: dispatch `index` met an index that its buffers do not hold. */
 int marlin_fail_index(const marlin_records *records, int32_t index);
 

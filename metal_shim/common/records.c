@@ -75,13 +75,6 @@ static int add_record(marlin_records *records, int index, const marlin_dispatch 
     record->kernel_id = dispatch->kernel;
     record->barrier = dispatch->barrier != 0;
     memcpy(record->params, dispatch->params, sizeof record->params);
-    memcpy(record->grid_value, dispatch->grid_value, sizeof record->grid_value);
-    memcpy(record->grid_var, dispatch->grid_var, sizeof record->grid_var);
-    for (int axis = 0; axis < 3; axis++)
-        if (record->grid_value[axis] < (record->grid_var[axis] < 0 ? 0 : 1) ||
-            record->grid_var[axis] >= MARLIN_MAX_VARS)
-            return marlin_fail(MARLIN_EINVAL, "dispatch %d (%s): grid axis %d is out of range",
-                               index, kernel->name, axis);
     if (dispatch->num_bindings != kernel->num_bindings ||
         dispatch->param_bytes != kernel->param_bytes)
         return marlin_fail(
@@ -133,23 +126,6 @@ int marlin_records_select(marlin_records *records, int32_t first, int32_t count,
     records->first = first;
     records->last = first + count;
     return MARLIN_OK;
-}
-
-int64_t marlin_grid_units(const marlin_records *records, int32_t index, int axis)
-{
-    const marlin_record *record = &records->items[index];
-    int32_t var = record->grid_var[axis], value = record->grid_value[axis];
-    return var < 0 ? value : ((int64_t)records->vars[var] + value - 1) / value;
-}
-
-int marlin_grid_is_empty(const marlin_records *records, int32_t index)
-{
-    const marlin_record *record = &records->items[index];
-    for (int axis = 0; axis < 3; axis++) {
-        int32_t var = record->grid_var[axis];
-        if ((var < 0 ? record->grid_value[axis] : records->vars[var]) <= 0) return 1;
-    }
-    return 0;
 }
 
 int marlin_fail_index(const marlin_records *records, int32_t index)

@@ -19,9 +19,8 @@ typedef struct {
     uint8_t *prepared;
 } marlin_call;
 
-/* Run units [begin, end) of a call. scratch: the worker's own, as many bytes as the kernel's
- * `scratch` asked. Returns MARLIN_OK, or MARLIN_EDEVICE when a value in a buffer points outside
- * another. */
+/* Run units [begin, end) of a call. scratch: the worker's own, marlin_scratch_bytes(). Returns
+ * MARLIN_OK, or MARLIN_EDEVICE when a value in a buffer points outside another. */
 typedef int (*marlin_run)(const marlin_call *call, int64_t begin, int64_t end, uint8_t *scratch);
 
 /* One instruction set's kernels, indexed by id. */
@@ -33,15 +32,7 @@ typedef struct {
                           int64_t rows);
 } marlin_isa;
 
-/* How a kernel's work is divided, the same for every instruction set. */
-typedef struct {
-    int64_t (*units)(const marlin_call *call);
-    int64_t (*scratch)(const marlin_call *call); /* bytes a worker, or NULL */
-    int quantizes; /* 1: binding 0 is quantized first (LinearParams) */
-    int uneven; /* 1: units differ widely in cost and are handed out one at a time */
-} marlin_work;
-
-extern const marlin_work marlin_works[NUM_KERNELS];
+int64_t marlin_scratch_bytes(int32_t kernel_id, const void *params);
 
 /* Bytes of `rows` quantized rows of k: int8 codes, then 24 bytes for each group of 32
  * (kernels_linear.c). */

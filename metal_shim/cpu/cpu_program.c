@@ -21,7 +21,7 @@
 #define PIECES_A_WORKER 8
 
 typedef struct {
-    const marlin_work *work;
+    const marlin_kernel *kernel;
     marlin_run run;
     marlin_call call;
     int barrier;
@@ -63,7 +63,7 @@ static void add_item(marlin_program *program, int32_t index)
 {
     const marlin_record *record = &program->records.items[index];
     item *it = &program->items[index];
-    it->work = &marlin_works[record->kernel_id];
+    it->kernel = record->kernel;
     it->run = program->device->isa->run[record->kernel_id];
     it->barrier = record->barrier;
     it->owner = -1;
@@ -85,7 +85,7 @@ static int64_t plan_prepared(marlin_program *program)
             since_barrier = i;
             used = 0;
         }
-        if (!it->work->quantizes) continue;
+        if (!(it->kernel->flags & QUANTIZES)) continue;
         const struct LinearParams *p = it->call.params;
         it->owner = i;
         for (int32_t j = since_barrier; j < i && it->owner == i; j++) {
@@ -116,9 +116,9 @@ static int allocate_workers(marlin_program *program)
     int num_workers = marlin_pool_size(program->device->pool);
     for (int32_t i = 0; i < program->count; i++) {
         const item *it = &program->items[i];
-        int64_t bytes = it->work->scratch ? it->work->scratch(&it->call) : 0;
+        int64_t bytes = marlin_scratch_bytes(program->records.items[i].kernel_id, it->call.params);
         if (bytes > scratch) scratch = bytes;
-        if (!it->work->quantizes) continue;
+        if (!(it->kernel->flags & QUANTIZES)) continue;
         bytes = marlin_quantized_bytes(MAX_PRIVATE_ROWS,
                                        ((const struct LinearParams *)it->call.params)->k);
         if (bytes > rows) rows = bytes;
@@ -194,7 +194,7 @@ static void fetch_ahead(void *context, int worker)
     if (memory->ahead < memory->next) {
         memory->ahead = memory->next;
         while (memory->ahead < program->records.last &&
-               !program->items[memory->ahead].work->quantizes)
+               !(program->items[memory->ahead].kernel->flags & QUANTIZES))
             memory->ahead++;
         memory->ahead_line = 0;
     }
@@ -210,14 +210,13 @@ static void fetch_ahead(void *context, int worker)
 }
 
 /* Whether a dispatch of this replay, before `index`, has quantized its input to the shared area:
- * the owner may lie before the replay's first dispatch, or be skipped for an empty grid. */
+ * the owner may lie before the replay's first dispatch. */
 static int is_prepared(const marlin_program *program, int32_t index)
 {
     int32_t owner = program->items[index].owner;
-    for (int32_t i = owner > program->records.first ? owner : program->records.first; i < index;
-         i++)
-        if (program->items[i].owner == owner && !marlin_grid_is_empty(&program->records, i))
-            return 1;
+    int32_t first = program->records.first;
+    for (int32_t i = owner > first ? owner : first; i < index; i++)
+        if (program->items[i].owner == owner) return 1;
     return 0;
 }
 
@@ -258,7 +257,7 @@ static void run_share(marlin_program *program, int32_t index, const marlin_call 
     int64_t first = share_begin(units, share, num_workers),
             last = share_begin(units, share + 1, num_workers);
     int64_t piece = (last - first) / PIECES_A_WORKER;
-    if (piece < 1 || program->items[index].work->uneven) piece = 1;
+    if (piece < 1 || program->items[index].kernel->flags & UNEVEN) piece = 1;
     atomic_llong *next = &program->counters[index * num_workers + share].next;
     for (;;) {
         int64_t begin = first + atomic_fetch_add_explicit(next, piece, memory_order_relaxed);
@@ -268,6 +267,20 @@ static void run_share(marlin_program *program, int32_t index, const marlin_call 
         if (program->items[index].run(call, begin, end, scratch) != MARLIN_OK)
             atomic_compare_exchange_strong(&program->failed, &none, index + 1);
     }
+}
+
+/* Units that the workers share out: those of the kernel's first axes. 0: nothing is to be done. */
+static int64_t shared_units(const marlin_program *program, int32_t index)
+{
+    const marlin_record *record = &program->records.items[index];
+    marlin_units units =
+        marlin_kernel_units(record->kernel_id, record->params, program->records.vars);
+    int64_t shared = 1;
+    for (int axis = 0; axis < 3; axis++) {
+        if (units.axis[axis] <= 0) return 0;
+        if (axis < record->kernel->axes) shared *= units.axis[axis];
+    }
+    return shared;
 }
 
 static void walk(void *context, int worker)
@@ -283,10 +296,10 @@ static void walk(void *context, int worker)
         if (it->barrier && i > program->records.first)
             marlin_pool_barrier(pool, fetch_ahead, program, worker);
         memory->next = i + 1;
-        if (marlin_grid_is_empty(&program->records, i)) continue;
+        int64_t units = shared_units(program, i);
+        if (units == 0) continue;
         marlin_call call = it->call;
-        if (it->work->quantizes) call.prepared = prepare(program, i, worker);
-        int64_t units = it->work->units(&call);
+        if (it->kernel->flags & QUANTIZES) call.prepared = prepare(program, i, worker);
         for (int j = 0; j < num_workers; j++)
             run_share(program, i, &call, units, (worker + j) % num_workers, memory->scratch);
     }

@@ -97,20 +97,6 @@ INLINE int run_dense(const marlin_call *call, int64_t begin, int64_t end, dense_
     return MARLIN_OK;
 }
 
-KERNEL(linear_f32)
-{
-    (void)scratch;
-    return run_dense(call, begin, end, F32);
-}
-
-KERNEL(linear_f16)
-{
-    (void)scratch;
-    return run_dense(call, begin, end, F16);
-}
-
-KERNEL(linear_bf16)
-{
-    (void)scratch;
-    return run_dense(call, begin, end, BF16);
-}
+LINEAR_KERNELS(f32, run_dense(call, begin, end, F32))
+LINEAR_KERNELS(f16, run_dense(call, begin, end, F16))
+LINEAR_KERNELS(bf16, run_dense(call, begin, end, BF16))

@@ -385,22 +385,13 @@ INLINE int run_linear(const marlin_call *call, int64_t begin, int64_t end, weigh
     return MARLIN_OK;
 }
 
-KERNEL(linear_fp4)
+INLINE int run_int8(const marlin_call *call, int64_t begin, int64_t end)
 {
-    (void)scratch;
-    return run_linear(call, begin, end, FP4);
-}
-
-KERNEL(linear_int4)
-{
-    (void)scratch;
-    return run_linear(call, begin, end, INT4);
-}
-
-KERNEL(linear_int8)
-{
-    (void)scratch;
     const struct LinearParams *p = call->params;
     if (p->group_size == 16) return run_linear(call, begin, end, INT8_G16);
     return run_linear(call, begin, end, INT8);
 }
+
+LINEAR_KERNELS(fp4, run_linear(call, begin, end, FP4))
+LINEAR_KERNELS(int4, run_linear(call, begin, end, INT4))
+LINEAR_KERNELS(int8, run_int8(call, begin, end))

@@ -32,8 +32,8 @@ int marlin_check_launch(const marlin_record *record, size_t most, size_t width);
 int marlin_num_variants(int32_t kernel_id);
 /* The function constants of a record's variant, 0 where its kernel has none. */
 void marlin_constants_of(const marlin_record *record, int variant, uint32_t out[NUM_CONSTANTS]);
-/* The variant that runs dispatch `index` in this replay, and its threadgroups: what the recorded
- * grid has of the units that there are. -1: that is nothing, so the dispatch is skipped. */
+/* The variant that runs dispatch `index` in this replay, and its threadgroups. -1: there is nothing
+ * to do, so the dispatch is skipped. */
 int marlin_launch_of(const marlin_records *records, int32_t index, int64_t groups[3]);
 
 /* marlin.metallib beside this library. 0: there is none. */

@@ -1,21 +1,50 @@
 /* metal_launch.c: from a record to what Metal is asked to run: which variant of a kernel, with
- * which function constants, in how many threadgroups. The numbers are shaders/launch.h's. */
+ * which function constants, in how many threadgroups. The numbers are kernel_list.h's. */
 #include <string.h>
 
 #include "metal/metal.h"
-#include "launch.h"
-
-/* Floats of a row that a unit of silu_mul's grid takes (marlin/device/ops.py). */
-#define SILU_FLOATS 1024
 
 typedef struct {
-    int32_t threads; /* 0: SIMDGROUPS simdgroups */
-    int64_t units[3]; /* of the grid that a threadgroup takes; 0: ROWS */
+    int32_t threads;  /* 0: SIMDGROUPS simdgroups */
+    int64_t units[3]; /* that a threadgroup takes; 0: ROWS */
+    void (*constants)(const void *params, uint32_t *out);
 } launch;
 
+static void no_constants(const void *params, uint32_t *out) { (void)params, (void)out; }
+
+static void embed_constants(const void *params, uint32_t *out)
+{
+    const struct EmbedParams *p = params;
+    out[GROUP_SIZE] = p->group_size;
+    out[FLAGS] = p->flags;
+}
+
+static void linear_constants(const void *params, uint32_t *out)
+{
+    const struct LinearParams *p = params;
+    out[GROUP_SIZE] = p->group_size;
+    out[FLAGS] = p->flags;
+}
+
+static void attention_constants(const void *params, uint32_t *out)
+{
+    const struct AttentionParams *p = params;
+    out[HEAD_DIM] = p->head_dim;
+    out[HEADS_PER_KV] = p->num_heads / p->num_kv_heads;
+}
+
+/* Function constants that come from a struct of parameters. */
+#define CONSTANTS_OF(params)                                                                       \
+    _Generic((const params *)0,                                                                    \
+        const struct EmbedParams *: embed_constants,                                               \
+        const struct LinearParams *: linear_constants,                                             \
+        const struct AttentionParams *: attention_constants,                                       \
+        default: no_constants)
+
 static const launch launches[NUM_KERNELS] = {
-#define X(kernel, threads, x, y, z) [KERNEL_##kernel] = {threads, {x, y, z}},
-    MARLIN_LAUNCHES(X)
+#define X(name, check, weight, params, bindings, units, axes, flags, threads, x, y)                \
+    [KERNEL_##name] = {threads, {x, y, 1}, CONSTANTS_OF(struct params)},
+    MARLIN_KERNELS(X)
 #undef X
 };
 
@@ -58,75 +87,25 @@ int marlin_num_variants(int32_t kernel_id)
 
 void marlin_constants_of(const marlin_record *record, int variant, uint32_t out[NUM_CONSTANTS])
 {
-    int32_t id = record->kernel_id;
-    const void *params = record->params;
+    const launch *how = &launches[record->kernel_id];
     memset(out, 0, NUM_CONSTANTS * sizeof *out);
-    if (marlin_num_variants(id) > 1) out[ROWS] = 1u << variant;
-    if (!launches[id].threads) out[SIMDGROUPS] = simdgroups_of(record);
-    if (id >= KERNEL_embed_f32 && id <= KERNEL_embed_fp4) {
-        out[GROUP_SIZE] = ((const struct EmbedParams *)params)->group_size;
-        out[FLAGS] = ((const struct EmbedParams *)params)->flags;
-    } else if (id >= KERNEL_matvec_f32 && id <= KERNEL_matmul_fp4) {
-        out[GROUP_SIZE] = ((const struct LinearParams *)params)->group_size;
-        out[FLAGS] = ((const struct LinearParams *)params)->flags;
-    } else if (id >= KERNEL_attention && id <= KERNEL_attention_combine) {
-        const struct AttentionParams *p = params;
-        out[HEAD_DIM] = p->head_dim;
-        out[HEADS_PER_KV] = p->num_heads / p->num_kv_heads;
-    }
-}
-
-static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-static int64_t tiles_of(uint32_t n) { return ((int64_t)n + MARLIN_ROW_TILE - 1) / MARLIN_ROW_TILE; }
-
-/* The units that a record's parameters and this step's vars ask for. A grid that is recorded larger
- * has nothing to do there. */
-static void needed_units(const marlin_record *record, const int32_t *vars, int64_t out[3])
-{
-    const void *params = record->params;
-    int64_t x, y = 1, z = 1;
-    int32_t id = record->kernel_id;
-    if (id == KERNEL_repack)
-        x = tiles_of(((const struct RepackParams *)params)->n);
-    else if (id == KERNEL_probe_read || id == KERNEL_probe_dot)
-        x = ((const struct ProbeParams *)params)->num_units;
-    else
-        x = vars[*(const int32_t *)params]; /* rows_var, or tiles_var */
-    if (id >= KERNEL_matvec_f32 && id <= KERNEL_matmul_fp4) {
-        y = x;
-        x = tiles_of(((const struct LinearParams *)params)->n);
-    } else if (id == KERNEL_rms_norm) {
-        y = ((const struct RmsNormParams *)params)->rows_per_var;
-    } else if (id == KERNEL_rope_kv_write) {
-        const struct RopeKvParams *p = params;
-        y = (int64_t)p->num_heads + 2 * (int64_t)p->num_kv_heads;
-    } else if (id == KERNEL_silu_mul) {
-        y = (((const struct RowsParams *)params)->dim + SILU_FLOATS - 1) / SILU_FLOATS;
-    } else if (id >= KERNEL_attention && id <= KERNEL_attention_combine) {
-        const struct AttentionParams *p = params;
-        y = id == KERNEL_attention_combine ? p->num_heads : p->num_kv_heads;
-        if (id == KERNEL_attention_split) z = vars[p->splits_var];
-    }
-    out[0] = x, out[1] = y, out[2] = z;
+    if (marlin_num_variants(record->kernel_id) > 1) out[ROWS] = 1u << variant;
+    if (!how->threads) out[SIMDGROUPS] = simdgroups_of(record);
+    how->constants(record->params, out);
 }
 
 int marlin_launch_of(const marlin_records *records, int32_t index, int64_t groups[3])
 {
     const marlin_record *record = &records->items[index];
     const launch *how = &launches[record->kernel_id];
-    int64_t needed[3];
-    needed_units(record, records->vars, needed);
-    for (int axis = 0; axis < 3; axis++) {
-        groups[axis] = least(marlin_grid_units(records, index, axis), needed[axis]);
-        if (groups[axis] <= 0) return -1;
-    }
+    marlin_units units = marlin_kernel_units(record->kernel_id, record->params, records->vars);
     int variant = 0;
     if (how->units[1] == 0)
-        while (variant < NUM_ROWS - 1 && 1 << variant < groups[1]) variant++;
+        while (variant < NUM_ROWS - 1 && 1 << variant < units.axis[1]) variant++;
     for (int axis = 0; axis < 3; axis++) {
-        int64_t units = how->units[axis] ? how->units[axis] : 1 << variant;
-        groups[axis] = (groups[axis] + units - 1) / units;
+        if (units.axis[axis] <= 0) return -1;
+        int64_t size = how->units[axis] ? how->units[axis] : 1 << variant;
+        groups[axis] = (units.axis[axis] + size - 1) / size;
     }
     return variant;
 }

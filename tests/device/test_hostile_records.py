@@ -69,8 +69,6 @@ def record_of(kernel_id, params, bindings):
     """abi.DISPATCH; bindings are (buffer, access, offset, bytes)."""
     record = np.zeros((), abi.DISPATCH)
     record["kernel"], record["num_bindings"] = kernel_id, len(bindings)
-    # More than any kernel needs of each axis: a GPU runs no more of it than there are units.
-    record["grid_value"], record["grid_var"] = 8, -1
     record["param_bytes"] = params.nbytes
     record["params"][: params.nbytes] = np.frombuffer(params.tobytes(), np.uint8)
     for i, binding in enumerate(bindings):
@@ -167,8 +165,6 @@ BINDING_VALUES = {
 RECORD_VALUES = {
     "param_bytes": st.sampled_from([0, 4, 64, 65, -1]),
     "num_bindings": st.sampled_from([0, 1, 12, 13, -1, 2**31 - 1]),
-    "grid_value": st.sampled_from([0, 1, 2, -1, 2**31 - 1]),
-    "grid_var": st.sampled_from([-1, 0, 7, 8, -(2**31)]),
     "kernel": st.integers(-1, 40),
 }
 

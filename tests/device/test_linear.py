@@ -9,7 +9,7 @@ from matrices import activations, bias_of, packed_weight
 from marlin.weights import formats
 
 # (rows, n, k, group size): each value of each column, each with a few of the others. From 8192 rows
-# of W on, fewer simdgroups of a GPU share a tile (shaders/launch.h).
+# of W on, fewer simdgroups of a GPU share a tile (shaders/kernel_list.h).
 SHAPES = [
     (1, 1, 32, 32), (2, 15, 64, 64), (3, 16, 96, 32), (5, 17, 128, 128), (16, 33, 160, 32),
     (17, 16, 256, 64), (37, 33, 256, 128), (1, 33, 128, 64), (2, 17, 256, 32), (37, 1, 64, 32),

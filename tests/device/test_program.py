@@ -30,7 +30,6 @@ class Bench:
             "kernel": "silu_mul",
             "params": make_params("RowsParams", rows_var=0, dim=DIM),
             "bindings": self.bindings(),
-            "grid": ((0, 1), 1, 1),
         } | changes
         recorder = Recorder(self.device)
         recorder.dispatch(**given)
@@ -220,17 +219,10 @@ def test_a_var_out_of_range_is_refused(bench, rows_var):
     refuses(bench.dispatch(params=params), "names a var out of range")
 
 
-@pytest.mark.parametrize("axis", [-1, (8, 1), (0, 0), (0, -1)])
-def test_a_grid_axis_out_of_range_is_refused(bench, axis):
-    refuses(bench.dispatch(grid=(1, axis, 1)), "grid axis 1 is out of range")
-
-
-def test_a_grid_with_a_zero_runs_nothing(bench):
-    program = bench.dispatch(grid=(1, 0, 1)).finish()
+def test_a_step_without_rows_runs_nothing(bench, program):
     bench.c.array(np.float32)[:] = 7
-    program.run(ROWS)
+    program.run(0)
     assert (bench.c.array(np.float32) == 7).all()
-    program.close()
 
 
 def test_the_dispatch_at_fault_is_the_one_named(bench):
@@ -393,8 +385,8 @@ def test_dump_has_a_line_for_every_dispatch(bench):
     lines = program.dump().splitlines()
     a, b, c = bench.a.id, bench.b.id, bench.c.id
     assert lines == [
-        f"   0   silu_mul first grid ceil(v0/1)x1x1 r{a}+0:128 r{b}+0:128 w{c}+0:128",
-        f"   1 | silu_mul grid ceil(v0/1)x1x1 r{c}+0:128 r{b}+0:128 w{a}+32:96",
+        f"   0   silu_mul first r{a}+0:128 r{b}+0:128 w{c}+0:128",
+        f"   1 | silu_mul r{c}+0:128 r{b}+0:128 w{a}+32:96",
     ]
     assert len(program) == 2
     program.close()

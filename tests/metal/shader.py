@@ -1,7 +1,7 @@
 """Calls the kernels of one .metal file on the CPU runtime as the device calls them.
 
 Owns the arguments that every kernel gets after its bindings (shaders/common.h) and the threadgroups
-of a recorded grid (shaders/launch.h). Knows no kernel.
+that a kernel's units of work become (shaders/kernel_list.h). Knows no kernel.
 """
 
 import re
@@ -13,8 +13,9 @@ from msl import simt
 from marlin.device.program import make_params
 
 SHADERS = Path(__file__).resolve().parents[2] / "shaders"
-LAUNCH_LINE = re.compile(r"X\((\w+), (\d+), (\d+), (\d+), (\d+)\)")
-# MARLIN_SIMDGROUPS of launch.h: rows of a matrix, simdgroups for fewer, for as many or more
+# Name, then threads, x and y.
+LAUNCH_ROW = re.compile(r"X\((\w+),.* (\d+), +(\d+), +(\d+)\)")
+# MARLIN_SIMDGROUPS of kernel_list.h: rows of a matrix, simdgroups for fewer, for as many or more
 SIMDGROUPS_RULE = re.compile(r"MARLIN_SIMDGROUPS\(n\) \(\(n\) < (\d+) \? (\d+) : (\d+)\)")
 SIMD_THREADS = 32
 MAX_BINDINGS = 12
@@ -23,16 +24,16 @@ NOTHING_FAILED = 0xFFFFFFFF
 
 
 class Launches:
-    """What launch.h says.
+    """What kernel_list.h says.
 
     Args:
         folder: where it lies.
     """
 
     def __init__(self, folder):
-        text = (folder / "launch.h").read_text()
-        lines = LAUNCH_LINE.findall(text)
-        self._kernels = {line[0]: [int(number) for number in line[1:]] for line in lines}
+        text = (folder / "kernel_list.h").read_text()
+        rows = LAUNCH_ROW.findall(text)
+        self._kernels = {row[0]: [int(number) for number in row[1:]] for row in rows}
         self._rule = [int(number) for number in SIMDGROUPS_RULE.search(text).groups()]
 
     def simdgroups(self, kernel, params):
@@ -46,10 +47,10 @@ class Launches:
         """Threads of a threadgroup; simdgroups: the function constant SIMDGROUPS."""
         return self._kernels[kernel][0] or SIMD_THREADS * simdgroups
 
-    def groups(self, kernel, grid, rows):
-        """Threadgroups on each axis for a recorded grid; rows: the function constant ROWS."""
-        units = [unit or rows for unit in self._kernels[kernel][1:]]
-        return [-(-size // unit) for size, unit in zip(grid, units, strict=True)]
+    def groups(self, kernel, units, rows):
+        """Threadgroups on each axis for units of work; rows: the function constant ROWS."""
+        sizes = [size or rows for size in (*self._kernels[kernel][1:], 1)]
+        return [-(-count // size) for count, size in zip(units, sizes, strict=True)]
 
 
 class Shader:
@@ -60,7 +61,7 @@ class Shader:
         options: how it is built; see build.library.
 
     Attributes:
-        library: its kernels, for a kernel that no launch.h names.
+        library: its kernels, for a kernel that no kernel_list.h names.
         constants: function constants by name that every dispatch gets.
     """
 
@@ -69,10 +70,11 @@ class Shader:
         self.constants = {}
         self._launches = Launches(folder)
 
-    def run(self, kernel, grid, bindings, params, variables, constants=None):
-        """Dispatch over a recorded grid.
+    def run(self, kernel, units, bindings, params, variables, constants=None):
+        """Dispatch.
 
         Args:
+            units: of work on three axes (kernel_units.c), or more.
             bindings: numpy arrays in the order of ops.py; None where nothing is bound.
             params: (name of the struct, its fields).
             variables: the step's vars.
@@ -93,7 +95,7 @@ class Shader:
         values = self.constants | (constants or {})
         values.setdefault("SIMDGROUPS", self._launches.simdgroups(kernel, fields))
         self.library.set_constants(**{key: np.uint32(value) for key, value in values.items()})
-        groups = self._launches.groups(kernel, grid, values.get("ROWS"))
+        groups = self._launches.groups(kernel, units, values.get("ROWS"))
         threads = self._launches.threads(kernel, values["SIMDGROUPS"])
         self.library.run(kernel, groups, (threads,), *bound, packed, step, words, status)
         return status[0] == NOTHING_FAILED

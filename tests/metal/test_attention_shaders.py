@@ -58,11 +58,11 @@ def whole(shader, case, more_tiles=0):
     params, constants = attention_params(case)
     out, tiles = np.full_like(case.q, np.nan), len(case.tiles)
     bindings = [case.q, case.k_cache, case.v_cache, case.tables, case.tiles, out]
-    grid = (tiles + more_tiles, case.layout.num_kv_heads + more_tiles, 1)
+    units = (tiles + more_tiles, case.layout.num_kv_heads + more_tiles, 1)
     step = (tiles, case.num_splits)
     return (
         out
-        if shader("attention").run("attention", grid, bindings, params, step, constants)
+        if shader("attention").run("attention", units, bindings, params, step, constants)
         else None
     )
 
@@ -75,9 +75,9 @@ def partials_of(shader, case, more=0):
     shape = (*case.q.shape[:2], layout.max_splits, layout.head_dim + 2)
     partials = np.full(shape, np.nan, np.float32)
     bindings = [case.q, case.k_cache, case.v_cache, case.tables, case.tiles, partials]
-    grid = (len(case.tiles) + more, layout.num_kv_heads + more, case.num_splits + more)
+    units = (len(case.tiles) + more, layout.num_kv_heads + more, case.num_splits + more)
     step = (len(case.tiles), case.num_splits)
-    ran = shader("attention_split").run("attention_split", grid, bindings, params, step, constants)
+    ran = shader("attention_split").run("attention_split", units, bindings, params, step, constants)
     return partials if ran else None
 
 
@@ -86,9 +86,9 @@ def split(shader, case):
     params, constants = attention_params(case)
     partials, out = partials_of(shader, case), np.full_like(case.q, np.nan)
     bindings = [partials, None, None, None, case.tiles, out]
-    grid, step = (len(case.tiles), case.q.shape[1], 1), (len(case.tiles), case.num_splits)
+    units, step = (len(case.tiles), case.q.shape[1], 1), (len(case.tiles), case.num_splits)
     assert shader("attention_split").run(
-        "attention_combine", grid, bindings, params, step, constants
+        "attention_combine", units, bindings, params, step, constants
     )
     return out
 
@@ -161,8 +161,8 @@ def test_rms_norm_of_rows_longer_than_registers(
         "has_delta": int(has_delta),
         "eps": 1e-5,
     }
-    bindings, grid = [x, delta, weight, y], (steps + 1, rows_per_var, 1)
-    assert shader("rows").run("rms_norm", grid, bindings, ("RmsNormParams", fields), (steps,))
+    bindings, units = [x, delta, weight, y], (steps + 1, rows_per_var, 1)
+    assert shader("rows").run("rms_norm", units, bindings, ("RmsNormParams", fields), (steps,))
     reference.assert_close(y, expected)
     np.testing.assert_array_equal(x, summed)
 
@@ -170,8 +170,8 @@ def test_rms_norm_of_rows_longer_than_registers(
 @pytest.mark.parametrize("dim", [1023, 1024, 1025, 2050])
 def test_silu_of_rows_longer_than_a_threadgroup(shader, any_order, dim):
     gate, up, y = normal(3, dim) * 4, normal(3, dim, seed=1), np.full((4, dim), np.nan, np.float32)
-    grid, params = (4, -(-dim // 1024), 1), ("RowsParams", {"rows_var": 0, "dim": dim})
-    assert shader("rows").run("silu_mul", grid, [gate, up, y], params, (3,))
+    units, params = (4, -(-dim // 1024), 1), ("RowsParams", {"rows_var": 0, "dim": dim})
+    assert shader("rows").run("silu_mul", units, [gate, up, y], params, (3,))
     reference.assert_close(y[:3], reference.silu_mul(gate, up))
     assert np.isnan(y[3]).all()
 
@@ -187,8 +187,8 @@ def draws(shader, logits, num_draws, seed, **settings):
     rows["seed_low"], rows["position"] = seed, np.arange(num_draws)
     tiled, ids = np.tile(logits, (num_draws, 1)), np.full(num_draws, -2, np.int32)
     params = ("SampleParams", {"rows_var": 0, "vocab_size": len(logits)})
-    bindings, grid = [tiled, rows, ids], (num_draws + 1, 1, 1)
-    assert shader("sample").run("sample", grid, bindings, params, (num_draws,))
+    bindings, units = [tiled, rows, ids], (num_draws + 1, 1, 1)
+    assert shader("sample").run("sample", units, bindings, params, (num_draws,))
     return ids
 
 

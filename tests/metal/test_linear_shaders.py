@@ -36,11 +36,11 @@ def matmul(shader, kind, x, arrays, n, flags, group_size=32, y_rows=None):
     rows, k = x.shape
     y = np.full((y_rows or rows, n), np.nan, np.float32)
     constants = {"GROUP_SIZE": group_size, "FLAGS": flags}
-    grid = (-(-n // abi.ROW_TILE), rows, 1)
+    units = (-(-n // abi.ROW_TILE), rows, 1)
     fields = {"rows_var": 0, "n": n, "k": k, "group_size": group_size, "flags": flags}
     bindings = [x, *arrays, None, y]
     params = ("LinearParams", fields)
-    assert shader("matmul").run(f"matmul_{kind}", grid, bindings, params, [rows], constants)
+    assert shader("matmul").run(f"matmul_{kind}", units, bindings, params, [rows], constants)
     return y
 
 
@@ -122,8 +122,8 @@ def test_repacking_gives_the_cpus_bytes(shader, any_order, ggml_type, n, heads):
     k = width_of(ggml_type, 2)
     source, arrays = random_blocks(ggml_type, n, k), arrays_of(blank(ggml_type, n, k))
     fields = {"type": abi.GGML_TYPES[ggml_type], "n": n, "k": k, "permute_heads": heads}
-    grid = (-(-n // abi.ROW_TILE), 1, 1)
-    assert shader("repack").run("repack", grid, [source, *arrays], ("RepackParams", fields), [])
+    units = (-(-n // abi.ROW_TILE), 1, 1)
+    assert shader("repack").run("repack", units, [source, *arrays], ("RepackParams", fields), [])
     found = [None if array is None else array.tobytes() for array in arrays]
     assert found == repacked_by_cpu(source, ggml_type, n, k, heads)
 

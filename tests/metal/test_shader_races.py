@@ -61,9 +61,9 @@ def matvec(shader, kind):
         x, y = normal(rows, k), np.full((rows, n), np.nan, np.float32)
         sizes = {"n": n, "k": k, "group_size": 32, "flags": flags}
         constants = {"ROWS": form, "GROUP_SIZE": 32, "FLAGS": flags}
-        grid, bindings = (-(-n // abi.ROW_TILE), rows, 1), [x, *arrays, None, y]
+        units, bindings = (-(-n // abi.ROW_TILE), rows, 1), [x, *arrays, None, y]
         params = ("LinearParams", {"rows_var": 0, **sizes})
-        assert shader("matvec").run(f"matvec_{kind}", grid, bindings, params, [rows], constants)
+        assert shader("matvec").run(f"matvec_{kind}", units, bindings, params, [rows], constants)
         reference.assert_close(y, reference.linear(x, values, weight_magnitude=magnitude))
 
 
@@ -83,8 +83,8 @@ def rms_norm(shader):
         y = np.full((rows, dim), np.nan, np.float32)
         expected, summed = reference.rms_norm(x, weight, 1e-5, delta)
         sizes = {"rows_per_var": rows_per_var, "dim": dim, "has_delta": 1, "eps": 1e-5}
-        params, grid = ("RmsNormParams", {"rows_var": 0, **sizes}), (2, rows_per_var, 1)
-        assert shader("rows").run("rms_norm", grid, [x, delta, weight, y], params, [2])
+        params, units = ("RmsNormParams", {"rows_var": 0, **sizes}), (2, rows_per_var, 1)
+        assert shader("rows").run("rms_norm", units, [x, delta, weight, y], params, [2])
         reference.assert_close(y, expected)
         np.testing.assert_array_equal(x, summed)
 
@@ -111,8 +111,8 @@ def rope_kv_write(shader):
     reference.write_kv(expected_k, expected_v, turned_k, v, slots)
     sizes = {"num_heads": heads, "num_kv_heads": 1, "head_dim": head_dim}
     fields = {"rows_var": 0, **sizes, "block_size": block_size, "num_blocks": blocks}
-    bindings, grid = [q, k, v, table, slots, k_cache, v_cache], (rows, heads + 2, 1)
-    assert shader("rows").run("rope_kv_write", grid, bindings, ("RopeKvParams", fields), [rows])
+    bindings, units = [q, k, v, table, slots, k_cache, v_cache], (rows, heads + 2, 1)
+    assert shader("rows").run("rope_kv_write", units, bindings, ("RopeKvParams", fields), [rows])
     for got, want in ((q, turned_q), (k, turned_k)):
         reference.assert_close(got, reference.Expected(want, np.abs(want) + 1))
     reference.assert_close(k_cache, reference.Expected(expected_k, np.abs(expected_k)), "float16")
@@ -198,8 +198,8 @@ def repack(shader):
     n, k = 17, 512
     source, arrays = random_blocks("Q4_K", n, k), arrays_of(blank("Q4_K", n, k))
     fields = {"type": abi.GGML_TYPES["Q4_K"], "n": n, "k": k, "permute_heads": 0}
-    params, grid = ("RepackParams", fields), (-(-n // abi.ROW_TILE), 1, 1)
-    assert shader("repack").run("repack", grid, [source, *arrays], params, [])
+    params, units = ("RepackParams", fields), (-(-n // abi.ROW_TILE), 1, 1)
+    assert shader("repack").run("repack", units, [source, *arrays], params, [])
     found = [array.tobytes() for array in arrays]
     assert found == repacked_by_cpu(source, "Q4_K", n, k, 0)
 

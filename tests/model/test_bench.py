@@ -54,8 +54,8 @@ def test_the_table_names_threads_of_a_cpu_and_a_gpu_by_its_name(subject):
 
 
 def test_a_gpus_peak_counts_the_threads_that_the_shader_has(checkout):
-    launches = (checkout / "shaders" / "launch.h").read_text()
-    threads = re.search(r"X\(probe_dot, (\d+),", launches)[1]
+    kernels = (checkout / "shaders" / "kernel_list.h").read_text()
+    threads = re.search(r"X\(probe_dot,.* (\d+), 1, 1\)", kernels)[1]
     assert int(threads) == bench.GPU_DOT_THREADS
 
 

@@ -125,8 +125,6 @@ marlin_dispatch *add_record(test_case *c, const char *kernel, const void *params
     marlin_dispatch *record = &c->records[c->num_records++];
     *record = (marlin_dispatch){.kernel = marlin_kernel_find(kernel),
                                 .barrier = 1,
-                                .grid_value = {1, 1, 1},
-                                .grid_var = {-1, -1, -1},
                                 .num_bindings = num_bindings,
                                 .param_bytes = (int32_t)param_bytes};
     memcpy(record->params, params, param_bytes);

@@ -168,34 +168,6 @@ static void check_pieces(const test_case *c, marlin_device *device, const char *
     free_results(whole);
 }
 
-/* The first of two dispatches that share an input has an empty grid: the second still gets its
- * quantized rows. */
-static void check_skipped_sharer(const devices *d)
-{
-    static const weight_shape weight = {"int4", 33, 64, 32, MARLIN_WEIGHT_BIAS};
-    for (int i = 0; i < NUM_ISAS; i++) {
-        if (!d->at[i][0]) continue;
-        test_case *c = new_case(1, "a dispatch whose sharer is skipped");
-        int x = add_floats(c, INPUT, 5 * 64, -1.0f, 1.0f);
-        int skipped = add_bytes(c, EXACT, 4 * 5 * 33), y = add_bytes(c, EXACT, 4 * 5 * 33);
-        add_linear(c, &weight, 0, 5, x, skipped);
-        marlin_dispatch *second = add_linear(c, &weight, 0, 5, x, y);
-        second->barrier = 0;
-        c->vars[0] = 5;
-        uint8_t *both[MAX_BLOCKS], *one[MAX_BLOCKS];
-        bool ran = run_case(c, d->at[i][1], both) == MARLIN_OK;
-        c->records[0].grid_value[1] = 0;
-        ran = run_case(c, d->at[i][1], one) == MARLIN_OK && ran;
-        bool untouched = ran && !memcmp(one[skipped - 1], c->blocks[skipped - 1].data, 4 * 5 * 33);
-        check(untouched, "%s: a dispatch with an empty grid is skipped", isa_names[i]);
-        check(ran && !memcmp(both[y - 1], one[y - 1], 4 * 5 * 33), "%s: %s has the same bits",
-              isa_names[i], c->name);
-        free_results(both);
-        free_results(one);
-        free_case(c);
-    }
-}
-
 /* Many replays in a row, with pauses so short and so long that workers both spin and sleep. */
 static void check_many_replays(const devices *d)
 {
@@ -231,7 +203,6 @@ void check_replays(void)
                 if (d.at[i][j]) check_pieces(c, d.at[i][j], isa_names[i], thread_counts[j]);
         free_case(c);
     }
-    check_skipped_sharer(&d);
     check_many_replays(&d);
     close_all(&d);
 }

@@ -58,7 +58,7 @@ class CaseWriter:
         }
         self._tensors = {"inputs": {}, "answers": {}, "magnitudes": {}}
 
-    def dispatch(self, kernel, params, bindings, grid, group=(1, 1, 1), label=""):
+    def dispatch(self, kernel, params, bindings, label=""):
         """Recorder.dispatch() with Tensors for Views."""
         for tensor, _ in (bound for bound in bindings if bound is not None):
             self.fields["sizes"][tensor.name] = tensor.num_bytes
@@ -68,7 +68,6 @@ class CaseWriter:
             {
                 "kernel": kernel,
                 "params": params.tobytes().hex(),
-                "grid": grid,
                 "bindings": [bound and [bound[0].name, bound[1]] for bound in bindings],
             }
         )

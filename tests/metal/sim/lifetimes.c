@@ -50,8 +50,6 @@ static marlin_dispatch silu_record(int from, int to)
     struct RowsParams params = {.rows_var = 0, .dim = DIM};
     marlin_dispatch record = {.kernel = marlin_kernel_find("silu_mul"),
                               .barrier = 1,
-                              .grid_value = {1, 1, 1},
-                              .grid_var = {0, -1, -1},
                               .num_bindings = 3,
                               .param_bytes = sizeof params,
                               .bindings = {{from, MARLIN_READ, 0, BYTES},

@@ -1,0 +1,34 @@
+/* kernel_units.c: how much work a dispatch is, on three axes that mean the same to every device.
+ * How a device cuts them into threads is its own (kernel_list.h). */
+#include "common/kernels.h"
+
+/* Floats of a row that a unit of silu_mul takes. */
+#define PIECE_FLOATS 1024
+
+static int64_t ceiling(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+/* Of the parameters p and the step's vars, each as kernel_list.h names it. */
+#define UNITS_rows {vars[p->rows_var], 1, 1}
+#define UNITS_row_parts {vars[p->rows_var], p->rows_per_var, 1}
+#define UNITS_row_heads {vars[p->rows_var], p->num_heads + 2 * p->num_kv_heads, 1}
+#define UNITS_row_pieces {vars[p->rows_var], ceiling(p->dim, PIECE_FLOATS), 1}
+#define UNITS_linear {ceiling(p->n, MARLIN_ROW_TILE), vars[p->rows_var], 1}
+#define UNITS_kv_heads {vars[p->tiles_var], p->num_kv_heads, 1}
+#define UNITS_heads {vars[p->tiles_var], p->num_heads, 1}
+#define UNITS_splits {vars[p->tiles_var], p->num_kv_heads, vars[p->splits_var]}
+#define UNITS_repack_tiles {ceiling(p->n, MARLIN_ROW_TILE), 1, 1}
+#define UNITS_probes {p->num_units, 1, 1}
+
+marlin_units marlin_kernel_units(int32_t kernel_id, const void *params, const int32_t *vars)
+{
+    switch (kernel_id) {
+#define X(name, check, weight, struct_name, bindings, units, ...)                                  \
+    case KERNEL_##name: {                                                                          \
+        const struct struct_name *p = params;                                                      \
+        return (marlin_units){UNITS_##units};                                                      \
+    }
+        MARLIN_KERNELS(X)
+#undef X
+    }
+    return (marlin_units){{0, 0, 0}};
+}

@@ -1,0 +1,62 @@
+/* kernel_list.h: every kernel, one row each: ids, tables, declarations, checks and Metal launches
+ * follow from it, in C and in Metal; Python is tested against it. One row a line, in columns: tests
+ * read it.
+ *
+ * X(name, check, weight, params, bindings, units, axes, flags, threads, x, y)
+ *
+ *   name      <op>_<weight kind>, the name of its Metal function and of its CPU functions
+ *   check     what a record must hold: check_<check>() of kernel_checks.c
+ *   weight    the kind of weight that it reads (block_types.h), or none
+ *   params    its struct in params.h
+ *   bindings  how many, in the order of marlin/device/ops.py
+ *   units     how its work is counted on three axes: units_<units>() of kernel_units.c
+ *   axes      of these, the CPU device shares out the first; a worker takes all of the others
+ *   flags     QUANTIZES: the CPU device quantizes binding 0 first (LinearParams); UNEVEN: units
+ *             differ widely in cost, and it hands them out one at a time
+ *   threads   of a threadgroup; 0: SIMDGROUPS simdgroups, as MARLIN_SIMDGROUPS says
+ *   x, y      units that a threadgroup takes, so that an axis has ceil(units / x) threadgroups; a 0
+ *             on y stands for ROWS, the rows that a threadgroup of matvec_* computes (common.h),
+ * and the third axis has a threadgroup a unit. A kernel's own file says why these are its numbers.
+ */
+#ifndef MARLIN_KERNEL_LIST_H
+#define MARLIN_KERNEL_LIST_H
+
+/* clang-format off */
+#define MARLIN_KERNELS(X) \
+    X(embed_f32,   embed,  f32,  EmbedParams,  5, rows,   1, 0,         128, 1,  1) \
+    X(embed_f16,   embed,  f16,  EmbedParams,  5, rows,   1, 0,         128, 1,  1) \
+    X(embed_bf16,  embed,  bf16, EmbedParams,  5, rows,   1, 0,         128, 1,  1) \
+    X(embed_int8,  embed,  int8, EmbedParams,  5, rows,   1, 0,         128, 1,  1) \
+    X(embed_int4,  embed,  int4, EmbedParams,  5, rows,   1, 0,         128, 1,  1) \
+    X(embed_fp4,   embed,  fp4,  EmbedParams,  5, rows,   1, 0,         128, 1,  1) \
+    X(matvec_f32,  linear, f32,  LinearParams, 6, linear, 1, 0,         256, 1,  0) \
+    X(matvec_f16,  linear, f16,  LinearParams, 6, linear, 1, 0,         256, 1,  0) \
+    X(matvec_bf16, linear, bf16, LinearParams, 6, linear, 1, 0,         256, 1,  0) \
+    X(matvec_int8, linear, int8, LinearParams, 6, linear, 1, QUANTIZES,   0, 1,  0) \
+    X(matvec_int4, linear, int4, LinearParams, 6, linear, 1, QUANTIZES,   0, 1,  0) \
+    X(matvec_fp4,  linear, fp4,  LinearParams, 6, linear, 1, QUANTIZES,   0, 1,  0) \
+    X(matmul_f32,  linear, f32,  LinearParams, 6, linear, 1, 0,         128, 4, 64) \
+    X(matmul_f16,  linear, f16,  LinearParams, 6, linear, 1, 0,         128, 4, 64) \
+    X(matmul_bf16, linear, bf16, LinearParams, 6, linear, 1, 0,         128, 4, 64) \
+    X(matmul_int8, linear, int8, LinearParams, 6, linear, 1, QUANTIZES, 128, 4, 64) \
+    X(matmul_int4, linear, int4, LinearParams, 6, linear, 1, QUANTIZES, 128, 4, 64) \
+    X(matmul_fp4,  linear, fp4,  LinearParams, 6, linear, 1, QUANTIZES, 128, 4, 64) \
+    X(rms_norm,      rms_norm,      none, RmsNormParams,   4, row_parts,    2, 0, 256, 1, 8) \
+    X(rope_table,    rope_table,    none, RopeTableParams, 3, rows,         1, 0,  64, 1, 1) \
+    X(rope_kv_write, rope_kv_write, none, RopeKvParams,    7, row_heads,    1, 0, 128, 1, 4) \
+    X(silu_mul,      silu_mul,      none, RowsParams,      3, row_pieces,   1, 0, 256, 1, 1) \
+    X(gather_rows,   gather_rows,   none, RowsParams,      3, rows,         1, 0, 256, 1, 1) \
+    X(attention,       attention,       none, AttentionParams, 6, kv_heads, 2, UNEVEN, 128, 1, 1) \
+    X(attention_split, attention_split, none, AttentionParams, 6, splits,   3, UNEVEN, 128, 1, 1) \
+    X(attention_combine, attention_combine, none, AttentionParams, 6, heads, 1, 0, 128, 1, 1) \
+    X(penalize,      penalize,      none, SampleParams,    4, rows,         1, 0, 256, 1, 1) \
+    X(sample,        sample,        none, SampleParams,    3, rows,         1, 0, 512, 1, 1) \
+    X(repack,        repack,        none, RepackParams,    4, repack_tiles, 1, 0, 256, 1, 1) \
+    X(probe_read,    probe_read,    none, ProbeParams,     2, probes,       1, 0, 256, 1, 1) \
+    X(probe_dot,     probe_dot,     none, ProbeParams,     2, probes,       1, 0, 256, 1, 1)
+/* clang-format on */
+
+/* SIMDGROUPS for a packed matrix of n rows: four once its tiles alone keep a large GPU busy. */
+#define MARLIN_SIMDGROUPS(n) ((n) < 8192 ? 8 : 4)
+
+#endif
