@@ -19,9 +19,10 @@ using namespace metal;
 template <typename Weight>
 [[kernel]] void embed_dense(device const int32_t *token_ids [[buffer(0)]],
                             device const typename Weight::type *weights [[buffer(1)]],
-                            device float *y [[buffer(4)]], constant EmbedParams &p [[buffer(12)]],
-                            constant MarlinCall &call [[buffer(14)]],
-                            device atomic_uint *status [[buffer(15)]],
+                            device float *y [[buffer(4)]],
+                            constant EmbedParams &p [[buffer(MARLIN_PARAMS_INDEX)]],
+                            constant MarlinCall &call [[buffer(MARLIN_CALL_INDEX)]],
+                            device atomic_uint *status [[buffer(MARLIN_STATUS_INDEX)]],
                             uint3 group [[threadgroup_position_in_grid]],
                             uint thread_index [[thread_index_in_threadgroup]],
                             uint3 threads [[threads_per_threadgroup]])
@@ -40,8 +41,9 @@ template <typename Weight>
 [[kernel]] void
 embed_packed(device const int32_t *token_ids [[buffer(0)]], device const uint *codes [[buffer(1)]],
              device const uchar *scales [[buffer(2)]], device const uchar *biases [[buffer(3)]],
-             device float *y [[buffer(4)]], constant EmbedParams &p [[buffer(12)]],
-             constant MarlinCall &call [[buffer(14)]], device atomic_uint *status [[buffer(15)]],
+             device float *y [[buffer(4)]], constant EmbedParams &p [[buffer(MARLIN_PARAMS_INDEX)]],
+             constant MarlinCall &call [[buffer(MARLIN_CALL_INDEX)]],
+             device atomic_uint *status [[buffer(MARLIN_STATUS_INDEX)]],
              uint3 group [[threadgroup_position_in_grid]],
              uint thread_index [[thread_index_in_threadgroup]],
              uint3 threads [[threads_per_threadgroup]])

@@ -145,7 +145,8 @@ template <typename Tile>
 matmul(device const float *x [[buffer(0)]], device const uchar *data [[buffer(1)]],
        device const uchar *scales [[buffer(2)]], device const uchar *biases [[buffer(3)]],
        device const float *output_bias [[buffer(4)]], device float *y [[buffer(5)]],
-       constant LinearParams &p [[buffer(12)]], constant int32_t *vars [[buffer(13)]],
+       constant LinearParams &p [[buffer(MARLIN_PARAMS_INDEX)]],
+       constant int32_t *vars [[buffer(MARLIN_VARS_INDEX)]],
        uint3 group [[threadgroup_position_in_grid]],
        uint thread_index [[thread_index_in_threadgroup]],
        uint simdgroup [[simdgroup_index_in_threadgroup]])

@@ -21,12 +21,12 @@ using namespace metal;
 #define PROBE_LOADS 4
 #define PROBE_CHAINS 8
 
-kernel void probe_read(device const uint4 *x [[buffer(0)]], device uint *out [[buffer(1)]],
-                       uint3 group [[threadgroup_position_in_grid]],
-                       uint thread_index [[thread_index_in_threadgroup]],
-                       uint lane [[thread_index_in_simdgroup]],
-                       uint simdgroup [[simdgroup_index_in_threadgroup]],
-                       uint num_simdgroups [[simdgroups_per_threadgroup]])
+[[kernel]] void probe_read(device const uint4 *x [[buffer(0)]], device uint *out [[buffer(1)]],
+                           uint3 group [[threadgroup_position_in_grid]],
+                           uint thread_index [[thread_index_in_threadgroup]],
+                           uint lane [[thread_index_in_simdgroup]],
+                           uint simdgroup [[simdgroup_index_in_threadgroup]],
+                           uint num_simdgroups [[simdgroups_per_threadgroup]])
 {
     threadgroup uint sums_of_simdgroups[MAX_SIMDGROUPS];
     const uint num_loads = MARLIN_PROBE_BYTES / sizeof(uint4);
@@ -42,11 +42,12 @@ kernel void probe_read(device const uint4 *x [[buffer(0)]], device uint *out [[b
     if (thread_index == 0) out[group.x] = total;
 }
 
-kernel void probe_dot(device float *out [[buffer(1)]], uint3 group [[threadgroup_position_in_grid]],
-                      uint thread_index [[thread_index_in_threadgroup]],
-                      uint lane [[thread_index_in_simdgroup]],
-                      uint simdgroup [[simdgroup_index_in_threadgroup]],
-                      uint num_simdgroups [[simdgroups_per_threadgroup]])
+[[kernel]] void probe_dot(device float *out [[buffer(1)]],
+                          uint3 group [[threadgroup_position_in_grid]],
+                          uint thread_index [[thread_index_in_threadgroup]],
+                          uint lane [[thread_index_in_simdgroup]],
+                          uint simdgroup [[simdgroup_index_in_threadgroup]],
+                          uint num_simdgroups [[simdgroups_per_threadgroup]])
 {
     threadgroup float scratch[MAX_SIMDGROUPS];
     // Below 1, so that the chains stay finite; from the grid, so that nothing is known beforehand.

@@ -127,13 +127,13 @@ inline void repack_store(device uchar *to, bool is_f32, uint at, float value)
         ((device half *)to)[at] = half(value);
 }
 
-kernel void repack(device const uchar *source [[buffer(0)]], device uint *codes [[buffer(1)]],
-                   device uchar *scales [[buffer(2)]], device uchar *biases [[buffer(3)]],
-                   constant RepackParams &p [[buffer(12)]],
-                   constant MarlinCall &call [[buffer(14)]],
-                   uint3 group [[threadgroup_position_in_grid]],
-                   uint thread_index [[thread_index_in_threadgroup]],
-                   uint3 threads [[threads_per_threadgroup]])
+[[kernel]] void repack(device const uchar *source [[buffer(0)]], device uint *codes [[buffer(1)]],
+                       device uchar *scales [[buffer(2)]], device uchar *biases [[buffer(3)]],
+                       constant RepackParams &p [[buffer(MARLIN_PARAMS_INDEX)]],
+                       constant MarlinCall &call [[buffer(MARLIN_CALL_INDEX)]],
+                       uint3 group [[threadgroup_position_in_grid]],
+                       uint thread_index [[thread_index_in_threadgroup]],
+                       uint3 threads [[threads_per_threadgroup]])
 {
     // A thread keeps its row: the threads of a group are a multiple of the rows of a tile.
     const uint lane = thread_index % MARLIN_ROW_TILE;
