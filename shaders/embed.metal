@@ -1,4 +1,4 @@
-// embed.metal: y[t, :] = W[token_ids[t], :], for a weight of any kind.
+// embed.metal: y[t, :] = W[token_ids[t], :] * scale, for a weight of any kind.
 //
 //   token_ids  int32 [rows]     W  [vocab_size, dim], dense or packed (docs/formats.md)
 //   y  float [rows, dim];   packed: dim % 32 == 0
@@ -34,7 +34,7 @@ template <typename Weight>
     }
     device const typename Weight::type *row = weights + ulong(id) * p.dim;
     device float *to = y + ulong(group.x) * p.dim;
-    for (uint i = thread_index; i < p.dim; i += threads.x) to[i] = Weight::one(row[i]);
+    for (uint i = thread_index; i < p.dim; i += threads.x) to[i] = Weight::one(row[i]) * p.scale;
 }
 
 template <typename Weight>
@@ -64,7 +64,7 @@ embed_packed(device const int32_t *token_ids [[buffer(0)]], device const uint *c
         const float scale = scale_at(scales, at);
         const float bias = Weight::has_bias() ? scale_at(biases, at) : 0.0f;
         for (uint i = 0; i < Weight::COLUMNS / 4; i++) {
-            const float4 quad = scale * Weight::quad(word, i) + bias;
+            const float4 quad = (scale * Weight::quad(word, i) + bias) * p.scale;
             for (uint c = 0; c < 4; c++) to[j * Weight::COLUMNS + 4 * i + c] = quad[c];
         }
     }

@@ -47,6 +47,7 @@ struct EmbedParams {
     uint32_t dim;
     uint32_t group_size;
     uint32_t flags;
+    float scale; /* of every row; 1 changes no bit */
 };
 
 struct LinearParams {

@@ -211,35 +211,52 @@ rope_kv_write(device float *q [[buffer(0)]], device float *k [[buffer(1)]],
     }
 }
 
-// exp of -|x| only, so that it cannot overflow: sigmoid(x) = (x >= 0 ? 1 : e) / (1 + e).
-inline float row_silu(float x)
+// x * sigmoid(z), with exp of -|z| only, so that it cannot overflow: sigmoid(z) = (z >= 0 ? 1 : e)
+// / (1 + e). z has the sign of x.
+inline float row_gate(float x, float z)
 {
-    float e = exp(-fabs(x));
+    float e = exp(-fabs(z));
     return (x >= 0.0f ? x : x * e) / (1.0f + e);
 }
 
-// silu_mul: y = gate / (1 + exp(-gate)) * up
+struct Silu {
+    static float of(float x) { return row_gate(x, x); }
+};
+
+// As its tanh form gives: (1 + tanh(u)) / 2 = sigmoid(2u), u = sqrt(2 / pi) (x + 0.044715 x^3).
+struct Gelu {
+    static float of(float x) { return row_gate(x, x * fma(x * x, 0.0713548163f, 1.59576912f)); }
+};
+
+static_assert(THREADS_gelu_mul == int(THREADS_silu_mul), "they share a function");
+
+// silu_mul, gelu_mul: y = activation(gate) * up
 //
 //   gate, up, y  float [rows, dim];  y may be gate
 //   Grid: (rows, ceil(dim / 1024)). Group: 256 threads, 4 floats each. Bytes: 12 a float.
-[[kernel]] void silu_mul(device const float *gate [[buffer(0)]],
-                         device const float *up [[buffer(1)]], device float *y [[buffer(2)]],
-                         constant RowsParams &p [[buffer(MARLIN_PARAMS_INDEX)]],
-                         constant int32_t *vars [[buffer(MARLIN_VARS_INDEX)]],
-                         uint3 group [[threadgroup_position_in_grid]],
-                         uint thread_index [[thread_index_in_threadgroup]])
+template <typename Activation>
+[[kernel]] void gated_mul(device const float *gate [[buffer(0)]],
+                          device const float *up [[buffer(1)]], device float *y [[buffer(2)]],
+                          constant RowsParams &p [[buffer(MARLIN_PARAMS_INDEX)]],
+                          constant int32_t *vars [[buffer(MARLIN_VARS_INDEX)]],
+                          uint3 group [[threadgroup_position_in_grid]],
+                          uint thread_index [[thread_index_in_threadgroup]])
 {
     uint column = (group.y * THREADS_silu_mul + thread_index) * ROW_WIDTH;
     if (group.x >= uint(vars[p.rows_var]) || column >= p.dim) return;
     uint at = group.x * p.dim + column;
     if (column + ROW_WIDTH <= p.dim) {
         float4 x = row_load(gate + at);
-        x = float4(row_silu(x.x), row_silu(x.y), row_silu(x.z), row_silu(x.w));
+        x = float4(Activation::of(x.x), Activation::of(x.y), Activation::of(x.z),
+                   Activation::of(x.w));
         row_store(y + at, x * row_load(up + at));
         return;
     }
-    for (uint end = at + p.dim - column; at < end; at++) y[at] = row_silu(gate[at]) * up[at];
+    for (uint end = at + p.dim - column; at < end; at++) y[at] = Activation::of(gate[at]) * up[at];
 }
+
+template [[host_name("silu_mul")]] [[kernel]] decltype(gated_mul<Silu>) gated_mul<Silu>;
+template [[host_name("gelu_mul")]] [[kernel]] decltype(gated_mul<Gelu>) gated_mul<Gelu>;
 
 // gather_rows: y[r, :] = x[rows[r], :]
 //

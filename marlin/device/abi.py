@@ -32,7 +32,7 @@ WEIGHT_KINDS = ("f32", "f16", "bf16", "int8", "int4", "fp4")
 # Every kernel by name, in the order of shaders/kernel_list.h.
 KERNELS = (
     *(f"{op}_{kind}" for op in ("embed", "matvec", "matmul") for kind in WEIGHT_KINDS),
-    *("rms_norm", "rope_table", "rope_kv_write", "silu_mul", "gather_rows"),
+    *("rms_norm", "rope_table", "rope_kv_write", "silu_mul", "gelu_mul", "gather_rows"),
     *("attention", "attention_split", "attention_combine"),
     *("penalize", "sample", "repack", "probe_read", "probe_dot"),
 )
@@ -75,7 +75,9 @@ def _params(*fields):
 _PACKED = (("u", "group_size"), ("u", "flags"))
 
 PARAMS = {
-    "EmbedParams": _params(("i", "rows_var"), ("u", "vocab_size"), ("u", "dim"), *_PACKED),
+    "EmbedParams": _params(
+        ("i", "rows_var"), ("u", "vocab_size"), ("u", "dim"), *_PACKED, ("f", "scale")
+    ),
     "LinearParams": _params(("i", "rows_var"), ("u", "n"), ("u", "k"), *_PACKED),
     "RmsNormParams": _params(
         ("i", "rows_var"), ("u", "rows_per_var"), ("u", "dim"), ("u", "has_delta"), ("f", "eps")

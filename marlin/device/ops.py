@@ -70,8 +70,8 @@ def _maybe(view, access):
     return None if view is None else (view, access)
 
 
-def embed(recorder, token_ids, weight, y, rows_var=VAR_TOKENS):
-    """y[t] = W[token_ids[t]]."""
+def embed(recorder, token_ids, weight, y, rows_var=VAR_TOKENS, scale=1.0):
+    """y[t] = W[token_ids[t]] * scale."""
     params = make_params(
         "EmbedParams",
         rows_var=rows_var,
@@ -79,6 +79,7 @@ def embed(recorder, token_ids, weight, y, rows_var=VAR_TOKENS):
         dim=weight.k,
         group_size=weight.group_size,
         flags=weight.flags,
+        scale=scale,
     )
     recorder.dispatch(
         f"embed_{weight.kind}",
@@ -169,13 +170,19 @@ def rope_kv_write(recorder, qkv, rows, caches, layout, num_heads):
 
 @dataclass(frozen=True, slots=True)
 class AttentionInputs:
-    """What every layer's attention reads besides q and its own cache."""
+    """What a layer's attention reads besides q and its own cache.
+
+    Attributes:
+        window: tokens that a query sees at most; None: all before it.
+        scale: of the scores; None: head_dim ** -0.5.
+    """
 
     tables: View
     tiles: View
     layout: KvLayout
     num_heads: int
     window: int | None
+    scale: float | None = None
 
 
 def _attention_params(inputs):
@@ -192,7 +199,7 @@ def _attention_params(inputs):
         table_stride=layout.table_stride,
         window=inputs.window or 0,
         max_splits=layout.max_splits,
-        scale=layout.head_dim**-0.5,
+        scale=layout.head_dim**-0.5 if inputs.scale is None else inputs.scale,
     )
 
 
@@ -227,8 +234,17 @@ def split_attention(recorder, q, caches, inputs, partials, out):
 
 def silu_mul(recorder, gate, up, y, dim):
     """y = silu(gate) * up; y may be gate."""
+    _gated_mul(recorder, "silu_mul", gate, up, y, dim)
+
+
+def gelu_mul(recorder, gate, up, y, dim):
+    """y = gelu(gate) * up, GELU as tanh approximates it; y may be gate."""
+    _gated_mul(recorder, "gelu_mul", gate, up, y, dim)
+
+
+def _gated_mul(recorder, kernel, gate, up, y, dim):
     recorder.dispatch(
-        "silu_mul",
+        kernel,
         make_params("RowsParams", rows_var=VAR_TOKENS, dim=dim),
         [(gate, READ), (up, READ), (y, WRITE)],
     )

@@ -184,7 +184,7 @@ static void check_rope_kv_write(marlin_check *c)
     for (int i = 0; i < 4; i++) writes(c, written[i]);
 }
 
-static void check_silu_mul(marlin_check *c)
+static void check_gated_mul(marlin_check *c)
 {
     const struct RowsParams *p = params_of(c);
     require(c, p->dim >= 1 && p->dim <= MAX_DIM, "has a dim out of range");

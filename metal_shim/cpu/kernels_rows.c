@@ -1,5 +1,5 @@
-/* kernels_rows.c: the row-by-row kernels: embedding, RMS norm, RoPE with the KV write, SiLU, row
- * gather. Unit of work: one row (for rms_norm of heads, one head of one token). */
+/* kernels_rows.c: the row-by-row kernels: embedding, RMS norm, RoPE with the KV write, gated SiLU
+ * and GELU, row gather. Unit of work: one row (for rms_norm of heads, one head of one token). */
 #include "cpu/cpu.h"
 #include "cpu/simd.h"
 
@@ -32,8 +32,8 @@ INLINE float packed_value(const marlin_call *call, embed_kind kind, int64_t row,
     return kind == EMBED_FP4 ? scale * fp4_values[code] : scale * (float)code + bias;
 }
 
-/* y[t, :] = W[token_ids[t], :]     token_ids int32 [rows]; W [vocab_size, dim]; y float [rows, dim]
- */
+/* y[t, :] = W[token_ids[t], :] * scale
+ * token_ids int32 [rows]; W [vocab_size, dim]; y float [rows, dim] */
 INLINE int embed(const marlin_call *call, int64_t begin, int64_t end, embed_kind kind)
 {
     const struct EmbedParams *p = call->params;
@@ -44,14 +44,16 @@ INLINE int embed(const marlin_call *call, int64_t begin, int64_t end, embed_kind
         float *y = (float *)call->at[4] + t * p->dim;
         for (int64_t i = 0; i < p->dim; i++) {
             int64_t at = row * p->dim + i;
+            float value;
             if (kind == EMBED_F32)
-                y[i] = ((const float *)call->at[1])[at];
+                value = ((const float *)call->at[1])[at];
             else if (kind == EMBED_F16)
-                y[i] = f32_from_f16(((const uint16_t *)call->at[1])[at]);
+                value = f32_from_f16(((const uint16_t *)call->at[1])[at]);
             else if (kind == EMBED_BF16)
-                y[i] = f32_from_bits((uint32_t)((const uint16_t *)call->at[1])[at] << 16);
+                value = f32_from_bits((uint32_t)((const uint16_t *)call->at[1])[at] << 16);
             else
-                y[i] = packed_value(call, kind, row, i);
+                value = packed_value(call, kind, row, i);
+            y[i] = value * p->scale;
         }
     }
     return MARLIN_OK;
@@ -169,10 +171,23 @@ KERNEL(rope_kv_write)
     return MARLIN_OK;
 }
 
-/* y = gate / (1 + exp(-gate)) * up     gate, up, y float [rows, dim]; y may be gate */
-KERNEL(silu_mul)
+/* y = gate * sigmoid(z) * up     gate, up, y float [rows, dim]; y may be gate
+ *
+ * SiLU: z = gate. GELU, as its tanh form gives: z = 2 sqrt(2 / pi) (gate + 0.044715 gate^3), since
+ * (1 + tanh(u)) / 2 = sigmoid(2u). z has the sign of gate. */
+typedef enum { SILU, GELU } activation;
+
+#define GELU_LINEAR 1.59576912f
+#define GELU_CUBIC 0.0713548163f
+
+INLINE vf gate_slope(activation which, vf x)
 {
-    (void)scratch;
+    if (which == SILU) return x;
+    return vf_mul(x, vf_fma(vf_mul(x, x), vf_set1(GELU_CUBIC), vf_set1(GELU_LINEAR)));
+}
+
+INLINE int gated_mul(const marlin_call *call, int64_t begin, int64_t end, activation which)
+{
     const struct RowsParams *p = call->params;
     const vf minus_log2e = vf_set1(-1.44269504f), one = vf_set1(1.0f);
     int64_t dim = p->dim, whole = dim / V_LANES * V_LANES;
@@ -181,19 +196,35 @@ KERNEL(silu_mul)
         const float *up = (const float *)call->at[1] + row * dim;
         float *y = (float *)call->at[2] + row * dim;
         for (int64_t i = 0; i < whole; i += V_LANES) {
-            /* exp2 of -|x| only, so that it cannot overflow: sigmoid(x) = (x >= 0 ? 1 : e) / (1 +
+            /* exp2 of -|z| only, so that it cannot overflow: sigmoid(z) = (z >= 0 ? 1 : e) / (1 +
              * e). */
             vf x = vf_load(gate + i);
-            vf e = vf_exp2(vf_mul(vf_abs(x), minus_log2e));
+            vf e = vf_exp2(vf_mul(vf_abs(gate_slope(which, x)), minus_log2e));
             /* x * (x >= 0 ? 1 : e) = max(x, 0) - max(-x, 0) * e */
             vf positive = vf_max(x, vf_zero());
             vf negative = vf_sub(positive, x);
             vf scaled = vf_sub(positive, vf_mul(negative, e));
             vf_store(y + i, vf_mul(vf_div(scaled, vf_add(one, e)), vf_load(up + i)));
         }
-        for (int64_t i = whole; i < dim; i++) y[i] = gate[i] / (1.0f + expf(-gate[i])) * up[i];
+        for (int64_t i = whole; i < dim; i++) {
+            float x = gate[i];
+            float z = which == SILU ? x : x * fmaf(x * x, GELU_CUBIC, GELU_LINEAR);
+            y[i] = x / (1.0f + expf(-z)) * up[i];
+        }
     }
     return MARLIN_OK;
+}
+
+KERNEL(silu_mul)
+{
+    (void)scratch;
+    return gated_mul(call, begin, end, SILU);
+}
+
+KERNEL(gelu_mul)
+{
+    (void)scratch;
+    return gated_mul(call, begin, end, GELU);
 }
 
 /* y[r, :] = x[rows[r], :]     rows int32 [rows]; x float [any, dim]; y float [rows, dim] */

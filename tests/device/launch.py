@@ -103,12 +103,12 @@ def linear(device, x, weight, bias=None, many_rows=False):
         return memory.read(y, np.float32, (len(x), w.n))
 
 
-def embed(device, token_ids, weight):
+def embed(device, token_ids, weight, scale=1.0):
     """float32 [rows, dim]."""
     with Memory(device) as memory:
         w = memory.weight(weight)
         ids, y = memory.put(np.asarray(token_ids, np.int32)), memory.floats(len(token_ids), w.k)
-        run(device, lambda r: ops.embed(r, ids, w, y), step(tokens=len(token_ids)))
+        run(device, lambda r: ops.embed(r, ids, w, y, scale=scale), step(tokens=len(token_ids)))
         return memory.read(y, np.float32, (len(token_ids), w.k))
 
 
@@ -155,12 +155,12 @@ def rope_kv_write(device, q, k, v, table, slots, k_cache, v_cache):
         return [memory.read(view, array.dtype, array.shape) for view, array in changed]
 
 
-def silu_mul(device, gate, up, in_place=False):
-    """float32 [rows, dim]."""
+def gated_mul(device, op, gate, up, in_place=False):
+    """float32 [rows, dim] of ops.silu_mul or ops.gelu_mul."""
     with Memory(device) as memory:
         g, u = memory.put(gate), memory.put(up)
         y = g if in_place else memory.floats(*gate.shape)
-        run(device, lambda r: ops.silu_mul(r, g, u, y, gate.shape[1]), step(tokens=len(gate)))
+        run(device, lambda r: op(r, g, u, y, gate.shape[1]), step(tokens=len(gate)))
         return memory.read(y, np.float32, gate.shape)
 
 

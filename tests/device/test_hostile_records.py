@@ -25,6 +25,7 @@ KERNELS = {
     "rope_table": ("RopeTableParams", 3),
     "rope_kv_write": ("RopeKvParams", 7),
     "silu_mul": ("RowsParams", 3),
+    "gelu_mul": ("RowsParams", 3),
     "gather_rows": ("RowsParams", 3),
     "attention": ("AttentionParams", 6),
     "attention_split": ("AttentionParams", 6),

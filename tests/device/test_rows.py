@@ -1,4 +1,5 @@
-"""The row-by-row kernels: embedding, RMS norm, RoPE with the KV write, SiLU, row gather."""
+"""The row-by-row kernels: embedding, RMS norm, RoPE with the KV write, gated SiLU and GELU, row
+gather."""
 
 import launch
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 import reference
 from matrices import DENSE, dense_weight, packed_weight
 
+from marlin.device import ops
 from marlin.weights import formats
 
 
@@ -48,6 +50,21 @@ def test_a_dense_embedding_row_is_copied_to_the_bit(device, kind, dim):
     token_ids = [16, 0, 3]
     expected = reference.embed(values, token_ids)
     np.testing.assert_array_equal(launch.embed(device, token_ids, weight), expected)
+
+
+@pytest.mark.parametrize("kind", DENSE)
+def test_a_dense_embedding_row_is_scaled(device, kind):
+    weight, values = dense_weight(kind, 17, 33)
+    scale = np.float32(640) ** np.float32(0.5)
+    actual = launch.embed(device, [16, 0], weight, scale=scale)
+    np.testing.assert_array_equal(actual, values[[16, 0]] * scale)
+
+
+@pytest.mark.parametrize("kind", ["fp4", "int4", "int8"])
+def test_a_packed_embedding_row_is_scaled(device, kind):
+    packed = packed_weight(kind, 33, 64, 32, np.float16)
+    expected = formats.dequantize(packed)[[32, 5]] * np.float32(25.25)
+    assert_dequantized(device, launch.embed(device, [32, 5], packed, scale=25.25), expected)
 
 
 def test_an_int8_embedding_adds_its_bias(device):
@@ -160,21 +177,32 @@ def test_values_out_of_half_range_are_stored_as_the_largest_half(device):
     assert stored[0, 0, slots[0], :6].tolist() == expected
 
 
-# --- SiLU and gather ---
+# --- gates and gather ---
+
+GATES = [(ops.silu_mul, reference.silu_mul), (ops.gelu_mul, reference.gelu_mul)]
 
 
+@pytest.mark.parametrize("op, oracle", GATES)
 @pytest.mark.parametrize("rows, dim", [(1, 1), (2, 15), (3, 16), (5, 33), (17, 96)])
 @pytest.mark.parametrize("in_place", [False, True])
-def test_silu_mul_multiplies_the_gated_row(device, rows, dim, in_place):
+def test_a_gate_multiplies_the_row(device, op, oracle, rows, dim, in_place):
     gate, up = normal(rows, dim) * 5, normal(rows, dim, seed=1)
-    expected = reference.silu_mul(gate, up)
-    reference.assert_close(launch.silu_mul(device, gate, up, in_place), expected)
+    reference.assert_close(launch.gated_mul(device, op, gate, up, in_place), oracle(gate, up))
 
 
-def test_silu_of_large_values_is_the_value_or_zero(device):
+@pytest.mark.parametrize("op, oracle", GATES)
+def test_a_gate_of_a_large_value_is_the_value_or_zero(device, op, oracle):
     gate = np.tile(np.array([200, -200, 3e38, -3e38, 0, -88, -127, 88], np.float32), (1, 5))
-    expected = reference.silu_mul(gate, np.ones_like(gate))
-    reference.assert_close(launch.silu_mul(device, gate, np.ones_like(gate)), expected)
+    ones = np.ones_like(gate)
+    reference.assert_close(launch.gated_mul(device, op, gate, ones), oracle(gate, ones))
+
+
+def test_gelu_is_the_tanh_form(device):
+    gate = np.array([[0.0, 1.0, -1.0, 3.0, -3.0, 0.1]], np.float32)
+    # 0.5 * x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))); with erf 1 gives 0.841345.
+    expected = [0.0, 0.841192, -0.158808, 2.996363, -0.003637, 0.053983]
+    actual = launch.gated_mul(device, ops.gelu_mul, gate, np.full_like(gate, 2))
+    np.testing.assert_allclose(actual[0], 2 * np.array(expected), rtol=0, atol=2e-6)
 
 
 def test_gather_rows_takes_rows_in_any_order_and_more_than_once(device):
@@ -191,14 +219,14 @@ def test_rows_get_the_same_bits_whatever_rows_and_threads_share_the_work(isa, de
     x, weight, delta = normal(37, 100), normal(100, seed=1), normal(37, 100, seed=2)
     alone = devices.get(isa, 1)
     whole_norm = launch.rms_norm(alone, x, weight, 1e-5, delta)[0]
-    whole_silu = launch.silu_mul(alone, x, delta)
+    whole_gate = launch.gated_mul(alone, ops.gelu_mul, x, delta)
     for num_threads in (1, 2, 3):
         device = devices.get(isa, num_threads)
         for part in (slice(0, num_rows), slice(37 - num_rows, 37), slice(0, 37)):
             norm = launch.rms_norm(device, x[part], weight, 1e-5, delta[part])[0]
             np.testing.assert_array_equal(norm, whole_norm[part])
-            silu = launch.silu_mul(device, x[part], delta[part])
-            np.testing.assert_array_equal(silu, whole_silu[part])
+            gate = launch.gated_mul(device, ops.gelu_mul, x[part], delta[part])
+            np.testing.assert_array_equal(gate, whole_gate[part])
 
 
 def test_instruction_sets_agree_within_the_order_of_their_sums(isa, devices):
@@ -206,6 +234,6 @@ def test_instruction_sets_agree_within_the_order_of_their_sums(isa, devices):
     scalar, other = devices.get("scalar"), devices.get(isa)
     norms = [launch.rms_norm(device, x, weight, 1e-5)[0] for device in (other, scalar)]
     reference.assert_close(norms[0], reference.Expected(norms[1], np.abs(norms[1])))
-    silus = [launch.silu_mul(device, x, x) for device in (other, scalar)]
-    magnitude = reference.silu_mul(x, x).magnitude
-    reference.assert_close(silus[0], reference.Expected(silus[1], magnitude))
+    for op, oracle in GATES:
+        gates = [launch.gated_mul(device, op, x, x) for device in (other, scalar)]
+        reference.assert_close(gates[0], reference.Expected(gates[1], oracle(x, x).magnitude))

@@ -46,7 +46,7 @@ def embed(shader, kind):
     vocab_size, dim = 33, 1120
     arrays, flags, values, magnitude = any_weight(kind, vocab_size, dim)
     token_ids, y = np.array([32, 0, 16], np.int32), np.full((3, dim), np.nan, np.float32)
-    sizes = {"vocab_size": vocab_size, "dim": dim, "group_size": 32, "flags": flags}
+    sizes = {"vocab_size": vocab_size, "dim": dim, "group_size": 32, "flags": flags, "scale": 1.0}
     params, bindings = ("EmbedParams", {"rows_var": 0, **sizes}), [token_ids, *arrays, y]
     constants = {"GROUP_SIZE": 32, "FLAGS": flags}
     assert shader("embed").run(f"embed_{kind}", (3, 1, 1), bindings, params, [3], constants)
@@ -119,11 +119,11 @@ def rope_kv_write(shader):
     np.testing.assert_array_equal(v_cache, expected_v)
 
 
-def silu_mul(shader):
+def gated_mul(shader, kernel, oracle):
     gate, up = normal(2, 1030), normal(2, 1030, seed=1)
-    expected = reference.silu_mul(gate, up)
+    expected = oracle(gate, up)
     params = ("RowsParams", {"rows_var": 0, "dim": 1030})
-    assert shader("rows").run("silu_mul", (2, 2, 1), [gate, up, gate], params, [2])
+    assert shader("rows").run(kernel, (2, 2, 1), [gate, up, gate], params, [2])
     reference.assert_close(gate, expected)
 
 
@@ -233,7 +233,8 @@ RUNS = {
     "rms_norm": rms_norm,
     "rope_table": rope_table,
     "rope_kv_write": rope_kv_write,
-    "silu_mul": silu_mul,
+    "silu_mul": functools.partial(gated_mul, kernel="silu_mul", oracle=reference.silu_mul),
+    "gelu_mul": functools.partial(gated_mul, kernel="gelu_mul", oracle=reference.gelu_mul),
     "gather_rows": gather_rows,
     "attention": attention,
     "attention_split": attention_split,

@@ -105,8 +105,12 @@ test_case *make_embed(int variant)
     int rows = 3;
     test_case *c = new_case(200 + variant, "embed_%s vocab=%d dim=%d group=%d", w->weight, w->n,
                             w->k, w->group);
-    struct EmbedParams p = {
-        .rows_var = 0, .vocab_size = w->n, .dim = w->k, .group_size = w->group, .flags = w->flags};
+    struct EmbedParams p = {.rows_var = 0,
+                            .vocab_size = w->n,
+                            .dim = w->k,
+                            .group_size = w->group,
+                            .flags = w->flags,
+                            .scale = 1.25f};
     char kernel[32];
     snprintf(kernel, sizeof kernel, "embed_%s", w->weight);
     marlin_dispatch *record = add_record(c, kernel, &p, sizeof p, 5);
@@ -142,12 +146,13 @@ test_case *make_rms_norm(int variant)
     return c;
 }
 
-/* silu_mul, silu_mul in place, gather_rows. */
+/* silu_mul, silu_mul in place, gather_rows, gelu_mul. */
 test_case *make_rows(int variant)
 {
     int dim = 45, rows = 4;
     struct RowsParams p = {.rows_var = 3, .dim = dim};
-    const char *kernel = variant == 2 ? "gather_rows" : "silu_mul";
+    static const char *const kernels[] = {"silu_mul", "silu_mul", "gather_rows", "gelu_mul"};
+    const char *kernel = kernels[variant];
     test_case *c = new_case(400 + variant, "%s%s", kernel, variant == 1 ? " in place" : "");
     marlin_dispatch *record = add_record(c, kernel, &p, sizeof p, 3);
     c->vars[3] = rows;
@@ -229,7 +234,7 @@ const case_family case_families[] = {
     {make_linear, (NUM_WEIGHTS + NUM_PACKED) * NUM_ROW_COUNTS},
     {make_embed, NUM_WEIGHTS},
     {make_rms_norm, 4},
-    {make_rows, 3},
+    {make_rows, 4},
     {make_repack, 16},
     {make_probe, 2},
     {make_rope, 3},

@@ -198,7 +198,7 @@ static void add_norm(layer *l, bool has_delta)
 static void add_inputs(layer *l, const int32_t *positions, const int32_t *slots, int *slot_block)
 {
     test_case *c = l->c;
-    struct EmbedParams embed = {.rows_var = 0, .vocab_size = VOCAB, .dim = HIDDEN};
+    struct EmbedParams embed = {.rows_var = 0, .vocab_size = VOCAB, .dim = HIDDEN, .scale = 1.0f};
     marlin_dispatch *record = add_record(c, "embed_f16", &embed, sizeof embed, 5);
     int32_t token_ids[] = {49, 0, 7, 7, 31, 8};
     bind(c, record, 0, add_integers(c, l->rows, token_ids), MARLIN_READ);

@@ -156,6 +156,12 @@ def embed_cases():
         case = CaseWriter(f"embed {kind}", tokens=len(token_ids))
         ops.embed(case, Tensor("ids", token_ids), weight_of(weight), room("y", 7, 128))
         yield case.answer("y", reference.Expected(values[token_ids], sizes[token_ids]))
+        if kind not in ("bf16", "int4-32"):
+            continue
+        case, ids = CaseWriter(f"embed {kind}, scaled", tokens=2), token_ids[1:3]
+        y = room("y", 2, 128)
+        ops.embed(case, Tensor("ids", ids), weight_of(weight), y, scale=11.3125)
+        yield case.answer("y", reference.Expected(values[ids] * 11.3125, sizes[ids] * 11.3125))
 
 
 def linear_cases():
@@ -189,10 +195,14 @@ def row_cases():
     ops.rms_norm(case, tensor, Tensor("w", weight), tensor, 80, 1e-6, rows_per_var=3)
     yield case.answer("x", reference.rms_norm(heads, weight, 1e-6)[0])
 
-    gate, up = normal(3, 1100) * 5, normal(3, 1100, seed=1)
-    case = CaseWriter("silu_mul", tokens=3)
-    ops.silu_mul(case, Tensor("gate", gate), Tensor("up", up), room("y", 3, 1100), 1100)
+    gate, up = normal(2, 1100) * 5, normal(2, 1100, seed=1)
+    case = CaseWriter("silu_mul", tokens=2)
+    ops.silu_mul(case, Tensor("gate", gate), Tensor("up", up), room("y", 2, 1100), 1100)
     yield case.answer("y", reference.silu_mul(gate, up))
+
+    case = CaseWriter("gelu_mul", tokens=2)
+    ops.gelu_mul(case, Tensor("gate", gate), Tensor("up", up), room("y", 2, 1100), 1100)
+    yield case.answer("y", reference.gelu_mul(gate, up))
 
     rows = np.array([16, 0, 3, 3, 15], np.int32)
     case, x = CaseWriter("gather_rows", logits=5), normal(17, 33)

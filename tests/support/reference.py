@@ -211,6 +211,16 @@ def silu_mul(gate, up):
     return Expected(value, np.abs(value) * (1 + np.abs(wide)))
 
 
+def gelu_mul(gate, up):
+    """gate * (1 + tanh(sqrt(2 / pi) * (gate + 0.044715 * gate^3))) / 2 * up."""
+    wide = gate.astype(np.float64)
+    # (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u)), which loses nothing where tanh is almost -1.
+    slope = 2 * np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)
+    small = np.exp(-np.abs(slope))
+    value = wide * np.where(wide >= 0, 1, small) / (1 + small) * up
+    return Expected(value, np.abs(value) * (1 + np.abs(slope)))
+
+
 def embed(weight, token_ids):
     """Rows of W [vocab_size, dim]."""
     return weight[token_ids]
