@@ -4,6 +4,7 @@ Reads option strings and an environment mapping that it is given; opens nothing 
 """
 
 import argparse
+import ipaddress
 from dataclasses import dataclass, field
 
 from marlin.errors import ConfigError
@@ -27,7 +28,8 @@ class ServeConfig:
 
     Attributes:
         model_path: model folder or GGUF file; None serves no model and answers 503.
-        host, port: address to listen on; port 0 picks a free one.
+        host: numeric address to listen on.
+        port: 0 picks a free one.
         workers: processes that serve; with more than one, a supervisor starts and replaces them.
         max_concurrent_requests: generation requests inside at once; as many more may wait.
         max_tokens: output tokens of a request that names no limit.
@@ -132,8 +134,14 @@ def _switch(text):
 
 
 def _host(text):
-    if not text:
-        raise ValueError("must not be empty")
+    if text == "localhost":
+        return "127.0.0.1"
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        raise ValueError(
+            "must be a numeric address or localhost, since no name is looked up"
+        ) from None
     return text
 
 
@@ -166,7 +174,7 @@ OPTIONS = (
         "0.0.0.0",
         _host,
         "ADDRESS",
-        "address to listen on (default 0.0.0.0)",
+        "numeric address to listen on, or localhost (default 0.0.0.0)",
         "METAL_MARLIN_HOST",
     ),
     Option(

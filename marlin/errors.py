@@ -193,3 +193,10 @@ class StoppingError(MarlinError):
 
     status = 503
     code = "server_stopping"
+
+
+class LockdownError(RuntimeError):
+    """Something in a serving process tried what no part of it may do (server/process/lockdown.py).
+
+    Not of the tree: it is a bug or an intrusion, which a client learns nothing of, and the log all.
+    """

@@ -5,10 +5,10 @@ Owns the ctypes signatures and the numpy dtypes. Knows nothing of what kernels c
 """
 
 import ctypes
-import sys
-from pathlib import Path
 
 import numpy as np
+
+from marlin.device.library import library_path as library_path
 
 ABI_VERSION = 4
 MAX_BINDINGS = 12
@@ -169,12 +169,6 @@ _SIGNATURES = {
     ),
     "marlin_program_wait": (ctypes.c_int, [_POINTER]),
 }
-
-
-def library_path(kind="cpu"):
-    """Path of the built native library of a device kind, whether or not it exists."""
-    suffix = "dylib" if sys.platform == "darwin" else "so"
-    return Path(__file__).with_name(f"libmarlin_{kind}.{suffix}")
 
 
 def load_library(path):

@@ -34,6 +34,15 @@ def test_an_option_overrides_its_variable_which_overrides_the_default(
     assert getattr(serve_config({field: given}, environ), field) == expected[1]
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::", "::1", "fe80::1%eth0"])
+def test_a_numeric_address_is_taken_as_it_is(host):
+    assert serve_config({"host": host}, {}).host == host
+
+
+def test_localhost_is_127_0_0_1_and_not_looked_up():
+    assert serve_config({"host": "localhost"}, {}).host == "127.0.0.1"
+
+
 def test_the_model_path_variable_overrides_the_argument():
     assert settled({"model_path": "a"}).model_path == "a"
     assert settled({"model_path": "a"}, METAL_MARLIN_MODEL_PATH="b").model_path == "b"
@@ -54,6 +63,9 @@ def test_an_empty_variable_counts_as_unset():
         ("port", "--port", "\uff18\uff10"),
         ("port", "--port", ""),
         ("host", "--host", ""),
+        ("host", "--host", "example.com"),
+        ("host", "--host", "127.1"),
+        ("host", "--host", "[::1]"),
         ("max_concurrent_requests", "--max-concurrent-requests", "0"),
         ("max_tokens", "--max-tokens", "0"),
         ("timeout_s", "--timeout", "0"),

@@ -25,9 +25,9 @@ BELOW = {
     "models": {"device", "weights"},
     "engine": {"device", "weights", "models"},
     "server.observe": {"", "engine"},
-    "server.http": {"engine", "server.observe"},
+    "server.http": {"engine"},
     "server.api": {"", "engine", "server.observe", "server.http"},
-    "server.process": {"", "engine", "server.observe", "server.http", "server.api"},
+    "server.process": {"", "device", "engine", "server.observe", "server.http", "server.api"},
     "commands": {"", "device", "weights", "models", "engine", "server.api", "server.http"},
     "cli": {"", "engine", "server.api", "server.observe", "server.process", "commands"},
 }

@@ -52,7 +52,7 @@ class Generation:
         Raises:
             RequestError: the engine refuses a prompt.
             TimedOutError: the deadline passed.
-        StoppingError: the engine gave a request up.
+            StoppingError: the engine gave a request up.
             PeerGone: the client left.
         """
         streams = self._start(prompts)

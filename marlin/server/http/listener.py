@@ -23,7 +23,7 @@ def open_listener(host, port, backlog):
     """Bind and listen; connections wait in the backlog until a server accepts.
 
     Args:
-        host: numeric address or a name of this machine; one with a colon is IPv6.
+        host: numeric address; one with a colon is IPv6.
         port: 0 picks a free one.
 
     Raises:

@@ -11,6 +11,8 @@ import threading
 import time
 
 from marlin import __version__
+from marlin.config import DEVICE_KINDS
+from marlin.device.library import library_path
 from marlin.engine.gate import SlotGate
 from marlin.errors import ConfigError, MarlinError
 from marlin.server.api.app import App
@@ -19,6 +21,7 @@ from marlin.server.http.listener import HttpServer, open_listener
 from marlin.server.observe.health import Health, SharedHealth
 from marlin.server.observe.metrics import Metrics
 from marlin.server.observe.metrics_page import MetricsPage
+from marlin.server.process.lockdown import lock_down
 from marlin.server.process.signals import StopSignals
 
 _log = logging.getLogger("marlin.server")
@@ -44,6 +47,7 @@ def serve(config, load, limits=None):
         MarlinError: what `load` raises.
     """
     limits = limits or Limits()
+    lock_down(libraries())
     raise_file_limit(limits)
     listener = listen(config, limits)
     model = load(config) if config.model_path else None
@@ -130,6 +134,11 @@ def close_engine(model, server, limits):
     model.engine.close()
     server.wait_idle(limits.linger_s)  # requests that this cut off get to say so
     return 0
+
+
+def libraries():
+    """The native libraries that a serving process may load."""
+    return [library_path(kind) for kind in DEVICE_KINDS]
 
 
 def listen(config, limits):

@@ -20,6 +20,7 @@ from marlin.server.api import openai_answers
 from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer
 from marlin.server.observe.board import Board
+from marlin.server.process.lockdown import lock_down
 from marlin.server.process.serve import announce, listen, raise_file_limit
 from marlin.server.process.signals import StopSignals
 from marlin.server.process.worker import Job
@@ -47,6 +48,7 @@ def supervise(config, worker_main, limits=None):
         ConfigError: the address cannot be bound.
     """
     limits = limits or Limits()
+    lock_down((), program=sys.executable)
     raise_file_limit(limits)
     return Supervisor(config, worker_main, limits, listen(config, limits)).run()
 

@@ -22,7 +22,8 @@ from marlin.errors import ConfigError, MarlinError
 from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer
 from marlin.server.observe.board import Board
-from marlin.server.process.serve import build_app, close_engine, watch_engine
+from marlin.server.process.lockdown import lock_down
+from marlin.server.process.serve import build_app, close_engine, libraries, watch_engine
 from marlin.server.process.signals import StopSignals
 
 _log = logging.getLogger("marlin.server")
@@ -101,6 +102,7 @@ def main(load, set_up_logging):
     """
     job = Job.decode(_read_line(sys.stdin.fileno()))
     set_up_logging(job.config)
+    lock_down(libraries())
     try:
         return _fill_weights(job, load) if job.index is None else _serve(job, load)
     except MarlinError as error:

@@ -1,0 +1,66 @@
+"""What a process that serves must never do, refused by the interpreter: reach out to anyone, start
+a process, load native code that is not the project's.
+
+http.server brings an HTTP client into the process and so may any package; here it does not matter
+what is there, since none of it can be used. The refusals are an audit hook (PEP 578), which cannot
+be taken out again: serve and its workers install it before they listen, importing the package does
+not. It stops Python code, not native code, which is why what native code is loaded is its affair.
+"""
+
+import ctypes  # noqa: F401  (the first import opens the process itself as a library)
+import logging
+import os
+import sys
+from collections.abc import Iterable
+
+from marlin.errors import LockdownError
+
+_log = logging.getLogger("marlin.server")
+# Audit event to the place in its arguments of what is worth a log line, or None. The table of
+# events is in the documentation of the Python library.
+_REACHING_OUT = {
+    "socket.connect": 1,
+    "socket.sendto": 1,
+    "socket.sendmsg": 1,
+    "socket.getaddrinfo": 0,
+    "socket.gethostbyname": 0,
+    "socket.gethostbyaddr": 0,
+    "socket.getnameinfo": 0,
+}
+_STARTING = {
+    "subprocess.Popen": 0,
+    "os.exec": 0,
+    "os.fork": None,
+    "os.forkpty": None,
+    "os.posix_spawn": 0,
+    "os.spawn": 1,
+    "os.system": 0,
+}
+_LOADING = {"ctypes.dlopen": 0}
+
+
+def lock_down(libraries: Iterable[str | os.PathLike], program: str | None = None) -> None:
+    """Refuse all of it from now on, until the process ends.
+
+    Args:
+        libraries: the files that may still be loaded as native libraries.
+        program: what subprocess.Popen may still start; None is nothing.
+
+    What is refused raises LockdownError where it was tried, and is logged.
+    """
+    allowed = {"ctypes.dlopen": {os.fspath(path) for path in libraries}}
+    if program is not None:
+        allowed["subprocess.Popen"] = {program}
+    shown = {**_REACHING_OUT, **_STARTING, **_LOADING}
+
+    def refuse(event, arguments):
+        if event not in shown:
+            return
+        place = shown[event]
+        what = None if place is None else arguments[place]
+        if event in allowed and isinstance(what, str) and what in allowed[event]:
+            return
+        _log.critical("refused: %s %r", event, what)
+        raise LockdownError(f"a serving process does no {event}")
+
+    sys.addaudithook(refuse)
