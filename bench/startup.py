@@ -94,7 +94,8 @@ def main():
         one_run(arguments.model, arguments.threads, arguments.prompt_words)
         for _ in range(arguments.runs)
     ]
-    seconds, before, after, tokens = (statistics.median(column) for column in zip(*runs))
+    columns = zip(*runs, strict=True)
+    seconds, before, after, tokens = (statistics.median(column) for column in columns)
     print(f"model file          {os.path.getsize(arguments.model) / 2**20:8.1f} MiB")
     print(f"start to /health    {seconds:8.3f} s   (most: {max(run[0] for run in runs):.3f} s)")
     print(f"resident then       {before:8.1f} MiB")

@@ -200,8 +200,8 @@ def _check_case(device, cpu, case):
         other = largest_error(results[name], beside[name], magnitude, negligible)
         if max(stored, other) > largest:
             against = "the stored answer" if stored > largest else "the CPU"
-            error = max(stored, other)
-            problem = problem or f"{name} is {error:.1e} off {against}, at most {largest:.1e}"
+            off = max(stored, other)
+            problem = problem or f"{name} is {off:.1e} off {against}, at most {largest:.1e}"
         stored_errors.append(stored)
         cpu_errors.append(other)
     return _larger(stored_errors), _larger(cpu_errors), problem

@@ -164,7 +164,7 @@ class MockEngine:
     def _run(self, request):
         try:
             event = FinishEvent(self._generate(request))
-        except Exception as error:  # whoever waits for the answer must hear of it
+        except Exception as error:  # noqa: BLE001 (whoever waits for the answer must hear of it)
             event = FinishEvent("error", error)
         with self._lock:
             self._running.discard(request)

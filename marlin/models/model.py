@@ -19,7 +19,7 @@ from marlin.models.spec import ModelSpec, tensors_of
 def activation_shapes(spec: ModelSpec, sizes: StepSizes) -> dict[str, tuple[int, int]]:
     """{name: (rows, float32 values a row)} of a step's activations."""
     config, max_tokens = spec.config, sizes.max_tokens
-    shapes = {name: (max_tokens, config.hidden_dim) for name in ("hidden", "normed", "delta")}
+    shapes = dict.fromkeys(("hidden", "normed", "delta"), (max_tokens, config.hidden_dim))
     shapes["last"] = sizes.max_logits, config.hidden_dim
     shapes["logits"] = sizes.max_logits, config.vocab_size
     for index, rope in enumerate(ropes_of(spec)):

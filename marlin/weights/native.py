@@ -125,7 +125,7 @@ class NativeWriter:
         found = {file.name: SafetensorsFile(file.name).tensors for file in self._files}
         for name, (file, offset, _) in self._places.items():
             info = found[file.name].get(name)
-            assert name.startswith(PADDING_PREFIX) or info and info.offset == offset, name
+            assert name.startswith(PADDING_PREFIX) or (info and info.offset == offset), name
 
     def _create(self, path, stored):
         header, offset = {"__metadata__": {"format": "marlin"}}, 0

@@ -60,7 +60,7 @@ def test_a_repacked_weight_multiplies_as_its_numbers_do(device, ggml_type):
     launch.repack(device, raw, packed, ggml_type)
     x = activations(3, k)
     weight = ggml_types.dequantize(ggml_type, raw, (17, k))
-    codes, scales, biases = formats.unpack(packed)
+    _, scales, biases = formats.unpack(packed)
     largest = np.repeat(np.abs(scales.astype(np.float64)), packed.group_size, axis=1) * 15
     if biases is not None:
         largest = largest + np.repeat(np.abs(biases.astype(np.float64)), packed.group_size, axis=1)

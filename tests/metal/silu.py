@@ -1,5 +1,7 @@
 """The smallest program that a device can run, for tests of the device itself: chained silu_mul."""
 
+from itertools import pairwise
+
 import numpy as np
 
 from marlin.device import ops
@@ -12,7 +14,7 @@ def silu_program(device, count=1):
     """(program, its views): each dispatch reads the one before."""
     views = [View.of(device.create(4 * DIM)) for _ in range(count + 1)]
     recorder = Recorder(device)
-    for source, target in zip(views, views[1:], strict=False):
+    for source, target in pairwise(views):
         ops.silu_mul(recorder, source, source, target, DIM)
     return recorder.finish(), views
 

@@ -242,7 +242,7 @@ def test_a_gguf_tensor_that_the_model_would_leave_out_is_refused(device, tmp_pat
 def with_vectors(names, size):
     """An edit that adds vectors of ones to a GGUF file."""
     values = gguf_builder.f32(np.ones(size))
-    return lambda tensors: tensors.update({name: ("F32", (size,), values) for name in names})
+    return lambda tensors: tensors.update(dict.fromkeys(names, ("F32", (size,), values)))
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ class Mix:
         self.num_preempted += sum(request in self.scheduler.waiting for request in before)
         assert chunks, "requests are in hand and none is computed"
         token_ids = [token_id for [token_id] in self._runner.step(chunks)]
-        sampled = zip(token_ids, self._runner.logits)  # logits has spare rows
+        sampled = zip(token_ids, self._runner.logits, strict=False)  # logits has spare rows
         for chunk in chunks:
             wants_token = chunk.is_last
             self.scheduler.advance(chunk)

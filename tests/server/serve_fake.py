@@ -14,19 +14,20 @@ def _audit(event, arguments):
         print("OUTGOING", event, arguments, file=sys.stderr, flush=True)
 
 
+# Before every import that could connect.
 sys.addaudithook(_audit)
 
-import argparse  # noqa: E402  (the hook comes before every import that could connect)
-import os  # noqa: E402
+import argparse
+import os
 
-from failing_engine import failing_engine  # noqa: E402
-from fakes import ByteTokenizer, FakeEngine, say, say_then_hang  # noqa: E402
+from failing_engine import failing_engine
+from fakes import ByteTokenizer, FakeEngine, say, say_then_hang
 
-from marlin import config  # noqa: E402
-from marlin.engine.served_model import ServedModel  # noqa: E402
-from marlin.server.http.limits import Limits  # noqa: E402
-from marlin.server.observe import logs  # noqa: E402
-from marlin.server.process.serve import serve  # noqa: E402
+from marlin import config
+from marlin.engine.served_model import ServedModel
+from marlin.server.http.limits import Limits
+from marlin.server.observe import logs
+from marlin.server.process.serve import serve
 
 
 def _slow(request):

@@ -15,7 +15,7 @@ def locked(start_server):
 def ask(server, path, authorization=None, method="GET", body=None):
     lines = request_bytes(method, path, body)
     if authorization is not None:
-        field = f"Authorization: {authorization}\r\n".encode("utf-8")
+        field = f"Authorization: {authorization}\r\n".encode()
         lines = lines.replace(b"Host: test\r\n", b"Host: test\r\n" + field)
     with server.connect() as client:
         return client.send(lines).read()

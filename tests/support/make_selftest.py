@@ -18,12 +18,12 @@ from safetensors.numpy import save
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support"), str(ROOT / "tests" / "device")]
 
-import reference  # noqa: E402
-from kv_case import make_case  # noqa: E402
-from matrices import bias_of, dense_weight, packed_weight  # noqa: E402
+import reference
+from kv_case import make_case
+from matrices import bias_of, dense_weight, packed_weight
 
-from marlin.device import abi, ops  # noqa: E402
-from marlin.weights import formats, ggml_types  # noqa: E402
+from marlin.device import abi, ops
+from marlin.weights import formats, ggml_types
 
 VECTORS = ROOT / "marlin" / "commands" / "selftest.safetensors"
 FLOAT32, FLOAT16 = (list(reference.TOLERANCES[name]) for name in ("float32", "float16"))

@@ -129,7 +129,7 @@ def sentencepiece_metadata(processor):
 
     def type_of(id):
         kinds = (processor.is_unknown, processor.is_control, processor.is_byte)
-        for type, is_kind in zip((2, CONTROL, 6), kinds):
+        for type, is_kind in zip((2, CONTROL, 6), kinds, strict=True):
             if is_kind(id):
                 return type
         return 1

@@ -22,7 +22,8 @@ case "$*" in
     *fetch_model.py) echo "$MODEL"; exit ;;
 esac
 { for word in "$@"; do printf '<%s>' "$word"; done; echo; } >>"$LOG"
-case "$*" in "-m pip "*) exit "${PIP_EXIT:-0}" ;; *build.py) exit "${BUILD_EXIT:-0}" ;; esac
+case "$*" in "-m pip "*) exit "${PIP_EXIT:-0}" ;; *build.py) exit "${BUILD_EXIT:-0}" ;;
+"-m ruff"*) exit "${LINT_EXIT:-0}" ;; esac
 """
 FAKE_CLI = """import sys
 def main():
@@ -201,6 +202,20 @@ def test_what_light_tests_install_is_not_enough_for_all_and_not_the_other_way_ro
     assert ready.installs("test", "--light") == []
 
 
+def test_lint_runs_the_linters_it_pins_and_leaves_the_tests_installation_alone(ready):
+    ready.installs("test")
+    _, calls = ready.run("lint")
+    assert f"<-m><pip><install><--editable><{ready.root}[lint]>" in calls
+    assert [call for call in calls if call.startswith(("<-m><ruff>", "<-m><mypy>"))] == calls[-2:]
+    assert ready.installs("lint") == ready.installs("test") == ready.installs("demo") == []
+
+
+def test_lint_fails_with_its_first_linter(ready):
+    done, calls = ready.run("lint", LINT_EXIT="1")
+    assert done.returncode == 1
+    assert calls[-1] == "<-m><ruff><check>"
+
+
 def test_what_the_demo_installs_is_not_enough_for_the_tests(ready):
     ready.installs("demo")
     assert len(ready.installs("test")) == 1
@@ -312,6 +327,6 @@ def test_missing_dependencies_are_one_sentence_that_says_what_to_run(bare):
 
 
 def test_every_script_is_executable(checkout):
-    scripts = [checkout / "bin" / name for name in ("demo", "test", "metal-marlin")]
+    scripts = [checkout / "bin" / name for name in ("demo", "lint", "metal-marlin", "test")]
     assert all(os.access(script, os.X_OK) for script in [*scripts, checkout / ".ci" / "run"])
     assert Path(checkout, "bin", "setup-env").is_file()

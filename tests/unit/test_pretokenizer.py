@@ -30,7 +30,7 @@ EXAMPLES = [
     ("qwen35", "नमस्ते", ["नमस्ते"]),
     ("tekken", "camelCaseHTTP 12", ["camel", "Case", "HTTP", " ", "1", "2"]),
     ("tekken", "I'll a/b//", ["I", "'ll", " a", "/b", "//"]),
-    ("deepseek-v3", "x1234 中文と (foo) b", ["x", "123", "4", " ", "中文と", " (", "foo", ")", " b"]),
+    ("deepseek-v3", "x1234 中文と (f) b", ["x", "123", "4", " ", "中文と", " (", "f", ")", " b"]),
     ("deepseek-v3", "don't .get", ["don", "'t", " .", "get"]),
     ("deepseek-coder", "if x1:\n 中", ["if", " x", "1", ":", "\n", " ", "中"]),
     ("deepseek-llm", "if x12 ,中文\n", ["if", " x", "1", "2", " ,", "中文", "\n"]),

@@ -1,5 +1,7 @@
 """Stop strings: what is emitted, when, and that no part of a match gets out."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,7 +36,7 @@ stop_lists = st.lists(st.text(alphabet="ab\né🙂", min_size=1, max_size=5), ma
 def cut_texts(draw):
     text = draw(letters)
     cuts = sorted(draw(st.lists(st.integers(0, len(text)), max_size=6)))
-    return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)])]
+    return [text[a:b] for a, b in pairwise([0, *cuts, len(text)])]
 
 
 @given(cut_texts(), stop_lists)

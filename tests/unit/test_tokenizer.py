@@ -138,7 +138,7 @@ def test_sentencepiece_ids_equal_transformers_llama_tokenizer(processor):
     metadata = sentencepiece_metadata(processor)
     tokens, scores = metadata[PREFIX + "tokens"], metadata[PREFIX + "scores"]
     vocab = {token: id for id, token in enumerate(tokens)}
-    merges = generate_merges(vocab, dict(zip(tokens, scores)))
+    merges = generate_merges(vocab, dict(zip(tokens, scores, strict=True)))
     theirs = LlamaTokenizer(vocab=vocab, merges=merges, add_bos_token=True)
     ours = tokenizer_from_gguf(metadata, "small.gguf")
     # LlamaTokenizer adds no second space before a leading one; SentencePiece and llama.cpp do.

@@ -95,7 +95,7 @@ class App:
             raise
         # The one boundary: a bug in one request must not take down its neighbours. A panic of the
         # tokenizers library is a BaseException.
-        except BaseException:
+        except BaseException:  # noqa: BLE001
             _log.exception("%s: internal error", handler.request_id, extra=log_fields(handler))
             self._answer_error(handler, record, InternalError())
 

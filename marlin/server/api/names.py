@@ -42,7 +42,7 @@ class Names:
             place: put before the name in errors: `messages[2].`.
         """
         for name, value in given.items():
-            if name in self.honoured or value is None and name in self.known:
+            if name in self.honoured or (value is None and name in self.known):
                 continue
             if name in self.accepted:
                 request_fields(given, place).of_type(self.accepted[name], name)

@@ -39,10 +39,10 @@ class TextFormatter(logging.Formatter):
     def __init__(self):
         super().__init__("%(asctime)s %(levelname)s %(message)s")
 
-    def formatMessage(self, record):  # noqa: N802 (logging's name)
+    def formatMessage(self, record):
         return super().formatMessage(record).translate(_ESCAPES)
 
-    def formatException(self, ei):  # noqa: N802
+    def formatException(self, ei):
         text = super().formatException(ei).translate(_ESCAPES_BUT_LINE_END)
         return "  " + text.replace("\n", "\n  ")
 

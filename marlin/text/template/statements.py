@@ -124,7 +124,7 @@ class TupleTarget:
         values = listing(scope.budget, value)
         if len(values) != len(self._targets):
             raise Fault(f"cannot unpack {len(values)} values into {len(self._targets)} names")
-        for target, part in zip(self._targets, values):
+        for target, part in zip(self._targets, values, strict=True):
             target.assign(scope, part)
 
 
