@@ -18,6 +18,8 @@ SPECULATIVE_HELP = "ngram: draft tokens from the text so far and check them toge
 MODEL_PATH_VARIABLE = "METAL_MARLIN_MODEL_PATH"
 API_KEY_VARIABLE = "METAL_MARLIN_API_KEY"
 MOCK_MODEL_VARIABLE = "METAL_MARLIN_MOCK_MODEL"
+# Enough for every alias that clients insist on; all of them are listed by /v1/models.
+MAX_NAMES, MAX_NAME_CHARACTERS = 16, 256
 # Of the CPU device, which takes no more (metal_shim/cpu/cpu.c).
 MAX_THREADS = 256
 
@@ -28,6 +30,8 @@ class ServeConfig:
 
     Attributes:
         model_path: model folder or GGUF file; None serves no model and answers 503.
+        served_names: what requests may call the model, with commas between the names, "*" for any;
+            None is its own name.
         host: numeric address to listen on.
         port: 0 picks a free one.
         workers: processes that serve; with more than one, a supervisor starts and replaces them.
@@ -48,6 +52,7 @@ class ServeConfig:
     """
 
     model_path: str | None
+    served_names: str | None
     host: str
     port: int
     workers: int
@@ -100,22 +105,13 @@ def _log_level(text):
     return text.upper()
 
 
-def _log_format(text):
-    if text not in LOG_FORMATS:
-        raise ValueError("must be one of " + ", ".join(LOG_FORMATS))
-    return text
+def _one_of(names, expected):
+    def parse(text):
+        if text not in names:
+            raise ValueError(f"must be {expected}")
+        return text
 
-
-def _device_kind(text):
-    if text not in DEVICE_KINDS:
-        raise ValueError("must be metal or cpu")
-    return text
-
-
-def _speculative_method(text):
-    if text not in SPECULATIVE_METHODS:
-        raise ValueError("must be " + " or ".join(SPECULATIVE_METHODS))
-    return text
+    return parse
 
 
 def _block_size(text):
@@ -131,6 +127,18 @@ def _switch(text):
     if text not in ("true", "false"):
         raise ValueError("must be true or false")
     return text == "true"
+
+
+def _served_names(text):
+    names = text.split(",")
+    longest = max(map(len, names))
+    if longest > MAX_NAME_CHARACTERS or len(names) > MAX_NAMES:
+        raise ValueError(f"must be {MAX_NAMES} names of {MAX_NAME_CHARACTERS} characters at most")
+    if not all(name == name.strip() and name.isprintable() and name for name in names):
+        raise ValueError("must be names with commas between them and no blanks around them")
+    if len(set(names)) != len(names):
+        raise ValueError("must not hold a name twice")
+    return text
 
 
 def _host(text):
@@ -168,6 +176,14 @@ class Option:
 
 
 OPTIONS = (
+    Option(
+        "--served-model-name",
+        "served_names",
+        None,
+        _served_names,
+        "NAME[,NAME]",
+        "what requests may call the model; * takes any name (default: the path's last part)",
+    ),
     Option(
         "--host",
         "host",
@@ -232,7 +248,7 @@ OPTIONS = (
         "--log-format",
         "log_format",
         "text",
-        _log_format,
+        _one_of(LOG_FORMATS, "one of " + ", ".join(LOG_FORMATS)),
         "FORMAT",
         "text, or json: one object a line (default text)",
     ),
@@ -244,14 +260,7 @@ OPTIONS = (
         None,
         "serve /metrics (default); --no-enable-metrics or =false does not",
     ),
-    Option(
-        "--device",
-        "device",
-        None,
-        _device_kind,
-        "KIND",
-        DEVICE_HELP,
-    ),
+    Option("--device", "device", None, _one_of(DEVICE_KINDS, "metal or cpu"), "KIND", DEVICE_HELP),
     Option(
         "--threads",
         "num_threads",
@@ -296,7 +305,7 @@ OPTIONS = (
         "--speculative",
         "speculative",
         None,
-        _speculative_method,
+        _one_of(SPECULATIVE_METHODS, " or ".join(SPECULATIVE_METHODS)),
         "METHOD",
         SPECULATIVE_HELP,
     ),

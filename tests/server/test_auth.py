@@ -1,4 +1,4 @@
-"""The API key: every route but /health asks for it."""
+"""The API key: every route but / and /health asks for it."""
 
 import pytest
 from clients import chat_body, request_bytes
@@ -9,7 +9,6 @@ KEY = "s3cret-\u00fc"
 @pytest.fixture
 def locked(start_server):
     return start_server(environ={"METAL_MARLIN_API_KEY": KEY})
-
 
 
 def ask(server, path, authorization=None, method="GET", body=None):
@@ -36,6 +35,15 @@ def test_a_missing_or_wrong_key_is_401(locked, path, authorization):
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 def test_the_right_key_opens(locked, scheme):
     assert ask(locked, "/v1/models", f"{scheme} {KEY}").status == 200
+
+
+@pytest.mark.parametrize("other", [b"", b"Authorization: Bearer unused\r\n"])
+def test_the_right_key_opens_as_x_api_key_too(locked, other):
+    for key, status in ((KEY.encode("utf-8"), 200), (b"wrong", 401), (b"", 401)):
+        with locked.connect() as client:
+            fields = b"Host: test\r\nX-Api-Key: " + key + b"\r\n" + other
+            answer = client.send(b"GET /v1/models HTTP/1.1\r\n" + fields + b"\r\n").read()
+        assert answer.status == status
 
 
 @pytest.mark.parametrize("key", ["cl\u00e9-voil\u00e0", "na\u00efve\u2026\u0445"])

@@ -32,9 +32,28 @@ def test_health_turns_503_when_the_engine_has_died(server):
 
 def test_models_are_listed_and_shown_one_by_one(server):
     card = {"id": MODEL, "object": "model", "created": 1_700_000_000, "owned_by": "metal-marlin"}
+    card["max_model_len"] = 64 * 1024
     assert ask(server, "GET", "/v1/models").json() == {"object": "list", "data": [card]}
     for path in (f"/v1/models/{MODEL}", "/v1/models/t%69ny"):
         assert ask(server, "GET", path).json().items() >= card.items()
+
+
+@pytest.mark.parametrize("end", ["/", "//", "/?beta=true", "?", "?a=%zz&%fc=1&"])
+def test_a_slash_or_a_query_at_the_end_of_a_path_changes_nothing(server, end):
+    for path in ("/v1/models", f"/v1/models/{MODEL}", "/health"):
+        assert ask(server, "GET", path + end).json() == ask(server, "GET", path).json()
+    assert ask(server, "POST", "/v1/chat/completions" + end, chat_body()).status == 200
+    counts = ask(server, "GET", "/metrics", headers=["Accept: text/plain"]).body.decode()
+    assert 'endpoint="/v1/chat/completions",status="200"} 1' in counts
+    assert 'endpoint="other"' not in counts
+
+
+@pytest.mark.parametrize("path", ["/", "/?utm=1"])
+def test_the_root_tells_a_probe_that_something_is_there(start_server, path):
+    locked = start_server(environ={"METAL_MARLIN_API_KEY": "key"})
+    assert ask(locked, "HEAD", path).status == 200
+    assert "/v1" in ask(locked, "GET", path).json()["message"]
+    assert ask(locked, "POST", path, b"{}").status == 405
 
 
 def test_a_model_tells_what_it_can_and_how_large_it_is(server):
@@ -209,7 +228,7 @@ def test_a_server_without_a_model_answers_503_model_not_loaded(start_server):
     assert ask(server, "GET", f"/v1/models/{MODEL}").status == 404
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/chat", "/healthz", "/v1/models/", "/../health"])
+@pytest.mark.parametrize("path", ["/v1", "/v1/chat", "/healthz", "//v1/models", "/../health"])
 def test_an_unknown_path_is_404_in_json(server, path):
     answer = ask(server, "GET", path)
     assert answer.status == 404

@@ -23,6 +23,7 @@ from marlin.files.fields import shown
 from marlin.server.api import openai_answers, openai_requests
 from marlin.server.api.fields import parse_json
 from marlin.server.api.generation import Generation, timed_out
+from marlin.server.api.model_names import served_as
 from marlin.server.http.connection import PeerGone
 from marlin.server.http.handler import Answer
 from marlin.server.observe.logs import log_access, log_fields, log_refusal
@@ -30,6 +31,7 @@ from marlin.server.observe.metrics import DISCONNECTED
 
 _log = logging.getLogger("marlin.server")
 _MODEL_PATH = "/v1/models/"
+_OPEN_PATHS = ("/", "/health")  # they tell nothing of model or requests
 
 
 class App:
@@ -50,12 +52,14 @@ class App:
         self._service = service
         self._created = created
         self._config = config
+        self._names = service and served_as(config.served_names, service.model_id)
         self._gate = gate
         self._metrics = metrics
         self._limits = limits
         self._vitals = health
         self._metrics_page = metrics_page
         self._routes = {
+            "/": {"GET": self._greet},
             "/health": {"GET": self._health},
             "/v1/models": {"GET": self._list_models},
             "/v1/chat/completions": {"POST": self._chat},
@@ -71,7 +75,8 @@ class App:
         try:
             self._answer(handler, record)
         finally:
-            self._metrics.answered(handler.path, record.outcome or handler.status)
+            path = _canonical(handler.path)
+            self._metrics.answered(path, record.outcome or handler.status)
             log_access(handler, record, time.monotonic() - handler.started)
 
     def refuse(self, handler, error):
@@ -122,20 +127,22 @@ class App:
 
     def _authorize(self, handler):
         key = self._config.api_key
-        if key is None or handler.path == "/health":
+        if key is None or _canonical(handler.path) in _OPEN_PATHS:
             return
-        scheme, _, presented = handler.headers.get("authorization", "").partition(" ")
+        scheme, _, token = handler.headers.get("authorization", "").partition(" ")
+        presented = [token] if scheme.lower() == "bearer" else []
+        presented.append(handler.headers.get("x-api-key", ""))
         # Bytes on both sides: compare_digest raises on text that is not ASCII.
         # Only blanks: in this text 0x85 and 0xA0 are parts of a key's characters, and strip() alone
         # would take them for blanks, too.
-        given = presented.strip(" \t").encode("latin-1")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given, key):
+        given = [text.strip(" \t").encode("latin-1") for text in presented]
+        if not any(hmac.compare_digest(one, key) for one in given):
             raise AuthenticationError(
-                "missing or wrong API key; send it as Authorization: Bearer KEY"
+                "missing or wrong API key; send it as Authorization: Bearer KEY or x-api-key: KEY"
             )
 
     def _endpoint(self, handler):
-        path, method = handler.path, handler.command
+        path, method = _canonical(handler.path), handler.command
         methods = self._routes.get(path)
         if methods is None and path.startswith(_MODEL_PATH):
             methods = self._model_route
@@ -147,6 +154,9 @@ class App:
             raise MethodError(f"{path} takes {allowed}", allowed)
         return endpoint
 
+    def _greet(self, handler, _record):
+        self._reply_json(handler, {"message": "metal-marlin serves the OpenAI API under /v1"})
+
     def _health(self, handler, _record):
         alive = self._vitals.is_well()
         loaded = self._service is not None
@@ -157,20 +167,21 @@ class App:
         answer = self._metrics_page.answer(handler.headers.get("accept"))
         handler.reply(200, *answer, headers=(("Vary", "Accept"),))
 
+    def _cards(self):
+        if self._service is None:
+            return []
+        facts = self._created, self._service.engine.max_context_tokens
+        return [openai_answers.model_card(name, *facts) for name in self._names.names]
+
     def _list_models(self, handler, _record):
-        service = self._service
-        cards = []
-        if service is not None:
-            cards.append(openai_answers.model_card(service.model_id, self._created))
-        self._reply_json(handler, {"object": "list", "data": cards})
+        self._reply_json(handler, {"object": "list", "data": self._cards()})
 
     def _show_model(self, handler, _record):
-        model_id = unquote(handler.path[len(_MODEL_PATH) :])
-        service = self._service
-        if service is None or model_id != service.model_id:
-            raise _model_not_found(model_id)
-        card = openai_answers.model_card(service.model_id, self._created)
-        self._reply_json(handler, card | openai_answers.model_details(service))
+        model_id = unquote(_canonical(handler.path)[len(_MODEL_PATH) :])
+        found = [card for card in self._cards() if card["id"] == model_id]
+        if not found:
+            raise ModelNotFoundError(f"model {shown(model_id)} is not served here", param="model")
+        self._reply_json(handler, found[0] | openai_answers.model_details(self._service))
 
     def _chat(self, handler, record):
         def tokenize(service, request, still_wanted):
@@ -198,11 +209,11 @@ class App:
             body = parse_json(content)
             service = self._loaded_service()
             request = parse(body, self._limits, self._config.max_tokens)
-            _check_model(request, service)
+            self._names.check(request.model)
             options = request.options
             shows_logprobs = options.sampling.num_logprobs is not None
             answer = answer_kind(
-                _envelope(service, answer_kind),
+                self._envelope(answer_kind),
                 options.include_usage,
                 service.tokenizer if shows_logprobs else None,
             )
@@ -219,6 +230,14 @@ class App:
             with self._gate.slot(still_wanted):
                 generation.run(tokenize(service, request, still_wanted))
 
+    def _envelope(self, answer_kind):
+        return openai_answers.Envelope(
+            answer_kind.id_prefix + os.urandom(12).hex(),
+            int(time.time()),
+            self._names.names[0],
+            openai_answers.fingerprint(self._service),
+        )
+
     def _loaded_service(self):
         if self._service is None:
             raise NoModelError("no model is loaded: the server was started without one")
@@ -228,18 +247,6 @@ class App:
         handler.reply(status, openai_answers.encode(body), openai_answers.JSON_TYPE, headers)
 
 
-def _envelope(service, answer_kind):
-    answer_id = answer_kind.id_prefix + os.urandom(12).hex()
-    created = int(time.time())
-    return openai_answers.Envelope(
-        answer_id, created, service.model_id, openai_answers.fingerprint(service)
-    )
-
-
-def _check_model(request, service):
-    if request.model != service.model_id:
-        raise _model_not_found(request.model)
-
-
-def _model_not_found(model_id):
-    return ModelNotFoundError(f"model {shown(model_id)} is not served here", param="model")
+def _canonical(path):
+    """A path without the slashes at its end, which some clients add to a base URL."""
+    return path.rstrip("/") or "/"

@@ -88,9 +88,11 @@ def error_body(error):
     }
 
 
-def model_card(model_id, created):
+def model_card(name, created, max_context_tokens):
     """One entry of /v1/models. created: seconds since the epoch."""
-    return {"id": model_id, "object": "model", "created": created, "owned_by": "metal-marlin"}
+    card = {"id": name, "object": "model", "created": created, "owned_by": "metal-marlin"}
+    # Not in OpenAI's API: vLLM's name, which clients read to size their prompts.
+    return card | {"max_model_len": max_context_tokens}
 
 
 def model_details(model):

@@ -16,6 +16,7 @@ from marlin.device.library import library_path
 from marlin.engine.gate import SlotGate
 from marlin.errors import ConfigError, MarlinError
 from marlin.server.api.app import App
+from marlin.server.api.model_names import served_as
 from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer, open_listener
 from marlin.server.observe.health import Health, SharedHealth
@@ -169,7 +170,9 @@ def announce(config, model_id, listener):
     """Say on standard output what is served where; model_id: None for nothing."""
     host, port = listener.getsockname()[:2]
     where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    what = f"serving {model_id}" if model_id else "no model loaded (every request gets 503)"
+    what = "no model loaded (every request gets 503)"
+    if model_id:
+        what = "serving " + ", ".join(served_as(config.served_names, model_id).names)
     print(f"metal-marlin {__version__}: {what} at {where}", flush=True)
     if config.api_key is None and not ipaddress.ip_address(host).is_loopback:
         _log.warning(
