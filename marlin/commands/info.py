@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 from importlib import metadata
+from typing import Any
 
 from marlin import __version__
 from marlin.device import abi
@@ -76,7 +77,7 @@ def devices():
 
 
 def _facts(kind):
-    facts = {"library": abi.library_path(kind).name}
+    facts: dict[str, Any] = {"library": abi.library_path(kind).name}
     try:
         device = Device(kind=kind)
     except DeviceError as error:

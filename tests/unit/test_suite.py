@@ -32,6 +32,19 @@ def test_the_readme_names_every_folder_every_helper_and_every_mark(checkout, tes
     assert first_cells(readme, "mark") == {mark.partition(":")[0] for mark in marks}
 
 
+NAMED = re.compile(r"[\w./]+\.(?:py|h|c|md|cfg|toml)\b|(?<![\w/])(?:tests|bin)/[\w./]*\w")
+
+
+def test_every_file_that_the_pages_for_contributors_name_is_there(checkout, tests):
+    pages = (checkout / "CONTRIBUTING.md", checkout / "SECURITY.md", tests / "README.md")
+    names = {name for page in pages for name in NAMED.findall(page.read_text())}
+    folders = ("bin", "docs", "marlin", "metal_shim", "shaders", "tests")
+    files = [path for folder in folders for path in (checkout / folder).rglob("*")]
+    there = [f"/{path.relative_to(checkout)}" for path in [*files, *checkout.iterdir()]]
+    lost = {name for name in names if not any(path.endswith(f"/{name}") for path in there)}
+    assert len(names) > 40 and lost == set()
+
+
 def test_the_only_tests_at_the_top_are_the_contract_suite(tests):
     assert {path.name for path in tests.glob("*.py")} == {
         "conftest.py",

@@ -1,0 +1,177 @@
+"""Writes docs/reading.md, the files that a client's or a model file's bytes can reach, in order:
+
+    python3 tests/support/reading_list.py
+
+Owns which files those are, and why the others are not. A test holds the page to the sources.
+"""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "reading.md"
+MAX_LINES = 12_000
+
+HEAD = """# A day's reading
+
+What someone has to read who wants to know what a hostile client or a hostile model file can do. A
+file is listed if it handles bytes of either before they have become checked values: token ids
+within the vocabulary, numbers within their range, tensors within their buffers. What lies behind
+(the engine's steps, the kernels, the metrics) sees those values alone, and the last part is what
+checks them where Python ends.
+
+`tests/support/reading_list.py` writes this page; a test fails when a source is in neither of its
+lists, when a count here is more than a tenth off, and when the sum passes {limit:,}. Lines are all
+lines: code, comments and blanks.
+"""
+
+# (heading, what to look for, patterns in reading order); a file belongs to the first that fits.
+PARTS = (
+    (
+        "From the socket to a request",
+        "Deadlines, one grammar for a head, and what a process may never do.",
+        (
+            "marlin/server/http/limits.py",
+            "marlin/server/http/connection.py",
+            "marlin/server/http/message.py",
+            "marlin/server/http/handler.py",
+            "marlin/server/http/*.py",
+            "marlin/server/process/*.py",
+        ),
+    ),
+    (
+        "From a body to a generation, and back",
+        "One strict JSON, one reader of typed fields, refusals by name, and log lines.",
+        (
+            "marlin/errors.py",
+            "marlin/files/strict_json.py",
+            "marlin/files/fields.py",
+            "marlin/server/api/app.py",
+            "marlin/server/api/*.py",
+            "marlin/engine/sampling.py",
+            "marlin/engine/served_model.py",
+            "marlin/engine/gate.py",
+            "marlin/engine/stream.py",
+            "marlin/server/observe/accept.py",
+            "marlin/server/observe/logs.py",
+        ),
+    ),
+    (
+        "From messages to token ids, and back",
+        "The template interpreter and its budget; tokenizers made from a file's own tables.",
+        (
+            "marlin/text/chat_template.py",
+            "marlin/text/template/limits.py",
+            "marlin/text/template/lexer.py",
+            "marlin/text/template/parser.py",
+            "marlin/text/template/nodes.py",
+            "marlin/text/template/*.py",
+            "marlin/text/*.py",
+        ),
+    ),
+    (
+        "From a model file to a plan of its tensors",
+        "Offsets and sizes, configs key by key, every tensor at the shape its family says.",
+        (
+            "marlin/files/regular.py",
+            "marlin/weights/tensor_file.py",
+            "marlin/weights/gguf.py",
+            "marlin/weights/safetensors_file.py",
+            "marlin/weights/block_types.py",
+            "marlin/weights/kinds.py",
+            "marlin/weights/formats.py",
+            "marlin/models/config*.py",
+            "marlin/models/spec.py",
+            "marlin/models/registry.py",
+            "marlin/models/plan.py",
+            "marlin/models/checkpoint*.py",
+            "marlin/models/*.py",
+            "marlin/engine/load.py",
+        ),
+    ),
+    (
+        "Where Python ends",
+        "Every record of a program is checked against its buffers, whatever Python did.",
+        (
+            "metal_shim/marlin.h",
+            "marlin/device/device.py",
+            "metal_shim/common/buffers.[hc]",
+            "metal_shim/common/kernels.h",
+            "metal_shim/common/records.c",
+            "metal_shim/common/*.[hc]",
+        ),
+    ),
+)
+
+# What sees checked values only: these files, and of what PARTS leaves, those folders.
+FILES_BEHIND = {
+    "marlin/__init__.py": "the version",
+    "marlin/cli.py": "the operator's own words",
+    "marlin/config.py": "the operator's own words",
+    "marlin/server/process/serve.py": "puts the others together",
+    "marlin/server/process/signals.py": "signals",
+    "marlin/models/layers*.py": "what a spec says, recorded",
+    "marlin/models/model.py": "what a spec says, recorded",
+    "marlin/models/source.py": "`quantize`",
+    "marlin/weights/ggml_types.py": "`quantize`",
+}
+FOLDERS_BEHIND = {
+    "marlin/commands/*.py": "what an operator runs by hand, on the readers above",
+    "marlin/device/*.py": "programs, which native code checks",
+    "marlin/engine/*.py": "token ids within the vocabulary, numbers within their range",
+    "marlin/server/observe/*.py": "counts, and names from lists",
+    "marlin/weights/*.py": "`quantize`",
+    "metal_shim/build/*.py": "the build",
+    "metal_shim/cpu/*": "records that were found sound",
+    "metal_shim/metal/*": "records that were found sound",
+    "shaders/*": "records that were found sound",
+}
+SOURCES = ("marlin/**/*.py", "metal_shim/**/*.py", "metal_shim/**/*.[hcm]", "shaders/*")
+
+
+def sources():
+    """Paths of the product's sources relative to ROOT, but for empty files."""
+    found = {path for pattern in SOURCES for path in ROOT.glob(pattern)}
+    return sorted(path.relative_to(ROOT) for path in found if path.stat().st_size)
+
+
+def parts():
+    """([(heading, text, paths in reading order)], paths that no list has)."""
+    left, listed = sources(), []
+
+    def take(pattern):
+        found = [path for path in left if path.match(pattern)]
+        left[:] = [path for path in left if path not in found]
+        return found
+
+    for pattern in FILES_BEHIND:
+        take(pattern)
+    for heading, text, patterns in PARTS:
+        listed.append((heading, text, [path for pattern in patterns for path in take(pattern)]))
+    for pattern in FOLDERS_BEHIND:
+        take(pattern)
+    return listed, left
+
+
+def num_lines(path):
+    return len((ROOT / path).read_text().splitlines())
+
+
+def page():
+    """The text of docs/reading.md."""
+    listed, _ = parts()
+    total = sum(num_lines(path) for _, _, paths in listed for path in paths)
+    lines = [HEAD.format(limit=MAX_LINES), f"**{total:,} lines in all.**"]
+    for number, (heading, text, paths) in enumerate(listed, 1):
+        size = sum(map(num_lines, paths))
+        lines += ["", f"## {number}. {heading}: {size:,} lines", "", text, ""]
+        lines += ["| file | lines |", "|---|---|"]
+        lines += [f"| `{path}` | {num_lines(path)} |" for path in paths]
+    lines += ["", "## What is not on the list", "", "| the rest of | sees |", "|---|---|"]
+    behind = FILES_BEHIND | FOLDERS_BEHIND
+    lines += [f"| `{pattern}` | {reason} |" for pattern, reason in behind.items()]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
+    print(page().partition("**")[2].partition("**")[0])

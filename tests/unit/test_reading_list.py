@@ -1,0 +1,49 @@
+"""docs/reading.md: what a hostile client or file can reach is all there, and read in a day."""
+
+import re
+
+import pytest
+import reading_list
+
+ROW = re.compile(r"\| `(\S+)` \| (\d+) \|")
+
+
+@pytest.fixture(scope="module")
+def listed():
+    """Paths in reading order."""
+    return [path for _, _, paths in reading_list.parts()[0] for path in paths]
+
+
+def test_every_source_is_listed_or_said_to_see_checked_values_only():
+    assert reading_list.parts()[1] == []
+
+
+def test_what_strangers_can_reach_stays_under_twelve_thousand_lines(listed):
+    assert sum(map(reading_list.num_lines, listed)) < 12_000
+
+
+def test_the_page_lists_them_in_order_with_counts_that_are_nearly_right(listed):
+    rows = ROW.findall(reading_list.PAGE.read_text())
+    again = "run tests/support/reading_list.py"
+    assert [path for path, _ in rows] == [str(path) for path in listed], again
+    off = [path for path, count in rows if far(int(count), reading_list.num_lines(path))]
+    assert off == [], again
+
+
+def far(stated, actual):
+    """A tenth, or a few lines of a short file: the page need not follow every edit."""
+    return abs(stated - actual) > max(10, actual / 10)
+
+
+def test_the_readme_promises_what_the_page_adds_up_to(checkout, listed):
+    readme = (checkout / "README.md").read_text()
+    promised = re.search(r"([\d,]+) lines\]\(docs/reading.md\)", readme)
+    total = sum(map(reading_list.num_lines, listed))
+    assert abs(int(promised[1].replace(",", "")) - total) < total / 10
+
+
+@pytest.mark.parametrize(
+    "path", ["server/http/message.py", "text/template/parser.py", "weights/gguf.py"]
+)
+def test_the_readers_of_foreign_bytes_are_on_the_list(listed, path):
+    assert f"marlin/{path}" in map(str, listed)
