@@ -105,10 +105,10 @@ def _log_level(text):
     return text.upper()
 
 
-def _one_of(names, expected):
+def _one_of(names):
     def parse(text):
         if text not in names:
-            raise ValueError(f"must be {expected}")
+            raise ValueError("must be " + " or ".join(names))
         return text
 
     return parse
@@ -177,136 +177,78 @@ class Option:
 
 OPTIONS = (
     Option(
-        "--served-model-name",
-        "served_names",
-        None,
-        _served_names,
-        "NAME[,NAME]",
+        *("--served-model-name", "served_names", None, _served_names, "NAME[,NAME]"),
         "what requests may call the model; * takes any name (default: the path's last part)",
     ),
     Option(
-        "--host",
-        "host",
-        "0.0.0.0",
-        _host,
-        "ADDRESS",
+        *("--host", "host", "0.0.0.0", _host, "ADDRESS"),
         "numeric address to listen on, or localhost (default 0.0.0.0)",
         "METAL_MARLIN_HOST",
     ),
     Option(
-        "--port",
-        "port",
-        8000,
-        whole_number(0, 65535),
-        "N",
+        *("--port", "port", 8000, whole_number(0, 65535), "N"),
         "port, 0 for any free one (default 8000)",
         "METAL_MARLIN_PORT",
     ),
     Option(
-        "--workers",
-        "workers",
-        1,
-        whole_number(1, 256),
-        "N",
+        *("--workers", "workers", 1, whole_number(1, 256), "N"),
         "processes that serve, sharing the weights (default 1)",
         "METAL_MARLIN_WORKERS",
     ),
     Option(
-        "--max-concurrent-requests",
-        "max_concurrent_requests",
-        10,
-        whole_number(1, 100_000),
-        "N",
+        *(
+            "--max-concurrent-requests",
+            "max_concurrent_requests",
+            10,
+            whole_number(1, 100_000),
+            "N",
+        ),
         "requests generating at once; as many more may wait (default 10)",
     ),
     Option(
-        "--max-tokens",
-        "max_tokens",
-        512,
-        whole_number(1),
-        "N",
+        *("--max-tokens", "max_tokens", 512, whole_number(1), "N"),
         "output tokens of a request that names no limit (default 512)",
     ),
     Option(
-        "--timeout",
-        "timeout_s",
-        120.0,
-        _seconds,
-        "SECONDS",
+        *("--timeout", "timeout_s", 120.0, _seconds, "SECONDS"),
         "longest time for one answer (default 120)",
     ),
     Option(
-        "--log-level",
-        "log_level",
-        "INFO",
-        _log_level,
-        "LEVEL",
+        *("--log-level", "log_level", "INFO", _log_level, "LEVEL"),
         "DEBUG, INFO, WARNING or ERROR (default INFO)",
         "METAL_MARLIN_LOG_LEVEL",
     ),
     Option(
-        "--log-format",
-        "log_format",
-        "text",
-        _one_of(LOG_FORMATS, "one of " + ", ".join(LOG_FORMATS)),
-        "FORMAT",
+        *("--log-format", "log_format", "text", _one_of(LOG_FORMATS), "FORMAT"),
         "text, or json: one object a line (default text)",
     ),
     Option(
-        "--enable-metrics",
-        "enable_metrics",
-        True,
-        _switch,
-        None,
+        *("--enable-metrics", "enable_metrics", True, _switch, None),
         "serve /metrics (default); --no-enable-metrics or =false does not",
     ),
-    Option("--device", "device", None, _one_of(DEVICE_KINDS, "metal or cpu"), "KIND", DEVICE_HELP),
+    Option("--device", "device", None, _one_of(DEVICE_KINDS), "KIND", DEVICE_HELP),
     Option(
-        "--threads",
-        "num_threads",
-        None,
-        whole_number(1, MAX_THREADS),
-        "N",
+        *("--threads", "num_threads", None, whole_number(1, MAX_THREADS), "N"),
         "threads of the CPU device (default: the cores this process may use)",
     ),
     Option(
-        "--max-context",
-        "max_context_tokens",
-        None,
-        whole_number(1),
-        "TOKENS",
+        *("--max-context", "max_context_tokens", None, whole_number(1), "TOKENS"),
         "prompt and output together (default: the model's own context)",
     ),
     Option(
-        "--enable-batching",
-        "enable_batching",
-        False,
-        _switch,
-        None,
+        *("--enable-batching", "enable_batching", False, _switch, None),
         "share steps between requests, over a paged KV cache (default: one request at a time)",
     ),
     Option(
-        "--num-kv-blocks",
-        "num_kv_blocks",
-        512,
-        whole_number(1, 1 << 24),
-        "N",
+        *("--num-kv-blocks", "num_kv_blocks", 512, whole_number(1, 1 << 24), "N"),
         "KV cache blocks, with --enable-batching (default 512)",
     ),
     Option(
-        "--block-size",
-        "block_size",
-        16,
-        _block_size,
-        "TOKENS",
+        *("--block-size", "block_size", 16, _block_size, "TOKENS"),
         "tokens a KV cache block, with --enable-batching (default 16)",
     ),
     Option(
-        "--speculative",
-        "speculative",
-        None,
-        _one_of(SPECULATIVE_METHODS, " or ".join(SPECULATIVE_METHODS)),
-        "METHOD",
+        *("--speculative", "speculative", None, _one_of(SPECULATIVE_METHODS), "METHOD"),
         SPECULATIVE_HELP,
     ),
 )
