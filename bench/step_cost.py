@@ -89,7 +89,7 @@ def run_engine(model, threads, num_streams, rounds):
         prompts = Prompts(number, VOCAB)
         for index in range(num_streams):
             engine.submit(prompts.next(NUM_TOKENS), params, f"r{index}")
-        while engine.stats()["num_running"] + engine.stats()["num_waiting"]:
+        while (stats := engine.stats()).num_running + stats.num_waiting:
             time.sleep(POLL_S)
     engine.close()
 

@@ -13,6 +13,7 @@ from marlin.engine.draft import Drafter
 from marlin.engine.request import FinishEvent, TokenEvent, new_request
 from marlin.engine.runner import NO_TOKEN, NOT_NUMBERS
 from marlin.engine.scheduler import Scheduler
+from marlin.engine.stats import EngineStats
 from marlin.errors import DeviceError, StoppingError
 
 # A failed step may be one request's misfortune. So many in a row are the device's own state, which
@@ -69,10 +70,6 @@ class Engine:
         self._num_submitted = 0
         self._num_finished = 0
         self._num_running = 0
-        self._num_prompt_tokens = 0
-        self._num_generated_tokens = 0
-        self._num_draft_tokens = 0
-        self._num_accepted_draft_tokens = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -117,27 +114,19 @@ class Engine:
         self._thread.join()
         return self._failure
 
-    def stats(self):
-        """Counts since the start, and what is in hand now.
-
-        seconds_since_step: how long the work in hand has waited for a step to be completed; 0
-        without work.
-        """
+    def stats(self) -> EngineStats:
+        """What is in hand now."""
         with self._lock:
             unfinished = self._num_submitted - self._num_finished
-            return {
-                "num_running": self._num_running,
-                "num_waiting": unfinished - self._num_running,
-                "num_prompt_tokens": self._num_prompt_tokens,
-                "num_generated_tokens": self._num_generated_tokens,
-                "num_draft_tokens": self._num_draft_tokens,
-                "num_accepted_draft_tokens": self._num_accepted_draft_tokens,
-                "kv_bytes": self._runner.kv_bytes,
-                "gpu_memory_bytes": self._runner.gpu_memory_bytes,
-                "num_kv_blocks": self._pool.num_blocks,
-                "num_free_kv_blocks": self._pool.num_free,
-                "seconds_since_step": self._clock() - self._stepped_at if unfinished else 0.0,
-            }
+            return EngineStats(
+                num_running=self._num_running,
+                num_waiting=unfinished - self._num_running,
+                kv_bytes=self._runner.kv_bytes,
+                gpu_memory_bytes=self._runner.gpu_memory_bytes,
+                num_kv_blocks=self._pool.num_blocks,
+                num_free_kv_blocks=self._pool.num_free,
+                seconds_since_step=self._clock() - self._stepped_at if unfinished else 0.0,
+            )
 
     def close(self):
         """Abort what is in hand, end the thread and free the device. Idempotent."""
@@ -220,22 +209,17 @@ class Engine:
         """Append sampled tokens, or as many as there are before the request's end, and end it."""
         request = chunk.request
         numbers = [token_id for token_id in token_ids if token_id != NO_TOKEN]
-        if numbers and not request.output_token_ids:
-            self._num_prompt_tokens += len(request.prompt_token_ids)
         kept, finish = self._until_end(request, numbers)
         is_broken = finish is None and len(numbers) < len(token_ids)
         request.output_token_ids += kept
         # The KV of the last token sampled is not there; that of those before it is.
         num_accepted = min(len(kept), len(token_ids) - 1)
-        self._num_draft_tokens += len(chunk.draft_token_ids)
-        self._num_accepted_draft_tokens += num_accepted
         if is_broken:
             finish = FinishEvent("error", DeviceError(NOT_NUMBERS))
         else:
             self._scheduler.advance(chunk, num_accepted)
         if kept:
             request.events.put(TokenEvent(tuple(kept), tuple(logprobs[: len(kept)])))
-            self._num_generated_tokens += len(kept)
         if finish is not None:
             self._finish(request, finish, keep=not is_broken)
 

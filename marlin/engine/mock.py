@@ -15,6 +15,7 @@ import zlib
 
 from marlin.engine.request import FinishEvent, TokenEvent, TokenLogprobs, new_request
 from marlin.engine.served_model import ServedModel
+from marlin.engine.stats import EngineStats
 from marlin.errors import StoppingError
 
 _log = logging.getLogger(__name__)
@@ -116,8 +117,6 @@ class MockEngine:
         self._running = set()
         self._closed = False
         self._ended = threading.Event()
-        self._num_prompt_tokens = 0
-        self._num_generated_tokens = 0
 
     def submit(self, prompt_token_ids, params, request_id):
         """Begin a request; arguments, result and errors are Engine.submit's."""
@@ -126,7 +125,6 @@ class MockEngine:
             if self._closed:
                 raise StoppingError("the engine has stopped")
             self._running.add(request)
-            self._num_prompt_tokens += len(prompt_token_ids)
         threading.Thread(target=self._run, args=(request,), name="mock", daemon=True).start()
         return request
 
@@ -139,19 +137,10 @@ class MockEngine:
         """As Engine.wait_for_end(); this one only ends when it is closed."""
         self._ended.wait()
 
-    def stats(self):
-        """Counts as Engine.stats() has them; there is no KV cache."""
+    def stats(self) -> EngineStats:
+        """What is in hand now; there is no KV cache, and nothing waits."""
         with self._lock:
-            return {
-                "num_running": len(self._running),
-                "num_waiting": 0,
-                "num_prompt_tokens": self._num_prompt_tokens,
-                "num_generated_tokens": self._num_generated_tokens,
-                "kv_bytes": 0,
-                "num_kv_blocks": 0,
-                "num_free_kv_blocks": 0,
-                "seconds_since_step": 0.0,
-            }
+            return EngineStats(num_running=len(self._running), num_waiting=0)
 
     def close(self):
         """Abort what is in hand; nothing more is taken."""
@@ -190,8 +179,6 @@ class MockEngine:
     def _publish(self, request, token_id):
         request.output_token_ids.append(token_id)
         request.events.put(TokenEvent((token_id,), self._logprobs(request, token_id)))
-        with self._lock:
-            self._num_generated_tokens += 1
 
     def _logprobs(self, request, token_id):
         """As if the token had probability 1/2, the id after it 1/4, the next 1/8, and so on."""

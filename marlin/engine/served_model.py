@@ -7,11 +7,12 @@ owns the model's state. Knows no API and no socket.
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Protocol
 
 from marlin.engine.gate import SlotGate
 from marlin.engine.request import Bounds, Request, check_prompt, check_prompt_fits
 from marlin.engine.sampling import SamplingParams
+from marlin.engine.stats import EngineStats
 from marlin.errors import NoChatTemplateError, TemplateError
 from marlin.text.chat_template import ChatTemplate, render_chat
 
@@ -36,7 +37,7 @@ class ModelEngine(Bounds, Protocol):
 
     def wait_for_end(self) -> BaseException | None: ...
 
-    def stats(self) -> dict[str, Any]: ...
+    def stats(self) -> EngineStats: ...
 
     def close(self) -> None: ...
 

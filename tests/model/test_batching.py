@@ -42,8 +42,8 @@ def outputs(runner, prompts, max_tokens):
     ]
     results = [collect(request) for request in requests]
     stats = engine.stats()
-    assert stats["num_free_kv_blocks"] == stats["num_kv_blocks"], "blocks were not given back"
-    assert stats["num_running"] == stats["num_waiting"] == 0
+    assert stats.num_free_kv_blocks == stats.num_kv_blocks, "blocks were not given back"
+    assert stats.num_running == stats.num_waiting == 0
     return results
 
 

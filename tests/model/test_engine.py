@@ -169,24 +169,22 @@ def test_token_events_hold_the_output_in_order(start):
     assert TokenEvent((3, 4)).token_ids == (3, 4)
 
 
-def test_stats_count_what_waits_and_runs_and_what_was_done(start):
+def test_stats_count_what_waits_and_what_runs(start):
     tested = start()
     before = tested.engine.stats()
-    assert (before["num_running"], before["num_waiting"]) == (0, 0)
+    assert (before.num_running, before.num_waiting) == (0, 0)
     # K and V of 2 layers, 96 tokens, 2 KV heads of 16 numbers, float16.
-    assert before["kv_bytes"] == 2 * 2 * CONTEXT_TOKENS * 2 * 16 * 2
+    assert before.kv_bytes == 2 * 2 * CONTEXT_TOKENS * 2 * 16 * 2
     tested.runner.hold()
     requests = [tested.submit(PROMPT, max_tokens=5), tested.submit(OTHER, max_tokens=3)]
     tested.runner.next_step()
     held = tested.engine.stats()
-    assert (held["num_running"], held["num_waiting"]) == (1, 1)
+    assert (held.num_running, held.num_waiting) == (1, 1)
     tested.runner.open()
     for request in requests:
         read(request)
     after = tested.engine.stats()
-    assert (after["num_running"], after["num_waiting"]) == (0, 0)
-    assert after["num_generated_tokens"] == 8
-    assert after["num_prompt_tokens"] == len(PROMPT) + len(OTHER)
+    assert (after.num_running, after.num_waiting) == (0, 0)
 
 
 def penalized(logits, prompt, output, repetition=1.0, frequency=0.0, presence=0.0):

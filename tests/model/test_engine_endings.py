@@ -219,7 +219,7 @@ def test_a_dead_engine_thread_fails_every_request_and_takes_no_more(tested):
     with pytest.raises(StoppingError, match="stopped"):
         tested.submit(PROMPT)
     stats = tested.engine.stats()
-    assert (stats["num_running"], stats["num_waiting"]) == (0, 0)
+    assert (stats.num_running, stats.num_waiting) == (0, 0)
     tested.engine.close()
     assert tested.runner.is_closed
 

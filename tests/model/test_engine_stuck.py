@@ -42,7 +42,7 @@ def submit(engine, num_tokens):
 
 
 def waited_s(engine):
-    return engine.stats()["seconds_since_step"]
+    return engine.stats().seconds_since_step
 
 
 def test_an_idle_engine_waits_for_nothing(engine, clock):

@@ -68,11 +68,17 @@ def read(request):
 
 def answers(engine, prompts, **params):
     """Answers to requests submitted together, each with its own seed; no block is lost."""
+    return answers_and_drafts(engine, prompts, **params)[0]
+
+
+def answers_and_drafts(engine, prompts, **params):
+    """(answers, guesses of all requests together, and those of them that were right)."""
     requests = [submit(engine, p, **{"seed": i} | params) for i, p in enumerate(prompts)]
     found = [read(request) for request in requests]
     stats = engine.stats()
-    assert stats["num_free_kv_blocks"] == stats["num_kv_blocks"], "blocks were not given back"
-    return found
+    assert stats.num_free_kv_blocks == stats.num_kv_blocks, "blocks were not given back"
+    num_drafts = sum(request.num_draft_tokens for request in requests)
+    return found, num_drafts, sum(request.num_accepted_draft_tokens for request in requests)
 
 
 @pytest.fixture
@@ -105,12 +111,12 @@ def know(monkeypatch):
 def test_greedy_answers_that_repeat_themselves_are_the_same_and_guessed(looping_folder, mode):
     prompts = [random_tokens(count, VOCAB, seed=count) * 2 for count in (5, 16, 30)]
     with serving(looping_folder, **mode) as engine:
-        plain = answers(engine, prompts, max_tokens=160)
-        assert engine.stats()["num_draft_tokens"] == 0
+        plain, num_drafts, _ = answers_and_drafts(engine, prompts, max_tokens=160)
+        assert num_drafts == 0
     with serving(looping_folder, drafts=16, **mode) as engine:
-        assert answers(engine, prompts, max_tokens=160) == plain
-        stats = engine.stats()
-    assert 100 < stats["num_accepted_draft_tokens"] < stats["num_draft_tokens"]
+        found, num_drafts, num_right = answers_and_drafts(engine, prompts, max_tokens=160)
+    assert found == plain
+    assert 100 < num_right < num_drafts
 
 
 @pytest.mark.parametrize("right", [0, 1, 4, 100])
@@ -210,8 +216,9 @@ def test_requests_side_by_side_get_what_they_get_alone(folder, know, num_blocks,
     # Every second request knows its answer; the others decode beside it.
     know([token_ids for token_ids, _, _ in alone[::2]], right)
     with serving(folder, sequences=8, blocks=(num_blocks, 16), drafts=drafts) as engine:
-        assert answers(engine, PROMPTS, **sampled) == alone
-        assert engine.stats()["num_accepted_draft_tokens"] > 0
+        found, _, num_right = answers_and_drafts(engine, PROMPTS, **sampled)
+    assert found == alone
+    assert num_right > 0
 
 
 def test_blocks_found_by_their_hash_hold_no_wrong_guess(folder, know):
@@ -247,4 +254,4 @@ def test_a_request_aborted_while_its_guesses_are_computed_leaves_nothing(folder,
         assert read(gone)[2] == "abort"
         assert read(stays) == plain[1]
         stats = engine.stats()
-        assert stats["num_free_kv_blocks"] == stats["num_kv_blocks"]
+        assert stats.num_free_kv_blocks == stats.num_kv_blocks

@@ -1,5 +1,7 @@
 """/health of an engine that has stopped completing steps."""
 
+from dataclasses import replace
+
 import pytest
 from fakes import FakeEngine
 
@@ -14,7 +16,7 @@ class WaitingEngine(FakeEngine):
         self.waited_s = waited_s
 
     def stats(self):
-        return {**super().stats(), "seconds_since_step": self.waited_s}
+        return replace(super().stats(), seconds_since_step=self.waited_s)
 
 
 @pytest.mark.parametrize(

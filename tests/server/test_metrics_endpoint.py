@@ -9,6 +9,8 @@ from fakes import EngineDown, FakeEngine, say, say_then_hang
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from marlin.engine.stats import EngineStats
+
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 SCRAPE = "Accept: text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
 
@@ -146,8 +148,7 @@ def test_a_waiting_request_is_queued_and_in_flight(start_server):
 def test_gauges_come_from_the_engine(start_server):
     class Engine(FakeEngine):
         def stats(self):
-            kv = {"num_kv_blocks": 512, "num_free_kv_blocks": 500, "kv_bytes": 4096}
-            return super().stats() | kv | {"gpu_memory_bytes": 3 << 20, "num_waiting": 2}
+            return EngineStats(0, 2, 4096, 3 << 20, num_kv_blocks=512, num_free_kv_blocks=500)
 
     server = start_server(Engine())
     scrape = Scrape(server)

@@ -84,7 +84,7 @@ def test_an_aborted_request_ends_as_aborted(tokenizer):
     request.events.get(timeout=10)
     request.abort()
     assert finish(request)[1] == "abort"
-    assert engine.stats()["num_running"] == 0
+    assert engine.stats().num_running == 0
 
 
 def test_closing_ends_what_runs_and_refuses_what_comes(tokenizer):

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from marlin.config import serve_config
+from marlin.engine.stats import EngineStats
 from marlin.server.http.limits import Limits
 from marlin.server.observe.board import Board
 from marlin.server.observe.health import Health, SharedHealth
@@ -36,7 +37,8 @@ class FakeClock:
 
 
 def model(waited_s=0.0, alive=True):
-    engine = SimpleNamespace(alive=alive, stats=lambda: {"seconds_since_step": waited_s})
+    stats = EngineStats(0, 0, seconds_since_step=waited_s)
+    engine = SimpleNamespace(alive=alive, stats=lambda: stats)
     return SimpleNamespace(engine=engine)
 
 

@@ -21,7 +21,7 @@ class Health:
         if self._model is None:
             return 0.0
         engine = self._model.engine
-        return engine.stats().get("seconds_since_step", 0.0) if engine.alive else math.inf
+        return engine.stats().seconds_since_step if engine.alive else math.inf
 
     def is_well(self):
         """Whether requests can be answered."""

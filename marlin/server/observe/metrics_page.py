@@ -8,6 +8,7 @@ import platform
 from types import SimpleNamespace
 
 from marlin import __version__
+from marlin.engine.stats import EngineStats
 from marlin.server.observe import prometheus
 from marlin.server.observe.accept import preferred
 from marlin.server.observe.metrics import FAMILIES, memory_gauges, total
@@ -37,13 +38,14 @@ class MetricsPage:
 
     def refresh(self):
         """Bring this process's gauges up to date. Other workers see them as they were last set."""
-        stats = {} if self._model is None else self._model.engine.stats()
+        model = self._model
+        stats = EngineStats(0, 0) if model is None else model.engine.stats()
         self._metrics.set_gauges(
-            requests_queued=self._gate.num_waiting + stats.get("num_waiting", 0),
-            kv_blocks=stats.get("num_kv_blocks", 0),
-            kv_blocks_free=stats.get("num_free_kv_blocks", 0),
-            kv_bytes=stats.get("kv_bytes", 0),
-            gpu_memory_bytes=stats.get("gpu_memory_bytes", 0),
+            requests_queued=self._gate.num_waiting + stats.num_waiting,
+            kv_blocks=stats.num_kv_blocks,
+            kv_blocks_free=stats.num_free_kv_blocks,
+            kv_bytes=stats.kv_bytes,
+            gpu_memory_bytes=stats.gpu_memory_bytes,
             **memory_gauges(),
         )
 
