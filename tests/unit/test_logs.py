@@ -76,7 +76,7 @@ def test_times_are_rfc_3339_in_utc(seconds, text):
     assert rfc3339(seconds) == text
 
 
-def access_line(caplog, path, **attributes):
+def access_line(caplog, path, quiet=False, **attributes):
     given = {
         **{"command": "POST", "path": path, "request_id": "abc", "status": 200, "outcome": None},
         **{"client_address": ("10.0.0.1", 40_000), "num_prompt_tokens": 0, "num_output_tokens": 0},
@@ -84,7 +84,7 @@ def access_line(caplog, path, **attributes):
     }
     both = SimpleNamespace(**given)  # the handler and the record in one
     with caplog.at_level(logging.DEBUG, logger="marlin.server"):
-        log_access(both, both, 0.0125)
+        log_access(both, both, 0.0125, quiet)
     return caplog.records[-1]
 
 
@@ -111,11 +111,9 @@ def test_a_client_that_left_before_an_answer_is_said_to_be_gone(caplog):
     assert line.fields["status"] is None and line.fields["client_left"] is True
 
 
-@pytest.mark.parametrize(
-    ("path", "level"), [("/health", "DEBUG"), ("/metrics", "DEBUG"), ("/health2", "INFO")]
-)
-def test_probes_and_scrapes_are_logged_at_debug(caplog, path, level):
-    assert access_line(caplog, path).levelname == level
+def test_a_quiet_request_is_logged_at_debug(caplog):
+    assert access_line(caplog, "/health", quiet=True).levelname == "DEBUG"
+    assert access_line(caplog, "/health").levelname == "INFO"
 
 
 def test_configure_sends_lines_of_the_level_to_the_stream_and_can_be_called_again():

@@ -95,12 +95,11 @@ def model_card(name, created, max_context_tokens):
     return card | {"max_model_len": max_context_tokens}
 
 
-def model_details(model):
-    """What /v1/models/{id} says of a ServedModel beyond the card."""
+def model_details(model, capabilities):
+    """What /v1/models/{id} says of a ServedModel beyond the card; capabilities: of its routes."""
     return {
         "capabilities": {
-            "chat_completions": model.has_chat,
-            "completions": True,
+            **capabilities,
             "streaming": True,
             "logprobs": True,
             "logit_bias": True,

@@ -23,6 +23,9 @@ class Health:
         engine = self._model.engine
         return engine.stats().seconds_since_step if engine.alive else math.inf
 
+    def beat(self):
+        """There is no other worker to tell."""
+
     def is_well(self):
         """Whether requests can be answered."""
         return self.waited_s() < self._stuck_s

@@ -11,7 +11,6 @@ import time
 from marlin.server.observe.metrics import DISCONNECTED
 
 _log = logging.getLogger("marlin.server")
-_QUIET_PATHS = ("/health", "/metrics")
 # C0 and C1 controls and the two Unicode line ends; a terminal or a log reader may act on them.
 _ESCAPES = {
     code: f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
@@ -79,16 +78,16 @@ def log_fields(handler):
     return {"fields": {"request_id": handler.request_id}}
 
 
-def log_access(handler, record, seconds):
+def log_access(handler, record, seconds, quiet=False):
     """The one line of a request.
 
     Args:
         handler: http.handler.Handler that has answered it.
         record: observe.metrics.RequestRecord.
         seconds: that it took.
+        quiet: it comes every few seconds for ever.
     """
-    # Probes and scrapes come every few seconds for ever.
-    level = logging.DEBUG if handler.path in _QUIET_PATHS else logging.INFO
+    level = logging.DEBUG if quiet else logging.INFO
     if not _log.isEnabledFor(level):
         return
     client = handler.client_address[0]

@@ -16,22 +16,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 _PREFIX = "metal_marlin_"
-# Labels that a request may get: whatever else clients make up must not become a new series.
-ENDPOINTS = (
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/models",
-    "/v1/models/{id}",
-    "/health",
-    "/metrics",
-    "other",
-)
+# Endpoints that are told apart: their labels are whoever counts them's to know. The last one is for
+# all others, so that what clients make up does not become a new series.
+NUM_ENDPOINTS = 16
+OTHER_ENDPOINT = NUM_ENDPOINTS - 1
 DISCONNECTED = "disconnected"
 STATUSES = (
     *("200", "400", "401", "404", "405", "408", "411", "413", "414", "422", "431"),
     *("500", "501", "503", "504", "505", DISCONNECTED, "other"),
 )
-_ENDPOINT_INDEX = {endpoint: index for index, endpoint in enumerate(ENDPOINTS)}
 _STATUS_INDEX = {status: index for index, status in enumerate(STATUSES)}
 # Seconds. A short prompt on a fast device is some ms, a full context on a slow one minutes.
 _FIRST_TOKEN_BOUNDS = (
@@ -86,7 +79,7 @@ def _lay_out(*rows):
 
 
 def _by_endpoint_and_status():
-    return {"num_cells": len(ENDPOINTS) * len(STATUSES), "labels": ("endpoint", "status")}
+    return {"num_cells": NUM_ENDPOINTS * len(STATUSES), "labels": ("endpoint", "status")}
 
 
 def _histogram(bounds):
@@ -171,15 +164,15 @@ class Metrics:
         """The RequestRecord of a new request."""
         return RequestRecord(self, self._clock)
 
-    def answered(self, path, status):
+    def answered(self, endpoint, status):
         """Count an HTTP request.
 
         Args:
-            path: of the request target; None when there was none to be read.
+            endpoint: index of it, OTHER_ENDPOINT for what has none.
             status: HTTP status (int), or DISCONNECTED.
         """
         known = _STATUS_INDEX.get(str(status), len(STATUSES) - 1)
-        cell = endpoint_index(path) * len(STATUSES) + known
+        cell = endpoint * len(STATUSES) + known
         with self._lock:
             self._cells[cell] += 1.0
 
@@ -304,13 +297,6 @@ class RequestRecord:
         self.num_output_tokens += num_tokens
         self._metrics.add_tokens(num_tokens, None if last is None else now - last)
         return now
-
-
-def endpoint_index(path):
-    """Index in ENDPOINTS of a request's path; anything unknown, None included, is "other"."""
-    if path is not None and path.startswith("/v1/models/"):
-        path = "/v1/models/{id}"
-    return _ENDPOINT_INDEX.get(path, len(ENDPOINTS) - 1)
 
 
 def clear_gauges(cells):

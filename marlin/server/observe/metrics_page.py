@@ -26,14 +26,16 @@ class MetricsPage:
         metrics: this process's observe.metrics.Metrics.
         model: engine.served_model.ServedModel, or None.
         gate: engine.gate.SlotGate.
+        endpoints: their labels, by the indices under which they are counted.
         snapshots: callable giving one array of cells for each worker; None when this process is
             the only one.
     """
 
-    def __init__(self, metrics, model, gate, snapshots=None):
+    def __init__(self, metrics, model, gate, endpoints, snapshots=None):
         self._metrics = metrics
         self._model = model
         self._gate = gate
+        self._endpoints = endpoints
         self._snapshots = snapshots or (lambda: [metrics.snapshot()])
 
     def refresh(self):
@@ -62,7 +64,8 @@ class MetricsPage:
         openmetrics = kind == prometheus.OPENMETRICS_TYPE
         model = None if self._model is None else {"model": self._model.model_id}
         build = {"version": __version__, "python": platform.python_version()}
-        return prometheus.render(snapshots, model, build, openmetrics=openmetrics), kind
+        labels = self._endpoints, model, build
+        return prometheus.render(snapshots, *labels, openmetrics=openmetrics), kind
 
 
 def _encode(body):

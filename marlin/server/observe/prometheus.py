@@ -4,7 +4,7 @@ Sources: the Prometheus documentation, "Exposition formats", and the OpenMetrics
 Knows neither HTTP nor where the numbers come from.
 """
 
-from marlin.server.observe.metrics import ENDPOINTS, FAMILIES, STATUSES, total
+from marlin.server.observe.metrics import FAMILIES, OTHER_ENDPOINT, STATUSES, total
 
 TEXT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
@@ -16,11 +16,12 @@ _RESIDENT = (
 )
 
 
-def render(snapshots, model_labels, build_labels, *, openmetrics=False):
+def render(snapshots, endpoints, model_labels, build_labels, *, openmetrics=False):
     """The exposition, of all workers together.
 
     Args:
         snapshots: one array of cells (observe.metrics) for each worker.
+        endpoints: label of each endpoint, by its index.
         model_labels: label names to values of the model info; None when no model is loaded.
         build_labels: the same of the build info.
         openmetrics: the OpenMetrics flavour of it.
@@ -38,7 +39,7 @@ def render(snapshots, model_labels, build_labels, *, openmetrics=False):
         if family.kind == "histogram":
             lines += _histogram(family, values)
         elif family.labels:
-            lines += _by_endpoint_and_status(family.name, values)
+            lines += _by_endpoint_and_status(family.name, endpoints, values)
         else:
             lines.append(f"{family.name} {_number(values[0])}")
     lines += _header(*_RESIDENT[:1], "gauge", _RESIDENT[1], openmetrics)
@@ -67,12 +68,13 @@ def _header(name, kind, text, openmetrics):
     return [f"# HELP {name} {text}", f"# TYPE {name} {kind}"]
 
 
-def _by_endpoint_and_status(name, values):
+def _by_endpoint_and_status(name, endpoints, values):
     """Combinations that have not occurred are left out: most of them never do."""
     for index, value in enumerate(values):
         if value:
             endpoint, status = divmod(index, len(STATUSES))
-            labels = {"endpoint": ENDPOINTS[endpoint], "status": STATUSES[status]}
+            label = "other" if endpoint == OTHER_ENDPOINT else endpoints[endpoint]
+            labels = {"endpoint": label, "status": STATUSES[status]}
             yield f"{name}{_label_set(labels)} {_number(value)}"
 
 

@@ -16,7 +16,9 @@ from marlin.device.library import library_path
 from marlin.engine.gate import SlotGate
 from marlin.errors import ConfigError, MarlinError
 from marlin.server.api.app import App
+from marlin.server.api.endpoints import Endpoints
 from marlin.server.api.model_names import served_as
+from marlin.server.api.routes import Router, capabilities
 from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer, open_listener
 from marlin.server.observe.health import Health, SharedHealth
@@ -99,9 +101,14 @@ def build_app(config, model, limits, seat=None, created=None):
         def snapshots():
             return seat.board.snapshots(time.monotonic())
 
-    page = MetricsPage(metrics, model, gate, snapshots) if config.enable_metrics else None
+    router = Router(config)
+    page = MetricsPage(metrics, model, gate, router.labels, snapshots)
     created = int(time.time()) if created is None else created
-    return App(model, created, config, gate, metrics, limits, health, page)
+    endpoints = Endpoints(
+        *(model, created, config, gate, limits, health, page),
+        capabilities={} if model is None else capabilities(model),
+    )
+    return App(router, endpoints, metrics, config.api_key)
 
 
 def watch_engine(model, signals):

@@ -17,6 +17,7 @@ import time
 
 from marlin.errors import OverloadedError
 from marlin.server.api import openai_answers
+from marlin.server.api.routes import HEALTH
 from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer
 from marlin.server.observe.board import Board
@@ -82,7 +83,7 @@ class NoWorker:
     def handle(self, handler):
         error = OverloadedError("no worker process is running; one is being started")
         body = openai_answers.error_body(error)
-        if handler.path == "/health":
+        if handler.path == HEALTH.path:
             body = {"status": "error", "model_loaded": False}
         handler.close_connection = True  # the next request shall find a worker
         self._reply(handler, error, body)

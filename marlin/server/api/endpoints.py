@@ -1,0 +1,161 @@
+"""What each endpoint answers, from the served model and what is known about the process.
+
+Which path and method lead here is api/routes.py; which error becomes which answer is api/app.py.
+"""
+
+import os
+import time
+from typing import Any
+from urllib.parse import unquote
+
+from marlin.config import ServeConfig
+from marlin.engine.gate import SlotGate
+from marlin.engine.served_model import ServedModel
+from marlin.errors import ModelNotFoundError, NoModelError
+from marlin.files.fields import shown
+from marlin.server.api import openai_answers, openai_requests
+from marlin.server.api.fields import parse_json
+from marlin.server.api.generation import Generation, timed_out
+from marlin.server.api.model_names import served_as
+from marlin.server.http.handler import Handler
+from marlin.server.http.limits import Limits
+from marlin.server.observe.health import Health
+from marlin.server.observe.metrics import RequestRecord
+from marlin.server.observe.metrics_page import MetricsPage
+
+
+class Endpoints:
+    """The endpoints of one server; each method that has a row in api/routes.py answers a request.
+
+    Args:
+        model: None when none is loaded.
+        created: when it was loaded, seconds since the epoch.
+        gate: that generation requests pass.
+        capabilities: what the routes do with this model, {name: whether they do}.
+    """
+
+    def __init__(
+        self,
+        model: ServedModel | None,
+        created: int,
+        config: ServeConfig,
+        gate: SlotGate,
+        limits: Limits,
+        health: Health,
+        metrics_page: MetricsPage,
+        capabilities: dict[str, bool],
+    ):
+        self._model = model
+        self._names = served_as(config.served_names, "" if model is None else model.model_id)
+        self._created = created
+        self._config = config
+        self._gate = gate
+        self._limits = limits
+        self._health = health
+        self._metrics_page = metrics_page
+        self._capabilities = capabilities
+
+    def beat(self) -> None:
+        """As App.beat()."""
+        self._health.beat()
+        self._metrics_page.refresh()
+
+    def greeting(self, handler: Handler, _record: RequestRecord) -> None:
+        reply_json(handler, {"message": "metal-marlin serves the OpenAI API under /v1"})
+
+    def health(self, handler: Handler, _record: RequestRecord) -> None:
+        is_well = self._health.is_well()
+        loaded = self._model is not None
+        body = {"status": "ok" if is_well else "error", "model_loaded": loaded}
+        reply_json(handler, body, 200 if is_well else 503)
+
+    def metrics(self, handler: Handler, _record: RequestRecord) -> None:
+        content, kind = self._metrics_page.answer(handler.headers.get("accept"))
+        handler.reply(200, content, kind, headers=(("Vary", "Accept"),))
+
+    def models(self, handler: Handler, _record: RequestRecord) -> None:
+        reply_json(handler, {"object": "list", "data": self._cards()})
+
+    def model(self, handler: Handler, _record: RequestRecord) -> None:
+        model_id = unquote(canonical(handler.path).removeprefix("/v1/models/"))
+        found = [card for card in self._cards() if card["id"] == model_id]
+        if not found:
+            raise ModelNotFoundError(f"model {shown(model_id)} is not served here", param="model")
+        details = openai_answers.model_details(self._model, self._capabilities)
+        reply_json(handler, found[0] | details)
+
+    def _cards(self):
+        if self._model is None:
+            return []
+        facts = self._created, self._model.engine.max_context_tokens
+        return [openai_answers.model_card(name, *facts) for name in self._names.names]
+
+    def chat(self, handler: Handler, record: RequestRecord) -> None:
+        def tokenize(model, request, still_wanted):
+            return [model.encode_chat(request.messages, still_wanted)]
+
+        parse, answer_kind = openai_requests.parse_chat, openai_answers.ChatAnswer
+        self._generate(handler, record, parse, tokenize, answer_kind)
+
+    def completions(self, handler: Handler, record: RequestRecord) -> None:
+        def tokenize(model, request, still_wanted):
+            return [
+                model.encode_prompt(prompt.content, prompt.param, still_wanted)
+                for prompt in request.prompts
+            ]
+
+        parse, answer_kind = openai_requests.parse_completion, openai_answers.CompletionAnswer
+        self._generate(handler, record, parse, tokenize, answer_kind)
+
+    def _generate(self, handler, record, parse, tokenize, answer_kind):
+        """Answer a generation request; parse and tokenize are its endpoint's, see the two above."""
+        content = handler.read_body()
+        timeout_s = self._config.timeout_s
+        deadline = time.monotonic() + timeout_s
+        with record.generating():
+            body = parse_json(content)
+            model = self._loaded_model()
+            request = parse(body, self._limits, self._config.max_tokens)
+            self._names.check(request.model)
+            options = request.options
+            shows_logprobs = options.sampling.num_logprobs is not None
+            answer = answer_kind(
+                self._envelope(answer_kind),
+                options.include_usage,
+                model.tokenizer if shows_logprobs else None,
+            )
+
+            def still_wanted():
+                handler.check_peer()
+                if time.monotonic() >= deadline:
+                    raise timed_out(timeout_s)
+
+            generation = Generation(
+                *(handler, record, model, answer, options, self._limits, deadline, timeout_s)
+            )
+            # Tokenizing a long prompt is work, too, and waits for its slot.
+            with self._gate.slot(still_wanted):
+                generation.run(tokenize(model, request, still_wanted))
+
+    def _envelope(self, answer_kind):
+        return openai_answers.Envelope(
+            answer_kind.id_prefix + os.urandom(12).hex(),
+            int(time.time()),
+            self._names.names[0],
+            openai_answers.fingerprint(self._model),
+        )
+
+    def _loaded_model(self):
+        if self._model is None:
+            raise NoModelError("no model is loaded: the server was started without one")
+        return self._model
+
+
+def canonical(path: str) -> str:
+    """A path without the slashes at its end, which some clients add to a base URL."""
+    return path.rstrip("/") or "/"
+
+
+def reply_json(handler: Handler, body: Any, status: int = 200, headers=()) -> None:
+    """Send a whole response that is JSON."""
+    handler.reply(status, openai_answers.encode(body), openai_answers.JSON_TYPE, headers)

@@ -1,0 +1,119 @@
+"""The endpoints, one row each: the only list of them.
+
+Metrics labels, the capabilities of a model card and the methods of a 405 follow from it. What an
+endpoint answers is api/endpoints.py.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from marlin.config import ServeConfig
+from marlin.engine.served_model import ServedModel
+from marlin.errors import MethodError
+from marlin.server.api.endpoints import Endpoints
+from marlin.server.http.handler import Handler
+from marlin.server.observe.metrics import NUM_ENDPOINTS, OTHER_ENDPOINT, RequestRecord
+
+_ID = "{id}"  # at the end of a path: the rest of it, whatever that is
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One endpoint.
+
+    Attributes:
+        method: GET answers HEAD, too.
+        path: its label in metrics as well; "{id}" at its end stands for any rest.
+        answer: method of Endpoints.
+        needs_key: whether a client must present the API key, where there is one.
+        quiet: asked every few seconds for ever, and logged at DEBUG.
+        setting: the switch of ServeConfig without which there is no such path; None for none.
+        capability: what a model card calls it; None where it is no capability of a model.
+        offered: whether a model has that capability.
+    """
+
+    method: str
+    path: str
+    answer: Callable[[Endpoints, Handler, RequestRecord], None]
+    needs_key: bool = True
+    quiet: bool = False
+    setting: str | None = None
+    capability: str | None = None
+    offered: Callable[[ServedModel], bool] = lambda _model: True
+
+
+HEALTH = Route("GET", "/health", Endpoints.health, needs_key=False, quiet=True)
+ROUTES = (
+    Route("GET", "/", Endpoints.greeting, needs_key=False),
+    HEALTH,
+    Route("GET", "/metrics", Endpoints.metrics, quiet=True, setting="enable_metrics"),
+    Route("GET", "/v1/models", Endpoints.models),
+    Route("GET", f"/v1/models/{_ID}", Endpoints.model),
+    Route(
+        *("POST", "/v1/chat/completions", Endpoints.chat),
+        capability="chat_completions",
+        offered=lambda model: model.has_chat,
+    ),
+    Route("POST", "/v1/completions", Endpoints.completions, capability="completions"),
+)
+
+
+def capabilities(model: ServedModel) -> dict[str, bool]:
+    """Which of the routes' capabilities a model has."""
+    return {route.capability: route.offered(model) for route in ROUTES if route.capability}
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """A path and its routes by method. endpoint: its index in Router.labels."""
+
+    endpoint: int
+    routes: dict[str, Route]
+
+    @property
+    def needs_key(self) -> bool:
+        return any(route.needs_key for route in self.routes.values())
+
+    @property
+    def is_quiet(self) -> bool:
+        return all(route.quiet for route in self.routes.values())
+
+    def route(self, method: str, path: str) -> Route:
+        """The route of a method. Raises MethodError, which calls the path `path`."""
+        route = self.routes.get("GET" if method == "HEAD" else method)
+        if route is None:
+            allowed = ", ".join(self.routes) + (", HEAD" if "GET" in self.routes else "")
+            raise MethodError(f"{path} takes {allowed}", allowed)
+        return route
+
+
+class Router:
+    """The paths of one server.
+
+    Attributes:
+        labels: of the endpoints in metrics, by their indices.
+    """
+
+    def __init__(self, config: ServeConfig, routes: Iterable[Route] = ROUTES):
+        self._exact: dict[str, Path] = {}
+        self._with_id: dict[str, Path] = {}
+        for route in routes:
+            if route.setting is None or getattr(config, route.setting):
+                self._add(route)
+        paths = {**self._exact, **{prefix + _ID: p for prefix, p in self._with_id.items()}}
+        self.labels = sorted(paths, key=lambda path: paths[path].endpoint)
+        assert len(self.labels) <= OTHER_ENDPOINT, f"more than {NUM_ENDPOINTS - 1} paths"
+
+    def _add(self, route):
+        table, path = self._exact, route.path
+        if path.endswith(_ID):
+            table, path = self._with_id, path.removesuffix(_ID)
+        endpoint = len(self._exact) + len(self._with_id)
+        table.setdefault(path, Path(endpoint, {})).routes[route.method] = route
+
+    def find(self, path: str) -> Path | None:
+        """The Path of a request's canonical path, or None."""
+        found = self._exact.get(path)
+        if found is not None:
+            return found
+        return next((p for prefix, p in self._with_id.items() if path.startswith(prefix)), None)
