@@ -1,25 +1,83 @@
-/* block_types.h: the kinds of weights that kernels read, in C and in Metal; marlin/weights/kinds.py
- * says the same, held together by a test. One row a line.
- *
- * MARLIN_WEIGHT_KINDS: X(kind, bits, group, bias)
- *   bits   of a value or a code
- *   group  the least columns that may share a scale; 0: dense, without scales
- *   bias   whether a bias a group comes with the scales: MARLIN_NEVER, MARLIN_MAY or MARLIN_MUST */
+/* block_types.h: the kinds of weights that kernels read, and the GGUF blocks that become them, for
+ * C and Metal. marlin/weights/kinds.py and block_types.py say the same, held together by a test.
+ * One row a line. */
 #ifndef MARLIN_BLOCK_TYPES_H
 #define MARLIN_BLOCK_TYPES_H
+
+#ifndef __METAL_VERSION__
+#include <stdint.h>
+#endif
 
 #define MARLIN_NEVER 0
 #define MARLIN_MAY 1
 #define MARLIN_MUST 2
 
+/* X(kind, bits, group, bias)
+ *
+ *   bits   of a value or a code
+ *   group  the fewest columns that may share a scale; 0: dense, without scales
+ *   bias   whether a bias a group comes with the scales
+ *
+ * X(type, number, values, bytes, kind, group, scale_bytes, bias)
+ *
+ *   number         ggml's own (ggml.h, enum ggml_type)
+ *   values, bytes  of a block
+ *   kind           what it becomes: so many columns a scale, bytes of a scale, with a bias or not
+ */
 /* clang-format off */
 #define MARLIN_WEIGHT_KINDS(X) \
     X(f32,  32,  0, MARLIN_NEVER) \
     X(f16,  16,  0, MARLIN_NEVER) \
     X(bf16, 16,  0, MARLIN_NEVER) \
-    X(int8,  8, 16, MARLIN_MAY) \
+    X(fp4,   4, 32, MARLIN_NEVER) \
     X(int4,  4, 32, MARLIN_MUST) \
-    X(fp4,   4, 32, MARLIN_NEVER)
+    X(int8,  8, 16, MARLIN_MAY)
+
+#define MARLIN_BLOCK_TYPES(X) \
+    X(Q4_0,  2,  32,  18, int4, 32, 2, 1) \
+    X(Q4_1,  3,  32,  20, int4, 32, 2, 1) \
+    X(Q5_0,  6,  32,  22, int8, 32, 2, 0) \
+    X(Q5_1,  7,  32,  24, int8, 32, 2, 1) \
+    X(Q8_0,  8,  32,  34, int8, 32, 2, 0) \
+    X(Q4_K, 12, 256, 144, int4, 32, 4, 1) \
+    X(Q5_K, 13, 256, 176, int8, 32, 4, 1) \
+    X(Q6_K, 14, 256, 210, int8, 16, 4, 0)
 /* clang-format on */
+
+enum {
+#define X(kind, bits, ...) MARLIN_BITS_##kind = bits,
+    MARLIN_WEIGHT_KINDS(X)
+#undef X
+};
+
+enum {
+#define X(type, number, ...) MARLIN_GGML_##type = number,
+    MARLIN_BLOCK_TYPES(X)
+#undef X
+};
+
+/* A row of MARLIN_BLOCK_TYPES; bits are its kind's. */
+struct MarlinBlockType {
+    uint32_t values, bytes, bits, group, scale_bytes, has_bias;
+};
+
+/* Of a type's number; all 0: there is no such row. */
+static inline struct MarlinBlockType marlin_block_type(uint32_t number)
+{
+    struct MarlinBlockType found = {0, 0, 0, 0, 0, 0};
+    switch (number) {
+#define X(type, number, values, bytes, kind, group, scale_bytes, bias)                             \
+    case MARLIN_GGML_##type: {                                                                     \
+        struct MarlinBlockType row = {                                                             \
+            values, bytes, MARLIN_BITS_##kind, group, scale_bytes, bias};                          \
+        found = row;                                                                               \
+        break;                                                                                     \
+    }
+        MARLIN_BLOCK_TYPES(X)
+#undef X
+    default: break;
+    }
+    return found;
+}
 
 #endif

@@ -8,6 +8,7 @@
 
 #include <metal_stdlib>
 
+#include "block_types.h"
 #include "kernel_list.h"
 #include "params.h"
 

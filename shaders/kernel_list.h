@@ -26,21 +26,21 @@
     X(embed_f32,   embed,  f32,  EmbedParams,  5, rows,   1, 0,         128, 1,  1) \
     X(embed_f16,   embed,  f16,  EmbedParams,  5, rows,   1, 0,         128, 1,  1) \
     X(embed_bf16,  embed,  bf16, EmbedParams,  5, rows,   1, 0,         128, 1,  1) \
-    X(embed_int8,  embed,  int8, EmbedParams,  5, rows,   1, 0,         128, 1,  1) \
-    X(embed_int4,  embed,  int4, EmbedParams,  5, rows,   1, 0,         128, 1,  1) \
     X(embed_fp4,   embed,  fp4,  EmbedParams,  5, rows,   1, 0,         128, 1,  1) \
+    X(embed_int4,  embed,  int4, EmbedParams,  5, rows,   1, 0,         128, 1,  1) \
+    X(embed_int8,  embed,  int8, EmbedParams,  5, rows,   1, 0,         128, 1,  1) \
     X(matvec_f32,  linear, f32,  LinearParams, 6, linear, 1, 0,         256, 1,  0) \
     X(matvec_f16,  linear, f16,  LinearParams, 6, linear, 1, 0,         256, 1,  0) \
     X(matvec_bf16, linear, bf16, LinearParams, 6, linear, 1, 0,         256, 1,  0) \
-    X(matvec_int8, linear, int8, LinearParams, 6, linear, 1, QUANTIZES,   0, 1,  0) \
-    X(matvec_int4, linear, int4, LinearParams, 6, linear, 1, QUANTIZES,   0, 1,  0) \
     X(matvec_fp4,  linear, fp4,  LinearParams, 6, linear, 1, QUANTIZES,   0, 1,  0) \
+    X(matvec_int4, linear, int4, LinearParams, 6, linear, 1, QUANTIZES,   0, 1,  0) \
+    X(matvec_int8, linear, int8, LinearParams, 6, linear, 1, QUANTIZES,   0, 1,  0) \
     X(matmul_f32,  linear, f32,  LinearParams, 6, linear, 1, 0,         128, 4, 64) \
     X(matmul_f16,  linear, f16,  LinearParams, 6, linear, 1, 0,         128, 4, 64) \
     X(matmul_bf16, linear, bf16, LinearParams, 6, linear, 1, 0,         128, 4, 64) \
-    X(matmul_int8, linear, int8, LinearParams, 6, linear, 1, QUANTIZES, 128, 4, 64) \
-    X(matmul_int4, linear, int4, LinearParams, 6, linear, 1, QUANTIZES, 128, 4, 64) \
     X(matmul_fp4,  linear, fp4,  LinearParams, 6, linear, 1, QUANTIZES, 128, 4, 64) \
+    X(matmul_int4, linear, int4, LinearParams, 6, linear, 1, QUANTIZES, 128, 4, 64) \
+    X(matmul_int8, linear, int8, LinearParams, 6, linear, 1, QUANTIZES, 128, 4, 64) \
     X(rms_norm,      rms_norm,      none, RmsNormParams,   4, row_parts,    2, 0, 256, 1, 8) \
     X(rope_table,    rope_table,    none, RopeTableParams, 3, rows,         1, 0,  64, 1, 1) \
     X(rope_kv_write, rope_kv_write, none, RopeKvParams,    7, row_heads,    1, 0, 128, 1, 4) \

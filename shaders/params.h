@@ -27,16 +27,6 @@
 #define MARLIN_WEIGHT_BIAS 2u /* a bias a group is added to the dequantized weight */
 #define MARLIN_OUTPUT_BIAS 4u /* y = x W^T + b */
 
-/* Source block formats of `repack`: ggml's own type numbers (ggml.h, enum ggml_type). */
-#define MARLIN_GGML_Q4_0 2
-#define MARLIN_GGML_Q4_1 3
-#define MARLIN_GGML_Q5_0 6
-#define MARLIN_GGML_Q5_1 7
-#define MARLIN_GGML_Q8_0 8
-#define MARLIN_GGML_Q4_K 12
-#define MARLIN_GGML_Q5_K 13
-#define MARLIN_GGML_Q6_K 14
-
 /* Bytes that a unit of probe_read reads, and dot instructions that a unit of probe_dot runs. */
 #define MARLIN_PROBE_BYTES 1048576
 #define MARLIN_PROBE_DOTS 65536
@@ -106,7 +96,7 @@ struct SampleParams {
 };
 
 struct RepackParams {
-    uint32_t type;
+    uint32_t type; /* of a row of MARLIN_BLOCK_TYPES, its number */
     uint32_t n;
     uint32_t k;
     uint32_t permute_heads; /* heads whose rows are put back from interleaved to half-split RoPE; 0:

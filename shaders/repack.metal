@@ -1,7 +1,6 @@
 // repack.metal: GGUF blocks into packed tiles (docs/formats.md), losing nothing.
 //
-//   source  blocks [n, k / block]     codes, scales, biases: as docs/formats.md
-//   Q4_0, Q4_1, Q4_K become 4-bit codes with a bias; Q5_0, Q5_1, Q5_K, Q6_K and Q8_0 8-bit codes.
+//   source  blocks [n, k / block]     codes, scales, biases: as docs/formats.md and block_types.h
 //   Rows past n stay as the buffer was created: zero codes and scales.
 //
 //   Grid: one threadgroup a tile of 16 rows. Group: THREADS_repack (256), of which sixteen
@@ -16,29 +15,6 @@
 #include "common.h"
 
 using namespace metal;
-
-inline uint repack_block_bytes(uint type)
-{
-    switch (type) {
-    case MARLIN_GGML_Q4_0: return 18;
-    case MARLIN_GGML_Q4_1: return 20;
-    case MARLIN_GGML_Q5_0: return 22;
-    case MARLIN_GGML_Q5_1: return 24;
-    case MARLIN_GGML_Q8_0: return 34;
-    case MARLIN_GGML_Q4_K: return 144;
-    case MARLIN_GGML_Q5_K: return 176;
-    default: return 210;
-    }
-}
-
-inline uint repack_block_values(uint type) { return type >= MARLIN_GGML_Q4_K ? 256 : 32; }
-
-inline uint repack_group_values(uint type) { return type == MARLIN_GGML_Q6_K ? 16 : 32; }
-
-inline bool repack_is_4_bit(uint type)
-{
-    return type == MARLIN_GGML_Q4_0 || type == MARLIN_GGML_Q4_1 || type == MARLIN_GGML_Q4_K;
-}
 
 inline bool repack_has_minimum(uint type)
 {
@@ -57,7 +33,8 @@ inline uint repack_code_32(uint type, device const uchar *block, uint i)
 {
     device const uchar *p = block + (repack_has_minimum(type) ? 4 : 2);
     if (type == MARLIN_GGML_Q8_0) return p[i] ^ 128;
-    if (repack_is_4_bit(type)) return repack_nibble(p[i % 16], i >= 16);
+    if (type == MARLIN_GGML_Q4_0 || type == MARLIN_GGML_Q4_1)
+        return repack_nibble(p[i % 16], i >= 16);
     const uint fifth = p[i / 8] >> i % 8 & 1;
     const uint code = repack_nibble(p[4 + i % 16], i >= 16) | fifth << 4;
     return code + (type == MARLIN_GGML_Q5_0 ? 128 - 16 : 128);
@@ -85,20 +62,17 @@ inline uint repack_code_q6_k(device const uchar *block, uint i)
 
 inline uint repack_code(uint type, device const uchar *block, uint i)
 {
-    if (type == MARLIN_GGML_Q6_K) return repack_code_q6_k(block, i);
-    if (type >= MARLIN_GGML_Q4_K) return repack_code_k(type, block, i);
-    return repack_code_32(type, block, i);
+    switch (type) {
+    case MARLIN_GGML_Q4_K:
+    case MARLIN_GGML_Q5_K: return repack_code_k(type, block, i);
+    case MARLIN_GGML_Q6_K: return repack_code_q6_k(block, i);
+    default: return repack_code_32(type, block, i);
+    }
 }
 
-// (scale, bias) of group g of a block; six-bit numbers of group g in Q4_K and Q5_K.
-inline float2 repack_scale(uint type, device const uchar *block, uint g)
+// (scale, bias) of group g of a block of 256, Q4_K or Q5_K: six-bit numbers.
+inline float2 repack_scale_k(device const uchar *block, uint g)
 {
-    if (type == MARLIN_GGML_Q6_K)
-        return float2(repack_half(block + 208) * float(as_type<char>(block[192 + g])), 0.0f);
-    const float d = repack_half(block);
-    if (type == MARLIN_GGML_Q4_0) return float2(d, -8.0f * d);
-    if (type < MARLIN_GGML_Q4_K)
-        return float2(d, repack_has_minimum(type) ? repack_half(block + 2) : 0.0f);
     device const uchar *s = block + 4;
     uint scale, minimum;
     if (g < 4) {
@@ -108,7 +82,21 @@ inline float2 repack_scale(uint type, device const uchar *block, uint g)
         scale = (s[g + 4] & 15) | s[g - 4] >> 6 << 4;
         minimum = s[g + 4] >> 4 | s[g] >> 6 << 4;
     }
-    return float2(d * float(scale), -repack_half(block + 2) * float(minimum));
+    return float2(repack_half(block) * float(scale), -repack_half(block + 2) * float(minimum));
+}
+
+// (scale, bias) of group g of a block.
+inline float2 repack_scale(uint type, device const uchar *block, uint g)
+{
+    switch (type) {
+    case MARLIN_GGML_Q4_K:
+    case MARLIN_GGML_Q5_K: return repack_scale_k(block, g);
+    case MARLIN_GGML_Q6_K:
+        return float2(repack_half(block + 208) * float(as_type<char>(block[192 + g])), 0.0f);
+    case MARLIN_GGML_Q4_0: return float2(repack_half(block), -8.0f * repack_half(block));
+    default:
+        return float2(repack_half(block), repack_has_minimum(type) ? repack_half(block + 2) : 0.0f);
+    }
 }
 
 // GGUF's llama rows pair (i, i + 1) of a head for RoPE; the packed rows pair (i, i + head_dim / 2).
@@ -140,30 +128,29 @@ inline void repack_store(device uchar *to, bool is_f32, uint at, float value)
     const uint tile = group.x, row = tile * MARLIN_ROW_TILE + lane;
     if (row >= p.n) return;
     const uint first = thread_index / MARLIN_ROW_TILE, stride = threads.x / MARLIN_ROW_TILE;
-    const uint block_bytes = repack_block_bytes(p.type), block_values = repack_block_values(p.type);
+    const MarlinBlockType type = marlin_block_type(p.type);
     device const uchar *blocks =
-        source + ulong(repack_source_row(p, row)) * (p.k / block_values) * block_bytes;
+        source + ulong(repack_source_row(p, row)) * (p.k / type.values) * type.bytes;
 
-    const bool is_4_bit = repack_is_4_bit(p.type);
-    const uint columns = is_4_bit ? 8 : 4, num_words = p.k / columns;
+    const uint columns = 32 / type.bits, num_words = p.k / columns;
     device uint *words = codes + ulong(tile) * num_words * MARLIN_ROW_TILE + lane;
     for (uint j = first; j < num_words; j += stride) {
         const uint column = j * columns;
-        device const uchar *block = blocks + column / block_values * block_bytes;
+        device const uchar *block = blocks + column / type.values * type.bytes;
         uint word = 0;
         for (uint c = 0; c < columns; c++) {
-            const uint code = repack_code(p.type, block, column % block_values + c);
+            const uint code = repack_code(p.type, block, column % type.values + c);
             word |= code << (8 * (c % 4) + 4 * (c / 4));
         }
         words[j * MARLIN_ROW_TILE] = word;
     }
 
-    const uint group_values = repack_group_values(p.type), num_groups = p.k / group_values;
-    const bool is_f32 = p.type >= MARLIN_GGML_Q4_K;
+    const uint num_groups = p.k / type.group;
+    const bool is_f32 = type.scale_bytes == 4;
     for (uint g = first; g < num_groups; g += stride) {
-        const uint column = g * group_values;
-        device const uchar *block = blocks + column / block_values * block_bytes;
-        const float2 value = repack_scale(p.type, block, column % block_values / group_values);
+        const uint column = g * type.group;
+        device const uchar *block = blocks + column / type.values * type.bytes;
+        const float2 value = repack_scale(p.type, block, column % type.values / type.group);
         const uint at = (tile * num_groups + g) * MARLIN_ROW_TILE + lane;
         repack_store(scales, is_f32, at, value.x);
         if (call.words[3]) repack_store(biases, is_f32, at, value.y);

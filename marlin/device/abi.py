@@ -19,7 +19,6 @@ OK = 0
 ENODEV = -6
 READ, WRITE = 1, 2
 
-ROW_TILE = 16
 KV_SPLIT = 256
 QUERY_TILE = 16
 PROBE_BYTES = 1 << 20
@@ -28,10 +27,11 @@ PROBE_DOTS = 1 << 16
 DEVICE_KINDS = ("cpu", "metal")
 # Instruction sets of the CPU device, of every kind of machine, best first.
 INSTRUCTION_SETS = ("avx512", "avx2", "i8mm", "neon", "scalar")
-WEIGHT_KINDS = ("f32", "f16", "bf16", "int8", "int4", "fp4")
 # Every kernel by name, in the order of shaders/kernel_list.h.
 KERNELS = (
-    *(f"{op}_{kind}" for op in ("embed", "matvec", "matmul") for kind in WEIGHT_KINDS),
+    *("embed_f32", "embed_f16", "embed_bf16", "embed_fp4", "embed_int4", "embed_int8"),
+    *("matvec_f32", "matvec_f16", "matvec_bf16", "matvec_fp4", "matvec_int4", "matvec_int8"),
+    *("matmul_f32", "matmul_f16", "matmul_bf16", "matmul_fp4", "matmul_int4", "matmul_int8"),
     *("rms_norm", "rope_table", "rope_kv_write", "silu_mul", "gelu_mul", "gather_rows"),
     *("attention", "attention_split", "attention_combine"),
     *("penalize", "sample", "repack", "probe_read", "probe_dot"),
@@ -40,17 +40,6 @@ KERNELS = (
 SCALE_F32 = 1
 WEIGHT_BIAS = 2
 OUTPUT_BIAS = 4
-
-GGML_TYPES = {
-    "Q4_0": 2,
-    "Q4_1": 3,
-    "Q5_0": 6,
-    "Q5_1": 7,
-    "Q8_0": 8,
-    "Q4_K": 12,
-    "Q5_K": 13,
-    "Q6_K": 14,
-}
 
 BINDING = np.dtype(
     [("buffer", "i4"), ("access", "i4"), ("offset", "i8"), ("bytes", "i8")], align=True

@@ -277,11 +277,11 @@ def sample(recorder, logits, rows, token_ids, vocab_size):
     )
 
 
-def repack(recorder, source, weight, ggml_type, permute_heads=0):
-    """Fill a packed weight from the GGUF blocks in `source`."""
+def repack(recorder, source, weight, type_number, permute_heads=0):
+    """Fill a packed weight from the GGUF blocks in `source`, of ggml's type of that number."""
     params = make_params(
         "RepackParams",
-        type=abi.GGML_TYPES[ggml_type],
+        type=type_number,
         n=weight.n,
         k=weight.k,
         permute_heads=permute_heads,

@@ -15,12 +15,14 @@ from marlin.device.program import View
 from marlin.errors import ModelFileError
 from marlin.files.fields import file_fields
 from marlin.files.strict_json import read_json_object
-from marlin.models.plan import DENSE_KINDS, check_dtype, check_found, check_leftovers
+from marlin.models.plan import check_dtype, check_found, check_leftovers
 from marlin.models.registry import config_from_hf, spec_of
 from marlin.models.spec import ModelSpec, Tensor
 from marlin.text.tokenizer import Tokenizer, load_tokenizer
 from marlin.weights import ggml_types
-from marlin.weights.formats import FORMATS, GROUP_SIZES, ROW_TILE
+from marlin.weights.block_types import BLOCK_TYPES, DENSE_KINDS
+from marlin.weights.formats import GROUP_SIZES
+from marlin.weights.kinds import KINDS, MAY, MUST, PACKED_KINDS, ROW_TILE
 from marlin.weights.native import PADDING_PREFIX, VERSION
 from marlin.weights.safetensors_file import SafetensorsFolder
 from marlin.weights.tensor_file import TensorInfo, read_bytes
@@ -55,7 +57,7 @@ class StoredTensor:
         """Where each part must begin in a mapped file."""
         if self.scales is not None:
             return PACKED_ALIGNMENT
-        return 4 if self.info.dtype == "F32" else 2
+        return BLOCK_TYPES[self.info.dtype].bytes
 
 
 def plan_folder(path: str) -> tuple[ModelSpec, str | None, list[StoredTensor]]:
@@ -92,16 +94,16 @@ def plan_folder(path: str) -> tuple[ModelSpec, str | None, list[StoredTensor]]:
 def _plan_packed(tensor, stem, tensors, format):
     n, k = tensor.shape
     codes = tensors[f"{stem}.codes"]
-    tiles = -(-n // abi.ROW_TILE)
-    kind = _packed_kind(codes, tiles, k, format)
+    tiles = -(-n // ROW_TILE)
+    kind = _packed_kind(codes, n, k, format)
     scales = _part(tensors, codes, f"{stem}.scales", ("F16", "F32"))
-    shapes = {(tiles, k // size, abi.ROW_TILE): size for size in GROUP_SIZES if k % size == 0}
+    shapes = {(tiles, k // size, ROW_TILE): size for size in GROUP_SIZES if k % size == 0}
     group_size = shapes.get(scales.shape)
     if group_size is None:
         message = f"has shape {scales.shape}, expected one of {list(shapes)}"
         raise ModelFileError(scales.path, message, tensor=scales.name)
-    biases = None
-    if kind == "int4" or (kind == "int8" and f"{stem}.biases" in tensors):
+    biases, bias = None, KINDS[kind].bias
+    if bias == MUST or (bias == MAY and f"{stem}.biases" in tensors):
         biases = _part(tensors, codes, f"{stem}.biases", (scales.dtype,))
         if biases.shape != scales.shape:
             message = f"has shape {biases.shape}, not {scales.shape}"
@@ -117,22 +119,19 @@ def _part(tensors, codes, name, dtypes):
     return info
 
 
-def _packed_kind(codes, tiles, k, format):
-    eight_bits = codes.dtype == "U8"
-    wanted = (tiles, k // 4, 16, 4) if eight_bits else (tiles, k // 8, 16)
-    if codes.dtype not in ("U8", "U32") or codes.shape != wanted:
-        raise ModelFileError(
-            codes.path,
-            f"is {codes.dtype} {codes.shape}, expected U32 {(tiles, k // 8, 16)} "
-            f"or U8 {(tiles, k // 4, 16, 4)}",
-            tensor=codes.name,
-        )
-    if not eight_bits and format not in ("fp4", "int4"):
-        stated = format or "safetensors"
-        raise ModelFileError(
-            codes.path, f"is 4-bit in a folder of format {stated}", tensor=codes.name
-        )
-    return "int8" if eight_bits else format
+def _packed_kind(codes, n, k, format):
+    shapes = {KINDS[name].code_dtype: KINDS[name].code_shape(n, k) for name in PACKED_KINDS}
+    if shapes.get(codes.dtype) != codes.shape:
+        expected = " or ".join(f"{dtype} {shape}" for dtype, shape in shapes.items())
+        message = f"is {codes.dtype} {codes.shape}, expected {expected}"
+        raise ModelFileError(codes.path, message, tensor=codes.name)
+    fitting = [name for name in PACKED_KINDS if KINDS[name].code_dtype == codes.dtype]
+    if len(fitting) == 1:
+        return fitting[0]
+    if format not in fitting:
+        message = f"is 4-bit in a folder of format {format or 'safetensors'}"
+        raise ModelFileError(codes.path, message, tensor=codes.name)
+    return format
 
 
 class FolderCheckpoint:
@@ -235,7 +234,7 @@ def read_quantization(folder: str) -> dict | None:
             f"version {VERSION} of what `metal-marlin quantize` writes from an original checkpoint",
         )
     native = fields.section("quantization")
-    native.choice("format", FORMATS)
+    native.choice("format", PACKED_KINDS)
     if native.raw("tile_rows") != ROW_TILE:
         native.fail("tile_rows", f"{ROW_TILE}, the only tiles that kernels read")
     return quantization

@@ -13,12 +13,13 @@ from marlin.device.device import Device
 from marlin.device.ops import Weight
 from marlin.device.program import Recorder, View
 from marlin.device.slabs import PrivateSlabs
-from marlin.models.plan import DENSE_KINDS, check_found, check_leftovers
+from marlin.models.plan import check_found, check_leftovers
 from marlin.models.registry import config_from_gguf, spec_of
 from marlin.models.spec import ModelSpec, Tensor
 from marlin.text.gguf_tokenizer import tokenizer_from_gguf
 from marlin.text.tokenizer import Tokenizer
 from marlin.weights import ggml_types
+from marlin.weights.block_types import DENSE_KINDS, REPACKED, BlockType
 from marlin.weights.gguf import GGUFFile
 from marlin.weights.rows import unpermute_rows
 from marlin.weights.tensor_file import TensorInfo, read_bytes
@@ -33,34 +34,7 @@ SLAB_BYTES = 32 << 20
 SLAB_ALIGNMENT = 64
 
 
-@dataclass(frozen=True, slots=True)
-class _Repacked:
-    """What a GGUF block type becomes: weight kind, bits, group size, scale bytes, with a bias."""
-
-    kind: str
-    bits: int
-    group_size: int
-    scale_bytes: int
-    has_bias: bool
-
-    def part_bytes(self, n, k):
-        """Bytes of the codes, scales and biases (0 without) of a weight [n, k]."""
-        rows = -(-n // abi.ROW_TILE) * abi.ROW_TILE
-        scale_bytes = rows * (k // self.group_size) * self.scale_bytes
-        return rows * k * self.bits // 8, scale_bytes, scale_bytes if self.has_bias else 0
-
-
-_REPACKED = {
-    "Q4_0": _Repacked("int4", 4, 32, 2, True),
-    "Q4_1": _Repacked("int4", 4, 32, 2, True),
-    "Q4_K": _Repacked("int4", 4, 32, 4, True),
-    "Q5_0": _Repacked("int8", 8, 32, 2, False),
-    "Q5_1": _Repacked("int8", 8, 32, 2, True),
-    "Q5_K": _Repacked("int8", 8, 32, 4, True),
-    "Q6_K": _Repacked("int8", 8, 16, 4, False),
-    "Q8_0": _Repacked("int8", 8, 32, 2, False),
-}
-_MATRIX_TYPES = (*DENSE_KINDS, *_REPACKED)
+_MATRIX_TYPES = (*DENSE_KINDS, *REPACKED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +42,14 @@ class GgufTensor:
     """A tensor of a GGUF file.
 
     Attributes:
-        form: what its blocks become; None of a dense type.
+        form: its type, if it is repacked.
         slab, offset: where it will lie, if repacked or put in another order; slab is -1 of what is
             used in place or copied.
     """
 
     tensor: Tensor
     info: TensorInfo
-    form: _Repacked | None
+    form: BlockType | None
     slab: int = -1
     offset: int = 0
 
@@ -101,7 +75,7 @@ def plan_gguf(file: GGUFFile) -> tuple[ModelSpec, list[GgufTensor], list[int]]:
         dtypes = _MATRIX_TYPES if tensor.is_matrix else DENSE_KINDS
         if not check_found(file.path, tensor, tensor.gguf, info, dtypes):
             continue
-        planned = GgufTensor(tensor, info, _REPACKED.get(info.dtype))
+        planned = GgufTensor(tensor, info, REPACKED.get(info.dtype))
         if tensor.is_matrix and (planned.form or tensor.rope_heads):
             num_bytes = sum(planned.part_bytes)
             if not slabs or used + num_bytes > slabs[-1]:
@@ -209,7 +183,7 @@ class GgufCheckpoint:
             source = self.device.map(self.path, info.offset, info.num_bytes)
             sources.append(source)
             heads = planned.tensor.rope_heads
-            ops.repack(recorder, View.of(source), weight, info.dtype, heads)
+            ops.repack(recorder, View.of(source), weight, planned.form.number, heads)
         program = recorder.finish()
         program.run()
         program.close()

@@ -8,9 +8,6 @@ from marlin.errors import ModelFileError
 from marlin.models.spec import ModelSpec, Tensor
 from marlin.weights.tensor_file import TensorInfo
 
-# Types whose values kernels read where they lie, and what those kernels call them.
-DENSE_KINDS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
-
 
 def check_found(
     path: str, tensor: Tensor, name: str, info: TensorInfo | None, dtypes: Collection[str]

@@ -12,7 +12,8 @@ import numpy as np
 
 from marlin.errors import ModelFileError
 from marlin.weights import ggml_types
-from marlin.weights.formats import ROW_TILE, dequantize, quantize
+from marlin.weights.formats import dequantize, quantize
+from marlin.weights.kinds import KINDS, ROW_TILE
 from marlin.weights.native import NativeEntry
 from marlin.weights.rows import unpermute_rows
 from marlin.weights.tensor_file import TensorInfo, num_tensor_bytes, read_bytes
@@ -89,7 +90,7 @@ def plan_entry(tensor, format, group_size):
     shape = tensor.info.shape
     if tensor.role == "other":
         return NativeEntry(tensor.name, shape, "F32")
-    if tensor.role in ("embedding", "lm_head") and format != "int8":
+    if tensor.role in ("embedding", "lm_head") and KINDS[format].bits < 8:
         format, group_size = EDGE_FORMAT, EDGE_GROUP_SIZE
     if shape[1] % group_size:
         return NativeEntry(tensor.name, shape, "F16")

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ROW_TILE = 16
-FORMATS = ("fp4", "int4", "int8")
+from marlin.weights.kinds import KINDS, PACKED_KINDS, ROW_TILE
+
+FORMATS = PACKED_KINDS
 GROUP_SIZES = (32, 64, 128)
 # Magnitudes of fp4's codes 0-7 (OCP Microscaling Formats v1.0, E2M1); bit 3 is the sign.
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
@@ -38,9 +39,9 @@ class PackedWeight:
         format: "fp4", "int4" or "int8".
         shape: (N, K).
         group_size: columns that share a scale.
-        codes: uint32 [T, K/8, 16] (fp4, int4) or uint8 [T, K/4, 16, 4] (int8).
+        codes: uint32 [T, K/8, 16] of 4-bit codes or uint8 [T, K/4, 16, 4] of 8-bit ones.
         scales: float16 or float32 [T, K/G, 16].
-        biases: like scales, or None. int4 has them, fp4 never, int8 only when repacked from GGUF.
+        biases: like scales, or None; kinds.py says which formats have them.
     """
 
     format: str
@@ -70,7 +71,7 @@ def pack(format, codes, scales, biases=None):
         format,
         (num_rows, num_columns),
         group_size,
-        _pack_bytes(codes) if format == "int8" else _pack_nibbles(codes),
+        _pack_bytes(codes) if KINDS[format].bits == 8 else _pack_nibbles(codes),
         _tile_groups(scales),
         None if biases is None else _tile_groups(biases),
     )
@@ -81,7 +82,7 @@ def unpack(packed):
     num_rows, num_columns = packed.shape
     words = np.ascontiguousarray(packed.codes).view(np.uint8)
     words = words.reshape(len(packed.codes), -1, ROW_TILE, 4)
-    if packed.format != "int8":
+    if KINDS[packed.format].bits == 4:
         words = np.concatenate([words & 15, words >> 4], axis=3)
     codes = words.transpose(0, 2, 1, 3).reshape(-1, num_columns)[:num_rows]
     biases = None if packed.biases is None else _untile_groups(packed.biases, num_rows)

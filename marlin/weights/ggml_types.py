@@ -9,7 +9,7 @@ float32 [num_blocks, elements a block].
 
 import numpy as np
 
-from marlin.weights.tensor_file import BLOCK_SIZES
+from marlin.weights.block_types import BLOCK_TYPES
 
 HALF = np.dtype("<f2")
 Q4_0 = np.dtype([("d", HALF), ("qs", "u1", 16)])
@@ -41,9 +41,9 @@ def dequantize(dtype, raw, shape):
     if dtype not in DECODERS:
         raise ValueError(f"{dtype} cannot be decoded; {', '.join(DECODERS)} can")
     layout, decode = DECODERS[dtype]
-    assert layout.itemsize == BLOCK_SIZES[dtype][1], dtype
+    assert layout.itemsize == BLOCK_TYPES[dtype].bytes, dtype
     raw = np.ascontiguousarray(raw, np.uint8).reshape(-1)
-    num_values = raw.size // layout.itemsize * BLOCK_SIZES[dtype][0]
+    num_values = raw.size // layout.itemsize * BLOCK_TYPES[dtype].values
     if raw.size % layout.itemsize or num_values != np.prod(shape, dtype=object):
         raise ValueError(f"{raw.size} bytes of {dtype} are not a tensor of shape {list(shape)}")
     return decode(raw.view(layout)).reshape(shape)

@@ -12,6 +12,7 @@ import struct
 import numpy as np
 
 from marlin.errors import ModelFileError
+from marlin.weights.block_types import GGUF_TYPES, UNREAD_GGUF_TYPES
 from marlin.weights.tensor_file import TensorInfo, mapped, num_tensor_bytes
 
 MAGIC = b"GGUF"
@@ -43,44 +44,6 @@ SCALARS = {
     12: struct.Struct("<d"),
 }
 U32, U64 = SCALARS[4], SCALARS[10]
-
-TENSOR_TYPES = {
-    0: "F32",
-    1: "F16",
-    2: "Q4_0",
-    3: "Q4_1",
-    6: "Q5_0",
-    7: "Q5_1",
-    8: "Q8_0",
-    12: "Q4_K",
-    13: "Q5_K",
-    14: "Q6_K",
-    24: "I8",
-    25: "I16",
-    26: "I32",
-    27: "I64",
-    28: "F64",
-    30: "BF16",
-}
-# Types that exist and are not read here, so that the error can say which one it met.
-FOREIGN_TYPES = {
-    9: "Q8_1",
-    10: "Q2_K",
-    11: "Q3_K",
-    15: "Q8_K",
-    16: "IQ2_XXS",
-    17: "IQ2_XS",
-    18: "IQ3_XXS",
-    19: "IQ1_S",
-    20: "IQ4_NL",
-    21: "IQ3_S",
-    22: "IQ2_S",
-    23: "IQ4_XS",
-    29: "IQ1_M",
-    34: "TQ1_0",
-    35: "TQ2_0",
-    39: "MXFP4",
-}
 
 
 class GGUFFile:
@@ -261,13 +224,14 @@ def _read_tensor_entry(cursor, name, alignment):
     if min(dims) < 1:
         cursor.fail(f"dimensions {list(dims)}; each must be at least 1", name)
     kind = cursor.scalar(U32, "a tensor type")
-    if kind not in TENSOR_TYPES:
-        spelled = f"type {kind} ({FOREIGN_TYPES.get(kind, 'unknown')})"
-        cursor.fail(f"{spelled} is not supported; {', '.join(TENSOR_TYPES.values())} are", name)
+    if kind not in GGUF_TYPES:
+        known = ", ".join(row.name for row in GGUF_TYPES.values())
+        spelled = f"type {kind} ({UNREAD_GGUF_TYPES.get(kind, 'unknown')})"
+        cursor.fail(f"{spelled} is not supported; {known} are", name)
     offset = cursor.scalar(U64, "a tensor offset")
     if offset % alignment:
         cursor.fail(f"offset {offset} is not a multiple of the alignment {alignment}", name)
-    dtype, shape = TENSOR_TYPES[kind], dims[::-1]
+    dtype, shape = GGUF_TYPES[kind].name, dims[::-1]
     try:
         num_bytes = num_tensor_bytes(dtype, shape)
     except ValueError as error:

@@ -9,7 +9,7 @@ import json
 import os
 from dataclasses import dataclass
 
-from marlin.weights.formats import ROW_TILE
+from marlin.weights.kinds import KINDS, MUST, ROW_TILE
 from marlin.weights.safetensors_file import INDEX_FILE, SINGLE_FILE, SafetensorsFile
 from marlin.weights.tensor_file import num_tensor_bytes
 
@@ -43,15 +43,11 @@ class NativeEntry:
         """{tensor name: (dtype, shape)} that the weight is stored as."""
         if not self.group_size:
             return {self.name: (self.format, self.shape)}
-        num_rows, num_columns = self.shape
-        num_tiles = -(-num_rows // ROW_TILE)
-        if self.format == "int8":
-            codes = ("U8", (num_tiles, num_columns // 4, ROW_TILE, 4))
-        else:
-            codes = ("U32", (num_tiles, num_columns // 8, ROW_TILE))
-        scales = ("F16", (num_tiles, num_columns // self.group_size, ROW_TILE))
+        kind, (num_rows, num_columns) = KINDS[self.format], self.shape
+        groups = (-(-num_rows // ROW_TILE), num_columns // self.group_size, ROW_TILE)
+        codes, scales = (kind.code_dtype, kind.code_shape(*self.shape)), ("F16", groups)
         stored = {f"{self.name}.codes": codes, f"{self.name}.scales": scales}
-        if self.format == "int4":
+        if kind.bias == MUST:
             stored[f"{self.name}.biases"] = scales
         return stored
 

@@ -15,15 +15,16 @@ from safetensors import SafetensorError, safe_open
 from marlin.errors import ModelFileError
 from marlin.files.regular import open_regular
 from marlin.files.strict_json import parse_json_object, read_json_object
-from marlin.weights.tensor_file import BLOCK_SIZES, TensorInfo, num_tensor_bytes
+from marlin.weights.block_types import BLOCK_TYPES
+from marlin.weights.tensor_file import TensorInfo, num_tensor_bytes
 
 # The library's own limit, held before the header is read.
 MAX_HEADER_BYTES = 100_000_000
 MAX_DIMS = 8
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-# Safetensors spells its types as BLOCK_SIZES does; the block-quantized ones are GGUF's alone.
-DTYPES = frozenset(name for name, (elements, _) in BLOCK_SIZES.items() if elements == 1)
+# The block-quantized types are GGUF's alone.
+DTYPES = frozenset(name for name, row in BLOCK_TYPES.items() if row.values == 1)
 
 
 class SafetensorsFile:

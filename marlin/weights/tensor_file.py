@@ -1,7 +1,6 @@
 """What every file of tensors has in common: where a tensor lies, and opening such a file safely.
 
-Knows element types and their block sizes; knows nothing of any one file format, of models or of
-devices.
+Knows nothing of any one file format, of models or of devices; block_types.py has the dtypes.
 """
 
 import contextlib
@@ -13,33 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from marlin.errors import ModelFileError
-
-# dtype: (elements a block, bytes a block). Plain types are blocks of one element.
-BLOCK_SIZES = {
-    "F64": (1, 8),
-    "F32": (1, 4),
-    "F16": (1, 2),
-    "BF16": (1, 2),
-    "I64": (1, 8),
-    "I32": (1, 4),
-    "I16": (1, 2),
-    "I8": (1, 1),
-    "U64": (1, 8),
-    "U32": (1, 4),
-    "U16": (1, 2),
-    "U8": (1, 1),
-    "BOOL": (1, 1),
-    "F8_E4M3": (1, 1),
-    "F8_E5M2": (1, 1),
-    "Q4_0": (32, 18),
-    "Q4_1": (32, 20),
-    "Q5_0": (32, 22),
-    "Q5_1": (32, 24),
-    "Q8_0": (32, 34),
-    "Q4_K": (256, 144),
-    "Q5_K": (256, 176),
-    "Q6_K": (256, 210),
-}
+from marlin.weights.block_types import BLOCK_TYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +21,7 @@ class TensorInfo:
 
     Attributes:
         name: the file's own name of it.
-        dtype: a key of BLOCK_SIZES.
+        dtype: a key of block_types.BLOCK_TYPES.
         shape: dimensions, outermost first; a matrix that maps K inputs to N outputs is (N, K).
         offset: bytes from the start of the file.
         num_bytes: its length; the reader has checked that it fits the file and agrees with dtype
@@ -70,13 +43,13 @@ def num_tensor_bytes(dtype, shape):
     Raises:
         ValueError: the innermost dimension is not whole blocks.
     """
-    block_elements, block_bytes = BLOCK_SIZES[dtype]
+    block = BLOCK_TYPES[dtype]
     innermost = shape[-1] if shape else 1
-    if innermost % block_elements:
+    if innermost % block.values:
         raise ValueError(
-            f"{dtype} rows are whole blocks of {block_elements} values; a row here has {innermost}"
+            f"{dtype} rows are whole blocks of {block.values} values; a row here has {innermost}"
         )
-    total = innermost // block_elements * block_bytes
+    total = innermost // block.values * block.bytes
     for dim in shape[:-1]:
         total *= dim
     return total

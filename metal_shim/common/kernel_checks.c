@@ -310,36 +310,26 @@ static void check_sample(marlin_check *c)
 static void check_repack(marlin_check *c)
 {
     const struct RepackParams *p = params_of(c);
-    static const int64_t block_bytes[] = {
-        [MARLIN_GGML_Q4_0] = 18,  [MARLIN_GGML_Q4_1] = 20, [MARLIN_GGML_Q5_0] = 22,
-        [MARLIN_GGML_Q5_1] = 24,  [MARLIN_GGML_Q8_0] = 34, [MARLIN_GGML_Q4_K] = 144,
-        [MARLIN_GGML_Q5_K] = 176, [MARLIN_GGML_Q6_K] = 210};
-    require(c, p->type <= MARLIN_GGML_Q6_K && block_bytes[p->type],
-            "has a block type that is not known");
+    struct MarlinBlockType type = marlin_block_type(p->type);
+    require(c, type.values > 0, "has a block type that is not known");
     require(c, p->n >= 1 && p->n <= MAX_VOCAB, "has an n out of range");
     require(c, p->k >= 1 && p->k <= MAX_DIM, "has a k out of range");
     if (c->problem) return;
-    int64_t values = p->type >= MARLIN_GGML_Q4_K ? 256 : 32;
-    require(c, p->k % values == 0, "has a k that is no multiple of the block");
+    require(c, p->k % type.values == 0, "has a k that is no multiple of the block");
     if (p->permute_heads)
         require(c, p->n % p->permute_heads == 0 && p->n / p->permute_heads % 2 == 0,
                 "has rows that heads do not divide");
     if (c->problem) return;
-    bool four_bits =
-        p->type == MARLIN_GGML_Q4_0 || p->type == MARLIN_GGML_Q4_1 || p->type == MARLIN_GGML_Q4_K;
-    bool has_bias =
-        p->type != MARLIN_GGML_Q5_0 && p->type != MARLIN_GGML_Q8_0 && p->type != MARLIN_GGML_Q6_K;
-    int group = p->type == MARLIN_GGML_Q6_K ? 16 : 32;
-    int scale_bytes = p->type >= MARLIN_GGML_Q4_K ? 4 : 2;
     int64_t padded = ((int64_t)p->n + MARLIN_ROW_TILE - 1) / MARLIN_ROW_TILE * MARLIN_ROW_TILE;
-    need(c, 0, 1, (int64_t)p->n * (p->k / values) * block_bytes[p->type]);
-    need(c, 1, 4, padded * p->k / (four_bits ? 2 : 1));
-    need(c, 2, scale_bytes, padded * (p->k / group) * scale_bytes);
-    if (has_bias)
-        need(c, 3, scale_bytes, padded * (p->k / group) * scale_bytes);
+    int64_t scale_bytes = padded * (p->k / type.group) * type.scale_bytes;
+    need(c, 0, 1, (int64_t)p->n * (p->k / type.values) * type.bytes);
+    need(c, 1, 4, padded * p->k * type.bits / 8);
+    need(c, 2, type.scale_bytes, scale_bytes);
+    if (type.has_bias)
+        need(c, 3, type.scale_bytes, scale_bytes);
     else
         require(c, c->record->bytes[3] == 0, "has a bias that its block type lacks");
-    for (int i = 1; i < (has_bias ? 4 : 3); i++) writes(c, i);
+    for (int i = 1; i < (type.has_bias ? 4 : 3); i++) writes(c, i);
 }
 
 /* ---- probes ---- */

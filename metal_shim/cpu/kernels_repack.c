@@ -1,8 +1,7 @@
 /* kernels_repack.c: GGUF blocks into packed tiles (docs/formats.md), losing nothing. Unit: a tile
  * of 16 rows.
  *
- *   source  blocks [n, k / block]     codes, scales, biases: as docs/formats.md
- *   Q4_0, Q4_1, Q4_K become 4-bit codes with a bias; Q5_0, Q5_1, Q5_K, Q6_K and Q8_0 8-bit codes.
+ *   source  blocks [n, k / block]     codes, scales, biases: as docs/formats.md and block_types.h
  *
  * Block layouts: ggml-common.h of the GGUF reference implementation. */
 #include "cpu/cpu.h"
@@ -15,20 +14,6 @@ typedef struct {
 } decoded;
 
 INLINE float half_at(const uint8_t *p) { return f32_from_f16((uint16_t)(p[0] | p[1] << 8)); }
-
-static int64_t block_bytes(uint32_t type)
-{
-    switch (type) {
-    case MARLIN_GGML_Q4_0: return 18;
-    case MARLIN_GGML_Q4_1: return 20;
-    case MARLIN_GGML_Q5_0: return 22;
-    case MARLIN_GGML_Q5_1: return 24;
-    case MARLIN_GGML_Q8_0: return 34;
-    case MARLIN_GGML_Q4_K: return 144;
-    case MARLIN_GGML_Q5_K: return 176;
-    default: return 210;
-    }
-}
 
 /* One block of 32: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0. */
 static void decode_32(uint32_t type, const uint8_t *p, uint8_t *codes, float *scale, float *bias)
@@ -102,21 +87,18 @@ static void decode_q6_k(const uint8_t *p, uint8_t *codes, float *scales)
     }
 }
 
-static void decode_row(uint32_t type, const uint8_t *source, int64_t k, decoded *row)
+static void decode_block(uint32_t type, const uint8_t *p, uint8_t *codes, float *scales,
+                         float *biases)
 {
-    int64_t size = block_bytes(type);
-    if (type <= MARLIN_GGML_Q8_0) {
-        for (int64_t g = 0; g < k / 32; g++)
-            decode_32(type, source + g * size, row->codes + g * 32, row->scales + g,
-                      row->biases + g);
-        return;
-    }
-    for (int64_t b = 0; b < k / 256; b++) {
-        const uint8_t *p = source + b * size;
-        if (type == MARLIN_GGML_Q6_K)
-            decode_q6_k(p, row->codes + b * 256, row->scales + b * 16);
-        else
-            decode_k(type, p, row->codes + b * 256, row->scales + b * 8, row->biases + b * 8);
+    switch (type) {
+    case MARLIN_GGML_Q4_K:
+    case MARLIN_GGML_Q5_K: decode_k(type, p, codes, scales, biases); break;
+    case MARLIN_GGML_Q6_K: decode_q6_k(p, codes, scales); break;
+    case MARLIN_GGML_Q4_0:
+    case MARLIN_GGML_Q4_1:
+    case MARLIN_GGML_Q5_0:
+    case MARLIN_GGML_Q5_1:
+    case MARLIN_GGML_Q8_0: decode_32(type, p, codes, scales, biases); break;
     }
 }
 
@@ -137,12 +119,11 @@ static void store_scale(uint8_t *to, int is_f32, int64_t at, float value)
         ((uint16_t *)to)[at] = f16_from_f32(value);
 }
 
-static void store_row(const marlin_call *call, int64_t row, const decoded *d)
+static void store_row(const marlin_call *call, const struct MarlinBlockType *type, int64_t row,
+                      const decoded *d)
 {
     const struct RepackParams *p = call->params;
-    int is_4_bit =
-        p->type == MARLIN_GGML_Q4_0 || p->type == MARLIN_GGML_Q4_1 || p->type == MARLIN_GGML_Q4_K;
-    int is_f32 = p->type >= MARLIN_GGML_Q4_K;
+    int is_4_bit = type->bits == 4, is_f32 = type->scale_bytes == 4;
     int64_t tile = row / MARLIN_ROW_TILE, lane = row % MARLIN_ROW_TILE, k = p->k;
     int64_t words = is_4_bit ? k / 8 : k / 4;
     uint8_t *codes = call->at[1] + (tile * words * MARLIN_ROW_TILE + lane) * 4;
@@ -155,7 +136,7 @@ static void store_row(const marlin_call *call, int64_t row, const decoded *d)
         }
         memcpy(codes + j * MARLIN_ROW_TILE * 4, &word, 4);
     }
-    int64_t groups = p->type == MARLIN_GGML_Q6_K ? k / 16 : k / 32;
+    int64_t groups = k / type->group;
     for (int64_t g = 0; g < groups; g++) {
         int64_t at = (tile * groups + g) * MARLIN_ROW_TILE + lane;
         store_scale(call->at[2], is_f32, at, d->scales[g]);
@@ -167,15 +148,18 @@ static void store_row(const marlin_call *call, int64_t row, const decoded *d)
 KERNEL(repack)
 {
     const struct RepackParams *p = call->params;
+    const struct MarlinBlockType type = marlin_block_type(p->type);
     decoded row = {.scales = (float *)scratch};
     row.biases = row.scales + p->k / 16;
     row.codes = (uint8_t *)(row.biases + p->k / 16);
-    int64_t values = p->type >= MARLIN_GGML_Q4_K ? 256 : 32;
-    int64_t row_bytes = p->k / values * block_bytes(p->type);
+    int64_t num_blocks = p->k / type.values, groups = type.values / type.group;
     int64_t last = end * MARLIN_ROW_TILE < (int64_t)p->n ? end * MARLIN_ROW_TILE : (int64_t)p->n;
     for (int64_t n = begin * MARLIN_ROW_TILE; n < last; n++) {
-        decode_row(p->type, call->at[0] + source_row(p, n) * row_bytes, p->k, &row);
-        store_row(call, n, &row);
+        const uint8_t *source = call->at[0] + source_row(p, n) * num_blocks * type.bytes;
+        for (int64_t b = 0; b < num_blocks; b++)
+            decode_block(p->type, source + b * type.bytes, row.codes + b * type.values,
+                         row.scales + b * groups, row.biases + b * groups);
+        store_row(call, &type, n, &row);
     }
     return MARLIN_OK;
 }

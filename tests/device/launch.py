@@ -9,6 +9,7 @@ import numpy as np
 from marlin.device import abi, ops
 from marlin.device.program import Recorder, View
 from marlin.weights import formats
+from marlin.weights.block_types import BLOCK_TYPES
 
 GUARD_BYTES = 64
 GUARD = 0xA5
@@ -223,9 +224,10 @@ def sample(device, logits, rows):
 
 def repack(device, raw, packed, ggml_type, permute_heads=0):
     """Fill the arrays of a blank PackedWeight from GGUF blocks."""
+    number = BLOCK_TYPES[ggml_type].number
     with Memory(device) as memory:
         source, weight = memory.put(raw), memory.weight(packed)
-        run(device, lambda r: ops.repack(r, source, weight, ggml_type, permute_heads), step())
+        run(device, lambda r: ops.repack(r, source, weight, number, permute_heads), step())
         views = (weight.data, weight.scales, weight.biases)
         for view, array in zip(views, (packed.codes, packed.scales, packed.biases), strict=True):
             if array is not None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from marlin.device import abi
-from marlin.weights import formats
+from marlin.weights import kinds
 
 NUMPY_TYPES = {"int32_t": "i4", "uint32_t": "u4", "float": "f4", "int64_t": "i8", "uint8_t": "u1"}
 SCALAR_TYPES = {
@@ -96,25 +96,19 @@ def test_every_constant_of_abi_py_has_the_headers_value(params_header, device_he
         name: value for name, value in vars(abi).items() if name.isupper() and type(value) is int
     }
     assert in_python == {name: in_c.get(name) for name in in_python}
-    assert {"MAX_BINDINGS", "MAX_VARS", "ROW_TILE", "KV_SPLIT", "OUTPUT_BIAS"} <= set(in_python)
+    assert {"MAX_BINDINGS", "MAX_VARS", "KV_SPLIT", "OUTPUT_BIAS"} <= set(in_python)
 
 
 def test_every_constant_that_python_needs_is_there(params_header, device_header):
     in_c = constants_of(params_header) | constants_of(device_header)
     # What only native code uses: result codes but OK, and tiles that Python never lays out.
     native_only = {"EINVAL", "ENOMEM", "EBUSY", "EDEVICE", "EIO", "ACT_GROUP", "KEY_TILE"}
-    ggml = {name for name in in_c if name.startswith("GGML_")}
-    assert {name for name in set(in_c) - native_only - ggml if not hasattr(abi, name)} == set()
+    native_only.add("ROW_TILE")  # kinds.py's, below
+    assert {name for name in set(in_c) - native_only if not hasattr(abi, name)} == set()
 
 
-def test_ggml_types_have_the_headers_numbers(params_header):
-    in_c = constants_of(params_header)
-    numbers = {name[5:]: value for name, value in in_c.items() if name.startswith("GGML_")}
-    assert abi.GGML_TYPES == numbers
-
-
-def test_the_packed_formats_interleave_as_many_rows_as_the_kernels_read():
-    assert formats.ROW_TILE == abi.ROW_TILE
+def test_the_packed_formats_interleave_as_many_rows_as_the_kernels_read(params_header):
+    assert constants_of(params_header)["ROW_TILE"] == kinds.ROW_TILE
 
 
 # --- functions ---

@@ -4,13 +4,14 @@ import launch
 import numpy as np
 import pytest
 import reference
-from ggml_blocks import TARGETS, blank, random_blocks, width_of
+from ggml_blocks import blank, random_blocks, width_of
 from matrices import activations
 
 from marlin.weights import formats, ggml_types
+from marlin.weights.block_types import REPACKED
 
 
-@pytest.mark.parametrize("ggml_type", TARGETS)
+@pytest.mark.parametrize("ggml_type", REPACKED)
 @pytest.mark.parametrize("num_rows, num_blocks", [(1, 1), (15, 2), (16, 3), (17, 1), (33, 2)])
 def test_a_repacked_weight_stands_for_the_same_numbers(device, ggml_type, num_rows, num_blocks):
     k = width_of(ggml_type, num_blocks)
@@ -25,7 +26,7 @@ def test_a_repacked_weight_stands_for_the_same_numbers(device, ggml_type, num_ro
         np.testing.assert_array_equal(actual, expected)
 
 
-@pytest.mark.parametrize("ggml_type", TARGETS)
+@pytest.mark.parametrize("ggml_type", REPACKED)
 def test_rows_that_pad_the_last_tile_stay_zero(any_device, ggml_type):
     k = width_of(ggml_type, 1)
     packed = blank(ggml_type, 17, k)
@@ -53,7 +54,7 @@ def test_the_rope_order_of_four_rows_is_worked_by_hand():
     assert reference.rope_row_order(4, 1).tolist() == [0, 2, 1, 3]
 
 
-@pytest.mark.parametrize("ggml_type", TARGETS)
+@pytest.mark.parametrize("ggml_type", REPACKED)
 def test_a_repacked_weight_multiplies_as_its_numbers_do(device, ggml_type):
     k = 256
     raw, packed = random_blocks(ggml_type, 17, k), blank(ggml_type, 17, k)
@@ -70,7 +71,7 @@ def test_a_repacked_weight_multiplies_as_its_numbers_do(device, ggml_type):
     reference.assert_close(launch.linear(device, x, packed), expected)
 
 
-@pytest.mark.parametrize("ggml_type", TARGETS)
+@pytest.mark.parametrize("ggml_type", REPACKED)
 def test_every_instruction_set_and_thread_count_repacks_to_the_same_bytes(isa, devices, ggml_type):
     k = width_of(ggml_type, 2)
     raw = random_blocks(ggml_type, 37, k)

@@ -7,12 +7,14 @@ several steps, activations that a half cannot hold, repacked bytes beside the CP
 import numpy as np
 import pytest
 import reference
-from ggml_blocks import TARGETS, blank, random_blocks, width_of
+from ggml_blocks import blank, random_blocks, width_of
 
 from marlin.device import abi, ops
 from marlin.device.device import Device
 from marlin.device.program import Recorder, View
 from marlin.weights import formats
+from marlin.weights.block_types import REPACKED
+from marlin.weights.kinds import ROW_TILE
 
 
 def weight_of(kind, n, k, group_size=32):
@@ -36,7 +38,7 @@ def matmul(shader, kind, x, arrays, n, flags, group_size=32, y_rows=None):
     rows, k = x.shape
     y = np.full((y_rows or rows, n), np.nan, np.float32)
     constants = {"GROUP_SIZE": group_size, "FLAGS": flags}
-    units = (-(-n // abi.ROW_TILE), rows, 1)
+    units = (-(-n // ROW_TILE), rows, 1)
     fields = {"rows_var": 0, "n": n, "k": k, "group_size": group_size, "flags": flags}
     bindings = [x, *arrays, None, y]
     params = ("LinearParams", fields)
@@ -100,29 +102,29 @@ def arrays_of(packed):
 
 def repacked_by_cpu(source, ggml_type, n, k, heads):
     """The CPU device's [codes, scales, biases], as bytes."""
-    kind, group_size, *_ = TARGETS[ggml_type]
+    row = REPACKED[ggml_type]
     device = Device(num_threads=1)
     views = []
     for array in (source, *arrays_of(blank(ggml_type, n, k))):
         views.append(None if array is None else View.of(device.create(array.nbytes)))
         if array is not None:
             views[-1].buffer.array(np.uint8)[:] = array.reshape(-1).view(np.uint8)
-    weight = ops.Weight(kind, n, k, views[1], group_size, 0, views[2], views[3])
+    weight = ops.Weight(row.kind, n, k, views[1], row.group_size, 0, views[2], views[3])
     recorder = Recorder(device)
-    ops.repack(recorder, views[0], weight, ggml_type, heads)
+    ops.repack(recorder, views[0], weight, row.number, heads)
     recorder.finish().run()
     found = [None if view is None else view.buffer.array(np.uint8).tobytes() for view in views[1:]]
     device.close()
     return found
 
 
-@pytest.mark.parametrize("ggml_type", TARGETS)
+@pytest.mark.parametrize("ggml_type", REPACKED)
 @pytest.mark.parametrize("n, heads", [(1, 0), (33, 0), (48, 3)])
 def test_repacking_gives_the_cpus_bytes(shader, any_order, ggml_type, n, heads):
     k = width_of(ggml_type, 2)
     source, arrays = random_blocks(ggml_type, n, k), arrays_of(blank(ggml_type, n, k))
-    fields = {"type": abi.GGML_TYPES[ggml_type], "n": n, "k": k, "permute_heads": heads}
-    units = (-(-n // abi.ROW_TILE), 1, 1)
+    fields = {"type": REPACKED[ggml_type].number, "n": n, "k": k, "permute_heads": heads}
+    units = (-(-n // ROW_TILE), 1, 1)
     assert shader("repack").run("repack", units, [source, *arrays], ("RepackParams", fields), [])
     found = [None if array is None else array.tobytes() for array in arrays]
     assert found == repacked_by_cpu(source, ggml_type, n, k, heads)

@@ -19,6 +19,8 @@ from test_attention_shaders import draws, kv_case, normal, split, whole
 from test_linear_shaders import TWO_UNITS, arrays_of, matmul, repacked_by_cpu, weight_of
 
 from marlin.device import abi
+from marlin.weights.block_types import REPACKED
+from marlin.weights.kinds import KINDS, ROW_TILE
 
 MISSING = build.unavailable()
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -61,7 +63,7 @@ def matvec(shader, kind):
         x, y = normal(rows, k), np.full((rows, n), np.nan, np.float32)
         sizes = {"n": n, "k": k, "group_size": 32, "flags": flags}
         constants = {"ROWS": form, "GROUP_SIZE": 32, "FLAGS": flags}
-        units, bindings = (-(-n // abi.ROW_TILE), rows, 1), [x, *arrays, None, y]
+        units, bindings = (-(-n // ROW_TILE), rows, 1), [x, *arrays, None, y]
         params = ("LinearParams", {"rows_var": 0, **sizes})
         assert shader("matvec").run(f"matvec_{kind}", units, bindings, params, [rows], constants)
         reference.assert_close(y, reference.linear(x, values, weight_magnitude=magnitude))
@@ -197,8 +199,8 @@ def repack(shader):
     """Two blocks a row of 17 rows: a second tile with one row."""
     n, k = 17, 512
     source, arrays = random_blocks("Q4_K", n, k), arrays_of(blank("Q4_K", n, k))
-    fields = {"type": abi.GGML_TYPES["Q4_K"], "n": n, "k": k, "permute_heads": 0}
-    params, units = ("RepackParams", fields), (-(-n // abi.ROW_TILE), 1, 1)
+    fields = {"type": REPACKED["Q4_K"].number, "n": n, "k": k, "permute_heads": 0}
+    params, units = ("RepackParams", fields), (-(-n // ROW_TILE), 1, 1)
     assert shader("repack").run("repack", units, [source, *arrays], params, [])
     found = [array.tobytes() for array in arrays]
     assert found == repacked_by_cpu(source, "Q4_K", n, k, 0)
@@ -219,7 +221,7 @@ def probe_dot(shader):
 
 
 def every_kind(shader, run):
-    for kind in abi.WEIGHT_KINDS:
+    for kind in KINDS:
         run(shader, kind)
 
 
@@ -228,7 +230,7 @@ RUNS = {
     **{
         f"{op}_{kind}": functools.partial(run, kind=kind)
         for op, run in BY_KIND.items()
-        for kind in abi.WEIGHT_KINDS
+        for kind in KINDS
     },
     "rms_norm": rms_norm,
     "rope_table": rope_table,

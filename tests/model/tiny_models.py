@@ -25,6 +25,7 @@ from marlin.models.model import Model
 from marlin.models.registry import family_of, spec_of
 from marlin.models.rope import RopeScaling
 from marlin.weights import formats, ggml_types
+from marlin.weights.kinds import KINDS
 
 _OF_MACHINE = {"x86_64": ("avx512", "avx2"), "AMD64": ("avx512", "avx2")}
 # Each machine's, best first; "scalar" is everywhere.
@@ -189,13 +190,13 @@ def weight_values(weight):
     size = weight.n, weight.k
     if weight.kind in ("f32", "f16", "bf16"):
         return ggml_types.dequantize(weight.kind.upper(), codes, size)
-    tiles = -(-weight.n // abi.ROW_TILE)
-    is_bytes = weight.kind == "int8"
-    shape = (tiles, weight.k // 4, 16, 4) if is_bytes else (tiles, weight.k // 8, 16)
-    codes = codes.view(np.uint8 if is_bytes else np.uint32).reshape(shape)
+    kind = KINDS[weight.kind]
+    codes = codes.view({"U8": np.uint8, "U32": np.uint32}[kind.code_dtype])
+    codes = codes.reshape(kind.code_shape(*size))
     scale_type = np.float32 if weight.flags & abi.SCALE_F32 else np.float16
     factors = [
-        None if part is None else part.view(scale_type).reshape(tiles, -1, 16) for part in factors
+        None if part is None else part.view(scale_type).reshape(len(codes), -1, 16)
+        for part in factors
     ]
     return formats.dequantize(
         formats.PackedWeight(weight.kind, size, weight.group_size, codes, *factors)

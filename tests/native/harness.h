@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "marlin.h"
+#include "block_types.h"
 #include "params.h"
 
 #define MAX_BLOCKS 56

@@ -180,15 +180,12 @@ typedef struct {
 } ggml_type;
 
 static const ggml_type types[] = {
-    {"Q4_0", MARLIN_GGML_Q4_0, 32, 18, 4, 32, 2, true},
-    {"Q4_1", MARLIN_GGML_Q4_1, 32, 20, 4, 32, 2, true},
-    {"Q5_0", MARLIN_GGML_Q5_0, 32, 22, 8, 32, 2, false},
-    {"Q5_1", MARLIN_GGML_Q5_1, 32, 24, 8, 32, 2, true},
-    {"Q8_0", MARLIN_GGML_Q8_0, 32, 34, 8, 32, 2, false},
-    {"Q4_K", MARLIN_GGML_Q4_K, 256, 144, 4, 32, 4, true},
-    {"Q5_K", MARLIN_GGML_Q5_K, 256, 176, 8, 32, 4, true},
-    {"Q6_K", MARLIN_GGML_Q6_K, 256, 210, 8, 16, 4, false},
+#define X(type, number, values, bytes, kind, group, scale_bytes, bias)                             \
+    {#type, number, values, bytes, MARLIN_BITS_##kind, group, scale_bytes, bias},
+    MARLIN_BLOCK_TYPES(X)
+#undef X
 };
+#define NUM_TYPES (int)(sizeof types / sizeof *types)
 
 /* Random blocks whose float16 scales, first or last in a block, are finite. */
 static int add_ggml_blocks(test_case *c, const ggml_type *type, int64_t count)
@@ -206,8 +203,9 @@ static int add_ggml_blocks(test_case *c, const ggml_type *type, int64_t count)
 /* Variants past the types permute rows of heads. */
 test_case *make_repack(int variant)
 {
-    const ggml_type *type = &types[variant % 8];
-    int heads = variant >= 8 ? 3 : 0, n = heads ? 18 : 21, k = type->values * (heads ? 1 : 3);
+    const ggml_type *type = &types[variant % NUM_TYPES];
+    int heads = variant >= NUM_TYPES ? 3 : 0, n = heads ? 18 : 21,
+        k = type->values * (heads ? 1 : 3);
     test_case *c = new_case(500 + variant, "repack %s n=%d k=%d heads=%d", type->name, n, k, heads);
     struct RepackParams p = {.type = type->type, .n = n, .k = k, .permute_heads = heads};
     marlin_dispatch *record = add_record(c, "repack", &p, sizeof p, 4);
@@ -235,7 +233,7 @@ const case_family case_families[] = {
     {make_embed, NUM_WEIGHTS},
     {make_rms_norm, 4},
     {make_rows, 4},
-    {make_repack, 16},
+    {make_repack, 2 * NUM_TYPES},
     {make_probe, 2},
     {make_rope, 3},
     {make_attention, 8},

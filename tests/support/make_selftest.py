@@ -24,6 +24,7 @@ from matrices import bias_of, dense_weight, packed_weight
 
 from marlin.device import abi, ops
 from marlin.weights import formats, ggml_types
+from marlin.weights.block_types import REPACKED
 
 VECTORS = ROOT / "marlin" / "commands" / "selftest.safetensors"
 FLOAT32, FLOAT16 = (list(reference.TOLERANCES[name]) for name in ("float32", "float16"))
@@ -308,39 +309,25 @@ def sample_cases():
     yield case.answer("logits", reference.Expected(value, np.abs(value) + np.abs(logits)))
 
 
-REPACKED = {
-    "Q4_0": ("int4", 32, 2, True),
-    "Q4_1": ("int4", 32, 2, True),
-    "Q5_0": ("int8", 32, 2, False),
-    "Q5_1": ("int8", 32, 2, True),
-    "Q8_0": ("int8", 32, 2, False),
-    "Q4_K": ("int4", 32, 4, True),
-    "Q5_K": ("int8", 32, 4, True),
-    "Q6_K": ("int8", 16, 4, False),
-}
-
-
 def repack_cases():
     """Blocks are repacked, and the rows read back by the embedding kernel."""
-    for ggml_type, (kind, group_size, scale_bytes, has_bias) in REPACKED.items():
-        n, k = (16, 256) if ggml_type.endswith("K") else (17, 96)
+    for ggml_type, row in REPACKED.items():
+        n, k = (16, 256) if row.values == 256 else (17, 96)
         rng = np.random.default_rng(len(ggml_type) + ord(ggml_type[1]))
         layout, _ = ggml_types.DECODERS[ggml_type]
-        num_blocks = n * k // (256 if ggml_type.endswith("K") else 32)
+        num_blocks = n * k // row.values
         raw = rng.integers(0, 256, num_blocks * layout.itemsize).astype(np.uint8)
         for field in sorted({"d", "m", "dmin"} & set(layout.names)):
             raw.view(layout)[field] = rng.standard_normal(num_blocks)
-        padded = -(-n // abi.ROW_TILE) * abi.ROW_TILE * k
-        code_bytes, scale_room = padded // (2 if kind == "int4" else 1), padded // group_size
-        flags = (abi.WEIGHT_BIAS if has_bias else 0) | (abi.SCALE_F32 if scale_bytes == 4 else 0)
-        weight = ops.Weight(
-            kind, n, k, room("codes", code_bytes, itemsize=1), group_size, flags,
-            room("scales", scale_room, itemsize=scale_bytes),
-            room("biases", scale_room, itemsize=scale_bytes) if has_bias else None,
-        )  # fmt: skip
+        flags = abi.WEIGHT_BIAS if row.has_bias else 0
+        flags |= abi.SCALE_F32 if row.scale_bytes == 4 else 0
+        names = ("codes", "scales", "biases")
+        sizes = zip(names, row.part_bytes(n, k), strict=True)
+        parts = [room(name, size, itemsize=1) if size else None for name, size in sizes]
+        weight = ops.Weight(row.kind, n, k, parts[0], row.group_size, flags, *parts[1:])
         num_heads = 2 if ggml_type == "Q4_K" else 0
         case = CaseWriter(f"repack {ggml_type}", tokens=n)
-        ops.repack(case, Tensor("blocks", raw), weight, ggml_type, num_heads)
+        ops.repack(case, Tensor("blocks", raw), weight, row.number, num_heads)
         ids = Tensor("ids", np.arange(n, dtype=np.int32))
         ops.embed(case, ids, weight, room("y", n, k))
         values = ggml_types.dequantize(ggml_type, raw.reshape(n, -1), (n, k))

@@ -5,14 +5,12 @@ import numpy as np
 import pytest
 
 from marlin.weights import ggml_types
-from marlin.weights.tensor_file import BLOCK_SIZES
-
-QUANTIZED = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K"]
+from marlin.weights.block_types import BLOCK_TYPES, REPACKED
 
 
 def random_blocks(dtype, num_rows, blocks_per_row):
     """Random bytes whose float16 fields are ordinary numbers, uint8 [num_rows, row bytes]."""
-    rng = np.random.default_rng(BLOCK_SIZES[dtype][1])
+    rng = np.random.default_rng(BLOCK_TYPES[dtype].bytes)
     layout, _ = ggml_types.DECODERS[dtype]
     raw = rng.integers(0, 256, num_rows * blocks_per_row * layout.itemsize, np.uint8)
     for field in {"d", "m", "dmin"} & set(layout.names):
@@ -20,19 +18,19 @@ def random_blocks(dtype, num_rows, blocks_per_row):
     return raw.reshape(num_rows, -1)
 
 
-@pytest.mark.parametrize("dtype", QUANTIZED)
+@pytest.mark.parametrize("dtype", REPACKED)
 def test_random_blocks_decode_as_the_gguf_package_decodes_them(dtype):
     raw = random_blocks(dtype, num_rows=5, blocks_per_row=3)
     expected = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[dtype])
-    decoded = ggml_types.dequantize(dtype, raw.reshape(-1), (5, 3 * BLOCK_SIZES[dtype][0]))
+    decoded = ggml_types.dequantize(dtype, raw.reshape(-1), (5, 3 * BLOCK_TYPES[dtype].values))
     # The same float32 operations in the same order: not a bit of difference.
     np.testing.assert_array_equal(decoded, expected)
     assert decoded.dtype == np.float32
 
 
-@pytest.mark.parametrize("dtype", QUANTIZED)
+@pytest.mark.parametrize("dtype", REPACKED)
 def test_a_block_layout_is_as_long_as_the_reader_thinks(dtype):
-    assert ggml_types.DECODERS[dtype][0].itemsize == BLOCK_SIZES[dtype][1]
+    assert ggml_types.DECODERS[dtype][0].itemsize == BLOCK_TYPES[dtype].bytes
 
 
 @pytest.mark.parametrize("dtype, layout", [("F64", "<f8"), ("F32", "<f4"), ("F16", "<f2")])
