@@ -18,7 +18,7 @@ from marlin.server.http.limits import Limits
 from marlin.server.process import supervisor, worker
 
 DRAIN_S = float(os.environ.get("DRAIN_S", "8"))
-LIMITS = Limits(drain_s=DRAIN_S, restart_s=0.05, beat_s=0.05)
+LIMITS = Limits(drain_s=DRAIN_S, restart_s=0.05, heartbeat_s=0.05)
 GATE_POLL_S = 0.01
 
 

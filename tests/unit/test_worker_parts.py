@@ -1,4 +1,4 @@
-"""The parts that several server processes are made of, without processes: board, health, backoff,
+"""The parts that several server processes are made of, without processes: table, health, backoff,
 the job on a pipe."""
 
 import errno
@@ -13,19 +13,19 @@ import pytest
 from marlin.config import serve_config
 from marlin.engine.stats import EngineStats
 from marlin.server.http.limits import Limits
-from marlin.server.observe.board import Board
 from marlin.server.observe.health import Health, SharedHealth
 from marlin.server.observe.metrics import FAMILIES, Metrics, total
+from marlin.server.observe.worker_table import WorkerTable
 from marlin.server.process.supervisor import Backoff
-from marlin.server.process.worker import Job, keep_beating
+from marlin.server.process.worker import Job, send_heartbeats
 
 STUCK_S = 60.0
 
 
 @pytest.fixture
-def board():
+def table():
     with tempfile.TemporaryFile() as file:
-        yield Board.create(os.dup(file.fileno()), 2)
+        yield WorkerTable.create(os.dup(file.fileno()), 2)
 
 
 class FakeClock:
@@ -42,46 +42,46 @@ def model(waited_s=0.0, alive=True):
     return SimpleNamespace(engine=engine)
 
 
-def value(board, name, now):
-    return total(board.snapshots(now))[FAMILIES[name].start]
+def value(table, name, now):
+    return total(table.snapshots(now))[FAMILIES[name].start]
 
 
 def test_a_board_is_read_through_another_mapping_of_its_file():
     with tempfile.TemporaryFile() as file:
-        mine = Board.create(file.fileno(), 2)
-        other = Board(file.fileno(), 2)
-        Metrics(mine.seats[1].metrics).add("prompt_tokens_total", 7)
+        mine = WorkerTable.create(file.fileno(), 2)
+        other = WorkerTable(file.fileno(), 2)
+        Metrics(mine.rows[1].metrics).add("prompt_tokens_total", 7)
         assert value(other, "prompt_tokens_total", 0.0) == 7
 
 
-def test_what_all_workers_counted_adds_up(board):
-    for seat, count in zip(board.seats, (3, 4), strict=True):
-        Metrics(seat.metrics).add("generated_tokens_total", count)
-    assert value(board, "generated_tokens_total", 0.0) == 7
-    assert value(board, "workers", 0.0) == 2
+def test_what_all_workers_counted_adds_up(table):
+    for row, count in zip(table.rows, (3, 4), strict=True):
+        Metrics(row.metrics).add("generated_tokens_total", count)
+    assert value(table, "generated_tokens_total", 0.0) == 7
+    assert value(table, "workers", 0.0) == 2
 
 
-def test_a_worker_that_is_gone_leaves_its_totals_and_nothing_else(board):
+def test_a_worker_that_is_gone_leaves_its_totals_and_nothing_else(table):
     clock = FakeClock()
-    metrics = Metrics(board.seats[0].metrics, clock)
+    metrics = Metrics(table.rows[0].metrics, clock)
     metrics.add("generated_tokens_total", 5)
     generating = metrics.record().generating()  # dropped, it would end
     generating.__enter__()
     clock.now += 10
-    assert value(board, "requests_in_flight", clock.now) == 1
-    busy_s = value(board, "busy_seconds_total", clock.now)
-    board.seats[0].vacate(clock.now)
-    assert value(board, "requests_in_flight", clock.now) == 0
-    assert value(board, "workers", clock.now) == 0
-    assert value(board, "generated_tokens_total", clock.now) == 5
-    assert value(board, "busy_seconds_total", clock.now) == busy_s == 10
+    assert value(table, "requests_in_flight", clock.now) == 1
+    busy_s = value(table, "busy_seconds_total", clock.now)
+    table.rows[0].vacate(clock.now)
+    assert value(table, "requests_in_flight", clock.now) == 0
+    assert value(table, "workers", clock.now) == 0
+    assert value(table, "generated_tokens_total", clock.now) == 5
+    assert value(table, "busy_seconds_total", clock.now) == busy_s == 10
 
 
-def test_the_next_worker_in_a_seat_counts_on(board):
-    Metrics(board.seats[0].metrics).add("generated_tokens_total", 5)
-    board.seats[0].vacate(0.0)
-    Metrics(board.seats[0].metrics).add("generated_tokens_total", 2)
-    assert value(board, "generated_tokens_total", 0.0) == 7
+def test_the_next_worker_in_a_row_counts_on(table):
+    Metrics(table.rows[0].metrics).add("generated_tokens_total", 5)
+    table.rows[0].vacate(0.0)
+    Metrics(table.rows[0].metrics).add("generated_tokens_total", 2)
+    assert value(table, "generated_tokens_total", 0.0) == 7
 
 
 @pytest.mark.parametrize(
@@ -98,13 +98,13 @@ def test_one_process_is_well_unless_its_engine_is_stuck_or_has_ended(served, exp
     assert Health(served, STUCK_S).is_well() is expected
 
 
-def test_one_worker_that_completes_steps_is_enough(board):
+def test_one_worker_that_completes_steps_is_enough(table):
     clock = FakeClock()
-    stuck = SharedHealth(model(waited_s=STUCK_S), STUCK_S, board.seats[0], clock)
+    stuck = SharedHealth(model(waited_s=STUCK_S), STUCK_S, table.rows[0], clock)
     other = model()
-    well = SharedHealth(other, STUCK_S, board.seats[1], clock)
+    well = SharedHealth(other, STUCK_S, table.rows[1], clock)
     assert not stuck.is_well()  # the other one has not begun
-    well.beat()
+    well.heartbeat()
     assert stuck.is_well() and well.is_well()
     other.engine.alive = False
     assert not well.is_well() and not stuck.is_well()
@@ -114,27 +114,27 @@ def test_a_sign_of_life_that_fails_is_given_the_next_time(caplog):
     given = threading.Event()
     failures = [OSError(errno.EMFILE, "Too many open files")]
 
-    def beat():
+    def heartbeat():
         if failures:
             raise failures.pop()
         given.set()
         threading.Event().wait()  # no more of it
 
-    arguments = (SimpleNamespace(beat=beat), Limits(beat_s=0.01))
-    threading.Thread(target=keep_beating, args=arguments, daemon=True).start()
+    arguments = (SimpleNamespace(heartbeat=heartbeat), Limits(heartbeat_s=0.01))
+    threading.Thread(target=send_heartbeats, args=arguments, daemon=True).start()
     assert given.wait(10)
     assert "Too many open files" in caplog.text
 
 
-def test_a_worker_without_a_sign_of_life_or_without_a_process_does_not_count(board):
-    seat = board.seats[1]
-    seat.beat(1000.0, 0.0)
-    assert board.any_well(1000.0 + STUCK_S - 1, STUCK_S)
-    assert not board.any_well(1000.0 + STUCK_S, STUCK_S)
-    seat.vacate(1001.0)
-    assert not board.any_well(1001.0, STUCK_S)
-    seat.beat(1002.0, math.inf)
-    assert not board.any_well(1002.0, STUCK_S)
+def test_a_worker_without_a_sign_of_life_or_without_a_process_does_not_count(table):
+    row = table.rows[1]
+    row.heartbeat(1000.0, 0.0)
+    assert table.any_well(1000.0 + STUCK_S - 1, STUCK_S)
+    assert not table.any_well(1000.0 + STUCK_S, STUCK_S)
+    row.vacate(1001.0)
+    assert not table.any_well(1001.0, STUCK_S)
+    row.heartbeat(1002.0, math.inf)
+    assert not table.any_well(1002.0, STUCK_S)
 
 
 def test_pauses_double_up_to_the_longest_and_begin_anew_after_a_long_life():

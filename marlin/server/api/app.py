@@ -58,9 +58,9 @@ class App:
         self._reply_error(handler, error)
         log_refusal(handler, error)
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Bring up to date what the other workers tell about this one; several times a second."""
-        self._endpoints.beat()
+        self._endpoints.heartbeat()
 
     def _answer(self, handler: Handler, record: RequestRecord, path: Path | None) -> None:
         try:

@@ -55,9 +55,9 @@ class Endpoints:
         self._metrics_page = metrics_page
         self._capabilities = capabilities
 
-    def beat(self) -> None:
-        """As App.beat()."""
-        self._health.beat()
+    def heartbeat(self) -> None:
+        """As App.heartbeat()."""
+        self._health.heartbeat()
         self._metrics_page.refresh()
 
     def greeting(self, handler: Handler, _record: RequestRecord) -> None:

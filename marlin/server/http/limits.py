@@ -45,7 +45,7 @@ class Limits:
         stuck_s: an engine that has work and completes no step for so long is taken for stuck: a
             full prefill step of an 8B model takes two slow cores about 20 s. So is a worker
             process that gave no sign of life meanwhile.
-        beat_s: how often a worker process gives its signs of life.
+        heartbeat_s: how often a worker process gives its signs of life.
         restart_s, restart_max_s: the pause before a worker that ended is replaced, doubled each
             time: the first crash costs hardly anything, and a crash loop no processor time.
         restart_reset_s: a worker that lived for so long had a fresh crash; pauses start anew.
@@ -76,7 +76,7 @@ class Limits:
     num_call_choices: int = 64
     queue_factor: int = 1
     stuck_s: float = 60.0
-    beat_s: float = 0.25
+    heartbeat_s: float = 0.25
     restart_s: float = 0.25
     restart_max_s: float = 30.0
     restart_reset_s: float = 60.0

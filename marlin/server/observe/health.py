@@ -23,7 +23,7 @@ class Health:
         engine = self._model.engine
         return engine.stats().seconds_since_step if engine.alive else math.inf
 
-    def beat(self):
+    def heartbeat(self):
         """There is no other worker to tell."""
 
     def is_well(self):
@@ -36,20 +36,20 @@ class SharedHealth(Health):
 
     Args:
         model, stuck_s: as Health's.
-        seat: this worker's observe.board.Seat.
+        row: this worker's observe.worker_table.WorkerRow.
         clock: seconds since a moment that all workers share.
     """
 
-    def __init__(self, model, stuck_s, seat, clock=time.monotonic):
+    def __init__(self, model, stuck_s, row, clock=time.monotonic):
         super().__init__(model, stuck_s)
-        self._seat = seat
+        self._row = row
         self._clock = clock
 
-    def beat(self):
+    def heartbeat(self):
         """Tell the other workers how this one is."""
-        self._seat.beat(self._clock(), self.waited_s())
+        self._row.heartbeat(self._clock(), self.waited_s())
 
     def is_well(self):
         """Whether any worker can answer requests."""
-        self.beat()
-        return self._seat.board.any_well(self._clock(), self._stuck_s)
+        self.heartbeat()
+        return self._row.table.any_well(self._clock(), self._stuck_s)

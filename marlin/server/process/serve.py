@@ -81,25 +81,26 @@ def _drain(server, limits, signals):
             os._exit(128 + signum)
 
 
-def build_app(config, model, limits, seat=None, created=None):
+def build_app(config, model, limits, row=None, created=None):
     """The application of a server, from its settings.
 
     Args:
         model: ServedModel, or None for none.
-        seat: observe.board.Seat of one worker process among several; None for the only process.
+        row: observe.worker_table.WorkerRow of one worker process among several; None for the only
+            process.
         created: when the server was started, seconds since the epoch; None is now.
     """
     num_slots = config.max_concurrent_requests
     gate = SlotGate(num_slots, limits.queue_factor * num_slots, limits.poll_s)
-    if seat is None:
+    if row is None:
         metrics, snapshots = Metrics(), None
         health = Health(model, limits.stuck_s)
     else:
-        metrics = Metrics(seat.metrics)
-        health = SharedHealth(model, limits.stuck_s, seat)
+        metrics = Metrics(row.metrics)
+        health = SharedHealth(model, limits.stuck_s, row)
 
         def snapshots():
-            return seat.board.snapshots(time.monotonic())
+            return row.table.snapshots(time.monotonic())
 
     router = Router(config)
     page = MetricsPage(metrics, model, gate, router.labels, snapshots)

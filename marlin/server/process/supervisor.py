@@ -20,7 +20,7 @@ from marlin.server.api import openai_answers
 from marlin.server.api.routes import HEALTH
 from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer
-from marlin.server.observe.board import Board
+from marlin.server.observe.worker_table import WorkerTable
 from marlin.server.process.lockdown import lock_down
 from marlin.server.process.serve import announce, listen, raise_file_limit
 from marlin.server.process.signals import StopSignals
@@ -96,8 +96,8 @@ class NoWorker:
         handler.reply(error.status, content, openai_answers.JSON_TYPE, error.headers)
 
 
-class _Place:
-    """One worker's place: its process, if one runs, and when the next may."""
+class _Worker:
+    """One worker: its process, if one runs, and when the next may."""
 
     def __init__(self, index, backoff):
         self.index = index
@@ -130,14 +130,14 @@ class Supervisor:
         self._program = _PROGRAM.format(worker_main.__module__, worker_main.__qualname__)
         self._limits = limits
         self._listener = listener
-        self._turn_away = HttpServer(listener, NoWorker(), limits)
+        self._no_worker_server = HttpServer(listener, NoWorker(), limits)
         self._clock = clock
         self._created = int(wall_clock())
         self._weights_fd = _nameless_file("metal-marlin-weights")
-        self._board_fd = _nameless_file("metal-marlin-board")
-        self._board = Board.create(self._board_fd, config.workers)
-        self._places = [
-            _Place(index, Backoff(limits.restart_s, limits.restart_max_s, limits.restart_reset_s))
+        self._table_fd = _nameless_file("metal-marlin-workers")
+        self._table = WorkerTable.create(self._table_fd, config.workers)
+        self._workers = [
+            _Worker(index, Backoff(limits.restart_s, limits.restart_max_s, limits.restart_reset_s))
             for index in range(config.workers)
         ]
         self._announced = False
@@ -153,8 +153,8 @@ class Supervisor:
                 return code
         while True:
             now = self._clock()
-            for place in self._places:
-                self._look_after(place, now)
+            for worker in self._workers:
+                self._manage(worker, now)
             if self._kill_at is not None and not self._processes():
                 return 0
             signum = self._wait(now)
@@ -165,7 +165,7 @@ class Supervisor:
                 self._begin_stopping()
 
     def _processes(self):
-        return [place.process for place in self._places if place.process is not None]
+        return [worker.process for worker in self._workers if worker.process is not None]
 
     def _fill_weights(self):
         """Have the shared weights written; returns an exit code when that is the end of it."""
@@ -202,7 +202,7 @@ class Supervisor:
             index=index,
             created=self._created,
             listener_fd=self._listener.fileno(),
-            board_fd=self._board_fd,
+            table_fd=self._table_fd,
             weights_fd=self._weights_fd,
             ready_fd=writer,
         )
@@ -211,7 +211,7 @@ class Supervisor:
                 [sys.executable, "-c", self._program, *sys.path],
                 bufsize=0,
                 stdin=subprocess.PIPE,
-                pass_fds=(job.listener_fd, job.board_fd, job.weights_fd, writer),
+                pass_fds=(job.listener_fd, job.table_fd, job.weights_fd, writer),
                 # Ctrl-C on a terminal goes to this process alone, which passes it on.
                 start_new_session=True,
             )
@@ -226,74 +226,74 @@ class Supervisor:
             _log.debug("process %d ended before it had read its settings", process.pid)
         return process, ready_fd
 
-    def _look_after(self, place, now):
+    def _manage(self, worker, now):
         """Take note of a worker's end, replace it when it is time, kill it when its time is
         over."""
-        process = place.process
+        process = worker.process
         if process is not None and process.poll() is not None:
-            self._bury(place, now)
+            self._reap(worker, now)
         if self._kill_at is None:
-            if place.process is None and now >= place.due:
-                self._fill(place, now)
-        elif place.process is not None and now >= self._kill_at:
-            _log.warning("worker %d did not end in time and is killed", place.index)
-            place.process.kill()
-            place.process.wait()
-            self._bury(place, now)
+            if worker.process is None and now >= worker.due:
+                self._start(worker, now)
+        elif worker.process is not None and now >= self._kill_at:
+            _log.warning("worker %d did not end in time and is killed", worker.index)
+            worker.process.kill()
+            worker.process.wait()
+            self._reap(worker, now)
 
-    def _fill(self, place, now):
+    def _start(self, worker, now):
         """Start a worker; where the system has no room for a process now, it is tried again."""
         try:
-            place.process, place.ready_fd = self._spawn(place.index)
-            place.started = now
+            worker.process, worker.ready_fd = self._spawn(worker.index)
+            worker.started = now
         except OSError as error:
-            pause_s = place.backoff.pause_s(0.0)
-            place.due = now + pause_s
-            what = f"worker {place.index} cannot be started ({error.strerror})"
+            pause_s = worker.backoff.pause_s(0.0)
+            worker.due = now + pause_s
+            what = f"worker {worker.index} cannot be started ({error.strerror})"
             _log.error("%s; tried again in %g s", what, pause_s)
 
-    def _bury(self, place, now):
-        code, pid = place.process.returncode, place.process.pid
-        place.process.stdin.close()
-        place.close_ready_pipe()
-        place.process = None
-        self._board.seats[place.index].vacate(now)
+    def _reap(self, worker, now):
+        code, pid = worker.process.returncode, worker.process.pid
+        worker.process.stdin.close()
+        worker.close_ready_pipe()
+        worker.process = None
+        self._table.rows[worker.index].vacate(now)
         if self._kill_at is not None:
             return
-        pause_s = place.backoff.pause_s(now - place.started)
-        place.due = now + pause_s
+        pause_s = worker.backoff.pause_s(now - worker.started)
+        worker.due = now + pause_s
         how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
-        _log.error("worker %d (process %d) %s; replaced in %g s", place.index, pid, how, pause_s)
+        _log.error("worker %d (process %d) %s; replaced in %g s", worker.index, pid, how, pause_s)
 
     def _wait(self, now):
         """Wait for a signal or for something to do; returns the signal's number, or None."""
         if self._kill_at is not None:
             due = [self._kill_at]
         else:
-            due = [place.due for place in self._places if place.process is None]
-        pipes = {place.ready_fd: place for place in self._places if place.ready_fd is not None}
+            due = [worker.due for worker in self._workers if worker.process is None]
+        pipes = {worker.ready_fd: worker for worker in self._workers if worker.ready_fd is not None}
         timeout_s = max(0.0, min(due) - now) if due else None
         alone = self._kill_at is None and not self._processes()
         watched = [self._signals, *pipes, *([self._listener] if alone else [])]
         readable, _, _ = select.select(watched, [], [], timeout_s)
         for fd in readable:
             if fd is self._listener:
-                self._turn_away.handle_request()
+                self._no_worker_server.handle_request()
             elif fd is not self._signals:
                 self._hear(pipes[fd])
         return self._signals.wait() if self._signals in readable else None
 
-    def _hear(self, place):
+    def _hear(self, worker):
         """A worker is ready, or ended before it was."""
-        line = os.read(place.ready_fd, 64 * 1024)
-        place.close_ready_pipe()
+        line = os.read(worker.ready_fd, 64 * 1024)
+        worker.close_ready_pipe()
         if line and not self._announced and self._kill_at is None:
             self._announced = True
             announce(self._config, line.decode("utf-8").rstrip("\n") or None, self._listener)
 
     def _begin_stopping(self):
         _log.info("stopping: waiting up to %g s for requests in flight", self._limits.drain_s)
-        self._turn_away.server_close()
+        self._no_worker_server.server_close()
         self._kill_at = self._clock() + self._limits.drain_s + self._limits.stop_s
         for process in self._processes():
             process.terminate()

@@ -1,9 +1,9 @@
 """One of several server processes: what it is handed at its start, and its life until it is told
 to stop.
 
-A worker shares the listening socket, the weights and the board with its siblings and inherits all
-three as descriptors. Its standard input is the supervisor: one line of JSON, then nothing until the
-supervisor is gone.
+A worker shares the listening socket, the weights and the workers' table with its siblings and
+inherits all three as descriptors. Its standard input is the supervisor: one line of JSON, then
+nothing until the supervisor is gone.
 """
 
 import json
@@ -21,7 +21,7 @@ from marlin.engine.share import Share
 from marlin.errors import ConfigError, MarlinError
 from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer
-from marlin.server.observe.board import Board
+from marlin.server.observe.worker_table import WorkerTable
 from marlin.server.process.lockdown import lock_down
 from marlin.server.process.serve import build_app, close_engine, libraries, watch_engine
 from marlin.server.process.signals import StopSignals
@@ -40,7 +40,7 @@ class Job:
         config, limits: of the server.
         index: which worker it is, from 0; None fills the shared weights and ends.
         created: when the server was started, seconds since the epoch; all workers say the same.
-        listener_fd, board_fd, weights_fd: inherited descriptors.
+        listener_fd, table_fd, weights_fd: inherited descriptors.
         ready_fd: inherited pipe; the model's name is written to it once the worker serves.
     """
 
@@ -49,7 +49,7 @@ class Job:
     index: int | None
     created: int
     listener_fd: int
-    board_fd: int
+    table_fd: int
     weights_fd: int
     ready_fd: int
 
@@ -133,13 +133,14 @@ def _serve(job, load):
     limits = job.limits
     signals = StopSignals()
     _when_orphaned(signals.finish)
-    seat = Board(job.board_fd, job.config.workers).seats[job.index]
+    row = WorkerTable(job.table_fd, job.config.workers).rows[job.index]
     model = load(job.config, job.share) if job.config.model_path else None
-    app = build_app(job.config, model, limits, seat, job.created)
-    app.beat()
+    app = build_app(job.config, model, limits, row, job.created)
+    app.heartbeat()
     server = WorkerServer(socket.socket(fileno=job.listener_fd), app, limits)
     threading.Thread(target=server.serve_forever, name="accept", daemon=True).start()
-    threading.Thread(target=keep_beating, args=(app, limits), name="beat", daemon=True).start()
+    beating = threading.Thread(target=send_heartbeats, args=(app, limits), daemon=True)
+    beating.start()
     _report_ready(job, model)
     _log.info("worker %d (process %d) serves", job.index, os.getpid())
     watch_engine(model, signals)
@@ -157,12 +158,12 @@ def _report_ready(job, model):
         pipe.write((model.model_id if model else "").encode("utf-8") + b"\n")
 
 
-def keep_beating(app, limits):
+def send_heartbeats(app, limits):
     """Tell the other workers of this one, for ever."""
     while True:
-        time.sleep(limits.beat_s)
+        time.sleep(limits.heartbeat_s)
         try:
-            app.beat()
+            app.heartbeat()
         except OSError as error:  # such as no descriptor left to read how much memory is used
             _log.warning("this worker's sign of life is late: %s", error.strerror)
 

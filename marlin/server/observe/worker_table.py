@@ -1,6 +1,6 @@
-"""A board in shared memory on which each worker process keeps its numbers for the others to read.
+"""A table in shared memory in which each worker process keeps its numbers for the others to read.
 
-Every worker writes to its own seat only, one float64 at a time, so nobody waits for anybody and a
+Every worker writes to its own row only, one float64 at a time, so nobody waits for anybody and a
 worker that is killed leaves nothing half written. What the numbers mean is observe/metrics.py's and
 observe/health.py's affair.
 """
@@ -15,54 +15,54 @@ from marlin.server.observe.metrics import NUM_CELLS, clear_gauges, read_snapshot
 # step.
 _BEAT, _WAITED = NUM_CELLS, NUM_CELLS + 1
 # A multiple of 8 cells, a cache line: workers do not slow one another down.
-_SEAT_CELLS = -(-(NUM_CELLS + 2) // 8) * 8
+_ROW_CELLS = -(-(NUM_CELLS + 2) // 8) * 8
 
 
-class Board:
-    """The seats of all workers.
+class WorkerTable:
+    """The rows of all workers.
 
     Args:
         fd: descriptor of a file, open for reading and writing; create() makes one.
-        num_seats: workers.
+        num_workers: workers.
     """
 
-    def __init__(self, fd, num_seats):
-        cells = memoryview(mmap.mmap(fd, num_seats * _SEAT_CELLS * 8)).cast("d")
-        self.seats = [
-            Seat(self, cells[index * _SEAT_CELLS : (index + 1) * _SEAT_CELLS])
-            for index in range(num_seats)
+    def __init__(self, fd, num_workers):
+        cells = memoryview(mmap.mmap(fd, num_workers * _ROW_CELLS * 8)).cast("d")
+        self.rows = [
+            WorkerRow(self, cells[index * _ROW_CELLS : (index + 1) * _ROW_CELLS])
+            for index in range(num_workers)
         ]
 
     @classmethod
-    def create(cls, fd, num_seats):
-        """The board of a new, empty file."""
-        os.ftruncate(fd, num_seats * _SEAT_CELLS * 8)
-        return cls(fd, num_seats)
+    def create(cls, fd, num_workers):
+        """The table of a new, empty file."""
+        os.ftruncate(fd, num_workers * _ROW_CELLS * 8)
+        return cls(fd, num_workers)
 
     def snapshots(self, now):
-        """One array of cells for each seat, as observe.metrics.total() takes them."""
-        return [read_snapshot(seat.metrics, now) for seat in self.seats]
+        """One array of cells for each row, as observe.metrics.total() takes them."""
+        return [read_snapshot(row.metrics, now) for row in self.rows]
 
     def any_well(self, now, stuck_s):
         """Whether a worker is up, gave a sign of life within stuck_s, and is not stuck."""
-        return any(seat.is_well(now, stuck_s) for seat in self.seats)
+        return any(row.is_well(now, stuck_s) for row in self.rows)
 
 
-class Seat:
-    """One worker's part of a Board.
+class WorkerRow:
+    """One worker's row of a WorkerTable.
 
     Attributes:
-        board: the whole.
+        table: the whole.
         metrics: memoryview of float64 [NUM_CELLS], for observe.metrics.Metrics. Whoever takes the
-            seat next goes on counting there: totals never go down.
+            row next goes on counting there: totals never go down.
     """
 
-    def __init__(self, board, cells):
-        self.board = board
+    def __init__(self, table, cells):
+        self.table = table
         self.metrics = cells[:NUM_CELLS]
         self._cells = cells
 
-    def beat(self, now, waited_s):
+    def heartbeat(self, now, waited_s):
         """A sign of life.
 
         Args:
@@ -73,7 +73,7 @@ class Seat:
         self._cells[_BEAT] = now
 
     def is_well(self, now, stuck_s):
-        """As Board.any_well, of one."""
+        """As WorkerTable.any_well, of one."""
         beat = self._cells[_BEAT]
         return beat > 0 and now - beat < stuck_s and self._cells[_WAITED] < stuck_s
 
