@@ -12,6 +12,7 @@ import re
 import threading
 import time
 import zlib
+from types import MappingProxyType
 
 from marlin.engine.request import FinishEvent, TokenEvent, TokenLogprobs, new_request
 from marlin.engine.served_model import ServedModel
@@ -47,8 +48,7 @@ class MockTokenizer:
     Has what server and engine use of text.tokenizer.Tokenizer.
     """
 
-    bos_token = None
-    eos_token = "<|im_end|>"
+    named_tokens = MappingProxyType({"eos_token": "<|im_end|>"})
     byte_exact = True
     strips_leading_space = False
     chat_template = _CHAT_TEMPLATE
@@ -58,7 +58,7 @@ class MockTokenizer:
         self._texts = [*_SPECIAL, *dict.fromkeys(words)]
         self._ids = {text: 256 + index for index, text in enumerate(self._texts)}
         self.vocab_size = 256 + len(self._texts)
-        self.eos_token_ids = frozenset({self._ids[self.eos_token]})
+        self.eos_token_ids = frozenset({self._ids[self.named_tokens["eos_token"]]})
 
     def encode(self, text, *, add_special_tokens=True):
         """Token ids of a text: its known words, and the bytes of everything else."""

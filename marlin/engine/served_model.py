@@ -5,7 +5,7 @@ owns the model's state. Knows no API and no socket.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Protocol
 
@@ -47,8 +47,7 @@ class ModelTokenizer(Protocol):
 
     vocab_size: int
     eos_token_ids: frozenset[int]
-    bos_token: str | None
-    eos_token: str | None
+    named_tokens: Mapping[str, str]
     chat_template: str | None
     byte_exact: bool
     strips_leading_space: bool
@@ -172,7 +171,4 @@ def chat_renderer(tokenizer: ModelTokenizer) -> Callable[[list[dict]], str] | No
     except TemplateError as error:
         logger.warning("chat is not available: %s", error.message)
         return None
-
-    named = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
-    tokens = {name: text for name, text in named.items() if text is not None}
-    return lambda messages: render_chat(template, messages, **tokens)
+    return lambda messages: render_chat(template, messages, **tokenizer.named_tokens)

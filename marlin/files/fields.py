@@ -106,6 +106,13 @@ class Fields:
             return value
         self.fail(name, "one of " + ", ".join(choices))
 
+    def elements(self, name: str) -> "Fields":
+        """The items of an array as fields `name[0]`, `name[1]`, ...; none when it is absent."""
+        values = self.of_type(list, name, [])
+        outer = f"{self.prefix}{name}"
+        items = {f"{outer}[{index}]": value for index, value in enumerate(values)}
+        return Fields(items, self._refuse, path=self.path)
+
     def section(self, name: str) -> "Fields | None":
         """Fields of a nested object, or None when the field is absent."""
         value = self.of_type(dict, name, None)

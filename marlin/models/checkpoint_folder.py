@@ -18,7 +18,8 @@ from marlin.files.strict_json import read_json_object
 from marlin.models.plan import check_dtype, check_found, check_leftovers
 from marlin.models.registry import config_from_hf, spec_of
 from marlin.models.spec import ModelSpec, Tensor
-from marlin.text.tokenizer import Tokenizer, load_tokenizer
+from marlin.text.folder_tokenizer import load_tokenizer
+from marlin.text.tokenizer import Tokenizer
 from marlin.weights import ggml_types
 from marlin.weights.block_types import BLOCK_TYPES, DENSE_KINDS
 from marlin.weights.formats import GROUP_SIZES

@@ -15,6 +15,7 @@ from marlin.models.checkpoint_folder import plan_folder
 from marlin.models.checkpoint_gguf import plan_gguf
 from marlin.models.config import ModelConfig
 from marlin.models.registry import config_from_hf, family_of
+from marlin.text.folder_tokenizer import TEMPLATE_FOLDER
 from marlin.text.gguf_tokenizer import tokenizer_from_gguf
 from marlin.weights.convert import SourceTensor
 from marlin.weights.gguf import GGUFFile
@@ -23,6 +24,7 @@ TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "generation_config.json",
     "chat_template.jinja",
     "chat_template.json",
@@ -56,9 +58,7 @@ class Source:
         """
         if os.path.isdir(self.path):
             config = read_json_object(os.path.join(self.path, "config.json"))
-            for name in TOKENIZER_FILES:
-                if os.path.isfile(os.path.join(self.path, name)):
-                    shutil.copyfile(os.path.join(self.path, name), os.path.join(folder, name))
+            _copy_tokenizer(self.path, folder)
         else:
             config = family_of(self.config).hf_config(self.config)
             tokenizer_from_gguf(GGUFFile(self.path).metadata, self.path).save(folder)
@@ -75,6 +75,17 @@ class Source:
             if field != "eos_token_ids" and before != after:
                 message = f"{field} is {before}, which config.json cannot say of this architecture"
                 raise ModelFileError(self.path, f"{message} (read back as {after})")
+
+
+def _copy_tokenizer(source, folder):
+    names = list(TOKENIZER_FILES)
+    templates = os.path.join(source, TEMPLATE_FOLDER)
+    if os.path.isdir(templates):
+        os.mkdir(os.path.join(folder, TEMPLATE_FOLDER))
+        names += [os.path.join(TEMPLATE_FOLDER, name) for name in os.listdir(templates)]
+    for name in names:
+        if os.path.isfile(os.path.join(source, name)):
+            shutil.copyfile(os.path.join(source, name), os.path.join(folder, name))
 
 
 def open_source(path) -> Source:

@@ -22,6 +22,11 @@ PREFIX = "tokenizer.ggml."
 # Values of token_type; the others (unknown, unused, byte) need no treatment of their own.
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 
+# What a key names, and what chat templates call it.
+NAMES = {"bos": "bos_token", "eos": "eos_token", "eot": "", "eom": "", "unknown": "unk_token"}
+# Ids that a SentencePiece file means which does not say them: what its trainer gives by default.
+SENTENCEPIECE_IDS = {"unknown": 0, "bos": 1, "eos": 2}
+
 # SentencePiece trains pieces of 16 characters unless told otherwise; finding every way to split one
 # takes time with the square of its length.
 MAX_PIECE_CHARS = 512
@@ -29,22 +34,6 @@ MAX_PIECE_CHARS = 512
 # Ways to make a token of two others, on average; each takes about 100 bytes. Trained vocabularies
 # have about two.
 MAX_MERGES_PER_TOKEN = 16
-
-# Tokens that end an answer whether or not the file names them as eos/eot/eom; chat models end turns
-# with one that base models of the same vocabulary never emit.
-END_OF_TURN = frozenset(
-    {
-        "<|im_end|>",
-        "<|eot_id|>",
-        "<|eom_id|>",
-        "<|end|>",
-        "<|endoftext|>",
-        "<|end_of_text|>",
-        "<end_of_turn>",
-        "<\uff5cend\u2581of\u2581sentence\uff5c>",
-        "</s>",
-    }
-)
 
 
 def tokenizer_from_gguf(metadata, path):
@@ -63,12 +52,12 @@ def tokenizer_from_gguf(metadata, path):
     """
     fields = file_fields(path, metadata, PREFIX)
     model = fields.choice("model", ("gpt2", "llama"))
-    vocabulary = _Vocabulary.read(fields)
+    vocabulary = _Vocabulary.read(fields, SENTENCEPIECE_IDS if model == "llama" else {})
     if model == "gpt2":
         backend, adds_bos = _byte_level(fields, vocabulary)
     else:
         backend, adds_bos = _sentencepiece(fields, vocabulary), True
-    chat_template = file_fields(path, metadata).text("tokenizer.chat_template", None)
+    chat_template = _chat_template(file_fields(path, metadata))
     return _finish(fields, vocabulary, backend, adds_bos, chat_template)
 
 
@@ -80,18 +69,20 @@ class _Vocabulary:
     named_ids: dict = field(default_factory=dict)
 
     @classmethod
-    def read(cls, fields):
-        tokens = fields.texts("tokens")
+    def read(cls, fields, default_ids):
+        # Unused places of a vocabulary may be empty; no text makes them.
+        tokens = [text or f"[EMPTY_{id}]" for id, text in enumerate(fields.texts("tokens"))]
         types = _numbers(fields, "token_type", len(tokens), default=NORMAL)
         ids = {}
         for id, token in enumerate(tokens):
             if ids.setdefault(token, id) != id:
                 raise _error(fields, "tokens", f"{token!r} is both token {ids[token]} and {id}")
-        names = ("bos", "eos", "eot", "eom", "unknown")
-        named_ids = {
-            name: fields.count(f"{name}_token_id", None, minimum=0, maximum=len(tokens) - 1)
-            for name in names
-        }
+        named_ids = {}
+        for name in NAMES:
+            default, last = default_ids.get(name), len(tokens) - 1
+            if default is not None and default > last:
+                default = None
+            named_ids[name] = fields.count(f"{name}_token_id", default, minimum=0, maximum=last)
         return cls(tokens, types, ids, named_ids)
 
     def of_type(self, type):
@@ -198,15 +189,22 @@ def _finish(fields, vocabulary, backend, adds_bos, chat_template):
         bos if fields.flag("add_bos_token", adds_bos) else None,
         eos if fields.flag("add_eos_token", False) else None,
     )
-    eos_token_ids = {vocabulary.named_ids[name] for name in ("eos", "eot", "eom")} - {None}
-    eos_token_ids.update(vocabulary.ids[text] for text in END_OF_TURN.intersection(control))
+    known = [(name, vocabulary.named(key)) for key, name in NAMES.items() if name]
     return Tokenizer(
         backend,
-        bos_token=bos and bos[1],
-        eos_token=eos and eos[1],
-        eos_token_ids=eos_token_ids,
+        named_tokens={name: token[1] for name, token in known if token is not None},
+        eos_token_ids={vocabulary.named_ids[name] for name in ("eos", "eot", "eom")} - {None},
         chat_template=chat_template,
     )
+
+
+def _chat_template(fields):
+    """The default template; others are named for uses that no request asks for."""
+    names = [name for name in fields.values if name.startswith("tokenizer.chat_template.")]
+    if names and fields.raw("tokenizer.chat_template") is None:
+        message = f"tokenizer.chat_template is missing beside {names[0]!r:.200}"
+        raise ModelFileError(fields.path, message)
+    return fields.text("tokenizer.chat_template", None)
 
 
 def _error(fields, key, message):
@@ -215,7 +213,7 @@ def _error(fields, key, message):
 
 
 def _numbers(fields, key, count, default=None):
-    """[count] numbers; all `default` where the key is absent and a default is given."""
+    """The first `count` numbers; all `default` where the key is absent and a default is given."""
     value = fields.raw(key)
     if value is None and default is not None:
         return np.full(count, default)
@@ -223,6 +221,6 @@ def _numbers(fields, key, count, default=None):
         value = np.array(value)
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf":
         fields.fail(key, f"{count} numbers, one for each token")
-    if value.shape != (count,):
+    if value.ndim != 1 or len(value) < count:
         raise _error(fields, key, f"has {value.size} values for {count} tokens")
-    return value
+    return value[:count]

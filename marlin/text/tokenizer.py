@@ -1,8 +1,8 @@
 """Text to token ids and back, for one model.
 
-Owns what a token stands for: its id, its raw piece, its bytes, and whether it is special. Knows the
-Hugging Face files a folder holds; refuses to know GGUF (gguf_tokenizer.py builds a Tokenizer from
-it), how chat templates are rendered, and what a request is.
+Owns what a token stands for: its id, its raw piece, its bytes, and whether it is special. Refuses
+to know the files that it comes from (folder_tokenizer.py and gguf_tokenizer.py), how chat templates
+are rendered, and what a request is.
 
 Text is decoded from bytes here rather than by the `tokenizers` decoders, so that a stream and a
 whole decode agree: a token's bytes are joined and read as UTF-8, each ill-formed part becoming one
@@ -11,26 +11,16 @@ corrupts code, and a stream cannot take back a space.
 """
 
 import json
-from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 
-import tokenizers
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 
-from marlin.errors import ModelFileError
-from marlin.files.regular import read_regular
-from marlin.files.strict_json import MAX_FILE_BYTES, parse_json_object, read_json_object
+from marlin.text.special_tokens import end_of_turn_ids
 
-# Published chat templates have up to 30 kB.
-MAX_TEMPLATE_BYTES = 1 << 20
 SPACE_PIECE = "\u2581"
 BYTE_PIECES = MappingProxyType({f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)})
-
-
-# Letters, digits, blanks and lines, and characters of two to four bytes: what any chat may hold.
-_TRIAL_TEXT = "Hello, world! 1 + 1 = 2\n\tNa\u00efve \u4f60\u597d \U0001f642"
 
 
 def _byte_alphabet():
@@ -52,8 +42,9 @@ class Tokenizer:
     Attributes:
         vocab_size: one past the highest token id.
         bos_token_id: the begin-of-sequence token, or None.
-        eos_token_ids: frozenset of the tokens that end a generation; may be empty.
-        bos_token, eos_token: their text for chat templates, or None.
+        eos_token_ids: frozenset of the tokens that end a generation; may be empty. Those that the
+            files name, and those that end a turn by their text (special_tokens.py).
+        named_tokens: {"bos_token": text, ...}, the special tokens that chat templates can name.
         chat_template: source of the model's (default) chat template, or None.
         add_bos_token: whether `encode` with special tokens starts with `bos_token_id`.
         byte_exact: whether `token_bytes` is exact; False only for a decoder this project does not
@@ -62,20 +53,21 @@ class Tokenizer:
             encoder had put there.
     """
 
-    def __init__(
-        self, backend, *, bos_token=None, eos_token=None, eos_token_ids=(), chat_template=None
-    ):
+    def __init__(self, backend, *, named_tokens=None, eos_token_ids=(), chat_template=None):
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        self.bos_token = bos_token
-        self.eos_token = eos_token
+        self.named_tokens = dict(named_tokens or {})
+        bos_token = self.named_tokens.get("bos_token")
         self.bos_token_id = None if bos_token is None else backend.token_to_id(bos_token)
-        self.eos_token_ids = frozenset(eos_token_ids)
         self.chat_template = chat_template
         added = backend.get_added_tokens_decoder()
         self._added_ids = frozenset(added)
         self._special_ids = frozenset(id for id, token in added.items() if token.special)
+        eos_token = self.named_tokens.get("eos_token")
+        own = {None if eos_token is None else backend.token_to_id(eos_token)} - {None}
+        ends = end_of_turn_ids(backend.token_to_id, self._special_ids.__contains__)
+        self.eos_token_ids = frozenset({*eos_token_ids, *own, *ends})
         self.vocab_size = max([backend.get_vocab_size(), *(id + 1 for id in added)])
         first = backend.encode("").ids[:1]
         self.add_bos_token = self.bos_token_id is not None and first == [self.bos_token_id]
@@ -147,58 +139,9 @@ class Tokenizer:
         """
         folder = Path(folder)
         self._backend.save(str(folder / "tokenizer.json"), pretty=False)
-        config = {
-            "bos_token": self.bos_token,
-            "eos_token": self.eos_token,
-            "chat_template": self.chat_template,
-        }
+        config = {**self.named_tokens, "chat_template": self.chat_template}
         _write_json(folder / "tokenizer_config.json", config)
         _write_json(folder / "generation_config.json", {"eos_token_id": sorted(self.eos_token_ids)})
-
-
-def load_tokenizer(folder):
-    """The tokenizer of a Hugging Face or native model folder.
-
-    Reads tokenizer.json, and where present tokenizer_config.json, chat_template.jinja,
-    generation_config.json and config.json.
-
-    Raises:
-        ModelFileError: tokenizer.json is missing or fails on ordinary text, or a file is not what
-            its name says.
-    """
-    folder = Path(folder)
-    backend = _load_backend(folder / "tokenizer.json")
-    config_path = folder / "tokenizer_config.json"
-    config = read_json_object(config_path, {})
-    model_configs = [folder / "generation_config.json", folder / "config.json"]
-    eos_token_ids, bos_token_ids = set(), []
-    for path in model_configs:
-        values = read_json_object(path, {})
-        eos_token_ids.update(_token_ids(values, "eos_token_id", path))
-        bos_token_ids += _token_ids(values, "bos_token_id", path)
-    bos_token = _token_string(config, "bos_token", config_path)
-    eos_token = _token_string(config, "eos_token", config_path)
-    if bos_token is None and "bos_token" not in config and bos_token_ids:
-        bos_token = backend.id_to_token(bos_token_ids[0])
-    if eos_token is None and eos_token_ids:
-        eos_token = backend.id_to_token(min(eos_token_ids))
-    _mark_special(backend, bos_token, eos_token)
-    if eos_token and backend.token_to_id(eos_token) is not None:
-        eos_token_ids.add(backend.token_to_id(eos_token))
-    _apply_bos_and_eos_flags(backend, config, bos_token, eos_token)
-    chat_template = _chat_template(folder, config)
-    with _tokenizer_faults(folder / "tokenizer.json"):
-        tokenizer = Tokenizer(
-            backend,
-            bos_token=bos_token,
-            eos_token=eos_token,
-            eos_token_ids=eos_token_ids,
-            chat_template=chat_template,
-        )
-        tokenizer.encode(_TRIAL_TEXT)
-        if not tokenizer.byte_exact:
-            tokenizer.decode(list(range(tokenizer.vocab_size)), skip_special_tokens=False)
-    return tokenizer
 
 
 def set_template(backend, bos=None, eos=None):
@@ -212,91 +155,8 @@ def set_template(backend, bos=None, eos=None):
     backend.post_processor = TemplateProcessing(single=single, special_tokens=special)
 
 
-def _mark_special(backend, *texts):
-    """Have tokens of the vocabulary read as special; tokens added by the file stay as they are."""
-    added = {token.content for token in backend.get_added_tokens_decoder().values()}
-    for text in texts:
-        if text and text not in added and backend.token_to_id(text) is not None:
-            backend.add_special_tokens([text])
-
-
-def _apply_bos_and_eos_flags(backend, config, bos_token, eos_token):
-    """tokenizer_config.json's own flags, where it has any, overrule tokenizer.json's template."""
-    if config.get("add_bos_token") is None and config.get("add_eos_token") is None:
-        return
-    chosen = []
-    for flag, text in (("add_bos_token", bos_token), ("add_eos_token", eos_token)):
-        id = backend.token_to_id(text) if config.get(flag) and text else None
-        chosen.append(None if id is None else (id, text))
-    set_template(backend, *chosen)
-
-
-def _load_backend(path):
-    source = read_regular(path, MAX_FILE_BYTES, None)
-    if source is None:
-        raise ModelFileError(path, "file is missing; the folder needs a tokenizer.json")
-    # The library takes the last of two equal keys; here a file has one meaning only.
-    parse_json_object(path, source)
-    with _tokenizer_faults(path):
-        return tokenizers.Tokenizer.from_buffer(source)
-
-
-@contextmanager
-def _tokenizer_faults(path):
-    """Make a ModelFileError of what the library raises for a file that it cannot parse or use.
-
-    That is a bare Exception (ValueError in some versions), or a panic, which is a BaseException.
-    """
-    try:
-        yield
-    except BaseException as error:
-        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise ModelFileError(path, f"is not a tokenizer: {error}") from None
-        raise
-
-
 def _write_json(path, value):
     path.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-
-
-def _token_ids(config, key, path):
-    """A token id, a list of them, or nothing, as a list."""
-    value = config.get(key)
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(id) is int and id >= 0 for id in ids):
-        raise ModelFileError(path, f"{key} is {value!r}, expected token ids")
-    return ids
-
-
-def _token_string(config, key, path):
-    """tokenizer_config.json spells a token as a string or as {"content": string, ...}."""
-    value = config.get(key)
-    text = value.get("content") if isinstance(value, dict) else value
-    if not isinstance(text, str):
-        return None
-    if _well_formed(text) != text:
-        raise ModelFileError(path, f"{key} is {text!r:.80}, which is not text")
-    return text
-
-
-def _chat_template(folder, config):
-    """Its own file first, as newer folders have it; else a string or a list of named ones."""
-    path = folder / "chat_template.jinja"
-    source = read_regular(path, MAX_TEMPLATE_BYTES, None)
-    if source is not None:
-        try:
-            # As reading in text mode ends lines.
-            return source.decode().replace("\r\n", "\n").replace("\r", "\n")
-        except UnicodeDecodeError as error:
-            raise ModelFileError(path, f"is not UTF-8 at byte {error.start}") from None
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        entries = [entry for entry in template if isinstance(entry, dict)]
-        named = [entry for entry in entries if isinstance(entry.get("name"), str)]
-        template = {entry["name"]: entry.get("template") for entry in named}
-    if isinstance(template, dict):
-        template = template.get("default", next(iter(template.values()), None))
-    return template if isinstance(template, str) else None
 
 
 def _well_formed(text):

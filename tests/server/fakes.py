@@ -2,6 +2,7 @@
 scripted. What they share with any engine is the mock model's."""
 
 import threading
+from types import MappingProxyType
 
 from marlin.engine.mock import MockEngine, MockTokenizer
 
@@ -12,7 +13,7 @@ class ByteTokenizer(MockTokenizer):
     """Token ids 0..255 are bytes; 256 is a special token."""
 
     vocab_size = 257
-    eos_token = "<end>"
+    named_tokens = MappingProxyType({"eos_token": "<end>"})
     eos_token_ids = frozenset({EOS_ID})
     chat_template = (
         "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"

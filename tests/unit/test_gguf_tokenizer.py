@@ -39,9 +39,7 @@ def test_a_llama3_file_adds_bos_unless_it_says_not_to(flag, ids, small_metadata)
 
 
 @pytest.mark.parametrize(("pre", "num_tokens"), [("llama-bpe", 1), ("tekken", 1), ("dbrx", 5)])
-def test_a_word_that_is_a_token_needs_merges_only_in_some_families(
-    pre, num_tokens, small_metadata
-):
+def test_a_word_that_is_a_token_needs_merges_only_in_some_families(pre, num_tokens, small_metadata):
     tokens = [*small_metadata[PREFIX + "tokens"], "zqzqz"]
     types = [*small_metadata[PREFIX + "token_type"], 1]
     changed = {PREFIX + "pre": pre, PREFIX + "tokens": tokens, PREFIX + "token_type": types}
@@ -55,14 +53,68 @@ def test_add_eos_token_ends_a_text_with_eos(small_metadata):
     assert ours.encode("<tool>") == [3, 2]
 
 
-def test_end_tokens_are_the_named_ones_and_known_control_tokens(small_metadata):
+def with_tokens(metadata, texts, type):
+    """The metadata with more tokens, all of one type."""
+    types = [*metadata[PREFIX + "token_type"], *[type] * len(texts)]
+    tokens = [*metadata[PREFIX + "tokens"], *texts]
+    return {**metadata, PREFIX + "tokens": tokens, PREFIX + "token_type": types}
+
+
+def test_end_tokens_are_the_named_ones_and_those_known_by_their_text(small_metadata):
     metadata = {**small_metadata, PREFIX + "eot_token_id": 7, PREFIX + "eom_token_id": 9}
     ours = tokenizer_from_gguf(metadata, "small.gguf")
     assert ours.eos_token_ids == {0, 2, 7, 9}  # <|endoftext|> and <|im_end|> by their text
     ordinary = {**metadata, PREFIX + "token_type": [1] * len(metadata[PREFIX + "tokens"])}
     ours = tokenizer_from_gguf(ordinary, "small.gguf")
-    assert ours.eos_token_ids == {2, 7, 9}
+    assert ours.eos_token_ids == {0, 2, 7, 9}
     assert ours.is_special(2)
+
+
+def test_a_text_that_html_has_too_ends_a_turn_only_as_a_control_token(small_metadata):
+    first = len(small_metadata[PREFIX + "tokens"])
+    for type, expected in ((1, {0, 2}), (3, {0, 2, first, first + 1})):
+        metadata = with_tokens(small_metadata, ["</s>", "[EOS]"], type)
+        assert tokenizer_from_gguf(metadata, "small.gguf").eos_token_ids == expected
+
+
+def test_a_message_of_several_in_a_turn_does_not_end_it(small_metadata):
+    first = len(small_metadata[PREFIX + "tokens"])
+    metadata = with_tokens(small_metadata, ["<|end|>"], 3)
+    assert tokenizer_from_gguf(metadata, "small.gguf").eos_token_ids == {0, 2, first}
+    metadata = with_tokens(small_metadata, ["<|end|>", "<|call|>", "<|return|>"], 3)
+    found = tokenizer_from_gguf(metadata, "small.gguf").eos_token_ids
+    assert found == {0, 2, first + 1, first + 2}
+
+
+def test_empty_places_of_a_vocabulary_stand_for_nothing_in_a_text(small_metadata):
+    metadata = with_tokens(small_metadata, ["", ""], 5)
+    ours = tokenizer_from_gguf(metadata, "small.gguf")
+    plain = tokenizer_from_gguf(small_metadata, "small.gguf")
+    assert [ours.encode(text) for text in CORPUS] == [plain.encode(text) for text in CORPUS]
+    assert ours.vocab_size == plain.vocab_size + 2
+
+
+def test_arrays_may_be_longer_than_the_vocabulary(small_metadata):
+    types = [*small_metadata[PREFIX + "token_type"], 3, 3]
+    ours = tokenizer_from_gguf({**small_metadata, PREFIX + "token_type": types}, "small.gguf")
+    assert ours.vocab_size == len(small_metadata[PREFIX + "tokens"])
+
+
+def test_a_sentencepiece_file_without_ids_means_those_of_the_trainer(processor):
+    metadata = sentencepiece_metadata(processor)
+    for name in ("bos", "eos", "unknown"):
+        metadata.pop(f"{PREFIX}{name}_token_id", None)
+    ours = tokenizer_from_gguf(metadata, "small.gguf")
+    assert ours.named_tokens == {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    assert ours.encode("the")[0] == 1
+
+
+def test_named_templates_without_a_default_are_refused(small_metadata):
+    template = {"tokenizer.chat_template.tool_use": "{{ tools }}"}
+    assert "tool_use" in refusal({**small_metadata, **template})
+    template["tokenizer.chat_template"] = "{{ messages }}"
+    ours = tokenizer_from_gguf({**small_metadata, **template}, "small.gguf")
+    assert ours.chat_template == "{{ messages }}"
 
 
 def test_numbers_may_come_as_numpy_arrays(processor):

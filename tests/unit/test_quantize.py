@@ -83,6 +83,18 @@ def test_the_config_is_the_sources_with_a_quantization_object(llama, tmp_path):
     assert (tmp_path / "out" / "tokenizer.json").read_text() == '{"model": {}}'
 
 
+def test_every_file_of_the_tokenizer_is_copied(llama, tmp_path):
+    source, _ = llama
+    copied = ["added_tokens.json", "chat_template.jinja", "additional_chat_templates/rag.jinja"]
+    (source / "additional_chat_templates").mkdir()
+    for name in copied:
+        (source / name).write_text(name)
+    (source / "additional_chat_templates" / "zero.jinja").symlink_to("/dev/zero")
+    command.quantize(source, tmp_path / "out", "int4", 32, silent)
+    assert [(tmp_path / "out" / name).read_text() for name in copied] == copied
+    assert not (tmp_path / "out" / "additional_chat_templates" / "zero.jinja").exists()
+
+
 def test_tensors_lie_on_64_byte_boundaries_with_nothing_unaccounted(llama, tmp_path):
     source, _ = llama
     command.quantize(source, tmp_path / "out", "int4", 32, silent)

@@ -167,7 +167,8 @@ def test_demo_ids_equal_transformers_on_the_published_pipeline(demo, demo_model_
 
 def test_the_demo_model_has_the_facts_of_its_file(demo):
     assert (demo.vocab_size, demo.bos_token_id, demo.add_bos_token) == (49152, 1, False)
-    assert (demo.bos_token, demo.eos_token) == ("<|im_start|>", "<|im_end|>")
+    assert demo.named_tokens["bos_token"] == "<|im_start|>"
+    assert demo.named_tokens["eos_token"] == "<|im_end|>"
     assert demo.eos_token_ids == {0, 2}
     assert demo.chat_template.startswith("{% for message in messages %}")
 

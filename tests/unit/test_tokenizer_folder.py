@@ -17,8 +17,9 @@ from vocabularies import (
 
 from marlin.engine.served_model import chat_renderer
 from marlin.errors import ModelFileError
+from marlin.text.folder_tokenizer import load_tokenizer
 from marlin.text.gguf_tokenizer import tokenizer_from_gguf
-from marlin.text.tokenizer import Tokenizer, load_tokenizer
+from marlin.text.tokenizer import Tokenizer
 
 TEXTS = CORPUS + SPECIAL_TEXT
 BYTE_LEVEL = {
@@ -75,7 +76,7 @@ def test_end_tokens_are_those_of_every_file_of_the_folder(backend, tmp_path):
     )
     ours = load_tokenizer(tmp_path)
     assert ours.eos_token_ids == {0, 2, 7, 9}
-    assert (ours.eos_token, ours.bos_token, ours.bos_token_id) == ("<|im_end|>", None, None)
+    assert (ours.named_tokens, ours.bos_token_id) == ({"eos_token": "<|im_end|>"}, None)
 
 
 @pytest.mark.parametrize("tokens", [{}, {"bos_token": "<|im_start|>"}, {"eos_token": "<|im_end|>"}])
@@ -98,15 +99,15 @@ def test_a_token_that_the_config_names_is_special_though_the_tokenizer_file_deni
 ):
     write_folder(tmp_path, backend, tokenizer_config={"eos_token": "!"})
     ours = load_tokenizer(tmp_path)
-    (eos,) = ours.eos_token_ids
-    assert ours.token_text(eos) == "!"
+    (eos,) = ours.encode("!")
+    assert ours.token_text(eos) == "!" and eos in ours.eos_token_ids
     assert ours.decode([3, eos]) == "<tool>"
 
 
 def test_without_a_tokenizer_config_the_model_config_names_the_tokens(backend, tmp_path):
     write_folder(tmp_path, backend, config={"eos_token_id": 2, "bos_token_id": 1})
     ours = load_tokenizer(tmp_path)
-    assert (ours.bos_token, ours.eos_token) == ("<|im_start|>", "<|im_end|>")
+    assert ours.named_tokens == {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
     assert ours.chat_template is None
 
 
@@ -155,7 +156,7 @@ def test_a_saved_tokenizer_loads_equal(small_metadata, tmp_path):
         saved.save(folder)
         loaded = load_tokenizer(folder)
         for name in (
-            "vocab_size", "bos_token_id", "eos_token_ids", "bos_token", "eos_token",
+            "vocab_size", "bos_token_id", "eos_token_ids", "named_tokens",
             "chat_template", "add_bos_token", "byte_exact", "strips_leading_space",
         ):  # fmt: skip
             assert getattr(loaded, name) == getattr(saved, name), name
@@ -218,16 +219,17 @@ def test_a_tokenizer_that_fails_or_panics_on_ordinary_text_is_refused(settings, 
 
 def test_a_token_that_is_half_a_character_is_refused(backend, tmp_path):
     write_folder(tmp_path, backend, tokenizer_config={"bos_token": "\ud800"})
-    with pytest.raises(ModelFileError, match=r"tokenizer_config\.json: bos_token .* not text"):
+    expected = r"tokenizer_config\.json: bos_token .* half of a character"
+    with pytest.raises(ModelFileError, match=expected):
         load_tokenizer(tmp_path)
 
 
-def test_chat_templates_without_a_name_are_passed_over(backend, tmp_path):
-    named = [{"name": [], "template": "x"}, {"template": "y"}, {"name": "default", "template": "z"}]
-    write_folder(tmp_path, backend, tokenizer_config={"chat_template": named})
-    assert load_tokenizer(tmp_path).chat_template == "z"
-    write_folder(tmp_path, backend, tokenizer_config={"chat_template": named[:2]})
-    assert load_tokenizer(tmp_path).chat_template is None
+def test_a_chat_template_without_a_name_or_a_text_is_refused(backend, tmp_path):
+    good = {"name": "default", "template": "z"}
+    for wrong, field in (({"name": [], "template": "x"}, "name"), ({"name": "y"}, "template")):
+        write_folder(tmp_path, backend, tokenizer_config={"chat_template": [good, wrong]})
+        with pytest.raises(ModelFileError, match=rf"chat_template\[1\]\.{field} is "):
+            load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config", "generation_config", "config"])

@@ -1,0 +1,279 @@
+"""The tokenizer of a Hugging Face folder: which of its files says what.
+
+Owns tokenizer.json's companions, and reads them as `transformers` does (docs/formats.md has the
+table); refuses to know what a token stands for (tokenizer.py) and GGUF (gguf_tokenizer.py).
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken
+
+from marlin.errors import ModelFileError
+from marlin.files.fields import Fields, file_fields
+from marlin.files.regular import read_regular
+from marlin.files.strict_json import MAX_FILE_BYTES, parse_json_object, read_json_object
+from marlin.text.special_tokens import (
+    NAMES,
+    Declared,
+    declared_token,
+    declared_tokens,
+    with_special,
+)
+from marlin.text.tokenizer import Tokenizer, set_template
+
+# Published chat templates have up to 30 kB.
+MAX_TEMPLATE_BYTES = 1 << 20
+# Token ids are indices of an embedding; no vocabulary comes near.
+MAX_TOKEN_ID = 1 << 31
+DEFAULT_TEMPLATE = "default"
+TEMPLATE_FOLDER = "additional_chat_templates"
+
+# Letters, digits, blanks and lines, and characters of two to four bytes: what any chat may hold.
+_TRIAL_TEXT = "Hello, world! 1 + 1 = 2\n\tNa\u00efve \u4f60\u597d \U0001f642"
+
+
+@dataclass
+class _Declared:
+    """What the companions declare.
+
+    Attributes:
+        named: {name: token}, bos_token to mask_token first, then a model's own.
+        listed: {id: token} of tokens that are said to have this id.
+        extra: further special tokens.
+    """
+
+    named: dict[str, Declared] = field(default_factory=dict)
+    listed: dict[int, Declared] = field(default_factory=dict)
+    extra: list[Declared] = field(default_factory=list)
+
+
+def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
+    """The tokenizer of a Hugging Face or native model folder.
+
+    Reads tokenizer.json, and where present tokenizer_config.json, special_tokens_map.json,
+    added_tokens.json, the files of chat templates, generation_config.json and config.json.
+
+    Raises:
+        ModelFileError: tokenizer.json is missing or fails on ordinary text, or a file is not what
+            its name says, or two of them contradict each other.
+    """
+    folder = os.fspath(folder)
+    path = os.path.join(folder, "tokenizer.json")
+    backend = _load_backend(path)
+    config = _fields(folder, "tokenizer_config.json")
+    declared = _declared(folder, config)
+    _add(backend, declared, config.path)
+    tokens = {name: str(token) for name, token in declared.named.items()}
+    ids = {name: _model_ids(folder, f"{name}_id") for name in ("bos_token", "eos_token")}
+    if not config.values:
+        # Without tokenizer_config.json a folder names its tokens by their ids alone.
+        for name in ids.keys() - tokens.keys():
+            if ids[name] and (text := backend.id_to_token(min(ids[name]))) is not None:
+                tokens[name] = text
+                backend.add_special_tokens([text])
+    _apply_flags(backend, config, tokens)
+    chat_template = _chat_template(folder, config)
+    with _tokenizer_faults(path):
+        tokenizer = Tokenizer(
+            backend,
+            named_tokens=tokens,
+            eos_token_ids=ids["eos_token"],
+            chat_template=chat_template,
+        )
+        tokenizer.encode(_TRIAL_TEXT)
+        if not tokenizer.byte_exact:
+            tokenizer.decode(list(range(tokenizer.vocab_size)), skip_special_tokens=False)
+    return tokenizer
+
+
+def _fields(folder: str, name: str) -> Fields:
+    path = os.path.join(folder, name)
+    return file_fields(path, read_json_object(path, {}))
+
+
+def _load_backend(path: str) -> tokenizers.Tokenizer:
+    source = read_regular(path, MAX_FILE_BYTES, None)
+    if source is None:
+        raise ModelFileError(path, "file is missing; the folder needs a tokenizer.json")
+    # The library takes the last of two equal keys; here a file has one meaning only.
+    added = file_fields(path, parse_json_object(path, source)).elements("added_tokens")
+    with _tokenizer_faults(path):
+        backend = tokenizers.Tokenizer.from_buffer(source)
+    for place in added.values:
+        token = added.section(place)
+        _check_id(backend, path, token.text("content"), token.count("id", minimum=0))
+    return backend
+
+
+def _check_id(backend: tokenizers.Tokenizer, path: str, text: str, id: int) -> None:
+    found = backend.token_to_id(text)
+    if found != id:
+        message = f"token {text!r:.80} is said to be {id}, and the vocabulary makes it {found}"
+        raise ModelFileError(path, message)
+
+
+def _declared(folder: str, config: Fields) -> _Declared:
+    """The tokens of tokenizer_config.json, or where that lists none by id, of the older files."""
+    found = _Declared()
+    listed = config.section("added_tokens_decoder")
+    # Where transformers finds that list, it does not look at the older files.
+    tokens = file_fields(config.path, {}) if listed else _fields(folder, "special_tokens_map.json")
+    own = [
+        name
+        for source in (config, tokens)
+        for name, value in source.values.items()
+        if name.endswith("_token") and name not in NAMES and _is_token(value)
+    ]
+    for name in (*NAMES, *own):
+        is_mapped = tokens.raw(name) is not None
+        token = declared_token(tokens, name, True) if is_mapped else declared_token(config, name)
+        if token is not None:
+            found.named[name] = token
+    _read_extra(found, config, tokens)
+    if listed:
+        for id in listed.values:
+            found.listed[_token_id(listed, id)] = declared_token(listed, id)
+    else:
+        _read_added_tokens(found, _fields(folder, "added_tokens.json"))
+    return found
+
+
+def _is_token(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, dict) and "content" in value)
+
+
+def _read_extra(found: _Declared, config: Fields, tokens: Fields) -> None:
+    """extra_special_tokens, and additional_special_tokens where nothing says the newer name."""
+    newer, older = "extra_special_tokens", "additional_special_tokens"
+    is_said = False
+    for fields in (config, tokens):
+        if isinstance(fields.raw(newer), dict):
+            section = fields.section(newer)
+            for name in section.values:
+                found.named[name] = declared_token(section, name, True)
+        else:
+            found.extra += declared_tokens(fields, newer)
+            is_said |= fields.raw(newer) is not None
+        if not found.extra and (fields is config or not is_said):
+            found.extra += declared_tokens(fields, older)
+            is_said |= fields.raw(older) is not None
+
+
+def _read_added_tokens(found: _Declared, fields: Fields) -> None:
+    special = {str(token) for token in (*found.named.values(), *found.extra)}
+    for text in fields.values:
+        is_special = text in special
+        token = AddedToken(text, normalized=not is_special, special=is_special)
+        found.listed[fields.count(text, minimum=0, maximum=MAX_TOKEN_ID)] = token
+
+
+def _token_id(fields: Fields, name: str) -> int:
+    """A key that is a token id."""
+    if not (name.isascii() and name.isdecimal() and len(name) <= len(str(MAX_TOKEN_ID))):
+        fields.fail(name, "named by a token id")
+    return int(name)
+
+
+def _add(backend: tokenizers.Tokenizer, declared: _Declared, path: str) -> None:
+    """Have the declared tokens read as such, in the order of transformers: new ones take ids."""
+    tokens = [token for _, token in sorted(declared.listed.items(), key=lambda item: item[0])]
+    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    known.update(map(str, tokens))
+    for token in (*declared.named.values(), *declared.extra):
+        if str(token) not in known and token not in tokens:
+            tokens.append(token)
+    backend.add_tokens(with_special(tokens, map(str, declared.named.values())))
+    for id, token in declared.listed.items():
+        _check_id(backend, path, str(token), id)
+
+
+def _model_ids(folder: str, name: str) -> set[int]:
+    """The token ids that the model's configs hold under a name."""
+    files = "generation_config.json", "config.json"
+    return {id for file in files for id in _token_ids(_fields(folder, file), name)}
+
+
+def _token_ids(fields: Fields, name: str) -> list[int]:
+    """A token id, a list of them, or nothing."""
+    if not isinstance(fields.raw(name), list):
+        id = fields.count(name, None, minimum=0, maximum=MAX_TOKEN_ID)
+        return [] if id is None else [id]
+    items = fields.elements(name)
+    return [items.count(place, minimum=0, maximum=MAX_TOKEN_ID) for place in items.values]
+
+
+def _apply_flags(backend: tokenizers.Tokenizer, config: Fields, tokens: dict[str, str]) -> None:
+    """tokenizer_config.json's own flags, where it has any, overrule tokenizer.json's template."""
+    backend.encode_special_tokens = config.flag("split_special_tokens", False)
+    flags = {name: config.flag(f"add_{name}", None) for name in ("bos_token", "eos_token")}
+    if set(flags.values()) == {None}:
+        return
+    chosen = []
+    for name, wanted in flags.items():
+        text = tokens.get(name) if wanted else None
+        id = None if text is None else backend.token_to_id(text)
+        chosen.append(None if id is None else (id, text))
+    set_template(backend, *chosen)
+
+
+@contextmanager
+def _tokenizer_faults(path: str) -> Iterator[None]:
+    """Make a ModelFileError of what the library raises for a file that it cannot parse or use.
+
+    That is a bare Exception (ValueError in some versions), or a panic, which is a BaseException.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, Exception) or type(error).__name__ == "PanicException":
+            raise ModelFileError(path, f"is not a tokenizer: {error}") from None
+        raise
+
+
+def _chat_template(folder: str, config: Fields) -> str | None:
+    """The default template: of files of their own first, as newer folders have them."""
+    found = {DEFAULT_TEMPLATE: _read_template(os.path.join(folder, "chat_template.jinja"))}
+    others = os.path.join(folder, TEMPLATE_FOLDER)
+    for name in sorted(os.listdir(others)) if os.path.isdir(others) else ():
+        if name.endswith(".jinja"):
+            found[name.removesuffix(".jinja")] = _read_template(os.path.join(others, name))
+    found = {name: template for name, template in found.items() if template is not None}
+    if not found:
+        others = _fields(folder, "chat_template.json")
+        found = _config_templates(config) or _config_templates(others)
+    if found and DEFAULT_TEMPLATE not in found:
+        names = ", ".join(map(repr, found))
+        message = f"there are the chat templates {names:.200}, and none is the default"
+        raise ModelFileError(folder, message)
+    return found.get(DEFAULT_TEMPLATE)
+
+
+def _config_templates(fields: Fields) -> dict[str, str]:
+    """{name: template}: of a string, of an object, or of a list of {name, template}."""
+    value: Any = fields.raw("chat_template")
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        return {DEFAULT_TEMPLATE: value}
+    if isinstance(value, dict):
+        section = fields.section("chat_template")
+        return {name: section.text(name) for name in value}
+    items = fields.elements("chat_template")
+    entries = [items.section(place) for place in items.values]
+    return {entry.text("name"): entry.text("template") for entry in entries if entry}
+
+
+def _read_template(path: str) -> str | None:
+    source = read_regular(path, MAX_TEMPLATE_BYTES, None)
+    if source is None:
+        return None
+    try:
+        # As reading in text mode ends lines.
+        return source.decode().replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError as error:
+        raise ModelFileError(path, f"is not UTF-8 at byte {error.start}") from None
