@@ -85,7 +85,7 @@ class Drafter:
         self._max_num_tokens = max_num_tokens
         self._end_token_ids = end_token_ids
         self._index = NgramIndex()
-        self._matched_length = None
+        self._matched_length = max(NGRAM_LENGTHS)
         self._num_right = dict.fromkeys(NGRAM_LENGTHS, 0.0)
         self._num_tried = dict.fromkeys(NGRAM_LENGTHS, 0.0)
 

@@ -10,10 +10,10 @@ import time
 
 from marlin.engine.block_pool import BlockPool
 from marlin.engine.draft import Drafter
+from marlin.engine.interface import EngineStats
 from marlin.engine.request import FinishEvent, TokenEvent, new_request
 from marlin.engine.runner import NO_TOKEN, NOT_NUMBERS
 from marlin.engine.scheduler import Scheduler
-from marlin.engine.stats import EngineStats
 from marlin.errors import DeviceError, StoppingError
 
 # A failed step may be one request's misfortune. So many in a row are the device's own state, which

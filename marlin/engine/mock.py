@@ -12,11 +12,12 @@ import re
 import threading
 import time
 import zlib
+from collections.abc import Mapping
 from types import MappingProxyType
 
+from marlin.engine.interface import EngineStats
 from marlin.engine.request import FinishEvent, TokenEvent, TokenLogprobs, new_request
 from marlin.engine.served_model import ServedModel
-from marlin.engine.stats import EngineStats
 from marlin.errors import StoppingError
 
 _log = logging.getLogger(__name__)
@@ -26,7 +27,8 @@ CONTEXT_TOKENS = 8192
 # Time of a token: fast for a model, and slow enough that a stream is several writes.
 STEP_S = 0.001
 
-_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+_EOS_TOKEN = "<|im_end|>"
+_SPECIAL = ("<|endoftext|>", "<|im_start|>", _EOS_TOKEN)
 _WORDS = (
     "a and any answer brown can dog each every few fish fox from hello here how is jumps lazy long "
     "marlin metal mock more of on one only over quick reads says short some swims system the then "
@@ -48,17 +50,17 @@ class MockTokenizer:
     Has what server and engine use of text.tokenizer.Tokenizer.
     """
 
-    named_tokens = MappingProxyType({"eos_token": "<|im_end|>"})
+    named_tokens: Mapping[str, str] = MappingProxyType({"eos_token": _EOS_TOKEN})
     byte_exact = True
     strips_leading_space = False
-    chat_template = _CHAT_TEMPLATE
+    chat_template: str | None = _CHAT_TEMPLATE
 
     def __init__(self):
         words = [form for word in _WORDS for form in (word, " " + word, word.capitalize())]
         self._texts = [*_SPECIAL, *dict.fromkeys(words)]
         self._ids = {text: 256 + index for index, text in enumerate(self._texts)}
         self.vocab_size = 256 + len(self._texts)
-        self.eos_token_ids = frozenset({self._ids[self.named_tokens["eos_token"]]})
+        self.eos_token_ids = frozenset({self._ids[_EOS_TOKEN]})
 
     def encode(self, text, *, add_special_tokens=True):
         """Token ids of a text: its known words, and the bytes of everything else."""

@@ -10,10 +10,9 @@ import secrets
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from marlin.engine.sampling import MAX_LOGIT_BIASES, SamplingParams
-from marlin.errors import ContextLengthError, RequestError
+from marlin.engine.bounds import Bounds, check_biases, check_prompt
+from marlin.engine.sampling import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,76 +124,15 @@ class Chunk:
         return self.request.token_ids(self.start, self.start + self.num_tokens)
 
 
-class Bounds(Protocol):
-    """What a request must keep to; an engine has them.
-
-    Attributes:
-        max_context_tokens: prompt and output together.
-        vocab_size: token ids below it may be in prompts and biases.
-    """
-
-    max_context_tokens: int
-    vocab_size: int
-
-
 def new_request(
     prompt_token_ids: Sequence[int], params: SamplingParams, request_id: str, bounds: Bounds
 ) -> Request:
     """A request that an engine can take.
 
     Raises:
-        RequestError: as check_prompt's; or logit_bias has too many tokens, or one outside the
-            vocabulary.
+        RequestError: as check_prompt's and check_biases'.
     """
     check_prompt(prompt_token_ids, bounds)
-    check_num_biases(len(params.logit_bias))
-    for token_id, _ in params.logit_bias:
-        if not 0 <= token_id < bounds.vocab_size:
-            param = f"logit_bias.{token_id}"
-            raise RequestError(
-                f"{param} is no token; the vocabulary has {bounds.vocab_size}", param=param
-            )
+    check_biases(params.logit_bias, bounds)
     seed = secrets.randbits(64) if params.seed is None else params.seed % 2**64
     return Request(request_id, list(prompt_token_ids), params, seed)
-
-
-def check_prompt(token_ids: Sequence[int], bounds: Bounds, name: str = "prompt") -> None:
-    """Refuse a prompt that cannot be computed.
-
-    Args:
-        name: what errors call it.
-
-    Raises:
-        RequestError: it has no tokens, or one outside the vocabulary.
-        ContextLengthError: it leaves no room for a token of output; the message has both numbers.
-    """
-    if len(token_ids) == 0:
-        raise RequestError(f"{name} has no tokens; at least 1 is needed", param=name)
-    check_prompt_fits(len(token_ids), bounds.max_context_tokens)
-    if not 0 <= min(token_ids) <= max(token_ids) < bounds.vocab_size:
-        index, token_id = next(
-            (index, token_id)
-            for index, token_id in enumerate(token_ids)
-            if not 0 <= token_id < bounds.vocab_size
-        )
-        raise RequestError(
-            f"{name}[{index}] is {token_id}, but the vocabulary has {bounds.vocab_size} tokens",
-            param=f"{name}[{index}]",
-        )
-
-
-def check_prompt_fits(num_tokens: int, max_context_tokens: int, bound: str = "") -> None:
-    """The length alone; bound: "at least " when there may be more tokens."""
-    if num_tokens >= max_context_tokens:
-        raise ContextLengthError(
-            f"the prompt has {bound}{num_tokens} tokens; the context holds {max_context_tokens}, "
-            "and at least 1 of them must be left for the answer"
-        )
-
-
-def check_num_biases(count: int) -> None:
-    """Refuse more entries of logit_bias than an engine has room for."""
-    if count > MAX_LOGIT_BIASES:
-        raise RequestError(
-            f"logit_bias may hold {MAX_LOGIT_BIASES} tokens, got {count}", param="logit_bias"
-        )

@@ -5,14 +5,12 @@ owns the model's state. Knows no API and no socket.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Protocol
 
+from marlin.engine.bounds import check_prompt, check_prompt_fits
 from marlin.engine.gate import SlotGate
-from marlin.engine.request import Bounds, Request, check_prompt, check_prompt_fits
-from marlin.engine.sampling import SamplingParams
-from marlin.engine.stats import EngineStats
+from marlin.engine.interface import ModelEngine, ModelTokenizer
 from marlin.errors import NoChatTemplateError, TemplateError
 from marlin.text.chat_template import ChatTemplate, render_chat
 
@@ -23,44 +21,6 @@ logger = logging.getLogger(__name__)
 LONG_TEXT_CHARACTERS = 64 * 1024
 # How often a text that waits for its turn looks whether it is still wanted.
 POLL_S = 0.1
-
-
-class ModelEngine(Bounds, Protocol):
-    """What runs the requests: engine.engine.Engine or a mock. Any thread may call it."""
-
-    @property
-    def alive(self) -> bool: ...
-
-    def submit(
-        self, prompt_token_ids: Sequence[int], params: SamplingParams, request_id: str
-    ) -> Request: ...
-
-    def wait_for_end(self) -> BaseException | None: ...
-
-    def stats(self) -> EngineStats: ...
-
-    def close(self) -> None: ...
-
-
-class ModelTokenizer(Protocol):
-    """text.tokenizer.Tokenizer or a mock; its methods are described there."""
-
-    vocab_size: int
-    eos_token_ids: frozenset[int]
-    named_tokens: Mapping[str, str]
-    chat_template: str | None
-    byte_exact: bool
-    strips_leading_space: bool
-
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
-
-    def min_tokens(self, text: str) -> int: ...
-
-    def token_text(self, id: int) -> str: ...
-
-    def token_bytes(self, id: int) -> bytes: ...
-
-    def is_special(self, id: int) -> bool: ...
 
 
 def _wanted() -> None:
@@ -146,9 +106,11 @@ class ServedModel:
             ContextLengthError: more tokens than the context holds.
         """
         if isinstance(prompt, str):
-            prompt = self._encode(prompt, still_wanted)
-        check_prompt(prompt, self.engine, name)
-        return prompt
+            token_ids = self._encode(prompt, still_wanted)
+        else:
+            token_ids = prompt
+        check_prompt(token_ids, self.engine, name)
+        return token_ids
 
     def _encode(self, text, still_wanted, **options):
         context = self.engine.max_context_tokens

@@ -9,7 +9,7 @@ from fakes import EngineDown, FakeEngine, say, say_then_hang
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from marlin.engine.stats import EngineStats
+from marlin.engine.interface import EngineStats
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 SCRAPE = "Accept: text/plain;version=0.0.4;q=0.5,*/*;q=0.1"

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from marlin.engine.mock import MockTokenizer
 from marlin.errors import MarlinError, RequestError
 from marlin.server.api import fields, names, openai_requests
 from marlin.server.http.limits import Limits
@@ -247,7 +248,7 @@ def test_completions_take_a_value_that_asks_for_nothing_of_an_unsupported_field(
 
 def test_stream_options_without_a_stream_have_no_effect():
     for useless in ({}, {"include_usage": True}):
-        assert chat(stream_options=useless).options.stream is False
+        assert chat(stream_options=useless).stream is False
 
 
 def test_a_stream_without_obfuscation_is_a_plain_one():
@@ -259,29 +260,29 @@ def test_a_stream_without_obfuscation_is_a_plain_one():
 
 def test_bounds_themselves_are_in_range():
     request = chat(temperature=2, top_p=1, frequency_penalty=-2, presence_penalty=2)
-    sampling = request.options.sampling
+    sampling = request.sampling
     assert (sampling.temperature, sampling.top_p) == (2.0, 1.0)
     assert (sampling.frequency_penalty, sampling.presence_penalty) == (-2.0, 2.0)
-    assert chat(top_k=-1).options.sampling.top_k == 0
-    assert 0 < chat(top_p=0).options.sampling.top_p < 1e-3
+    assert chat(top_k=-1).sampling.top_k == 0
+    assert 0 < chat(top_p=0).sampling.top_p < 1e-3
 
 
 def test_max_completion_tokens_is_max_tokens():
-    assert chat(max_completion_tokens=7).options.sampling.max_tokens == 7
-    assert chat(max_completion_tokens=7, max_tokens=7).options.sampling.max_tokens == 7
-    assert chat(max_tokens=9).options.sampling.max_tokens == 9
+    assert chat(max_completion_tokens=7).sampling.max_tokens == 7
+    assert chat(max_completion_tokens=7, max_tokens=7).sampling.max_tokens == 7
+    assert chat(max_tokens=9).sampling.max_tokens == 9
 
 
 def test_a_negative_seed_becomes_the_same_unsigned_one_every_time():
-    assert chat(seed=-1).options.sampling.seed == 2**64 - 1
-    assert chat(seed=5).options.sampling.seed == 5
-    assert chat().options.sampling.seed is None
+    assert chat(seed=-1).sampling.seed == 2**64 - 1
+    assert chat(seed=5).sampling.seed == 5
+    assert chat().sampling.seed is None
 
 
 def test_stop_is_a_string_or_an_array():
-    assert chat(stop="a").options.stop == ("a",)
-    assert chat(stop=["a", "b\u00e9"]).options.stop == ("a", "b\u00e9")
-    assert chat().options.stop == ()
+    assert chat(stop="a").stop == ("a",)
+    assert chat(stop=["a", "b\u00e9"]).stop == ("a", "b\u00e9")
+    assert chat().stop == ()
 
 
 @pytest.mark.parametrize(
@@ -300,16 +301,16 @@ def test_a_prompt_is_a_text_or_token_ids_or_a_list_of_them(prompt, expected):
 
 
 def test_n_and_best_of_name_one_number_of_choices():
-    assert chat().options.num_choices == 1
-    assert chat(n=16).options.num_choices == 16
-    assert completion(n=3, best_of=3).options.num_choices == 3
+    assert chat().num_choices == 1
+    assert chat(n=16).num_choices == 16
+    assert completion(n=3, best_of=3).num_choices == 3
     assert completion(n=None, best_of=1) == completion()
-    assert completion(prompt=["a"] * 4, n=16).options.num_choices == 16
+    assert completion(prompt=["a"] * 4, n=16).num_choices == 16
 
 
 def test_logprobs_of_chat_are_a_switch_and_a_count():
     def asked(**changes):
-        return chat(**changes).options.sampling.num_logprobs
+        return chat(**changes).sampling.num_logprobs
 
     assert asked() is None
     assert asked(logprobs=False, top_logprobs=0) is None
@@ -318,20 +319,24 @@ def test_logprobs_of_chat_are_a_switch_and_a_count():
 
 
 def test_logprobs_of_completions_are_a_count():
-    assert completion().options.sampling.num_logprobs is None
-    assert completion(logprobs=0).options.sampling.num_logprobs == 0
-    assert completion(logprobs=5).options.sampling.num_logprobs == 5
+    assert completion().sampling.num_logprobs is None
+    assert completion(logprobs=0).sampling.num_logprobs == 0
+    assert completion(logprobs=5).sampling.num_logprobs == 5
 
 
 def test_logit_bias_maps_token_ids_to_numbers():
-    bias = chat(logit_bias={"0": -100, "42": 0.5}).options.sampling.logit_bias
+    bias = chat(logit_bias={"0": -100, "42": 0.5}).sampling.logit_bias
     assert bias == ((0, -100.0), (42, 0.5))
-    assert chat(logit_bias={}).options.sampling.logit_bias == ()
+    assert chat(logit_bias={}).sampling.logit_bias == ()
 
 
 def test_echo_is_off_unless_asked_for():
-    assert completion().options.echo == ()
-    assert completion(prompt=["a", "b"], echo=True).options.echo == ("a", "b")
+    tokenizer = MockTokenizer()
+    assert completion(prompt=["a", "b"]).prefixes(tokenizer) == ["", ""]
+    asked = completion(prompt=["a", "b"], echo=True)
+    assert asked.prefixes(tokenizer) == ["a", "b"]
+    assert completion(prompt=[[104, 105]], echo=True).prefixes(tokenizer) == ["hi"]
+    assert chat().prefixes(tokenizer) == [""]
 
 
 @pytest.mark.parametrize("body", [b"[]", b'"a"', b"1", b"null", b"true", b"1.5"])
@@ -365,7 +370,7 @@ def test_no_object_whatever_gets_past_validation_as_anything_but_a_named_error(b
         except RequestError as error:
             assert error.message
         else:
-            assert request.options.sampling.max_tokens >= 1
+            assert request.sampling.max_tokens >= 1
 
 
 @given(st.binary(max_size=200) | st.text(alphabet='{}[]":,0123456789eE+-.\\untrafls', max_size=60))

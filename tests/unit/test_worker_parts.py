@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from marlin.config import serve_config
-from marlin.engine.stats import EngineStats
+from marlin.engine.interface import EngineStats
 from marlin.server.http.limits import Limits
 from marlin.server.observe.health import Health, SharedHealth
 from marlin.server.observe.metrics import FAMILIES, Metrics, total

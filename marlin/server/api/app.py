@@ -14,9 +14,9 @@ from marlin.errors import (
     MarlinError,
     UnknownPathError,
 )
-from marlin.server.api import openai_answers
+from marlin.server.api.encoding import SSE_TYPE
 from marlin.server.api.endpoints import Endpoints, canonical, reply_json
-from marlin.server.api.routes import Path, Router
+from marlin.server.api.routes import DEFAULT_DIALECT, Path, Router
 from marlin.server.http.connection import PeerGone
 from marlin.server.http.handler import Answer, Handler
 from marlin.server.observe.logs import log_access, log_fields, log_refusal
@@ -55,7 +55,7 @@ class App:
     def refuse(self, handler: Handler, error: MarlinError) -> None:
         """Answer what was not a readable request."""
         self._metrics.answered(OTHER_ENDPOINT, error.status)
-        self._reply_error(handler, error)
+        self._reply_error(handler, DEFAULT_DIALECT, error)
         log_refusal(handler, error)
 
     def heartbeat(self) -> None:
@@ -63,6 +63,7 @@ class App:
         self._endpoints.heartbeat()
 
     def _answer(self, handler: Handler, record: RequestRecord, path: Path | None) -> None:
+        dialect = DEFAULT_DIALECT if path is None else path.dialect
         try:
             if path is None or path.needs_key:
                 self._authorize(handler)
@@ -76,29 +77,27 @@ class App:
         except MarlinError as error:
             if error.status >= 500:
                 _log.warning("%s: %s", handler.request_id, error.message, extra=log_fields(handler))
-            self._answer_error(handler, record, error)
+            self._answer_error(handler, record, dialect, error)
         except (KeyboardInterrupt, SystemExit):
             raise
         # The one boundary: a bug in one request must not take down its neighbours. A panic of the
         # tokenizers library is a BaseException.
         except BaseException:  # noqa: BLE001
             _log.exception("%s: internal error", handler.request_id, extra=log_fields(handler))
-            self._answer_error(handler, record, InternalError())
+            self._answer_error(handler, record, dialect, InternalError())
 
-    def _answer_error(self, handler, record, error):
+    def _answer_error(self, handler, record, dialect, error):
         if handler.answer is Answer.STREAMING:
             record.outcome = error.status
-            event = openai_answers.event(openai_answers.error_body(error))
-            handler.stream(openai_answers.SSE_TYPE, event + openai_answers.DONE_EVENT, last=True)
+            handler.stream(SSE_TYPE, dialect.error_events(error), last=True)
         elif handler.answer is Answer.NOT_BEGUN:
-            self._reply_error(handler, error)
+            self._reply_error(handler, dialect, error)
         else:  # it failed after its answer: nothing can be added to that
             handler.close_connection = True
 
-    def _reply_error(self, handler, error):
+    def _reply_error(self, handler, dialect, error):
         handler.close_connection |= error.close
-        body = openai_answers.error_body(error)
-        reply_json(handler, body, error.status, error.headers)
+        reply_json(handler, dialect.error_body(error), error.status, error.headers)
 
     def _authorize(self, handler):
         if self._api_key is None:

@@ -13,9 +13,11 @@ from marlin.engine.gate import SlotGate
 from marlin.engine.served_model import ServedModel
 from marlin.errors import ModelNotFoundError, NoModelError
 from marlin.files.fields import shown
-from marlin.server.api import openai_answers, openai_requests
+from marlin.server.api import openai_answers
+from marlin.server.api.dialect import Dialect
+from marlin.server.api.encoding import JSON_TYPE, encode
 from marlin.server.api.fields import parse_json
-from marlin.server.api.generation import Generation, timed_out
+from marlin.server.api.generation import Deadline, Generation
 from marlin.server.api.model_names import served_as
 from marlin.server.http.handler import Handler
 from marlin.server.http.limits import Limits
@@ -79,7 +81,7 @@ class Endpoints:
     def model(self, handler: Handler, _record: RequestRecord) -> None:
         model_id = unquote(canonical(handler.path).removeprefix("/v1/models/"))
         found = [card for card in self._cards() if card["id"] == model_id]
-        if not found:
+        if self._model is None or not found:
             raise ModelNotFoundError(f"model {shown(model_id)} is not served here", param="model")
         details = openai_answers.model_details(self._model, self._capabilities)
         reply_json(handler, found[0] | details)
@@ -90,60 +92,22 @@ class Endpoints:
         facts = self._created, self._model.engine.max_context_tokens
         return [openai_answers.model_card(name, *facts) for name in self._names.names]
 
-    def chat(self, handler: Handler, record: RequestRecord) -> None:
-        def tokenize(model, request, still_wanted):
-            return [model.encode_chat(request.messages, still_wanted)]
-
-        parse, answer_kind = openai_requests.parse_chat, openai_answers.ChatAnswer
-        self._generate(handler, record, parse, tokenize, answer_kind)
-
-    def completions(self, handler: Handler, record: RequestRecord) -> None:
-        def tokenize(model, request, still_wanted):
-            return [
-                model.encode_prompt(prompt.content, prompt.param, still_wanted)
-                for prompt in request.prompts
-            ]
-
-        parse, answer_kind = openai_requests.parse_completion, openai_answers.CompletionAnswer
-        self._generate(handler, record, parse, tokenize, answer_kind)
-
-    def _generate(self, handler, record, parse, tokenize, answer_kind):
-        """Answer a generation request; parse and tokenize are its endpoint's, see the two above."""
+    def generate(self, handler: Handler, record: RequestRecord, dialect: Dialect) -> None:
         content = handler.read_body()
-        timeout_s = self._config.timeout_s
-        deadline = time.monotonic() + timeout_s
+        deadline = Deadline(self._config.timeout_s)
         with record.generating():
             body = parse_json(content)
             model = self._loaded_model()
-            request = parse(body, self._limits, self._config.max_tokens)
-            self._names.check(request.model)
-            options = request.options
-            shows_logprobs = options.sampling.num_logprobs is not None
-            answer = answer_kind(
-                self._envelope(answer_kind),
-                options.include_usage,
-                model.tokenizer if shows_logprobs else None,
-            )
-
-            def still_wanted():
-                handler.check_peer()
-                if time.monotonic() >= deadline:
-                    raise timed_out(timeout_s)
-
+            call = dialect.parse(body, self._limits, self._config.max_tokens)
+            self._names.check(call.model)
+            key, created = os.urandom(12).hex(), int(time.time())
+            answer = call.answer(model, self._names.names[0], key, created)
             generation = Generation(
-                *(handler, record, model, answer, options, self._limits, deadline, timeout_s)
+                handler, record, model, call, answer, deadline, self._limits.poll_s
             )
             # Tokenizing a long prompt is work, too, and waits for its slot.
-            with self._gate.slot(still_wanted):
-                generation.run(tokenize(model, request, still_wanted))
-
-    def _envelope(self, answer_kind):
-        return openai_answers.Envelope(
-            answer_kind.id_prefix + os.urandom(12).hex(),
-            int(time.time()),
-            self._names.names[0],
-            openai_answers.fingerprint(self._model),
-        )
+            with self._gate.slot(generation.check_wanted):
+                generation.run()
 
     def _loaded_model(self):
         if self._model is None:
@@ -158,4 +122,4 @@ def canonical(path: str) -> str:
 
 def reply_json(handler: Handler, body: Any, status: int = 200, headers=()) -> None:
     """Send a whole response that is JSON."""
-    handler.reply(status, openai_answers.encode(body), openai_answers.JSON_TYPE, headers)
+    handler.reply(status, encode(body), JSON_TYPE, headers)

@@ -1,24 +1,39 @@
 """One API call that generates: its choices through the engine, their text out as one answer.
 
-The app has parsed the call and holds its slot; this owns the call's requests to the engine and
-ends all of them together. Knows no routes, and JSON only through api/openai_answers.py.
+The app has parsed the call; this owns the call's requests to the engine and ends all of them
+together. Knows no routes and no dialect.
 """
 
+import time
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
 
+from marlin.engine.sampling import SamplingParams
 from marlin.engine.served_model import ServedModel
 from marlin.engine.stream import TextStream, merged
 from marlin.errors import StoppingError, TimedOutError
-from marlin.server.api import openai_answers
-from marlin.server.api.openai_requests import GenerationOptions
+from marlin.server.api.dialect import Answer, Call, Choice, Usage
+from marlin.server.api.encoding import JSON_TYPE, SSE_TYPE, encode
 from marlin.server.http.handler import Handler
-from marlin.server.http.limits import Limits
 from marlin.server.observe.metrics import RequestRecord
-from marlin.text.detokenizer import Detokenizer
 
 _FINISHED = ("stop", "length")  # a choice that is whole, as far as it was asked for
+
+
+class Deadline:
+    """When a call must have been answered, counted from now.
+
+    Attributes:
+        at: monotonic seconds.
+    """
+
+    def __init__(self, timeout_s: float):
+        self.at = time.monotonic() + timeout_s
+        self._timeout_s = timeout_s
+
+    def error(self) -> TimedOutError:
+        """What a call is answered that was not in time."""
+        return TimedOutError(f"the answer was not complete within {self._timeout_s:g} s")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,81 +41,77 @@ class Generation:
     """A call and what answers it.
 
     Attributes:
-        handler: http.handler.Handler to answer on.
-        record: observe.metrics.RequestRecord that counts its tokens.
-        answer: openai_answers.ChatAnswer or CompletionAnswer.
-        deadline: monotonic seconds; timeout_s is what it was set to, for messages.
+        handler: to answer on.
+        record: counts its tokens.
+        poll_s: how often a wait looks whether the client is still there.
     """
 
     handler: Handler
     record: RequestRecord
-    service: ServedModel
-    answer: Any
-    options: GenerationOptions
-    limits: Limits
-    deadline: float
-    timeout_s: float
+    model: ServedModel
+    call: Call
+    answer: Answer
+    deadline: Deadline
+    poll_s: float
 
-    def run(self, prompts):
-        """Answer with options.num_choices choices for each prompt.
+    def check_wanted(self) -> None:
+        """Raise PeerGone or TimedOutError when nobody waits for the answer any more."""
+        self.handler.check_peer()
+        if time.monotonic() >= self.deadline.at:
+            raise self.deadline.error()
 
-        Args:
-            prompts: lists of token ids. Choice i of prompt p has index p * num_choices + i, and
-                draws with the call's seed + i, so that a prompt's choices do not depend on the
-                prompts beside it.
+    def run(self) -> None:
+        """Answer with call.num_choices choices for each prompt.
+
+        Choice i of prompt p has index p * num_choices + i, and draws with the call's seed + i, so
+        that a prompt's choices do not depend on the prompts beside it.
 
         Raises:
-            RequestError: the engine refuses a prompt.
+            RequestError: the model or its engine refuses a prompt.
             TimedOutError: the deadline passed.
             StoppingError: the engine gave a request up.
             PeerGone: the client left.
         """
+        prompts = [prompt.encode(self.model, self.check_wanted) for prompt in self.call.prompts]
         streams = self._start(prompts)
         requests = [stream.request for stream in streams]
-        prefixes = [""] * len(streams)
-        if self.options.echo:
-            texts = [self._text_of(prompt) for prompt in self.options.echo]
-            prefixes = [text for text in texts for _ in range(self.options.num_choices)]
-        send = self._send_stream if self.options.stream else self._send_whole
+        prefixes = [
+            prefix
+            for prefix in self.call.prefixes(self.model.tokenizer)
+            for _ in range(self.call.num_choices)
+        ]
+        send = self._send_stream if self.call.stream else self._send_whole
         with closing(self.record.watch(streams, merged(streams))) as deltas:
             send(deltas, prefixes, requests)
 
     def _start(self, prompts):
-        engine, sampling = self.service.engine, self.options.sampling
+        engine, sampling = self.model.engine, self.call.sampling
         # No output can be longer than the context; a larger wish means "until it is full".
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, engine.max_context_tokens))
         streams = []
         try:
-            for prompt in prompts:
-                for offset in range(self.options.num_choices):
+            for prompt, token_ids in zip(self.call.prompts, prompts, strict=True):
+                for offset in range(self.call.num_choices):
                     params = _seeded(sampling, offset)
                     request_id = f"{self.answer.id}-{len(streams)}"
-                    streams.append(self._stream(engine.submit(prompt, params, request_id)))
+                    request = engine.submit(token_ids, params, request_id)
+                    streams.append(self._stream(request, prompt.continues))
         except BaseException:
             for stream in streams:
                 stream.request.abort()
             raise
         return streams
 
-    def _stream(self, request):
+    def _stream(self, request, continues):
         return TextStream(
             request,
-            self.service.tokenizer,
-            self.options.stop,
-            self.deadline,
-            continues=self.answer.continues_prompt,
+            self.model.tokenizer,
+            self.call.stop,
+            self.deadline.at,
+            continues=continues,
             heartbeat=self.handler.check_peer,
-            poll_s=self.limits.poll_s,
+            poll_s=self.poll_s,
         )
-
-    def _text_of(self, prompt):
-        """A prompt as its client gave it; token ids do not tell a text, so that is not decoded."""
-        if isinstance(prompt, str):
-            return prompt
-        detokenizer = Detokenizer(
-            self.service.tokenizer, continues=False, skip_special_tokens=False
-        )
-        return "".join([*map(detokenizer.push, prompt), detokenizer.flush()])
 
     def _send_whole(self, deltas, prefixes, requests):
         texts = [[prefix] for prefix in prefixes]
@@ -114,11 +125,11 @@ class Generation:
             reasons[index] = delta.finish_reason
             num_output_tokens += delta.num_tokens
         choices = [
-            openai_answers.Choice(index, "".join(parts), reason, shown)
+            Choice(index, "".join(parts), reason, shown)
             for index, (parts, reason, shown) in enumerate(zip(texts, reasons, tokens, strict=True))
         ]
         body = self.answer.body(choices, self._usage(requests, num_output_tokens))
-        self.handler.reply(200, openai_answers.encode(body), openai_answers.JSON_TYPE)
+        self.handler.reply(200, encode(body), JSON_TYPE)
 
     def _send_stream(self, deltas, prefixes, requests):
         """One write for each delta; the head waits for the first, so that an early failure has
@@ -131,30 +142,25 @@ class Generation:
             text, events = delta.text, []
             if index in unopened:
                 unopened.remove(index)
-                events += map(openai_answers.event, answer.opening_chunks(index))
+                events.append(answer.opening(index, self._usage(requests, 0)))
                 text = prefixes[index] + text
             if text or delta.tokens:
-                events.append(answer.text_event(index, text, delta.tokens))
-            finished = delta.finish_reason in _FINISHED
-            if finished:
+                events.append(answer.text(index, text, delta.tokens))
+            reason = delta.finish_reason
+            ending = reason if reason in _FINISHED else None
+            if ending is not None:
                 unfinished.remove(index)
-                events.append(openai_answers.event(answer.final_chunk(index, delta.finish_reason)))
-                if self.options.include_usage and not unfinished:
-                    usage = self._usage(requests, num_output_tokens)
-                    events.append(openai_answers.event(answer.usage_chunk(usage)))
-            if delta.text or finished:
-                self._send_events(events, last=not unfinished)
-            self._check_finish(delta.finish_reason)
-
-    def _send_events(self, events, last):
-        if last:
-            events.append(openai_answers.DONE_EVENT)
-        self.handler.stream(openai_answers.SSE_TYPE, b"".join(events), last)
+                events.append(answer.ending(index, ending))
+                if not unfinished:
+                    events.append(answer.closing(self._usage(requests, num_output_tokens)))
+            if delta.text or ending:
+                self.handler.stream(SSE_TYPE, b"".join(events), last=not unfinished)
+            self._check_finish(reason)
 
     def _usage(self, requests, num_output_tokens):
         """A prompt counts once, however many choices it has."""
-        firsts = requests[:: self.options.num_choices]
-        return openai_answers.Usage(
+        firsts = requests[:: self.call.num_choices]
+        return Usage(
             sum(len(request.prompt_token_ids) for request in firsts),
             num_output_tokens,
             sum(request.num_cached_tokens for request in firsts),
@@ -164,16 +170,11 @@ class Generation:
         if reason is None or reason in _FINISHED:
             return
         if reason == "timeout":
-            raise timed_out(self.timeout_s)
+            raise self.deadline.error()
         raise StoppingError("the server is stopping")
 
 
-def timed_out(timeout_s):
-    """The error of a call that was not answered in time."""
-    return TimedOutError(f"the answer was not complete within {timeout_s:g} s")
-
-
-def _seeded(sampling, offset):
+def _seeded(sampling: SamplingParams, offset: int) -> SamplingParams:
     if sampling.seed is None:
         return sampling
     return replace(sampling, seed=(sampling.seed + offset) % 2**64)

@@ -4,46 +4,21 @@ The way in is api/openai_requests.py. No I/O and no clock: ids and times are pas
 """
 
 import hashlib
-import json
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from marlin import __version__
-from marlin.server.api import logprobs
+from marlin.engine.interface import ModelTokenizer
+from marlin.engine.served_model import ServedModel
+from marlin.engine.stream import ShownToken
+from marlin.errors import MarlinError
+from marlin.server.api import openai_logprobs
+from marlin.server.api.dialect import Answer, Choice, Usage
+from marlin.server.api.encoding import encode, event
 
-JSON_TYPE = "application/json"
-SSE_TYPE = "text/event-stream; charset=utf-8"
-DONE_EVENT = b"data: [DONE]\n\n"
-# ASCII only, so that no text that a model emits can make the bytes invalid UTF-8.
-_ENCODER = json.JSONEncoder(separators=(",", ":"))
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Token counts of one answer; num_cached_tokens are those of the prompt that another request
-    had left computed."""
-
-    num_prompt_tokens: int
-    num_output_tokens: int
-    num_cached_tokens: int = 0
-
-    def as_json(self):
-        return {
-            "prompt_tokens": self.num_prompt_tokens,
-            "completion_tokens": self.num_output_tokens,
-            "total_tokens": self.num_prompt_tokens + self.num_output_tokens,
-            "prompt_tokens_details": {"cached_tokens": self.num_cached_tokens},
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One whole choice. tokens: engine.stream.ShownTokens, if log-probabilities were asked for."""
-
-    index: int
-    text: str
-    finish_reason: str
-    tokens: Sequence = ()
+_DONE_EVENT = b"data: [DONE]\n\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,18 +41,8 @@ class Envelope:
         }
 
 
-def encode(value):
-    """JSON bytes."""
-    return _ENCODER.encode(value).encode("ascii")
-
-
-def event(value):
-    """One server-sent event holding value as JSON; bytes."""
-    return b"data: " + encode(value) + b"\n\n"
-
-
-def error_body(error):
-    """The OpenAI error object of a MarlinError."""
+def error_body(error: MarlinError) -> dict[str, Any]:
+    """The OpenAI error object."""
     return {
         "error": {
             "message": error.message,
@@ -88,14 +53,19 @@ def error_body(error):
     }
 
 
-def model_card(name, created, max_context_tokens):
+def error_events(error: MarlinError) -> bytes:
+    """The end of a stream that an error ends."""
+    return event(error_body(error)) + _DONE_EVENT
+
+
+def model_card(name: str, created: int, max_context_tokens: int) -> dict[str, Any]:
     """One entry of /v1/models. created: seconds since the epoch."""
     card = {"id": name, "object": "model", "created": created, "owned_by": "metal-marlin"}
     # Not in OpenAI's API: vLLM's name, which clients read to size their prompts.
     return card | {"max_model_len": max_context_tokens}
 
 
-def model_details(model, capabilities):
+def model_details(model: ServedModel, capabilities: dict[str, bool]) -> dict[str, Any]:
     """What /v1/models/{id} says of a ServedModel beyond the card; capabilities: of its routes."""
     return {
         "capabilities": {
@@ -117,51 +87,84 @@ def model_details(model, capabilities):
     }
 
 
-def fingerprint(model):
+def fingerprint(model: ServedModel) -> str:
     """Names all that decides what a seed gives: package, model, weights and device."""
     facts = "\0".join((__version__, model.model_id, model.format, model.isa))
     return "fp_" + hashlib.sha256(facts.encode()).hexdigest()[:10]
 
 
-class _Answer:
+def _usage_json(usage):
+    return {
+        "prompt_tokens": usage.num_prompt_tokens,
+        "completion_tokens": usage.num_output_tokens,
+        "total_tokens": usage.num_prompt_tokens + usage.num_output_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.num_cached_tokens},
+    }
+
+
+class OpenAiAnswer(Answer):
     """What both endpoints share.
 
     Args:
-        envelope: Envelope.
         include_usage: chunks have `usage`.
         tokenizer: for the texts of tokens, if log-probabilities are to be shown, else None.
     """
 
-    def __init__(self, envelope, include_usage=False, tokenizer=None):
+    id_prefix: ClassVar[str]
+    body_kind: ClassVar[str]
+    chunk_kind: ClassVar[str]
+    show_logprobs: ClassVar[Callable[..., dict[str, Any]]]
+
+    def __init__(self, envelope: Envelope, include_usage: bool, tokenizer: ModelTokenizer | None):
         self.id = envelope.id
         self._envelope = envelope
         # With usage asked for, every chunk has the field and only the last one a value.
         self._usage_field = {"usage": None} if include_usage else {}
-        self._frames = {}  # by choice: the bytes before and after the text of a text_chunk
+        self._frames: dict[int, tuple[bytes, bytes]] = {}  # what is around a choice's text
         self._tokenizer = tokenizer
 
-    def body(self, choices, usage):
-        """The whole answer: Choices in order of their index, and Usage."""
-        body = self._envelope.as_json(self.body_kind, [self._choice(c) for c in choices])
-        return body | {"usage": usage.as_json()}
+    @abstractmethod
+    def choice(self, choice: Choice) -> dict[str, Any]:
+        """A choice of a whole answer."""
 
-    def usage_chunk(self, usage):
-        return self._envelope.as_json(self.chunk_kind, []) | {"usage": usage.as_json()}
+    @abstractmethod
+    def piece(self, choice: Choice) -> dict[str, Any]:
+        """A choice of a chunk: its next text, or without text its end."""
 
-    def text_event(self, index, text, tokens):
-        """event(text_chunk(index, text, tokens)); all but the text is encoded once a choice."""
+    def body(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
+        shown = [self.choice(c) | self._logprobs(c.tokens) for c in choices]
+        return self._envelope.as_json(self.body_kind, shown) | {"usage": _usage_json(usage)}
+
+    def opening(self, index: int, usage: Usage) -> bytes:
+        return b""
+
+    def text(self, index: int, text: str, tokens: Sequence[ShownToken]) -> bytes:
+        """All but the text is encoded once a choice, unless tokens are shown."""
         if self._tokenizer is not None:
-            return event(self.text_chunk(index, text, tokens))
+            return self._text_event(index, text, tokens)
         frame = self._frames.get(index)
         if frame is None:
             # No name that a path can have holds a NUL, so this one is the text's.
-            frame = event(self.text_chunk(index, "\0", ())).split(encode("\0"))
-            self._frames[index] = frame
+            before, after = self._text_event(index, "\0", ()).split(encode("\0"))
+            frame = self._frames[index] = before, after
         before, after = frame
         return before + encode(text) + after
 
+    def _text_event(self, index, text, tokens):
+        piece = self.piece(Choice(index, text, None, tokens))
+        return self._chunk(piece | self._logprobs(tokens))
+
+    def ending(self, index: int, finish_reason: str) -> bytes:
+        return self._chunk(self.piece(Choice(index, "", finish_reason)))
+
+    def closing(self, usage: Usage) -> bytes:
+        if not self._usage_field:
+            return _DONE_EVENT
+        chunk = self._envelope.as_json(self.chunk_kind, []) | {"usage": _usage_json(usage)}
+        return event(chunk) + _DONE_EVENT
+
     def _chunk(self, choice):
-        return self._envelope.as_json(self.chunk_kind, [choice]) | self._usage_field
+        return event(self._envelope.as_json(self.chunk_kind, [choice]) | self._usage_field)
 
     def _logprobs(self, tokens):
         if self._tokenizer is None:
@@ -169,57 +172,43 @@ class _Answer:
         return {"logprobs": self.show_logprobs(self._tokenizer, tokens)}
 
 
-class ChatAnswer(_Answer):
+class ChatAnswer(OpenAiAnswer):
     """Bodies and chunks of /v1/chat/completions."""
 
     id_prefix = "chatcmpl-"
     body_kind = "chat.completion"
     chunk_kind = "chat.completion.chunk"
-    continues_prompt = False
-    show_logprobs = staticmethod(logprobs.chat_shape)
+    show_logprobs = staticmethod(openai_logprobs.chat_shape)
 
-    def opening_chunks(self, index):
-        """Chunks before a choice's first text; here the one that names the role."""
+    def opening(self, index: int, usage: Usage) -> bytes:
+        """The chunk that names the role."""
         delta = {"role": "assistant", "content": ""}
-        return [self._chunk({"index": index, "delta": delta, "finish_reason": None})]
+        return self._chunk({"index": index, "delta": delta, "finish_reason": None})
 
-    def text_chunk(self, index, text, tokens):
-        choice = {"index": index, "delta": {"content": text}, "finish_reason": None}
-        return self._chunk(choice | self._logprobs(tokens))
+    def piece(self, choice: Choice) -> dict[str, Any]:
+        delta = {} if choice.finish_reason else {"content": choice.text}
+        return {"index": choice.index, "delta": delta, "finish_reason": choice.finish_reason}
 
-    def final_chunk(self, index, finish_reason):
-        return self._chunk({"index": index, "delta": {}, "finish_reason": finish_reason})
-
-    def _choice(self, choice):
-        shown = {
+    def choice(self, choice: Choice) -> dict[str, Any]:
+        return {
             "index": choice.index,
             "message": {"role": "assistant", "content": choice.text},
             "finish_reason": choice.finish_reason,
         }
-        return shown | self._logprobs(choice.tokens)
 
 
-class CompletionAnswer(_Answer):
+class CompletionAnswer(OpenAiAnswer):
     """Bodies and chunks of /v1/completions; a chunk is a body without counts."""
 
     id_prefix = "cmpl-"
     body_kind = chunk_kind = "text_completion"
-    continues_prompt = True
-    show_logprobs = staticmethod(logprobs.completion_shape)
+    show_logprobs = staticmethod(openai_logprobs.completion_shape)
 
-    def opening_chunks(self, _index):
-        return []
-
-    def text_chunk(self, index, text, tokens):
-        return self._chunk(self._choice(Choice(index, text, None, tokens)))
-
-    def final_chunk(self, index, finish_reason):
-        return self._chunk({"index": index, "text": "", "finish_reason": finish_reason})
-
-    def _choice(self, choice):
-        shown = {
+    def piece(self, choice: Choice) -> dict[str, Any]:
+        return {
             "index": choice.index,
             "text": choice.text,
             "finish_reason": choice.finish_reason,
         }
-        return shown | self._logprobs(choice.tokens)
+
+    choice = piece

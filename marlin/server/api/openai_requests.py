@@ -1,114 +1,129 @@
-"""The OpenAI API's requests: JSON to dataclasses (api/openai_answers.py is the way back).
+"""The OpenAI API's requests: JSON to Calls (api/openai_answers.py is the way back).
 
 No I/O, no clock, no model. Which names a request may hold is names.py's.
 """
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from marlin.engine.request import check_num_biases
-from marlin.engine.sampling import SamplingParams, parse_sampling
+from marlin.engine.bounds import check_num_biases
+from marlin.engine.interface import ModelTokenizer
+from marlin.engine.sampling import parse_sampling
+from marlin.engine.served_model import ServedModel
 from marlin.files.fields import shown, type_name
-from marlin.server.api import logprobs, names
+from marlin.server.api import names, openai_logprobs
+from marlin.server.api.dialect import Call, Conversation, Dialect, Prompt
 from marlin.server.api.fields import checked_text, plain, refuse, request_fields, required
+from marlin.server.api.openai_answers import (
+    ChatAnswer,
+    CompletionAnswer,
+    Envelope,
+    OpenAiAnswer,
+    error_body,
+    error_events,
+    fingerprint,
+)
 from marlin.server.api.openai_messages import parse_messages
+from marlin.server.http.limits import Limits
+from marlin.text.detokenizer import Detokenizer
 
 # One spelling for each id, so that no id can come twice; far more digits than any vocabulary.
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
 
 @dataclass(frozen=True, slots=True)
-class GenerationOptions:
-    """What both endpoints share.
+class OpenAiCall(Call):
+    """A Call of either endpoint.
 
     Attributes:
-        sampling: validated engine.sampling.SamplingParams.
-        stop: strings that end the text, not part of it.
-        stream: answer by server-sent events.
-        include_usage: end the stream with a chunk of token counts.
-        num_choices: for each prompt.
-        echo: the prompts that their choices' texts begin with, as they were given; () for none.
+        include_usage: end a stream with a chunk of token counts.
     """
 
-    sampling: SamplingParams
-    stop: tuple[str, ...]
-    stream: bool
+    kind: ClassVar[type[OpenAiAnswer]]
     include_usage: bool
-    num_choices: int
-    echo: tuple[str | list[int], ...] = ()
+
+    def answer(self, model: ServedModel, name: str, key: str, created: int) -> OpenAiAnswer:
+        envelope = Envelope(self.kind.id_prefix + key, created, name, fingerprint(model))
+        shows_logprobs = self.sampling.num_logprobs is not None
+        return self.kind(envelope, self.include_usage, model.tokenizer if shows_logprobs else None)
+
+
+class ChatCall(OpenAiCall):
+    """A request to /v1/chat/completions; its one prompt is a Conversation."""
+
+    __slots__ = ()
+    kind = ChatAnswer
 
 
 @dataclass(frozen=True, slots=True)
-class ChatRequest:
-    """messages: dicts of role, content (str) and, where given, name and reasoning_content."""
+class CompletionCall(OpenAiCall):
+    """A request to /v1/completions.
 
-    model: str
-    messages: list[dict]
-    options: GenerationOptions
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """content: str, or a non-empty list of token ids (not yet checked against a vocabulary);
-    param: what errors call it, `prompt` or `prompt[i]`."""
-
-    content: str | list[int]
-    param: str
-
-
-@dataclass(frozen=True, slots=True)
-class CompletionRequest:
-    """prompts: at least one Prompt."""
-
-    model: str
-    prompts: list[Prompt]
-    options: GenerationOptions
-
-
-def parse_chat(body, limits, default_max_tokens):
-    """Validate a /v1/chat/completions body.
-
-    Args:
-        body: dict from api/fields.py's parse_json.
-        limits: http.limits.Limits.
-        default_max_tokens: for a request that names none.
-
-    Raises:
-        RequestError: with `param` naming the field, e.g. `messages[2].content`.
+    Attributes:
+        echo: texts begin with their prompt, as it was given.
     """
+
+    kind = CompletionAnswer
+    prompts: Sequence[Prompt]
+    echo: bool = False
+
+    def prefixes(self, tokenizer: ModelTokenizer) -> list[str]:
+        if not self.echo:
+            return [""] * len(self.prompts)
+        return [_text_of(prompt.content, tokenizer) for prompt in self.prompts]
+
+
+def _text_of(content, tokenizer):
+    """A prompt as its client gave it; token ids do not tell a text, so that is not decoded."""
+    if isinstance(content, str):
+        return content
+    detokenizer = Detokenizer(tokenizer, continues=False, skip_special_tokens=False)
+    return "".join([*map(detokenizer.push, content), detokenizer.flush()])
+
+
+@dataclass(frozen=True, slots=True)
+class OpenAi:
+    """A Dialect, the OpenAI API's; parse is one of the two functions below."""
+
+    parse: Callable[[dict[str, Any], Limits, int], OpenAiCall]
+    error_body = staticmethod(error_body)
+    error_events = staticmethod(error_events)
+
+
+def parse_chat(body: dict[str, Any], limits: Limits, max_tokens: int) -> ChatCall:
+    """Dialect.parse of /v1/chat/completions."""
     model = checked_text(required(body, "model"), "model")
-    messages = parse_messages(required(body, "messages"))
+    prompt = Conversation(parse_messages(required(body, "messages")))
     names.CHAT.check(body)
     given = request_fields(body)
-    max_tokens, newer = (
-        given.count(name, None) for name in ("max_tokens", "max_completion_tokens")
+    older, newer = (given.count(name, None) for name in ("max_tokens", "max_completion_tokens"))
+    if None not in (older, newer) and older != newer:
+        refuse("max_completion_tokens", f"is {newer} but max_tokens is {older}")
+    options = _parse_options(
+        body, limits, newer or older or max_tokens, openai_logprobs.parse_chat(body)
     )
-    if None not in (max_tokens, newer) and max_tokens != newer:
-        refuse("max_completion_tokens", f"is {newer} but max_tokens is {max_tokens}")
-    max_tokens = newer or max_tokens or default_max_tokens
-    options = _parse_options(body, limits, max_tokens, logprobs.parse_chat(body))
-    return ChatRequest(model, messages, options)
+    return ChatCall(model, [prompt], **options)
 
 
-def parse_completion(body, limits, default_max_tokens):
-    """Validate a /v1/completions body; arguments and errors as parse_chat's."""
+def parse_completion(body: dict[str, Any], limits: Limits, max_tokens: int) -> CompletionCall:
+    """Dialect.parse of /v1/completions."""
     model = checked_text(required(body, "model"), "model")
     prompts = _parse_prompts(required(body, "prompt"))
     names.COMPLETION.check(body)
     given = request_fields(body)
-    max_tokens = given.count("max_tokens", default_max_tokens)
-    num_logprobs = logprobs.parse_completion(body)
+    max_tokens = given.count("max_tokens", max_tokens)
+    num_logprobs = openai_logprobs.parse_completion(body)
     options = _parse_options(body, limits, max_tokens, num_logprobs)
-    num_choices = len(prompts) * options.num_choices
+    num_choices = len(prompts) * options["num_choices"]
     if num_choices > limits.num_call_choices:
         most = limits.num_call_choices
         refuse("prompt", f"and n ask for {num_choices} choices; a call may have {most}")
     echo = given.flag("echo", False)
     if echo and num_logprobs is not None:
         refuse("echo", "is not supported together with logprobs")
-    if echo:
-        options = replace(options, echo=tuple(prompt.content for prompt in prompts))
-    return CompletionRequest(model, prompts, options)
+    return CompletionCall(model, prompts, **options, echo=echo)
 
 
 def _parse_prompts(value):
@@ -140,6 +155,7 @@ def _parse_token_ids(value, param):
 
 
 def _parse_options(body, limits, max_tokens, num_logprobs):
+    """What both endpoints share, as arguments of an OpenAiCall."""
     given = request_fields(body)
     stream = given.flag("stream", False)
     num_choices = given.count("n", 1, maximum=limits.num_choices)
@@ -151,13 +167,13 @@ def _parse_options(body, limits, max_tokens, num_logprobs):
         logit_bias=_parse_logit_bias(body),
         num_logprobs=num_logprobs,
     )
-    return GenerationOptions(
-        sampling=sampling,
-        stop=parse_stop(body, limits),
-        stream=stream,
-        include_usage=_parse_stream_options(body),
-        num_choices=num_choices,
-    )
+    return {
+        "sampling": sampling,
+        "stop": parse_stop(body, limits),
+        "stream": stream,
+        "num_choices": num_choices,
+        "include_usage": _parse_stream_options(body),
+    }
 
 
 def _parse_logit_bias(body):
@@ -204,3 +220,7 @@ def _parse_stream_options(body):
         return False
     names.STREAM_OPTIONS.check(options.values, "stream_options.")
     return options.flag("include_usage", False)
+
+
+CHAT: Dialect = OpenAi(parse_chat)
+COMPLETIONS: Dialect = OpenAi(parse_completion)

@@ -6,14 +6,20 @@ endpoint answers is api/endpoints.py.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from marlin.config import ServeConfig
 from marlin.engine.served_model import ServedModel
 from marlin.errors import MethodError
+from marlin.server.api import openai_requests
+from marlin.server.api.dialect import Dialect
 from marlin.server.api.endpoints import Endpoints
 from marlin.server.http.handler import Handler
 from marlin.server.observe.metrics import NUM_ENDPOINTS, OTHER_ENDPOINT, RequestRecord
 
+# Of errors at paths that have none.
+DEFAULT_DIALECT: Dialect = openai_requests.CHAT
 _ID = "{id}"  # at the end of a path: the rest of it, whatever that is
 
 
@@ -25,6 +31,7 @@ class Route:
         method: GET answers HEAD, too.
         path: its label in metrics as well; "{id}" at its end stands for any rest.
         answer: method of Endpoints.
+        dialect: of its errors.
         needs_key: whether a client must present the API key, where there is one.
         quiet: asked every few seconds for ever, and logged at DEBUG.
         setting: the switch of ServeConfig without which there is no such path; None for none.
@@ -35,11 +42,18 @@ class Route:
     method: str
     path: str
     answer: Callable[[Endpoints, Handler, RequestRecord], None]
+    dialect: Dialect = DEFAULT_DIALECT
     needs_key: bool = True
     quiet: bool = False
     setting: str | None = None
     capability: str | None = None
     offered: Callable[[ServedModel], bool] = lambda _model: True
+
+
+def generation_route(path: str, dialect: Dialect, **more: Any) -> Route:
+    """An endpoint that generates."""
+    answer = partial(Endpoints.generate, dialect=dialect)
+    return Route("POST", path, answer, dialect=dialect, **more)
 
 
 HEALTH = Route("GET", "/health", Endpoints.health, needs_key=False, quiet=True)
@@ -49,12 +63,12 @@ ROUTES = (
     Route("GET", "/metrics", Endpoints.metrics, quiet=True, setting="enable_metrics"),
     Route("GET", "/v1/models", Endpoints.models),
     Route("GET", f"/v1/models/{_ID}", Endpoints.model),
-    Route(
-        *("POST", "/v1/chat/completions", Endpoints.chat),
+    generation_route(
+        *("/v1/chat/completions", openai_requests.CHAT),
         capability="chat_completions",
         offered=lambda model: model.has_chat,
     ),
-    Route("POST", "/v1/completions", Endpoints.completions, capability="completions"),
+    generation_route("/v1/completions", openai_requests.COMPLETIONS, capability="completions"),
 )
 
 
@@ -73,6 +87,10 @@ class Path:
     @property
     def needs_key(self) -> bool:
         return any(route.needs_key for route in self.routes.values())
+
+    @property
+    def dialect(self) -> Dialect:
+        return next(iter(self.routes.values())).dialect
 
     @property
     def is_quiet(self) -> bool:

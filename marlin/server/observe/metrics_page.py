@@ -8,7 +8,7 @@ import platform
 from types import SimpleNamespace
 
 from marlin import __version__
-from marlin.engine.stats import EngineStats
+from marlin.engine.interface import EngineStats
 from marlin.server.observe import prometheus
 from marlin.server.observe.accept import preferred
 from marlin.server.observe.metrics import FAMILIES, memory_gauges, total

@@ -17,6 +17,7 @@ import time
 
 from marlin.errors import OverloadedError
 from marlin.server.api import openai_answers
+from marlin.server.api.encoding import JSON_TYPE, encode
 from marlin.server.api.routes import HEALTH
 from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer
@@ -92,8 +93,8 @@ class NoWorker:
         self._reply(handler, error, openai_answers.error_body(error))
 
     def _reply(self, handler, error, body):
-        content = openai_answers.encode(body)
-        handler.reply(error.status, content, openai_answers.JSON_TYPE, error.headers)
+        content = encode(body)
+        handler.reply(error.status, content, JSON_TYPE, error.headers)
 
 
 class _Worker:

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from marlin.engine.request import check_prompt, new_request
+from marlin.engine.bounds import check_prompt
+from marlin.engine.request import new_request
 from marlin.engine.sampling import MAX_LOGIT_BIASES, SamplingParams
 from marlin.errors import ContextLengthError, RequestError
 

@@ -1,0 +1,68 @@
+"""What an engine and a tokenizer are to those who use them: the real ones and the mock's are both.
+
+Declarations alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from marlin.engine.bounds import Bounds
+from marlin.engine.request import Request
+from marlin.engine.sampling import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Attributes:
+    num_running, num_waiting: requests in steps, and before their first one.
+    kv_bytes: of the KV cache.
+    gpu_memory_bytes: that weights, cache and activations hold on a GPU.
+    num_kv_blocks, num_free_kv_blocks: of the KV cache; free ones may hold what can be found again.
+    seconds_since_step: how long the work in hand has waited for a step to be completed; 0 without
+        work.
+    """
+
+    num_running: int
+    num_waiting: int
+    kv_bytes: int = 0
+    gpu_memory_bytes: int = 0
+    num_kv_blocks: int = 0
+    num_free_kv_blocks: int = 0
+    seconds_since_step: float = 0.0
+
+
+class ModelEngine(Bounds, Protocol):
+    """What runs the requests: engine.engine.Engine or a mock. Any thread may call it."""
+
+    @property
+    def alive(self) -> bool: ...
+
+    def submit(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, request_id: str
+    ) -> Request: ...
+
+    def wait_for_end(self) -> BaseException | None: ...
+
+    def stats(self) -> EngineStats: ...
+
+    def close(self) -> None: ...
+
+
+class ModelTokenizer(Protocol):
+    """text.tokenizer.Tokenizer or a mock; its methods are described there."""
+
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+    byte_exact: bool
+    strips_leading_space: bool
+    named_tokens: Mapping[str, str]
+    chat_template: str | None
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+    def min_tokens(self, text: str) -> int: ...
+
+    def token_bytes(self, id: int) -> bytes: ...
+
+    def is_special(self, id: int) -> bool: ...

@@ -1,0 +1,153 @@
+"""A dialect: one API's way of asking for text and of giving it.
+
+A dialect makes a Call of a request, the Call an Answer, and the Answer all that the client is sent;
+generation.py runs what is between and knows no dialect. A new one is a file that declares the three
+and a row in the routes. Declarations, and what passes through them; knows no API.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from marlin.engine.interface import ModelTokenizer
+from marlin.engine.sampling import SamplingParams
+from marlin.engine.served_model import ServedModel
+from marlin.engine.stream import ShownToken
+from marlin.errors import MarlinError
+from marlin.server.http.limits import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A prompt to be made by the model's chat template, of what render_chat() takes."""
+
+    continues: ClassVar[bool] = False  # the answer is a text of its own
+    messages: list[dict[str, str]]
+
+    def encode(self, model: ServedModel, still_wanted: Callable[[], None]) -> list[int]:
+        return model.encode_chat(self.messages, still_wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt to be continued.
+
+    Attributes:
+        content: text, or token ids, at least one, not yet checked against a vocabulary.
+        param: what errors call it.
+    """
+
+    continues: ClassVar[bool] = True
+    content: str | list[int]
+    param: str
+
+    def encode(self, model: ServedModel, still_wanted: Callable[[], None]) -> list[int]:
+        return model.encode_prompt(self.content, self.param, still_wanted)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one answer; num_cached_tokens are those of the prompt that another request
+    had left computed."""
+
+    num_prompt_tokens: int
+    num_output_tokens: int
+    num_cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One choice, or as much of it as there is.
+
+    Attributes:
+        finish_reason: "stop" or "length"; None while it goes on.
+        tokens: behind the text, if log-probabilities were asked for.
+    """
+
+    index: int
+    text: str
+    finish_reason: str | None
+    tokens: Sequence[ShownToken] = ()
+
+
+class Answer(ABC):
+    """What one Call is sent, as JSON or as server-sent events. Made once a call, kept to its end.
+
+    Attributes:
+        id: of the answer, for the client and the log.
+    """
+
+    id: str
+
+    @abstractmethod
+    def body(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
+        """The whole answer; choices in order of their index."""
+
+    @abstractmethod
+    def opening(self, index: int, usage: Usage) -> bytes:
+        """Events before a choice's first text; usage: without output."""
+
+    @abstractmethod
+    def text(self, index: int, text: str, tokens: Sequence[ShownToken]) -> bytes:
+        """The event of a choice's next text; tokens as Choice's."""
+
+    @abstractmethod
+    def ending(self, index: int, finish_reason: str) -> bytes:
+        """Events after a choice's last text."""
+
+    @abstractmethod
+    def closing(self, usage: Usage) -> bytes:
+        """Events after the ending of the last choice."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call(ABC):
+    """What a request asks for.
+
+    Attributes:
+        model: the name it gives.
+        prompts: at least one.
+        sampling: its max_tokens may be more than the context holds.
+        stop: strings that end a text, not part of it.
+        stream: answer by server-sent events.
+        num_choices: for each prompt.
+    """
+
+    model: str
+    prompts: Sequence[Conversation | Prompt]
+    sampling: SamplingParams
+    stop: tuple[str, ...]
+    stream: bool
+    num_choices: int
+
+    @abstractmethod
+    def answer(self, model: ServedModel, name: str, key: str, created: int) -> Answer:
+        """Begin the answer.
+
+        Args:
+            name: that answers give the model.
+            key: made for this call; hexadecimal digits.
+            created: now, in seconds since the epoch.
+        """
+
+    def prefixes(self, tokenizer: ModelTokenizer) -> list[str]:
+        """For each prompt, what the texts of its choices begin with."""
+        return [""] * len(self.prompts)
+
+
+class Dialect(Protocol):
+    """What a route needs of an API's endpoint."""
+
+    def parse(self, body: dict[str, Any], limits: Limits, max_tokens: int) -> Call:
+        """Validate a request's JSON; max_tokens: of one that names no number.
+
+        Raises:
+            RequestError: with `param` naming the field, e.g. `messages[2].content`.
+        """
+
+    def error_body(self, error: MarlinError) -> dict[str, Any]:
+        """The JSON that answers a request with an error."""
+
+    def error_events(self, error: MarlinError) -> bytes:
+        """The same as the last events of a stream that has begun."""
