@@ -22,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from marlin.device.device import Device
 from marlin.engine.kv_cache import Paging
 from marlin.engine.load import Batching, load_engine
-from marlin.engine.request import Chunk, FinishEvent, Request, SamplingParams
+from marlin.engine.request import Chunk, FinishEvent, Request
 from marlin.engine.runner import Runner
+from marlin.engine.sampling import SamplingParams
 from marlin.models.checkpoint import open_checkpoint
 from marlin.models.model import Model
 

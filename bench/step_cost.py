@@ -30,7 +30,7 @@ from streams import SAMPLING, Prompts
 from marlin import cli
 from marlin.device.program import Program
 from marlin.engine.load import Batching, load_engine
-from marlin.engine.request import SamplingParams
+from marlin.engine.sampling import SamplingParams
 
 NUM_TOKENS = 128  # of a prompt, and of an answer
 VOCAB = 32000

@@ -18,7 +18,8 @@ from tiny_models import (
 )
 
 from marlin.engine.load import load_engine
-from marlin.engine.request import FinishEvent, SamplingParams
+from marlin.engine.request import FinishEvent
+from marlin.engine.sampling import SamplingParams
 from marlin.models.source import open_source
 
 # Where float32 puts the two likeliest tokens closer than this, int8 activations may swap them: it
