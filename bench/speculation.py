@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from marlin.device.device import Device
 from marlin.engine.kv_cache import Paging
-from marlin.engine.load import Batching, load_engine
+from marlin.engine.load import Batching, load_model
 from marlin.engine.request import Chunk, FinishEvent, Request
 from marlin.engine.runner import Runner
 from marlin.engine.sampling import SamplingParams
@@ -105,7 +105,7 @@ def serving(arguments, num_streams, speculative):
     batching = None
     if num_streams > 1:
         batching = Batching(num_streams * arguments.context // 16, 16, num_streams)
-    return load_engine(
+    return load_model(
         arguments.model,
         num_threads=arguments.threads,
         max_context_tokens=arguments.context,
