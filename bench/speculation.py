@@ -21,12 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from marlin.device.device import Device
 from marlin.engine.kv_cache import Paging
-from marlin.engine.load import Batching, load_model
-from marlin.engine.request import Chunk, FinishEvent, Request
+from marlin.engine.load import Batching, load_engine
+from marlin.engine.request import Chunk, FinishEvent, Request, SamplingParams
 from marlin.engine.runner import Runner
-from marlin.engine.sampling import SamplingParams
 from marlin.models.checkpoint import open_checkpoint
 from marlin.models.model import Model
+from marlin.text.conversation import Conversation
 
 PROSE = (
     "The marlin is a large fish of the open sea. It has a long body, a spear-like snout and a tall "
@@ -105,7 +105,7 @@ def serving(arguments, num_streams, speculative):
     batching = None
     if num_streams > 1:
         batching = Batching(num_streams * arguments.context // 16, 16, num_streams)
-    return load_model(
+    return load_engine(
         arguments.model,
         num_threads=arguments.threads,
         max_context_tokens=arguments.context,
@@ -117,7 +117,7 @@ def serving(arguments, num_streams, speculative):
 def answer(model, task, num_streams, max_tokens, seed, record):
     """Answer a task once on every stream; returns the answers' token ids."""
     name, prompt, sampling = task
-    token_ids = model.encode_chat([{"role": "user", "content": prompt}])
+    token_ids = model.encode_chat(Conversation([{"role": "user", "content": prompt}]))
     begin = time.perf_counter()
     requests = [
         model.engine.submit(

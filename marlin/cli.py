@@ -170,9 +170,9 @@ def _run(arguments, environ):
         return _serve(arguments, environ)
     if arguments.command == "generate":
         from marlin.commands import generate
-        from marlin.engine.load import load_model
+        from marlin.engine.load import load_engine
 
-        return generate.run(arguments, load_model)
+        return generate.run(arguments, load_engine)
     if arguments.command == "quantize":
         from marlin.commands import quantize
 
@@ -230,14 +230,14 @@ def _load_model(settings, share=None):
         from marlin.engine.mock import load_mock
 
         return load_mock(settings.model_path, settings.max_context_tokens)
-    from marlin.engine.load import Batching, load_model
+    from marlin.engine.load import Batching, load_engine
 
     batching = None
     if settings.enable_batching:
         batching = Batching(
             settings.num_kv_blocks, settings.block_size, settings.max_concurrent_requests
         )
-    return load_model(
+    return load_engine(
         settings.model_path,
         device_kind=settings.device,
         num_threads=settings.num_threads,

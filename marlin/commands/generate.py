@@ -12,6 +12,7 @@ from marlin.errors import ConfigError, MarlinError
 from marlin.server.api.fields import request_fields
 from marlin.server.api.openai_requests import parse_stop
 from marlin.server.http.limits import Limits
+from marlin.text.conversation import Conversation
 
 
 def run(arguments, load, stdin=None, stdout=None):
@@ -74,4 +75,4 @@ def _prompt_token_ids(model, arguments, prompt):
     messages = [{"role": "user", "content": prompt}]
     if arguments.system is not None:
         messages.insert(0, {"role": "system", "content": arguments.system})
-    return True, model.encode_chat(messages)
+    return True, model.encode_chat(Conversation(messages))

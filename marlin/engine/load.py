@@ -1,4 +1,4 @@
-"""From a model's path to a ServedModel: device, weights, tokenizer, KV cache, engine."""
+"""From a model's path to a running engine: device, weights, tokenizer, KV cache."""
 
 import logging
 import os
@@ -45,7 +45,7 @@ class Batching:
     max_sequences: int
 
 
-def load_model(
+def load_engine(
     path,
     num_threads=None,
     max_context_tokens=None,

@@ -12,7 +12,8 @@ from marlin.engine.bounds import check_prompt, check_prompt_fits
 from marlin.engine.gate import SlotGate
 from marlin.engine.interface import ModelEngine, ModelTokenizer
 from marlin.errors import NoChatTemplateError, TemplateError
-from marlin.text.chat_template import ChatTemplate, render_chat
+from marlin.text.chat_template import ChatTemplate
+from marlin.text.conversation import Conversation, Prompter
 
 logger = logging.getLogger(__name__)
 
@@ -61,17 +62,17 @@ class ServedModel:
         self.format = format
         self.isa = isa
         self.num_layers = num_layers
-        self._render_chat = chat_renderer(tokenizer)
+        self._prompter = prompter_for(tokenizer)
         self._long_text_characters = long_text_characters
         self._long_texts = SlotGate(1, None, poll_s)
 
     @property
     def has_chat(self) -> bool:
         """Whether encode_chat() works: there is a chat template that can be used."""
-        return self._render_chat is not None
+        return self._prompter is not None
 
     def encode_chat(
-        self, messages: list[dict], still_wanted: Callable[[], None] = _wanted
+        self, conversation: Conversation, still_wanted: Callable[[], None] = _wanted
     ) -> list[int]:
         """Prompt token ids of a conversation.
 
@@ -80,15 +81,16 @@ class ServedModel:
                 to give up.
 
         Raises:
-            TemplateError: the model has no chat template, or it refuses these messages.
+            TemplateError: the model has no chat template, or it refuses the conversation.
             ContextLengthError: more tokens than the context holds.
         """
-        if self._render_chat is None:
+        if self._prompter is None:
             raise NoChatTemplateError(
                 f"model {self.model_id!r} has no chat template; use /v1/completions"
             )
         # A template writes the special tokens itself, beginning-of-sequence included.
-        return self._encode(self._render_chat(messages), still_wanted, add_special_tokens=False)
+        text = self._prompter.prompt(conversation)
+        return self._encode(text, still_wanted, add_special_tokens=False)
 
     def encode_prompt(
         self,
@@ -123,8 +125,8 @@ class ServedModel:
         return token_ids
 
 
-def chat_renderer(tokenizer: ModelTokenizer) -> Callable[[list[dict]], str] | None:
-    """A function from messages to prompt text by the model's own template, or None without one."""
+def prompter_for(tokenizer: ModelTokenizer) -> Prompter | None:
+    """What makes prompts by the model's own chat template, or None without one."""
     source = tokenizer.chat_template
     if source is None:
         return None
@@ -133,4 +135,4 @@ def chat_renderer(tokenizer: ModelTokenizer) -> Callable[[list[dict]], str] | No
     except TemplateError as error:
         logger.warning("chat is not available: %s", error.message)
         return None
-    return lambda messages: render_chat(template, messages, **tokenizer.named_tokens)
+    return Prompter(template, tokenizer.named_tokens)

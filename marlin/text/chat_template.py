@@ -55,36 +55,3 @@ class ChatTemplate:
         except FAULTS as fault:
             raise located(1, fault) from fault
         return text
-
-
-def render_chat(
-    template,
-    messages,
-    *,
-    tools=None,
-    add_generation_prompt=True,
-    now=datetime.now,
-    **extra,
-):
-    """Render a conversation with the variable names that chat templates expect.
-
-    Args:
-        template: ChatTemplate.
-        messages: list of message dicts, as in an OpenAI request.
-        tools: list of tool dicts, or None.
-        add_generation_prompt: end with the opening of an assistant turn.
-        now: see ChatTemplate.render.
-        extra: further variables (bos_token, eos_token, enable_thinking, documents, ...); they win
-            over the defaults here. Without a token that the model lacks: it is undefined then.
-
-    Raises:
-        TemplateError: see ChatTemplate.render.
-    """
-    variables = {
-        "messages": messages,
-        "tools": tools,
-        "documents": None,
-        "add_generation_prompt": add_generation_prompt,
-        **extra,
-    }
-    return template.render(variables, now=now)

@@ -11,8 +11,7 @@ from tiny_models import (
 )
 
 from marlin.engine.engine import Engine
-from marlin.engine.request import FinishEvent
-from marlin.engine.sampling import SamplingParams
+from marlin.engine.request import FinishEvent, SamplingParams
 
 WAIT_S = 60
 

@@ -9,7 +9,7 @@ import pytest
 from transformers.utils.chat_template_utils import _compile_jinja_template as compile_with_jinja2
 
 from marlin.errors import TemplateError
-from marlin.text.chat_template import ChatTemplate, render_chat
+from marlin.text.chat_template import ChatTemplate
 
 TEMPLATES = sorted((Path(__file__).parents[1] / "data" / "chat_templates").glob("*.jinja"))
 NOON = datetime(2024, 7, 26, 12, 0, 0)
@@ -180,19 +180,9 @@ def test_threads_share_a_template_without_mixing_their_variables():
     assert results == {x: {str(300 * x)} for x in range(4)}
 
 
-def test_render_chat_gives_the_template_the_names_it_expects():
-    template = ChatTemplate(
-        "{{ bos_token }}{{ messages[0].role }}|{{ tools }}|{{ documents }}|"
-        "{{ add_generation_prompt }}|{{ enable_thinking }}|{{ eos_token }}"
-    )
-    tokens = {"bos_token": "<s>", "eos_token": "</s>"}
-    text = render_chat(template, [user("x")], **tokens, enable_thinking=False)
-    assert text == "<s>user|None|None|True|False|</s>"
-
-
-def test_render_chat_reads_the_clock_it_is_given():
+def test_a_template_reads_the_clock_it_is_given():
     template = ChatTemplate("{{ strftime_now('%d %b %Y %H:%M') }}")
-    assert render_chat(template, [user("x")], now=lambda: NOON) == "26 Jul 2024 12:00"
+    assert template.render({}, now=lambda: NOON) == "26 Jul 2024 12:00"
 
 
 def test_raise_exception_ends_the_render_with_exactly_its_message():

@@ -21,6 +21,7 @@ def without_effect(checkout):
     [
         ("both endpoints", names.COMPLETION.accepted),
         ("chat alone", set(names.CHAT.accepted) - set(names.COMPLETION.accepted)),
+        ("`reasoning`", names.REASONING.accepted),
         ("a message", names.MESSAGE.accepted),
         ("a text part", names.CONTENT_PART.accepted),
     ],

@@ -15,8 +15,9 @@ from vocabularies import (
     train_sentencepiece,
 )
 
-from marlin.engine.served_model import chat_renderer
+from marlin.engine.served_model import prompter_for
 from marlin.errors import ModelFileError
+from marlin.text.conversation import Conversation
 from marlin.text.folder_tokenizer import load_tokenizer
 from marlin.text.gguf_tokenizer import tokenizer_from_gguf
 from marlin.text.tokenizer import Tokenizer
@@ -90,7 +91,7 @@ def test_a_token_that_a_model_lacks_is_undefined_in_its_chat_template(tokens, ba
     write_folder(tmp_path, backend, tokenizer_config=config)
     messages = [{"role": "user", "content": "Hi"}]
     theirs = AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(messages, tokenize=False)
-    assert chat_renderer(load_tokenizer(tmp_path))(messages) == theirs
+    assert prompter_for(load_tokenizer(tmp_path)).prompt(Conversation(messages)) == theirs
     assert "None" not in theirs
 
 

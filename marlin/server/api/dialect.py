@@ -16,17 +16,21 @@ from marlin.engine.served_model import ServedModel
 from marlin.engine.stream import ShownToken
 from marlin.errors import MarlinError
 from marlin.server.http.limits import Limits
+from marlin.text.conversation import Conversation
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
-    """A prompt to be made by the model's chat template, of what render_chat() takes."""
+class ChatPrompt:
+    """A prompt to be made by the model's chat template."""
 
-    continues: ClassVar[bool] = False  # the answer is a text of its own
-    messages: list[dict[str, str]]
+    conversation: Conversation
+
+    @property
+    def continues(self) -> bool:
+        return self.conversation.continues
 
     def encode(self, model: ServedModel, still_wanted: Callable[[], None]) -> list[int]:
-        return model.encode_chat(self.messages, still_wanted)
+        return model.encode_chat(self.conversation, still_wanted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +119,7 @@ class Call(ABC):
     """
 
     model: str
-    prompts: Sequence[Conversation | Prompt]
+    prompts: Sequence[ChatPrompt | Prompt]
     sampling: SamplingParams
     stop: tuple[str, ...]
     stream: bool

@@ -83,7 +83,11 @@ _ACCEPTED_BY_BOTH = {
 }
 CHAT = Names(
     _PARAMETER,
-    ("messages", "max_completion_tokens", "top_logprobs", *_HONOURED_BY_BOTH),
+    (
+        *("messages", "max_completion_tokens", "top_logprobs", "reasoning_effort", "reasoning"),
+        *("chat_template_kwargs", "continue_final_message", "add_generation_prompt"),
+        *_HONOURED_BY_BOTH,
+    ),
     {**_ACCEPTED_BY_BOTH, "verbosity": str},
     {
         "tools": ([],),
@@ -94,7 +98,6 @@ CHAT = Names(
         "modalities": (["text"],),
         "audio": (),
         "prediction": (),
-        "reasoning_effort": (),
         "web_search_options": (),
     },
 )
@@ -102,6 +105,12 @@ COMPLETION = Names(
     _PARAMETER, ("prompt", "echo", *_HONOURED_BY_BOTH), _ACCEPTED_BY_BOTH, {"suffix": ("",)}
 )
 STREAM_OPTIONS = Names("stream option", ("include_usage",), {}, {"include_obfuscation": (False,)})
+REASONING = Names(
+    "field of reasoning",
+    ("effort", "enabled"),
+    {"exclude": bool, "summary": str, "generate_summary": str},
+    {"max_tokens": ()},
+)
 # SDK users send a message of an earlier answer back whole, with what other servers put into it.
 MESSAGE = Names(
     "field of a message",

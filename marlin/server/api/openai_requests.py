@@ -14,7 +14,7 @@ from marlin.engine.sampling import parse_sampling
 from marlin.engine.served_model import ServedModel
 from marlin.files.fields import shown, type_name
 from marlin.server.api import names, openai_logprobs
-from marlin.server.api.dialect import Call, Conversation, Dialect, Prompt
+from marlin.server.api.dialect import Call, ChatPrompt, Dialect, Prompt
 from marlin.server.api.fields import checked_text, plain, refuse, request_fields, required
 from marlin.server.api.openai_answers import (
     ChatAnswer,
@@ -26,6 +26,7 @@ from marlin.server.api.openai_answers import (
     fingerprint,
 )
 from marlin.server.api.openai_messages import parse_messages
+from marlin.server.api.template_options import parse_conversation
 from marlin.server.http.limits import Limits
 from marlin.text.detokenizer import Detokenizer
 
@@ -51,7 +52,7 @@ class OpenAiCall(Call):
 
 
 class ChatCall(OpenAiCall):
-    """A request to /v1/chat/completions; its one prompt is a Conversation."""
+    """A request to /v1/chat/completions; its one prompt is a ChatPrompt."""
 
     __slots__ = ()
     kind = ChatAnswer
@@ -95,8 +96,9 @@ class OpenAi:
 def parse_chat(body: dict[str, Any], limits: Limits, max_tokens: int) -> ChatCall:
     """Dialect.parse of /v1/chat/completions."""
     model = checked_text(required(body, "model"), "model")
-    prompt = Conversation(parse_messages(required(body, "messages")))
+    messages = parse_messages(required(body, "messages"))
     names.CHAT.check(body)
+    prompt = ChatPrompt(parse_conversation(body, messages))
     given = request_fields(body)
     older, newer = (given.count(name, None) for name in ("max_tokens", "max_completion_tokens"))
     if None not in (older, newer) and older != newer:
