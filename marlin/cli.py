@@ -136,6 +136,9 @@ def _add_generate_arguments(parser):
     parser.add_argument(
         "--speculative", choices=config.SPECULATIVE_METHODS, help=config.SPECULATIVE_HELP
     )
+    parser.add_argument(
+        "--allow-unknown-pretokenizer", action="store_true", help=config.PRETOKENIZER_HELP
+    )
 
 
 def _add_sampling_options(parser):
@@ -245,4 +248,5 @@ def _load_model(settings, share=None):
         batching=batching,
         share=share,
         speculative=settings.speculative,
+        allow_unknown_pretokenizer=settings.allow_unknown_pretokenizer,
     )

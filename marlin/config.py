@@ -15,6 +15,7 @@ DEVICE_KINDS = ("metal", "cpu")
 DEVICE_HELP = "metal or cpu (default: metal on a Mac with a GPU, else cpu)"
 SPECULATIVE_METHODS = ("ngram",)
 SPECULATIVE_HELP = "ngram: draft tokens from the text so far and check them together (default off)"
+PRETOKENIZER_HELP = "read a tokenizer.json whose regular expressions nobody has published"
 MODEL_PATH_VARIABLE = "METAL_MARLIN_MODEL_PATH"
 API_KEY_VARIABLE = "METAL_MARLIN_API_KEY"
 MOCK_MODEL_VARIABLE = "METAL_MARLIN_MOCK_MODEL"
@@ -47,6 +48,7 @@ class ServeConfig:
         enable_batching: requests share steps over a paged KV cache, instead of one after another.
         num_kv_blocks, block_size: that cache's blocks, and tokens a block.
         speculative: one of SPECULATIVE_METHODS, how tokens are drafted; None drafts none.
+        allow_unknown_pretokenizer: a tokenizer.json may hold any regular expression.
         mock_model: answers are made up under the model path's name; no model is loaded.
         api_key: what clients must present, or None.
     """
@@ -69,6 +71,7 @@ class ServeConfig:
     num_kv_blocks: int
     block_size: int
     speculative: str | None
+    allow_unknown_pretokenizer: bool
     mock_model: bool
     api_key: bytes | None = field(repr=False)
 
@@ -250,6 +253,10 @@ OPTIONS = (
     Option(
         *("--speculative", "speculative", None, _one_of(SPECULATIVE_METHODS), "METHOD"),
         SPECULATIVE_HELP,
+    ),
+    Option(
+        *("--allow-unknown-pretokenizer", "allow_unknown_pretokenizer", False, _switch, None),
+        PRETOKENIZER_HELP,
     ),
 )
 

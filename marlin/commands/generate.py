@@ -21,7 +21,7 @@ def run(arguments, load, stdin=None, stdout=None):
     Args:
         arguments: the parsed command line (cli.py).
         load: callable(path, device_kind=, num_threads=, max_context_tokens=,
-            speculative=) -> ServedModel.
+            speculative=, allow_unknown_pretokenizer=) -> ServedModel.
         stdin, stdout: text streams; None takes the process's own.
 
     Returns:
@@ -40,6 +40,7 @@ def run(arguments, load, stdin=None, stdout=None):
         num_threads=arguments.threads,
         max_context_tokens=arguments.max_context,
         speculative=arguments.speculative,
+        allow_unknown_pretokenizer=arguments.allow_unknown_pretokenizer,
     )
     try:
         chat, token_ids = _prompt_token_ids(model, arguments, prompt)

@@ -54,6 +54,7 @@ def load_engine(
     share=None,
     device_kind=None,
     speculative=None,
+    allow_unknown_pretokenizer=False,
 ):
     """Open a model and start its engine; returns the ServedModel.
 
@@ -68,6 +69,7 @@ def load_engine(
         device_kind: "cpu" or "metal"; None is Device's choice.
         speculative: "ngram" drafts tokens that a sequence's own earlier ones suggest; None does
             not.
+        allow_unknown_pretokenizer: see text/folder_tokenizer.py.
 
     Raises:
         ModelFileError: the model cannot be read.
@@ -97,7 +99,7 @@ def load_engine(
     check_memory(budget, spec, paging, step_tokens, max_logits)
     model = Model(checkpoint)
     runner = Runner(device, model, paging, step_tokens, max_sequences, draft_tokens)
-    tokenizer = checkpoint.load_tokenizer()
+    tokenizer = checkpoint.load_tokenizer(allow_unknown_pretokenizer)
     eos_token_ids = tokenizer.eos_token_ids | set(config.eos_token_ids)
     name = os.path.basename(os.path.abspath(path)).removesuffix(".gguf")
     engine = Engine(runner, eos_token_ids, context, tokenizer.vocab_size)

@@ -40,7 +40,8 @@ class Checkpoint(Protocol):
     def load(self) -> dict[str, Weight | View]:
         """{tensor name: Weight of a matrix, View of float32 otherwise}, on the device."""
 
-    def load_tokenizer(self) -> Tokenizer: ...
+    def load_tokenizer(self, allow_unknown_pretokenizer: bool = False) -> Tokenizer:
+        """See text/folder_tokenizer.py; a GGUF file has no expressions of its own."""
 
 
 def open_checkpoint(path, device: Device, slabs=None) -> Checkpoint:

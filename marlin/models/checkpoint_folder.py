@@ -167,8 +167,8 @@ class FolderCheckpoint:
     def load(self) -> dict[str, Weight | View]:
         return {stored.tensor.name: self._load(stored) for stored in self.plan}
 
-    def load_tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self.path)
+    def load_tokenizer(self, allow_unknown_pretokenizer: bool = False) -> Tokenizer:
+        return load_tokenizer(self.path, allow_unknown_pretokenizer=allow_unknown_pretokenizer)
 
     def _load(self, stored):
         info = stored.info

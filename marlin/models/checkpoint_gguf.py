@@ -128,7 +128,7 @@ class GgufCheckpoint:
         self._repack(pending)
         return weights
 
-    def load_tokenizer(self) -> Tokenizer:
+    def load_tokenizer(self, allow_unknown_pretokenizer: bool = False) -> Tokenizer:
         """Read the header's vocabulary, and forget it: it is larger than all else there."""
         tokenizer = tokenizer_from_gguf(self._file.metadata, self.path)
         self._file.metadata.clear()

@@ -4,6 +4,7 @@ Owns tokenizer.json's companions, and reads them as `transformers` does (docs/fo
 table); refuses to know what a token stands for (tokenizer.py) and GGUF (gguf_tokenizer.py).
 """
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from marlin.errors import ModelFileError
 from marlin.files.fields import Fields, file_fields
 from marlin.files.regular import read_regular
 from marlin.files.strict_json import MAX_FILE_BYTES, parse_json_object, read_json_object
+from marlin.text.pretokenizer import UnknownPatternError, make_safe
 from marlin.text.special_tokens import (
     NAMES,
     Declared,
@@ -52,11 +54,16 @@ class _Declared:
     extra: list[Declared] = field(default_factory=list)
 
 
-def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
+def load_tokenizer(
+    folder: str | os.PathLike, *, allow_unknown_pretokenizer: bool = False
+) -> Tokenizer:
     """The tokenizer of a Hugging Face or native model folder.
 
     Reads tokenizer.json, and where present tokenizer_config.json, special_tokens_map.json,
     added_tokens.json, the files of chat templates, generation_config.json and config.json.
+
+    Args:
+        allow_unknown_pretokenizer: take regular expressions that are not among the published ones.
 
     Raises:
         ModelFileError: tokenizer.json is missing or fails on ordinary text, or a file is not what
@@ -64,7 +71,7 @@ def load_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     """
     folder = os.fspath(folder)
     path = os.path.join(folder, "tokenizer.json")
-    backend = _load_backend(path)
+    backend = _load_backend(path, allow_unknown_pretokenizer)
     config = _fields(folder, "tokenizer_config.json")
     declared = _declared(folder, config)
     _add(backend, declared, config.path)
@@ -96,18 +103,34 @@ def _fields(folder: str, name: str) -> Fields:
     return file_fields(path, read_json_object(path, {}))
 
 
-def _load_backend(path: str) -> tokenizers.Tokenizer:
+def _load_backend(path: str, allow_unknown: bool) -> tokenizers.Tokenizer:
     source = read_regular(path, MAX_FILE_BYTES, None)
     if source is None:
         raise ModelFileError(path, "file is missing; the folder needs a tokenizer.json")
     # The library takes the last of two equal keys; here a file has one meaning only.
-    added = file_fields(path, parse_json_object(path, source)).elements("added_tokens")
+    description = parse_json_object(path, source)
+    if _make_safe(path, description, allow_unknown):
+        source = json.dumps(description).encode()
+    added = file_fields(path, description).elements("added_tokens")
     with _tokenizer_faults(path):
         backend = tokenizers.Tokenizer.from_buffer(source)
     for place in added.values:
         token = added.section(place)
         _check_id(backend, path, token.text("content"), token.count("id", minimum=0))
     return backend
+
+
+def _make_safe(path: str, description: dict[str, Any], allow_unknown: bool) -> bool:
+    is_changed = False
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        try:
+            is_changed |= make_safe(description.get(part) or {}, allow_unknown)
+        except UnknownPatternError as error:
+            message = f"the regular expression {str(error)!r:.300} of its {part} is not known here"
+            warning = "a hostile one can take the server for minutes with a line of text"
+            option = "--allow-unknown-pretokenizer reads it"
+            raise ModelFileError(path, f"{message}, and {warning}; {option}") from None
+    return is_changed
 
 
 def _check_id(backend: tokenizers.Tokenizer, path: str, text: str, id: int) -> None:

@@ -1,15 +1,20 @@
 """How each family of byte-level vocabularies cuts text before BPE.
 
-Owns the families' rules, by the name a GGUF file gives them (`tokenizer.ggml.pre`); refuses to know
-vocabularies. A family is here only if its rules are known: a near miss would quietly give other
-tokens than the model was trained on.
+Owns the families' rules, by the name a GGUF file gives them (`tokenizer.ggml.pre`), and the regular
+expressions that a tokenizer.json may hold; refuses to know vocabularies. A family is here only if
+its rules are known: a near miss would quietly give other tokens than the model was trained on. An
+expression is here only if it is published, and if its time grows with the length of a text: one
+that somebody made up can take a server for minutes with a line of text.
 
 Source: the `normalizer`, `pre_tokenizer` and `model.ignore_merges` of the tokenizer.json published
 with each family. Characters outside ASCII are spelled by number, for several look alike.
 """
 
+import re
+import sys
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from tokenizers import Regex
 from tokenizers.normalizers import NFC
@@ -58,11 +63,13 @@ CASED_LETTERS = (
     "A78B-A78E AB70-ABBF FB00-FB06 FB13-FB17 FF21-FF3A FF41-FF5A 10400-1044F 104B0-104D3 "
     "104D8-104FB 10C80-10CB2 10CC0-10CF2 118A0-118DF 1E900-1E943"
 )
+# Published as \s+$, which is tried again at every blank of a run; what it finds is the same.
+BLANK_END = r"(?<!\s)\s+$"
 DEEPSEEK_LLM = (
     r"[\r\n]",
     r"\s?[" + _characters(CASED_LETTERS) + "]+",
     "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
-    r"\s+$",
+    BLANK_END,
     CJK_AND_HANGUL,
 )
 
@@ -123,3 +130,98 @@ FAMILIES = MappingProxyType(
         "deepseek-v3": Family(splits=DEEPSEEK_V3),
     }
 )
+
+_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_O200K_WORDS = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    rf"{_SUFFIX}?|[^\r\n\p{{L}}\p{{N}}]?[\p{{Lu}}\p{{Lt}}\p{{Lm}}\p{{Lo}}\p{{M}}]+"
+    rf"[\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}]*{_SUFFIX}?"
+)
+# Expressions of tokenizer.json files that are no family's here. None of them takes more than linear
+# time on runs of any class of characters; two published ones do and are left out, those that cut
+# runs of digits from the right.
+OTHERS = (
+    # GPT-2, where it is spelled out.
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    # o200k: gpt-oss, MiniMax M2.
+    _O200K_WORDS + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    # cl100k as tiktoken spells it, and Ling's.
+    *(
+        rf"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{{L}}\p{{N}}]?+\p{{L}}+|{numbers}"
+        r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+        for numbers in (r"\p{N}{1,3}", r"\p{N}")
+    ),
+    # Seed-Coder, EXAONE MoE, MiniCPM 5, Jais 2.
+    rf"{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1}}"
+    r"| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",
+    rf"{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
+    rf"{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}+"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    rf"{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    + "|".join(rf"\s{{{width}}}(?!\S)" for width in (512, 256, 128, 64, 32, 16, 8, 4, "1,2"))
+    + r"|\s{1}",
+    # BLOOM and Viking, Falcon, Laguna; digits alone.
+    " ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+",
+    "[0-9][0-9][0-9]",
+    r"[^\n]+|[\n]+",
+    *(r"\p{N}", r"\p{N}+", r"\d", r"\d+"),
+    # Normalizers made from SentencePiece models.
+    *(" {2,}", r"\s{2,}|[\n\r\t]", r"[\n\r\t]", r"\s+", r"\n", "\\A\u2581"),
+)
+
+_SPELLED = re.compile(r"\\(?:u([0-9a-fA-F]{4})|x\{([0-9a-fA-F]{1,6})\}|(.))|([\r\n\t])", re.DOTALL)
+_ESCAPED_FOR_NOTHING = frozenset("'\"/,!#%&:;<=>@`~_ ")
+_CONTROLS = MappingProxyType({"\r": r"\r", "\n": r"\n", "\t": r"\t"})
+
+
+def normalised(pattern: str) -> str:
+    """A pattern in the one spelling of several that mean the same: characters as themselves, but
+    for line ends and tabs, and no backslash where it changes nothing."""
+
+    def spelled(match):
+        code = match[1] or match[2]
+        char = chr(min(int(code, 16), sys.maxunicode)) if code else match[4] or match[3]
+        if match[3] and char not in _ESCAPED_FOR_NOTHING:
+            return match[0]
+        return _CONTROLS.get(char, char)
+
+    return _SPELLED.sub(spelled, pattern)
+
+
+def _family_patterns():
+    return {split for family in FAMILIES.values() for split in family.splits}
+
+
+_BLANK_END_AS_PUBLISHED = r"\s+$"
+PUBLISHED = frozenset(map(normalised, {*_family_patterns(), *OTHERS, _BLANK_END_AS_PUBLISHED}))
+
+
+class UnknownPatternError(ValueError):
+    """A regular expression that is not PUBLISHED; str() is the expression."""
+
+
+def make_safe(steps: Any, allow_unknown: bool = False) -> bool:
+    """Look at the regular expressions of one part of a tokenizer.json, and put the linear one in
+    place of the published one that is not.
+
+    Args:
+        steps: decoded JSON; changed in place.
+
+    Returns:
+        whether it was changed.
+
+    Raises:
+        UnknownPatternError: unless allow_unknown.
+    """
+    is_changed = False
+    inner = steps.items() if isinstance(steps, dict) else enumerate(steps)
+    for name, value in inner:
+        if isinstance(value, (dict, list)):
+            is_changed |= make_safe(value, allow_unknown)
+        elif name == "Regex" and value == _BLANK_END_AS_PUBLISHED:
+            steps[name], is_changed = BLANK_END, True
+        elif name == "Regex" and not allow_unknown and normalised(str(value)) not in PUBLISHED:
+            raise UnknownPatternError(value)
+    return is_changed

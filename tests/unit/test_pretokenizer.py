@@ -1,10 +1,15 @@
 """Where each family cuts text, on examples that a reader can check by eye."""
 
 import itertools
+import re
+import time
 
 import pytest
+from tokenizers import Regex
+from tokenizers.pre_tokenizers import Split
 from vocabularies import CORPUS
 
+from marlin.text import pretokenizer
 from marlin.text.pretokenizer import FAMILIES
 from marlin.text.tokenizer import BYTE_OF_CHAR
 
@@ -61,3 +66,72 @@ def test_families_with_different_rules_cut_the_corpus_differently():
 def test_a_long_run_of_spaces_does_not_blow_up():
     for name in FAMILIES:
         assert pieces(name, " " * 20_000 + "x")[-1].endswith("x")
+
+
+def described(*patterns):
+    splits = [{"type": "Split", "pattern": {"Regex": pattern}} for pattern in patterns]
+    return {"type": "Sequence", "pretokenizers": splits}
+
+
+def test_the_published_patterns_are_taken_as_they_are():
+    for pattern in pretokenizer.PUBLISHED - {r"\s+$"}:
+        steps = described(pattern)
+        assert not pretokenizer.make_safe(steps)
+        assert steps == described(pattern)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "[^\r\n\\p{L}\\p{N}]?\\p{L}+",
+        r"[^\u000d\x{A}\p{L}\p{N}]?\p{L}+",
+    ],
+)
+def test_one_pattern_in_two_spellings_is_one(pattern):
+    assert pretokenizer.normalised(pattern) == r"[^\r\n\p{L}\p{N}]?\p{L}+"
+
+
+@pytest.mark.parametrize("kept", [r"[\-a]", r"\]", r"\\'", r"\.", "\\"])
+def test_what_a_backslash_means_stays(kept):
+    assert pretokenizer.normalised(kept) == kept
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"(?:q|q){18}[^q]", r"\p{N}{1,4}", pretokenizer.LLAMA3 + "|x", "", r"\s+\$"]
+)
+def test_a_pattern_that_nobody_published_is_refused_unless_it_is_allowed(pattern):
+    steps = described(r"\p{N}", pattern)
+    with pytest.raises(pretokenizer.UnknownPatternError, match=re.escape(pattern)):
+        pretokenizer.make_safe(steps)
+    assert not pretokenizer.make_safe(steps, allow_unknown=True)
+    assert pretokenizer.make_safe([], False) is False
+
+
+def test_blanks_at_the_end_are_found_in_linear_time_and_are_the_same():
+    steps = described(r"\p{N}", r"\s+$")
+    assert pretokenizer.make_safe(steps)
+    assert steps == described(r"\p{N}", pretokenizer.BLANK_END)
+    ours, theirs = (Split(Regex(p), "isolated") for p in (pretokenizer.BLANK_END, r"\s+$"))
+    words = ["a", " ", "\n", "\t ", "  ", "\u3000", "b c", "\r\n"]
+    for count in range(5):
+        for parts in itertools.product(words, repeat=count):
+            text = "".join(parts)
+            assert ours.pre_tokenize_str(text) == theirs.pre_tokenize_str(text), repr(text)
+
+
+RUNS = [
+    *("\t ", " ", "\n", " \n", "1", "a", "A", "aA", ".", "a.", " a", "\u02b0", "a\u0301", "\u0301"),
+    *("\u4e00", "\uac00", "'s", "\r\n", "1,", "\u2026"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", sorted(pretokenizer.PUBLISHED - {r"\s+$"}))
+def test_a_published_pattern_takes_linear_time(pattern):
+    split = Split(Regex(pattern), "isolated")
+    for run in RUNS:
+        # Backtracking over half of these characters at each of them takes seconds.
+        text = run * (60_000 // len(run)) + "\u2603"
+        start = time.process_time()
+        split.pre_tokenize_str(text)
+        assert time.process_time() - start < 2, repr(run)

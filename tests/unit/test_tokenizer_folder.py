@@ -7,6 +7,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 from vocabularies import (
     CORPUS,
+    PREFIX,
     SPECIAL_TEXT,
     byte_level_metadata,
     hugging_face_backend,
@@ -20,6 +21,7 @@ from marlin.errors import ModelFileError
 from marlin.text.conversation import Conversation
 from marlin.text.folder_tokenizer import load_tokenizer
 from marlin.text.gguf_tokenizer import tokenizer_from_gguf
+from marlin.text.pretokenizer import BLANK_END
 from marlin.text.tokenizer import Tokenizer
 
 TEXTS = CORPUS + SPECIAL_TEXT
@@ -253,3 +255,33 @@ def test_an_unknown_decoder_still_decodes():
     ours = Tokenizer(metaspace_backend())
     assert not ours.byte_exact
     assert ours.decode([1, 2]) == "the fox"
+
+
+HOSTILE = {"type": "Split", "pattern": {"Regex": "(?:q|q){18}[^q]"}, "behavior": "Isolated",
+           "invert": False}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", ["pre_tokenizer", "normalizer"])
+def test_a_regular_expression_that_nobody_published_is_refused(part, backend, tmp_path):
+    write_folder(tmp_path, backend)
+    description = json.loads((tmp_path / "tokenizer.json").read_text())
+    step = {"type": "Replace", "pattern": HOSTILE["pattern"], "content": ""}
+    description[part] = HOSTILE if part == "pre_tokenizer" else step
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    with pytest.raises(ModelFileError, match=rf"tokenizer\.json: .*18.* of its {part} is not"):
+        load_tokenizer(tmp_path)
+    assert load_tokenizer(tmp_path, allow_unknown_pretokenizer=True).encode("<tool>") == [3]
+
+
+def test_a_folder_of_deepseek_llm_splits_as_its_gguf_file_does(small_metadata, tmp_path):
+    metadata = {**small_metadata, PREFIX + "pre": "deepseek-llm"}
+    ours = tokenizer_from_gguf(metadata, "small.gguf")
+    ours.save(tmp_path)
+    description = json.loads((tmp_path / "tokenizer.json").read_text())
+    for step in description["pre_tokenizer"]["pretokenizers"]:
+        if step.get("pattern", {}).get("Regex") == BLANK_END:
+            step["pattern"]["Regex"] = r"\s+$"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    loaded = load_tokenizer(tmp_path)
+    texts = [*TEXTS, "a \t ", "a\n \n", "\t " * 20_000 + "x"]
+    assert [loaded.encode(text) for text in texts] == [ours.encode(text) for text in texts]
