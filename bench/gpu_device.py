@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "metal")]
+sys.path[:0] = [str(ROOT), *(str(ROOT / "tests" / name) for name in ("metal", "support"))]
 
 from msl import cuda
 from shader import MAX_BINDINGS, MAX_VARS, NOTHING_FAILED, SHADERS, Launches

@@ -21,9 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from marlin.device.device import Device
 from marlin.engine.kv_cache import Paging
-from marlin.engine.load import Batching, load_engine
-from marlin.engine.request import Chunk, FinishEvent, Request, SamplingParams
+from marlin.engine.load import Batching, load_model
+from marlin.engine.request import Chunk, FinishEvent, Request
 from marlin.engine.runner import Runner
+from marlin.engine.sampling import SamplingParams
 from marlin.models.checkpoint import open_checkpoint
 from marlin.models.model import Model
 from marlin.text.conversation import Conversation
@@ -105,7 +106,7 @@ def serving(arguments, num_streams, speculative):
     batching = None
     if num_streams > 1:
         batching = Batching(num_streams * arguments.context // 16, 16, num_streams)
-    return load_engine(
+    return load_model(
         arguments.model,
         num_threads=arguments.threads,
         max_context_tokens=arguments.context,

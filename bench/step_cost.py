@@ -29,8 +29,8 @@ from streams import SAMPLING, Prompts
 
 from marlin import cli
 from marlin.device.program import Program
-from marlin.engine.load import Batching, load_engine
-from marlin.engine.request import SamplingParams
+from marlin.engine.load import Batching, load_model
+from marlin.engine.sampling import SamplingParams
 
 NUM_TOKENS = 128  # of a prompt, and of an answer
 VOCAB = 32000
@@ -83,7 +83,7 @@ def run_recorded(path, task, arguments):
 def run_engine(model, threads, num_streams, rounds):
     """Each round's requests all at once; nobody reads their events."""
     batching = Batching(NUM_BLOCKS, BLOCK_SIZE, num_streams)
-    engine = load_engine(model, num_threads=threads, batching=batching).engine
+    engine = load_model(model, num_threads=threads, batching=batching).engine
     params = SamplingParams(**SAMPLING, max_tokens=NUM_TOKENS, ignore_eos=True)
     for number in range(rounds):
         prompts = Prompts(number, VOCAB)

@@ -173,9 +173,9 @@ def _run(arguments, environ):
         return _serve(arguments, environ)
     if arguments.command == "generate":
         from marlin.commands import generate
-        from marlin.engine.load import load_engine
+        from marlin.engine.load import load_model
 
-        return generate.run(arguments, load_engine)
+        return generate.run(arguments, load_model)
     if arguments.command == "quantize":
         from marlin.commands import quantize
 
@@ -233,14 +233,14 @@ def _load_model(settings, share=None):
         from marlin.engine.mock import load_mock
 
         return load_mock(settings.model_path, settings.max_context_tokens)
-    from marlin.engine.load import Batching, load_engine
+    from marlin.engine.load import Batching, load_model
 
     batching = None
     if settings.enable_batching:
         batching = Batching(
             settings.num_kv_blocks, settings.block_size, settings.max_concurrent_requests
         )
-    return load_engine(
+    return load_model(
         settings.model_path,
         device_kind=settings.device,
         num_threads=settings.num_threads,

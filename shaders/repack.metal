@@ -66,6 +66,7 @@ inline uint repack_code(uint type, device const uchar *block, uint i)
     case MARLIN_GGML_Q4_K:
     case MARLIN_GGML_Q5_K: return repack_code_k(type, block, i);
     case MARLIN_GGML_Q6_K: return repack_code_q6_k(block, i);
+    case MARLIN_GGML_MXFP4: return repack_nibble(block[1 + i % 16], i >= 16);
     default: return repack_code_32(type, block, i);
     }
 }
@@ -85,6 +86,12 @@ inline float2 repack_scale_k(device const uchar *block, uint g)
     return float2(repack_half(block) * float(scale), -repack_half(block + 2) * float(minimum));
 }
 
+// 2^(e - 127), E8M0: 255 is no number, 2^-127 a subnormal one.
+inline float repack_power(uint e)
+{
+    return as_type<float>(e == 255 ? 0x7fc00000u : e ? e << 23 : 0x00400000u);
+}
+
 // (scale, bias) of group g of a block.
 inline float2 repack_scale(uint type, device const uchar *block, uint g)
 {
@@ -93,6 +100,7 @@ inline float2 repack_scale(uint type, device const uchar *block, uint g)
     case MARLIN_GGML_Q5_K: return repack_scale_k(block, g);
     case MARLIN_GGML_Q6_K:
         return float2(repack_half(block + 208) * float(as_type<char>(block[192 + g])), 0.0f);
+    case MARLIN_GGML_MXFP4: return float2(repack_power(block[0]), 0.0f);
     case MARLIN_GGML_Q4_0: return float2(repack_half(block), -8.0f * repack_half(block));
     default:
         return float2(repack_half(block), repack_has_minimum(type) ? repack_half(block + 2) : 0.0f);

@@ -21,8 +21,9 @@ from marlin.device.program import Recorder, View
 from marlin.engine.kv_cache import Paging
 from marlin.engine.load import PREFILL_STEP_TOKENS
 from marlin.engine.memory import MemoryBudget, check_memory
-from marlin.engine.request import Chunk, Request, SamplingParams
+from marlin.engine.request import Chunk, Request
 from marlin.engine.runner import NO_TOKEN, NOT_NUMBERS, Runner
+from marlin.engine.sampling import SamplingParams
 from marlin.errors import ConfigError, DeviceError
 from marlin.models.checkpoint import open_checkpoint
 from marlin.models.model import Model

@@ -56,8 +56,10 @@ class ModelTokenizer(Protocol):
     eos_token_ids: frozenset[int]
     byte_exact: bool
     strips_leading_space: bool
-    named_tokens: Mapping[str, str]
     chat_template: str | None
+
+    @property
+    def named_tokens(self) -> Mapping[str, str]: ...
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
 

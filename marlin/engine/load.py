@@ -1,4 +1,4 @@
-"""From a model's path to a running engine: device, weights, tokenizer, KV cache."""
+"""From a model's path to a ServedModel: device, weights, tokenizer, KV cache, engine."""
 
 import logging
 import os
@@ -45,7 +45,7 @@ class Batching:
     max_sequences: int
 
 
-def load_engine(
+def load_model(
     path,
     num_threads=None,
     max_context_tokens=None,

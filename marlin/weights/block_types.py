@@ -59,6 +59,7 @@ BLOCK_TYPES = {
         BlockType("I64", 27, 1, 8),
         BlockType("F64", 28, 1, 8),
         BlockType("BF16", 30, 1, 2, "bf16"),
+        BlockType("MXFP4", 39, 32, 17, "fp4", 32, 4, False),
         BlockType("U8", None, 1, 1),
         BlockType("U16", None, 1, 2),
         BlockType("U32", None, 1, 4),
@@ -91,5 +92,4 @@ UNREAD_GGUF_TYPES = {
     29: "IQ1_M",
     34: "TQ1_0",
     35: "TQ2_0",
-    39: "MXFP4",
 }

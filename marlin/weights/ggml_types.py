@@ -10,6 +10,7 @@ float32 [num_blocks, elements a block].
 import numpy as np
 
 from marlin.weights.block_types import BLOCK_TYPES
+from marlin.weights.formats import E2M1
 
 HALF = np.dtype("<f2")
 Q4_0 = np.dtype([("d", HALF), ("qs", "u1", 16)])
@@ -21,6 +22,7 @@ Q4_K = np.dtype([("d", HALF), ("dmin", HALF), ("scales", "u1", 12), ("qs", "u1",
 Q5_K = np.dtype(
     [("d", HALF), ("dmin", HALF), ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", 128)]
 )
+MXFP4 = np.dtype([("e", "u1"), ("qs", "u1", 16)])
 Q6_K = np.dtype([("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", HALF)])
 
 
@@ -139,6 +141,14 @@ def _q6_k(blocks):
     return (scales[:, :, None] * codes).reshape(-1, 256)
 
 
+def _mxfp4(blocks):
+    # E2M1 codes, and a power of two (E8M0) whose largest number is no number.
+    with np.errstate(over="ignore"):
+        scales = np.ldexp(np.float32(1), blocks["e"].astype(np.int32) - 127)
+        scales[blocks["e"] == 255] = np.nan
+        return scales[:, None] * np.concatenate([E2M1, -E2M1])[_nibbles(blocks["qs"])]
+
+
 DECODERS = {
     "F64": (np.dtype("<f8"), _plain),
     "F32": (np.dtype("<f4"), _plain),
@@ -152,4 +162,5 @@ DECODERS = {
     "Q4_K": (Q4_K, _q4_k),
     "Q5_K": (Q5_K, _q5_k),
     "Q6_K": (Q6_K, _q6_k),
+    "MXFP4": (MXFP4, _mxfp4),
 }

@@ -87,6 +87,17 @@ static void decode_q6_k(const uint8_t *p, uint8_t *codes, float *scales)
     }
 }
 
+/* One block of 32: MXFP4, E2M1 codes and a scale of 2^(e - 127). 255 is no number, 2^-127 a
+ * subnormal one. */
+static void decode_mxfp4(const uint8_t *p, uint8_t *codes, float *scale)
+{
+    *scale = f32_from_bits(p[0] == 255 ? 0x7fc00000u : p[0] ? (uint32_t)p[0] << 23 : 0x00400000u);
+    for (int i = 0; i < 16; i++) {
+        codes[i] = p[1 + i] & 15;
+        codes[16 + i] = p[1 + i] >> 4;
+    }
+}
+
 static void decode_block(uint32_t type, const uint8_t *p, uint8_t *codes, float *scales,
                          float *biases)
 {
@@ -94,6 +105,7 @@ static void decode_block(uint32_t type, const uint8_t *p, uint8_t *codes, float 
     case MARLIN_GGML_Q4_K:
     case MARLIN_GGML_Q5_K: decode_k(type, p, codes, scales, biases); break;
     case MARLIN_GGML_Q6_K: decode_q6_k(p, codes, scales); break;
+    case MARLIN_GGML_MXFP4: decode_mxfp4(p, codes, scales); break;
     case MARLIN_GGML_Q4_0:
     case MARLIN_GGML_Q4_1:
     case MARLIN_GGML_Q5_0:

@@ -8,31 +8,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_list import read_kernels
 from record_runner import ALL_ONE, BUFFER_BYTES, MAPPED_FILE, ROOT, RecordRunner
 
 from marlin.device import abi
 from marlin.device.device import Device, why_not
 from marlin.device.program import make_params
 
-PACKED = ("int8", "int4", "fp4")
-DENSE = ("f32", "f16", "bf16")
-# Kernel: parameter struct, number of bindings, as their heads in metal_shim/cpu say.
+# Kernel: parameter struct, number of bindings. A unit of a probe reads more than a buffer here has.
 KERNELS = {
-    **{f"embed_{kind}": ("EmbedParams", 5) for kind in (*PACKED, *DENSE)},
-    **{f"matvec_{kind}": ("LinearParams", 6) for kind in (*PACKED, *DENSE)},
-    **{f"matmul_{kind}": ("LinearParams", 6) for kind in (*PACKED, *DENSE)},
-    "rms_norm": ("RmsNormParams", 4),
-    "rope_table": ("RopeTableParams", 3),
-    "rope_kv_write": ("RopeKvParams", 7),
-    "silu_mul": ("RowsParams", 3),
-    "gelu_mul": ("RowsParams", 3),
-    "gather_rows": ("RowsParams", 3),
-    "attention": ("AttentionParams", 6),
-    "attention_split": ("AttentionParams", 6),
-    "attention_combine": ("AttentionParams", 6),
-    "penalize": ("SampleParams", 4),
-    "sample": ("SampleParams", 3),
-    "repack": ("RepackParams", 4),
+    name: (row.params, row.bindings)
+    for name, row in read_kernels().items()
+    if not name.startswith("probe_")
 }
 # Parameters with which every kernel runs on whole buffers, one row of it at least.
 SOUND = {

@@ -26,6 +26,24 @@ def test_a_repacked_weight_stands_for_the_same_numbers(device, ggml_type, num_ro
         np.testing.assert_array_equal(actual, expected)
 
 
+def test_mxfp4_of_a_foreign_writer_is_repacked_without_loss(device, checkout):
+    golden = np.load(checkout / "tests" / "data" / "gguf_mxfp4.npz")
+    raw, values = golden["blocks"].reshape(4, -1), golden["values"].reshape(4, 64)
+    packed = blank("MXFP4", 4, 64)
+    launch.repack(device, raw, packed, "MXFP4")
+    np.testing.assert_array_equal(formats.dequantize(packed), values)
+    np.testing.assert_array_equal(launch.embed(device, [3, 0, 2], packed), values[[3, 0, 2]])
+
+
+def test_the_scale_of_an_mxfp4_block_is_any_power_of_two_or_no_number(device):
+    raw, packed = np.zeros((6, 17), np.uint8), blank("MXFP4", 6, 32)
+    raw[:, 0] = [0, 1, 126, 127, 254, 255]
+    launch.repack(device, raw, packed, "MXFP4")
+    scales = formats.unpack(packed)[1][:, 0]
+    assert scales[:5].tolist() == [2.0**-127, 2.0**-126, 0.5, 1.0, 2.0**127]
+    assert np.isnan(scales[5])
+
+
 @pytest.mark.parametrize("ggml_type", REPACKED)
 def test_rows_that_pad_the_last_tile_stay_zero(any_device, ggml_type):
     k = width_of(ggml_type, 1)

@@ -5,16 +5,13 @@ that a kernel's units of work become (shaders/kernel_list.h). Knows no kernel.
 """
 
 import re
-from pathlib import Path
 
 import numpy as np
+from kernel_list import SHADERS, read_kernels
 from msl import simt
 
 from marlin.device.program import make_params
 
-SHADERS = Path(__file__).resolve().parents[2] / "shaders"
-# Name, then threads, x and y.
-LAUNCH_ROW = re.compile(r"X\((\w+),.* (\d+), +(\d+), +(\d+)\)")
 # MARLIN_SIMDGROUPS of kernel_list.h: rows of a matrix, simdgroups for fewer, for as many or more
 SIMDGROUPS_RULE = re.compile(r"MARLIN_SIMDGROUPS\(n\) \(\(n\) < (\d+) \? (\d+) : (\d+)\)")
 SIMD_THREADS = 32
@@ -31,25 +28,25 @@ class Launches:
     """
 
     def __init__(self, folder):
-        text = (folder / "kernel_list.h").read_text()
-        rows = LAUNCH_ROW.findall(text)
-        self._kernels = {row[0]: [int(number) for number in row[1:]] for row in rows}
-        self._rule = [int(number) for number in SIMDGROUPS_RULE.search(text).groups()]
+        self._kernels = read_kernels(folder)
+        rule = SIMDGROUPS_RULE.search((folder / "kernel_list.h").read_text())
+        self._rule = [int(number) for number in rule.groups()]
 
     def simdgroups(self, kernel, params):
         """SIMDGROUPS of a dispatch; 0 where its kernel has none."""
-        if self._kernels[kernel][0]:
+        if self._kernels[kernel].threads:
             return 0
         limit, below, above = self._rule
         return below if params["n"] < limit else above
 
     def threads(self, kernel, simdgroups):
         """Threads of a threadgroup; simdgroups: the function constant SIMDGROUPS."""
-        return self._kernels[kernel][0] or SIMD_THREADS * simdgroups
+        return self._kernels[kernel].threads or SIMD_THREADS * simdgroups
 
     def groups(self, kernel, units, rows):
         """Threadgroups on each axis for units of work; rows: the function constant ROWS."""
-        sizes = [size or rows for size in (*self._kernels[kernel][1:], 1)]
+        row = self._kernels[kernel]
+        sizes = row.x, row.y or rows, 1
         return [-(-count // size) for count, size in zip(units, sizes, strict=True)]
 
 

@@ -6,8 +6,9 @@ import pytest
 from marlin.device.device import Device
 from marlin.engine.engine import Engine
 from marlin.engine.kv_cache import Paging
-from marlin.engine.request import FinishEvent, SamplingParams
+from marlin.engine.request import FinishEvent
 from marlin.engine.runner import Runner
+from marlin.engine.sampling import SamplingParams
 from marlin.models.checkpoint import open_checkpoint
 from marlin.models.model import Model
 

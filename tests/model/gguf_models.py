@@ -9,7 +9,7 @@ from reference_models import tensors_of
 
 # The package's own quantizers know these; `K_KINDS` rows are blocks of 256 weights.
 DENSE_KINDS = ("F32", "F16", "BF16")
-BLOCK_KINDS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1")
+BLOCK_KINDS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "MXFP4")
 K_KINDS = ("Q4_K", "Q5_K", "Q6_K")
 
 

@@ -11,7 +11,8 @@ from tiny_models import (
 )
 
 from marlin.engine.engine import Engine
-from marlin.engine.request import FinishEvent, SamplingParams
+from marlin.engine.request import FinishEvent
+from marlin.engine.sampling import SamplingParams
 
 WAIT_S = 60
 

@@ -1,10 +1,10 @@
 """`metal-marlin bench`: what a report holds, on a CPU and on a device that is none."""
 
 import io
-import re
 
 import numpy as np
 import pytest
+from kernel_list import read_kernels
 from tiny_models import random_tensors, tiny_config, write_folder
 
 from marlin import cli
@@ -53,10 +53,8 @@ def test_the_table_names_threads_of_a_cpu_and_a_gpu_by_its_name(subject):
         assert first.startswith(f"{summary['device']}, ") and ", float32 " in first
 
 
-def test_a_gpus_peak_counts_the_threads_that_the_shader_has(checkout):
-    kernels = (checkout / "shaders" / "kernel_list.h").read_text()
-    threads = re.search(r"X\(probe_dot,.* (\d+), 1, 1\)", kernels)[1]
-    assert int(threads) == bench.GPU_DOT_THREADS
+def test_a_gpus_peak_counts_the_threads_that_the_shader_has():
+    assert read_kernels()["probe_dot"].threads == bench.GPU_DOT_THREADS
 
 
 def test_a_context_that_the_device_cannot_hold_is_refused(folder):

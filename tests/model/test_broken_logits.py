@@ -14,8 +14,9 @@ from tiny_models import random_tensors, random_tokens, running, tiny_config, wri
 from marlin.engine import engine as engine_module
 from marlin.engine.draft import Drafter
 from marlin.engine.engine import MAX_FAILED_STEPS, Engine
-from marlin.engine.request import Chunk, Request, SamplingParams
+from marlin.engine.request import Chunk, Request
 from marlin.engine.runner import NO_TOKEN
+from marlin.engine.sampling import SamplingParams
 from marlin.errors import DeviceError
 
 BAD_TOKEN = 96

@@ -9,7 +9,7 @@ from tiny_models import random_tensors, tiny_config, write_folder
 
 from marlin.engine import engine as engine_module
 from marlin.engine.engine import Engine
-from marlin.engine.request import SamplingParams
+from marlin.engine.sampling import SamplingParams
 
 
 class IdleRunner:

@@ -5,7 +5,7 @@ from engine_fixture import TinyEngine, read
 from tiny_models import random_tensors, tiny_config, write_folder
 
 from marlin.engine.engine import Engine
-from marlin.engine.request import SamplingParams
+from marlin.engine.sampling import SamplingParams
 
 
 class FakeClock:

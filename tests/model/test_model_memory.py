@@ -10,7 +10,7 @@ from marlin.device import abi
 from marlin.device.device import Device
 from marlin.engine import load
 from marlin.engine.kv_cache import Paging, kv_token_bytes
-from marlin.engine.load import Batching, load_engine
+from marlin.engine.load import Batching, load_model
 from marlin.engine.memory import activation_bytes
 from marlin.engine.runner import Runner
 from marlin.errors import ConfigError
@@ -106,11 +106,11 @@ def test_a_cache_that_the_device_cannot_hold_is_refused_before_weights_are_read(
 ):
     path, fits = folder_model(tmp_path), memory_of(32 << 20)
     with pytest.raises(ConfigError) as caught:
-        load_engine(path, batching=Batching(1 << 16, 16, 4))
+        load_model(path, batching=Batching(1 << 16, 16, 4))
     assert "a KV cache of 65536 blocks of 16 tokens 256 MiB" in caught.value.message
     assert caught.value.message.endswith("the device has 32 MiB")
     with pytest.raises(fits):
-        load_engine(path, batching=Batching(1 << 10, 16, 4))
+        load_model(path, batching=Batching(1 << 10, 16, 4))
 
 
 def test_a_context_that_is_asked_for_is_refused_and_not_shortened(tmp_path, memory_of):
@@ -118,16 +118,16 @@ def test_a_context_that_is_asked_for_is_refused_and_not_shortened(tmp_path, memo
     path = write_folder(tmp_path / "model", config, random_tensors(config, 0))
     fits = memory_of(32 << 20)
     with pytest.raises(ConfigError, match="a KV cache of 1048576 tokens 256 MiB"):
-        load_engine(path, max_context_tokens=1 << 20)
+        load_model(path, max_context_tokens=1 << 20)
     with pytest.raises(fits):
-        load_engine(path, max_context_tokens=1 << 15)
+        load_model(path, max_context_tokens=1 << 15)
 
 
 def test_a_context_that_nobody_asked_for_is_shortened_with_a_warning(tmp_path, memory_of, caplog):
     config = tiny_config(max_context_tokens=1 << 20)
     path = write_folder(tmp_path / "model", config, random_tensors(config, 0))
     with pytest.raises(memory_of(32 << 20)):
-        load_engine(path)
+        load_model(path)
     assert "context limited to 32768 of the model's 1048576 tokens" in caplog.text
 
 
@@ -139,13 +139,13 @@ def test_a_context_past_the_model_or_the_blocks_is_refused_with_both_numbers(
     path = write_folder(tmp_path / "model", config, random_tensors(config, 0))
     fits = memory_of(32 << 20)
     with pytest.raises(ConfigError) as caught:
-        load_engine(path, max_context_tokens=wanted, batching=Batching(8, 16, 4))
+        load_model(path, max_context_tokens=wanted, batching=Batching(8, 16, 4))
     assert caught.value.message == (
         f"the context is {wanted} tokens; this model takes 16 to 256, and 8 KV blocks of 16 tokens "
         "hold 128"
     )
     with pytest.raises(fits):
-        load_engine(path, max_context_tokens=128, batching=Batching(8, 16, 4))
+        load_model(path, max_context_tokens=128, batching=Batching(8, 16, 4))
 
 
 def test_more_blocks_than_the_model_has_context_do_not_make_it_longer(tmp_path, memory_of):
@@ -153,7 +153,7 @@ def test_more_blocks_than_the_model_has_context_do_not_make_it_longer(tmp_path, 
     path = write_folder(tmp_path / "model", config, random_tensors(config, 0))
     memory_of(32 << 20)
     with pytest.raises(ConfigError, match="this model takes 16 to 256.* hold 1024"):
-        load_engine(path, max_context_tokens=257, batching=Batching(64, 16, 4))
+        load_model(path, max_context_tokens=257, batching=Batching(64, 16, 4))
 
 
 @pytest.mark.parametrize("num_blocks", [8, 16])
@@ -163,7 +163,7 @@ def test_blocks_that_hold_less_than_the_models_context_are_one_warning(
     config = tiny_config(max_context_tokens=256)
     path = write_folder(tmp_path / "model", config, random_tensors(config, 0))
     with pytest.raises(memory_of(32 << 20)):
-        load_engine(path, batching=Batching(num_blocks, 16, 4))
+        load_model(path, batching=Batching(num_blocks, 16, 4))
     said = [record.getMessage() for record in caplog.records if "context" in record.getMessage()]
     assert len(said) == (num_blocks == 8)
     assert all("limited to 128 of the model's 256 tokens by 8 KV blocks" in line for line in said)
@@ -173,4 +173,4 @@ def test_weights_alone_can_be_too_much(tmp_path, memory_of):
     path = folder_model(tmp_path)
     memory_of(1 << 20)
     with pytest.raises(ConfigError, match="its weights take 3 MiB.* the device has 1 MiB"):
-        load_engine(path)
+        load_model(path)

@@ -12,7 +12,8 @@ import pytest
 from tiny_models import random_tensors, random_tokens, running, tiny_config, write_folder
 
 from marlin.engine.block_pool import BlockPool
-from marlin.engine.request import Request, SamplingParams
+from marlin.engine.request import Request
+from marlin.engine.sampling import SamplingParams
 from marlin.engine.scheduler import Scheduler
 
 VOCAB = 97

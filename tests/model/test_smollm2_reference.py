@@ -17,8 +17,9 @@ from tiny_models import (
     write_folder,
 )
 
-from marlin.engine.load import load_engine
-from marlin.engine.request import FinishEvent, SamplingParams
+from marlin.engine.load import load_model
+from marlin.engine.request import FinishEvent
+from marlin.engine.sampling import SamplingParams
 from marlin.models.source import open_source
 
 # Where float32 puts the two likeliest tokens closer than this, int8 activations may swap them: it
@@ -109,7 +110,7 @@ def may_part(item, index, ours):
 
 @pytest.mark.parametrize("isa", FAST_SETS)
 def test_greedy_answers_are_the_recorded_ones_up_to_a_near_tie(demo_model_path, reference, isa):
-    loaded = load_engine(demo_model_path, isa=isa, max_context_tokens=256, device_kind="cpu")
+    loaded = load_model(demo_model_path, isa=isa, max_context_tokens=256, device_kind="cpu")
     try:
         for item in reference["items"]:
             # What comes after float32's record could not be judged.

@@ -14,7 +14,8 @@ from tiny_models import random_tensors, random_tokens, running, tiny_config, wri
 from marlin.engine import engine as engine_module
 from marlin.engine.draft import MAX_DRAFT_TOKENS, Drafter
 from marlin.engine.engine import Engine
-from marlin.engine.request import FinishEvent, SamplingParams
+from marlin.engine.request import FinishEvent
+from marlin.engine.sampling import SamplingParams
 
 VOCAB = 97
 PROMPT = random_tokens(20, VOCAB, seed=1)

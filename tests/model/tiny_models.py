@@ -16,8 +16,9 @@ from safetensors.numpy import save_file
 from marlin.device import abi
 from marlin.device.device import Device
 from marlin.engine.kv_cache import Paging
-from marlin.engine.request import Chunk, Request, SamplingParams
+from marlin.engine.request import Chunk, Request
 from marlin.engine.runner import Runner
+from marlin.engine.sampling import SamplingParams
 from marlin.errors import DeviceError
 from marlin.models.checkpoint import open_checkpoint
 from marlin.models.config import ModelConfig

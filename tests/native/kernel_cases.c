@@ -193,6 +193,7 @@ static int add_ggml_blocks(test_case *c, const ggml_type *type, int64_t count)
     int number = add_random_bytes(c, count * type->bytes);
     for (int64_t i = 0; i < count; i++) {
         uint8_t *p = c->blocks[number - 1].data + i * type->bytes;
+        p[0] &= 0xbf; /* MXFP4's whole scale */
         p[1] &= 0xbf;
         p[3] &= 0xbf;
         p[type->bytes - 1] &= 0xbf;

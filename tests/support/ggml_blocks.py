@@ -14,6 +14,8 @@ def random_blocks(ggml_type, num_rows, k, seed=0):
     raw = rng.integers(0, 256, num_blocks * layout.itemsize).astype(np.uint8)
     for field in {"d", "m", "dmin"} & set(layout.names):
         raw.view(layout)[field] = rng.standard_normal(num_blocks)
+    if "e" in layout.names:  # a power of two, of 127 more
+        raw.view(layout)["e"] = rng.integers(120, 134, num_blocks)
     return raw.reshape(num_rows, -1)
 
 

@@ -312,13 +312,15 @@ def sample_cases():
 def repack_cases():
     """Blocks are repacked, and the rows read back by the embedding kernel."""
     for ggml_type, row in REPACKED.items():
-        n, k = (16, 256) if row.values == 256 else (17, 96)
+        n, k = (16, 256) if row.values == 256 else (17, 64)
         rng = np.random.default_rng(len(ggml_type) + ord(ggml_type[1]))
         layout, _ = ggml_types.DECODERS[ggml_type]
         num_blocks = n * k // row.values
         raw = rng.integers(0, 256, num_blocks * layout.itemsize).astype(np.uint8)
         for field in sorted({"d", "m", "dmin"} & set(layout.names)):
             raw.view(layout)[field] = rng.standard_normal(num_blocks)
+        if "e" in layout.names:
+            raw.view(layout)["e"] = rng.integers(120, 134, num_blocks)
         flags = abi.WEIGHT_BIAS if row.has_bias else 0
         flags |= abi.SCALE_F32 if row.scale_bytes == 4 else 0
         names = ("codes", "scales", "biases")

@@ -7,7 +7,8 @@ import pytest
 
 from marlin.engine import draft
 from marlin.engine.draft import MAX_DRAFT_TOKENS, Drafter, NgramIndex, accept
-from marlin.engine.request import Request, SamplingParams
+from marlin.engine.request import Request
+from marlin.engine.sampling import SamplingParams
 
 
 def index_of(token_ids):

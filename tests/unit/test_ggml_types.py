@@ -15,6 +15,8 @@ def random_blocks(dtype, num_rows, blocks_per_row):
     raw = rng.integers(0, 256, num_rows * blocks_per_row * layout.itemsize, np.uint8)
     for field in {"d", "m", "dmin"} & set(layout.names):
         raw.view(layout)[field] = rng.standard_normal(num_rows * blocks_per_row)
+    if "e" in layout.names:
+        raw.view(layout)["e"] = rng.integers(1, 250, num_rows * blocks_per_row)
     return raw.reshape(num_rows, -1)
 
 
@@ -43,6 +45,25 @@ def test_plain_types_become_float32(dtype, layout):
 def test_bfloat16_is_the_upper_half_of_a_float32():
     raw = np.array([0x3F80, 0xC000, 0x0000, 0x7F80], "<u2").view(np.uint8)
     assert ggml_types.dequantize("BF16", raw, (4,)).tolist() == [1.0, -2.0, 0.0, np.inf]
+
+
+def test_mxfp4_blocks_of_a_foreign_writer_decode_to_its_values(checkout):
+    golden = np.load(checkout / "tests" / "data" / "gguf_mxfp4.npz")
+    decoded = ggml_types.dequantize("MXFP4", golden["blocks"].reshape(-1), golden["values"].shape)
+    np.testing.assert_array_equal(decoded, golden["values"])
+
+
+def test_mxfp4_is_e2m1_times_a_power_of_two():
+    block = np.zeros(17, np.uint8)
+    block[1:9] = [0x10, 0x32, 0x54, 0x76, 0x98, 0xBA, 0xDC, 0xFE]
+    low, high = [0, 1, 2, 4, 0, -1, -2, -4], [0.5, 1.5, 3, 6, -0.5, -1.5, -3, -6]
+    for exponent, scale in ((127, 1.0), (129, 4.0), (0, 2.0**-127)):
+        block[0] = exponent
+        decoded = ggml_types.dequantize("MXFP4", block, (32,))
+        assert decoded[:8].tolist() == [scale * value for value in low]
+        assert decoded[16:24].tolist() == [scale * value for value in high]
+    block[0] = 255
+    assert np.isnan(ggml_types.dequantize("MXFP4", block, (32,))).all()
 
 
 def test_q4_1_takes_low_nibbles_first():

@@ -8,7 +8,8 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
-from marlin.engine.request import Request, SamplingParams
+from marlin.engine.request import Request
+from marlin.engine.sampling import SamplingParams
 from marlin.errors import MarlinError
 from marlin.server.observe import prometheus
 from marlin.server.observe.metrics import (

@@ -4,7 +4,8 @@ import pytest
 
 from marlin.engine.engine import Engine
 from marlin.engine.mock import MockEngine, MockTokenizer, load_mock
-from marlin.engine.request import FinishEvent, SamplingParams, TokenEvent
+from marlin.engine.request import FinishEvent, TokenEvent
+from marlin.engine.sampling import SamplingParams
 from marlin.errors import ContextLengthError, RequestError, StoppingError
 
 

@@ -3,7 +3,8 @@
 import pytest
 
 from marlin.engine.block_pool import BlockPool
-from marlin.engine.request import Request, SamplingParams
+from marlin.engine.request import Request
+from marlin.engine.sampling import SamplingParams
 from marlin.engine.scheduler import PREFILL_TOKENS_BESIDE_DECODES, Scheduler
 
 

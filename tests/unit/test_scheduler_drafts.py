@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from marlin.engine.block_pool import BlockPool
 from marlin.engine.draft import MAX_DRAFT_TOKENS
-from marlin.engine.request import Request, SamplingParams
+from marlin.engine.request import Request
+from marlin.engine.sampling import SamplingParams
 from marlin.engine.scheduler import PREFILL_TOKENS_BESIDE_DECODES, Scheduler
 
 RIGHT, WRONG = 7, 8  # what the runner of these tests samples, and what it does not

@@ -8,7 +8,8 @@ import random
 from collections import Counter
 
 from marlin.engine.block_pool import BlockPool
-from marlin.engine.request import Request, SamplingParams
+from marlin.engine.request import Request
+from marlin.engine.sampling import SamplingParams
 from marlin.engine.scheduler import PREFILL_TOKENS_BESIDE_DECODES, Scheduler
 
 NUM_MIXES = 4000

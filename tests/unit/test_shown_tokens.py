@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from server.fakes import ByteTokenizer
 
-from marlin.engine.request import FinishEvent, Request, SamplingParams, TokenEvent, TokenLogprobs
+from marlin.engine.request import FinishEvent, Request, TokenEvent, TokenLogprobs
+from marlin.engine.sampling import SamplingParams
 from marlin.engine.stream import TextStream, merged
 
 STOP = FinishEvent("stop")

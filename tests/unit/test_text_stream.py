@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marlin.engine.request import FinishEvent, Request, SamplingParams, TokenEvent
+from marlin.engine.request import FinishEvent, Request, TokenEvent
+from marlin.engine.sampling import SamplingParams
 from marlin.engine.stream import TextDelta, TextStream
 
 
