@@ -86,6 +86,24 @@ def test_a_supervisor_starts_its_own_program_and_nothing_else():
     assert done.stdout.split() == ["1", "2", "2"], done.stderr
 
 
+def test_a_serving_process_has_not_imported_what_starts_processes_unheard_and_never_does():
+    done = run(
+        "import sys\n"
+        "import marlin.engine.load, marlin.server.process.worker\n"
+        "assert '_posixsubprocess' not in sys.modules\n"
+        "from marlin.errors import LockdownError\n"
+        "from marlin.server.process.lockdown import lock_down\n"
+        "lock_down(())\n"
+        "import multiprocessing\n"
+        "for method in ('spawn', 'forkserver', 'fork'):\n"
+        "    try:\n"
+        "        multiprocessing.get_context(method).Process(target=print).start()\n"
+        "    except LockdownError:\n"
+        "        print(method)"
+    )
+    assert done.stdout.split() == ["spawn", "forkserver", "fork"], done.stderr
+
+
 @pytest.fixture
 def strace():
     path = shutil.which("strace")

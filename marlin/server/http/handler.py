@@ -14,7 +14,7 @@ import re
 import time
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from marlin.errors import FramingError, MarlinError
 from marlin.server.http import message
@@ -25,6 +25,9 @@ from marlin.server.http.connection import (
     PeerGone,
     ReadDeadline,
 )
+
+if TYPE_CHECKING:
+    from marlin.server.http.listener import HttpServer
 
 # What may be echoed into a header and a log line without further care.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
@@ -68,6 +71,7 @@ class Handler(BaseHTTPRequestHandler):
     """
 
     protocol_version = "HTTP/1.1"
+    server: "HttpServer"
 
     def setup(self):
         self.limits = self.server.limits

@@ -5,6 +5,7 @@ http.server brings an HTTP client into the process and so may any package; here 
 what is there, since none of it can be used. The refusals are an audit hook (PEP 578), which cannot
 be taken out again: serve and its workers install it before they listen, importing the package does
 not. It stops Python code, not native code, which is why what native code is loaded is its affair.
+It is a promise kept against mistakes and what packages do, not a sandbox for code that fights it.
 """
 
 import ctypes  # noqa: F401  (the first import opens the process itself as a library)
@@ -36,7 +37,10 @@ _STARTING = {
     "os.spawn": 1,
     "os.system": 0,
 }
-_LOADING = {"ctypes.dlopen": 0}
+_LOADING = {"ctypes.dlopen": 0, "import": 0}
+# What subprocess and multiprocessing start processes with. The latter's way raises no event of its
+# own, but neither can be imported without it.
+_STARTER = "_posixsubprocess"
 
 
 def lock_down(libraries: Iterable[str | os.PathLike], program: str | None = None) -> None:
@@ -48,19 +52,23 @@ def lock_down(libraries: Iterable[str | os.PathLike], program: str | None = None
 
     What is refused raises LockdownError where it was tried, and is logged.
     """
-    allowed = {"ctypes.dlopen": {os.fspath(path) for path in libraries}}
-    if program is not None:
-        allowed["subprocess.Popen"] = {program}
     shown = {**_REACHING_OUT, **_STARTING, **_LOADING}
+    files = {os.fspath(path) for path in libraries}
+
+    def is_allowed(event, what):
+        if event == "import":
+            return what != _STARTER or program is not None
+        if event == "subprocess.Popen":
+            return program is not None and what == program
+        return event == "ctypes.dlopen" and isinstance(what, str) and what in files
 
     def refuse(event, arguments):
         if event not in shown:
             return
         place = shown[event]
         what = None if place is None else arguments[place]
-        if event in allowed and isinstance(what, str) and what in allowed[event]:
-            return
-        _log.critical("refused: %s %r", event, what)
-        raise LockdownError(f"a serving process does no {event}")
+        if not is_allowed(event, what):
+            _log.critical("refused: %s %r", event, what)
+            raise LockdownError(f"a serving process does no {event}")
 
     sys.addaudithook(refuse)
