@@ -35,7 +35,7 @@ PARTS = (
             "marlin/server/http/message.py",
             "marlin/server/http/handler.py",
             "marlin/server/http/*.py",
-            "marlin/server/process/*.py",
+            "marlin/server/process/lockdown.py",
         ),
     ),
     (
@@ -110,6 +110,8 @@ FILES_BEHIND = {
     "marlin/server/api/dialect.py": "declares what a dialect is",
     "marlin/server/process/serve.py": "puts the others together",
     "marlin/server/process/signals.py": "signals",
+    "marlin/server/process/supervisor.py": "processes, on the operator's words",
+    "marlin/server/process/worker.py": "its supervisor's words",
     "marlin/models/layers*.py": "what a spec says, recorded",
     "marlin/models/model.py": "what a spec says, recorded",
     "marlin/models/source.py": "`quantize`",

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from marlin.server.http.handler import Answer, Handler
+from marlin.server.http.handler import Handler, Progress
 from marlin.server.http.limits import Limits
 
 
@@ -55,7 +55,7 @@ def test_a_line_break_cannot_enter_a_response_head_and_nothing_of_that_head_is_s
     def handle(handler):
         with pytest.raises(AssertionError, match="line break"):
             handler.reply(200, b"", "text/plain", [("X", "a\r\nSet-Cookie: b")])
-        assert handler.answer is Answer.NOT_BEGUN
+        assert handler.progress is Progress.NOT_BEGUN
         handler.reply(500, b"", "text/plain")
 
     data = answered(GET, handle)

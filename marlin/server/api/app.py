@@ -1,4 +1,5 @@
-"""The application: one request after another to its endpoint, and every error to its answer.
+"""The application: one request after another to its endpoint, and every error to its answer; and
+what stands in for it while no worker does.
 
 Sits between HTTP (http/handler.py) and the endpoints (api/endpoints.py) and knows the details of
 neither.
@@ -8,17 +9,19 @@ import hmac
 import logging
 import time
 
+from marlin.config import ServeConfig
 from marlin.errors import (
     AuthenticationError,
     InternalError,
     MarlinError,
+    OverloadedError,
     UnknownPathError,
 )
 from marlin.server.api.encoding import SSE_TYPE
 from marlin.server.api.endpoints import Endpoints, canonical, reply_json
-from marlin.server.api.routes import DEFAULT_DIALECT, Path, Router
+from marlin.server.api.routes import DEFAULT_DIALECT, HEALTH, Path, Router
 from marlin.server.http.connection import PeerGone
-from marlin.server.http.handler import Answer, Handler
+from marlin.server.http.handler import Handler, Progress
 from marlin.server.observe.logs import log_access, log_fields, log_refusal
 from marlin.server.observe.metrics import DISCONNECTED, OTHER_ENDPOINT, Metrics, RequestRecord
 
@@ -55,7 +58,7 @@ class App:
     def refuse(self, handler: Handler, error: MarlinError) -> None:
         """Answer what was not a readable request."""
         self._metrics.answered(OTHER_ENDPOINT, error.status)
-        self._reply_error(handler, DEFAULT_DIALECT, error)
+        _reply_error(handler, DEFAULT_DIALECT, error)
         log_refusal(handler, error)
 
     def heartbeat(self) -> None:
@@ -87,17 +90,13 @@ class App:
             self._answer_error(handler, record, dialect, InternalError())
 
     def _answer_error(self, handler, record, dialect, error):
-        if handler.answer is Answer.STREAMING:
+        if handler.progress is Progress.STREAMING:
             record.outcome = error.status
             handler.stream(SSE_TYPE, dialect.error_events(error), last=True)
-        elif handler.answer is Answer.NOT_BEGUN:
-            self._reply_error(handler, dialect, error)
+        elif handler.progress is Progress.NOT_BEGUN:
+            _reply_error(handler, dialect, error)
         else:  # it failed after its answer: nothing can be added to that
             handler.close_connection = True
-
-    def _reply_error(self, handler, dialect, error):
-        handler.close_connection |= error.close
-        reply_json(handler, dialect.error_body(error), error.status, error.headers)
 
     def _authorize(self, handler):
         if self._api_key is None:
@@ -113,3 +112,28 @@ class App:
             raise AuthenticationError(
                 "missing or wrong API key; send it as Authorization: Bearer KEY or x-api-key: KEY"
             )
+
+
+class NoWorker:
+    """The http.handler.Application of a supervisor without workers: 503, whatever was asked."""
+
+    def __init__(self, config: ServeConfig):
+        self._router = Router(config)
+
+    def handle(self, handler: Handler) -> None:
+        handler.close_connection = True  # the next request shall find a worker
+        error = OverloadedError("no worker process is running; one is being started")
+        path = self._router.find(canonical(handler.path))
+        if path is not None and HEALTH in path.routes.values():
+            body = {"status": "error", "model_loaded": False}
+            reply_json(handler, body, error.status, error.headers)
+        else:
+            _reply_error(handler, DEFAULT_DIALECT if path is None else path.dialect, error)
+
+    def refuse(self, handler: Handler, error: MarlinError) -> None:
+        _reply_error(handler, DEFAULT_DIALECT, error)
+
+
+def _reply_error(handler, dialect, error):
+    handler.close_connection |= error.close
+    reply_json(handler, dialect.error_body(error), error.status, error.headers)

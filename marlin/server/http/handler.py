@@ -49,7 +49,7 @@ class Application(Protocol):
         """Answer what was not a readable request."""
 
 
-class Answer(enum.Enum):
+class Progress(enum.Enum):
     """How far the answer to the request in hand has come."""
 
     NOT_BEGUN = enum.auto()
@@ -65,7 +65,7 @@ class Handler(BaseHTTPRequestHandler):
             what was not a readable request.
         request_id: sent back as X-Request-ID.
         started: when its first byte was there, monotonic seconds.
-        answer: Answer.
+        progress: Progress of its answer.
         status: the status sent, None before.
         close_connection: no request may follow on this connection.
     """
@@ -107,7 +107,7 @@ class Handler(BaseHTTPRequestHandler):
     def _begin(self):
         self.started = time.monotonic()
         self.head = self.command = self.path = self.request_id = self.status = None
-        self.answer = Answer.NOT_BEGUN
+        self.progress = Progress.NOT_BEGUN
         self._chunked = self._body_unread = False
 
     def parse_request(self):
@@ -180,24 +180,24 @@ class Handler(BaseHTTPRequestHandler):
         self._settle_unread_body()
         fields = [*self._common_fields(content_type), ("Content-Length", str(len(content)))]
         content = b"" if self.command == "HEAD" else content
-        self._send(status, [*fields, *headers], content, Answer.WHOLE)
+        self._send(status, [*fields, *headers], content, Progress.WHOLE)
 
     def stream(self, content_type: str, data: bytes, last: bool = False) -> None:
         """Send data as the next part of a 200 of unknown length, in one write.
 
         The first call sends the head before it; the call with `last` ends the body after it.
         """
-        first = self.answer is Answer.NOT_BEGUN
+        first = self.progress is Progress.NOT_BEGUN
         if first:
             self._settle_unread_body()
             self._chunked = self.head.minor >= 1
         if self._chunked:
             data = (message.chunk(data) if data else b"") + (message.LAST_CHUNK if last else b"")
-        answer = Answer.WHOLE if last else Answer.STREAMING
+        progress = Progress.WHOLE if last else Progress.STREAMING
         if first:
-            self._send(200, self._stream_fields(content_type), data, answer)
+            self._send(200, self._stream_fields(content_type), data, progress)
         else:
-            self.answer = answer
+            self.progress = progress
             self.connection.send(data)
 
     def _stream_fields(self, content_type):
@@ -239,7 +239,7 @@ class Handler(BaseHTTPRequestHandler):
         except (FramingError, PeerGone):
             self.close_connection = True
 
-    def _send(self, status, fields, content, answer):
+    def _send(self, status, fields, content, progress):
         """A response in one write: wfile keeps what it is given until flush()."""
         self._headers_buffer = []  # the base class's: a head that failed half-way is not sent
         self.send_response_only(status)
@@ -248,7 +248,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)
-        self.status, self.answer = status, answer
+        self.status, self.progress = status, progress
         self.wfile.flush()
 
     def send_header(self, keyword, value):

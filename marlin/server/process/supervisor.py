@@ -15,10 +15,7 @@ import sys
 import tempfile
 import time
 
-from marlin.errors import OverloadedError
-from marlin.server.api import openai_answers
-from marlin.server.api.encoding import JSON_TYPE, encode
-from marlin.server.api.routes import HEALTH
+from marlin.server.api.app import NoWorker
 from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer
 from marlin.server.observe.worker_table import WorkerTable
@@ -78,25 +75,6 @@ class Backoff:
         return pause_s
 
 
-class NoWorker:
-    """What is served while there is no worker: 503, whatever was asked, and no more after it."""
-
-    def handle(self, handler):
-        error = OverloadedError("no worker process is running; one is being started")
-        body = openai_answers.error_body(error)
-        if handler.path == HEALTH.path:
-            body = {"status": "error", "model_loaded": False}
-        handler.close_connection = True  # the next request shall find a worker
-        self._reply(handler, error, body)
-
-    def refuse(self, handler, error):
-        self._reply(handler, error, openai_answers.error_body(error))
-
-    def _reply(self, handler, error, body):
-        content = encode(body)
-        handler.reply(error.status, content, JSON_TYPE, error.headers)
-
-
 class _Worker:
     """One worker: its process, if one runs, and when the next may."""
 
@@ -131,7 +109,7 @@ class Supervisor:
         self._program = _PROGRAM.format(worker_main.__module__, worker_main.__qualname__)
         self._limits = limits
         self._listener = listener
-        self._no_worker_server = HttpServer(listener, NoWorker(), limits)
+        self._no_worker_server = HttpServer(listener, NoWorker(config), limits)
         self._clock = clock
         self._created = int(wall_clock())
         self._weights_fd = _nameless_file("metal-marlin-weights")
