@@ -100,9 +100,8 @@ def load_model(
     model = Model(checkpoint)
     runner = Runner(device, model, paging, step_tokens, max_sequences, draft_tokens)
     tokenizer = checkpoint.load_tokenizer(allow_unknown_pretokenizer)
-    eos_token_ids = tokenizer.eos_token_ids | set(config.eos_token_ids)
     name = os.path.basename(os.path.abspath(path)).removesuffix(".gguf")
-    engine = Engine(runner, eos_token_ids, context, tokenizer.vocab_size)
+    engine = Engine(runner, tokenizer.eos_token_ids, context, tokenizer.vocab_size)
     info = device.info()
     _log_memory(name, info, runner.kv_bytes)
     facts = checkpoint.format, info["isa"], config.num_layers
