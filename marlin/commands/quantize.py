@@ -14,7 +14,8 @@ from pathlib import Path
 from marlin.errors import ConfigError
 from marlin.models.source import open_source
 from marlin.weights.convert import RoleError, convert, plan_entry
-from marlin.weights.formats import FORMATS, GROUP_SIZES
+from marlin.weights.formats import FORMATS
+from marlin.weights.kinds import GROUP_SIZES
 from marlin.weights.native import NativeWriter, quantization_object
 
 # Room for what the plan does not count: headers, tokenizer files, config.

@@ -22,8 +22,7 @@ from marlin.text.folder_tokenizer import load_tokenizer
 from marlin.text.tokenizer import Tokenizer
 from marlin.weights import ggml_types
 from marlin.weights.block_types import BLOCK_TYPES, DENSE_KINDS
-from marlin.weights.formats import GROUP_SIZES
-from marlin.weights.kinds import KINDS, MAY, MUST, PACKED_KINDS, ROW_TILE
+from marlin.weights.kinds import GROUP_SIZES, KINDS, MAY, MUST, PACKED_KINDS, ROW_TILE
 from marlin.weights.native import PADDING_PREFIX, VERSION
 from marlin.weights.safetensors_file import SafetensorsFolder
 from marlin.weights.tensor_file import TensorInfo, read_bytes
@@ -174,7 +173,10 @@ class FolderCheckpoint:
         info = stored.info
         if stored.kind is None:
             values = ggml_types.dequantize(info.dtype, read_bytes(info), info.shape)
-            return View.of(self.device.create_from(values.astype(np.float32)))
+            values = values.astype(np.float32)
+            if stored.tensor.plus:
+                values += np.float32(stored.tensor.plus)
+            return View.of(self.device.create_from(values))
         views = [self._view(stored, part) for part in stored.parts]
         flags = 0
         if stored.scales is not None and stored.scales.dtype == "F32":

@@ -23,22 +23,38 @@ from marlin.models.config import (
 from marlin.models.rope import RopeScaling, yarn_attention_factor
 
 
-def shared(fields: Fields, architecture: str, implied_head_dim: int | None = None) -> dict:
+def shared(
+    fields: Fields,
+    architecture: str,
+    *,
+    implied_head_dim: int | None = None,
+    implied_tie: bool = False,
+    implied_theta: float = 10000.0,
+    activation: str = "hidden_act",
+    activations: tuple[str, ...] = ("silu", "swish"),
+    rope: Fields | None = None,
+) -> dict:
     """The fields of ModelConfig that config.json spells alike in every family.
 
     Args:
         fields: config.json's.
         implied_head_dim: what a file without head_dim means; None is hidden_size / heads.
+        implied_tie, implied_theta: what one without tie_word_embeddings or rope_theta means.
+        activation, activations: the field of the feed-forward's activation, and what it may say;
+            a file without it means the first.
+        rope: the section that scales RoPE; None is rope_parameters, or rope_scaling.
 
     Raises:
         ModelFileError: one is missing or wrong, or the model needs what is not supported.
     """
+    fields.choice(activation, activations, activations[0])
     _refuse_unsupported(fields)
     num_heads = fields.count("num_attention_heads", maximum=MAX_HEADS)
     hidden_dim = fields.count("hidden_size", maximum=MAX_DIM)
     vocab_size = fields.count("vocab_size", maximum=MAX_VOCAB)
     max_tokens = fields.count("max_position_embeddings", maximum=MAX_CONTEXT_TOKENS)
-    theta, scaling, max_tokens = _rope(fields, max_tokens)
+    rope = rope or fields.section("rope_parameters") or fields.section("rope_scaling")
+    theta, scaling, max_tokens = _rope(fields, rope, max_tokens, implied_theta)
     return {
         "architecture": architecture,
         "num_layers": fields.count("num_hidden_layers", maximum=MAX_LAYERS),
@@ -52,7 +68,7 @@ def shared(fields: Fields, architecture: str, implied_head_dim: int | None = Non
         "rms_norm_eps": fields.number("rms_norm_eps", maximum=1.0),
         "rope_theta": theta,
         "rope_scaling": scaling,
-        "tie_embeddings": fields.flag("tie_word_embeddings", False),
+        "tie_embeddings": fields.flag("tie_word_embeddings", implied_tie),
         "eos_token_ids": _eos_token_ids(fields, vocab_size),
     }
 
@@ -73,7 +89,6 @@ def windows(
 
 
 def _refuse_unsupported(fields):
-    fields.choice("hidden_act", ("silu", "swish"), "silu")
     names = fields.raw("architectures")
     if names is not None:
         listed = isinstance(names, list) and all(isinstance(name, str) for name in names)
@@ -109,11 +124,10 @@ def _eos_token_ids(fields, vocab_size):
     return tuple(dict.fromkeys(found))
 
 
-def _rope(fields, max_tokens):
+def _rope(fields, rope, max_tokens, implied_theta):
     """(theta, RopeScaling, max_context_tokens) from either spelling."""
-    rope = fields.section("rope_parameters") or fields.section("rope_scaling")
     theta_fields = rope if rope and rope.raw("rope_theta") is not None else fields
-    theta = theta_fields.number("rope_theta", 10000.0, above=1.0)
+    theta = theta_fields.number("rope_theta", implied_theta, above=1.0)
     if rope is None:
         return theta, RopeScaling(), max_tokens
     if rope.number("partial_rotary_factor", 1.0) != 1.0:

@@ -15,7 +15,7 @@ from marlin.weights.gguf import GGUFFile
 ROPE_FACTORS = "rope_freqs.weight"
 
 
-class Llama(Family):
+class Llama(Family[ModelConfig]):
     """Attributes of the line:
 
     rows_interleaved: whether GGUF files store the rows of q and k in pairs that RoPE rotates.
@@ -51,16 +51,10 @@ class Llama(Family):
         return config_hf.shared_values(config, self.hf_class)
 
     def spec(self, config: ModelConfig) -> ModelSpec:
-        shape = config.vocab_size, config.hidden_dim
-        embedding = Tensor("model.embed_tokens.weight", "token_embd.weight", shape, "embedding")
-        norm = Tensor("model.norm.weight", "output_norm.weight", (config.hidden_dim,))
-        lm_head = embedding
-        if not config.tie_embeddings:
-            lm_head = Tensor("lm_head.weight", "output.weight", shape, "lm_head")
         factors = Tensor(ROPE_FACTORS, ROPE_FACTORS, (config.head_dim // 2,), optional=True)
         rope = Rope(config.head_dim, config.rope_theta, config.rope_scaling, factors)
         layers = tuple(self._layer(config, rope, index) for index in range(config.num_layers))
-        return ModelSpec(config, embedding, layers, norm, lm_head)
+        return ModelSpec.usual(config, layers)
 
     def _layer(self, config, rope, index):
         names, dim = Names.of_layer(index), config.hidden_dim

@@ -95,7 +95,8 @@ class Model:
         """
         spec, dim = self.spec, self.config.hidden_dim
         ropes = {rope: acts[f"rope {index}"] for index, rope in enumerate(self._ropes)}
-        ops.embed(recorder, inputs.token_ids, self.weights[spec.embedding.name], acts["hidden"])
+        embedding = self.weights[spec.embedding.name]
+        ops.embed(recorder, inputs.token_ids, embedding, acts["hidden"], scale=spec.embed_scale)
         for rope, (inv_freq, scale) in self._ropes.items():
             table = ropes[rope]
             ops.rope_table(recorder, inputs.positions, inv_freq, table, rope.dim // 2, scale)

@@ -107,16 +107,19 @@ def _open_folder(path):
             message = f"{field} says that the weights are quantized already; give the original"
             raise ModelFileError(config_path, message)
     spec, _, plan = plan_folder(path)
-    return _source(path, spec, [(stored.tensor, stored.info, 0) for stored in plan])
+    found = [SourceTensor(at.tensor.name, at.info, at.tensor.role) for at in plan]
+    return _in_file_order(path, spec, found)
 
 
 def _open_gguf(path):
     spec, plan, _ = plan_gguf(GGUFFile(path))
-    return _source(path, spec, [(at.tensor, at.info, at.tensor.rope_heads) for at in plan])
+    found = [
+        SourceTensor(at.tensor.name, at.info, at.tensor.role, at.tensor.rope_heads, at.tensor.plus)
+        for at in plan
+    ]
+    return _in_file_order(path, spec, found)
 
 
-def _source(path, spec, found):
-    """A Source whose tensors are in the order of the files, as they will be read."""
-    found.sort(key=lambda item: (item[1].path, item[1].offset))
-    tensors = [SourceTensor(tensor.name, info, tensor.role, n) for tensor, info, n in found]
-    return Source(path, spec.config, tensors)
+def _in_file_order(path, spec, found):
+    found.sort(key=lambda tensor: (tensor.info.path, tensor.info.offset))
+    return Source(path, spec.config, found)

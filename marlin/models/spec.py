@@ -7,10 +7,13 @@ Tensor. Refuses to know files, devices, and how a layer is computed (layers.py).
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
+from typing import Generic, TypeVar
 
 from marlin.files.fields import Fields
 from marlin.models.config import ModelConfig
 from marlin.weights.gguf import GGUFFile
+
+Config = TypeVar("Config", bound=ModelConfig)
 
 # RoPE's frequencies or its tables, which old versions of transformers and of llama.cpp's converter,
 # and ColossalAI, stored beside the weights.
@@ -32,6 +35,8 @@ class Tensor:
             format and reports its error; "other" is never quantized.
         rope_heads: heads whose rows a GGUF file stores in the order of interleaved RoPE; 0 where
             it keeps Hugging Face's.
+        plus: added to the values of Hugging Face's checkpoints (norms that multiply by 1 + w);
+            GGUF files hold the sum.
         optional: a checkpoint may do without it.
     """
 
@@ -40,6 +45,7 @@ class Tensor:
     shape: tuple[int, ...]
     role: str = "other"
     rope_heads: int = 0
+    plus: float = 0.0
     optional: bool = False
 
     @property
@@ -57,17 +63,23 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """How the names of one layer's tensors begin, in both kinds of file."""
+    """How the names of one layer's tensors begin, in both kinds of file.
+
+    Attributes:
+        norm_plus: Tensor.plus of its norms.
+    """
 
     hf: str
     gguf: str
+    norm_plus: float = 0.0
 
     @classmethod
-    def of_layer(cls, index: int) -> "Names":
-        return cls(f"model.layers.{index}.", f"blk.{index}.")
+    def of_layer(cls, index: int, norm_plus: float = 0.0) -> "Names":
+        return cls(f"model.layers.{index}.", f"blk.{index}.", norm_plus)
 
     def norm(self, name: str, gguf: str, size: int) -> Tensor:
-        return Tensor(f"{self.hf}{name}.weight", f"{self.gguf}{gguf}.weight", (size,))
+        name, gguf = f"{self.hf}{name}.weight", f"{self.gguf}{gguf}.weight"
+        return Tensor(name, gguf, (size,), plus=self.norm_plus)
 
     def linear(
         self,
@@ -132,6 +144,7 @@ class ModelSpec:
         layers: what layers.py can record, the first one first.
         norm: of the last hidden state.
         lm_head: [vocab_size, hidden_dim]; the embedding again where the two are tied.
+        embed_scale: what embeddings are multiplied by.
     """
 
     config: ModelConfig
@@ -139,6 +152,24 @@ class ModelSpec:
     layers: tuple
     norm: Tensor
     lm_head: Tensor
+    embed_scale: float = 1.0
+
+    @classmethod
+    def usual(
+        cls, config: ModelConfig, layers: tuple, norm_plus: float = 0.0, embed_scale: float = 1.0
+    ) -> "ModelSpec":
+        """A model whose embedding, norm and output matrix have their usual names.
+
+        Args:
+            norm_plus: Tensor.plus of the norm.
+        """
+        dim, shape = config.hidden_dim, (config.vocab_size, config.hidden_dim)
+        embedding = Tensor("model.embed_tokens.weight", "token_embd.weight", shape, "embedding")
+        norm = Names("model.", "", norm_plus).norm("norm", "output_norm", dim)
+        lm_head = embedding
+        if not config.tie_embeddings:
+            lm_head = Tensor("lm_head.weight", "output.weight", shape, "lm_head")
+        return cls(config, embedding, layers, norm, lm_head, embed_scale)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -154,7 +185,7 @@ class ModelSpec:
         return bool(_COMPUTED.fullmatch(name)) or (is_tied and name == "lm_head.weight")
 
 
-class Family:
+class Family(Generic[Config]):
     """An architecture: a subclass in a file of its own, an instance in registry.py.
 
     Attributes:
@@ -169,7 +200,7 @@ class Family:
     gguf_architecture: str | None = None
     end_tokens: tuple[str, ...] = ()
 
-    def config_from_hf(self, fields: Fields) -> ModelConfig:
+    def config_from_hf(self, fields: Fields) -> Config:
         """Read config.json.
 
         Raises:
@@ -177,11 +208,11 @@ class Family:
         """
         raise NotImplementedError
 
-    def config_from_gguf(self, file: GGUFFile) -> ModelConfig:
+    def config_from_gguf(self, file: GGUFFile) -> Config:
         """Read a GGUF header; raises as config_from_hf()."""
         raise NotImplementedError
 
-    def hf_config(self, config: ModelConfig) -> dict:
+    def hf_config(self, config: Config) -> dict:
         """config.json's object for a config, which config_from_hf() reads back.
 
         A config that the family cannot express there (a llama with biases on q, k and v alone)
@@ -189,6 +220,6 @@ class Family:
         """
         raise NotImplementedError
 
-    def spec(self, config: ModelConfig) -> ModelSpec:
+    def spec(self, config: Config) -> ModelSpec:
         """The model that a config describes."""
         raise NotImplementedError

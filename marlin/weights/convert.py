@@ -35,19 +35,22 @@ class SourceTensor:
         info: where it lies; its dtype is one that ggml_types decodes.
         role: "embedding", "lm_head", "attention", "mlp", or "other" for what is never quantized.
         num_heads: heads whose rows are to be put into Hugging Face's order; 0 if they are in it.
+        excess: what its values are larger by than Hugging Face's.
     """
 
     name: str
     info: TensorInfo
     role: str
     num_heads: int = 0
+    excess: float = 0.0
 
     @property
     def num_values(self):
         return math.prod(self.info.shape)
 
     def rows(self, start, stop):
-        """float32 [stop - start, ...] in Hugging Face's order; whole heads where that differs."""
+        """float32 [stop - start, ...] as Hugging Face stores them; whole heads where their order
+        differs."""
         shape = (stop - start, *self.info.shape[1:])
         row_bytes = self.info.num_bytes // self.info.shape[0]
         raw = read_bytes(self.info, start * row_bytes, (stop - start) * row_bytes)
@@ -55,6 +58,8 @@ class SourceTensor:
             values = ggml_types.dequantize(self.info.dtype, raw, shape)
         except ValueError as error:
             raise ModelFileError(self.info.path, str(error), tensor=self.info.name) from error
+        if self.excess:
+            values -= np.float32(self.excess)
         if not self.num_heads:
             return values
         head_dim = self.info.shape[0] // self.num_heads

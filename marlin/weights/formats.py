@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from marlin.weights.kinds import KINDS, PACKED_KINDS, ROW_TILE
+from marlin.weights.kinds import GROUP_SIZES, KINDS, PACKED_KINDS, ROW_TILE
 
 FORMATS = PACKED_KINDS
-GROUP_SIZES = (32, 64, 128)
 # Magnitudes of fp4's codes 0-7 (OCP Microscaling Formats v1.0, E2M1); bit 3 is the sign.
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
 FP4_CODE_OF_DOUBLED = np.searchsorted(2 * E2M1, np.arange(13)).astype(np.uint8)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 # Rows of a packed weight that are interleaved.
 ROW_TILE = 16
+# Columns that share a scale in the project's own folders.
+GROUP_SIZES = (32, 64, 128)
 NEVER, MAY, MUST = range(3)
 
 

@@ -78,7 +78,6 @@ PARTS = (
             "marlin/weights/safetensors_file.py",
             "marlin/weights/block_types.py",
             "marlin/weights/kinds.py",
-            "marlin/weights/formats.py",
             "marlin/models/config*.py",
             "marlin/models/spec.py",
             "marlin/models/registry.py",
