@@ -14,6 +14,9 @@ from marlin.models.config import ModelConfig
 from marlin.models.rope import RopeScaling
 from marlin.models.spec import FullKV, KvSpec, Linear, Names, Tensor, WindowKV
 
+# y = activation(gate) * up, by the activation's name; GELU as tanh approximates it.
+ACTIVATIONS = {"silu": ops.silu_mul, "gelu": ops.gelu_mul}
+
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
@@ -102,6 +105,12 @@ class Step:
             delta=delta,
         )
 
+    def norm_delta(self, weight: Tensor) -> None:
+        """delta = rms_norm(delta)."""
+        delta, config = self.acts["delta"], self.config
+        values, dim = self.weights[weight.name], config.hidden_dim
+        ops.rms_norm(self.recorder, delta, values, delta, dim, config.rms_norm_eps)
+
     def linear(self, x: str, layer: Linear, y: str, label: str) -> None:
         """The activations y = layer(the activations x)."""
         ops.linear(
@@ -119,7 +128,9 @@ class Step:
 class Attention:
     """Queries, keys and values of "normed", the cache, and the output into "delta".
 
-    q_norm and k_norm are over each head, before RoPE; None where the family has none.
+    Attributes:
+        q_norm, k_norm: over each head, before RoPE; None where the family has none.
+        scale: what scores are multiplied by.
     """
 
     q_norm: Tensor | None
@@ -131,6 +142,7 @@ class Attention:
     rope: Rope
     cache: KvSpec
     num_heads: int
+    scale: float
 
     def activations(self, sizes: StepSizes) -> dict[str, tuple[int, int]]:
         """{name: (rows, float32 values a row)} of what record() reads and writes."""
@@ -169,7 +181,8 @@ class Attention:
         rows = step.ropes[self.rope], inputs.slots
         ops.rope_kv_write(step.recorder, qkv, rows, caches, cache.layout, self.num_heads)
         window = self.cache.window if isinstance(self.cache, WindowKV) else None
-        seen = AttentionInputs(inputs.tables, inputs.tiles, cache.layout, self.num_heads, window)
+        heads = cache.layout, self.num_heads
+        seen = AttentionInputs(inputs.tables, inputs.tiles, *heads, window, self.scale)
         if step.prefill:
             ops.attention(step.recorder, acts["q"], caches, seen, acts["attended"])
             return
@@ -182,12 +195,18 @@ class Attention:
 
 
 def attention(
-    names: Names, config: ModelConfig, rope: Rope, window: int | None, rows_interleaved: bool
+    names: Names,
+    config: ModelConfig,
+    rope: Rope,
+    window: int | None,
+    rows_interleaved: bool = False,
+    scale: float | None = None,
 ) -> Attention:
     """The attention of a layer under its usual names.
 
     Args:
         window: tokens that a query sees, or None for all.
+        scale: what scores are multiplied by; None is head_dim^-1/2.
         rows_interleaved: whether GGUF files store the rows of q and k in pairs that RoPE rotates.
     """
     dim, head_dim = config.hidden_dim, config.head_dim
@@ -214,16 +233,18 @@ def attention(
         rope=rope,
         cache=FullKV(kv_heads, head_dim) if not window else WindowKV(kv_heads, head_dim, window),
         num_heads=heads,
+        scale=head_dim**-0.5 if scale is None else scale,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class GatedFeedForward:
-    """delta = down(silu(gate(normed)) * up(normed))."""
+    """delta = down(activation(gate(normed)) * up(normed)); activation is one of ACTIVATIONS."""
 
     gate: Linear
     up: Linear
     down: Linear
+    activation: str
 
     def activations(self, sizes: StepSizes) -> dict[str, tuple[int, int]]:
         """{name: (rows, float32 values a row)} of what record() reads and writes."""
@@ -235,18 +256,22 @@ class GatedFeedForward:
         step.linear("normed", self.gate, "gate", f"{label} gate")
         step.linear("normed", self.up, "up", f"{label} up")
         dim = self.gate.weight.shape[0]
-        ops.silu_mul(step.recorder, acts["gate"], acts["up"], acts["gate"], dim)
+        multiply = ACTIVATIONS[self.activation]
+        multiply(step.recorder, acts["gate"], acts["up"], acts["gate"], dim)
         step.linear("gate", self.down, "delta", f"{label} down")
 
 
-def gated_feed_forward(names: Names, config: ModelConfig) -> GatedFeedForward:
+def gated_feed_forward(
+    names: Names, config: ModelConfig, activation: str = "silu"
+) -> GatedFeedForward:
     """The feed-forward of a layer under its usual names."""
     shape = config.intermediate_dim, config.hidden_dim
 
     def linear(word, shape):
         return names.linear(f"mlp.{word}_proj", f"ffn_{word}", shape, "mlp", config.mlp_bias)
 
-    return GatedFeedForward(linear("gate", shape), linear("up", shape), linear("down", shape[::-1]))
+    gate, up, down = linear("gate", shape), linear("up", shape), linear("down", shape[::-1])
+    return GatedFeedForward(gate, up, down, activation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,3 +293,28 @@ class PreNormLayer:
         self.attention.record(step, index)
         step.norm(self.ffn_norm, delta=step.acts["delta"])
         self.feed_forward.record(step, index)
+
+
+@dataclass(frozen=True, slots=True)
+class SandwichLayer:
+    """hidden += norm(attention(norm(hidden))); hidden += norm(feed_forward(norm(hidden)))."""
+
+    attn_norm: Tensor
+    attention: Attention
+    post_attn_norm: Tensor
+    ffn_norm: Tensor
+    feed_forward: GatedFeedForward
+    post_ffn_norm: Tensor
+
+    def activations(self, sizes: StepSizes) -> dict[str, tuple[int, int]]:
+        """{name: (rows, float32 values a row)} of what record() reads and writes."""
+        return self.attention.activations(sizes) | self.feed_forward.activations(sizes)
+
+    def record(self, step: Step, index: int) -> None:
+        """As PreNormLayer's."""
+        step.norm(self.attn_norm, delta=step.acts["delta"] if index else None)
+        self.attention.record(step, index)
+        step.norm_delta(self.post_attn_norm)
+        step.norm(self.ffn_norm, delta=step.acts["delta"])
+        self.feed_forward.record(step, index)
+        step.norm_delta(self.post_ffn_norm)

@@ -8,6 +8,7 @@ import os
 from marlin.files.fields import file_fields
 from marlin.files.strict_json import read_json_object
 from marlin.models.config import ModelConfig
+from marlin.models.gemma3 import Gemma3
 from marlin.models.llama import Llama
 from marlin.models.mistral import Mistral
 from marlin.models.qwen2 import Qwen2
@@ -15,7 +16,7 @@ from marlin.models.qwen3 import Qwen3
 from marlin.models.spec import Family, ModelSpec
 from marlin.weights.gguf import GGUFFile
 
-FAMILIES = (Llama(), Mistral(), Qwen2(), Qwen3())
+FAMILIES = (Llama(), Mistral(), Qwen2(), Qwen3(), Gemma3())
 
 _BY_MODEL_TYPE = {family.model_type: family for family in FAMILIES}
 _BY_GGUF = {

@@ -5,12 +5,15 @@ says what weights such a file holds. K blocks, which the package cannot write, a
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
-from reference_models import tensors_of
+from reference_models import stores_less_one, tensors_of
 
 # The package's own quantizers know these; `K_KINDS` rows are blocks of 256 weights.
 DENSE_KINDS = ("F32", "F16", "BF16")
 BLOCK_KINDS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "MXFP4")
 K_KINDS = ("Q4_K", "Q5_K", "Q6_K")
+
+
+GGUF_ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3"}
 
 
 def encode(kind, values):
@@ -90,28 +93,33 @@ def interleave_rows(values, num_heads):
     return heads[:, order].reshape(values.shape)
 
 
-def write_gguf(path, model, kind_of, metadata=None, rope_factors=None):
+def write_gguf(path, model, kind_of, metadata=None, rope_factors=None, has_tokenizer=False):
     """Write a transformers model.
 
     Args:
         kind_of: callable(Hugging Face name) -> GGUF type name, for matrices.
-        metadata: {key without the architecture: number or string}, besides the usual.
+        metadata: {key without the architecture: number, string or list}, besides the usual.
         rope_factors: float32 [head_dim / 2] for rope_freqs.weight, or None.
+        has_tokenizer: add a vocabulary of characters, which `quantize` wants.
 
     Returns:
         {Hugging Face name: float32 array}, the weights that the file stands for.
     """
     config = model.config
-    architecture = "llama" if config.model_type == "mistral" else config.model_type
+    architecture = GGUF_ARCHITECTURES.get(config.model_type, config.model_type)
     writer = gguf.GGUFWriter(str(path), architecture)
     _add_metadata(writer, config, metadata or {})
+    if has_tokenizer:
+        _add_tokenizer(writer, config.vocab_size)
     names = gguf.get_tensor_name_map(
         getattr(gguf.MODEL_ARCH, architecture.upper()), config.num_hidden_layers
     )
     stored = {}
     for name, values in tensors_of(model).items():
         kind = kind_of(name) if values.ndim == 2 else "F32"
-        stored[name] = decode(kind, values)
+        if stores_less_one(model, name):
+            values = values + np.float32(1)
+        stored[name] = decode(kind, values) - np.float32(stores_less_one(model, name))
         if architecture == "llama" and (".q_proj." in name or ".k_proj." in name):
             is_query = ".q_proj." in name
             heads = config.num_attention_heads if is_query else config.num_key_value_heads
@@ -137,11 +145,43 @@ def _add_metadata(writer, config, metadata):
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     # transformers 5 says rope_parameters, 4 says rope_theta.
     rope = getattr(config, "rope_parameters", None) or {"rope_theta": config.rope_theta}
+    if config.model_type == "gemma3_text":
+        metadata = _gemma3_metadata(config) | metadata
+        rope = rope["full_attention"]
     writer.add_rope_freq_base(rope["rope_theta"])
     head_dim = getattr(config, "head_dim", None)
     if head_dim:
         writer.add_key_length(head_dim)
         writer.add_value_length(head_dim)
-    adders = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    adders = {
+        int: writer.add_uint32,
+        float: writer.add_float32,
+        str: writer.add_string,
+        list: writer.add_array,
+    }
     for key, value in metadata.items():
         adders[type(value)](f"{writer.arch}.{key}", value)
+
+
+def _add_tokenizer(writer, vocab_size):
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list([*(chr(33 + i) for i in range(vocab_size - 1)), "ab"])
+    writer.add_token_types([1] * vocab_size)
+    writer.add_token_merges(["a b"])
+
+
+def _gemma3_metadata(config):
+    """What the file must say of windows, scale and RoPE; converters leave out what is usual."""
+    full, local = (config.rope_parameters[f"{kind}_attention"] for kind in ("full", "sliding"))
+    metadata = {
+        "attention.sliding_window": config.sliding_window,
+        "attention.sliding_window_pattern": [
+            kind == "sliding_attention" for kind in config.layer_types
+        ],
+        "attention.scale": config.query_pre_attn_scalar**-0.5,
+        "rope.freq_base_swa": local["rope_theta"],
+    }
+    if full["rope_type"] == "linear":
+        metadata |= {"rope.scaling.type": "linear", "rope.scaling.factor": full["factor"]}
+    return metadata

@@ -5,6 +5,8 @@ from pytorch import torch
 from tiny_models import random_tensor
 from transformers import (
     DynamicCache,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -23,6 +25,19 @@ CLASSES = {
     "mistral": (MistralConfig, MistralForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
+}
+# A window and a RoPE of its own for each kind of layer, over which the tests' prompts are long
+# enough to tell them apart, and another scale than the heads'.
+GEMMA3 = {
+    "head_dim": 32,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": 33,
+    "query_pre_attn_scalar": 24,
+    "rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        "full_attention": {"rope_type": "linear", "factor": 2.5, "rope_theta": 500.0},
+    },
 }
 SIZES = {
     "num_hidden_layers": 2,
@@ -44,12 +59,21 @@ def build(family, seed=0, **changes):
     """A float32 model of one of CLASSES with tiny_models.random_tensor's values; changes are
     config fields."""
     config_class, model_class = CLASSES[family]
-    model = model_class(config_class(**SIZES | changes)).eval()
+    own = GEMMA3 if family == "gemma3" else {}
+    model = model_class(config_class(**SIZES | own | changes)).eval()
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            parameter.copy_(torch.from_numpy(random_tensor(name, tuple(parameter.shape), rng)))
+            values = random_tensor(name, tuple(parameter.shape), rng)
+            if stores_less_one(model, name):
+                values -= 1
+            parameter.copy_(torch.from_numpy(values))
     return model
+
+
+def stores_less_one(model, name):
+    """Whether a tensor is a norm that the model adds 1 to."""
+    return model.config.model_type == "gemma3_text" and name.endswith("norm.weight")
 
 
 def with_weights(model, tensors):

@@ -15,6 +15,7 @@ from tiny_models import (
     random_tokens,
     running,
     tiny_config,
+    tiny_gemma3_config,
     write_folder,
 )
 
@@ -24,12 +25,14 @@ from marlin.models.registry import spec_of
 # Past 256 tokens a context has two splits; 300 is no multiple of any tile.
 LENGTH = 300
 SIZES = {"hidden_dim": 256, "intermediate_dim": 256, "num_heads": 4, "head_dim": 64}
-FORMATS = ("f32", "f16", "fp4", "int4", "int8", "Q4_K", "Q6_K")
+# Of Gemma 3, layers with a window lie between those without; the others are Llamas.
+FORMATS = ("f32", "f16", "fp4", "int4", "int8", "Q4_K", "Q6_K", "gemma3 f32", "gemma3 int4")
 
 
 def write_model(folder, form):
     """A model whose matrices are all of one form; returns its path."""
-    config = tiny_config(**SIZES)
+    *family, form = form.split()
+    config = tiny_gemma3_config(**SIZES) if family else tiny_config(**SIZES)
     tensors = random_tensors(config, seed=1)
     if form in ("Q4_K", "Q6_K"):
         return write_random_gguf(folder / "m.gguf", config, form)

@@ -54,7 +54,7 @@ def all_logits(path, token_ids, isa=None):
 
 
 @pytest.mark.parametrize("kind", DENSE_KINDS)
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3"])
 def test_a_dense_gguf_agrees_with_transformers_running_its_weights(family, kind, tmp_path):
     model = build(family, **SIZES)
     stored = write_gguf(tmp_path / "m.gguf", model, lambda name: kind)
@@ -73,7 +73,7 @@ def test_a_quantized_gguf_agrees_with_transformers_running_its_weights(kind, tmp
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3"])
 def test_a_tied_mixture_of_k_types_agrees_on_each_instruction_set(family, isa, tmp_path):
     model = build(family, **SIZES, tie_word_embeddings=True)
     path = tmp_path / "m.gguf"

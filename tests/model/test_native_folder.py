@@ -86,7 +86,7 @@ def test_a_native_folder_agrees_with_transformers_running_its_weights(
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3"])
 def test_a_native_folder_of_each_family_runs_on_each_instruction_set(family, isa, tmp_path):
     changes = {"tie_word_embeddings": True}
     if family == "llama":

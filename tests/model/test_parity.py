@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 from pytorch import torch
-from reference_models import build, logits_of
+from reference_models import GEMMA3, build, logits_of
 from tiny_models import (
     INSTRUCTION_SETS,
     logits_by_chunks,
@@ -53,6 +53,9 @@ ODD_SIZES = {
     "num_key_value_heads": 1,
     "vocab_size": 131,
 }
+UNSCALED = {"full_attention": {"rope_type": "default", "rope_theta": 500.0}}
+SAME_THETA = {"sliding_attention": {"rope_type": "default", "rope_theta": 500.0}}
+MIXED = ["sliding_attention", "full_attention"]
 CASES = {
     "llama": ("llama", {}),
     "llama with linear RoPE": ("llama", LINEAR),
@@ -71,6 +74,14 @@ CASES = {
     "qwen3 with biases, tied": (
         "qwen3",
         WIDE_HEADS | {"attention_bias": True, "tie_word_embeddings": True},
+    ),
+}
+CASES |= {
+    "gemma3": ("gemma3", {"num_hidden_layers": 4, "layer_types": MIXED * 2}),
+    "gemma3 with biases, not tied": ("gemma3", {"attention_bias": True}),
+    "gemma3 of one wide KV head, tied": (
+        "gemma3",
+        {"head_dim": 256, "num_key_value_heads": 1, "tie_word_embeddings": True},
     ),
 }
 STEP_TOKENS = 64
@@ -131,8 +142,16 @@ def test_every_prefix_length_of_a_prefill_agrees_with_transformers(case):
         ("mistral", WINDOW, {"sliding_window": None}),
         ("qwen2", QWEN_WINDOW, {}),
         ("qwen2", QWEN_WINDOW | {"max_window_layers": 1}, QWEN_WINDOW),
+        ("gemma3", {}, {"layer_types": ["sliding_attention"] * 2}),
+        ("gemma3", {}, {"layer_types": ["full_attention"] * 2}),
+        ("gemma3", {}, {"query_pre_attn_scalar": 32}),
+        ("gemma3", {}, {"rope_parameters": GEMMA3["rope_parameters"] | UNSCALED}),
+        ("gemma3", {}, {"rope_parameters": GEMMA3["rope_parameters"] | SAME_THETA}),
     ],
-    ids=["linear", "llama3", "yarn", "window", "qwen2-window", "mixed-windows"],
+    ids=[
+        *("linear", "llama3", "yarn", "window", "qwen2-window", "mixed-windows"),
+        *("gemma3-full", "gemma3-window", "gemma3-scale", "gemma3-linear", "gemma3-theta"),
+    ],
 )
 def test_the_reference_would_show_a_feature_that_is_ignored(family, feature, absent):
     token_ids = random_tokens(300, 97)
@@ -140,7 +159,7 @@ def test_the_reference_would_show_a_feature_that_is_ignored(family, feature, abs
     assert np.abs(on - off).max() > SENSITIVITY
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma3"])
 def test_a_checkpoint_as_transformers_initializes_it_agrees_without_a_float16_cache(
     family, tmp_path
 ):
@@ -155,8 +174,9 @@ def test_a_checkpoint_as_transformers_initializes_it_agrees_without_a_float16_ca
 
 
 @pytest.mark.parametrize("isa", INSTRUCTION_SETS)
-def test_each_instruction_set_agrees_with_transformers(isa, tmp_path):
-    model = build("qwen3", **WIDE_HEADS)
+@pytest.mark.parametrize("family, changes", [("qwen3", WIDE_HEADS), ("gemma3", {})])
+def test_each_instruction_set_agrees_with_transformers(family, changes, isa, tmp_path):
+    model = build(family, **changes)
     model.save_pretrained(tmp_path)
     token_ids = random_tokens(300, 97)
     with running(tmp_path, isa=isa, sequences=16, max_step_tokens=STEP_TOKENS) as runner:

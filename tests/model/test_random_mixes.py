@@ -9,7 +9,14 @@ import random
 from collections import Counter
 
 import pytest
-from tiny_models import random_tensors, random_tokens, running, tiny_config, write_folder
+from tiny_models import (
+    random_tensors,
+    random_tokens,
+    running,
+    tiny_config,
+    tiny_gemma3_config,
+    write_folder,
+)
 
 from marlin.engine.block_pool import BlockPool
 from marlin.engine.request import Request
@@ -184,9 +191,13 @@ def random_mixes(bank, seeds, pool_for):
     return happened
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    config = tiny_config()
+# A window that some prompts fill and answers run out of, in every other layer.
+CONFIGS = {"llama": tiny_config(), "gemma3": tiny_gemma3_config(num_layers=2, windows=(24, None))}
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def folder(request, tmp_path_factory):
+    config = CONFIGS[request.param]
     return write_folder(tmp_path_factory.mktemp("model"), config, random_tensors(config, seed=11))
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 from contextlib import contextmanager
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from marlin.engine.sampling import SamplingParams
 from marlin.errors import DeviceError
 from marlin.models.checkpoint import open_checkpoint
 from marlin.models.config import ModelConfig
+from marlin.models.gemma3 import Gemma3Config
 from marlin.models.model import Model
 from marlin.models.registry import family_of, spec_of
 from marlin.models.rope import RopeScaling
@@ -60,6 +62,15 @@ def tiny_config(**changes):
     return ModelConfig(**{"windows": (None,) * values["num_layers"]} | values)
 
 
+def tiny_gemma3_config(**changes):
+    """Gemma3Config of a model as small; of its layers every other one sees 24 tokens."""
+    tiny = tiny_config(
+        architecture="gemma3_text", num_layers=4, windows=(24, None) * 2, qk_norm=True
+    )
+    own = {"local_rope_theta": 1000.0, "query_pre_attn_scalar": 24.0}
+    return Gemma3Config(**{f.name: getattr(tiny, f.name) for f in fields(tiny)} | own | changes)
+
+
 def random_tensor(name, shape, rng):
     """float32 values that let every part of the model show in the logits, which come out near 1:
     norm weights differ from 1, biases from 0, and attention is not uniform."""
@@ -74,7 +85,7 @@ def random_tensors(config, seed):
     """{Hugging Face name: float32 array} of a whole model."""
     rng = np.random.default_rng(seed)
     return {
-        tensor.name: random_tensor(tensor.name, tensor.shape, rng)
+        tensor.name: random_tensor(tensor.name, tensor.shape, rng) - np.float32(tensor.plus)
         for tensor in spec_of(config).tensors
         if not tensor.optional
     }

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from model.tiny_models import tiny_config
+from model.tiny_models import tiny_config, tiny_gemma3_config
 
 from marlin.models.registry import FAMILIES, spec_of
 from marlin.weights.rows import unpermute_rows
@@ -33,7 +33,9 @@ def test_a_tensor_has_its_names_in_both_kinds_of_file():
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
 def test_no_two_tensors_of_a_family_share_a_name_in_either_kind_of_file(family):
-    tensors = family.spec(tiny_config(architecture=family.model_type, qk_norm=True)).tensors
+    own = {"gemma3_text": tiny_gemma3_config()}
+    llama = tiny_config(architecture=family.model_type, qk_norm=True)
+    tensors = family.spec(own.get(family.model_type, llama)).tensors
     assert len({tensor.name for tensor in tensors}) == len(tensors)
     assert len({tensor.gguf for tensor in tensors}) == len(tensors)
 
@@ -92,3 +94,20 @@ def test_only_q_and_k_of_llama_files_are_interleaved(architecture):
         for suffix in ("weight", "bias")
     }
     assert found == (q_and_k if architecture in ("llama", "mistral") else {})
+
+
+def test_the_same_word_is_another_tensor_in_a_gemmas_gguf():
+    def named(config):
+        return {t.gguf: t.name for t in spec_of(config).tensors if t.gguf.startswith("blk.0.")}
+
+    llama, gemma = named(tiny_config()), named(tiny_gemma3_config())
+    assert llama["blk.0.ffn_norm.weight"] == "model.layers.0.post_attention_layernorm.weight"
+    assert gemma["blk.0.ffn_norm.weight"] == "model.layers.0.pre_feedforward_layernorm.weight"
+    name = "model.layers.0.post_attention_layernorm.weight"
+    assert gemma["blk.0.post_attention_norm.weight"] == name
+
+
+def test_every_norm_of_a_gemma_and_no_other_tensor_is_stored_less_one():
+    found = {t.name: t.plus for t in spec_of(tiny_gemma3_config()).tensors}
+    assert {name for name, plus in found.items() if plus} == {n for n in found if "norm" in n}
+    assert set(found.values()) == {0.0, 1.0}

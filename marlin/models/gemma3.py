@@ -1,0 +1,153 @@
+"""Gemma 3 (text): most layers see a window, every sixth all tokens, and each kind has its RoPE.
+
+A part is normed before and after. Hugging Face's checkpoints store a norm less 1, GGUF files the
+norm. Embeddings are multiplied by the root of their size.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from marlin.files.fields import Fields
+from marlin.models import config_gguf, config_hf
+from marlin.models.config import MAX_DIM, MAX_LAYERS, ModelConfig
+from marlin.models.layers import Rope, SandwichLayer, attention, gated_feed_forward
+from marlin.models.rope import RopeScaling
+from marlin.models.spec import Family, ModelSpec, Names
+from marlin.weights.gguf import GGUFFile
+
+# What files mean that do not say it: every how many layers one has no window, theta of the others.
+PATTERN, LOCAL_THETA = 6, 10000.0
+# The 27B model scales scores by hidden_dim / num_heads and not by head_dim; its GGUF files do not
+# say so.
+LAYERS_OF_27B = 62
+
+
+@dataclass(frozen=True, slots=True)
+class Gemma3Config(ModelConfig):
+    """Attributes of the family:
+
+    local_rope_theta: of layers with a window; rope_theta and rope_scaling are of those without.
+    query_pre_attn_scalar: scores are divided by its root.
+    """
+
+    local_rope_theta: float
+    query_pre_attn_scalar: float
+
+
+class Gemma3(Family[Gemma3Config]):
+    model_type = "gemma3_text"
+    hf_class = "Gemma3ForCausalLM"
+    gguf_architecture = "gemma3"
+    end_tokens = ("<end_of_turn>", "<eos>")
+
+    def config_from_hf(self, fields: Fields) -> Gemma3Config:
+        _refuse_unsupported(fields)
+        # transformers 5 says a RoPE for each kind of layer, 4 says one and the other's theta.
+        ropes = fields.section("rope_parameters")
+        local_theta = fields.number("rope_local_base_freq", LOCAL_THETA, above=1.0)
+        if ropes and (local := ropes.section("sliding_attention")):
+            local.choice("rope_type", ("default",), "default")
+            local_theta = local.number("rope_theta", local_theta, above=1.0)
+        shared = config_hf.shared(
+            fields,
+            self.model_type,
+            implied_head_dim=256,
+            implied_tie=True,
+            implied_theta=1e6,
+            activation="hidden_activation",
+            activations=("gelu_pytorch_tanh",),
+            rope=ropes and ropes.section("full_attention"),
+        )
+        window = 4096
+        if "sliding_window" in fields.values:
+            window = fields.count("sliding_window", maximum=1 << 31)
+        period = fields.count("sliding_window_pattern", PATTERN, maximum=MAX_LAYERS)
+        kinds = [
+            "full_attention" if (index + 1) % period == 0 else "sliding_attention"
+            for index in range(shared["num_layers"])
+        ]
+        has_bias = fields.flag("attention_bias", False)
+        return Gemma3Config(
+            **shared,
+            qkv_bias=has_bias,
+            o_bias=has_bias,
+            mlp_bias=False,
+            qk_norm=True,
+            windows=config_hf.windows(fields, shared["num_layers"], window, kinds),
+            local_rope_theta=local_theta,
+            query_pre_attn_scalar=fields.number("query_pre_attn_scalar", 256.0, maximum=MAX_DIM),
+        )
+
+    def config_from_gguf(self, file: GGUFFile) -> Gemma3Config:
+        fields = config_gguf.fields_of(file, self.gguf_architecture)
+        shared = config_gguf.shared(file, fields, self.model_type, self.end_tokens)
+        if fields.number("final_logit_softcapping", 0.0, minimum=0.0):
+            fields.fail("final_logit_softcapping", "0 (Gemma 3 has no soft caps)")
+        scalar = shared["head_dim"]
+        if shared["num_layers"] == LAYERS_OF_27B:
+            scalar = shared["hidden_dim"] // shared["num_heads"]
+        if scale := fields.number("attention.scale", None):
+            # A float32 gives the root back to seven digits; published numbers are whole.
+            scalar = round(scale**-2, 3)
+        return Gemma3Config(
+            **shared,
+            windows=_gguf_windows(fields, shared["num_layers"]),
+            local_rope_theta=fields.number("rope.freq_base_swa", LOCAL_THETA, above=1.0),
+            query_pre_attn_scalar=float(scalar),
+        )
+
+    def hf_config(self, config: Gemma3Config) -> dict:
+        values = config_hf.shared_values(config, self.hf_class)
+        del values["hidden_act"], values["mlp_bias"]
+        kinds = ["sliding_attention" if window else "full_attention" for window in config.windows]
+        return values | {
+            "hidden_activation": "gelu_pytorch_tanh",
+            "layer_types": kinds,
+            "sliding_window": next(filter(None, config.windows), 4096),
+            "rope_local_base_freq": config.local_rope_theta,
+            "query_pre_attn_scalar": config.query_pre_attn_scalar,
+        }
+
+    def spec(self, config: Gemma3Config) -> ModelSpec:
+        layers = tuple(_layer(config, index) for index in range(config.num_layers))
+        scale = math.sqrt(config.hidden_dim)
+        return ModelSpec.usual(config, layers, norm_plus=1.0, embed_scale=scale)
+
+
+def _layer(config, index):
+    names, dim = Names.of_layer(index, norm_plus=1.0), config.hidden_dim
+    window = config.windows[index]
+    rope = Rope(config.head_dim, config.rope_theta, config.rope_scaling)
+    if window:
+        rope = Rope(config.head_dim, config.local_rope_theta, RopeScaling())
+    return SandwichLayer(
+        names.norm("input_layernorm", "attn_norm", dim),
+        attention(names, config, rope, window, scale=config.query_pre_attn_scalar**-0.5),
+        names.norm("post_attention_layernorm", "post_attention_norm", dim),
+        names.norm("pre_feedforward_layernorm", "ffn_norm", dim),
+        gated_feed_forward(names, config, "gelu"),
+        names.norm("post_feedforward_layernorm", "post_ffw_norm", dim),
+    )
+
+
+def _refuse_unsupported(fields):
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if fields.raw(name) is not None:
+            fields.fail(name, "null (Gemma 3 has no soft caps)")
+    if fields.flag("use_bidirectional_attention", False):
+        fields.fail("use_bidirectional_attention", "false (a model that generates)")
+
+
+def _gguf_windows(fields, num_layers):
+    """The window of each layer. The pattern is a period, or says of each layer if it has one."""
+    window = fields.count("attention.sliding_window", 0, minimum=0, maximum=1 << 31) or None
+    pattern = fields.raw("attention.sliding_window_pattern")
+    if isinstance(pattern, np.ndarray):
+        if pattern.dtype != np.bool_ or len(pattern) != num_layers:
+            fields.fail("attention.sliding_window_pattern", f"{num_layers} of true and false")
+        return tuple(window if slides else None for slides in pattern)
+    name = "attention.sliding_window_pattern"
+    period = fields.count(name, PATTERN, maximum=MAX_LAYERS)
+    return tuple(None if (i + 1) % period == 0 else window for i in range(num_layers))
