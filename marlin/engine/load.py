@@ -85,9 +85,8 @@ def load_model(
     budget = MemoryBudget(device.info()["memory_bytes"], checkpoint.weight_bytes, num_processes)
     max_sequences = min(batching.max_sequences, batching.num_blocks) if batching else 1
     step_tokens = max(PREFILL_STEP_TOKENS, max_sequences)
-    draft_tokens = 0
-    if speculative is not None:
-        draft_tokens = min(MAX_STEP_DRAFT_TOKENS, max_sequences * MAX_DRAFT_TOKENS)
+    most = 0 if speculative is None else max_sequences * MAX_DRAFT_TOKENS
+    draft_tokens = min(MAX_STEP_DRAFT_TOKENS, most)
     max_logits = max_sequences + draft_tokens
     if batching is None:
         context = _context_tokens(spec, budget, max_context_tokens, max_logits)

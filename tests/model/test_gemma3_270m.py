@@ -9,8 +9,9 @@ import pytest
 from served import Served
 
 from marlin.commands.quantize import quantize
-from marlin.engine.load import load_engine
-from marlin.engine.request import FinishEvent, SamplingParams
+from marlin.engine.load import load_model
+from marlin.engine.request import FinishEvent
+from marlin.engine.sampling import SamplingParams
 
 pytestmark = pytest.mark.downloads
 
@@ -43,7 +44,7 @@ def folder(gguf, tmp_path_factory):
 
 def counted_on(path):
     """The nine greedy tokens after four numbers, as text."""
-    served = load_engine(path, max_context_tokens=256, device_kind="cpu")
+    served = load_model(path, max_context_tokens=256, device_kind="cpu")
     try:
         prompt = served.tokenizer.encode("1, 2, 3, 4,")
         params = SamplingParams(temperature=0.0, max_tokens=9)

@@ -9,7 +9,7 @@ import pytest
 from marlin.engine.logprobs import Distribution, likeliest
 from marlin.engine.request import TokenLogprobs
 from marlin.engine.stream import ShownToken
-from marlin.server.api import logprobs
+from marlin.server.api import openai_logprobs
 
 
 class Tokenizer:
@@ -68,7 +68,7 @@ def shown(token_id, logprob, *top, offset=0):
 
 
 def test_chat_shows_token_logprob_and_bytes_with_the_likeliest_beneath():
-    shape = logprobs.chat_shape(Tokenizer(), [shown(1, -0.5, (1, -0.5), (7, -1.5))])
+    shape = openai_logprobs.chat_shape(Tokenizer(), [shown(1, -0.5, (1, -0.5), (7, -1.5))])
     assert shape == {
         "content": [
             {
@@ -87,7 +87,7 @@ def test_chat_shows_token_logprob_and_bytes_with_the_likeliest_beneath():
 
 def test_completions_show_parallel_lists_and_always_the_sampled_token():
     tokens = [shown(1, -2.0, (2, -0.25)), shown(2, -0.25, (2, -0.25), offset=2)]
-    assert logprobs.completion_shape(Tokenizer(), tokens) == {
+    assert openai_logprobs.completion_shape(Tokenizer(), tokens) == {
         "tokens": ["t1", "t2"],
         "token_logprobs": [-2.0, -0.25],
         "top_logprobs": [{"t2": -0.25, "t1": -2.0}, {"t2": -0.25}],
@@ -96,13 +96,13 @@ def test_completions_show_parallel_lists_and_always_the_sampled_token():
 
 
 def test_of_two_tokens_with_one_text_the_likelier_is_shown():
-    shape = logprobs.completion_shape(Tokenizer(), [shown(9, -3.0, (8, -0.1), (9, -3.0))])
+    shape = openai_logprobs.completion_shape(Tokenizer(), [shown(9, -3.0, (8, -0.1), (9, -3.0))])
     assert shape["top_logprobs"] == [{"same": -0.1}]
 
 
 @pytest.mark.parametrize("impossible", [-math.inf, math.nan, -1e30])
 def test_what_json_cannot_hold_becomes_the_lowest(impossible):
     tokens = [shown(1, impossible, (2, impossible))]
-    for shape in (logprobs.chat_shape, logprobs.completion_shape):
+    for shape in (openai_logprobs.chat_shape, openai_logprobs.completion_shape):
         text = json.dumps(shape(Tokenizer(), tokens), allow_nan=False)
         assert text.count("-9999.0") >= 2
