@@ -25,7 +25,7 @@ BELOW = {
     "models": {"device", "weights"},
     "engine": {"device", "weights", "models"},
     "server.observe": {"", "engine"},
-    "server.http": {"engine"},
+    "server.http": set(),
     "server.api": {"", "engine", "server.observe", "server.http"},
     "server.process": {"", "device", "engine", "server.observe", "server.http", "server.api"},
     "commands": {"", "device", "weights", "models", "engine", "server.api", "server.http"},
