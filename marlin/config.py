@@ -3,19 +3,21 @@
 Reads option strings and an environment mapping that it is given; opens nothing and starts nothing.
 """
 
-import argparse
 import ipaddress
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from marlin.errors import ConfigError
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 LOG_FORMATS = ("text", "json")
 DEVICE_KINDS = ("metal", "cpu")
-DEVICE_HELP = "metal or cpu (default: metal on a Mac with a GPU, else cpu)"
 SPECULATIVE_METHODS = ("ngram",)
-SPECULATIVE_HELP = "ngram: draft tokens from the text so far and check them together (default off)"
-PRETOKENIZER_HELP = "read a tokenizer.json whose regular expressions nobody has published"
+# What --help shows as the value of a switch, and how one is known.
+SWITCH = "true|false"
+VARIABLE_PREFIX = "METAL_MARLIN_"
 MODEL_PATH_VARIABLE = "METAL_MARLIN_MODEL_PATH"
 API_KEY_VARIABLE = "METAL_MARLIN_API_KEY"
 MOCK_MODEL_VARIABLE = "METAL_MARLIN_MOCK_MODEL"
@@ -23,57 +25,6 @@ MOCK_MODEL_VARIABLE = "METAL_MARLIN_MOCK_MODEL"
 MAX_NAMES, MAX_NAME_CHARACTERS = 16, 256
 # Of the CPU device, which takes no more (metal_shim/cpu/cpu.c).
 MAX_THREADS = 256
-
-
-@dataclass(frozen=True, slots=True)
-class ServeConfig:
-    """The settings of one server.
-
-    Attributes:
-        model_path: model folder or GGUF file; None serves no model and answers 503.
-        served_names: what requests may call the model, with commas between the names, "*" for any;
-            None is its own name.
-        host: numeric address to listen on.
-        port: 0 picks a free one.
-        workers: processes that serve; with more than one, a supervisor starts and replaces them.
-        max_concurrent_requests: generation requests inside at once; as many more may wait.
-        max_tokens: output tokens of a request that names no limit.
-        timeout_s: from a request's last byte to the end of its answer.
-        log_level: one of LOG_LEVELS.
-        log_format: one of LOG_FORMATS.
-        enable_metrics: /metrics is served.
-        device: one of DEVICE_KINDS; None is "metal" on a Mac that has it, else "cpu".
-        num_threads: threads of a CPU device; None lets the device choose.
-        max_context_tokens: prompt and output together; None is the model's own.
-        enable_batching: requests share steps over a paged KV cache, instead of one after another.
-        num_kv_blocks, block_size: that cache's blocks, and tokens a block.
-        speculative: one of SPECULATIVE_METHODS, how tokens are drafted; None drafts none.
-        allow_unknown_pretokenizer: a tokenizer.json may hold any regular expression.
-        mock_model: answers are made up under the model path's name; no model is loaded.
-        api_key: what clients must present, or None.
-    """
-
-    model_path: str | None
-    served_names: str | None
-    host: str
-    port: int
-    workers: int
-    max_concurrent_requests: int
-    max_tokens: int
-    timeout_s: float
-    log_level: str
-    log_format: str
-    enable_metrics: bool
-    device: str | None
-    num_threads: int | None
-    max_context_tokens: int | None
-    enable_batching: bool
-    num_kv_blocks: int
-    block_size: int
-    speculative: str | None
-    allow_unknown_pretokenizer: bool
-    mock_model: bool
-    api_key: bytes | None = field(repr=False)
 
 
 def whole_number(low, high=None):
@@ -92,6 +43,17 @@ def whole_number(low, high=None):
     return parse
 
 
+def number(text):
+    """A parser of numbers; their range is whoever's reads them."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError("must be a number")
+    return value
+
+
 def _seconds(text):
     try:
         value = float(text)
@@ -108,7 +70,9 @@ def _log_level(text):
     return text.upper()
 
 
-def _one_of(names):
+def one_of(names):
+    """A parser of one of these words."""
+
     def parse(text):
         if text not in names:
             raise ValueError("must be " + " or ".join(names))
@@ -158,124 +122,127 @@ def _host(text):
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One command-line option of `serve`.
+    """One option of `serve`, which some other commands have, too.
 
     Attributes:
+        field: of ServeConfig, which it sets.
         flag: as typed.
-        field: the ServeConfig field it sets.
         default: when neither the command line nor the environment has it.
         parse: text to value; raises ValueError saying what it must be.
-        variable: environment variable that sets it too, or None.
-        metavar, help: for --help; an option without a metavar is a switch, see _add_switch().
+        metavar, help: for --help.
     """
 
-    flag: str
     field: str
-    default: object
-    parse: object
-    metavar: str | None
+    flag: str
+    default: Any
+    parse: Callable[[str], Any]
+    metavar: str
     help: str
-    variable: str | None = None
+
+    @property
+    def variable(self):
+        """Name of the environment variable that sets it, too."""
+        return VARIABLE_PREFIX + self.flag.removeprefix("--").upper().replace("-", "_")
 
 
-OPTIONS = (
-    Option(
-        *("--served-model-name", "served_names", None, _served_names, "NAME[,NAME]"),
-        "what requests may call the model; * takes any name (default: the path's last part)",
-    ),
-    Option(
-        *("--host", "host", "0.0.0.0", _host, "ADDRESS"),
-        "numeric address to listen on, or localhost (default 0.0.0.0)",
-        "METAL_MARLIN_HOST",
-    ),
-    Option(
-        *("--port", "port", 8000, whole_number(0, 65535), "N"),
-        "port, 0 for any free one (default 8000)",
-        "METAL_MARLIN_PORT",
-    ),
-    Option(
-        *("--workers", "workers", 1, whole_number(1, 256), "N"),
-        "processes that serve, sharing the weights (default 1)",
-        "METAL_MARLIN_WORKERS",
-    ),
-    Option(
-        *(
-            "--max-concurrent-requests",
-            "max_concurrent_requests",
-            10,
-            whole_number(1, 100_000),
-            "N",
-        ),
-        "requests generating at once; as many more may wait (default 10)",
-    ),
-    Option(
-        *("--max-tokens", "max_tokens", 512, whole_number(1), "N"),
-        "output tokens of a request that names no limit (default 512)",
-    ),
-    Option(
-        *("--timeout", "timeout_s", 120.0, _seconds, "SECONDS"),
-        "longest time for one answer (default 120)",
-    ),
-    Option(
-        *("--log-level", "log_level", "INFO", _log_level, "LEVEL"),
-        "DEBUG, INFO, WARNING or ERROR (default INFO)",
-        "METAL_MARLIN_LOG_LEVEL",
-    ),
-    Option(
-        *("--log-format", "log_format", "text", _one_of(LOG_FORMATS), "FORMAT"),
-        "text, or json: one object a line (default text)",
-    ),
-    Option(
-        *("--enable-metrics", "enable_metrics", True, _switch, None),
-        "serve /metrics (default); --no-enable-metrics or =false does not",
-    ),
-    Option("--device", "device", None, _one_of(DEVICE_KINDS), "KIND", DEVICE_HELP),
-    Option(
-        *("--threads", "num_threads", None, whole_number(1, MAX_THREADS), "N"),
-        "threads of the CPU device (default: the cores this process may use)",
-    ),
-    Option(
-        *("--max-context", "max_context_tokens", None, whole_number(1), "TOKENS"),
-        "prompt and output together (default: the model's own context)",
-    ),
-    Option(
-        *("--enable-batching", "enable_batching", False, _switch, None),
-        "share steps between requests, over a paged KV cache (default: one request at a time)",
-    ),
-    Option(
-        *("--num-kv-blocks", "num_kv_blocks", 512, whole_number(1, 1 << 24), "N"),
-        "KV cache blocks, with --enable-batching (default 512)",
-    ),
-    Option(
-        *("--block-size", "block_size", 16, _block_size, "TOKENS"),
-        "tokens a KV cache block, with --enable-batching (default 16)",
-    ),
-    Option(
-        *("--speculative", "speculative", None, _one_of(SPECULATIVE_METHODS), "METHOD"),
-        SPECULATIVE_HELP,
-    ),
-    Option(
-        *("--allow-unknown-pretokenizer", "allow_unknown_pretokenizer", False, _switch, None),
-        PRETOKENIZER_HELP,
-    ),
+def _option(flag: str, default: Any, parse, metavar: str, help: str) -> Any:
+    """A field of ServeConfig that is an Option."""
+    given = {"flag": flag, "default": default, "parse": parse, "metavar": metavar, "help": help}
+    return field(default=default, metadata=given)
+
+
+# fmt: off
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """The settings of one server. A field made by _option() is also an option and a variable, whose
+    help says what it is.
+
+    Also edit, for a new one, the table in docs/serving.md, which a test compares.
+
+    Attributes:
+        model_path: model folder or GGUF file; None serves no model and answers 503.
+        mock_model: answers are made up under the model path's name; no model is loaded.
+        api_key: what clients must present, or None.
+    """
+
+    model_path: str | None = None
+    served_names: str | None = _option("--served-model-name", None, _served_names, "NAME[,NAME]",
+        "what requests may call the model; * takes any name (default: the path's last part)")
+    host: str = _option("--host", "0.0.0.0", _host, "ADDRESS",
+        "numeric address to listen on, or localhost")
+    port: int = _option("--port", 8000, whole_number(0, 65535), "N",
+        "port to listen on, 0 for any free one")
+    workers: int = _option("--workers", 1, whole_number(1, 256), "N",
+        "processes that serve, sharing the weights")
+    max_concurrent_requests: int = _option("--max-concurrent-requests", 10,
+        whole_number(1, 100_000), "N", "requests generating at once; as many more may wait")
+    max_tokens: int = _option("--max-tokens", 512, whole_number(1), "N",
+        "output tokens of a request that names no limit")
+    timeout_s: float = _option("--timeout", 120.0, _seconds, "SECONDS",
+        "longest time for one answer, from the end of its request")
+    log_level: str = _option("--log-level", "INFO", _log_level, "|".join(LOG_LEVELS),
+        "how much is logged")
+    log_format: str = _option("--log-format", "text", one_of(LOG_FORMATS), "|".join(LOG_FORMATS),
+        "text, or json: one object a line")
+    enable_metrics: bool = _option("--enable-metrics", True, _switch, SWITCH,
+        "serve /metrics")
+    device: str | None = _option("--device", None, one_of(DEVICE_KINDS), "|".join(DEVICE_KINDS),
+        "what computes (default: metal on a Mac with a GPU, else cpu)")
+    num_threads: int | None = _option("--threads", None, whole_number(1, MAX_THREADS), "N",
+        "threads of the CPU device (default: the cores this process may use)")
+    max_context_tokens: int | None = _option("--max-context", None, whole_number(1), "TOKENS",
+        "prompt and output together (default: the model's own context)")
+    enable_batching: bool = _option("--enable-batching", False, _switch, SWITCH,
+        "share steps between requests, over a paged KV cache, instead of one request at a time")
+    num_kv_blocks: int = _option("--num-kv-blocks", 512, whole_number(1, 1 << 24), "N",
+        "KV cache blocks, with --enable-batching")
+    block_size: int = _option("--block-size", 16, _block_size, "TOKENS",
+        "tokens a KV cache block, with --enable-batching")
+    speculative: str | None = _option("--speculative", None, one_of(SPECULATIVE_METHODS),
+        "|".join(SPECULATIVE_METHODS),
+        "draft tokens from the text so far and check them together (default: off)")
+    allow_unknown_pretokenizer: bool = _option("--allow-unknown-pretokenizer", False, _switch,
+        SWITCH, "read a tokenizer.json whose regular expressions nobody has published")
+    mock_model: bool = False
+    api_key: bytes | None = field(default=None, repr=False)
+# fmt: on
+
+
+OPTIONS = tuple(
+    Option(field.name, **field.metadata) for field in fields(ServeConfig) if field.metadata
 )
 
 
 def add_arguments(parser):
-    """Add serve's arguments to an argparse parser, all as plain text that serve_config() parses."""
+    """Add serve's arguments to a commands.parser.Parser, as text that serve_config() parses."""
     parser.add_argument(
         "model_path",
         nargs="?",
         metavar="MODEL_PATH",
         help=f"model folder or GGUF file ({MODEL_PATH_VARIABLE} overrides it)",
     )
+    add_options(parser, [option.field for option in OPTIONS])
+
+
+def add_options(parser, names):
+    """Add the options of these fields to a Parser, as text that settled() parses; they are noted in
+    its `fields`."""
+    parser.fields += names
     for option in OPTIONS:
-        source = f" [{option.variable}]" if option.variable else ""
-        text = option.help + source
-        if option.metavar is None:
-            _add_switch(parser, option, text)
-        else:
-            parser.add_argument(option.flag, dest=option.field, help=text, metavar=option.metavar)
+        if option.field not in names:
+            continue
+        text = option.help
+        if option.default is not None:
+            shown = str(option.default).lower() if option.metavar == SWITCH else option.default
+            text += f" (default: {shown:g})" if shown.__class__ is float else f" (default: {shown})"
+        nargs = "?" if option.metavar == SWITCH else None
+        parser.add_argument(
+            option.flag,
+            dest=option.field,
+            nargs=nargs,
+            metavar=option.metavar,
+            help=f"{text} [{option.variable}]",
+        )
 
 
 def unused_options(arguments, settings):
@@ -286,23 +253,7 @@ def unused_options(arguments, settings):
     return [option.flag for option in sizes if arguments.get(option.field) is not None]
 
 
-def _add_switch(parser, option, text):
-    """FLAG, FLAG=true, FLAG=false and --no-FLAG.
-
-    An optional value (nargs="?") would take the MODEL_PATH that follows a bare flag, so that each
-    spelling is an option of its own; argparse looks for a whole word before it splits at "=".
-    """
-    negative = "--no-" + option.flag.removeprefix("--")
-    for flag, value, shown in (
-        (option.flag, "true", text),
-        (f"{option.flag}=true", "true", argparse.SUPPRESS),
-        (f"{option.flag}=false", "false", argparse.SUPPRESS),
-        (negative, "false", argparse.SUPPRESS),
-    ):
-        parser.add_argument(flag, dest=option.field, action="store_const", const=value, help=shown)
-
-
-def serve_config(arguments, environ):
+def serve_config(arguments: Mapping, environ: Mapping[str, str]) -> ServeConfig:
     """Settle the settings: an option on the command line, else its variable, else its default.
 
     The model path is the exception: METAL_MARLIN_MODEL_PATH wins over the argument, so that a
@@ -316,18 +267,42 @@ def serve_config(arguments, environ):
     Raises:
         ConfigError: names the option or variable, its value and what it must be.
     """
-    values = {option.field: _settle(option, arguments, environ) for option in OPTIONS}
     return ServeConfig(
         model_path=environ.get(MODEL_PATH_VARIABLE) or arguments.get("model_path"),
         mock_model=_mock_model(environ.get(MOCK_MODEL_VARIABLE)),
         api_key=_api_key(environ.get(API_KEY_VARIABLE)),
-        **values,
+        **settled((option.field for option in OPTIONS), arguments, environ),
     )
+
+
+def settled(names: Iterable[str], arguments: Mapping, environ: Mapping[str, str]) -> dict[str, Any]:
+    """{field: value} of these fields of ServeConfig; raises as serve_config()."""
+    chosen = set(names)
+    options = (option for option in OPTIONS if option.field in chosen)
+    return {option.field: _settle(option, arguments, environ) for option in options}
+
+
+def overridden_model(arguments: Mapping, environ: Mapping[str, str]) -> str | None:
+    """What to add to an error about the model when its path is not the one that was typed."""
+    typed, path = arguments.get("model_path"), environ.get(MODEL_PATH_VARIABLE)
+    if not path or typed in (None, path):
+        return None
+    return f"{MODEL_PATH_VARIABLE} is set and overrides the argument {typed}"
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """Names of variables that are ours by their prefix, and that nothing reads; the tests' own,
+    METAL_MARLIN_TEST_*, aside."""
+    known = {option.variable for option in OPTIONS}
+    known |= {MODEL_PATH_VARIABLE, API_KEY_VARIABLE, MOCK_MODEL_VARIABLE}
+    ours = {name for name in environ if name.startswith(VARIABLE_PREFIX)}
+    tests = {name for name in ours if name.startswith(VARIABLE_PREFIX + "TEST_")}
+    return sorted(ours - known - tests)
 
 
 def _settle(option, arguments, environ):
     source, text = option.flag, arguments.get(option.field)
-    if text is None and option.variable:
+    if text is None:
         source, text = option.variable, environ.get(option.variable) or None
     if text is None:
         return option.default

@@ -14,7 +14,8 @@ import time
 import numpy as np
 
 from marlin.commands.info import machine
-from marlin.config import DEVICE_HELP, DEVICE_KINDS, MAX_THREADS, whole_number
+from marlin.commands.parser import typed
+from marlin.config import MAX_THREADS, add_options, whole_number
 from marlin.device import abi, ops
 from marlin.device.device import Device
 from marlin.device.program import Recorder, View
@@ -37,18 +38,35 @@ VECTOR_LANES = {"avx512": 16, "avx2": 8, "i8mm": 4, "neon": 4, "scalar": 1}
 
 
 def add_arguments(parser):
-    """Declare the command's arguments on an argparse parser."""
+    """Declare the command's arguments on a Parser."""
     parser.add_argument("model", metavar="MODEL", help=".gguf file or model folder")
-    parser.add_argument("--device", choices=DEVICE_KINDS, help=DEVICE_HELP)
+    add_options(parser, ["device"])
     parser.add_argument(
-        "--threads", default="", metavar="N[,N]", help="CPU workers; default: all usable cores"
+        "--threads", default="", metavar="N[,N]", help="CPU workers (default: all usable cores)"
     )
     parser.add_argument(
-        "--prompt-tokens", default="128,512", metavar="N[,N]", help="default: %(default)s"
+        "--prompt-tokens",
+        default="128,512",
+        metavar="N[,N]",
+        help="lengths of prompts (default: %(default)s)",
     )
-    parser.add_argument("--output-tokens", type=int, default=128, help="default: %(default)s")
-    parser.add_argument("--repeat", type=int, default=5, help="runs; default: %(default)s")
-    parser.add_argument("--isa", help="CPU instruction set; default: the best here")
+    parser.add_argument(
+        "--output-tokens",
+        type=typed(whole_number(2)),
+        default=128,
+        metavar="N",
+        help="tokens decoded (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--repeat",
+        type=typed(whole_number(1)),
+        default=5,
+        metavar="N",
+        help="runs (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--isa", metavar="NAME", help="CPU instruction set (default: the best here)"
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the figures; - is stdout")
 
 
@@ -56,8 +74,8 @@ def run(arguments):
     """Measure and print a table, and JSON where asked. Returns the exit code."""
     threads = _numbers("--threads", arguments.threads, MAX_THREADS) or [None]
     prompts = _numbers("--prompt-tokens", arguments.prompt_tokens)
-    if arguments.output_tokens < 2 or arguments.repeat < 1 or not prompts:
-        raise ConfigError("bench needs a prompt length, 2 output tokens and 1 run at least")
+    if not prompts:
+        raise ConfigError("--prompt-tokens needs a length")
     if arguments.json not in (None, "-"):
         _check_place(arguments.json)
     context = -(-(max(prompts) + arguments.output_tokens) // 16) * 16

@@ -21,7 +21,7 @@ _PACKAGES = ("numpy", "safetensors", "tokenizers")
 
 
 def add_arguments(parser):
-    """Declare the command's arguments on an argparse parser."""
+    """Declare the command's arguments on a Parser."""
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -5,12 +5,15 @@ under a temporary name beside DST and renamed at the end, so DST is whole or abs
 """
 
 import os
+import shlex
 import shutil
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from marlin.commands.parser import typed
+from marlin.commands.progress import Progress
+from marlin.config import one_of
 from marlin.errors import ConfigError
 from marlin.models.source import open_source
 from marlin.weights.convert import RoleError, convert, plan_entry
@@ -20,9 +23,6 @@ from marlin.weights.native import NativeWriter, quantization_object
 
 # Room for what the plan does not count: headers, tokenizer files, config.
 SPARE_DISK_BYTES = 128 << 20
-# Seconds between progress lines where there is no terminal to redraw.
-PLAIN_PROGRESS_S = 10.0
-BAR_COLUMNS = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,22 +44,29 @@ class Report:
 
 
 def add_arguments(parser):
-    """Declare the command's options on an argparse parser."""
+    """Declare the command's options on a Parser."""
     parser.add_argument("source", metavar="SRC", help="folder of safetensors, or a .gguf file")
     parser.add_argument("destination", metavar="DST", help="folder to create")
-    parser.add_argument("--format", choices=FORMATS, default="fp4", help="default: %(default)s")
+    parser.add_argument(
+        "--format",
+        type=typed(one_of(FORMATS)),
+        default="fp4",
+        metavar="|".join(FORMATS),
+        help="of the weights (default: %(default)s)",
+    )
+    sizes = tuple(map(str, GROUP_SIZES))
     parser.add_argument(
         "--group-size",
-        type=int,
-        choices=GROUP_SIZES,
+        type=typed(lambda text: int(one_of(sizes)(text))),
         default=64,
-        help="weights that share a scale; default: %(default)s",
+        metavar="|".join(sizes),
+        help="weights that share a scale (default: %(default)s)",
     )
 
 
 def run(args):
     """Run the command and return exit status 0, or raise a MarlinError that says what is wrong."""
-    progress = Progress(sys.stderr, time.monotonic)
+    progress = Progress(sys.stderr, "quantized")
     report = quantize(args.source, args.destination, args.format, args.group_size, progress)
     print(_describe(report, args))
     return 0
@@ -96,34 +103,6 @@ def quantize(source, destination, format, group_size, progress):
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return _report(checkpoint, entries, errors)
-
-
-class Progress:
-    """Shows how far a conversion is: a bar on a terminal, a line now and then elsewhere.
-
-    Args:
-        stream: text file to write to.
-        clock: returns seconds; only differences count.
-    """
-
-    def __init__(self, stream, clock):
-        self._stream = stream
-        self._clock = clock
-        self._start = clock()
-        self._shown = self._start
-
-    def __call__(self, done, total):
-        now = self._clock()
-        share = done / total
-        if self._stream.isatty():
-            filled = int(BAR_COLUMNS * share)
-            bar = "#" * filled + "." * (BAR_COLUMNS - filled)
-            end = "\n" if done == total else ""
-            self._stream.write(f"\r[{bar}] {share:4.0%} {now - self._start:5.0f} s{end}")
-        elif done == total or now - self._shown >= PLAIN_PROGRESS_S:
-            self._stream.write(f"quantized {share:.0%} after {now - self._start:.0f} s\n")
-            self._shown = now
-        self._stream.flush()
 
 
 def _check_request(source, destination, format, group_size):
@@ -185,10 +164,11 @@ def _describe(report, args):
         f"  bits a weight    {report.bits_per_weight:.2f}",
     ]
     for role, error in report.errors.items():
-        lines.append(f"  {role:<16} relative RMS error {error.relative_rms:.4f}")
+        lines.append(f"  {role:<16} relative RMS error {error.relative_rms:.2g}")
     if report.kept:
         lines.append(f"  kept as float16, their columns are no multiple of {args.group_size}:")
         lines += [f"    {name}" for name in report.kept]
+    lines.append(f"Serve it with: metal-marlin serve {shlex.quote(str(args.destination))}")
     return "\n".join(lines)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import safe_open
 
 from marlin.commands import info
-from marlin.config import DEVICE_HELP, DEVICE_KINDS
+from marlin.config import add_options
 from marlin.device import abi
 from marlin.device.device import Device
 from marlin.device.program import Recorder, View
@@ -81,8 +81,8 @@ class Outcome:
 
 
 def add_arguments(parser):
-    """Declare the command's arguments on an argparse parser."""
-    parser.add_argument("--device", choices=DEVICE_KINDS, help=DEVICE_HELP)
+    """Declare the command's arguments on a Parser."""
+    add_options(parser, ["device"])
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

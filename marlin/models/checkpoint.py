@@ -11,9 +11,9 @@ from typing import Protocol
 from marlin.device.device import Device
 from marlin.device.ops import Weight
 from marlin.device.program import View
-from marlin.errors import ModelFileError
 from marlin.models.checkpoint_folder import FolderCheckpoint
 from marlin.models.checkpoint_gguf import GgufCheckpoint
+from marlin.models.place import is_folder
 from marlin.models.spec import ModelSpec
 from marlin.text.tokenizer import Tokenizer
 
@@ -57,8 +57,6 @@ def open_checkpoint(path, device: Device, slabs=None) -> Checkpoint:
             that its config implies.
     """
     path = os.fspath(path)
-    if os.path.isdir(path):
+    if is_folder(path):
         return FolderCheckpoint(path, device)
-    if os.path.isfile(path):
-        return GgufCheckpoint(path, device, slabs)
-    raise ModelFileError(path, "no such file or folder; expected a .gguf file or a model folder")
+    return GgufCheckpoint(path, device, slabs)

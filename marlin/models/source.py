@@ -14,6 +14,7 @@ from marlin.files.strict_json import read_json_object
 from marlin.models.checkpoint_folder import plan_folder
 from marlin.models.checkpoint_gguf import plan_gguf
 from marlin.models.config import ModelConfig
+from marlin.models.place import is_folder
 from marlin.models.registry import config_from_hf, family_of
 from marlin.text.folder_tokenizer import TEMPLATE_FOLDER
 from marlin.text.gguf_tokenizer import tokenizer_from_gguf
@@ -96,7 +97,7 @@ def open_source(path) -> Source:
             its config implies.
     """
     path = os.fspath(path)
-    return _open_folder(path) if os.path.isdir(path) else _open_gguf(path)
+    return _open_folder(path) if is_folder(path) else _open_gguf(path)
 
 
 def _open_folder(path):

@@ -9,7 +9,7 @@ import sys
 import pytest
 from served import serve_mock
 
-from marlin.cli import _build_parser
+from marlin.cli import read
 from marlin.config import OPTIONS, serve_config
 from marlin.server.http.limits import Limits
 
@@ -77,7 +77,7 @@ def test_it_does_not_run_as_root(dockerfile):
 def test_its_command_is_one_that_the_server_takes(dockerfile):
     (entry,), (command,) = (arguments_of(dockerfile, name) for name in ("ENTRYPOINT", "CMD"))
     assert json.loads(entry) == ["metal-marlin"]
-    arguments = vars(_build_parser("serve").parse_args(json.loads(command)))
+    arguments = vars(read(json.loads(command), {}))
     config = serve_config(arguments, environment(dockerfile))
     assert (config.host, config.port) == ("0.0.0.0", 8000)
     assert arguments_of(dockerfile, "EXPOSE") == ["8000"]
@@ -85,7 +85,7 @@ def test_its_command_is_one_that_the_server_takes(dockerfile):
 
 def test_a_variable_given_to_the_container_sets_its_address(dockerfile):
     (command,) = arguments_of(dockerfile, "CMD")
-    arguments = vars(_build_parser("serve").parse_args(json.loads(command)))
+    arguments = vars(read(json.loads(command), {}))
     given = environment(dockerfile) | {"METAL_MARLIN_HOST": "10.0.0.7"}
     assert environment(dockerfile)["METAL_MARLIN_HOST"] == "0.0.0.0"
     assert serve_config(arguments, given).host == "10.0.0.7"

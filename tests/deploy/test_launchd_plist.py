@@ -4,7 +4,7 @@ import plistlib
 
 import pytest
 
-from marlin.cli import _build_parser
+from marlin.cli import read
 from marlin.config import OPTIONS, serve_config
 from marlin.server.http.limits import Limits
 
@@ -20,7 +20,7 @@ def test_its_command_and_variables_are_settings_that_the_server_takes(plist):
     assert program.endswith("/bin/metal-marlin")
     variables = plist["EnvironmentVariables"]
     assert set(variables) <= {option.variable for option in OPTIONS}
-    arguments = vars(_build_parser("serve").parse_args(words))
+    arguments = vars(read(words, {}))
     assert serve_config(arguments, variables).model_path == "/opt/models/qwen3_4b_fp4"
 
 

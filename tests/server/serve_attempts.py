@@ -1,7 +1,6 @@
 """Run as a program: `serve`, with one process or several, that does what a prompt names in
 attempts.py. Arguments are serve's."""
 
-import argparse
 import logging
 import os
 import sys
@@ -10,6 +9,7 @@ from attempts import ATTEMPTS
 from fakes import ByteTokenizer, FakeEngine
 
 from marlin import config
+from marlin.commands.parser import Parser
 from marlin.engine.served_model import ServedModel
 from marlin.server.process import worker
 from marlin.server.process.serve import serve
@@ -39,9 +39,9 @@ def main():
     # The workers import worker_main by its module's name, which must not be __main__.
     import serve_attempts
 
-    parser = argparse.ArgumentParser()
+    parser = Parser("serve", "answer from a scripted engine")
     config.add_arguments(parser)
-    settings = config.serve_config(vars(parser.parse_args()), os.environ)
+    settings = config.serve_config(vars(parser.read(sys.argv[1:])), os.environ)
     _set_up_logging(settings)
     if settings.workers > 1:
         return supervise(settings, serve_attempts.worker_main)

@@ -17,13 +17,13 @@ def _audit(event, arguments):
 # Before every import that could connect.
 sys.addaudithook(_audit)
 
-import argparse
 import os
 
 from failing_engine import failing_engine
 from fakes import ByteTokenizer, FakeEngine, say, say_then_hang
 
 from marlin import config
+from marlin.commands.parser import Parser
 from marlin.engine.served_model import ServedModel
 from marlin.server.http.limits import Limits
 from marlin.server.observe import logs
@@ -46,9 +46,9 @@ def _load(settings):
 
 
 def main():
-    parser = argparse.ArgumentParser()
+    parser = Parser("serve", "answer from a scripted engine")
     config.add_arguments(parser)
-    settings = config.serve_config(vars(parser.parse_args()), os.environ)
+    settings = config.serve_config(vars(parser.read(sys.argv[1:])), os.environ)
     logs.configure(settings.log_level, settings.log_format, sys.stderr)
     return serve(settings, _load, Limits(drain_s=float(os.environ.get("DRAIN_S", "5"))))
 

@@ -3,7 +3,6 @@
 The model path is the script's name. GATE is a file that the scripts wait for.
 """
 
-import argparse
 import logging
 import os
 import sys
@@ -12,6 +11,7 @@ from failing_engine import failing_engine
 from fakes import ByteTokenizer, FakeEngine
 
 from marlin import config
+from marlin.commands.parser import Parser
 from marlin.engine.served_model import ServedModel
 from marlin.errors import ModelFileError
 from marlin.server.http.limits import Limits
@@ -52,9 +52,9 @@ def main():
     # The workers import worker_main by its module's name, which must not be __main__.
     import serve_workers
 
-    parser = argparse.ArgumentParser()
+    parser = Parser("serve", "answer from a scripted engine")
     config.add_arguments(parser)
-    settings = config.serve_config(vars(parser.parse_args()), os.environ)
+    settings = config.serve_config(vars(parser.read(sys.argv[1:])), os.environ)
     _set_up_logging(settings)
     return supervisor.supervise(settings, serve_workers.worker_main, LIMITS)
 

@@ -285,6 +285,6 @@ def test_a_taken_port_is_one_clear_error():
         )
     assert done.returncode == 2
     assert done.stderr.strip().endswith(
-        f"cannot listen on 127.0.0.1 port {port}: Address already in use"
+        f"cannot listen on 127.0.0.1 port {port}: Address already in use; --port 0 takes a free one"
     )
     assert "Traceback" not in done.stderr

@@ -167,10 +167,24 @@ def test_demo_serves_the_model_with_the_users_options_last(ready):
     )
 
 
-def test_demo_help_sets_nothing_up(bare):
-    done, calls = bare.run("demo", "--help")
+def test_demo_help_sets_nothing_up_and_shows_serves_options(bare):
+    done, calls = bare.run("demo", "--port", "1", "--help")
     assert done.returncode == 0 and "usage: bin/demo" in done.stdout
+    assert done.stdout.splitlines()[-1] == "['help', 'serve']"
     assert calls == [] and not (bare.root / ".venv").exists()
+
+
+def test_demo_checks_its_options_before_it_sets_anything_up(checkout, bare):
+    shutil.rmtree(bare.root / "marlin")
+    shutil.copytree(checkout / "marlin", bare.root / "marlin")
+    for words, said in (
+        (["--nosuch"], "no option --nosuch"),
+        (["--port", "x"], "--port must be a whole number"),
+    ):
+        done, calls = bare.run("demo", *words)
+        assert (done.returncode, done.stdout, calls) == (2, "", [])
+        assert said in done.stderr
+        assert not (bare.root / ".venv").exists()
 
 
 def test_test_passes_its_arguments_to_pytest_in_the_checkout(ready):
@@ -231,8 +245,9 @@ def test_a_change_to_the_packages_description_installs_again(ready, name):
 
 def test_every_run_brings_the_native_library_up_to_date(ready):
     for _ in range(2):
-        _, calls = ready.run("demo")
-        assert calls[0] == f"<{ready.root / 'metal_shim' / 'build' / 'build.py'}>"
+        checked, built, *_ = ready.run("demo")[1]
+        assert checked.endswith("<serve><--check><demo.gguf>")
+        assert built == f"<{ready.root / 'metal_shim' / 'build' / 'build.py'}>"
 
 
 def test_a_failed_install_is_tried_again(ready):
@@ -245,7 +260,7 @@ def test_a_failed_install_is_tried_again(ready):
 def test_a_failed_build_stops_before_pip(ready):
     done, calls = ready.run("demo", BUILD_EXIT="1")
     assert done.returncode == 1 and "demo: the native library was not built" in done.stderr
-    assert len(calls) == 1
+    assert len(calls) == 2 and not [call for call in calls if call.startswith("<-m><pip>")]
 
 
 def path_without_python(folder):
@@ -266,7 +281,7 @@ def test_without_a_new_enough_python_demo_says_so(bare, tmp_path):
 
 def test_a_python_without_venv_is_told_which_package_brings_it(bare, tmp_path):
     tools = path_without_python(tmp_path / "tools")
-    (tools / "python3").write_text('#!/bin/sh\ncase "$*" in *venv*) exit 1 ;; esac\n')
+    (tools / "python3").write_text('#!/bin/sh\ncase "$*" in "-m venv"*) exit 1 ;; esac\n')
     (tools / "python3").chmod(0o755)
     done, _ = bare.run("demo", PATH=str(tools))
     assert done.returncode == 1 and "apt-get install python3-venv" in done.stderr

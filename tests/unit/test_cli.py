@@ -1,6 +1,8 @@
 """The command line: what answers at once, how mistakes read, and what generate writes."""
 
 import io
+import json
+import re
 import subprocess
 import sys
 
@@ -9,15 +11,16 @@ from server.fakes import ByteTokenizer, FakeEngine, StoppedByEngine, say
 
 from marlin import __version__, cli
 from marlin.commands import generate
+from marlin.commands.table import COMMANDS
 from marlin.engine.served_model import ServedModel
-from marlin.errors import ConfigError, MarlinError, RequestError
+from marlin.errors import ConfigError, MarlinError
 
 
 def generated(*words, stdin="", engine=None, tokenizer=None):
     """Run generate with a scripted engine; returns (output, engine)."""
     engine = engine or FakeEngine()
     loaded = ServedModel("tiny", engine, tokenizer or ByteTokenizer())
-    arguments = cli._build_parser("generate").parse_args(["generate", "MODEL", *words])
+    arguments = cli.read(["generate", "MODEL", *words], {})
     output = io.StringIO()
     code = generate.run(arguments, lambda path, **_: loaded, io.StringIO(stdin), output)
     assert code == 0
@@ -42,48 +45,174 @@ def test_help_loads_nothing_heavy(words):
     assert "usage: metal-marlin" in done.stdout
 
 
-def test_version_is_the_packages(capsys):
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["--version"])
-    assert ended.value.code == 0
+@pytest.mark.parametrize("words", [["version"], ["--version"], ["serve", "--version"]])
+def test_version_is_the_packages(words, capsys):
+    assert cli.main(words, {}) == 0
     assert capsys.readouterr().out == f"metal-marlin {__version__}\n"
 
 
 def test_no_command_shows_the_commands_and_fails(capsys):
-    assert cli.main([]) == 2
+    assert cli.main([], {}) == 2
     shown = capsys.readouterr().out
-    commands = ("serve", "generate", "quantize", "bench", "info", "selftest")
-    assert all(command in shown for command in commands)
+    assert all(f"  {name} " in shown and text in shown for name, text in COMMANDS.items())
+
+
+@pytest.mark.parametrize("words", [["help"], ["--help"], ["-h"]])
+def test_help_shows_the_commands(words, capsys):
+    assert cli.main(words, {}) == 0
+    assert all(f"  {name} " in capsys.readouterr().out for name in [*COMMANDS][:1])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_is_its_options_however_it_is_asked_for(command, capsys):
+    shown = set()
+    for words in (["help", command], [command, "--help"], [command, "-h"]):
+        assert cli.main(words, {}) == 0
+        shown.add(capsys.readouterr().out)
+    (text,) = shown
+    assert text.startswith(f"usage: metal-marlin {command} ")
 
 
 @pytest.mark.parametrize(
-    ("words", "environ", "message"),
+    ("words", "said"),
+    [
+        (["serv"], "no command serv; did you mean serve?"),
+        (["run", "M"], "no command run; did you mean generate?"),
+        (["doctor"], "no command doctor; did you mean info?"),
+        (["xyz"], "no command xyz; there are serve, generate, "),
+        (["pull", "Qwen/Qwen3"], "no command pull: nothing is downloaded or kept; "),
+        (["help", "serv"], "no command serv; did you mean serve?"),
+        (["--log-level", "DEBUG", "serve"], "--log-level comes after the command: "),
+        (
+            ["serve", "M", "--ctx-size", "9"],
+            "serve: no option --ctx-size; did you mean --max-context?",
+        ),
+        (
+            ["serve", "M", "--alias=x"],
+            "serve: no option --alias; did you mean --served-model-name?",
+        ),
+        (["serve", "M", "--hsot", "x"], "serve: no option --hsot; did you mean --host?"),
+        (
+            ["serve", "M", "--api-key", "x"],
+            "serve: no option --api-key: the key is in METAL_MARLIN_API",
+        ),
+        (["serve", "-m", "M"], "serve: no option -m: the model's path is an argument of its own"),
+        (["serve", "--zzz"], "serve: no option --zzz (metal-marlin serve --help)"),
+        (
+            ["generate", "M", "x", "--temp", "1"],
+            "generate: no option --temp; did you mean --temperature?",
+        ),
+        (
+            ["generate", "M", "two", "words"],
+            "generate: what is 'words' for? Words that belong together",
+        ),
+        (["generate"], "generate: missing MODEL (metal-marlin generate --help)"),
+        (["generate", "M", "x", "--top-k"], "--top-k needs a value"),
+        (["generate", "M", "x", "--raw", "--chat"], "--chat not allowed with argument --raw"),
+    ],
+)
+def test_a_word_that_means_nothing_here_is_one_line_that_helps(words, said, capsys):
+    assert cli.main(words, {}) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"metal-marlin: {said}") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["generate", "M", "--promp", "x"],
+        ["generate", "M", "x", "--max-to", "4"],
+        ["info", "--js"],
+        ["serve", "M", "--enable-metric"],
+        ["serve", "M", "--no-enable-metric"],
+    ],
+)
+def test_options_cannot_be_abbreviated(words, capsys):
+    assert cli.main(words, {}) == 2
+    assert f"no option {next(w for w in words if w.startswith('--'))}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "environ", "said"),
     [
         (["serve", "--port", "x"], {}, "--port must be a whole number, 0 to 65535, got 'x'"),
-        (["serve"], {"METAL_MARLIN_PORT": "x"}, "METAL_MARLIN_PORT must be a whole number"),
+        (["serve"], {"METAL_MARLIN_PORT": "x"}, "METAL_MARLIN_PORT must be a whole number, 0 to"),
+        (
+            ["serve"],
+            {"METAL_MARLIN_TIMEOUT": "soon"},
+            "METAL_MARLIN_TIMEOUT must be a number of sec",
+        ),
+        (["generate", "M", "x", "--threads", "257"], {}, "--threads must be 1 to 256, got '257'"),
+        (
+            ["generate", "M", "x"],
+            {"METAL_MARLIN_THREADS": "0"},
+            "METAL_MARLIN_THREADS must be 1 to",
+        ),
+        (
+            ["generate", "M", "x", "--max-tokens", "0"],
+            {},
+            "--max-tokens must be 1 or more, got '0'",
+        ),
+        (["generate", "M", "x", "--max-context", "0"], {}, "--max-context must be 1 or more, got"),
+        (
+            ["generate", "M", "x", "--seed", "-1"],
+            {},
+            "--seed must be a whole number, 0 or more, got",
+        ),
+        (["generate", "M", "x", "--top-k", "few"], {}, "--top-k must be a whole number, 0 or more"),
+        (
+            ["generate", "M", "x", "--temperature", "abc"],
+            {},
+            "--temperature must be a number, got 'abc'",
+        ),
+        (
+            ["generate", "M", "x", "--temperature", "5"],
+            {},
+            "--temperature must be a number from 0 to 2",
+        ),
+        (["generate", "M", "x", "--top-p", "2"], {}, "--top-p must be "),
+        (["generate", "M", "x", "--stop", ""], {}, "--stop "),
+        (["generate", "M", "x", "--device", "tpu"], {}, "--device must be metal or cpu, got 'tpu'"),
+        (["bench", "M", "--device", "tpu"], {}, "--device must be metal or cpu, got 'tpu'"),
+        (["bench", "M", "--repeat", "0"], {}, "--repeat must be 1 or more, got '0'"),
+        (["bench", "M", "--output-tokens", "1"], {}, "--output-tokens must be 2 or more, got '1'"),
+        (["selftest"], {"METAL_MARLIN_DEVICE": "tpu"}, "METAL_MARLIN_DEVICE must be metal or cpu"),
+        (
+            ["quantize", "S", "D", "--format", "fp3"],
+            {},
+            "--format must be fp4 or int4 or int8, got",
+        ),
+        (["quantize", "S", "D", "--group-size", "48"], {}, "--group-size must be 32 or 64 or 128"),
+        (["completion", "csh"], {}, "bash|zsh|fish must be bash or zsh or fish, got 'csh'"),
     ],
 )
-def test_a_wrong_setting_is_one_line_and_code_2(words, environ, message, capsys):
+def test_a_wrong_value_is_one_line_in_one_style_and_code_2(words, environ, said, capsys):
     assert cli.main(words, environ) == 2
     error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+    assert error.startswith(f"metal-marlin: {said}") and error.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("option", "text", "expected"),
-    [
-        ("--threads", "257", "must be 1 to 256"),
-        ("--max-tokens", "0", "must be 1 or more"),
-        ("--max-context", "0", "must be 1 or more"),
-        ("--seed", "-1", "must be a whole number, 0 or more"),
-        ("--top-k", "few", "must be a whole number, 0 or more"),
-    ],
-)
-def test_generate_names_the_option_and_its_limits(option, text, expected, capsys):
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["generate", "M", option, text])
-    assert ended.value.code == 2
-    assert f"argument {option}: {expected}, got {text!r}\n" in capsys.readouterr().err
+def test_unknown_variables_are_named_when_a_server_starts(monkeypatch, caplog):
+    monkeypatch.setattr("marlin.commands.serve.set_up_logging", lambda _settings: None)
+    monkeypatch.setattr("marlin.server.process.serve.serve", lambda _settings, _load: 0)
+    environ = {"METAL_MARLIN_TEMPERATURE": "1", "METAL_MARLIN_TIMEOUT": "5", "HOME": "/root"}
+    assert cli.main(["serve"], environ) == 0
+    (record,) = caplog.records
+    assert record.getMessage() == "no such variable, nothing reads it: METAL_MARLIN_TEMPERATURE"
+
+
+def test_an_error_names_the_variable_that_overrode_the_model_that_was_typed(tmp_path, capsys):
+    environ = {"METAL_MARLIN_MODEL_PATH": f"{tmp_path}/absent.gguf"}
+    assert cli.main(["serve", "M", "--port", "0", "--host", "127.0.0.1"], environ) == 1
+    *_, error = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"metal-marlin: {tmp_path}/absent.gguf: no such file or folder")
+    assert error.endswith("(METAL_MARLIN_MODEL_PATH is set and overrides the argument M)")
+
+
+@pytest.mark.parametrize(("words", "code"), [([], 0), (["--port", "70000"], 2), (["--zzz"], 2)])
+def test_serve_can_check_its_options_and_serve_nothing(words, code, capsys):
+    assert cli.main(["serve", "M", "--check", *words], {}) == code
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
@@ -99,7 +228,7 @@ def test_generate_names_the_option_and_its_limits(option, text, expected, capsys
     ],
 )
 def test_sizes_of_a_paged_cache_that_is_not_there_are_one_warning(words, said, monkeypatch, caplog):
-    monkeypatch.setattr("marlin.cli._set_up_logging", lambda _settings: None)
+    monkeypatch.setattr("marlin.commands.serve.set_up_logging", lambda _settings: None)
     monkeypatch.setattr("marlin.server.process.serve.serve", lambda _settings, _load: 0)
     assert cli.main(["serve", *words], {}) == 0
     assert [record.getMessage() for record in caplog.records] == ([said] if said else [])
@@ -123,6 +252,71 @@ def test_generate_continues_the_prompt_for_a_model_without_a_template():
     assert prompt_of(generated("--prompt", "Hi", tokenizer=tokenizer)[1]) == "Hi"
     with pytest.raises(MarlinError, match="no chat template"):
         generated("--prompt", "Hi", "--chat", tokenizer=tokenizer)
+
+
+@pytest.mark.parametrize("words", [["Hi there"], ["-p", "Hi there"], ["--prompt=Hi there"]])
+def test_generate_takes_its_prompt_as_an_argument_or_an_option(words):
+    assert prompt_of(generated("--raw", *words)[1]) == "Hi there"
+
+
+def test_generate_refuses_two_prompts():
+    with pytest.raises(ConfigError, match="one prompt"):
+        generated("Hi", "-p", "Hello")
+
+
+@pytest.mark.parametrize(
+    ("words", "stdin"), [([], ""), ([], "\n"), (["--prompt", ""], ""), (["  "], ""), (["-"], "\n")]
+)
+@pytest.mark.parametrize("mode", [[], ["--raw"]])
+def test_generate_makes_up_no_answer_to_an_empty_prompt(words, stdin, mode):
+    engine = FakeEngine()
+    with pytest.raises(ConfigError, match="the prompt is empty"):
+        generated(*words, *mode, stdin=stdin, engine=engine)
+    assert engine.requests == []
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def on_a_terminal(*words, stdin="Hi\n", engine=None):
+    """(standard output, standard error) of generate with a person at both ends."""
+    loaded = ServedModel("tiny", engine or FakeEngine(), ByteTokenizer())
+    output, error = io.StringIO(), Terminal()
+    arguments = cli.read(["generate", "MODEL", *words], {})
+    generate.run(arguments, lambda path, **_: loaded, Terminal(stdin), output, error)
+    return output.getvalue(), error.getvalue()
+
+
+def test_generate_on_a_terminal_says_that_it_waits_for_a_prompt():
+    assert "Type the prompt; Ctrl-D" in on_a_terminal()[1]
+    assert "Type the prompt" not in on_a_terminal("Hi")[1]
+
+
+def test_generate_on_a_terminal_ends_with_a_line_of_statistics():
+    output, error = on_a_terminal("Hi", "--raw", "--seed", "5")
+    assert output == "Hello there!\n"
+    assert re.fullmatch(r"2 \+ 12 tokens, \d\.\d\d s to the first.*, seed 5\n", error)
+
+
+def test_generate_prints_nothing_but_the_answer_where_there_is_no_terminal(capsys):
+    assert generated("Hi", "--raw")[0] == "Hello there!\n"
+    assert capsys.readouterr().err == ""
+
+
+def test_generate_as_json_is_one_object_with_text_and_counts():
+    answer = json.loads(generated("Hi", "--raw", "--json", "--seed", "5")[0])
+    times = answer.pop("first_token_s"), answer.pop("total_s")
+    assert 0 <= times[0] <= times[1]
+    assert answer == {
+        "model": "tiny",
+        "text": "Hello there!",
+        "finish_reason": "stop",
+        "prompt_tokens": 2,
+        "completion_tokens": 12,
+        "seed": 5,
+    }
 
 
 @pytest.mark.parametrize("words", [[], ["--prompt", "-"]])
@@ -149,34 +343,10 @@ def test_generate_speculates_when_told_to(words, speculative):
         given.update(options)
         raise MarlinError("enough")
 
-    arguments = cli._build_parser("generate").parse_args(["generate", "M", "--prompt", "x", *words])
+    arguments = cli.read(["generate", "M", "--prompt", "x", *words], {})
     with pytest.raises(MarlinError, match="enough"):
         generate.run(arguments, load)
     assert given["speculative"] == speculative
-
-
-@pytest.mark.parametrize(
-    ("words", "param"),
-    [
-        (["--temperature", "3"], "temperature"),
-        (["--top-p", "2"], "top_p"),
-        (["--stop", ""], "stop"),
-    ],
-)
-def test_generate_refuses_what_the_server_refuses(words, param):
-    with pytest.raises(RequestError, match=param):
-        generated("--prompt", "Hi", *words)
-
-
-@pytest.mark.parametrize("command", [["generate", "M"], ["bench", "M"], ["selftest"]])
-def test_a_device_is_metal_or_cpu(command, capsys):
-    for kind in ("metal", "cpu"):
-        parsed = cli._build_parser(command[0]).parse_args([*command, "--device", kind])
-        assert parsed.device == kind
-    with pytest.raises(SystemExit) as ended:
-        cli.main([*command, "--device", "tpu"])
-    assert ended.value.code == 2
-    assert "--device: invalid choice: 'tpu'" in capsys.readouterr().err
 
 
 def test_generate_passes_the_device_on():
@@ -188,7 +358,7 @@ def test_generate_passes_the_device_on():
 
     words = ["generate", "M", "--prompt", "x", "--device", "metal", "--threads", "3"]
     with pytest.raises(MarlinError, match="enough"):
-        generate.run(cli._build_parser("generate").parse_args(words), load)
+        generate.run(cli.read(words, {}), load)
     assert (given["device_kind"], given["num_threads"]) == ("metal", 3)
 
 

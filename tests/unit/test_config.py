@@ -2,7 +2,7 @@
 
 import pytest
 
-from marlin.config import serve_config
+from marlin.config import OPTIONS, serve_config
 from marlin.errors import ConfigError
 
 
@@ -32,6 +32,38 @@ def test_an_option_overrides_its_variable_which_overrides_the_default(
     environ = {variable: in_environment}
     assert getattr(serve_config({}, environ), field) == expected[0]
     assert getattr(serve_config({field: given}, environ), field) == expected[1]
+
+
+VALUES = {
+    "served_names": ("a,b", "a,b"),
+    "host": ("::1", "::1"),
+    "port": ("81", 81),
+    "workers": ("3", 3),
+    "max_concurrent_requests": ("4", 4),
+    "max_tokens": ("5", 5),
+    "timeout_s": ("1.5", 1.5),
+    "log_level": ("debug", "DEBUG"),
+    "log_format": ("json", "json"),
+    "enable_metrics": ("false", False),
+    "device": ("cpu", "cpu"),
+    "num_threads": ("6", 6),
+    "max_context_tokens": ("7", 7),
+    "enable_batching": ("true", True),
+    "num_kv_blocks": ("8", 8),
+    "block_size": ("32", 32),
+    "speculative": ("ngram", "ngram"),
+    "allow_unknown_pretokenizer": ("true", True),
+}
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.flag)
+def test_every_option_has_a_variable_of_its_name(option, checkout):
+    text, value = VALUES[option.field]
+    assert option.variable == "METAL_MARLIN_" + option.flag[2:].upper().replace("-", "_")
+    assert getattr(settled(), option.field) == option.default != value
+    assert getattr(settled(**{option.variable: text}), option.field) == value
+    documented = (checkout / "docs" / "serving.md").read_text()
+    assert f"| `{option.flag}` | `{option.variable}` |" in documented
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::", "::1", "fe80::1%eth0"])

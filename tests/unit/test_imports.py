@@ -28,8 +28,11 @@ BELOW = {
     "server.http": set(),
     "server.api": {"", "engine", "server.observe", "server.http"},
     "server.process": {"", "device", "engine", "server.observe", "server.http", "server.api"},
-    "commands": {"", "device", "weights", "models", "engine", "server.api", "server.http"},
-    "cli": {"", "engine", "server.api", "server.observe", "server.process", "commands"},
+    "commands": {
+        *("", "device", "weights", "models", "engine"),
+        *("server.http", "server.api", "server.observe", "server.process"),
+    },
+    "cli": {"", "commands"},
 }
 
 # Clients, and modules whose use is to reach another host or process, or to run what a file says.

@@ -250,12 +250,12 @@ class Terminal(io.StringIO):
 def test_progress_redraws_a_bar_on_a_terminal_and_spares_a_log():
     ticks = iter([0.0, 1.0, 2.0, 15.0, 16.0, 20.0])
     terminal = Terminal()
-    progress = command.Progress(terminal, lambda: next(ticks))
+    progress = command.Progress(terminal, "quantized", lambda: next(ticks))
     progress(1, 2)
     progress(2, 2)
     assert terminal.getvalue().count("\r") == 2 and terminal.getvalue().endswith("100%     2 s\n")
     log = io.StringIO()
-    progress = command.Progress(log, lambda: next(ticks))  # starts at 15
+    progress = command.Progress(log, "quantized", lambda: next(ticks))  # starts at 15
     progress(1, 4)
     progress(4, 4)
     assert log.getvalue() == "quantized 100% after 5 s\n"

@@ -80,9 +80,8 @@ def test_the_documentation_has_the_parameter_with_its_range_and_default(row):
 def test_generate_has_an_option_for_the_parameter(row):
     flag = "--" + row.name.replace("_", "-")
     words = [flag] if row.kind is bool else [flag, "1"]
-    parser = cli._build_parser("generate")
-    assert getattr(parser.parse_args(["generate", "M", *words]), row.name) == 1
-    assert not getattr(parser.parse_args(["generate", "M"]), row.name)
+    assert getattr(cli.read(["generate", "M", *words], {}), row.name) == 1
+    assert not getattr(cli.read(["generate", "M"], {}), row.name)
 
 
 @pytest.mark.parametrize("row", **named(RANGED))

@@ -3,6 +3,7 @@
 The only place that wires listener, app and engine together; it answers no request itself.
 """
 
+import errno
 import ipaddress
 import logging
 import os
@@ -155,8 +156,9 @@ def listen(config, limits):
     try:
         return open_listener(config.host, config.port, limits.backlog)
     except OSError as error:
+        hint = "; --port 0 takes a free one" if error.errno == errno.EADDRINUSE else ""
         raise ConfigError(
-            f"cannot listen on {config.host} port {config.port}: {error.strerror or error}"
+            f"cannot listen on {config.host} port {config.port}: {error.strerror or error}{hint}"
         ) from None
 
 
@@ -178,10 +180,13 @@ def announce(config, model_id, listener):
     """Say on standard output what is served where; model_id: None for nothing."""
     host, port = listener.getsockname()[:2]
     where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    what = "no model loaded (every request gets 503)"
+    what = "no model loaded (every request gets 503; MODEL_PATH is missing)"
     if model_id:
         what = "serving " + ", ".join(served_as(config.served_names, model_id).names)
     print(f"metal-marlin {__version__}: {what} at {where}", flush=True)
+    if ipaddress.ip_address(host).is_unspecified:
+        here = "[::1]" if ":" in host else "127.0.0.1"
+        print(f"on this machine: http://{here}:{port}", flush=True)
     if config.api_key is None and not ipaddress.ip_address(host).is_loopback:
         _log.warning(
             "listening on %s without METAL_MARLIN_API_KEY: anyone who reaches it can use it", host

@@ -1,0 +1,92 @@
+"""`metal-marlin serve`: from settings to a server of one process or several.
+
+Imports the server only once the settings are known to be sound.
+"""
+
+import logging
+import sys
+
+from marlin import config
+from marlin.commands.progress import waiting
+from marlin.errors import ModelFileError
+from marlin.models.place import is_folder
+
+
+def add_arguments(parser):
+    """Declare the command's arguments on a Parser."""
+    config.add_arguments(parser)
+    parser.add_argument(
+        "--check", action="store_true", help="check options and variables, serve nothing"
+    )
+
+
+def run(arguments):
+    """Serve until told to stop. Returns the exit code."""
+    given = vars(arguments)
+    settings = config.serve_config(given, arguments.environ)
+    if arguments.check:
+        return 0
+    set_up_logging(settings)
+    _warn(given, settings, arguments.environ)
+    overridden = config.overridden_model(given, arguments.environ)
+    try:
+        if settings.model_path and not settings.mock_model:
+            is_folder(settings.model_path)  # a mistyped path needs no device and no port
+        if settings.workers > 1:
+            from marlin.server.process.supervisor import supervise
+
+            return supervise(settings, run_worker)
+        from marlin.server.process.serve import serve
+
+        return serve(settings, load)
+    except ModelFileError as error:
+        if overridden:
+            error.message += f" ({overridden})"
+        raise
+
+
+def run_worker():
+    """The main function of a worker process (server/process/supervisor.py); its exit code."""
+    from marlin.server.process import worker
+
+    return worker.main(load, set_up_logging)
+
+
+def set_up_logging(settings):
+    from marlin.server.observe import logs
+
+    logs.configure(settings.log_level, settings.log_format, sys.stderr)
+
+
+def load(settings, share=None):
+    """The ServedModel that the settings ask for."""
+    if settings.mock_model:
+        from marlin.engine.mock import load_mock
+
+        return load_mock(settings.model_path, settings.max_context_tokens)
+    from marlin.engine.load import Batching, load_model
+
+    batching = None
+    if settings.enable_batching:
+        batching = Batching(
+            settings.num_kv_blocks, settings.block_size, settings.max_concurrent_requests
+        )
+    with waiting(sys.stderr, f"loading {settings.model_path}"):
+        return load_model(
+            settings.model_path,
+            device_kind=settings.device,
+            num_threads=settings.num_threads,
+            max_context_tokens=settings.max_context_tokens,
+            batching=batching,
+            share=share,
+            speculative=settings.speculative,
+            allow_unknown_pretokenizer=settings.allow_unknown_pretokenizer,
+        )
+
+
+def _warn(given, settings, environ):
+    log = logging.getLogger(__name__)
+    if unused := config.unused_options(given, settings):
+        log.warning("no effect without --enable-batching: %s", ", ".join(unused))
+    if unknown := config.unknown_variables(environ):
+        log.warning("no such variable, nothing reads it: %s", ", ".join(unknown))
