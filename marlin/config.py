@@ -14,6 +14,7 @@ from marlin.errors import ConfigError
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 LOG_FORMATS = ("text", "json")
 DEVICE_KINDS = ("metal", "cpu")
+UNKNOWN_PARAMETERS = ("refuse", "warn")
 SPECULATIVE_METHODS = ("ngram",)
 # What --help shows as the value of a switch, and how one is known.
 SWITCH = "true|false"
@@ -178,6 +179,9 @@ class ServeConfig:
         whole_number(1, 100_000), "N", "requests generating at once; as many more may wait")
     max_tokens: int = _option("--max-tokens", 512, whole_number(1), "N",
         "output tokens of a request that names no limit")
+    unknown_parameters: str = _option("--unknown-parameters", "refuse", one_of(UNKNOWN_PARAMETERS),
+        "|".join(UNKNOWN_PARAMETERS),
+        "of a request: refuse what is in no API, or ignore it and tell the client and the log")
     timeout_s: float = _option("--timeout", 120.0, _seconds, "SECONDS",
         "longest time for one answer, from the end of its request")
     log_level: str = _option("--log-level", "INFO", _log_level, "|".join(LOG_LEVELS),

@@ -51,7 +51,7 @@ class OtherAnswer(Answer):
 
 
 class Other:
-    def parse(self, body, limits, max_tokens):
+    def parse(self, body, limits, max_tokens, ignored):
         sampling = parse_sampling(request_fields(body), max_tokens=max_tokens)
         prompts = [Prompt(text, f"ask[{i}]") for i, text in enumerate(body["ask"])]
         stream = body.get("live", False)

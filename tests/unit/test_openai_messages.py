@@ -3,7 +3,15 @@
 import pytest
 
 from marlin.errors import RequestError
-from marlin.server.api.openai_messages import parse_messages
+from marlin.server.api import names
+from marlin.server.api.openai_messages import parse_messages as parse_checked
+
+
+def parse_messages(messages):
+    """As parse_chat() does it: names first, then values."""
+    names.CHAT.check({"messages": messages})
+    return parse_checked(messages)
+
 
 ANSWER = {"role": "assistant", "content": "Hi"}
 
@@ -46,6 +54,7 @@ REFUSED = [
     (assistant(content=5), "messages[0].content"),
     (assistant(content=None, tool_calls=[{}]), "messages[0].tool_calls"),
     ([{"role": "assistant", "tool_calls": [{}]}], "messages[0].tool_calls"),
+    (user(tool_call_id="call_1"), "messages[0].tool_call_id"),
     (assistant(reasoning={}), "messages[0].reasoning"),
     (assistant(refusal=5), "messages[0].refusal"),
 ]

@@ -143,8 +143,14 @@ class Call(ABC):
 class Dialect(Protocol):
     """What a route needs of an API's endpoint."""
 
-    def parse(self, body: dict[str, Any], limits: Limits, max_tokens: int) -> Call:
-        """Validate a request's JSON; max_tokens: of one that names no number.
+    def parse(
+        self, body: dict[str, Any], limits: Limits, max_tokens: int, ignored: list[str] | None
+    ) -> Call:
+        """Validate a request's JSON.
+
+        Args:
+            max_tokens: of a request that names no number.
+            ignored: takes the names of what the API does not know; None refuses it.
 
         Raises:
             RequestError: with `param` naming the field, e.g. `messages[2].content`.

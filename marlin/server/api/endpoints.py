@@ -3,6 +3,7 @@
 Which path and method lead here is api/routes.py; which error becomes which answer is api/app.py.
 """
 
+import logging
 import os
 import time
 from typing import Any
@@ -22,8 +23,11 @@ from marlin.server.api.model_names import served_as
 from marlin.server.http.handler import Handler
 from marlin.server.http.limits import Limits
 from marlin.server.observe.health import Health
+from marlin.server.observe.logs import log_fields
 from marlin.server.observe.metrics import RequestRecord
 from marlin.server.observe.metrics_page import MetricsPage
+
+_log = logging.getLogger("marlin.server")
 
 
 class Endpoints:
@@ -98,7 +102,10 @@ class Endpoints:
         with record.generating():
             body = parse_json(content)
             model = self._loaded_model()
-            call = dialect.parse(body, self._limits, self._config.max_tokens)
+            ignored: list[str] | None = [] if self._config.unknown_parameters == "warn" else None
+            call = dialect.parse(body, self._limits, self._config.max_tokens, ignored)
+            if ignored:
+                _tell_of_ignored(handler, ", ".join(ignored))
             self._names.check(call.model)
             key, created = os.urandom(12).hex(), int(time.time())
             answer = call.answer(model, self._names.names[0], key, created)
@@ -113,6 +120,12 @@ class Endpoints:
         if self._model is None:
             raise NoModelError("no model is loaded: the server was started without one")
         return self._model
+
+
+def _tell_of_ignored(handler, names):
+    handler.answer_fields.append(("X-Ignored-Parameters", names))
+    fields = log_fields(handler)
+    _log.warning("%s: ignored what is unknown here: %s", handler.request_id, names, extra=fields)
 
 
 def canonical(path: str) -> str:

@@ -14,6 +14,8 @@ from marlin.engine.sampling import PARAMETERS
 from marlin.files.fields import shown
 from marlin.server.api.fields import plain, refuse, request_fields
 
+# A header and a log line hold so many names of a request; whoever sends more knows from these.
+MAX_IGNORED = 20
 # Two names are this alike when one is most likely the other misspelt; a longer one is none of ours.
 _ALIKE = 0.7
 _LONGEST_COMPARED = 64
@@ -28,33 +30,50 @@ class Names:
         honoured: read by the code that owns the object.
         accepted: name to JSON type; whatever effect it has is not on the answer's text.
         limited: name to the values that ask for nothing; any other is refused by the name.
+        inside: honoured name to the names of the object, or objects of the array, that is there.
+        type: of the objects that these names are for, None for any; the owner judges others.
     """
 
     noun: str
     honoured: Collection[str]
     accepted: Mapping[str, type] = field(default_factory=dict)
     limited: Mapping[str, tuple] = field(default_factory=dict)
+    inside: Mapping[str, "Names"] = field(default_factory=dict)
+    type: str | None = None
 
-    def check(self, given: dict[str, Any], place: str = "") -> None:
-        """Raise RequestError for the first name, or value of an accepted one, that cannot be.
+    def check(
+        self, given: dict[str, Any], ignored: list[str] | None = None, place: str = ""
+    ) -> None:
+        """Look at the names of an object and of those inside it.
 
         Args:
+            ignored: takes the names that no table has, MAX_IGNORED at most; None refuses them.
             place: put before the name in errors: `messages[2].`.
+
+        Raises:
+            RequestError: for the first name, or value of an accepted one, that cannot be.
         """
+        if self.type is not None and given.get("type") != self.type:
+            return
         for name, value in given.items():
-            if name in self.honoured or (value is None and name in self.known):
+            if name in self.inside:
+                for where, item in _objects(f"{place}{name}", value):
+                    self.inside[name].check(item, ignored, where)
+            elif name in self.honoured or (value is None and name in self.known):
                 continue
-            if name in self.accepted:
+            elif name in self.accepted:
                 request_fields(given, place).of_type(self.accepted[name], name)
             elif name in self.limited:
-                asks_nothing = any(
-                    type(value) is type(taken) and value == taken for taken in self.limited[name]
-                )
-                if not asks_nothing:
-                    got = shown(value)
-                    refuse(place + name, f"is not supported by this server, got {got}")
-            else:
+                self._check_limited(name, value, place)
+            elif ignored is None:
                 refuse(place + plain(name), f"is not a known {self.noun}{self._hint(name)}")
+            elif len(ignored) < MAX_IGNORED:
+                ignored.append(place + plain(name))
+
+    def _check_limited(self, name, value, place):
+        taken = self.limited[name]
+        if not any(type(value) is type(plain) and value == plain for plain in taken):
+            refuse(place + name, f"is not supported by this server, got {shown(value)}")
 
     @property
     def known(self) -> set[str]:
@@ -64,6 +83,16 @@ class Names:
         known = sorted(self.known) if len(name) <= _LONGEST_COMPARED else ()
         near = difflib.get_close_matches(name, known, n=1, cutoff=_ALIKE)
         return f"; did you mean {near[0]}?" if near else ""
+
+
+def _objects(place, value):
+    """(place of its names, object) of an object, or of each in an array."""
+    if type(value) is dict:
+        yield f"{place}.", value
+    elif type(value) is list:
+        for index, item in enumerate(value):
+            if type(item) is dict:
+                yield f"{place}[{index}].", item
 
 
 _PARAMETER = "parameter of this endpoint"
@@ -81,6 +110,27 @@ _ACCEPTED_BY_BOTH = {
     "parallel_tool_calls": bool,
     "store": bool,  # nothing is stored
 }
+STREAM_OPTIONS = Names("stream option", ("include_usage",), {}, {"include_obfuscation": (False,)})
+REASONING = Names(
+    "field of reasoning",
+    ("effort", "enabled"),
+    {"exclude": bool, "summary": str, "generate_summary": str},
+    {"max_tokens": ()},
+)
+CONTENT_PART = Names(
+    "field of a text part",
+    ("type", "text"),
+    {"annotations": list, "cache_control": dict},
+    type="text",
+)
+# SDK users send a message of an earlier answer back whole, with what other servers put into it.
+MESSAGE = Names(
+    "field of a message",
+    ("role", "content", "name", "reasoning_content", "reasoning", "refusal"),
+    {"id": str, "reasoning_details": list, "annotations": list, "cache_control": dict},
+    {"audio": ([],), "function_call": ([],), "tool_calls": ([],), "tool_call_id": ()},
+    {"content": CONTENT_PART},
+)
 CHAT = Names(
     _PARAMETER,
     (
@@ -100,26 +150,12 @@ CHAT = Names(
         "prediction": (),
         "web_search_options": (),
     },
+    {"messages": MESSAGE, "reasoning": REASONING, "stream_options": STREAM_OPTIONS},
 )
 COMPLETION = Names(
-    _PARAMETER, ("prompt", "echo", *_HONOURED_BY_BOTH), _ACCEPTED_BY_BOTH, {"suffix": ("",)}
-)
-STREAM_OPTIONS = Names("stream option", ("include_usage",), {}, {"include_obfuscation": (False,)})
-REASONING = Names(
-    "field of reasoning",
-    ("effort", "enabled"),
-    {"exclude": bool, "summary": str, "generate_summary": str},
-    {"max_tokens": ()},
-)
-# SDK users send a message of an earlier answer back whole, with what other servers put into it.
-MESSAGE = Names(
-    "field of a message",
-    ("role", "content", "name", "reasoning_content", "reasoning", "refusal"),
-    {"id": str, "reasoning_details": list, "annotations": list, "cache_control": dict},
-    {"audio": ([],), "function_call": ([],), "tool_calls": ([],)},
-)
-CONTENT_PART = Names(
-    "field of a text part",
-    ("type", "text"),
-    {"annotations": list, "cache_control": dict},
+    _PARAMETER,
+    ("prompt", "echo", *_HONOURED_BY_BOTH),
+    _ACCEPTED_BY_BOTH,
+    {"suffix": ("",)},
+    {"stream_options": STREAM_OPTIONS},
 )

@@ -6,7 +6,6 @@ No I/O and no model. Which names a message may have is names.py's.
 from typing import Any
 
 from marlin.files.fields import shown, type_name
-from marlin.server.api import names
 from marlin.server.api.fields import checked_text, refuse
 
 # "developer" is OpenAI's newer word for system; chat templates know only the older one.
@@ -33,7 +32,6 @@ def _parse_message(value, param):
     if type(role) is not str or role not in _ROLES:
         known = ", ".join(_ROLES)
         refuse(f"{param}.role", f"must be one of {known}; got {shown(role)}")
-    names.MESSAGE.check(value, f"{param}.")
     texts = {
         name: checked_text(value[name], f"{param}.{name}")
         for name in ("name", "reasoning_content", "reasoning", "refusal")
@@ -67,5 +65,4 @@ def _parse_part(part, param):
         refuse(param, f"must be an object, got {type_name(part)}")
     if part.get("type") != "text":
         refuse(f"{param}.type", f'must be "text", got {shown(part.get("type"))}')
-    names.CONTENT_PART.check(part, f"{param}.")
     return checked_text(part.get("text"), f"{param}.text")

@@ -88,16 +88,18 @@ def _text_of(content, tokenizer):
 class OpenAi:
     """A Dialect, the OpenAI API's; parse is one of the two functions below."""
 
-    parse: Callable[[dict[str, Any], Limits, int], OpenAiCall]
+    parse: Callable[..., OpenAiCall]
     error_body = staticmethod(error_body)
     error_events = staticmethod(error_events)
 
 
-def parse_chat(body: dict[str, Any], limits: Limits, max_tokens: int) -> ChatCall:
+def parse_chat(
+    body: dict[str, Any], limits: Limits, max_tokens: int, ignored: list[str] | None = None
+) -> ChatCall:
     """Dialect.parse of /v1/chat/completions."""
+    names.CHAT.check(body, ignored)
     model = checked_text(required(body, "model"), "model")
     messages = parse_messages(required(body, "messages"))
-    names.CHAT.check(body)
     prompt = ChatPrompt(parse_conversation(body, messages))
     given = request_fields(body)
     older, newer = (given.count(name, None) for name in ("max_tokens", "max_completion_tokens"))
@@ -109,11 +111,13 @@ def parse_chat(body: dict[str, Any], limits: Limits, max_tokens: int) -> ChatCal
     return ChatCall(model, [prompt], **options)
 
 
-def parse_completion(body: dict[str, Any], limits: Limits, max_tokens: int) -> CompletionCall:
+def parse_completion(
+    body: dict[str, Any], limits: Limits, max_tokens: int, ignored: list[str] | None = None
+) -> CompletionCall:
     """Dialect.parse of /v1/completions."""
+    names.COMPLETION.check(body, ignored)
     model = checked_text(required(body, "model"), "model")
     prompts = _parse_prompts(required(body, "prompt"))
-    names.COMPLETION.check(body)
     given = request_fields(body)
     max_tokens = given.count("max_tokens", max_tokens)
     num_logprobs = openai_logprobs.parse_completion(body)
@@ -218,10 +222,7 @@ def _parse_stop_string(value, param, limits):
 
 def _parse_stream_options(body):
     options = request_fields(body).section("stream_options")
-    if options is None:
-        return False
-    names.STREAM_OPTIONS.check(options.values, "stream_options.")
-    return options.flag("include_usage", False)
+    return options is not None and options.flag("include_usage", False)
 
 
 CHAT: Dialect = OpenAi(parse_chat)

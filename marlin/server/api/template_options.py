@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from marlin.files.fields import shown, type_name
-from marlin.server.api import names
 from marlin.server.api.fields import checked_text, plain, refuse, request_fields
 from marlin.text.conversation import RESERVED_VARIABLES, Conversation, Message
 
@@ -43,7 +42,6 @@ def _parse_effort(body):
     reasoning = fields.section("reasoning")
     effort = fields.text("reasoning_effort", None)
     if reasoning is not None:
-        names.REASONING.check(reasoning.values, "reasoning.")
         inner = reasoning.text("effort", None)
         off = not reasoning.flag("enabled", True)
         effort = effort or ("none" if off else inner)

@@ -67,6 +67,7 @@ class Handler(BaseHTTPRequestHandler):
         started: when its first byte was there, monotonic seconds.
         progress: Progress of its answer.
         status: the status sent, None before.
+        answer_fields: (name, value) pairs of headers for whatever answers the request.
         close_connection: no request may follow on this connection.
     """
 
@@ -107,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
     def _begin(self):
         self.started = time.monotonic()
         self.head = self.command = self.path = self.request_id = self.status = None
-        self.progress = Progress.NOT_BEGUN
+        self.progress, self.answer_fields = Progress.NOT_BEGUN, []
         self._chunked = self._body_unread = False
 
     def parse_request(self):
@@ -215,7 +216,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _common_fields(self, content_type):
         self.close_connection |= self.server.draining
-        fields = [("Content-Type", content_type)]
+        fields = [("Content-Type", content_type), *self.answer_fields]
         if self.request_id is not None:
             fields.append(("X-Request-ID", self.request_id))
         if self.close_connection:
