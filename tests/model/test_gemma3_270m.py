@@ -1,85 +1,73 @@
-"""Gemma 3 270M, the real file: it counts on, and chats through the server in its native form.
+"""Gemma 3 270M, the real file: a base model, which continues text and has no chat template."""
 
-The file is the base model's and brings no chat template, so the tests write one of plain text.
-"""
-
-import os
+import subprocess
+import sys
 
 import pytest
-from served import Served
-
-from marlin.commands.quantize import quantize
-from marlin.engine.load import load_model
-from marlin.engine.request import FinishEvent
-from marlin.engine.sampling import SamplingParams
+from served import PATIENCE_S, ROOT, Served
 
 pytestmark = pytest.mark.downloads
 
-EVENT_TIMEOUT_S = 60
-TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}"
-    "{{ 'Question: ' if message['role'] == 'user' else 'Answer: ' }}{{ message['content'] }}\n"
-    "{% endfor %}Answer:"
-)
-CONVERSATION = [
-    {"role": "user", "content": "What is the capital of Italy?"},
-    {"role": "assistant", "content": "Rome"},
-    {"role": "user", "content": "What is the capital of France?"},
-]
+COMPLETIONS = "/v1/completions"
+# Prompts, and how transformers' Gemma3ForCausalLM goes on in float32 with the file's weights decoded.
+COUNTING = ("1, 2, 3, 4,", " 5, 6, 7,")
+CONTINUED = {
+    "counting": COUNTING,
+    # Past the sliding window of 512 tokens, so that both kinds of attention count.
+    "window": (", ".join(map(str, range(1, 301))) + ",", " 301, 302,"),
+    "Paris": ("Paris is the capital of", " France and is the most visited city in the world"),
+    "France": ("The capital of France is", " the capital of the country of France. It is"),
+}
 
 
 @pytest.fixture(scope="module")
-def gguf(fetched_model):
+def gemma(fetched_model):
     return fetched_model("gemma3-270m")
 
 
 @pytest.fixture(scope="module")
-def folder(gguf, tmp_path_factory):
-    """The model in int8, with TEMPLATE."""
-    path = tmp_path_factory.mktemp("native") / "gemma3"
-    quantize(gguf, path, "int8", 64, progress=lambda done, total: None)
-    (path / "chat_template.jinja").write_text(TEMPLATE)
-    return path
+def served(gemma):
+    with Served(gemma, "--host", "127.0.0.1", "--max-context", "4096") as server:
+        yield server
 
 
-def counted_on(path):
-    """The nine greedy tokens after four numbers, as text."""
-    served = load_model(path, max_context_tokens=256, device_kind="cpu")
-    try:
-        prompt = served.tokenizer.encode("1, 2, 3, 4,")
-        params = SamplingParams(temperature=0.0, max_tokens=9)
-        request = served.engine.submit(prompt, params, "count")
-        token_ids = []
-        while not isinstance(event := request.events.get(timeout=EVENT_TIMEOUT_S), FinishEvent):
-            token_ids += event.token_ids
-        assert event.reason == "length"
-        return served.tokenizer.decode(token_ids)
-    finally:
-        served.engine.close()
+def completion(prompt, **changes):
+    body = {"model": "gemma-3-270m-q4_k_m", "prompt": prompt, "temperature": 0}
+    return {**body, "max_tokens": 16, **changes}
 
 
-def test_it_counts_on(gguf):
-    assert counted_on(gguf) == " 5, 6, 7,"
+@pytest.mark.parametrize("name", CONTINUED)
+def test_it_goes_on_as_the_reference_does(served, name):
+    prompt, going_on = CONTINUED[name]
+    answer = served.post(COMPLETIONS, completion(prompt))
+    assert answer["choices"][0]["text"].startswith(going_on)
 
 
-def test_it_counts_on_in_its_native_form(folder):
-    assert counted_on(folder) == " 5, 6, 7,"
+def test_a_stream_brings_the_text_of_the_whole_answer(served):
+    whole = served.post(COMPLETIONS, completion(COUNTING[0]))["choices"][0]["text"]
+    events = served.events(COMPLETIONS, completion(COUNTING[0]))
+    assert events[-1] == "[DONE]"
+    texts = [choice["text"] for event in events[:-1] for choice in event["choices"]]
+    assert len(texts) > 4 and "".join(texts) == whole
 
 
-def test_it_chats_through_the_server(folder):
-    body = {"model": "gemma3", "messages": CONVERSATION, "temperature": 0, "stop": "\n"}
-    with Served(folder, "--host", "127.0.0.1", "--max-context", "512") as server:
-        answer = server.post("/v1/chat/completions", body)
-    [choice] = answer["choices"]
-    assert choice["message"]["content"].strip() == "Paris"
-    assert choice["finish_reason"] == "stop"
+def test_a_chat_is_refused_since_the_file_has_no_template(served):
+    messages = [{"role": "user", "content": "Hello!"}]
+    body = {"model": "gemma-3-270m-q4_k_m", "messages": messages}
+    status, answer = served.ask("POST", "/v1/chat/completions", body)
+    assert status in (400, 422) and "template" in answer["error"]["message"]
 
 
-def test_without_a_template_it_completes_and_says_why_it_does_not_chat(gguf):
-    name = os.path.basename(gguf).removesuffix(".gguf")
-    with Served(gguf, "--host", "127.0.0.1", "--max-context", "512") as server:
-        body = {"model": name, "prompt": "1, 2, 3, 4,", "temperature": 0, "max_tokens": 9}
-        assert server.post("/v1/completions", body)["choices"][0]["text"] == " 5, 6, 7,"
-        body = {"model": name, "messages": CONVERSATION}
-        status, refused = server.ask("POST", "/v1/chat/completions", body)
-    assert status == 400 and "no_chat_template" in str(refused)
+def test_generate_writes_what_the_server_says(served, gemma):
+    run = "import sys; from marlin.cli import main; sys.exit(main())"
+    words = ["generate", str(gemma), COUNTING[0], "--temperature", "0"]
+    done = subprocess.run(
+        [sys.executable, "-c", run, *words, "--max-tokens", "16", "--max-context", "4096"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=PATIENCE_S,
+    )
+    assert done.returncode == 0, done.stderr
+    whole = served.post(COMPLETIONS, completion(COUNTING[0]))["choices"][0]["text"]
+    assert done.stdout == whole + "\n"
