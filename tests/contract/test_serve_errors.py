@@ -47,7 +47,7 @@ def begin_endless_stream(served):
         b'{"a": NaN}',
         b'{"a": 1, "a": 2}',
         b"\xff",
-        b"[" * 100_000,
+        b"[" * 60_000,
         b'{"a": 1e999}',
     ],
     ids=lambda body: repr(body[:20]),
@@ -67,8 +67,11 @@ def test_a_prompt_past_the_context_is_400_with_both_numbers(served):
 
 
 def test_a_body_past_the_limit_is_413(served):
-    status, answer = served.ask("POST", CHAT, b" " * (4 * 1024 * 1024 + 1))
-    assert status == 413 and "4194304" in answer["error"]["message"]
+    # A context of 64 tokens: 64 times 32 bytes and 64 KiB.
+    status, answer = served.ask("POST", CHAT, b" " * (67584 + 1))
+    assert status == 413 and "67584" in answer["error"]["message"]
+    status, answer = served.ask("POST", CHAT, b" " * 67584)
+    assert status == 400 and answer["error"]["code"] == "invalid_json"
 
 
 def test_wrong_methods_and_paths_are_405_and_404_in_json(served):

@@ -168,9 +168,7 @@ def test_a_stream_that_takes_too_long_ends_with_an_error_event(start_server):
 
 
 def test_a_stream_that_never_began_times_out_with_a_status(start_server):
-    server = start_server(
-        FakeEngine(say_then_hang()), options={"timeout_s": "0.1"}, poll_s=0.02
-    )
+    server = start_server(FakeEngine(say_then_hang()), options={"timeout_s": "0.1"}, poll_s=0.02)
     with server.connect() as client:
         assert client.ask("POST", CHAT, chat_body(stream=True)).status == 504
 

@@ -217,9 +217,7 @@ def test_while_no_worker_lives_every_answer_is_503(start):
         lambda: (answer := workers.ask("/health")).status == 503 and answer, "a 503 of /health"
     )
     assert health.json() == {"status": "error", "model_loaded": False}
-    models = until(
-        lambda: (answer := workers.ask("/v1/models")).status == 503 and answer, "a 503"
-    )
+    models = until(lambda: (answer := workers.ask("/v1/models")).status == 503 and answer, "a 503")
     assert models.error["type"] == "server_overloaded" and "no worker" in models.error["message"]
 
 

@@ -107,6 +107,8 @@ FILES_BEHIND = {
     "marlin/cli.py": "the operator's own words",
     "marlin/config.py": "the operator's own words",
     "marlin/server/api/dialect.py": "declares what a dialect is",
+    "marlin/server/http/allocator.py": "the allocator's settings",
+    "marlin/server/http/budget.py": "lengths that were compared with their limit",
     "marlin/server/process/serve.py": "puts the others together",
     "marlin/server/process/signals.py": "signals",
     "marlin/server/process/supervisor.py": "processes, on the operator's words",

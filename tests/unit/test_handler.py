@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from marlin.server.http.budget import BodyBudget
 from marlin.server.http.handler import Handler, Progress
 from marlin.server.http.limits import Limits
 
@@ -25,6 +26,7 @@ def answered():
             server = SimpleNamespace(
                 application=application,
                 limits=Limits(linger_s=0.1),
+                body_budget=BodyBudget(Limits().bodies_bytes, Limits().bodies_wait_s),
                 draining=False,
                 count_busy=lambda _change: None,
             )

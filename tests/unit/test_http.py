@@ -94,16 +94,22 @@ def test_a_chunked_body_is_the_same_however_it_was_cut(split):
     wire = b"".join(http.chunk(piece) for piece in pieces) + http.LAST_CHUNK + b"NEXT"
     reader = Bytes(wire)
     parsed = head("POST / HTTP/1.1", "Host: h", "Transfer-Encoding: chunked")
-    assert http.read_body(reader, parsed, LIMITS) == body
+    admitted = []
+    assert http.read_body(reader, parsed, LIMITS, admitted.append) == body
     assert reader.data == b"NEXT"
+    assert admitted == sorted(admitted) and admitted[-1:] == ([len(body)] if body else [])
+
+
+def _anything(_num_bytes):
+    """An admission of every body."""
 
 
 def test_body_limits_hold_at_the_byte():
     limits = dataclasses.replace(LIMITS, body_bytes=10)
     exact = dataclasses.replace(head("POST / HTTP/1.1", "Host: h", "Content-Length: 10"))
-    assert http.read_body(Bytes(b"x" * 10), exact, limits) == b"x" * 10
+    assert http.read_body(Bytes(b"x" * 10), exact, limits, _anything) == b"x" * 10
     with pytest.raises(FramingError) as caught:
-        http.read_body(Bytes(b""), dataclasses.replace(exact, content_length=11), limits)
+        http.read_body(Bytes(b""), dataclasses.replace(exact, content_length=11), limits, _anything)
     assert caught.value.status == 413 and caught.value.close
 
 
@@ -137,7 +143,7 @@ def test_no_bytes_whatever_get_past_the_chunk_reader_as_anything_but_a_known_err
     wire = wire if isinstance(wire, bytes) else b"".join(wire)
     parsed = head("POST / HTTP/1.1", "Host: h", "Transfer-Encoding: chunked")
     try:
-        assert len(http.read_body(Bytes(wire), parsed, LIMITS)) < len(wire)
+        assert len(http.read_body(Bytes(wire), parsed, LIMITS, _anything)) < len(wire)
     except FramingError as error:
         assert error.close
     except EOFError:

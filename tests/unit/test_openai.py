@@ -342,12 +342,12 @@ def test_echo_is_off_unless_asked_for():
 @pytest.mark.parametrize("body", [b"[]", b'"a"', b"1", b"null", b"true", b"1.5"])
 def test_json_that_is_no_object_is_422(body):
     with pytest.raises(RequestError, match="must be a JSON object") as caught:
-        fields.parse_json(body)
+        fields.parse_json(body, 100)
     assert caught.value.status == 422
 
 
 def test_numbers_are_read_as_json_has_them():
-    assert fields.parse_json(b'{"a": 1e-999, "b": -0.5e2}') == {"a": 0.0, "b": -50.0}
+    assert fields.parse_json(b'{"a": 1e-999, "b": -0.5e2}', 100) == {"a": 0.0, "b": -50.0}
 
 
 JSON = st.recursive(
@@ -378,6 +378,6 @@ def test_no_object_whatever_gets_past_validation_as_anything_but_a_named_error(b
 def test_no_bytes_whatever_get_past_the_json_reader_as_anything_but_a_known_error(body):
     body = body if isinstance(body, bytes) else body.encode()
     try:
-        assert isinstance(fields.parse_json(body), dict)
+        assert isinstance(fields.parse_json(body, 100), dict)
     except MarlinError as error:
         assert error.status in (400, 422)

@@ -17,7 +17,7 @@ from marlin.files.fields import shown
 from marlin.server.api import openai_answers
 from marlin.server.api.dialect import Dialect
 from marlin.server.api.encoding import JSON_TYPE, encode
-from marlin.server.api.fields import parse_json
+from marlin.server.api.fields import memory_bytes, parse_json
 from marlin.server.api.generation import Deadline, Generation
 from marlin.server.api.model_names import served_as
 from marlin.server.http.handler import Handler
@@ -57,6 +57,7 @@ class Endpoints:
         self._config = config
         self._gate = gate
         self._limits = limits
+        self._large_bodies = SlotGate(1, None, limits.poll_s)
         self._health = health
         self._metrics_page = metrics_page
         self._capabilities = capabilities
@@ -100,12 +101,9 @@ class Endpoints:
         content = handler.read_body()
         deadline = Deadline(self._config.timeout_s)
         with record.generating():
-            body = parse_json(content)
+            call = self._parse(handler, dialect, content, deadline)
+            del content  # it may wait long for its slot
             model = self._loaded_model()
-            ignored: list[str] | None = [] if self._config.unknown_parameters == "warn" else None
-            call = dialect.parse(body, self._limits, self._config.max_tokens, ignored)
-            if ignored:
-                _tell_of_ignored(handler, ", ".join(ignored))
             self._names.check(call.model)
             key, created = os.urandom(12).hex(), int(time.time())
             answer = call.answer(model, self._names.names[0], key, created)
@@ -115,6 +113,30 @@ class Endpoints:
             # Tokenizing a long prompt is work, too, and waits for its slot.
             with self._gate.slot(generation.check_wanted):
                 generation.run()
+
+    def _parse(self, handler, dialect, content, deadline):
+        """The dialect's Call. Large bodies one at a time: their JSON takes many times their size,
+        and what is left of it is held like the body."""
+        if len(content) <= self._limits.small_body_bytes:
+            return self._call(handler, dialect, parse_json(content, self._limits.num_values))
+
+        def check_wanted():
+            handler.check_peer()
+            deadline.check()
+
+        with self._large_bodies.slot(check_wanted):
+            handler.body_share.wait_for_room()
+            body = parse_json(content, self._limits.num_values)
+            handler.body_share.set(memory_bytes(body))
+            return self._call(handler, dialect, body)
+
+    def _call(self, handler, dialect, body):
+        self._loaded_model()
+        ignored: list[str] | None = [] if self._config.unknown_parameters == "warn" else None
+        call = dialect.parse(body, self._limits, self._config.max_tokens, ignored)
+        if ignored:
+            _tell_of_ignored(handler, ", ".join(ignored))
+        return call
 
     def _loaded_model(self):
         if self._model is None:

@@ -3,6 +3,8 @@
 Knows no endpoint and no particular field; the checks themselves are files/fields.py.
 """
 
+import re
+import sys
 from typing import Any, NoReturn
 
 from marlin.errors import MalformedRequestError, MissingFieldError, RequestError
@@ -10,14 +12,22 @@ from marlin.files.fields import Fields, shown, type_name
 from marlin.files.strict_json import JsonError
 from marlin.files.strict_json import parse_json as parse_strict_json
 
+_NOT_COUNTED = bytes(set(range(256)) - set(b'"[{'))
 
-def parse_json(body: bytes) -> dict[str, Any]:
+
+def parse_json(body: bytes, num_values: int) -> dict[str, Any]:
     """Decode a request body.
 
+    Args:
+        num_values: objects and arrays that it may have, each of which takes memory of its own
+            however few bytes it is written in.
+
     Raises:
-        MalformedRequestError: not strict JSON (files/strict_json.py).
+        MalformedRequestError: not strict JSON (files/strict_json.py), or too many values.
         RequestError: JSON, but not an object.
     """
+    if len(body) > num_values and _num_values(body) > num_values:
+        raise MalformedRequestError(f"request body has more than {num_values} objects and arrays")
     try:
         value = parse_strict_json(body)
     except JsonError as error:
@@ -25,6 +35,28 @@ def parse_json(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RequestError(f"the request body must be a JSON object, got {type_name(value)}")
     return value
+
+
+def _num_values(body):
+    """Objects and arrays that JSON opens before it ends or is wrong, without making any."""
+    # A quotation mark that ends no string is the second byte of an escape.
+    marks = body.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NOT_COUNTED)
+    # What is within a string stays within one when two marks side by side go.
+    return len(re.sub(rb'"[^"]*"?', b"", marks.replace(b'""', b"")))
+
+
+def memory_bytes(value: Any) -> int:
+    """What a value of JSON takes of memory, with all that is in it."""
+    total, pending = 0, [value]
+    while pending:
+        value = pending.pop()
+        total += sys.getsizeof(value)
+        if type(value) is dict:
+            pending.extend(value)
+            pending.extend(value.values())
+        elif type(value) is list:
+            pending.extend(value)
+    return total
 
 
 def request_fields(body: dict[str, Any], place: str = "") -> Fields:

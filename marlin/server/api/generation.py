@@ -31,6 +31,11 @@ class Deadline:
         self.at = time.monotonic() + timeout_s
         self._timeout_s = timeout_s
 
+    def check(self) -> None:
+        """Raise error() once it has passed."""
+        if time.monotonic() >= self.at:
+            raise self.error()
+
     def error(self) -> TimedOutError:
         """What a call is answered that was not in time."""
         return TimedOutError(f"the answer was not complete within {self._timeout_s:g} s")
@@ -57,8 +62,7 @@ class Generation:
     def check_wanted(self) -> None:
         """Raise PeerGone or TimedOutError when nobody waits for the answer any more."""
         self.handler.check_peer()
-        if time.monotonic() >= self.deadline.at:
-            raise self.deadline.error()
+        self.deadline.check()
 
     def run(self) -> None:
         """Answer with call.num_choices choices for each prompt.

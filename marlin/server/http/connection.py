@@ -9,6 +9,8 @@ import socket
 import time
 
 _RECV_BYTES = 64 * 1024  # one loopback burst; larger reads cost allocation and gain nothing
+# Of a head, which rarely has more. What is read beyond it is held before anyone asked for a body.
+_HEAD_RECV_BYTES = 8 * 1024
 
 
 class PeerGone(Exception):
@@ -64,7 +66,7 @@ class Connection:
         """
         try:
             while not self._buffer:
-                self._fill()
+                self._fill(_HEAD_RECV_BYTES)
         except ReadDeadline:
             raise PeerGone from None
 
@@ -79,7 +81,7 @@ class Connection:
             LineTooLong, BareLineFeed, PeerGone, ReadDeadline.
         """
         while len(self._buffer) < 2:
-            self._fill()
+            self._fill(_HEAD_RECV_BYTES)
         if self._buffer.startswith(b"\r\n"):
             del self._buffer[:2]
         checked = 0
@@ -92,7 +94,7 @@ class Connection:
             if end >= 0:
                 return self._take(end + 4)[:-4]
             checked = len(self._buffer)
-            self._fill()
+            self._fill(_HEAD_RECV_BYTES)
 
     def _refuse_bare_line_feed(self, start, stop):
         at = self._buffer.find(b"\n", start, stop)
@@ -124,17 +126,18 @@ class Connection:
         return self._take(num_bytes)
 
     def _take(self, num_bytes):
-        data = bytes(self._buffer[:num_bytes])
+        with memoryview(self._buffer) as view:
+            data = bytes(view[:num_bytes])  # one copy: a body has megabytes
         del self._buffer[:num_bytes]
         return data
 
-    def _fill(self):
+    def _fill(self, most_bytes=_RECV_BYTES):
         remaining_s = self.deadline - self._clock()
         if remaining_s <= 0:
             raise ReadDeadline
         try:
             self._sock.settimeout(remaining_s)
-            data = self._sock.recv(_RECV_BYTES)
+            data = self._sock.recv(most_bytes)
         except TimeoutError:
             raise ReadDeadline from None
         except OSError:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from marlin.errors import FramingError, MarlinError
 from marlin.server.http import message
+from marlin.server.http.budget import Share
 from marlin.server.http.connection import (
     BareLineFeed,
     Connection,
@@ -66,6 +67,8 @@ class Handler(BaseHTTPRequestHandler):
         request_id: sent back as X-Request-ID.
         started: when its first byte was there, monotonic seconds.
         progress: Progress of its answer.
+        body_share: http.budget.Share, what the body holds of the memory for all of them; given back
+            after the request.
         status: the status sent, None before.
         answer_fields: (name, value) pairs of headers for whatever answers the request.
         close_connection: no request may follow on this connection.
@@ -98,11 +101,13 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.wait_for_data()
         self._wait_s = self.limits.idle_s
         self.server.count_busy(+1)
+        self.body_share = Share(self.server.body_budget)
         try:
             self._begin()
             if self.parse_request():
                 self.server.application.handle(self)
         finally:
+            self.body_share.set(0)
             self.server.count_busy(-1)
 
     def _begin(self):
@@ -142,10 +147,11 @@ class Handler(BaseHTTPRequestHandler):
         raise FramingError(problem, status)
 
     def read_body(self) -> bytes:
-        """The request body, read within `limits.body_s`.
+        """The request body, read within `limits.body_s` once there is room for it.
 
         Raises:
             FramingError: 400, 408 or 413.
+            OverloadedError: the bodies of other requests take all the room there is.
             PeerGone: the client closed in the middle.
         """
         if not self._body_unread:
@@ -153,9 +159,14 @@ class Handler(BaseHTTPRequestHandler):
         length = self.head.content_length
         if length is not None and length > self.limits.body_bytes:
             raise message.too_large(self.limits)
+        self._admit_body(length or 0)
         if self.head.expects_continue and not self.connection.num_buffered:
             self.handle_expect_100()
         return self._receive_body(self.limits.body_s)
+
+    def _admit_body(self, num_bytes):
+        if num_bytes > self.limits.small_body_bytes:
+            self.body_share.grow(num_bytes)
 
     def handle_expect_100(self):
         """Ask for the body; only once it is wanted."""
@@ -167,7 +178,7 @@ class Handler(BaseHTTPRequestHandler):
     def _receive_body(self, seconds):
         self.connection.set_deadline(seconds)
         try:
-            body = message.read_body(self.connection, self.head, self.limits)
+            body = message.read_body(self.connection, self.head, self.limits, self._admit_body)
         except ReadDeadline:
             problem = f"request body did not arrive within {self.limits.body_s:g} s"
             raise FramingError(problem, 408) from None

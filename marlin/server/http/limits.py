@@ -3,7 +3,13 @@
 Values only: nothing here reads a socket or a clock. Tests pass smaller ones in.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+# Of a request body for each token of the context: five characters, each as \\uXXXX. Then what does
+# not grow with the text: parameters, schemas, a few short fields of many short messages.
+_BODY_BYTES_PER_TOKEN, _BODY_BYTES = 32, 64 * 1024
+# However large the context is.
+_MAX_BODY_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +20,14 @@ class Limits:
         request_line_bytes: method, target and version. RFC 9112 section 3 asks for at least 8,000.
         head_bytes: request line and all fields together; proxies add a few KB of their own at most.
         num_header_fields: enough for any proxy chain; a flood of tiny fields stops here.
-        body_bytes: a 128k-token prompt written wholly as \\uXXXX escapes is about 3 MB of JSON.
+        body_bytes: of one request; serve sets it by for_context(), this is a context of 128k.
+        small_body_bytes: a body up to this size is read at once: of 2,048 connections such bodies
+            take 32 MiB, and most requests are smaller.
+        bodies_bytes: all larger bodies together, while they are read and until what they ask for is
+            answered; never less than body_bytes.
+        bodies_wait_s: how long a larger body waits for room among the others before it is refused.
+        num_values: objects and arrays of one body: each takes up to 300 bytes of memory, so at most
+            40 MiB, and no conversation has as many.
         chunk_line_bytes: a chunk-size line, or a trailer field; we use neither extensions nor
             trailers.
         num_trailer_fields: trailers are read and dropped, so a handful is already generous.
@@ -56,10 +69,14 @@ class Limits:
     head_bytes: int = 32 * 1024
     num_header_fields: int = 100
     body_bytes: int = 4 * 1024 * 1024
+    small_body_bytes: int = 16 * 1024
+    bodies_bytes: int = 32 * 1024 * 1024
+    bodies_wait_s: float = 5.0
+    num_values: int = 128 * 1024
     chunk_line_bytes: int = 1024
     num_trailer_fields: int = 16
     chunk_overhead: int = 8
-    unread_body_bytes: int = 64 * 1024
+    unread_body_bytes: int = 16 * 1024
     head_s: float = 10.0
     idle_s: float = 75.0
     body_s: float = 60.0
@@ -81,3 +98,8 @@ class Limits:
     restart_max_s: float = 30.0
     restart_reset_s: float = 60.0
     stop_s: float = 5.0
+
+    def for_context(self, max_context_tokens: int) -> "Limits":
+        """These, with the largest body that a model of this context can use."""
+        wanted = _BODY_BYTES_PER_TOKEN * max_context_tokens + _BODY_BYTES
+        return replace(self, body_bytes=min(wanted, _MAX_BODY_BYTES))

@@ -11,6 +11,7 @@ import threading
 import time
 from http.server import ThreadingHTTPServer
 
+from marlin.server.http.budget import BodyBudget
 from marlin.server.http.handler import Application, Handler
 from marlin.server.http.limits import Limits
 
@@ -59,6 +60,9 @@ class HttpServer(ThreadingHTTPServer):
         self.socket = listener
         self.application = application
         self.limits = limits
+        self.body_budget = BodyBudget(
+            max(limits.bodies_bytes, limits.body_bytes), limits.bodies_wait_s
+        )
         self._draining = threading.Event()
         self._count = threading.Condition()
         self._num_connections = 0

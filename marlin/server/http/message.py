@@ -151,7 +151,7 @@ def too_large(limits):
     return FramingError(f"request body larger than {limits.body_bytes} bytes", 413)
 
 
-def read_body(reader, head, limits):
+def read_body(reader, head, limits, admit):
     """Read a request's body to its end.
 
     Args:
@@ -159,21 +159,25 @@ def read_body(reader, head, limits):
             peer.
         head: its RequestHead.
         limits: http.limits.Limits.
+        admit: called with the number of bytes of the body, before so many are read; with chunks,
+            more than once.
 
     Returns:
         bytes, unchunked.
 
     Raises:
-        FramingError: 413 past `limits.body_bytes`, 400 for malformed chunks.
+        FramingError: 413 past `limits.body_bytes`, 400 for malformed chunks; and what admit
+            raises.
     """
     if head.content_length is None:
-        return _read_chunks(reader, limits)
+        return _read_chunks(reader, limits, admit)
     if head.content_length > limits.body_bytes:
         raise too_large(limits)
+    admit(head.content_length)
     return reader.read_exact(head.content_length)
 
 
-def _read_chunks(reader, limits):
+def _read_chunks(reader, limits, admit):
     body = bytearray()
     framing_budget = 64 * 1024
     while True:
@@ -187,6 +191,7 @@ def _read_chunks(reader, limits):
             raise too_large(limits)
         if size == 0:
             break
+        admit(len(body) + size)
         body += reader.read_exact(size)
         if reader.read_exact(2) != b"\r\n":
             raise FramingError("chunk is longer than its size says")

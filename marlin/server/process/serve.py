@@ -20,6 +20,7 @@ from marlin.server.api.app import App
 from marlin.server.api.endpoints import Endpoints
 from marlin.server.api.model_names import served_as
 from marlin.server.api.routes import Router, capabilities
+from marlin.server.http import allocator
 from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer, open_listener
 from marlin.server.observe.health import Health, SharedHealth
@@ -52,9 +53,12 @@ def serve(config, load, limits=None):
     """
     limits = limits or Limits()
     lock_down(libraries())
+    allocator.keep_little()
     raise_file_limit(limits)
     listener = listen(config, limits)
     model = load(config) if config.model_path else None
+    if model is not None:
+        limits = limits.for_context(model.engine.max_context_tokens)
     server = HttpServer(listener, build_app(config, model, limits), limits)
     signals = StopSignals()
     threading.Thread(target=server.serve_forever, name="accept", daemon=True).start()

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 from marlin.config import ServeConfig
 from marlin.engine.share import Share
 from marlin.errors import ConfigError, MarlinError
+from marlin.server.http import allocator
 from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer
 from marlin.server.observe.worker_table import WorkerTable
@@ -103,6 +104,7 @@ def main(load, set_up_logging):
     job = Job.decode(_read_line(sys.stdin.fileno()))
     set_up_logging(job.config)
     lock_down(libraries())
+    allocator.keep_little()
     try:
         return _fill_weights(job, load) if job.index is None else _serve(job, load)
     except MarlinError as error:
@@ -135,6 +137,8 @@ def _serve(job, load):
     _when_orphaned(signals.finish)
     row = WorkerTable(job.table_fd, job.config.workers).rows[job.index]
     model = load(job.config, job.share) if job.config.model_path else None
+    if model is not None:
+        limits = limits.for_context(model.engine.max_context_tokens)
     app = build_app(job.config, model, limits, row, job.created)
     app.heartbeat()
     server = WorkerServer(socket.socket(fileno=job.listener_fd), app, limits)

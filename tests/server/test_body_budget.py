@@ -1,0 +1,159 @@
+"""The room that request bodies have together: taken before they are read, given back after."""
+
+import json
+import threading
+import time
+
+import pytest
+from clients import chat_body, completion_body, request_bytes
+from fakes import FakeEngine, say_then_hang
+
+from marlin.errors import OverloadedError
+from marlin.server.http.budget import BodyBudget, Share
+
+CHAT = "/v1/chat/completions"
+LARGE = chat_body(messages=[{"role": "user", "content": "a" * 30_000}])
+
+
+def send_all_but_the_end(client, body=LARGE):
+    client.send(request_bytes("POST", CHAT, body)[:-1])
+
+
+def wait_until(condition):
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.005)
+
+
+def used_bytes(server):
+    return server.http_server.body_budget.used_bytes
+
+
+def test_a_body_without_room_is_503_with_retry_after_and_costs_its_connection(start_server):
+    server = start_server(bodies_bytes=50_000, body_bytes=50_000, bodies_wait_s=0.05)
+    with server.connect() as slow, server.connect() as other:
+        send_all_but_the_end(slow)
+        wait_until(lambda: used_bytes(server) > 30_000)
+        answer = other.ask("POST", CHAT, LARGE)
+        assert answer.status == 503 and answer.headers["retry-after"] == "1"
+        assert "50000 bytes" in answer.json()["error"]["message"]
+        assert answer.headers["connection"] == "close"
+
+
+def test_chunks_take_room_as_they_come(start_server):
+    server = start_server(bodies_bytes=50_000, body_bytes=50_000, bodies_wait_s=0.05)
+    head = b"POST %b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" % CHAT.encode()
+    with server.connect() as slow, server.connect() as other:
+        send_all_but_the_end(slow)
+        wait_until(lambda: used_bytes(server) > 30_000)
+        chunk = b"2000\r\n" + b" " * 8192 + b"\r\n"
+        assert other.send(head + chunk * 4).read().status == 503
+
+
+def test_a_small_body_needs_no_room(start_server):
+    server = start_server(bodies_bytes=40_000, body_bytes=40_000, bodies_wait_s=0.05)
+    with server.connect() as slow, server.connect() as other:
+        send_all_but_the_end(slow)
+        wait_until(lambda: used_bytes(server) > 30_000)
+        assert other.ask("POST", CHAT, chat_body()).status == 200
+
+
+def test_a_body_that_waits_is_read_as_soon_as_there_is_room(start_server):
+    server = start_server(bodies_bytes=50_000, body_bytes=50_000, bodies_wait_s=10)
+    with server.connect() as other:
+        with server.connect() as slow:
+            send_all_but_the_end(slow)
+            wait_until(lambda: used_bytes(server) > 30_000)
+            other.send(request_bytes("POST", CHAT, LARGE))
+        assert other.read().status == 200
+    wait_until(lambda: used_bytes(server) == 0)
+
+
+def test_a_slow_client_gives_its_room_back_when_its_body_is_too_late(start_server):
+    server = start_server(bodies_bytes=50_000, body_bytes=50_000, body_s=0.2)
+    with server.connect() as slow, server.connect() as other:
+        send_all_but_the_end(slow)
+        wait_until(lambda: used_bytes(server) > 30_000)
+        assert other.ask("POST", CHAT, LARGE).status == 200
+        assert slow.read().status == 408
+
+
+def test_what_is_left_of_a_body_holds_room_until_its_request_is_over(start_server):
+    server = start_server(FakeEngine(say_then_hang()), poll_s=0.02)
+    ids = [number % 256 for number in range(10_000)]
+    body = completion_body(prompt=ids)
+    with server.connect() as client:
+        client.send(request_bytes("POST", "/v1/completions", body))
+        assert server.engine.submitted.acquire(timeout=10)
+        assert used_bytes(server) > 8 * len(ids)  # a list's place for each, and the ids
+    wait_until(lambda: used_bytes(server) == 0)
+
+
+def test_a_large_body_is_parsed_only_while_all_of_them_are_within_their_room(start_server):
+    server = start_server(bodies_bytes=60_000, body_bytes=60_000, bodies_wait_s=0.3)
+    share = Share(server.http_server.body_budget)
+    with server.connect() as client:
+        send_all_but_the_end(client)
+        wait_until(lambda: used_bytes(server) > 30_000)
+        share.set(60_000)  # such as JSON that took more than its text
+        assert client.send(b"}").read().status == 503
+        share.set(0)
+        assert client.ask("POST", CHAT, LARGE).status == 200
+
+
+def test_room_that_was_waited_for_in_vain_is_not_taken():
+    budget = BodyBudget(100, wait_s=0.01)
+    first, second = Share(budget), Share(budget)
+    first.grow(60)
+    with pytest.raises(OverloadedError, match="60 of the 100 bytes"):
+        second.grow(50)
+    second.set(0)
+    assert budget.used_bytes == 60
+    second.grow(40)
+    first.set(0)
+    assert budget.used_bytes == 40
+
+
+def test_a_share_may_come_to_more_than_all_and_keeps_others_out_until_it_is_over():
+    budget = BodyBudget(100, wait_s=10)
+    large, other = Share(budget), Share(budget)
+    large.set(500)
+    waited = threading.Thread(target=other.wait_for_room)
+    waited.start()
+    waited.join(0.05)
+    assert waited.is_alive()
+    large.set(0)
+    waited.join(10)
+    assert not waited.is_alive()
+
+
+@pytest.mark.parametrize("text", ["[" * 300, '\\"[' * 300, "\\\\" * 7 + "[{" * 300])
+def test_brackets_within_strings_are_no_objects(start_server, text):
+    server = start_server(num_values=200)
+    with server.connect() as client:
+        content = b'{"model":"tiny","messages":[{"role":"user","content":"%b"}]}' % text.encode()
+        answer = client.ask("POST", CHAT, json.loads(content))
+        assert answer.status == 200
+        assert client.send(request_bytes("POST", CHAT, chat_body())).read().status == 200
+
+
+def test_a_body_of_more_objects_than_it_may_have_is_refused_unparsed(start_server):
+    server = start_server(num_values=200)
+    with server.connect() as client:
+        answer = client.ask("POST", CHAT, {"a": [[] for _ in range(198)]})
+        assert answer.status == 422  # with the two around them 200
+        answer = client.ask("POST", CHAT, {"a": [[] for _ in range(199)]})
+        assert answer.status == 400
+        assert "200 objects and arrays" in answer.json()["error"]["message"]
+
+
+def test_an_integer_of_absurd_length_is_refused_and_not_computed(server):
+    digits = b"9" * 400_000
+    with server.connect() as client:
+        request = b'{"model":"m","messages":[],"seed":%b}' % digits
+        head = b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
+        client.send(head % (CHAT.encode(), len(request)) + request)
+        answer = client.read()
+        assert answer.status == 400
+        assert "an integer of 400000 digits" in answer.json()["error"]["message"]
