@@ -15,7 +15,7 @@ class SlotGate:
 
     Args:
         num_slots: requests inside at once.
-        num_waiting: further requests that may wait for a slot, the next one is refused; None is no
+        num_waiting: further requests that may have a place(), the next one is refused; None is no
             bound.
         poll_s: how often a waiting request looks whether it should still wait.
     """
@@ -27,10 +27,36 @@ class SlotGate:
         self._changed = threading.Condition()
         self._waiting = deque()
         self._num_inside = 0
+        self._num_places = 0
 
     @property
     def num_waiting(self):
         return len(self._waiting)
+
+    @contextmanager
+    def place(self):
+        """Be one of those that have a slot or may wait for one, for the length of a `with` block.
+
+        Raises:
+            OverloadedError: there are as many as may be.
+        """
+        with self._changed:
+            self._take_place()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._num_places -= 1
+
+    def _take_place(self):
+        most = None if self._max_waiting is None else self._num_slots + self._max_waiting
+        if most is not None and self._num_places >= most:
+            raise OverloadedError(
+                f"{self._num_inside} requests are running and "
+                f"{self._num_places - self._num_inside} are waiting, which is all this server "
+                "takes; try again"
+            )
+        self._num_places += 1
 
     @contextmanager
     def slot(self, still_wanted):
@@ -38,9 +64,6 @@ class SlotGate:
 
         Args:
             still_wanted: called every poll_s while waiting; raises to give up.
-
-        Raises:
-            OverloadedError: the queue is full.
         """
         self._enter(still_wanted)
         try:
@@ -56,11 +79,6 @@ class SlotGate:
             if self._num_inside < self._num_slots and not self._waiting:
                 self._num_inside += 1
                 return
-            if self._max_waiting is not None and len(self._waiting) >= self._max_waiting:
-                raise OverloadedError(
-                    f"{self._num_inside} requests are running and {len(self._waiting)} are "
-                    "waiting, which is all this server takes; try again"
-                )
             self._waiting.append(ticket)
             try:
                 while self._waiting[0] is not ticket or self._num_inside >= self._num_slots:

@@ -9,7 +9,8 @@ from served import PATIENCE_S, ROOT, Served
 pytestmark = pytest.mark.downloads
 
 COMPLETIONS = "/v1/completions"
-# Prompts, and how transformers' Gemma3ForCausalLM goes on in float32 with the file's weights decoded.
+# Prompts, and how transformers' Gemma3ForCausalLM goes on in float32 with the file's weights
+# decoded.
 COUNTING = ("1, 2, 3, 4,", " 5, 6, 7,")
 CONTINUED = {
     "counting": COUNTING,

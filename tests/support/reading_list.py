@@ -107,6 +107,7 @@ FILES_BEHIND = {
     "marlin/cli.py": "the operator's own words",
     "marlin/config.py": "the operator's own words",
     "marlin/server/api/dialect.py": "declares what a dialect is",
+    "marlin/server/api/event_stream.py": "events that a dialect has made",
     "marlin/server/http/allocator.py": "the allocator's settings",
     "marlin/server/http/budget.py": "lengths that were compared with their limit",
     "marlin/server/process/serve.py": "puts the others together",

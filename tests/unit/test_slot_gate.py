@@ -1,6 +1,7 @@
 """SlotGate: how many at once, who is next, and who is turned away."""
 
 import threading
+from contextlib import contextmanager
 
 import pytest
 
@@ -12,6 +13,13 @@ def patient():
     """A still_wanted that never gives up."""
 
 
+@contextmanager
+def entered(gate, still_wanted=patient):
+    """A place, then a slot."""
+    with gate.place(), gate.slot(still_wanted):
+        yield
+
+
 class Holder:
     """Holds a slot on a thread until told to let go."""
 
@@ -20,7 +28,7 @@ class Holder:
         self._release = threading.Event()
 
         def run():
-            with gate.slot(patient):
+            with entered(gate):
                 if order is not None:
                     order.append(name)
                 self.inside.set()
@@ -45,11 +53,11 @@ def wait_until_waiting(gate, number):
 
 def test_slots_up_to_the_number_are_given_at_once():
     gate = SlotGate(2, 0, 0.01)
-    with gate.slot(patient), gate.slot(patient):
+    with entered(gate), entered(gate):
         with pytest.raises(OverloadedError, match="2 requests are running and 0 are waiting"):
-            with gate.slot(patient):
+            with entered(gate):
                 pass
-    with gate.slot(patient):
+    with entered(gate):
         pass
 
 
@@ -79,12 +87,12 @@ def test_a_full_queue_refuses_and_a_place_given_up_can_be_taken():
     holder = Holder(gate)
     assert holder.inside.wait(10)
     with pytest.raises(GaveUp):
-        with gate.slot(impatient):
+        with entered(gate, impatient):
             pass
     queued = Holder(gate)
     wait_until_waiting(gate, 1)
     with pytest.raises(OverloadedError):
-        with gate.slot(patient):
+        with entered(gate):
             pass
     holder.leave()
     assert queued.inside.wait(10)
@@ -95,5 +103,14 @@ def test_a_slot_is_given_back_when_its_holder_fails():
     gate = SlotGate(1, 0, 0.01)
     for _ in range(3):
         with pytest.raises(ZeroDivisionError):
-            with gate.slot(patient):
+            with entered(gate):
                 raise ZeroDivisionError
+
+
+def test_a_place_without_a_slot_counts_as_waiting():
+    gate = SlotGate(1, 1, 0.01)
+    with entered(gate), gate.place():
+        with pytest.raises(OverloadedError, match="1 requests are running and 1 are waiting"):
+            with gate.place():
+                pass
+        assert gate.num_waiting == 0  # it has not come for its slot

@@ -17,6 +17,7 @@ from marlin.files.fields import shown
 from marlin.server.api import openai_answers
 from marlin.server.api.dialect import Dialect
 from marlin.server.api.encoding import JSON_TYPE, encode
+from marlin.server.api.event_stream import EventStream
 from marlin.server.api.fields import memory_bytes, parse_json
 from marlin.server.api.generation import Deadline, Generation
 from marlin.server.api.model_names import served_as
@@ -107,12 +108,16 @@ class Endpoints:
             self._names.check(call.model)
             key, created = os.urandom(12).hex(), int(time.time())
             answer = call.answer(model, self._names.names[0], key, created)
+            events = EventStream(handler, self._limits.keep_alive_s)
             generation = Generation(
-                handler, record, model, call, answer, deadline, self._limits.poll_s
+                handler, events, record, model, call, answer, deadline, self._limits.poll_s
             )
-            # Tokenizing a long prompt is work, too, and waits for its slot.
-            with self._gate.slot(generation.check_wanted):
-                generation.run()
+            # Tokenizing is work, too: not without a place, but before a slot, so that a mistake in
+            # a prompt is told at once and by a status.
+            with self._gate.place():
+                prompts = generation.encode()
+                with self._gate.slot(generation.keep_waiting):
+                    generation.run(prompts)
 
     def _parse(self, handler, dialect, content, deadline):
         """The dialect's Call. Large bodies one at a time: their JSON takes many times their size,

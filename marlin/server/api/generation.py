@@ -8,12 +8,14 @@ import time
 from contextlib import closing
 from dataclasses import dataclass, replace
 
+from marlin.engine.bounds import check_biases
 from marlin.engine.sampling import SamplingParams
 from marlin.engine.served_model import ServedModel
 from marlin.engine.stream import TextStream, merged
 from marlin.errors import StoppingError, TimedOutError
 from marlin.server.api.dialect import Answer, Call, Choice, Usage
-from marlin.server.api.encoding import JSON_TYPE, SSE_TYPE, encode
+from marlin.server.api.encoding import JSON_TYPE, encode
+from marlin.server.api.event_stream import EventStream
 from marlin.server.http.handler import Handler
 from marlin.server.observe.metrics import RequestRecord
 
@@ -47,11 +49,13 @@ class Generation:
 
     Attributes:
         handler: to answer on.
+        events: on handler, of a call that streams.
         record: counts its tokens.
         poll_s: how often a wait looks whether the client is still there.
     """
 
     handler: Handler
+    events: EventStream
     record: RequestRecord
     model: ServedModel
     call: Call
@@ -64,19 +68,39 @@ class Generation:
         self.handler.check_peer()
         self.deadline.check()
 
-    def run(self) -> None:
-        """Answer with call.num_choices choices for each prompt.
+    def keep_waiting(self) -> None:
+        """As check_wanted(), and a stream's client hears that it is not forgotten."""
+        self.check_wanted()
+        self._beat()
+
+    def _beat(self):
+        self.handler.check_peer()
+        if self.call.stream:
+            self.events.keep_alive()
+
+    def encode(self) -> list[list[int]]:
+        """Token ids of the call's prompts, after which nothing is left for a status to tell.
+
+        Raises:
+            RequestError: the model refuses a prompt or a bias.
+            TemplateError: its template does.
+            TimedOutError, PeerGone: as check_wanted().
+        """
+        prompts = [prompt.encode(self.model, self.check_wanted) for prompt in self.call.prompts]
+        check_biases(self.call.sampling.logit_bias, self.model.engine)
+        return prompts
+
+    def run(self, prompts: list[list[int]]) -> None:
+        """Answer with call.num_choices choices for each of encode()'s prompts.
 
         Choice i of prompt p has index p * num_choices + i, and draws with the call's seed + i, so
         that a prompt's choices do not depend on the prompts beside it.
 
         Raises:
-            RequestError: the model or its engine refuses a prompt.
             TimedOutError: the deadline passed.
             StoppingError: the engine gave a request up.
             PeerGone: the client left.
         """
-        prompts = [prompt.encode(self.model, self.check_wanted) for prompt in self.call.prompts]
         streams = self._start(prompts)
         requests = [stream.request for stream in streams]
         prefixes = [
@@ -113,7 +137,7 @@ class Generation:
             self.call.stop,
             self.deadline.at,
             continues=continues,
-            heartbeat=self.handler.check_peer,
+            heartbeat=self._beat,
             poll_s=self.poll_s,
         )
 
@@ -136,8 +160,7 @@ class Generation:
         self.handler.reply(200, encode(body), JSON_TYPE)
 
     def _send_stream(self, deltas, prefixes, requests):
-        """One write for each delta; the head waits for the first, so that an early failure has
-        its status."""
+        """One write for each delta; the head comes with the first, or with a keep-alive."""
         answer = self.answer
         unopened, unfinished = set(range(len(prefixes))), set(range(len(prefixes)))
         num_output_tokens = 0
@@ -158,7 +181,7 @@ class Generation:
                 if not unfinished:
                     events.append(answer.closing(self._usage(requests, num_output_tokens)))
             if delta.text or ending:
-                self.handler.stream(SSE_TYPE, b"".join(events), last=not unfinished)
+                self.events.send(b"".join(events), last=not unfinished)
             self._check_finish(reason)
 
     def _usage(self, requests, num_output_tokens):

@@ -47,6 +47,8 @@ class Limits:
         drain_s: what requests in flight get when the server is told to stop; service managers wait
             longer.
         poll_s: how often a wait for the engine looks whether the client is still there.
+        keep_alive_s: a stream without news gets a comment; the shortest patience of proxies and
+            clients that people meet is 15 to 30 s.
         pipelined_bytes: requests sent ahead that are held while one is answered.
         num_connections: one thread each; 1,000 idle clients must leave room for the busy ones.
         backlog: connections the kernel holds while the model loads or the accept loop is behind.
@@ -84,6 +86,7 @@ class Limits:
     linger_s: float = 1.0
     drain_s: float = 30.0
     poll_s: float = 0.1
+    keep_alive_s: float = 10.0
     pipelined_bytes: int = 64 * 1024
     num_connections: int = 2048
     backlog: int = 1024
