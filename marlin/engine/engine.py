@@ -14,8 +14,10 @@ from marlin.engine.interface import EngineStats
 from marlin.engine.request import FinishEvent, TokenEvent, new_request
 from marlin.engine.runner import NO_TOKEN, NOT_NUMBERS
 from marlin.engine.scheduler import Scheduler
-from marlin.errors import DeviceError, StoppingError
+from marlin.errors import DeviceError, ModelFileError, StoppingError
 
+# Between two looks at the files of the model: a few microseconds each.
+FILE_CHECK_S = 1.0
 # A failed step may be one request's misfortune. So many in a row are the device's own state, which
 # on a GPU can last as long as the process: macOS revokes the access of one that caused hangs.
 MAX_FAILED_STEPS = 3
@@ -37,6 +39,9 @@ class Engine:
         eos_token_ids: tokens that end a generation.
         max_context_tokens: prompt and output together; None is all that the cache holds.
         vocab_size: token ids below it may be in prompts and biases; None is the model's own.
+        check_files: called about once a second of work, and before a request that comes after a
+            pause; raises ModelFileError where the model's files are no longer what was loaded,
+            which ends the engine.
         clock: monotonic seconds.
     """
 
@@ -46,6 +51,7 @@ class Engine:
         eos_token_ids,
         max_context_tokens=None,
         vocab_size=None,
+        check_files=None,
         clock=time.monotonic,
     ):
         self._runner = runner
@@ -63,6 +69,8 @@ class Engine:
         self._lock = threading.Lock()
         self._closed = False
         self._released = False
+        self._check_files = check_files or (lambda: None)
+        self._checked_at = clock()
         self._clock = clock
         self._stepped_at = clock()
         self._num_failed_steps = 0  # in a row
@@ -144,6 +152,7 @@ class Engine:
     def _run(self):
         try:
             while self._receive():
+                self._look_at_files()
                 self._drop_aborted()
                 chunks = self._scheduler.schedule()
                 with self._lock:
@@ -152,7 +161,7 @@ class Engine:
                     self._step(chunks)
                 else:
                     self._scheduler.check()
-        except DeviceError as error:
+        except (DeviceError, ModelFileError) as error:
             self._failure = error
         except BaseException as error:
             self._failure = error
@@ -179,6 +188,11 @@ class Engine:
             except queue.Empty:
                 self._runner.device.keep_resident()
         return self._incoming.get()
+
+    def _look_at_files(self):
+        if self._clock() - self._checked_at >= FILE_CHECK_S:
+            self._check_files()
+            self._checked_at = self._clock()
 
     def _drop_aborted(self):
         for request in self._scheduler.requests():

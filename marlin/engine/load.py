@@ -3,6 +3,7 @@
 import logging
 import os
 from dataclasses import dataclass
+from functools import partial
 
 from marlin.device.device import Device
 from marlin.device.slabs import SharedSlabs
@@ -19,6 +20,7 @@ from marlin.engine.memory import (
 from marlin.engine.runner import Runner
 from marlin.engine.served_model import ServedModel
 from marlin.errors import ConfigError
+from marlin.files.snapshot import Snapshot
 from marlin.models.checkpoint import open_checkpoint
 from marlin.models.layers import StepSizes
 from marlin.models.model import Model
@@ -78,6 +80,7 @@ def load_model(
         DeviceError: the device cannot be opened or its memory does not suffice.
     """
     num_processes = share.num_processes if share else 1
+    snapshot = Snapshot(path)
     device = Device(num_threads, isa, kind=device_kind, num_processes=num_processes)
     slabs = share and SharedSlabs(device, share.weights_fd, filled=not share.writes_weights)
     checkpoint = open_checkpoint(path, device, slabs)
@@ -92,22 +95,22 @@ def load_model(
         context = _context_tokens(spec, budget, max_context_tokens, max_logits)
         paging = Paging.contiguous(context)
     else:
-        context = _paged_context_tokens(config, batching, max_context_tokens)
-        table_stride = min(batching.num_blocks, -(-context // batching.block_size))
-        paging = Paging(batching.num_blocks, batching.block_size, table_stride)
+        context, paging = _paged(config, batching, max_context_tokens)
     check_memory(budget, spec, paging, step_tokens, max_logits)
     model = Model(checkpoint)
     runner = Runner(device, model, paging, step_tokens, max_sequences, draft_tokens)
     tokenizer = checkpoint.load_tokenizer(allow_unknown_pretokenizer)
+    snapshot.check_same()
     name = os.path.basename(os.path.abspath(path)).removesuffix(".gguf")
-    engine = Engine(runner, tokenizer.eos_token_ids, context, tokenizer.vocab_size)
+    watch = partial(snapshot.check_in_place, checkpoint.mapped_paths)
+    engine = Engine(runner, tokenizer.eos_token_ids, context, tokenizer.vocab_size, watch)
+    isa = _log_memory(name, device, runner.kv_bytes)
+    return ServedModel(name, engine, tokenizer, checkpoint.format, isa, config.num_layers)
+
+
+def _log_memory(name, device, kv_bytes):
+    """Say what is held; returns the device's instruction set."""
     info = device.info()
-    _log_memory(name, info, runner.kv_bytes)
-    facts = checkpoint.format, info["isa"], config.num_layers
-    return ServedModel(name, engine, tokenizer, *facts)
-
-
-def _log_memory(name, info, kv_bytes):
     held = info["allocated_bytes"] + info["mapped_bytes"]
     kind = f"{info['num_threads']} threads" if info["kind"] == "cpu" else info["kind"]
     logger.info(
@@ -115,6 +118,14 @@ def _log_memory(name, info, kv_bytes):
         *(name, info["name"], info["isa"], kind),
         *(held >> 20, info["memory_bytes"] >> 20, kv_bytes >> 20),
     )
+    return info["isa"]
+
+
+def _paged(config, batching, wanted):
+    """(context, Paging) of a cache that requests share."""
+    context = _paged_context_tokens(config, batching, wanted)
+    table_stride = min(batching.num_blocks, -(-context // batching.block_size))
+    return context, Paging(batching.num_blocks, batching.block_size, table_stride)
 
 
 def _paged_context_tokens(config, batching, wanted):

@@ -27,6 +27,7 @@ class Checkpoint(Protocol):
         spec: the model, in its family's words.
         format: "gguf", "safetensors", or a native folder's "fp4", "int4", "int8".
         weight_bytes: device memory that load() will take.
+        mapped_paths: files that are read from as long as the model is used.
     """
 
     path: str
@@ -36,6 +37,9 @@ class Checkpoint(Protocol):
 
     @property
     def weight_bytes(self) -> int: ...
+
+    @property
+    def mapped_paths(self) -> list[str]: ...
 
     def load(self) -> dict[str, Weight | View]:
         """{tensor name: Weight of a matrix, View of float32 otherwise}, on the device."""

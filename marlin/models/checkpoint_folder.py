@@ -163,6 +163,11 @@ class FolderCheckpoint:
                     ranges.add(self._range(info))
         return copied + sum(self._mapped_bytes(*place) for place in ranges)
 
+    @property
+    def mapped_paths(self) -> list[str]:
+        infos = [(stored, info) for stored in self.plan for info in stored.parts]
+        return sorted({info.path for stored, info in infos if not self._is_copied(stored, info)})
+
     def load(self) -> dict[str, Weight | View]:
         return {stored.tensor.name: self._load(stored) for stored in self.plan}
 

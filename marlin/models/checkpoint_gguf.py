@@ -114,6 +114,11 @@ class GgufCheckpoint:
             for planned in outside
         )
 
+    @property
+    def mapped_paths(self) -> list[str]:
+        in_place = any(planned.tensor.is_matrix and planned.slab < 0 for planned in self.plan)
+        return [self.path] if in_place else []
+
     def load(self) -> dict[str, Weight | View]:
         weights, pending, num_bytes = {}, [], 0
         for planned in self.plan:

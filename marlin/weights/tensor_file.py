@@ -6,12 +6,12 @@ Knows nothing of any one file format, of models or of devices; block_types.py ha
 import contextlib
 import mmap
 import os
-import stat
 from dataclasses import dataclass
 
 import numpy as np
 
 from marlin.errors import ModelFileError
+from marlin.files.regular import open_regular
 from marlin.weights.block_types import BLOCK_TYPES
 
 
@@ -62,17 +62,13 @@ def mapped(path):
     Raises:
         ModelFileError: the file is missing, unreadable, empty or not a regular file.
     """
-    try:
-        # A named pipe would block in open(), so the kind is checked first.
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ModelFileError(path, "not a regular file")
-        with open(path, "rb") as file:
-            if os.fstat(file.fileno()).st_size == 0:
-                raise ModelFileError(path, "the file is empty")
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise ModelFileError(path, "the file is empty")
+        try:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise ModelFileError(path, f"cannot be opened: {reason}") from error
+        except (OSError, ValueError) as error:
+            raise ModelFileError(path, f"cannot be mapped: {error}") from None
     with data:
         yield data
 

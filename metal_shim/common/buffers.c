@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "common/buffers.h"
+#include "common/faults.h"
 
 /* Below this a huge page would be mostly empty. */
 #define HUGE_PAGE_BYTES (4 << 20)
@@ -42,6 +43,7 @@ int marlin_buffers_open(marlin_buffers *buffers)
 
 static void unmap(marlin_buffer *buffer)
 {
+    if (buffer->from_file) marlin_faults_forget(buffer->mapping);
     if (buffer->mapping) munmap(buffer->mapping, buffer->mapping_bytes);
 }
 
@@ -141,7 +143,7 @@ int marlin_buffer_map(marlin_device *device, const char *path, int64_t offset, i
     if (!device || !path || offset < 0 || bytes < 1)
         return marlin_fail(MARLIN_EINVAL, "cannot map %lld bytes at %lld", (long long)bytes,
                            (long long)offset);
-    int file = open(path, O_RDONLY | O_CLOEXEC);
+    int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK); /* a pipe must not wait */
     if (file < 0) return marlin_fail(MARLIN_EIO, "%.200s: %s", path, strerror(errno));
     struct stat status;
     if (fstat(file, &status) != 0 || !S_ISREG(status.st_mode) || offset > status.st_size ||
@@ -156,6 +158,10 @@ int marlin_buffer_map(marlin_device *device, const char *path, int64_t offset, i
     close(file);
     if (mapping == MAP_FAILED)
         return marlin_fail(MARLIN_EIO, "%.200s: mmap: %s", path, strerror(errno));
+    if (marlin_faults_watch(mapping, mapping_bytes, path) != 0) {
+        munmap(mapping, mapping_bytes);
+        return marlin_fail(MARLIN_ENOMEM, "no memory to map %.200s", path);
+    }
     return add_buffer(device, (marlin_buffer){.memory = mapping + lead,
                                               .bytes = bytes,
                                               .mapping = mapping,

@@ -15,6 +15,8 @@ import sys
 import tempfile
 import time
 
+from marlin.errors import ModelFileError
+from marlin.files.snapshot import Snapshot
 from marlin.server.api.app import NoWorker
 from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer
@@ -41,7 +43,8 @@ def supervise(config, worker_main, limits=None):
 
     Returns:
         Exit code: 0 after the first signal, 128 and the signal's number after a second one; what
-        the first process said, when the model cannot be loaded.
+        the first process said, when the model cannot be loaded; 1 when a worker has to be replaced
+        and the model's files have changed.
 
     Raises:
         ConfigError: the address cannot be bound.
@@ -119,6 +122,7 @@ class Supervisor:
             _Worker(index, Backoff(limits.restart_s, limits.restart_max_s, limits.restart_reset_s))
             for index in range(config.workers)
         ]
+        self._model_files = None  # a Snapshot, of a model that is read from files
         self._announced = False
         self._listener.setblocking(False)  # one flag for all who have the socket
         self._kill_at = None  # while stopping: when the workers' time is over
@@ -126,14 +130,21 @@ class Supervisor:
 
     def run(self):
         """Start the workers and look after them; returns the exit code."""
+        if self._config.model_path and not self._config.mock_model:
+            self._model_files = Snapshot(self._config.model_path)
         if self._config.model_path:
             code = self._fill_weights()
             if code is not None:
                 return code
         while True:
             now = self._clock()
-            for worker in self._workers:
-                self._manage(worker, now)
+            try:
+                for worker in self._workers:
+                    self._manage(worker, now)
+            except ModelFileError as error:
+                _log.critical("no worker can be replaced: %s", error.message)
+                self._kill()
+                return 1
             if self._kill_at is not None and not self._processes():
                 return 0
             signum = self._wait(now)
@@ -213,12 +224,18 @@ class Supervisor:
             self._reap(worker, now)
         if self._kill_at is None:
             if worker.process is None and now >= worker.due:
+                self._check_files()
                 self._start(worker, now)
         elif worker.process is not None and now >= self._kill_at:
             _log.warning("worker %d did not end in time and is killed", worker.index)
             worker.process.kill()
             worker.process.wait()
             self._reap(worker, now)
+
+    def _check_files(self):
+        """The shared weights are of the files that were there; a worker reads the rest again."""
+        if self._model_files is not None:
+            self._model_files.check_same()
 
     def _start(self, worker, now):
         """Start a worker; where the system has no room for a process now, it is tried again."""

@@ -1,0 +1,112 @@
+"""Model files that are changed while they are served: the server ends and says which."""
+
+import os
+import shutil
+import time
+from contextlib import suppress
+from http.client import HTTPException
+
+import pytest
+from served import PATIENCE_S, Served
+from tiny_models import random_tensors, tiny_config, write_folder
+from vocabularies import byte_level_metadata, hugging_face_backend
+
+from marlin.engine import load
+from marlin.engine.load import load_model
+from marlin.errors import ModelFileError
+
+BYTE_LEVEL = {
+    "type": "ByteLevel",
+    "add_prefix_space": False,
+    "trim_offsets": True,
+    "use_regex": True,
+}
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A folder whose weights are a few hundred pages."""
+    metadata = byte_level_metadata("gpt-2", num_merges=40)
+    backend = hugging_face_backend(metadata, [BYTE_LEVEL])
+    config = tiny_config(vocab_size=backend.get_vocab_size() + 4, hidden_dim=256)
+    folder = tmp_path_factory.mktemp("original")
+    write_folder(folder, config, random_tensors(config, seed=0))
+    backend.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture
+def folder(original, tmp_path):
+    return shutil.copytree(original, tmp_path / "model")
+
+
+def truncate(path):
+    os.truncate(path, 4096)
+
+
+def overwrite(path):
+    with open(path, "r+b") as file:
+        file.seek(-4096, os.SEEK_END)
+        file.write(bytes(4096))
+
+
+def complete(served):
+    body = {
+        "model": "model",
+        "prompt": "a",
+        "max_tokens": 400,
+        "ignore_eos": True,
+        "temperature": 0,
+    }
+    return served.ask("POST", "/v1/completions", body)
+
+
+def ask_until_it_ends(served):
+    """Requests for as long as there is a server; they are what it looks at its files for."""
+    end = time.monotonic() + PATIENCE_S
+    while served.process.poll() is None and time.monotonic() < end:
+        with suppress(OSError, HTTPException):
+            complete(served)
+    return served.process.wait(1)
+
+
+@pytest.mark.parametrize("change", [truncate, overwrite])
+def test_a_file_that_is_changed_in_place_ends_the_server(change, folder):
+    with Served(folder, "--host", "127.0.0.1", "--threads", "1") as served:
+        assert complete(served)[0] == 200
+        change(folder / "model.safetensors")
+        assert ask_until_it_ends(served) == 1
+        said = [line for line in served.log().splitlines() if "model.safetensors" in line]
+        assert len(said) == 1 and ("changed in place" in said[0] or "truncated" in said[0])
+
+
+def test_a_file_that_is_replaced_is_served_on(folder):
+    path = folder / "model.safetensors"
+    with Served(folder, "--host", "127.0.0.1", "--threads", "1") as served:
+        status, before = complete(served)
+        assert status == 200
+        shutil.copy(path, folder / "new")
+        overwrite(folder / "new")
+        os.rename(folder / "new", path)
+        status, after = complete(served)
+        assert (status, after["choices"]) == (200, before["choices"])
+
+
+def test_no_worker_is_replaced_by_one_of_other_files(folder):
+    words = (folder, "--host", "127.0.0.1", "--threads", "1", "--workers", "2")
+    with Served(*words) as served:
+        assert complete(served)[0] == 200
+        truncate(folder / "model.safetensors")
+        assert ask_until_it_ends(served) == 1
+        assert "no worker can be replaced" in served.log()
+
+
+def test_a_file_that_is_changed_while_it_is_loaded_is_refused(folder, monkeypatch):
+    def change_first(*arguments):
+        overwrite(folder / "model.safetensors")
+        return model(*arguments)
+
+    model = load.Model
+    monkeypatch.setattr(load, "Model", change_first)
+    with pytest.raises(ModelFileError, match=r"model\.safetensors: was changed since"):
+        load_model(str(folder), num_threads=1)
