@@ -176,7 +176,7 @@ class Device:
         """Kind, name, instruction set, threads and memory figures (marlin_device_info), a dict."""
         info = abi.DeviceInfo()
         self.check(self.library.marlin_device_describe(self.handle, ctypes.byref(info)))
-        values = {name: getattr(info, name) for name, _ in info._fields_}
+        values = {name: getattr(info, name) for name, *_ in info._fields_}
         texts = {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
         return {"kind": self.kind, **texts}
 

@@ -139,7 +139,7 @@ class Program:
         """
         if len(variables) > abi.MAX_VARS:
             raise DeviceError(f"{len(variables)} vars, at most {abi.MAX_VARS}")
-        self._vars[: len(variables)] = variables
+        self._vars[: len(variables)] = list(variables)
         count = len(self.records) - first if count is None else count
         self.device.check(
             self.device.library.marlin_program_submit(

@@ -115,9 +115,11 @@ class Fields:
 
     def section(self, name: str) -> "Fields | None":
         """Fields of a nested object, or None when the field is absent."""
-        value = self.of_type(dict, name, None)
-        if value is None:
-            return None
+        return None if self.raw(name) is None else self.object(name)
+
+    def object(self, name: str) -> "Fields":
+        """Fields of a nested object."""
+        value = self.of_type(dict, name)
         outer = f"{self.prefix}{name}."
         return Fields(
             value,

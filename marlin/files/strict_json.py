@@ -93,8 +93,10 @@ def _unique_keys(pairs):
     found = dict(pairs)
     if len(found) != len(pairs):
         seen = set()
-        repeated = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"key {repeated[:_SHOWN_CHARACTERS]!r} appears twice in one object")
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"key {key[:_SHOWN_CHARACTERS]!r} appears twice in one object")
+            seen.add(key)
     return found
 
 

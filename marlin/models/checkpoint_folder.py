@@ -72,7 +72,7 @@ def plan_folder(path: str) -> tuple[ModelSpec, str | None, list[StoredTensor]]:
     tensors = SafetensorsFolder(path).tensors
     spec = spec_of(config_from_hf(path))
     quantization = read_quantization(path)
-    format = quantization and quantization["format"]
+    format = quantization["format"] if quantization else None
     plan, known = [], set()
     for tensor in spec.tensors:
         stem = tensor.name.removesuffix(".weight")
@@ -241,7 +241,7 @@ def read_quantization(folder: str) -> dict | None:
             "quantization",
             f"version {VERSION} of what `metal-marlin quantize` writes from an original checkpoint",
         )
-    native = fields.section("quantization")
+    native = fields.object("quantization")
     native.choice("format", PACKED_KINDS)
     if native.raw("tile_rows") != ROW_TILE:
         native.fail("tile_rows", f"{ROW_TILE}, the only tiles that kernels read")

@@ -73,6 +73,7 @@ def context_tokens(max_tokens: int, scaling: RopeScaling) -> int:
     """Files that switch YaRN on by hand state the original context; the longer one is meant."""
     if scaling.type != "yarn":
         return max_tokens
+    assert scaling.original_max_tokens is not None, "YaRN is read with its original context"
     stretched = int(min(scaling.original_max_tokens * scaling.factor, MAX_CONTEXT_TOKENS))
     return max(max_tokens, stretched)
 

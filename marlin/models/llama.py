@@ -23,7 +23,7 @@ class Llama(Family[ModelConfig]):
 
     model_type = "llama"
     hf_class = "LlamaForCausalLM"
-    gguf_architecture = "llama"
+    gguf_architecture: str | None = "llama"
     end_tokens = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>")
     rows_interleaved = True
 
@@ -41,7 +41,7 @@ class Llama(Family[ModelConfig]):
 
     def config_from_gguf(self, file: GGUFFile) -> ModelConfig:
         """Mistral models say `llama` there; those that have a window are Mistrals here."""
-        fields = config_gguf.fields_of(file, self.gguf_architecture)
+        fields = config_gguf.fields_of(file, "llama")
         window = fields.count("attention.sliding_window", None, maximum=1 << 31)
         architecture = "llama" if window is None else "mistral"
         shared = config_gguf.shared(file, fields, architecture, self.end_tokens)

@@ -115,7 +115,7 @@ def _load_backend(path: str, allow_unknown: bool) -> tokenizers.Tokenizer:
     with _tokenizer_faults(path):
         backend = tokenizers.Tokenizer.from_buffer(source)
     for place in added.values:
-        token = added.section(place)
+        token = added.object(place)
         _check_id(backend, path, token.text("content"), token.count("id", minimum=0))
     return backend
 
@@ -160,7 +160,8 @@ def _declared(folder: str, config: Fields) -> _Declared:
     _read_extra(found, config, tokens)
     if listed:
         for id in listed.values:
-            found.listed[_token_id(listed, id)] = declared_token(listed, id)
+            if (token := declared_token(listed, id)) is not None:
+                found.listed[_token_id(listed, id)] = token
     else:
         _read_added_tokens(found, _fields(folder, "added_tokens.json"))
     return found
@@ -176,9 +177,10 @@ def _read_extra(found: _Declared, config: Fields, tokens: Fields) -> None:
     is_said = False
     for fields in (config, tokens):
         if isinstance(fields.raw(newer), dict):
-            section = fields.section(newer)
+            section = fields.object(newer)
             for name in section.values:
-                found.named[name] = declared_token(section, name, True)
+                if (token := declared_token(section, name, True)) is not None:
+                    found.named[name] = token
         else:
             found.extra += declared_tokens(fields, newer)
             is_said |= fields.raw(newer) is not None
@@ -260,15 +262,15 @@ def _tokenizer_faults(path: str) -> Iterator[None]:
 
 def _chat_template(folder: str, config: Fields) -> str | None:
     """The default template: of files of their own first, as newer folders have them."""
-    found = {DEFAULT_TEMPLATE: _read_template(os.path.join(folder, "chat_template.jinja"))}
+    read = {DEFAULT_TEMPLATE: _read_template(os.path.join(folder, "chat_template.jinja"))}
     others = os.path.join(folder, TEMPLATE_FOLDER)
     for name in sorted(os.listdir(others)) if os.path.isdir(others) else ():
         if name.endswith(".jinja"):
-            found[name.removesuffix(".jinja")] = _read_template(os.path.join(others, name))
-    found = {name: template for name, template in found.items() if template is not None}
+            read[name.removesuffix(".jinja")] = _read_template(os.path.join(others, name))
+    found = {name: template for name, template in read.items() if template is not None}
     if not found:
-        others = _fields(folder, "chat_template.json")
-        found = _config_templates(config) or _config_templates(others)
+        older = _fields(folder, "chat_template.json")
+        found = _config_templates(config) or _config_templates(older)
     if found and DEFAULT_TEMPLATE not in found:
         names = ", ".join(map(repr, found))
         message = f"there are the chat templates {names:.200}, and none is the default"
@@ -284,11 +286,11 @@ def _config_templates(fields: Fields) -> dict[str, str]:
     if isinstance(value, str):
         return {DEFAULT_TEMPLATE: value}
     if isinstance(value, dict):
-        section = fields.section("chat_template")
+        section = fields.object("chat_template")
         return {name: section.text(name) for name in value}
     items = fields.elements("chat_template")
-    entries = [items.section(place) for place in items.values]
-    return {entry.text("name"): entry.text("template") for entry in entries if entry}
+    entries = [items.object(place) for place in items.values]
+    return {entry.text("name"): entry.text("template") for entry in entries}
 
 
 def _read_template(path: str) -> str | None:

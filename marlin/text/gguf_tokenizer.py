@@ -7,6 +7,7 @@ Source for keys and token types: the GGUF specification, docs/gguf.md in ggml-or
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from tokenizers import AddedToken, decoders, normalizers
@@ -135,8 +136,9 @@ def _sentencepiece(fields, vocabulary):
             byte_fallback=True,
         )
     )
-    replace = normalizers.Replace(" ", SPACE_PIECE)
-    steps = [decoders.Replace(SPACE_PIECE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    replace: Any = normalizers.Replace(" ", SPACE_PIECE)
+    steps: list[Any] = [decoders.Replace(SPACE_PIECE, " ")]
+    steps += [decoders.ByteFallback(), decoders.Fuse()]
     if fields.flag("add_space_prefix", True):
         replace = normalizers.Sequence([normalizers.Prepend(SPACE_PIECE), replace])
         steps.append(decoders.Strip(" ", 1, 0))

@@ -98,7 +98,7 @@ class Family:
         return NFC() if self.composes else None
 
     def pre_tokenizer(self):
-        steps = [Split(Regex(split), "isolated") for split in self.splits]
+        steps: list[Any] = [Split(Regex(split), "isolated") for split in self.splits]
         if self.single_digits:
             steps.append(Digits(individual_digits=True))
         steps.append(ByteLevel(add_prefix_space=False, use_regex=self.gpt2))

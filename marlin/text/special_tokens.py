@@ -34,7 +34,8 @@ def end_of_turn_ids(
     """Ids of the tokens of a vocabulary that end a turn by their text."""
     found = {text: token_to_id(text) for text in (*END_OF_TURN, *END_OF_TURN_IF_SPECIAL)}
     for text in END_OF_TURN_IF_SPECIAL:
-        if found[text] is not None and not is_special(found[text]):
+        id = found[text]
+        if id is not None and not is_special(id):
             found[text] = None
     if any(found[text] is not None for text in _SEVERAL_MESSAGES):
         found["<|end|>"] = None
@@ -66,7 +67,7 @@ def declared_token(fields: Fields, name: str, special: bool | None = None) -> De
         return value
     if not isinstance(value, dict):
         fields.fail(name, "a string, or an object with the token's content")
-    section = fields.section(name)
+    section = fields.object(name)
     content = section.text("content")
     _check_text(section, "content", content)
     flags = {flag: section.flag(flag, None) for flag in _FLAGS}

@@ -24,7 +24,7 @@ class StopMatcher:
         # Per stop: how many of its characters the text so far ends with (Knuth, Morris and Pratt).
         self._progress = [0] * len(self._stops)
         self._held = ""
-        self.matched = None
+        self.matched: str | None = None
 
     def push(self, text):
         """Take more text.
@@ -38,9 +38,9 @@ class StopMatcher:
         num_held = len(self._held)
         text = self._held + text
         for end in range(num_held + 1, len(text) + 1):
-            if self._step(text[end - 1]):
+            if matched := self._step(text[end - 1]):
                 self._held = ""
-                return text[: end - len(self.matched)], True
+                return text[: end - len(matched)], True
         num_safe = len(text) - max(self._progress, default=0)
         self._held = text[num_safe:]
         return text[:num_safe], False
@@ -60,7 +60,7 @@ class StopMatcher:
             self._progress[index] = length
             if length == len(stop) and length > len(self.matched or ""):
                 self.matched = stop
-        return self.matched is not None
+        return self.matched
 
 
 def _borders(stop):

@@ -7,6 +7,8 @@ A block layout is a structured dtype; a decoder maps blocks [num_blocks] of it t
 float32 [num_blocks, elements a block].
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from marlin.weights.block_types import BLOCK_TYPES
@@ -149,7 +151,7 @@ def _mxfp4(blocks):
         return scales[:, None] * np.concatenate([E2M1, -E2M1])[_nibbles(blocks["qs"])]
 
 
-DECODERS = {
+DECODERS: dict[str, tuple[np.dtype, Callable[[np.ndarray], np.ndarray]]] = {
     "F64": (np.dtype("<f8"), _plain),
     "F32": (np.dtype("<f4"), _plain),
     "F16": (HALF, _plain),

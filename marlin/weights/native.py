@@ -8,6 +8,7 @@ from several threads, and nothing is held in memory. Refuses to know where the v
 import json
 import os
 from dataclasses import dataclass
+from typing import Any
 
 from marlin.weights.kinds import KINDS, MUST, ROW_TILE
 from marlin.weights.safetensors_file import INDEX_FILE, SINGLE_FILE, SafetensorsFile
@@ -124,7 +125,8 @@ class NativeWriter:
             assert name.startswith(PADDING_PREFIX) or (info and info.offset == offset), name
 
     def _create(self, path, stored):
-        header, offset = {"__metadata__": {"format": "marlin"}}, 0
+        header: dict[str, Any] = {"__metadata__": {"format": "marlin"}}
+        offset = 0
         for name, (dtype, shape) in stored.items():
             end = offset + num_tensor_bytes(dtype, shape)
             header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}

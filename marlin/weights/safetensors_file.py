@@ -111,7 +111,7 @@ def _refusal(path, error, header, data_start, size):
 
 
 def _data_offsets(entry):
-    found = entry.get("data_offsets") if isinstance(entry, dict) else None
+    found: Any = entry.get("data_offsets") if isinstance(entry, dict) else None
     known = _are_sizes(found) and len(found) == 2
     return found if known else (0, 0)
 

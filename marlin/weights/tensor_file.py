@@ -93,7 +93,7 @@ def read_bytes(info, start=0, num_bytes=None):
     try:
         with open(info.path, "rb") as file:
             file.seek(info.offset + start)
-            got = file.readinto(raw)
+            got = file.readinto(raw.data)
     except OSError as error:
         message = f"cannot be read: {error.strerror}"
         raise ModelFileError(info.path, message, tensor=info.name) from error

@@ -107,6 +107,16 @@ def test_a_list_by_ids_hides_the_older_files(backend, tmp_path):
     assert check_equal(tmp_path).named_tokens == {}
 
 
+@pytest.mark.parametrize("name", ["added_tokens_decoder", "extra_special_tokens"])
+def test_a_token_that_is_null_is_not_there(name, backend, tmp_path):
+    write(tmp_path, backend, {"tokenizer_config": {}})
+    plain = load_tokenizer(tmp_path)
+    write(tmp_path, backend, {"tokenizer_config": {name: {"5": None}}})
+    ours = load_tokenizer(tmp_path)
+    assert ours.named_tokens == plain.named_tokens == {}
+    assert [ours.encode(text) for text in TEXTS] == [plain.encode(text) for text in TEXTS]
+
+
 def test_an_id_that_the_vocabulary_does_not_give_is_refused(backend, tmp_path):
     for files in (
         {"added_tokens": {"|in|": 3}},

@@ -14,7 +14,7 @@ import re
 import time
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from marlin.errors import FramingError, MarlinError
 from marlin.server.http import message
@@ -112,7 +112,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def _begin(self):
         self.started = time.monotonic()
-        self.head = self.command = self.path = self.request_id = self.status = None
+        self.head: Any = None
+        self.command: Any = None
+        self.path: Any = None
+        self.request_id = self.status = None
         self.progress, self.answer_fields = Progress.NOT_BEGUN, []
         self._chunked = self._body_unread = False
 

@@ -210,6 +210,7 @@ class Supervisor:
             raise
         finally:
             os.close(writer)
+        assert process.stdin is not None, "a pipe was asked for"
         try:
             process.stdin.write(job.encode())
         except BrokenPipeError:

@@ -5,6 +5,8 @@ Owns precedence. From loosest to tightest: inline if, or, and, not, comparisons 
 left, ** included, as in jinja2.
 """
 
+from typing import NoReturn
+
 from marlin.text.template import nodes
 from marlin.text.template.limits import MAX_NESTING, located
 
@@ -46,7 +48,7 @@ class ExpressionParser:
         self.num_tokens += 1
         return token
 
-    def fail(self, message, line=None):
+    def fail(self, message, line=None) -> NoReturn:
         raise located(line or self.token.line, message)
 
     def at(self, *values):

@@ -5,6 +5,8 @@ Methods that change their value are listed as None: they hide a dict's entry of 
 jinja2, and calling one fails.
 """
 
+from typing import Any
+
 from marlin.text.template.formatting import check_padding, format_braces
 from marlin.text.template.limits import MAX_ITEMS, STEPS_PER_WORK, Fault
 from marlin.text.template.operators import contains
@@ -107,7 +109,8 @@ def _copy(budget, value):
     return value.copy()
 
 
-_LINEAR = (str.capitalize, str.casefold, str.count, str.endswith, str.find, str.index, str.lower)
+_LINEAR: tuple[Any, ...] = (str.capitalize, str.casefold, str.count, str.endswith, str.find)
+_LINEAR += (str.index, str.lower)
 _LINEAR += (str.partition, str.removeprefix, str.removesuffix, str.startswith, str.swapcase)
 _LINEAR += (str.title, str.upper, str.isalnum, str.isalpha, str.isascii, str.isdecimal, str.isdigit)
 _LINEAR += (str.isidentifier, str.islower, str.isnumeric, str.isprintable, str.isspace, str.istitle)
@@ -130,7 +133,7 @@ _STRING = {
 _LIST_CHANGES = ("append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort")
 _DICT_CHANGES = ("clear", "pop", "popitem", "setdefault", "update")
 
-METHODS = {
+METHODS: dict[type, dict[str, Any]] = {
     str: _STRING,
     list: {
         "copy": _copy,

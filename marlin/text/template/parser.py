@@ -55,7 +55,7 @@ class _TemplateParser(ExpressionParser):
         """
         self.deepen()
         outer_tokens, self.num_tokens = self.num_tokens, 0
-        parsed = []
+        parsed: list[statements.Statement] = []
         while self.token.kind != "end":
             token = self.advance()
             if token.kind == "data":

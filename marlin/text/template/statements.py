@@ -50,7 +50,7 @@ class Body:
 
     def text(self, scope):
         """What the body writes, as one string, and its signal."""
-        out = []
+        out: list[str] = []
         signal = self.execute(scope, out)
         scope.budget.chars(sum(map(len, out)))
         return "".join(out), signal
