@@ -72,7 +72,7 @@ PARTS = (
         "From a model file to a plan of its tensors",
         "Offsets and sizes, configs key by key, every tensor at the shape its family says.",
         (
-            "marlin/files/regular.py",
+            "marlin/files/*.py",
             "marlin/weights/tensor_file.py",
             "marlin/weights/gguf.py",
             "marlin/weights/safetensors_file.py",

@@ -8,6 +8,7 @@ import pytest
 MAX_LINES = {".py": 400, ".c": 600, ".h": 600, ".m": 600, ".metal": 600}
 MAX_LINE_CHARACTERS = 100
 MAX_FUNCTION_LINES = 40
+MAX_C_FUNCTION_LINES = 80
 FOLDERS = ("bench", "bin", "marlin", "metal_shim", "shaders", "tests")
 
 
@@ -62,6 +63,43 @@ def test_no_python_function_is_longer_than_forty_lines(checkout):
         f"{path.relative_to(checkout)}:{line} {name} has {size} lines"
         for path in source_files(checkout, {".py"})
         for line, name, size in long_functions(path.read_text())
+    ]
+    assert too_long == []
+
+
+def long_c_functions(text):
+    """(line, first line, lines) of every C function over the limit: from its name to its brace.
+
+    clang-format puts both of a function's braces into the first column, and no others but those
+    of what is declared there.
+    """
+    found, start = [], None
+    lines = text.splitlines()
+    for number, line in enumerate(lines, 1):
+        if line == "{":
+            start = number - 1
+            while lines[start - 1][:1] in (" ", "\t"):  # parameters that go on
+                start -= 1
+        elif line == "}" and start is not None:
+            if number - start + 1 > MAX_C_FUNCTION_LINES:
+                found.append((start, lines[start - 1], number - start + 1))
+            start = None
+    return found
+
+
+def test_the_lines_of_a_c_function_are_counted_with_its_head_and_braces():
+    body = "    x++;\n" * (MAX_C_FUNCTION_LINES - 4)
+    text = f"static int f(int a,\n             int b)\n{{\n{body}}}\n"
+    assert long_c_functions(text) == []
+    longer = text.replace("x++;", "x++;\n    y++;", 1)
+    assert long_c_functions(longer) == [(1, "static int f(int a,", 81)]
+
+
+def test_no_c_function_is_longer_than_eighty_lines(checkout):
+    too_long = [
+        f"{path.relative_to(checkout)}:{line} {head} has {size} lines"
+        for path in source_files(checkout, {".c", ".h", ".m", ".metal"})
+        for line, head, size in long_c_functions(path.read_text())
     ]
     assert too_long == []
 
