@@ -30,25 +30,28 @@ CLIENTS = (
     Client(
         "openai-python",
         "drive_openai.py",
-        ("chat", "chat stream", "async stream", "completion", "completion stream"),
+        (
+            *("chat", "chat stream", "async stream", "defaults of others", "history", "continued"),
+            *("completion", "completion stream", "echo"),
+        ),
         ("openai==2.54.0",),
     ),
     Client(
         "openai-node",
         "drive_openai.mjs",
-        ("chat", "chat stream", "stream helper", "completion"),
+        ("chat", "chat stream", "stream helper", "history", "completion"),
         ("openai@6.49.0",),
     ),
     Client(
         "langchain",
         "drive_langchain.py",
-        ("invoke", "stream", "batch", "completion"),
+        ("invoke", "stream", "batch", "reasoning", "completion"),
         ("langchain-openai==1.7.4",),
     ),
     Client(
         "litellm",
         "drive_litellm.py",
-        ("chat", "chat stream", "hosted_vllm", "completion"),
+        ("chat", "chat stream", "hosted_vllm", "reasoning", "completion"),
         ("litellm==1.106.12",),
     ),
     Client("instructor", "drive_instructor.py", ("md_json",), ("instructor==1.17.0",)),
@@ -57,8 +60,8 @@ CLIENTS = (
     Client(
         "ai-sdk",
         "drive_ai_sdk.mjs",
-        ("generateText", "streamText"),
+        ("generateText", "streamText", "reasoningEffort"),
         ("ai@6.0.326", "@ai-sdk/openai-compatible@2.0.92"),
     ),
-    Client("open-webui", "drive_open_webui.py", ("chat", "title")),
+    Client("open-webui", "drive_open_webui.py", ("chat", "title", "continue")),
 )

@@ -24,3 +24,8 @@ let text = "";
 for await (const piece of stream.textStream) text += piece;
 if (!((await stream.usage).outputTokens > 0)) throw new Error("no usage at the stream's end");
 report("streamText", text);
+
+const effort = await generateText({
+  ...options, providerOptions: { marlin: { reasoningEffort: "low", textVerbosity: "low" } },
+});
+report("reasoningEffort", effort.text);

@@ -20,4 +20,6 @@ report("stream", "".join(chunk.content for chunk in chunks), CHAT_REQUEST)
 first, second = model.batch([QUESTION, QUESTION])
 assert first.content == second.content
 report("batch", first.content, CHAT_REQUEST)
+effort = ChatOpenAI(**OPTIONS, reasoning_effort="low", verbosity="low", store=True)
+report("reasoning", effort.invoke(QUESTION).content, CHAT_REQUEST)
 report("completion", OpenAI(**OPTIONS).invoke(QUESTION), COMPLETION_REQUEST)

@@ -31,6 +31,14 @@ text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
 report("chat stream", text, CHAT_REQUEST)
 answer = litellm.completion(model=f"hosted_vllm/{MODEL}", **CHAT_REQUEST, **OPTIONS)
 report("hosted_vllm", answer.choices[0].message.content, CHAT_REQUEST)
+answer = litellm.completion(
+    model=f"hosted_vllm/{MODEL}",
+    reasoning_effort="low",
+    extra_body={"chat_template_kwargs": {"enable_thinking": False}},
+    **CHAT_REQUEST,
+    **OPTIONS,
+)
+report("reasoning", answer.choices[0].message.content, CHAT_REQUEST)
 answer = litellm.text_completion(
     model=f"text-completion-openai/{MODEL}", prompt=QUESTION, **OPTIONS
 )

@@ -24,6 +24,14 @@ report("chat stream", text, chat);
 const helper = client.chat.completions.stream({ ...options, ...chat });
 report("stream helper", await helper.finalContent(), chat);
 
+const question = { role: "user", content: "Why?" };
+const back = { messages: [...chat.messages, answer.choices[0].message, question] };
+const second = await client.chat.completions.create({ ...options, ...back });
+const { role, content } = answer.choices[0].message;
+report("history", second.choices[0].message.content, {
+  messages: [...chat.messages, { role, content }, question],
+});
+
 const prompt = { prompt: MARLIN_QUESTION };
 const completion = await client.completions.create({ ...options, ...prompt });
 report("completion", completion.choices[0].text, prompt);
