@@ -235,10 +235,11 @@ class ExpressionParser:
     def _subscript(self, node):
         if self.at("]"):
             self.fail("expected a subscript, found ']'")
-        start = None if self.at(":") else self.tuple_or_expression(stop="]")
+        start = None
         if not self.at(":"):
-            self.expect("]")
-            return nodes.Item(node, start)
+            start = self.tuple_or_expression(stop="]")
+            if self.accept("]"):
+                return nodes.Item(node, start)
         bounds = [start]
         while self.accept(":"):
             bounds.append(None if self.at(":", "]") else self.expression())

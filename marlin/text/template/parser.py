@@ -168,9 +168,6 @@ class _TemplateParser(ExpressionParser):
 
     def _macro(self, word):
         name = self.expect_kind("name").value
-        return statements.DefineMacro(word.line, self._signature(name))
-
-    def _signature(self, name):
         names_before = len(self.names)
         parameters = self._parameters()
         outer_loops, self._num_loops = self._num_loops, 0
@@ -178,7 +175,7 @@ class _TemplateParser(ExpressionParser):
         self._num_loops = outer_loops
         mentioned = set(self.names[names_before:])
         extras = tuple(extra for extra in _EXTRA_NAMES if extra in mentioned)
-        return statements.Signature(name, parameters, extras, body)
+        return statements.DefineMacro(word.line, name, parameters, extras, body)
 
     def _parameters(self):
         self.expect("(")

@@ -5,7 +5,10 @@ Owns scoping, loops and macros, and gives every error its line. Like expressions
 change. `execute` returns None, or BREAK or CONTINUE on its way to the loop it concerns.
 """
 
+from typing import Any, NamedTuple, Protocol
+
 from marlin.text.template.limits import BODY_WORK, FAULTS, Fault, located
+from marlin.text.template.nodes import Filter, Node, Scope
 from marlin.text.template.values import (
     MISSING,
     Invocable,
@@ -20,26 +23,38 @@ from marlin.text.template.values import (
 BREAK, CONTINUE = "break", "continue"
 
 
-class Body:
+class Statement(Protocol):
+    """Base: `line` is where the statement starts."""
+
+    @property
+    def line(self) -> int: ...
+
+    def execute(self, scope: Scope, out: list[str]) -> str | None: ...
+
+
+class Target(Protocol):
+    """What a value can be assigned to."""
+
+    def assign(self, scope: Scope, value: Any) -> None: ...
+
+
+class Body(NamedTuple):
     """Statements in a row.
 
     Attributes:
         line: line of the tag that opens the body.
-        work: units that running it once costs, without the bodies inside.
+        num_tokens: that running it once executes, without the bodies inside.
     """
 
-    __slots__ = ("_line", "_statements", "_work")
-
-    def __init__(self, statements, line, num_tokens):
-        self._statements = statements
-        self._line = line
-        self._work = num_tokens + BODY_WORK
+    statements: list[Statement]
+    line: int
+    num_tokens: int
 
     def execute(self, scope, out):
-        line = self._line
+        line = self.line
         try:
-            scope.budget.spend(self._work)
-            for statement in self._statements:
+            scope.budget.spend(self.num_tokens + BODY_WORK)
+            for statement in self.statements:
                 line = statement.line
                 signal = statement.execute(scope, out)
                 if signal is not None:
@@ -56,110 +71,80 @@ class Body:
         return "".join(out), signal
 
 
-class Statement:
-    """Base: `line` is where the statement starts."""
-
-    __slots__ = ("line",)
-
-    def __init__(self, line):
-        self.line = line
-
-
-class Data(Statement):
-    __slots__ = ("_text",)
-
-    def __init__(self, line, text):
-        super().__init__(line)
-        self._text = text
+class Data(NamedTuple):
+    line: int
+    text: str
 
     def execute(self, scope, out):
-        scope.budget.write(self._text)
-        out.append(self._text)
+        scope.budget.write(self.text)
+        out.append(self.text)
 
 
-class Print(Statement):
-    __slots__ = ("_node",)
-
-    def __init__(self, line, node):
-        super().__init__(line)
-        self._node = node
+class Print(NamedTuple):
+    line: int
+    node: Node
 
     def execute(self, scope, out):
-        text = to_text(scope.budget, self._node.evaluate(scope))
+        text = to_text(scope.budget, self.node.evaluate(scope))
         scope.budget.write(text)
         out.append(text)
 
 
-class NameTarget:
-    __slots__ = ("_name",)
-
-    def __init__(self, name):
-        self._name = name
+class NameTarget(NamedTuple):
+    name: str
 
     def assign(self, scope, value):
-        scope.names[self._name] = value
+        scope.names[self.name] = value
 
 
-class NamespaceTarget:
-    __slots__ = ("_member", "_name")
-
-    def __init__(self, name, member):
-        self._name = name
-        self._member = member
+class NamespaceTarget(NamedTuple):
+    name: str
+    member: str
 
     def assign(self, scope, value):
-        namespace = scope.find(self._name)
+        namespace = scope.find(self.name)
         if not isinstance(namespace, Namespace):
-            raise Fault(f"cannot set {self._member!r} of {self._name!r}: it is not a namespace")
-        namespace.set(self._member, value)
+            raise Fault(f"cannot set {self.member!r} of {self.name!r}: it is not a namespace")
+        namespace.set(self.member, value)
 
 
-class TupleTarget:
-    __slots__ = ("_targets",)
-
-    def __init__(self, targets):
-        self._targets = targets
+class TupleTarget(NamedTuple):
+    targets: list[Target]
 
     def assign(self, scope, value):
         values = listing(scope.budget, value)
-        if len(values) != len(self._targets):
-            raise Fault(f"cannot unpack {len(values)} values into {len(self._targets)} names")
-        for target, part in zip(self._targets, values, strict=True):
+        if len(values) != len(self.targets):
+            raise Fault(f"cannot unpack {len(values)} values into {len(self.targets)} names")
+        for target, part in zip(self.targets, values, strict=True):
             target.assign(scope, part)
 
 
-class Set(Statement):
-    __slots__ = ("_node", "_target")
-
-    def __init__(self, line, target, node):
-        super().__init__(line)
-        self._target = target
-        self._node = node
+class Set(NamedTuple):
+    line: int
+    target: Target
+    node: Node
 
     def execute(self, scope, out):
-        self._target.assign(scope, self._node.evaluate(scope))
+        self.target.assign(scope, self.node.evaluate(scope))
 
 
-class Captured(Statement):
+class Captured(NamedTuple):
     """A body whose text goes through filters, then to `target`, or to the output for None."""
 
-    __slots__ = ("_body", "_filters", "_target")
-
-    def __init__(self, line, body, filters, target=None):
-        super().__init__(line)
-        self._body = body
-        self._filters = filters
-        self._target = target
+    line: int
+    body: Body
+    filters: list[Filter]
+    target: Target | None = None
 
     def execute(self, scope, out):
         inner = scope.child({})
-        value, signal = self._body.text(inner)
+        value, signal = self.body.text(inner)
         if signal is not None:
             return signal
-        for each in self._filters:
+        for each in self.filters:
             value = each.apply(inner, value)
-        if self._target is not None:
-            self._target.assign(scope, value)
+        if self.target is not None:
+            self.target.assign(scope, value)
             return None
         text = to_text(scope.budget, value)
         scope.budget.write(text)
@@ -167,133 +152,121 @@ class Captured(Statement):
         return None
 
 
-class If(Statement):
+class If(NamedTuple):
     """branches: (test node, Body) pairs, tried in order; otherwise: Body or None."""
 
-    __slots__ = ("_branches", "_otherwise")
-
-    def __init__(self, line, branches, otherwise):
-        super().__init__(line)
-        self._branches = branches
-        self._otherwise = otherwise
+    line: int
+    branches: list[tuple[Node, Body]]
+    otherwise: Body | None
 
     def execute(self, scope, out):
-        for test, body in self._branches:
+        for test, body in self.branches:
             if test.evaluate(scope):
                 return body.execute(scope, out)
-        return None if self._otherwise is None else self._otherwise.execute(scope, out)
+        return None if self.otherwise is None else self.otherwise.execute(scope, out)
 
 
-class For(Statement):
+class For(NamedTuple):
     """for target in source if test: body else: otherwise. Each iteration has a scope of its own."""
 
-    __slots__ = ("_body", "_otherwise", "_source", "_target", "_test")
-
-    def __init__(self, line, target, source, test, body, otherwise):
-        super().__init__(line)
-        self._target = target
-        self._source = source
-        self._test = test
-        self._body = body
-        self._otherwise = otherwise
+    line: int
+    target: Target
+    source: Node
+    test: Node | None
+    body: Body
+    otherwise: Body | None
 
     def execute(self, scope, out):
-        source = self._source.evaluate(scope)
+        source = self.source.evaluate(scope)
         iterate(source)
-        loop = Loop(source if self._test is None else self._kept(scope, source))
+        loop = Loop(source if self.test is None else self._kept(scope, source, self.test))
         item = loop.advance()
-        if item is MISSING and self._otherwise is not None:
-            return self._otherwise.execute(scope.child({}), out)
+        if item is MISSING and self.otherwise is not None:
+            return self.otherwise.execute(scope.child({}), out)
         while item is not MISSING:
             inner = scope.child({"loop": loop})
-            self._target.assign(inner, item)
-            if self._body.execute(inner, out) == BREAK:
+            self.target.assign(inner, item)
+            if self.body.execute(inner, out) == BREAK:
                 break
             item = loop.advance()
         return None
 
-    def _kept(self, scope, source):
+    def _kept(self, scope, source, test):
         for item in iterate(source):
             scope.budget.spend(BODY_WORK)
             inner = scope.child({})
-            self._target.assign(inner, item)
-            if self._test.evaluate(inner):
+            self.target.assign(inner, item)
+            if test.evaluate(inner):
                 yield item
 
 
-class LoopControl(Statement):
-    __slots__ = ("_signal",)
-
-    def __init__(self, line, signal):
-        super().__init__(line)
-        self._signal = signal
+class LoopControl(NamedTuple):
+    line: int
+    signal: str
 
     def execute(self, scope, out):
-        return self._signal
+        return self.signal
 
 
-class With(Statement):
+class With(NamedTuple):
     """A scope of its own, with names bound to values of the outer scope."""
 
-    __slots__ = ("_bindings", "_body")
-
-    def __init__(self, line, bindings, body):
-        super().__init__(line)
-        self._bindings = bindings
-        self._body = body
+    line: int
+    bindings: list[tuple[Target, Node]]
+    body: Body
 
     def execute(self, scope, out):
         inner = scope.child({})
-        for target, node in self._bindings:
+        for target, node in self.bindings:
             target.assign(inner, node.evaluate(scope))
-        return self._body.execute(inner, out)
+        return self.body.execute(inner, out)
 
 
-class Signature:
-    """A macro's parameters.
+class DefineMacro(NamedTuple):
+    """A macro's name and parameters.
 
     Attributes:
         parameters: (name, default node or None) pairs.
         extras: which of "varargs" and "kwargs" the body names.
-        body: Body.
     """
 
-    __slots__ = ("body", "extras", "name", "parameters")
+    line: int
+    name: str
+    parameters: list[tuple[str, Node | None]]
+    extras: tuple[str, ...]
+    body: Body
 
-    def __init__(self, name, parameters, extras, body):
-        self.name = name
-        self.parameters = parameters
-        self.extras = extras
-        self.body = body
+    def execute(self, scope, out):
+        scope.names[self.name] = Macro(self, scope)
 
 
 class Macro(Invocable):
-    """A Signature with the scope that its body sees."""
+    """A macro with the scope that its body sees."""
 
-    __slots__ = ("_scope", "_signature")
+    __slots__ = ("_definition", "_scope")
 
-    def __init__(self, signature, scope):
-        self._signature = signature
+    def __init__(self, definition, scope):
+        self._definition = definition
         self._scope = scope
 
     def member(self, name):
         if name == "name":
-            return self._signature.name
+            return self._definition.name
         if name == "arguments":
-            return tuple(name for name, _ in self._signature.parameters)
+            return tuple(name for name, _ in self._definition.parameters)
         return MISSING
 
     def invoke(self, budget, args, kwargs):
         scope = self._scope.child({})
         budget.enter_call()
         self._bind(scope, args, dict(kwargs))
-        text, _ = self._signature.body.text(scope)
+        text, _ = self._definition.body.text(scope)
         budget.leave_call()
         return text
 
     def _bind(self, scope, args, kwargs):
-        signature = self._signature
-        for index, (name, default) in enumerate(signature.parameters):
+        definition = self._definition
+        for index, (name, default) in enumerate(definition.parameters):
             if index < len(args):
                 value = args[index]
             elif name in kwargs:
@@ -303,21 +276,10 @@ class Macro(Invocable):
             else:
                 value = Undefined(f"parameter {name!r} was not given")
             scope.names[name] = value
-        rest = tuple(args[len(signature.parameters) :])
+        rest = tuple(args[len(definition.parameters) :])
         for name, extra in (("varargs", rest), ("kwargs", kwargs)):
-            if name in signature.extras:
+            if name in definition.extras:
                 scope.names[name] = extra
             elif extra:
                 what = "so many arguments" if extra is rest else f"argument {next(iter(extra))!r}"
-                raise Fault(f"macro {signature.name!r} does not take {what}")
-
-
-class DefineMacro(Statement):
-    __slots__ = ("_signature",)
-
-    def __init__(self, line, signature):
-        super().__init__(line)
-        self._signature = signature
-
-    def execute(self, scope, out):
-        scope.names[self._signature.name] = Macro(self._signature, scope)
+                raise Fault(f"macro {definition.name!r} does not take {what}")
