@@ -40,6 +40,13 @@ def resident_mib(served):
         return int(statm.read().split()[1]) * resource.getpagesize() / 2**20
 
 
+def wait_until(condition, what):
+    end = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.05)  # a gentle poll, not a synchronisation
+
+
 class Peak:
     """The most memory that a server held within a `with` block, in MiB."""
 
@@ -88,10 +95,7 @@ def test_sixteen_of_the_worst_bodies_take_256_mib_and_all_of_it_comes_back(serve
     assert len(statuses) == 16 and {400, 422} & set(statuses) and set(statuses) <= {400, 422, 503}
     print(f"{kind}: {peak.mib - idle:.0f} MiB more, then {resident_mib(served) - idle:.0f}")
     assert peak.mib - idle < 256
-    end = time.monotonic() + PATIENCE_S
-    while resident_mib(served) - idle > 16:
-        assert time.monotonic() < end, f"{resident_mib(served) - idle:.0f} MiB were kept"
-        time.sleep(0.05)
+    wait_until(lambda: resident_mib(served) - idle <= 16, "memory was kept")
 
 
 @pytest.mark.slow
@@ -125,3 +129,40 @@ def descriptors():
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.slow
+def test_health_answers_a_new_client_while_one_peer_holds_more_connections_than_there_are(
+    served, descriptors
+):
+    with ExitStack() as stack:
+        for _ in range(2060):
+            client = stack.enter_context(served.open_socket())
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert client.recv(15) == b"HTTP/1.1 200 OK"
+        for _ in range(5):
+            assert served.ask("GET", "/health")[0] == 200
+        assert served.ask("POST", CHAT, chat())[0] == 200
+
+
+@pytest.mark.parametrize("limit, number", [(1024, 880), (200, 56)])
+def test_connections_are_capped_by_descriptors_and_the_cap_is_said(limit, number):
+    def few():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+
+    with serve_mock("--max-context", "64", before_start=few) as served, ExitStack() as stack:
+        said = f"up to {number} connections at once"
+        wait_until(lambda: said in served.log(), said)
+        for _ in range(limit):
+            client = stack.enter_context(served.open_socket())
+            client.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert client.recv(15) == b"HTTP/1.1 200 OK"
+        assert served.ask("GET", "/metrics")[0] == 200
+
+
+def test_a_start_with_too_few_descriptors_is_refused():
+    def none():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100))
+
+    with pytest.raises(AssertionError, match="may have 100 file descriptors; it needs 145 and"):
+        serve_mock(before_start=none)

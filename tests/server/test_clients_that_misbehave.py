@@ -2,6 +2,7 @@
 held."""
 
 import socket
+import socketserver
 import struct
 import time
 
@@ -212,11 +213,67 @@ def test_five_hundred_idle_connections_leave_room_for_a_busy_one(start_server):
             client.close()
 
 
-def test_connections_past_the_limit_are_closed_and_others_served(start_server):
+def test_for_a_new_connection_past_the_limit_the_longest_idle_one_goes(start_server):
     server = start_server(num_connections=2)
-    with server.connect() as first:
-        assert first.ask("GET", "/health").status == 200
-        with server.connect() as second, server.connect() as third:
-            assert second.ask("GET", "/health").status == 200
-            assert third.at_end()
-        assert first.ask("GET", "/health").status == 200
+    with server.connect() as first, server.connect() as second:
+        for client in (first, second, first):
+            assert client.ask("GET", "/health").status == 200
+            assert server.http_server.wait_idle(10)  # an answer is here before its request is over
+        with server.connect() as third:
+            assert third.ask("GET", "/health").status == 200
+            assert second.at_end()
+            assert first.ask("GET", "/health").status == 200
+
+
+@pytest.fixture
+def all_in_use(start_server):
+    """A server of two connections, both with a request in hand, and of one for short requests."""
+    limits = {"num_connections": 2, "num_extra_connections": 1, "poll_s": 0.02}
+    server = start_server(FakeEngine(say_then_hang()), **limits)
+    with server.connect() as first, server.connect() as second:
+        for client in (first, second):
+            client.send(request_bytes("POST", CHAT, chat_body()))
+            wait_for(server.engine.submitted)
+        yield server
+    wait_for(server.engine.aborted)
+
+
+def test_while_all_connections_are_answered_another_may_ask_for_health_once(all_in_use):
+    with all_in_use.connect() as probe:
+        answer = probe.ask("GET", "/health")
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        assert probe.at_end()
+
+
+def test_while_all_connections_are_answered_another_gets_503_for_what_takes_time(all_in_use):
+    with all_in_use.connect() as other:
+        answer = other.ask("POST", CHAT, chat_body())
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert answer.json()["error"]["message"] == "all connections are in use; try again"
+        assert other.at_end()
+
+
+def test_a_connection_beyond_the_extra_ones_is_503_before_it_asks(all_in_use):
+    with all_in_use.connect() as probe, all_in_use.connect() as refused:
+        answer = refused.read()
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        assert refused.at_end()
+        assert probe.ask("GET", "/health").status == 200
+
+
+def test_a_connection_that_no_thread_can_be_started_for_is_503(start_server, monkeypatch, caplog):
+    server = start_server()
+
+    def no_thread(*_):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socketserver.ThreadingMixIn, "process_request", no_thread)
+        for _ in range(3):
+            with server.connect() as client:
+                assert client.read().status == 503
+    assert [record.getMessage() for record in caplog.records] == [
+        "refused a connection: no thread can be started for it"
+    ]
+    with server.connect() as client:
+        assert client.ask("GET", "/health").status == 200

@@ -110,6 +110,8 @@ FILES_BEHIND = {
     "marlin/server/api/event_stream.py": "events that a dialect has made",
     "marlin/server/http/allocator.py": "the allocator's settings",
     "marlin/server/http/budget.py": "lengths that were compared with their limit",
+    "marlin/server/http/places.py": "who is connected, not what is sent",
+    "marlin/server/http/seldom.py": "how often something was said",
     "marlin/server/process/serve.py": "puts the others together",
     "marlin/server/process/signals.py": "signals",
     "marlin/server/process/supervisor.py": "processes, on the operator's words",

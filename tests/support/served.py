@@ -124,7 +124,13 @@ class Served:
             assert time.monotonic() < end, f"requests_active never became {number}"
 
 
-def serve_mock(*arguments, environ=None, port=None, model="models/mock"):
+def serve_mock(*arguments, environ=None, port=None, model="models/mock", before_start=None):
     """A Served on loopback with the mock model, under the last component of `model`."""
     variables = {"METAL_MARLIN_MOCK_MODEL": "1", "METAL_MARLIN_HOST": "127.0.0.1"}
-    return Served(model, *arguments, environ={**variables, **(environ or {})}, port=port)
+    return Served(
+        model,
+        *arguments,
+        environ={**variables, **(environ or {})},
+        port=port,
+        before_start=before_start,
+    )

@@ -9,6 +9,7 @@ import pytest
 from marlin.server.http.budget import BodyBudget
 from marlin.server.http.handler import Handler, Progress
 from marlin.server.http.limits import Limits
+from marlin.server.http.places import Places
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def answered():
                 limits=Limits(linger_s=0.1),
                 body_budget=BodyBudget(Limits().bodies_bytes, Limits().bodies_wait_s),
                 draining=False,
-                count_busy=lambda _change: None,
+                places=Places(1, 0),
             )
             Handler(ours, address, server)
             ours.close()

@@ -68,6 +68,8 @@ class App:
     def _answer(self, handler: Handler, record: RequestRecord, path: Path | None) -> None:
         dialect = DEFAULT_DIALECT if path is None else path.dialect
         try:
+            if handler.is_extra and (path is None or not path.is_quiet):
+                raise OverloadedError("all connections are in use; try again")
             if path is None or path.needs_key:
                 self._authorize(handler)
             if path is None:

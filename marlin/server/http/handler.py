@@ -71,6 +71,7 @@ class Handler(BaseHTTPRequestHandler):
             after the request.
         status: the status sent, None before.
         answer_fields: (name, value) pairs of headers for whatever answers the request.
+        is_extra: all places are taken, and this one is for a request that takes no time.
         close_connection: no request may follow on this connection.
     """
 
@@ -81,6 +82,7 @@ class Handler(BaseHTTPRequestHandler):
         self.limits = self.server.limits
         self.connection = Connection(self.request, self.limits.write_s)
         self.rfile = self.wfile = self.connection
+        self.is_extra = self.server.places.is_extra(self.request)
         self._wait_s = self.limits.head_s  # a client connects in order to ask
 
     def handle(self):
@@ -100,7 +102,7 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.set_deadline(self._wait_s)
         self.connection.wait_for_data()
         self._wait_s = self.limits.idle_s
-        self.server.count_busy(+1)
+        self.server.places.begin(self.request)
         self.body_share = Share(self.server.body_budget)
         try:
             self._begin()
@@ -108,7 +110,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.server.application.handle(self)
         finally:
             self.body_share.set(0)
-            self.server.count_busy(-1)
+            self.server.places.end(self.request)
 
     def _begin(self):
         self.started = time.monotonic()
@@ -132,8 +134,10 @@ class Handler(BaseHTTPRequestHandler):
         self.headers = head.headers
         given = head.headers.get("x-request-id", "")
         self.request_id = given if _REQUEST_ID.fullmatch(given) else "req-" + os.urandom(12).hex()
-        self.close_connection = not head.keep_alive
+        self.close_connection = self.is_extra or not head.keep_alive
         self._body_unread = head.has_body
+        if not head.has_body:
+            self.server.places.received(self.request)
         return True
 
     def _read_head(self):
@@ -188,6 +192,7 @@ class Handler(BaseHTTPRequestHandler):
         except LineTooLong:
             raise FramingError("chunk line too long") from None
         self._body_unread = False
+        self.server.places.received(self.request)
         return body
 
     def reply(self, status: int, content: bytes, content_type: str, headers=()) -> None:

@@ -50,7 +50,13 @@ class Limits:
         keep_alive_s: a stream without news gets a comment; the shortest patience of proxies and
             clients that people meet is 15 to 30 s.
         pipelined_bytes: requests sent ahead that are held while one is answered.
-        num_connections: one thread each; 1,000 idle clients must leave room for the busy ones.
+        num_connections: one thread each; 1,000 idle clients must leave room for the busy ones. A
+            server lowers it to what file descriptors allow.
+        num_extra_connections: while all of those are being answered, so many more may ask for
+            /health; whatever else they ask for is a 503.
+        num_own_descriptors: for what is no connection: the model's files, pipes, logs, and
+            connections that end while new ones come.
+        log_pause_s: between two log lines about connections that were refused.
         backlog: connections the kernel holds while the model loads or the accept loop is behind.
         num_stop_strings, stop_characters: each is searched for in every token's text.
         num_choices: `n` of a call; each is a request to the engine, all from one slot.
@@ -89,6 +95,9 @@ class Limits:
     keep_alive_s: float = 10.0
     pipelined_bytes: int = 64 * 1024
     num_connections: int = 2048
+    num_extra_connections: int = 16
+    num_own_descriptors: int = 128
+    log_pause_s: float = 10.0
     backlog: int = 1024
     num_stop_strings: int = 16
     stop_characters: int = 1024

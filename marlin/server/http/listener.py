@@ -9,13 +9,21 @@ import logging
 import socket
 import threading
 import time
+from contextlib import suppress
 from http.server import ThreadingHTTPServer
 
 from marlin.server.http.budget import BodyBudget
 from marlin.server.http.handler import Application, Handler
 from marlin.server.http.limits import Limits
+from marlin.server.http.places import Place, Places
+from marlin.server.http.seldom import Seldom
 
 _log = logging.getLogger("marlin.server")
+# To a connection that nobody can serve: there is no thread for anything that takes time.
+_NO_PLACE = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\n"
+    b"Content-Length: 0\r\n\r\n"
+)
 # Out of file descriptors: the pending connection keeps the socket readable, so accept would spin.
 ACCEPT_PAUSE_S = 0.05
 
@@ -63,10 +71,9 @@ class HttpServer(ThreadingHTTPServer):
         self.body_budget = BodyBudget(
             max(limits.bodies_bytes, limits.body_bytes), limits.bodies_wait_s
         )
+        self.places = Places(limits.num_connections, limits.num_extra_connections)
         self._draining = threading.Event()
-        self._count = threading.Condition()
-        self._num_connections = 0
-        self._num_busy = 0
+        self._refusals = Seldom(limits.log_pause_s)
 
     @property
     def draining(self):
@@ -75,7 +82,7 @@ class HttpServer(ThreadingHTTPServer):
     @property
     def num_busy(self):
         """Connections with a request in hand."""
-        return self._num_busy
+        return self.places.num_busy
 
     def drain(self, grace_s):
         """Accept nothing more and wait for the requests in flight.
@@ -92,47 +99,39 @@ class HttpServer(ThreadingHTTPServer):
 
     def wait_idle(self, seconds):
         """Wait until no connection has a request in hand; returns whether that came in time."""
-        with self._count:
-            return self._count.wait_for(lambda: self._num_busy == 0, seconds)
-
-    def count_busy(self, change):
-        """A connection begins (+1) or ends (-1) a request."""
-        with self._count:
-            self._num_busy += change
-            self._count.notify_all()
+        return self.places.wait_until_none_is_busy(seconds)
 
     def get_request(self):
         try:
             return super().get_request()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                _log.warning("cannot accept a connection: %s", error.strerror)
+                self._refusals.warn("cannot accept a connection: %s", error.strerror)
                 time.sleep(ACCEPT_PAUSE_S)
             raise
 
     def process_request(self, request, client_address):
-        with self._count:
-            full = self._num_connections >= self.limits.num_connections
-            self._num_connections += not full
-        if full:
-            _log.warning("refused a connection: %d are open", self.limits.num_connections)
-            self.shutdown_request(request)
+        if self.places.enter(request, client_address[0]) is Place.NONE:
+            self._refuse(request, f"{self.limits.num_connections} are being answered")
             return
         try:
             super().process_request(request, client_address)
-        except RuntimeError:  # no thread could be started
-            self._forget_connection()
-            raise
+        except RuntimeError:
+            self.places.leave(request)
+            self._refuse(request, "no thread can be started for it")
+
+    def _refuse(self, request, why):
+        self._refusals.warn("refused a connection: %s", why)
+        request.setblocking(False)
+        with suppress(OSError):
+            request.send(_NO_PLACE)
+        self.shutdown_request(request)
 
     def process_request_thread(self, request, client_address):
         try:
             super().process_request_thread(request, client_address)
         finally:
-            self._forget_connection()
-
-    def _forget_connection(self):
-        with self._count:
-            self._num_connections -= 1
+            self.places.leave(request)
 
     def handle_error(self, request, client_address):
         _log.exception("connection from %s failed", client_address[0])

@@ -10,6 +10,7 @@ import os
 import resource
 import threading
 import time
+from dataclasses import replace
 
 from marlin import __version__
 from marlin.config import DEVICE_KINDS
@@ -54,7 +55,7 @@ def serve(config, load, limits=None):
     limits = limits or Limits()
     lock_down(libraries())
     allocator.keep_little()
-    raise_file_limit(limits)
+    limits = fit_descriptors(limits)
     listener = listen(config, limits)
     model = load(config) if config.model_path else None
     if model is not None:
@@ -62,7 +63,7 @@ def serve(config, load, limits=None):
     server = HttpServer(listener, build_app(config, model, limits), limits)
     signals = StopSignals()
     threading.Thread(target=server.serve_forever, name="accept", daemon=True).start()
-    announce(config, model and model.model_id, listener)
+    announce(config, model and model.model_id, listener, limits)
     watch_engine(model, signals)
     signals.wait()
     _log.info("stopping: waiting up to %g s for requests in flight", limits.drain_s)
@@ -166,21 +167,34 @@ def listen(config, limits):
         ) from None
 
 
-def raise_file_limit(limits):
-    """Let every connection have its descriptor, as far as the system's hard limit allows."""
+def fit_descriptors(limits):
+    """Let every connection have its descriptor, as far as the system's hard limit allows.
+
+    Returns:
+        limits, with as many connections as there are descriptors for.
+
+    Raises:
+        ConfigError: there is no room for any.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = limits.num_connections + 256  # the model's files, pipes, the interpreter's own
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return
-    if hard != resource.RLIM_INFINITY:
-        wanted = min(wanted, hard)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
-    except (ValueError, OSError) as error:
-        _log.warning("file descriptors stay limited to %d: %s", soft, error)
+    wanted = limits.num_connections + limits.num_extra_connections + limits.num_own_descriptors
+    soft, hard = (wanted if n == resource.RLIM_INFINITY else n for n in (soft, hard))
+    if soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
+            soft = min(wanted, hard)
+        except (ValueError, OSError) as error:
+            _log.warning("file descriptors stay limited to %d: %s", soft, error)
+    num_connections = limits.num_connections - max(0, wanted - soft)
+    if num_connections < 1:
+        raise ConfigError(
+            f"this process may have {soft} file descriptors; it needs "
+            f"{wanted - limits.num_connections + 1} and one for each further connection"
+        )
+    return replace(limits, num_connections=num_connections)
 
 
-def announce(config, model_id, listener):
+def announce(config, model_id, listener, limits):
     """Say on standard output what is served where; model_id: None for nothing."""
     host, port = listener.getsockname()[:2]
     where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -188,6 +202,7 @@ def announce(config, model_id, listener):
     if model_id:
         what = "serving " + ", ".join(served_as(config.served_names, model_id).names)
     print(f"metal-marlin {__version__}: {what} at {where}", flush=True)
+    _log.info("up to %d connections at once in each process", limits.num_connections)
     if ipaddress.ip_address(host).is_unspecified:
         here = "[::1]" if ":" in host else "127.0.0.1"
         print(f"on this machine: http://{here}:{port}", flush=True)

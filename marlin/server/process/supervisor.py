@@ -22,7 +22,7 @@ from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer
 from marlin.server.observe.worker_table import WorkerTable
 from marlin.server.process.lockdown import lock_down
-from marlin.server.process.serve import announce, listen, raise_file_limit
+from marlin.server.process.serve import announce, fit_descriptors, listen
 from marlin.server.process.signals import StopSignals
 from marlin.server.process.worker import Job
 
@@ -51,7 +51,7 @@ def supervise(config, worker_main, limits=None):
     """
     limits = limits or Limits()
     lock_down((), program=sys.executable)
-    raise_file_limit(limits)
+    limits = fit_descriptors(limits)
     return Supervisor(config, worker_main, limits, listen(config, limits)).run()
 
 
@@ -286,7 +286,12 @@ class Supervisor:
         worker.close_ready_pipe()
         if line and not self._announced and self._kill_at is None:
             self._announced = True
-            announce(self._config, line.decode("utf-8").rstrip("\n") or None, self._listener)
+            announce(
+                self._config,
+                line.decode("utf-8").rstrip("\n") or None,
+                self._listener,
+                self._limits,
+            )
 
     def _begin_stopping(self):
         _log.info("stopping: waiting up to %g s for requests in flight", self._limits.drain_s)

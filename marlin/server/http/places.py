@@ -1,0 +1,120 @@
+"""The places for connections, and who goes when there are none left.
+
+A connection is idle until the first byte of a request, then receives it, then answers it. For a new
+one an idle one goes, the longest idle of the peer that has most of them, so that nobody can hold
+all places by connecting; without any, one whose request is still on its way, chosen alike. A
+connection that is being answered never goes. Knows sockets and peers, not what they send.
+"""
+
+import socket
+import threading
+from contextlib import suppress
+from enum import Enum, auto
+from itertools import count
+
+
+class Place(Enum):
+    """What a new connection gets."""
+
+    OWN = auto()
+    EXTRA = auto()  # for one short request
+    NONE = auto()
+
+
+class Places:
+    """The connections of one server. Any thread.
+
+    Args:
+        num_places: connections at once.
+        num_extra: more of them while all places are being answered.
+    """
+
+    def __init__(self, num_places: int, num_extra: int):
+        self._num_places = num_places
+        self._num_extra = num_extra
+        self._changed = threading.Condition()
+        self._peers: dict[socket.socket, str] = {}  # of all but the extra ones
+        self._extra: set[socket.socket] = set()
+        # Since when, as a count that only rises; a connection is in one of them.
+        self._idle: dict[socket.socket, int] = {}
+        self._receiving: dict[socket.socket, int] = {}
+        self._answering: set[socket.socket] = set()
+        self._order = count()
+
+    @property
+    def num_busy(self) -> int:
+        """Connections with a request in hand."""
+        return len(self._receiving) + len(self._answering)
+
+    def enter(self, sock: socket.socket, peer: str) -> Place:
+        """A new connection."""
+        with self._changed:
+            if len(self._peers) >= self._num_places and not self._shed():
+                if len(self._extra) >= self._num_extra:
+                    return Place.NONE
+                self._extra.add(sock)
+            else:
+                self._peers[sock] = peer
+            self._idle[sock] = next(self._order)
+            return Place.EXTRA if sock in self._extra else Place.OWN
+
+    def is_extra(self, sock: socket.socket) -> bool:
+        return sock in self._extra
+
+    def begin(self, sock: socket.socket) -> None:
+        """A request's first byte is there."""
+        with self._changed:
+            if self._idle.pop(sock, None) is not None:
+                self._receiving[sock] = next(self._order)
+
+    def received(self, sock: socket.socket) -> None:
+        """The request is there as a whole, or what is there of it is being answered."""
+        with self._changed:
+            if self._receiving.pop(sock, None) is not None:
+                self._answering.add(sock)
+
+    def end(self, sock: socket.socket) -> None:
+        """The request is over."""
+        with self._changed:
+            if self._forget(sock):
+                self._idle[sock] = next(self._order)
+            self._changed.notify_all()
+
+    def leave(self, sock: socket.socket) -> None:
+        """The connection is closed."""
+        with self._changed:
+            self._forget(sock)
+            self._peers.pop(sock, None)
+            self._extra.discard(sock)
+            self._changed.notify_all()
+
+    def wait_until_none_is_busy(self, seconds: float) -> bool:
+        """Whether that came in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.num_busy == 0, seconds)
+
+    def _forget(self, sock):
+        """Whether it was there: one that had to go is not, although its thread still ends."""
+        since = [self._idle.pop(sock, None), self._receiving.pop(sock, None)]
+        answered = sock in self._answering
+        self._answering.discard(sock)
+        return answered or since != [None, None]
+
+    def _shed(self):
+        """Have one go; returns whether one could."""
+        for group in (self._idle, self._receiving):
+            held: dict[str, list[socket.socket]] = {}
+            for sock in group:
+                if sock in self._peers:
+                    held.setdefault(self._peers[sock], []).append(sock)
+            if held:
+                most = max(held.values(), key=len)
+                self._send_away(min(most, key=group.__getitem__))
+                return True
+        return False
+
+    def _send_away(self, sock):
+        self._forget(sock)
+        del self._peers[sock]
+        with suppress(OSError):  # the peer was faster
+            sock.shutdown(socket.SHUT_RDWR)  # its thread reads the end, and closes it
