@@ -81,8 +81,11 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
-    def submit(self, prompt_token_ids, params, request_id):
+    def submit(self, prompt_token_ids, params, request_id, client=""):
         """Queue a request.
+
+        Args:
+            client: whose it is; engine time is shared between clients.
 
         Returns:
             Request; read its events until the FinishEvent.
@@ -91,7 +94,7 @@ class Engine:
             RequestError: as new_request's.
             StoppingError: the engine has stopped.
         """
-        request = new_request(prompt_token_ids, params, request_id, self)
+        request = new_request(prompt_token_ids, params, request_id, self, client)
         if self._runner.max_draft_tokens:
             request.drafter = self._drafter(request)
         with self._lock:
@@ -200,6 +203,7 @@ class Engine:
                 self._finish(request, FinishEvent("abort"))
 
     def _step(self, chunks):
+        started = self._clock()
         try:
             token_lists = self._runner.step(chunks)
         except DeviceError as error:
@@ -212,6 +216,7 @@ class Engine:
         self._num_failed_steps = 0
         with self._lock:
             self._stepped_at = self._clock()
+        self._scheduler.shares.charge(chunks, self._stepped_at - started)
         sampled = zip(token_lists, self._runner.logprobs, strict=True)
         for chunk in chunks:
             if chunk.is_last:

@@ -39,7 +39,11 @@ class ModelEngine(Bounds, Protocol):
     def alive(self) -> bool: ...
 
     def submit(
-        self, prompt_token_ids: Sequence[int], params: SamplingParams, request_id: str
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        request_id: str,
+        client: str = "",
     ) -> Request: ...
 
     def wait_for_end(self) -> BaseException | None: ...

@@ -120,9 +120,9 @@ class MockEngine:
         self._closed = False
         self._ended = threading.Event()
 
-    def submit(self, prompt_token_ids, params, request_id):
+    def submit(self, prompt_token_ids, params, request_id, client=""):
         """Begin a request; arguments, result and errors are Engine.submit's."""
-        request = new_request(prompt_token_ids, params, request_id, self)
+        request = new_request(prompt_token_ids, params, request_id, self, client)
         with self._lock:
             if self._closed:
                 raise StoppingError("the engine has stopped")

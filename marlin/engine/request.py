@@ -62,6 +62,11 @@ class Request:
         block_hashes: hash chain of its full blocks of tokens, as far as it was needed.
         drafter: engine.draft.Drafter, or None without speculation.
         num_draft_tokens, num_accepted_draft_tokens: guesses computed, and those that were right.
+        client: whose it is: engine time is shared between clients.
+        num_preemptions: how often it gave its blocks back before its end.
+        num_lost_tokens: while it computes anew what it then lost, how many those were; else 0.
+        turn_s, resume_s: engine seconds since it was last admitted, and those that went into
+            computing anew.
         events: yields TokenEvents and then exactly one FinishEvent.
     """
 
@@ -77,6 +82,11 @@ class Request:
     drafter: object = None
     num_draft_tokens: int = 0
     num_accepted_draft_tokens: int = 0
+    client: str = ""
+    num_preemptions: int = 0
+    num_lost_tokens: int = 0
+    turn_s: float = 0.0
+    resume_s: float = 0.0
     events: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
     _aborted: threading.Event = field(default_factory=threading.Event)
 
@@ -125,7 +135,11 @@ class Chunk:
 
 
 def new_request(
-    prompt_token_ids: Sequence[int], params: SamplingParams, request_id: str, bounds: Bounds
+    prompt_token_ids: Sequence[int],
+    params: SamplingParams,
+    request_id: str,
+    bounds: Bounds,
+    client: str = "",
 ) -> Request:
     """A request that an engine can take.
 
@@ -135,4 +149,4 @@ def new_request(
     check_prompt(prompt_token_ids, bounds)
     check_biases(params.logit_bias, bounds)
     seed = secrets.randbits(64) if params.seed is None else params.seed % 2**64
-    return Request(request_id, list(prompt_token_ids), params, seed)
+    return Request(request_id, list(prompt_token_ids), params, seed, client=client)

@@ -5,12 +5,13 @@ computes a chunk of each running request, within a token budget. Prefill, chunke
 and a resumed request are that one rule.
 """
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import replace
 
 from marlin.engine.block_pool import block_hash
 from marlin.engine.draft import MAX_DRAFT_TOKENS
 from marlin.engine.request import Chunk
+from marlin.engine.shares import Shares, begin_turn_anew
 
 # Prompt tokens of a step in which others decode. On a CPU a step's time grows with its rows: a
 # small share keeps the streams' steps short, and the prompt is computed somewhat more slowly.
@@ -22,7 +23,11 @@ LONG_PREFILL_TOKENS_BESIDE_DECODES = 16
 
 
 class Scheduler:
-    """First come, first served, over a pool of KV blocks.
+    """Clients share the engine; of one client's requests the first come is first served.
+
+    A client that runs nothing has the first claim: what another runs beside its oldest request
+    gives way to it at once, and that one when it has had its turn (shares.py). Its tokens are later
+    computed anew, with the same result.
 
     Args:
         pool: BlockPool. A pool of one block as long as the context is sequential mode: what the
@@ -34,6 +39,7 @@ class Scheduler:
     Attributes:
         waiting: deque of Requests, first to be admitted first.
         running: list of Requests, first admitted first; each holds the blocks of its tokens.
+        shares: engine.shares.Shares; whoever runs the steps says there how long each took.
     """
 
     def __init__(self, pool, max_sequences, max_step_tokens, max_draft_tokens=0):
@@ -43,6 +49,7 @@ class Scheduler:
         self._max_draft_tokens = max_draft_tokens
         self.waiting = deque()
         self.running = []
+        self.shares = Shares()
         self._kept_token_ids = []
 
     def requests(self):
@@ -60,6 +67,8 @@ class Scheduler:
         return self._with_drafts(chunks) if self._max_draft_tokens else chunks
 
     def _schedule_tokens(self):
+        self.shares.update({request.client for request in self.requests()})
+        self._make_way()
         chunks = []
         budget = self._max_step_tokens
         decodes = [r for r in self.running if r.num_tokens - r.num_computed_tokens == 1]
@@ -75,11 +84,49 @@ class Scheduler:
             is_long = any(r.num_computed_tokens >= LONG_CONTEXT_TOKENS for r in prefills)
             most = LONG_PREFILL_TOKENS_BESIDE_DECODES if is_long else PREFILL_TOKENS_BESIDE_DECODES
             budget = min(budget, most)
-        for request in prefills:
-            budget -= self._add_prefill(chunks, request, budget)
-        while self.waiting and budget > 0 and self._admit():
-            budget -= self._add_prefill(chunks, self.running[-1], budget)
+        self._add_prefills(chunks, prefills, budget)
         return chunks
+
+    def _add_prefills(self, chunks, prefills, budget):
+        """Spend the budget on prompts, client by client: those begun, then those that wait."""
+        may_admit = True
+        clients = {request.client for request in (*prefills, *self.waiting)}
+        for client in self.shares.next_first(clients, {r.client for r in self.running}):
+            for request in prefills:
+                if request.client == client:
+                    budget -= self._add_prefill(chunks, request, budget)
+            while may_admit and budget > 0 and (request := self._first_waiting(client)):
+                may_admit = self._admit(request)
+                if may_admit:
+                    budget -= self._add_prefill(chunks, request, budget)
+
+    def _first_waiting(self, client):
+        return next((request for request in self.waiting if request.client == client), None)
+
+    def _make_way(self):
+        """Preempt others until the client that runs nothing and has had least can begin."""
+        running = {request.client for request in self.running}
+        claimants = {request.client for request in self.waiting} - running
+        if not claimants:
+            return
+        client = self.shares.next_first(claimants, running)[0]
+        first = self._first_waiting(client)
+        while not self._has_room(first):
+            request = self._youngest_of_most()
+            if request is None:
+                return
+            if sum(other.client == request.client for other in self.running) == 1:
+                had = [r for r in self.running if self.shares.has_had_its_turn(r, client)]
+                if not had:
+                    return
+                request = max(had, key=lambda other: self.shares.used(other.client))
+            self._preempt(request)
+
+    def _youngest_of_most(self):
+        """The youngest request of the client that runs most; None when nothing runs."""
+        counts = Counter(request.client for request in self.running)
+        most = max(counts.values(), default=0)
+        return next((r for r in reversed(self.running) if counts[r.client] == most), None)
 
     def _with_drafts(self, chunks):
         """Add guesses where requests make any: last, and from what nobody else wants in this step.
@@ -116,40 +163,57 @@ class Scheduler:
     def _add_prefill(self, chunks, request, budget):
         """Give a request up to `budget` tokens; returns how many."""
         count = min(budget, request.num_tokens - request.num_computed_tokens)
-        if count < 1 or request not in self.running or not self._grow(request, count):
+        if count < 1 or request not in self.running:
+            return 0
+        has_grown = self._grow(request, count)
+        # Another client's request that was in the step may have been preempted for it.
+        chunks[:] = [chunk for chunk in chunks if chunk.request.block_ids]
+        if not has_grown:
             return 0
         chunks.append(Chunk(request, request.num_computed_tokens, count))
         return count
 
     def _grow(self, request, num_tokens):
-        """Hold blocks for num_tokens more, preempting the youngest while too few are free."""
+        """Hold blocks for num_tokens more, preempting the youngest of the client that runs most
+        while too few are free."""
         needed = self._pool.blocks_for(request.num_computed_tokens + num_tokens)
         while True:
             blocks = self._pool.take(max(0, needed - len(request.block_ids)))
             if blocks is not None:
                 request.block_ids += blocks
                 return True
-            youngest = self.running[-1]
+            youngest = self._youngest_of_most()
             self._preempt(youngest)
             if youngest is request:
                 return False
 
     def _preempt(self, request):
         """Back to the head of the queue, to be computed anew."""
+        self._keep(request)
         self._release(request)
-        request.num_computed_tokens = 0
+        begin_turn_anew(request)
         self.running.remove(request)
         self.waiting.appendleft(request)
 
-    def _admit(self):
-        """Start the first waiting request if there is a place, and room for all of its tokens."""
-        request = self.waiting[0]
+    def _admit(self, request):
+        """Start a waiting request if there is a place, and room for all of its tokens."""
         if len(self.running) >= self._max_sequences or not self._hold_prefix(request):
             return False
-        self.running.append(self.waiting.popleft())
-        if not request.output_token_ids:  # not when it resumes: that is no hit for its client
+        self.waiting.remove(request)
+        self.running.append(request)
+        if not request.num_preemptions:  # not when it resumes: that is no hit for its client
             request.num_cached_tokens = request.num_computed_tokens
         return True
+
+    def _has_room(self, request):
+        """Whether there is a place, and room for all of a waiting request's tokens."""
+        if len(self.running) >= self._max_sequences:
+            return False
+        if self._pool.num_blocks == 1:
+            return self._pool.num_free > 0
+        blocks, has_room = self._find_prefix(request)
+        self._pool.give_back(blocks)
+        return has_room
 
     def _hold_prefix(self, request):
         """Give a request what the cache knows of its tokens, if the pool has room for the rest.
@@ -162,21 +226,31 @@ class Scheduler:
                 request.num_computed_tokens = self._common_with_kept(request)
                 self._kept_token_ids = []
             return self._pool.num_free > 0
-        self._hash_blocks(request, request.num_tokens - 1)
-        blocks = self._pool.find(request.block_hashes)
+        blocks, has_room = self._find_prefix(request)
         rest = request.block_hashes[len(blocks) : len(blocks) + 1]
-        missing = self._pool.blocks_for(request.num_tokens) - len(blocks)
-        if missing > self._pool.num_free or any(self._is_pending(value) for value in rest):
+        if not has_room or any(self._is_pending(value) for value in rest):
             self._pool.give_back(blocks)
             return False
         request.block_ids = blocks
         request.num_computed_tokens = len(blocks) * self._pool.block_size
         return True
 
+    def _find_prefix(self, request):
+        """(the known blocks of its tokens, now held; whether the pool has room for the rest)."""
+        self._hash_blocks(request, request.num_tokens - 1)
+        blocks = self._pool.find(request.block_hashes)
+        missing = self._pool.blocks_for(request.num_tokens) - len(blocks)
+        return blocks, missing <= self._pool.num_free
+
     def _common_with_kept(self, request):
-        kept, prompt = self._kept_token_ids, request.prompt_token_ids
-        limit = min(len(kept), len(prompt) - 1)
-        return next((i for i in range(limit) if kept[i] != prompt[i]), limit)
+        kept, tokens = self._kept_token_ids, request.token_ids(0, request.num_tokens - 1)
+        limit = min(len(kept), len(tokens))
+        return next((i for i in range(limit) if kept[i] != tokens[i]), limit)
+
+    def _keep(self, request):
+        """In sequential mode, know what it leaves in the block: the next may begin with that."""
+        if self._pool.num_blocks == 1:
+            self._kept_token_ids = request.token_ids(0, request.num_computed_tokens)
 
     def _is_pending(self, value):
         """Whether a running request has yet to compute the block of this hash."""
@@ -229,9 +303,8 @@ class Scheduler:
         if request not in self.running:
             self.waiting.remove(request)
             return
-        if keep and self._pool.num_blocks == 1:
-            tokens = request.prompt_token_ids + request.output_token_ids
-            self._kept_token_ids = tokens[: request.num_computed_tokens]
+        if keep:
+            self._keep(request)
         self._release(request)
         self.running.remove(request)
 

@@ -90,10 +90,10 @@ class TinyEngine:
         )
         self.engine = Engine(self.runner, eos_token_ids)
 
-    def submit(self, prompt, request_id="a", **params):
+    def submit(self, prompt, request_id="a", client="", **params):
         """Submit a prompt, greedily unless said otherwise."""
         params = SamplingParams(**{"temperature": 0.0, "max_tokens": 8} | params)
-        return self.engine.submit(prompt, params, request_id)
+        return self.engine.submit(prompt, params, request_id, client)
 
     def generate(self, prompt, **params):
         """The whole answer's token ids; it must end by itself."""

@@ -216,3 +216,27 @@ def test_penalties_choose_the_tokens_that_their_definition_says(start, changes):
         raw.generate(PROMPT + answer[:index], max_tokens=1)
         logits = penalized(raw.runner.logits[0], PROMPT, answer[:index], **changes)
         assert answer[index] == logits.argmax(), index
+
+
+def test_another_client_s_request_comes_after_the_step_in_hand_and_no_token_changes(start):
+    tested = start()
+    alone = [tested.generate(PROMPT[i:], max_tokens=20) for i in range(3)]
+    alone_other = tested.generate(OTHER, max_tokens=3)
+    while not tested.runner.started.empty():
+        tested.runner.started.get()
+    tested.runner.hold()
+    requests = [
+        tested.submit(PROMPT[i:], name, "first", max_tokens=20) for i, name in enumerate("abc")
+    ]
+    for _ in range(8):  # the prompt, and a few tokens
+        tested.runner.next_step()
+        tested.runner.release()
+    num_steps = len(tested.runner.steps)
+    other = tested.submit(OTHER, "other", "second", max_tokens=3)
+    tested.runner.open()
+    assert read(other)[0] == alone_other
+    assert [read(request)[0] for request in requests] == alone
+    asked = [step[0].request.request_id for step in tested.runner.steps[num_steps:]]
+    begun = asked.index("other")
+    assert begun <= 2 and asked[begun : begun + 5] == ["other"] * 5
+    assert [request.num_preemptions for request in requests] == [1, 0, 0]

@@ -60,8 +60,9 @@ class Mix:
         self.num_preempted = 0
         self._runner = runner
 
-    def arrive(self, prompt, params):
-        request = Request(f"r{len(self.logits)}", prompt, params, params.seed)
+    def arrive(self, prompt, params, client=""):
+        name = f"r{len(self.logits)}"
+        request = Request(name, prompt, params, params.seed, client=client)
         self.logits[request] = []
         self.scheduler.waiting.append(request)
         return request
@@ -72,6 +73,7 @@ class Mix:
         self.num_preempted += sum(request in self.scheduler.waiting for request in before)
         assert chunks, "requests are in hand and none is computed"
         token_ids = [token_id for [token_id] in self._runner.step(chunks)]
+        self.scheduler.shares.charge(chunks, 0.3)
         sampled = zip(token_ids, self._runner.logits, strict=False)  # logits has spare rows
         for chunk in chunks:
             wants_token = chunk.is_last
@@ -143,11 +145,12 @@ def random_mix(bank, seed, pool_for):
     mix = Mix(bank.runner, pool, max_sequences, rng.randint(8, STEP_TOKENS))
     plan = [(rng.randint(0, 30), bank.asked[index]) for index in chosen]
     aborts = {rng.randint(0, 40) for _ in range(rng.choice((0, 0, 1, 3)))}
+    clients = random.Random(seed).choices(rng.choice(("a", "abc")), k=len(plan))
     requests = {}
     for step in range(MAX_STEPS):
         for place, (at, asked) in enumerate(plan):
             if at == step:
-                requests[place] = mix.arrive(*asked)
+                requests[place] = mix.arrive(*asked, clients[place])
         in_hand = mix.scheduler.requests()
         if step in aborts and in_hand:
             victim = rng.choice(in_hand)

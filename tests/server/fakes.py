@@ -58,8 +58,8 @@ class FakeEngine(MockEngine):
     def closed(self):
         return self._closed
 
-    def submit(self, prompt_token_ids, params, request_id):
-        request = super().submit(prompt_token_ids, params, request_id)
+    def submit(self, prompt_token_ids, params, request_id, client=""):
+        request = super().submit(prompt_token_ids, params, request_id, client)
         self.requests.append(request)
         self.submitted.release()
         return request

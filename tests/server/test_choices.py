@@ -173,10 +173,10 @@ def test_a_prompt_that_is_refused_lets_none_beside_it_begin(start_server, sdk, p
 
 def test_a_prompt_that_the_engine_does_not_take_ends_those_before_it(start_server, sdk):
     class StoppingEngine(FakeEngine):
-        def submit(self, prompt_token_ids, params, request_id):
+        def submit(self, *arguments):
             if self.requests:
                 raise StoppingError("the engine has stopped")
-            return super().submit(prompt_token_ids, params, request_id)
+            return super().submit(*arguments)
 
     engine = StoppingEngine(say_then_hang(b"a"))
     client = sdk(start_server(engine, poll_s=0.02))

@@ -85,6 +85,7 @@ class Mix:
         self.happened = Counter()
         self.order = {request: index for index, request in enumerate(requests)}
         self.gone = set()
+        self.step_s = rng.choice((0.0, 0.01, 0.3, 3.0))
 
     def run(self):
         arrivals = sorted(self.rng.choice((0, 3, self.rng.randint(0, 40))) for _ in self.order)
@@ -131,6 +132,8 @@ class Mix:
         self.check_chunks(chunks, decoding)
         self.happened["preempted"] += len(set(before) & set(self.scheduler.waiting))
         token_ids = self.runner.step(chunks)
+        if not fails:
+            self.scheduler.shares.charge(chunks, self.step_s)
         if fails:
             self.happened["failed"] += 1
             for chunk in chunks:
@@ -147,9 +150,13 @@ class Mix:
         assert sum(chunk.num_tokens for chunk in chunks) <= self.budget
         assert all(chunk.start == chunk.request.num_computed_tokens for chunk in chunks)
         assert set(requests) <= set(self.scheduler.running)
-        in_order = [self.order[request] for request in self.scheduler.requests()]
-        assert in_order == sorted(in_order), "a later request overtook an earlier one"
-        assert self.scheduler.requests()[0] in requests, "the oldest request stands still"
+        clients = {request.client for request in self.order}
+        for client in clients:
+            own = [r for r in self.scheduler.requests() if r.client == client]
+            in_order = [self.order[request] for request in own]
+            assert in_order == sorted(in_order), "a later request overtook an earlier one"
+        if len(clients) == 1:
+            assert self.scheduler.requests()[0] in requests, "the oldest request stands still"
         still = [request for request in decoding if request in self.scheduler.running]
         assert set(still) <= set(requests), "a stream missed a step"
         prefill = sum(chunk.num_tokens for chunk in chunks if chunk.request not in still)
@@ -194,6 +201,19 @@ def contiguous_mix(rng):
     return Mix(rng, BlockPool(1, 100), 1, rng.randint(1, 70), random_requests(rng, 100))
 
 
+def of_several_clients(make_mix):
+    """The same mixes, their requests those of two or three clients."""
+
+    def make(rng):
+        mix = make_mix(rng)
+        clients = "abc"[: rng.choice((2, 3))]
+        for request in mix.order:
+            request.client = rng.choice(clients)
+        return mix
+
+    return make
+
+
 def run_mixes(make_mix, num_mixes):
     """What happened in all of them; a failure names its mix."""
     happened = Counter()
@@ -216,3 +236,13 @@ def test_any_mix_over_a_paged_cache_keeps_the_rules_and_gives_each_request_its_o
 def test_any_mix_over_one_contiguous_block_gives_each_request_its_own_tokens():
     happened = run_mixes(contiguous_mix, NUM_MIXES // 4)
     assert min(happened[what] for what in ("aborted", "failed", "cached")) > 100
+
+
+def test_any_mix_of_several_clients_keeps_the_rules_over_a_paged_cache():
+    happened = run_mixes(of_several_clients(paged_mix), NUM_MIXES // 2)
+    assert min(happened[what] for what in ("preempted", "aborted", "failed", "cached")) > 150
+
+
+def test_any_mix_of_several_clients_keeps_the_rules_over_one_contiguous_block():
+    happened = run_mixes(of_several_clients(contiguous_mix), NUM_MIXES // 4)
+    assert min(happened[what] for what in ("preempted", "aborted", "failed", "cached")) > 100
