@@ -13,7 +13,7 @@ import pytest
 from marlin.config import serve_config
 from marlin.engine.interface import EngineStats
 from marlin.server.http.limits import Limits
-from marlin.server.observe.health import Health, SharedHealth
+from marlin.server.observe.health import Health
 from marlin.server.observe.metrics import FAMILIES, Metrics, total
 from marlin.server.observe.worker_table import WorkerTable
 from marlin.server.process.supervisor import Backoff
@@ -100,9 +100,9 @@ def test_one_process_is_well_unless_its_engine_is_stuck_or_has_ended(served, exp
 
 def test_one_worker_that_completes_steps_is_enough(table):
     clock = FakeClock()
-    stuck = SharedHealth(model(waited_s=STUCK_S), STUCK_S, table.rows[0], clock)
+    stuck = Health(model(waited_s=STUCK_S), STUCK_S, table.rows[0], clock)
     other = model()
-    well = SharedHealth(other, STUCK_S, table.rows[1], clock)
+    well = Health(other, STUCK_S, table.rows[1], clock)
     assert not stuck.is_well()  # the other one has not begun
     well.heartbeat()
     assert stuck.is_well() and well.is_well()

@@ -5,16 +5,20 @@ import time
 
 
 class Health:
-    """The state of a server of one process.
+    """The state of a server, told by its one process or by any of its workers.
 
     Args:
         model: engine.served_model.ServedModel, or None when no model is served.
         stuck_s: work that waits for a step for so long is stuck.
+        row: this worker's observe.worker_table.WorkerRow; None of the only process.
+        clock: seconds since a moment that all workers share.
     """
 
-    def __init__(self, model, stuck_s):
+    def __init__(self, model, stuck_s, row=None, clock=time.monotonic):
         self._model = model
         self._stuck_s = stuck_s
+        self._row = row
+        self._clock = clock
 
     def waited_s(self):
         """Seconds that the work in hand has waited for a step; inf when the engine has ended."""
@@ -24,32 +28,13 @@ class Health:
         return engine.stats().seconds_since_step if engine.alive else math.inf
 
     def heartbeat(self):
-        """There is no other worker to tell."""
+        """Tell the other workers, if there are any, how this one is."""
+        if self._row is not None:
+            self._row.heartbeat(self._clock(), self.waited_s())
 
     def is_well(self):
-        """Whether requests can be answered."""
-        return self.waited_s() < self._stuck_s
-
-
-class SharedHealth(Health):
-    """The state of a server of several workers, told by any of them.
-
-    Args:
-        model, stuck_s: as Health's.
-        row: this worker's observe.worker_table.WorkerRow.
-        clock: seconds since a moment that all workers share.
-    """
-
-    def __init__(self, model, stuck_s, row, clock=time.monotonic):
-        super().__init__(model, stuck_s)
-        self._row = row
-        self._clock = clock
-
-    def heartbeat(self):
-        """Tell the other workers how this one is."""
-        self._row.heartbeat(self._clock(), self.waited_s())
-
-    def is_well(self):
-        """Whether any worker can answer requests."""
+        """Whether requests can be answered, here or by any worker."""
+        if self._row is None:
+            return self.waited_s() < self._stuck_s
         self.heartbeat()
         return self._row.table.any_well(self._clock(), self._stuck_s)

@@ -78,21 +78,14 @@ def _lay_out(*rows):
     return families
 
 
-def _by_endpoint_and_status():
-    return {"num_cells": NUM_ENDPOINTS * len(STATUSES), "labels": ("endpoint", "status")}
-
-
 def _histogram(bounds):
     return {"num_cells": len(bounds) + 2, "bounds": bounds}
 
 
+_BY_OUTCOME = {"num_cells": NUM_ENDPOINTS * len(STATUSES), "labels": ("endpoint", "status")}
+
 FAMILIES = _lay_out(
-    (
-        "http_requests_total",
-        "counter",
-        "HTTP requests by endpoint and outcome.",
-        _by_endpoint_and_status(),
-    ),
+    ("http_requests_total", "counter", "HTTP requests by endpoint and outcome.", _BY_OUTCOME),
     ("generation_requests_total", "counter", "Generation requests whose body arrived."),
     ("requests_in_flight", "gauge", "Generation requests being answered or waiting."),
     ("requests_queued", "gauge", "Generation requests waiting for a slot or for the engine."),
@@ -139,7 +132,6 @@ NUM_CELLS = max(family.stop for family in FAMILIES.values())
 _CELL = {name: family.start for name, family in FAMILIES.items()}
 _IN_FLIGHT, _BUSY_SINCE = _CELL["requests_in_flight"], _CELL["busy_since"]
 _BUSY = _CELL["busy_seconds_total"]
-_GENERATED = _CELL["generated_tokens_total"]
 
 
 class Metrics:
@@ -187,29 +179,13 @@ class Metrics:
             for name, value in values.items():
                 self._cells[_CELL[name]] = value
 
-    def observe(self, name, seconds):
-        """Add one observation to the histogram FAMILIES[name]."""
+    def observe(self, name, seconds, count=1):
+        """Add `count` observations, `seconds` in all and alike, to the histogram FAMILIES[name]."""
         family = FAMILIES[name]
-        cell = family.start + bisect_left(family.bounds, seconds)
+        cell = family.start + bisect_left(family.bounds, seconds / count)
         with self._lock:
-            self._cells[cell] += 1.0
+            self._cells[cell] += count
             self._cells[family.stop - 1] += seconds
-
-    def add_tokens(self, num_tokens, seconds):
-        """Count output tokens, and, unless `seconds` is None, the time between them.
-
-        seconds: since the tokens before; shared evenly by tokens that came at once.
-        """
-        cells = self._cells
-        if seconds is None:
-            with self._lock:
-                cells[_GENERATED] += num_tokens
-            return
-        bucket = _BETWEEN.start + bisect_left(_BETWEEN_BOUNDS, seconds / num_tokens)
-        with self._lock:
-            cells[_GENERATED] += num_tokens
-            cells[bucket] += num_tokens
-            cells[_BETWEEN_SUM] += seconds
 
     def begin_request(self):
         with self._lock:
@@ -230,10 +206,6 @@ class Metrics:
         """A copy of the cells, busy time brought up to now; array of float64 [NUM_CELLS]."""
         with self._lock:
             return read_snapshot(self._cells, self._clock())
-
-
-_BETWEEN = FAMILIES["inter_token_latency_seconds"]
-_BETWEEN_SUM = _BETWEEN.stop - 1
 
 
 class RequestRecord:
@@ -295,7 +267,10 @@ class RequestRecord:
         if not self.num_output_tokens:
             self._metrics.observe("time_to_first_token_seconds", now - self._began)
         self.num_output_tokens += num_tokens
-        self._metrics.add_tokens(num_tokens, None if last is None else now - last)
+        self._metrics.add("generated_tokens_total", num_tokens)
+        if last is not None:
+            # Tokens that came at once share the time since those before evenly.
+            self._metrics.observe("inter_token_latency_seconds", now - last, num_tokens)
         return now
 
 

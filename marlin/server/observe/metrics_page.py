@@ -60,16 +60,12 @@ class MetricsPage:
         snapshots = self._snapshots()
         kind = preferred(accept, _OFFERS)
         if kind == _JSON_TYPE:
-            return _encode(json_body(snapshots)), kind
+            return json.dumps(json_body(snapshots), separators=(",", ":")).encode("ascii"), kind
         openmetrics = kind == prometheus.OPENMETRICS_TYPE
         model = None if self._model is None else {"model": self._model.model_id}
         build = {"version": __version__, "python": platform.python_version()}
         labels = self._endpoints, model, build
         return prometheus.render(snapshots, *labels, openmetrics=openmetrics), kind
-
-
-def _encode(body):
-    return json.dumps(body, separators=(",", ":")).encode("ascii")
 
 
 def json_body(snapshots):

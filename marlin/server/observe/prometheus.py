@@ -10,10 +10,8 @@ TEXT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 OPENMETRICS_TYPE = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 _MODEL_INFO = ("metal_marlin_model_info", "The served model; always 1.")
 _BUILD_INFO = ("metal_marlin_build_info", "The running version; always 1.")
-_RESIDENT = (
-    "metal_marlin_resident_memory_bytes",
-    "Resident memory of all workers, memory that they share counted once.",
-)
+_RESIDENT = "metal_marlin_resident_memory_bytes"
+_RESIDENT_HELP = "Resident memory of all workers, memory that they share counted once."
 
 
 def render(snapshots, endpoints, model_labels, build_labels, *, openmetrics=False):
@@ -42,8 +40,8 @@ def render(snapshots, endpoints, model_labels, build_labels, *, openmetrics=Fals
             lines += _by_endpoint_and_status(family.name, endpoints, values)
         else:
             lines.append(f"{family.name} {_number(values[0])}")
-    lines += _header(*_RESIDENT[:1], "gauge", _RESIDENT[1], openmetrics)
-    lines.append(f"{_RESIDENT[0]} {_number(resident_bytes(cells))}")
+    lines += _header(_RESIDENT, "gauge", _RESIDENT_HELP, openmetrics)
+    lines.append(f"{_RESIDENT} {_number(resident_bytes(cells))}")
     for (name, text), labels in ((_MODEL_INFO, model_labels), (_BUILD_INFO, build_labels)):
         lines += _header(name, "gauge", text, openmetrics)
         if labels is not None:
@@ -83,13 +81,10 @@ def _histogram(family, values):
     count = 0.0
     for bound, value in zip((*family.bounds, float("inf")), buckets, strict=True):
         count += value
-        yield f"{family.name}_bucket{_label_set({'le': _bound(bound)})} {_number(count)}"
+        label = {"le": "+Inf" if bound == float("inf") else repr(bound)}
+        yield f"{family.name}_bucket{_label_set(label)} {_number(count)}"
     yield f"{family.name}_sum {_number(seconds)}"
     yield f"{family.name}_count {_number(count)}"
-
-
-def _bound(seconds):
-    return "+Inf" if seconds == float("inf") else repr(seconds)
 
 
 def _number(value):

@@ -24,7 +24,7 @@ from marlin.server.api.routes import Router, capabilities
 from marlin.server.http import allocator
 from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer, open_listener
-from marlin.server.observe.health import Health, SharedHealth
+from marlin.server.observe.health import Health
 from marlin.server.observe.metrics import Metrics
 from marlin.server.observe.metrics_page import MetricsPage
 from marlin.server.process.lockdown import lock_down
@@ -100,15 +100,14 @@ def build_app(config, model, limits, row=None, created=None):
     gate = SlotGate(num_slots, limits.queue_factor * num_slots, limits.poll_s)
     if row is None:
         metrics, snapshots = Metrics(), None
-        health = Health(model, limits.stuck_s)
     else:
         metrics = Metrics(row.metrics)
-        health = SharedHealth(model, limits.stuck_s, row)
 
         def snapshots():
             return row.table.snapshots(time.monotonic())
 
     router = Router(config)
+    health = Health(model, limits.stuck_s, row)
     page = MetricsPage(metrics, model, gate, router.labels, snapshots)
     created = int(time.time()) if created is None else created
     endpoints = Endpoints(
