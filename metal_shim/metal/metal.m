@@ -115,8 +115,7 @@ static void open_archive(marlin_device *device)
                              [[device->gpu name] UTF8String], device->archive_path, PATH_BYTES))
         return;
     MTLBinaryArchiveDescriptor *descriptor = MAKE(MTLBinaryArchiveDescriptor);
-    if (access(device->archive_path, R_OK) == 0)
-        [descriptor setUrl:url_of(device->archive_path)];
+    if (access(device->archive_path, R_OK) == 0) [descriptor setUrl:url_of(device->archive_path)];
     device->archive = [device->gpu newBinaryArchiveWithDescriptor:descriptor error:NULL];
     if (device->archive) return;
     [descriptor setUrl:nil];
@@ -386,8 +385,8 @@ static int add_pipeline(marlin_device *device, const marlin_record *record, pipe
     id<MTLFunction> function = [new_function(device, &wanted, &error) autorelease];
     if (function) wanted.state = new_state(device, function, &error);
     if (!wanted.state)
-        return marlin_fail(MARLIN_EDEVICE, "kernel %s cannot be made: %.300s",
-                           record->kernel->name, text_of(error));
+        return marlin_fail(MARLIN_EDEVICE, "kernel %s cannot be made: %.300s", record->kernel->name,
+                           text_of(error));
     int code = marlin_check_launch(record, [wanted.state maxTotalThreadsPerThreadgroup],
                                    [wanted.state threadExecutionWidth]);
     if (code == MARLIN_OK)

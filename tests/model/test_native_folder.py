@@ -71,9 +71,7 @@ def convert(source, destination, format, group_size):
 
 @pytest.mark.parametrize("group_size", [32, 64, 128])
 @pytest.mark.parametrize("format", ["fp4", "int4", "int8"])
-def test_a_native_folder_agrees_with_transformers_running_its_weights(
-    format, group_size, tmp_path
-):
+def test_a_native_folder_agrees_with_transformers_running_its_weights(format, group_size, tmp_path):
     model = build("llama", **SIZES)
     model.save_pretrained(tmp_path / "source")
     folder = convert(tmp_path / "source", tmp_path / "native", format, group_size)

@@ -15,7 +15,7 @@ CONTROL, USER_DEFINED = 3, 4
 CORPUS = (
     "Hello, world! It's 7 o'clock; we'll meet at 19:45, won't we? I'M SURE THEY'RE off",
     "def fibonacci(n: int) -> list[int]:\n    a, b = 0, 1\n\n    while a < n:\n\t\tyield a  # x\n",
-    'for (size_t i = 0; i < 1024; ++i) { buf[i] ^= 0xDEADBEEF; }\r\n#include <io.h>\r\n\r\n// ok',
+    "for (size_t i = 0; i < 1024; ++i) { buf[i] ^= 0xDEADBEEF; }\r\n#include <io.h>\r\n\r\n// ok",
     '{"camelCaseName": [1, 22, 333, 4444, 55555], "HTTPServer2": null, "snake_case_9": -1.5e-10}',
     "   leading spaces and\ttabs\n\nand newlines   \n  \n\n   trailing   ",
     "          x          12   345    6789  \n 1\n  2\n\n\n\n",

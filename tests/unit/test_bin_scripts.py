@@ -5,6 +5,7 @@ Nothing is downloaded and nothing is served.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -216,18 +217,45 @@ def test_what_light_tests_install_is_not_enough_for_all_and_not_the_other_way_ro
     assert ready.installs("test", "--light") == []
 
 
-def test_lint_runs_the_linters_it_pins_and_leaves_the_tests_installation_alone(ready):
-    ready.installs("test")
-    _, calls = ready.run("lint")
-    assert f"<-m><pip><install><--editable><{ready.root}[lint]>" in calls
-    assert [call for call in calls if call.startswith(("<-m><ruff>", "<-m><mypy>"))] == calls[-2:]
-    assert ready.installs("lint") == ready.installs("test") == ready.installs("demo") == []
+@pytest.fixture
+def linted(checkout, ready):
+    """A checkout with a stand-in for clang-format, and a source of each kind."""
+    tool = ready.root / ".venv" / "bin" / "clang-format"
+    tool.write_text('#!/bin/sh\nprintf "<%s>" clang-format "$@" >>"$LOG"; echo >>"$LOG"\n')
+    tool.chmod(0o755)
+    for folder in ("shaders", "tests/native", *(f"tests/metal/{n}" for n in METAL_FOLDERS)):
+        (ready.root / folder).mkdir(parents=True)
+    for name in ("shaders/a b.metal", "metal_shim/x.c", "tests/native/y.h", "metal_shim/no.py"):
+        (ready.root / name).touch()
+    return ready
 
 
-def test_lint_fails_with_its_first_linter(ready):
-    done, calls = ready.run("lint", LINT_EXIT="1")
+METAL_FOLDERS = ("sim", "msl", "misuse")
+
+
+@pytest.mark.parametrize(
+    ("words", "layout", "ruff"),
+    [
+        ([], "--dry-run", ["<format><--check>", "<check>"]),
+        (["--fix"], "-i", ["<format>", "<check><--fix>"]),
+    ],
+)
+def test_lint_looks_at_every_source_or_mends_it(linted, words, layout, ruff):
+    linted.installs("test")
+    _, calls = linted.run("lint", *words)
+    assert f"<-m><pip><install><--editable><{linted.root}[lint]>" in calls
+    clang_format, *others = calls[-4:]
+    assert clang_format.startswith(f"<clang-format><{layout}><--Werror>")
+    names = set(re.findall(r"<([^<>]*)>", clang_format)[3:])
+    assert names == {"shaders/a b.metal", "metal_shim/x.c", "tests/native/y.h"}
+    assert others == [f"<-m><ruff>{ruff[0]}", f"<-m><ruff>{ruff[1]}", "<-m><mypy>"]
+    assert linted.installs("lint") == linted.installs("test") == linted.installs("demo") == []
+
+
+def test_lint_fails_with_its_first_linter(linted):
+    done, calls = linted.run("lint", LINT_EXIT="1")
     assert done.returncode == 1
-    assert calls[-1] == "<-m><ruff><check>"
+    assert calls[-1] == "<-m><ruff><format><--check>"
 
 
 def test_what_the_demo_installs_is_not_enough_for_the_tests(ready):

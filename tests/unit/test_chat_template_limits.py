@@ -17,8 +17,7 @@ from marlin.text.template.limits import MAX_WORK, WORK_PER_LOOK, Budget, Fault
 MAX_SECONDS = 15
 
 DOUBLED = (
-    "{% set ns = namespace(x=SEED) %}"
-    "{% for i in range(60) %}{% set ns.x = PAIR %}{% endfor %}"
+    "{% set ns = namespace(x=SEED) %}{% for i in range(60) %}{% set ns.x = PAIR %}{% endfor %}"
 )
 LISTS = DOUBLED.replace("SEED", "[1]").replace("PAIR", "[ns.x, ns.x]")
 TUPLES = DOUBLED.replace("SEED", "(1,)").replace("PAIR", "(ns.x, ns.x)")

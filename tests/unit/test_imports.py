@@ -35,6 +35,7 @@ BELOW = {
     "cli": {"", "commands"},
 }
 
+# fmt: off
 # Clients, and modules whose use is to reach another host or process, or to run what a file says.
 FORBIDDEN_MODULES = {
     "asyncio", "ftplib", "http.client", "http.cookiejar", "imaplib", "marshal",
@@ -47,6 +48,7 @@ FORBIDDEN_CALLS = {
     "getaddrinfo", "gethostbyname", "gethostbyaddr", "getfqdn", "sendto", "system", "popen",
     "Popen", "fork",
 }
+# fmt: on
 # Worker processes are this Python again, and what it runs is in the package.
 STARTS_PROCESSES = {"marlin.server.process.supervisor": {"Popen"}}
 # re.compile and platform.system are harmless namesakes.

@@ -96,9 +96,7 @@ def test_an_interrupted_run_leaves_nothing(llama, tmp_path):
 
 
 @pytest.mark.parametrize("value, expected", [(float("nan"), "is nan"), (1e5, "over the limit")])
-def test_a_weight_that_cannot_be_quantized_is_named_and_leaves_nothing(
-    tmp_path, value, expected
-):
+def test_a_weight_that_cannot_be_quantized_is_named_and_leaves_nothing(tmp_path, value, expected):
     torch.manual_seed(0)
     model = LlamaForCausalLM(tiny_config())
     with torch.no_grad():

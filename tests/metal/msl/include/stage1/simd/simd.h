@@ -1,2 +1,2 @@
 // Empty: include/msl/msl.h has the declarations. The pragma outlives preprocessing.
-#pragma msl_include simd/simd.h
+#pragma msl_include simd / simd.h
