@@ -49,6 +49,11 @@ class Fields:
         self.path = path
         self._refuse = refuse
 
+    def with_defaults(self, defaults: dict[str, Any]) -> "Fields":
+        """The same fields, with values for those that are absent."""
+        present = {name: value for name, value in self.values.items() if value is not None}
+        return Fields(defaults | present, self._refuse, self.prefix, self.path)
+
     def fail(self, name: str, expected: str) -> NoReturn:
         """Refuse a field as it stands."""
         self._refuse(self.prefix + name, self.raw(name), expected)

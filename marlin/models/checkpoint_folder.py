@@ -31,6 +31,14 @@ from marlin.weights.tensor_file import TensorInfo, read_bytes
 PACKED_ALIGNMENT = 16
 
 
+# How names begin in the folders of multimodal models, and in those of text models.
+TEXT_PREFIXES = {
+    "model.language_model.": "model.",
+    "language_model.model.": "model.",
+    "language_model.lm_head.": "lm_head.",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
     """A tensor of a folder: as it is, or packed in the project's own form.
@@ -69,7 +77,7 @@ def plan_folder(path: str) -> tuple[ModelSpec, str | None, list[StoredTensor]]:
     Raises:
         ModelFileError: config or tensors cannot be read, or contradict each other.
     """
-    tensors = SafetensorsFolder(path).tensors
+    tensors = _text_names(path, SafetensorsFolder(path).tensors)
     spec = spec_of(config_from_hf(path))
     quantization = read_quantization(path)
     format = quantization["format"] if quantization else None
@@ -84,11 +92,30 @@ def plan_folder(path: str) -> tuple[ModelSpec, str | None, list[StoredTensor]]:
             plan.append(StoredTensor(tensor, info, kind))
         else:
             continue
-        known |= {info.name for info in plan[-1].parts}
+        known |= {_text_name(info.name) for info in plan[-1].parts}
     if quantization:
         known |= {name for name in tensors if name.startswith(PADDING_PREFIX)}
     check_leftovers(spec, tensors, known)
     return spec, format, plan
+
+
+def _text_names(path, tensors):
+    """The tensors under the names that a text model gives them."""
+    found = {}
+    for info in tensors.values():
+        name = _text_name(info.name)
+        if name in found:
+            message = f"is {name} of the language model, and {found[name].name} is, too"
+            raise ModelFileError(path, message, tensor=info.name)
+        found[name] = info
+    return found
+
+
+def _text_name(name):
+    for prefix, plain in TEXT_PREFIXES.items():
+        if name.startswith(prefix):
+            return plain + name.removeprefix(prefix)
+    return name
 
 
 def _plan_packed(tensor, stem, tensors, format):

@@ -27,9 +27,6 @@ def shared(
     fields: Fields,
     architecture: str,
     *,
-    implied_head_dim: int | None = None,
-    implied_tie: bool = False,
-    implied_theta: float = 10000.0,
     activation: str = "hidden_act",
     activations: tuple[str, ...] = ("silu", "swish"),
     rope: Fields | None = None,
@@ -37,9 +34,7 @@ def shared(
     """The fields of ModelConfig that config.json spells alike in every family.
 
     Args:
-        fields: config.json's.
-        implied_head_dim: what a file without head_dim means; None is hidden_size / heads.
-        implied_tie, implied_theta: what one without tie_word_embeddings or rope_theta means.
+        fields: config.json's, with what the family means by those that are absent.
         activation, activations: the field of the feed-forward's activation, and what it may say;
             a file without it means the first.
         rope: the section that scales RoPE; None is rope_parameters, or rope_scaling.
@@ -54,7 +49,7 @@ def shared(
     vocab_size = fields.count("vocab_size", maximum=MAX_VOCAB)
     max_tokens = fields.count("max_position_embeddings", maximum=MAX_CONTEXT_TOKENS)
     rope = rope or fields.section("rope_parameters") or fields.section("rope_scaling")
-    theta, scaling, max_tokens = _rope(fields, rope, max_tokens, implied_theta)
+    theta, scaling, max_tokens = _rope(fields, rope, max_tokens)
     return {
         "architecture": architecture,
         "num_layers": fields.count("num_hidden_layers", maximum=MAX_LAYERS),
@@ -62,13 +57,13 @@ def shared(
         "intermediate_dim": fields.count("intermediate_size", maximum=MAX_DIM),
         "num_heads": num_heads,
         "num_kv_heads": num_kv_heads(fields, "num_key_value_heads", num_heads),
-        "head_dim": _head_dim(fields, implied_head_dim, hidden_dim, num_heads),
+        "head_dim": _head_dim(fields, hidden_dim, num_heads),
         "vocab_size": vocab_size,
         "max_context_tokens": max_tokens,
         "rms_norm_eps": fields.number("rms_norm_eps", maximum=1.0),
         "rope_theta": theta,
         "rope_scaling": scaling,
-        "tie_embeddings": fields.flag("tie_word_embeddings", implied_tie),
+        "tie_embeddings": fields.flag("tie_word_embeddings", False),
         "eos_token_ids": _eos_token_ids(fields, vocab_size),
     }
 
@@ -98,8 +93,8 @@ def _refuse_unsupported(fields):
         fields.fail("partial_rotary_factor", "1 (RoPE over the whole head)")
 
 
-def _head_dim(fields, implied, hidden_dim, num_heads):
-    head_dim = fields.count("head_dim", implied, maximum=MAX_HEAD_DIM)
+def _head_dim(fields, hidden_dim, num_heads):
+    head_dim = fields.count("head_dim", None, maximum=MAX_HEAD_DIM)
     if head_dim is None:
         if hidden_dim % num_heads:
             fields.fail("hidden_size", f"a multiple of the {num_heads} heads (head_dim is absent)")
@@ -124,10 +119,10 @@ def _eos_token_ids(fields, vocab_size):
     return tuple(dict.fromkeys(found))
 
 
-def _rope(fields, rope, max_tokens, implied_theta):
+def _rope(fields, rope, max_tokens):
     """(theta, RopeScaling, max_context_tokens) from either spelling."""
     theta_fields = rope if rope and rope.raw("rope_theta") is not None else fields
-    theta = theta_fields.number("rope_theta", implied_theta, above=1.0)
+    theta = theta_fields.number("rope_theta", 10000.0, above=1.0)
     if rope is None:
         return theta, RopeScaling(), max_tokens
     if rope.number("partial_rotary_factor", 1.0) != 1.0:

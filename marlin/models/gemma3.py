@@ -14,11 +14,19 @@ from marlin.models import config_gguf, config_hf
 from marlin.models.config import MAX_DIM, MAX_LAYERS, ModelConfig
 from marlin.models.layers import Rope, SandwichLayer, attention, gated_feed_forward
 from marlin.models.rope import RopeScaling
-from marlin.models.spec import Family, ModelSpec, Names
+from marlin.models.spec import IMAGE_PARTS, Family, ModelSpec, Names
 from marlin.weights.gguf import GGUFFile
 
-# What files mean that do not say it: every how many layers one has no window, theta of the others.
+# Every how many layers one has no window, and theta of the others, in files that do not say it.
 PATTERN, LOCAL_THETA = 6, 10000.0
+# What a config.json means that leaves them out; those of the multimodal models leave most out.
+IMPLIED = {
+    **{"vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216},
+    **{"num_hidden_layers": 26, "num_attention_heads": 8, "num_key_value_heads": 4},
+    **{"head_dim": 256, "max_position_embeddings": 131072, "rms_norm_eps": 1e-6},
+    **{"sliding_window": 4096, "sliding_window_pattern": PATTERN, "query_pre_attn_scalar": 256},
+    **{"rope_theta": 1e6, "rope_local_base_freq": LOCAL_THETA, "tie_word_embeddings": True},
+}
 # The 27B model scales scores by hidden_dim / num_heads and not by head_dim; its GGUF files do not
 # say so.
 LAYERS_OF_27B = 62
@@ -40,30 +48,27 @@ class Gemma3(Family[Gemma3Config]):
     model_type = "gemma3_text"
     hf_class = "Gemma3ForCausalLM"
     gguf_architecture = "gemma3"
+    wrapper_type = "gemma3"
     end_tokens = ("<end_of_turn>", "<eos>")
 
     def config_from_hf(self, fields: Fields) -> Gemma3Config:
         _refuse_unsupported(fields)
+        fields = fields.with_defaults(IMPLIED)
         # transformers 5 says a RoPE for each kind of layer, 4 says one and the other's theta.
         ropes = fields.section("rope_parameters")
-        local_theta = fields.number("rope_local_base_freq", LOCAL_THETA, above=1.0)
+        local_theta = fields.number("rope_local_base_freq", above=1.0)
         if ropes and (local := ropes.section("sliding_attention")):
             local.choice("rope_type", ("default",), "default")
             local_theta = local.number("rope_theta", local_theta, above=1.0)
         shared = config_hf.shared(
             fields,
             self.model_type,
-            implied_head_dim=256,
-            implied_tie=True,
-            implied_theta=1e6,
             activation="hidden_activation",
             activations=("gelu_pytorch_tanh",),
             rope=ropes and ropes.section("full_attention"),
         )
-        window = 4096
-        if "sliding_window" in fields.values:
-            window = fields.count("sliding_window", maximum=1 << 31)
-        period = fields.count("sliding_window_pattern", PATTERN, maximum=MAX_LAYERS)
+        window = fields.count("sliding_window", maximum=1 << 31)
+        period = fields.count("sliding_window_pattern", maximum=MAX_LAYERS)
         kinds = [
             "full_attention" if (index + 1) % period == 0 else "sliding_attention"
             for index in range(shared["num_layers"])
@@ -77,7 +82,7 @@ class Gemma3(Family[Gemma3Config]):
             qk_norm=True,
             windows=config_hf.windows(fields, shared["num_layers"], window, kinds),
             local_rope_theta=local_theta,
-            query_pre_attn_scalar=fields.number("query_pre_attn_scalar", 256.0, maximum=MAX_DIM),
+            query_pre_attn_scalar=fields.number("query_pre_attn_scalar", maximum=MAX_DIM),
         )
 
     def config_from_gguf(self, file: GGUFFile) -> Gemma3Config:
@@ -113,7 +118,7 @@ class Gemma3(Family[Gemma3Config]):
     def spec(self, config: Gemma3Config) -> ModelSpec:
         layers = tuple(_layer(config, index) for index in range(config.num_layers))
         scale = math.sqrt(config.hidden_dim)
-        return ModelSpec.usual(config, layers, norm_plus=1.0, embed_scale=scale)
+        return ModelSpec.usual(config, layers, 1.0, embed_scale=scale, unused=IMAGE_PARTS)
 
 
 def _layer(config, index):
@@ -136,6 +141,8 @@ def _refuse_unsupported(fields):
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         if fields.raw(name) is not None:
             fields.fail(name, "null (Gemma 3 has no soft caps)")
+    if fields.values.get("sliding_window", 1) is None:
+        fields.fail("sliding_window", "the window of the layers that have one")
     if fields.flag("use_bidirectional_attention", False):
         fields.fail("use_bidirectional_attention", "false (a model that generates)")
 

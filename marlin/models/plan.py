@@ -32,7 +32,7 @@ def check_found(
         raise ModelFileError(path, message, tensor=name)
     if info.shape != tensor.shape:
         message = f"has shape {list(info.shape)}; the config implies {list(tensor.shape)}"
-        raise ModelFileError(info.path, message, tensor=name)
+        raise ModelFileError(info.path, message, tensor=info.name)
     check_dtype(info, dtypes)
     return True
 

@@ -13,7 +13,8 @@ class Qwen3(Qwen2):
 
     def config_from_hf(self, fields: Fields) -> ModelConfig:
         # A file without head_dim means 128 (transformers' default), not hidden / heads.
-        shared = config_hf.shared(fields, self.model_type, implied_head_dim=128)
+        fields = fields.with_defaults({"head_dim": 128})
+        shared = config_hf.shared(fields, self.model_type)
         has_bias = fields.flag("attention_bias", False)
         return ModelConfig(
             **shared,

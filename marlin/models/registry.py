@@ -19,6 +19,9 @@ from marlin.weights.gguf import GGUFFile
 FAMILIES = (Llama(), Mistral(), Qwen2(), Qwen3(), Gemma3())
 
 _BY_MODEL_TYPE = {family.model_type: family for family in FAMILIES}
+_BY_WRAPPER = {
+    family.wrapper_type: family for family in FAMILIES if family.wrapper_type is not None
+}
 _BY_GGUF = {
     family.gguf_architecture: family for family in FAMILIES if family.gguf_architecture is not None
 }
@@ -42,8 +45,24 @@ def config_from_hf(folder) -> ModelConfig:
     """
     path = os.path.join(folder, "config.json")
     fields = file_fields(path, read_json_object(path))
-    model_type = fields.choice("model_type", tuple(_BY_MODEL_TYPE))
-    return _BY_MODEL_TYPE[model_type].config_from_hf(fields)
+    model_type = fields.choice("model_type", (*_BY_MODEL_TYPE, *_BY_WRAPPER))
+    if model_type in _BY_MODEL_TYPE:
+        return _BY_MODEL_TYPE[model_type].config_from_hf(fields)
+    family = _BY_WRAPPER[model_type]
+    return family.config_from_hf(_text_fields(fields, family.model_type))
+
+
+def _text_fields(fields, model_type):
+    """The fields of a multimodal model's language model; what both levels say must agree."""
+    text = fields.section("text_config")
+    if text is None:
+        fields.fail("text_config", "the language model's fields")
+    text.choice("model_type", (model_type,), model_type)
+    outer = {name: fields.raw(name) for name in ("tie_word_embeddings", "eos_token_id")}
+    tied = outer["tie_word_embeddings"]
+    if tied is not None and text.raw("tie_word_embeddings") not in (None, tied):
+        text.fail("tie_word_embeddings", f"{tied}, as beside text_config")
+    return text.with_defaults(outer)
 
 
 def config_from_gguf(file: GGUFFile) -> ModelConfig:

@@ -22,6 +22,9 @@ _COMPUTED = re.compile(
     r"|blk\.[0-9]+\.attn_rot_embd",
     re.ASCII,
 )
+# How the names of what multimodal models hold for images begin.
+IMAGE_PARTS = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.",
+              "model.multi_modal_projector.")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +148,7 @@ class ModelSpec:
         norm: of the last hidden state.
         lm_head: [vocab_size, hidden_dim]; the embedding again where the two are tied.
         embed_scale: what embeddings are multiplied by.
+        unused: how the names of tensors begin that may lie beside the model's.
     """
 
     config: ModelConfig
@@ -153,10 +157,16 @@ class ModelSpec:
     norm: Tensor
     lm_head: Tensor
     embed_scale: float = 1.0
+    unused: tuple[str, ...] = ()
 
     @classmethod
     def usual(
-        cls, config: ModelConfig, layers: tuple, norm_plus: float = 0.0, embed_scale: float = 1.0
+        cls,
+        config: ModelConfig,
+        layers: tuple,
+        norm_plus: float = 0.0,
+        embed_scale: float = 1.0,
+        unused: tuple[str, ...] = (),
     ) -> "ModelSpec":
         """A model whose embedding, norm and output matrix have their usual names.
 
@@ -169,7 +179,7 @@ class ModelSpec:
         lm_head = embedding
         if not config.tie_embeddings:
             lm_head = Tensor("lm_head.weight", "output.weight", shape, "lm_head")
-        return cls(config, embedding, layers, norm, lm_head, embed_scale)
+        return cls(config, embedding, layers, norm, lm_head, embed_scale, unused)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -180,9 +190,10 @@ class ModelSpec:
 
     def is_unused(self, name: str) -> bool:
         """Whether published checkpoints hold this tensor although nothing reads it: the config says
-        what is in it, or it is the embedding again."""
-        is_tied = self.lm_head is self.embedding
-        return bool(_COMPUTED.fullmatch(name)) or (is_tied and name == "lm_head.weight")
+        what is in it, it is the embedding again, or it is of a part that reads no text."""
+        if self.lm_head is self.embedding and name == "lm_head.weight":
+            return True
+        return bool(_COMPUTED.fullmatch(name)) or name.startswith(self.unused)
 
 
 class Family(Generic[Config]):
@@ -192,12 +203,15 @@ class Family(Generic[Config]):
         model_type: config.json's, and ModelConfig.architecture.
         hf_class: `architectures` of config.json in a folder that `quantize` writes.
         gguf_architecture: `general.architecture`, or None where GGUF has no word for it.
+        wrapper_type: config.json's model_type of multimodal models that have the family under
+            `text_config`, or None.
         end_tokens: end a turn in the family's chat formats, besides what a GGUF header names.
     """
 
     model_type: str
     hf_class: str
     gguf_architecture: str | None = None
+    wrapper_type: str | None = None
     end_tokens: tuple[str, ...] = ()
 
     def config_from_hf(self, fields: Fields) -> Config:

@@ -88,3 +88,11 @@ def test_whoever_opens_an_object_says_what_a_refusal_is():
 
     with pytest.raises(KeyError, match='n must be an integer from 1 to 4, got "2"'):
         Fields({"n": "2"}, refuse).count("n", 1, maximum=4)
+
+
+def test_defaults_stand_in_for_what_is_absent_or_null():
+    fields = file_fields("config.json", GOOD).with_defaults({"layers": 3, "none": 4, "new": 5})
+    assert [fields.count(name) for name in ("layers", "none", "new")] == [12, 4, 5]
+    assert refused(GOOD, lambda f: f.with_defaults({"new": "x"}).count("new")).startswith(
+        "config.json: new is 'x'"
+    )

@@ -186,3 +186,54 @@ def test_a_gguf_header_that_the_family_cannot_run_is_named(read_gguf, key, value
     with pytest.raises(ModelFileError) as caught:
         read_gguf(**{f"gemma3.{key}": value})
     assert expected in caught.value.message
+
+
+# The language model of google/gemma-3-4b-it is all that its config.json says of it.
+PUBLISHED_4B = {
+    "hidden_size": 2560,
+    "intermediate_size": 10240,
+    "model_type": "gemma3_text",
+    "num_hidden_layers": 34,
+    "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    "sliding_window": 1024,
+}
+
+
+@pytest.fixture
+def read_wrapped(tmp_path):
+    def read_wrapped(text, **outer):
+        values = {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3"}
+        values |= {"text_config": text, "vision_config": {"hidden_size": 1152}} | outer
+        (tmp_path / "config.json").write_text(json.dumps(values))
+        return config_from_hf(tmp_path)
+
+    return read_wrapped
+
+
+def test_a_multimodal_models_text_config_leaves_most_out(read_wrapped):
+    config = read_wrapped(PUBLISHED_4B, eos_token_id=[1, 106])
+    assert config.architecture == "gemma3_text" and config.eos_token_ids == (1, 106)
+    assert (config.num_heads, config.num_kv_heads, config.head_dim) == (8, 4, 256)
+    assert (config.vocab_size, config.max_context_tokens) == (262208, 131072)
+    assert config.rope_scaling == RopeScaling("linear", 8.0) and config.tie_embeddings
+    assert config.windows[:7] == (1024,) * 5 + (None, 1024) and len(config.windows) == 34
+
+
+@pytest.mark.parametrize(
+    "text, outer, expected",
+    [
+        (None, {}, "text_config is missing"),
+        ([], {}, "text_config is []"),
+        ({"model_type": "llama"}, {}, "text_config.model_type is 'llama'"),
+        (PUBLISHED_4B | {"hidden_size": 0}, {}, "text_config.hidden_size is 0"),
+        (
+            PUBLISHED_4B | {"tie_word_embeddings": True},
+            {"tie_word_embeddings": False},
+            "text_config.tie_word_embeddings is True; expected False, as beside text_config",
+        ),
+    ],
+)
+def test_a_text_config_that_is_wrong_is_named(read_wrapped, text, outer, expected):
+    with pytest.raises(ModelFileError) as caught:
+        read_wrapped(text, **outer)
+    assert expected in caught.value.message
