@@ -57,59 +57,34 @@ DISPATCH = np.dtype(
 )
 
 
-def _params(*fields):
-    return np.dtype([(name, {"i": "i4", "u": "u4", "f": "f4"}[kind]) for kind, name in fields])
+def _params(*groups):
+    """A struct of params.h; each group is a type and the fields that have it, in order."""
+    return np.dtype([(name, kind) for kind, *names in map(str.split, groups) for name in names])
 
-
-_PACKED = (("u", "group_size"), ("u", "flags"))
 
 PARAMS = {
-    "EmbedParams": _params(
-        ("i", "rows_var"), ("u", "vocab_size"), ("u", "dim"), *_PACKED, ("f", "scale")
-    ),
-    "LinearParams": _params(("i", "rows_var"), ("u", "n"), ("u", "k"), *_PACKED),
-    "RmsNormParams": _params(
-        ("i", "rows_var"), ("u", "rows_per_var"), ("u", "dim"), ("u", "has_delta"), ("f", "eps")
-    ),
-    "RowsParams": _params(("i", "rows_var"), ("u", "dim")),
-    "RopeTableParams": _params(("i", "rows_var"), ("u", "half_dim"), ("f", "scale")),
+    "EmbedParams": _params("i4 rows_var", "u4 vocab_size dim group_size flags", "f4 scale"),
+    "LinearParams": _params("i4 rows_var", "u4 n k group_size flags"),
+    "RmsNormParams": _params("i4 rows_var", "u4 rows_per_var dim has_delta", "f4 eps"),
+    "RowsParams": _params("i4 rows_var", "u4 dim"),
+    "RopeTableParams": _params("i4 rows_var", "u4 half_dim", "f4 scale"),
     "RopeKvParams": _params(
-        ("i", "rows_var"),
-        ("u", "num_heads"),
-        ("u", "num_kv_heads"),
-        ("u", "head_dim"),
-        ("u", "block_size"),
-        ("u", "num_blocks"),
+        "i4 rows_var", "u4 num_heads num_kv_heads head_dim block_size num_blocks"
     ),
     "AttentionParams": _params(
-        ("i", "tiles_var"),
-        ("i", "splits_var"),
-        ("u", "num_heads"),
-        ("u", "num_kv_heads"),
-        ("u", "head_dim"),
-        ("u", "block_size"),
-        ("u", "num_blocks"),
-        ("u", "table_stride"),
-        ("u", "window"),
-        ("u", "max_splits"),
-        ("f", "scale"),
+        "i4 tiles_var splits_var",
+        "u4 num_heads num_kv_heads head_dim block_size num_blocks table_stride window max_splits",
+        "f4 scale",
     ),
-    "SampleParams": _params(("i", "rows_var"), ("u", "vocab_size")),
-    "ProbeParams": _params(("u", "num_units")),
-    "RepackParams": _params(("u", "type"), ("u", "n"), ("u", "k"), ("u", "permute_heads")),
+    "SampleParams": _params("i4 rows_var", "u4 vocab_size"),
+    "ProbeParams": _params("u4 num_units"),
+    "RepackParams": _params("u4 type n k permute_heads"),
     "SampleRow": _params(
-        ("f", "temperature"),
-        ("f", "top_p"),
-        ("f", "min_p"),
-        ("u", "top_k"),
-        ("u", "seed_low"),
-        ("u", "seed_high"),
-        ("u", "position"),
-        ("f", "frequency_penalty"),
-        ("f", "presence_penalty"),
-        ("f", "repetition_penalty"),
+        "f4 temperature top_p min_p",
+        "u4 top_k seed_low seed_high position",
+        "f4 frequency_penalty presence_penalty repetition_penalty",
     ),
-    "PenaltyEntry": _params(("i", "token_id"), ("i", "num_outputs"), ("f", "bias")),
+    "PenaltyEntry": _params("i4 token_id num_outputs", "f4 bias"),
 }
 
 
@@ -130,7 +105,7 @@ class DeviceInfo(ctypes.Structure):
     ]
 
 
-_POINTER = ctypes.c_void_p
+_POINTER, _BYTES = ctypes.c_void_p, ctypes.c_int64
 _SIGNATURES = {
     "marlin_abi_version": (ctypes.c_int, []),
     "marlin_last_error": (ctypes.c_char_p, []),
@@ -138,12 +113,9 @@ _SIGNATURES = {
     "marlin_device_close": (None, [_POINTER]),
     "marlin_device_describe": (ctypes.c_int, [_POINTER, ctypes.POINTER(DeviceInfo)]),
     "marlin_device_keep_resident": (ctypes.c_int, [_POINTER]),
-    "marlin_buffer_create": (ctypes.c_int, [_POINTER, ctypes.c_int64]),
-    "marlin_buffer_map": (
-        ctypes.c_int,
-        [_POINTER, ctypes.c_char_p, ctypes.c_int64, ctypes.c_int64],
-    ),
-    "marlin_buffer_wrap": (ctypes.c_int, [_POINTER, _POINTER, ctypes.c_int64]),
+    "marlin_buffer_create": (ctypes.c_int, [_POINTER, _BYTES]),
+    "marlin_buffer_map": (ctypes.c_int, [_POINTER, ctypes.c_char_p, _BYTES, _BYTES]),
+    "marlin_buffer_wrap": (ctypes.c_int, [_POINTER, _POINTER, _BYTES]),
     "marlin_buffer_contents": (_POINTER, [_POINTER, ctypes.c_int]),
     "marlin_buffer_release": (ctypes.c_int, [_POINTER, ctypes.c_int]),
     "marlin_kernel_find": (ctypes.c_int, [ctypes.c_char_p]),

@@ -70,6 +70,11 @@ def _maybe(view, access):
     return None if view is None else (view, access)
 
 
+def _read_weight(weight):
+    parts = weight.data, weight.scales, weight.biases
+    return [_maybe(part, READ) for part in parts]
+
+
 def embed(recorder, token_ids, weight, y, rows_var=VAR_TOKENS, scale=1.0):
     """y[t] = W[token_ids[t]] * scale."""
     params = make_params(
@@ -81,17 +86,8 @@ def embed(recorder, token_ids, weight, y, rows_var=VAR_TOKENS, scale=1.0):
         flags=weight.flags,
         scale=scale,
     )
-    recorder.dispatch(
-        f"embed_{weight.kind}",
-        params,
-        [
-            (token_ids, READ),
-            (weight.data, READ),
-            _maybe(weight.scales, READ),
-            _maybe(weight.biases, READ),
-            (y, WRITE),
-        ],
-    )
+    bindings = [(token_ids, READ), *_read_weight(weight), (y, WRITE)]
+    recorder.dispatch(f"embed_{weight.kind}", params, bindings)
 
 
 def linear(recorder, x, weight, y, rows_var=VAR_TOKENS, bias=None, many_rows=False, label=""):
@@ -104,19 +100,9 @@ def linear(recorder, x, weight, y, rows_var=VAR_TOKENS, bias=None, many_rows=Fal
         group_size=weight.group_size,
         flags=weight.flags | (abi.OUTPUT_BIAS if bias is not None else 0),
     )
-    recorder.dispatch(
-        f"{'matmul' if many_rows else 'matvec'}_{weight.kind}",
-        params,
-        [
-            (x, READ),
-            (weight.data, READ),
-            _maybe(weight.scales, READ),
-            _maybe(weight.biases, READ),
-            _maybe(bias, READ),
-            (y, WRITE),
-        ],
-        label=label,
-    )
+    bindings = [(x, READ), *_read_weight(weight), _maybe(bias, READ), (y, WRITE)]
+    kernel = "matmul" if many_rows else "matvec"
+    recorder.dispatch(f"{kernel}_{weight.kind}", params, bindings, label=label)
 
 
 def rms_norm(recorder, x, weight, y, dim, eps, delta=None, rows_per_var=1, rows_var=VAR_TOKENS):
@@ -129,21 +115,15 @@ def rms_norm(recorder, x, weight, y, dim, eps, delta=None, rows_per_var=1, rows_
         has_delta=int(delta is not None),
         eps=eps,
     )
-    recorder.dispatch(
-        "rms_norm",
-        params,
-        [(x, READ if delta is None else BOTH), _maybe(delta, READ), (weight, READ), (y, WRITE)],
-    )
+    x_access = READ if delta is None else BOTH
+    bindings = [(x, x_access), _maybe(delta, READ), (weight, READ), (y, WRITE)]
+    recorder.dispatch("rms_norm", params, bindings)
 
 
 def rope_table(recorder, positions, inv_freq, table, half_dim, scale):
     """table[t] = cos and sin of positions[t] * inv_freq, times scale."""
     params = make_params("RopeTableParams", rows_var=VAR_TOKENS, half_dim=half_dim, scale=scale)
-    recorder.dispatch(
-        "rope_table",
-        params,
-        [(positions, READ), (inv_freq, READ), (table, WRITE)],
-    )
+    recorder.dispatch("rope_table", params, [(positions, READ), (inv_freq, READ), (table, WRITE)])
 
 
 def rope_kv_write(recorder, qkv, rows, caches, layout, num_heads):
@@ -154,18 +134,16 @@ def rope_kv_write(recorder, qkv, rows, caches, layout, num_heads):
         rows: Views (RoPE table, slots).
         caches: Views (K cache, V cache) of the layer.
     """
-    params = make_params(
-        "RopeKvParams",
-        rows_var=VAR_TOKENS,
-        num_heads=num_heads,
-        num_kv_heads=layout.num_kv_heads,
-        head_dim=layout.head_dim,
-        block_size=layout.block_size,
-        num_blocks=layout.num_blocks,
-    )
+    shape = _cache_shape(layout)
+    params = make_params("RopeKvParams", rows_var=VAR_TOKENS, num_heads=num_heads, **shape)
     accesses = (BOTH, BOTH, READ, READ, READ, WRITE, WRITE)
     bindings = list(zip((*qkv, *rows, *caches), accesses, strict=True))
     recorder.dispatch("rope_kv_write", params, bindings)
+
+
+def _cache_shape(layout):
+    names = "num_kv_heads", "head_dim", "block_size", "num_blocks"
+    return {name: getattr(layout, name) for name in names}
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,10 +170,7 @@ def _attention_params(inputs):
         tiles_var=VAR_TILES,
         splits_var=VAR_SPLITS,
         num_heads=inputs.num_heads,
-        num_kv_heads=layout.num_kv_heads,
-        head_dim=layout.head_dim,
-        block_size=layout.block_size,
-        num_blocks=layout.num_blocks,
+        **_cache_shape(layout),
         table_stride=layout.table_stride,
         window=inputs.window or 0,
         max_splits=layout.max_splits,
@@ -210,21 +185,14 @@ def _attention_bindings(q, caches, inputs, out):
 
 def attention(recorder, q, caches, inputs, out):
     """Causal attention, each tile's whole context in one unit of work: for prefill."""
-    recorder.dispatch(
-        "attention",
-        _attention_params(inputs),
-        _attention_bindings(q, caches, inputs, out),
-    )
+    bindings = _attention_bindings(q, caches, inputs, out)
+    recorder.dispatch("attention", _attention_params(inputs), bindings)
 
 
 def split_attention(recorder, q, caches, inputs, partials, out):
     """The same numbers as attention(), the context shared out over threads: for decode."""
     params = _attention_params(inputs)
-    recorder.dispatch(
-        "attention_split",
-        params,
-        _attention_bindings(q, caches, inputs, partials),
-    )
+    recorder.dispatch("attention_split", params, _attention_bindings(q, caches, inputs, partials))
     recorder.dispatch(
         "attention_combine",
         params,
@@ -243,48 +211,33 @@ def gelu_mul(recorder, gate, up, y, dim):
 
 
 def _gated_mul(recorder, kernel, gate, up, y, dim):
-    recorder.dispatch(
-        kernel,
-        make_params("RowsParams", rows_var=VAR_TOKENS, dim=dim),
-        [(gate, READ), (up, READ), (y, WRITE)],
-    )
+    params = make_params("RowsParams", rows_var=VAR_TOKENS, dim=dim)
+    recorder.dispatch(kernel, params, [(gate, READ), (up, READ), (y, WRITE)])
 
 
 def gather_rows(recorder, rows, x, y, dim):
     """y[r] = x[rows[r]] for the rows whose logits are wanted."""
-    recorder.dispatch(
-        "gather_rows",
-        make_params("RowsParams", rows_var=VAR_LOGITS, dim=dim),
-        [(rows, READ), (x, READ), (y, WRITE)],
-    )
+    params = make_params("RowsParams", rows_var=VAR_LOGITS, dim=dim)
+    recorder.dispatch("gather_rows", params, [(rows, READ), (x, READ), (y, WRITE)])
 
 
 def penalize(recorder, logits, entries, starts, rows, vocab_size):
     """Apply penalties and biases to the logits in place."""
-    recorder.dispatch(
-        "penalize",
-        make_params("SampleParams", rows_var=VAR_LOGITS, vocab_size=vocab_size),
-        [(logits, BOTH), (entries, READ), (starts, READ), (rows, READ)],
-    )
+    params = make_params("SampleParams", rows_var=VAR_LOGITS, vocab_size=vocab_size)
+    bindings = [(logits, BOTH), (entries, READ), (starts, READ), (rows, READ)]
+    recorder.dispatch("penalize", params, bindings)
 
 
 def sample(recorder, logits, rows, token_ids, vocab_size):
     """token_ids[r] drawn from logits[r]."""
-    recorder.dispatch(
-        "sample",
-        make_params("SampleParams", rows_var=VAR_LOGITS, vocab_size=vocab_size),
-        [(logits, READ), (rows, READ), (token_ids, WRITE)],
-    )
+    params = make_params("SampleParams", rows_var=VAR_LOGITS, vocab_size=vocab_size)
+    recorder.dispatch("sample", params, [(logits, READ), (rows, READ), (token_ids, WRITE)])
 
 
 def repack(recorder, source, weight, type_number, permute_heads=0):
     """Fill a packed weight from the GGUF blocks in `source`, of ggml's type of that number."""
     params = make_params(
-        "RepackParams",
-        type=type_number,
-        n=weight.n,
-        k=weight.k,
-        permute_heads=permute_heads,
+        "RepackParams", type=type_number, n=weight.n, k=weight.k, permute_heads=permute_heads
     )
     recorder.dispatch(
         "repack",

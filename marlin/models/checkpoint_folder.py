@@ -257,8 +257,7 @@ def read_quantization(folder: str) -> dict | None:
     fields = file_fields(path, read_json_object(path))
     if fields.raw("quantization_config") is not None:
         fields.fail(
-            "quantization_config",
-            "a plain checkpoint or one that `metal-marlin quantize` wrote",
+            "quantization_config", "a plain checkpoint or one that `metal-marlin quantize` wrote"
         )
     quantization = fields.raw("quantization")
     if quantization is None:

@@ -3,7 +3,7 @@
 Hugging Face and GGUF spellings stop in config_hf.py, config_gguf.py and the family's file.
 """
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from marlin.files.fields import Fields
 from marlin.models.rope import RopeScaling
@@ -34,10 +34,10 @@ class ModelConfig:
         rms_norm_eps: added to the mean square of every norm.
         rope_theta, rope_scaling: see models/rope.py.
         tie_embeddings: the output matrix is the embedding matrix.
-        qkv_bias, o_bias, mlp_bias: which linear layers have a bias.
-        qk_norm: queries and keys pass an RMS norm over head_dim before RoPE.
         windows: for each layer, tokens that a query sees, itself included, or None for all.
         eos_token_ids: tokens that end a generation, no repeats.
+        qkv_bias, o_bias, mlp_bias: which linear layers have a bias.
+        qk_norm: queries and keys pass an RMS norm over head_dim before RoPE.
     """
 
     architecture: str
@@ -53,12 +53,13 @@ class ModelConfig:
     rope_theta: float
     rope_scaling: RopeScaling
     tie_embeddings: bool
-    qkv_bias: bool
-    o_bias: bool
-    mlp_bias: bool
-    qk_norm: bool
     windows: tuple[int | None, ...]
     eos_token_ids: tuple[int, ...]
+    _: KW_ONLY
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
 
 
 def num_kv_heads(fields: Fields, name: str, num_heads: int) -> int:

@@ -35,7 +35,6 @@ class Llama(Family[ModelConfig]):
             qkv_bias=has_bias,
             o_bias=has_bias,
             mlp_bias=fields.flag("mlp_bias", False),
-            qk_norm=False,
             windows=(None,) * shared["num_layers"],
         )
 

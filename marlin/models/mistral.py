@@ -16,14 +16,7 @@ class Mistral(Llama):
         if "sliding_window" in fields.values:
             window = fields.count("sliding_window", None, maximum=1 << 31)
         shared = config_hf.shared(fields, self.model_type)
-        return ModelConfig(
-            **shared,
-            qkv_bias=False,
-            o_bias=False,
-            mlp_bias=False,
-            qk_norm=False,
-            windows=(window,) * shared["num_layers"],
-        )
+        return ModelConfig(**shared, windows=(window,) * shared["num_layers"])
 
     def hf_config(self, config: ModelConfig) -> dict:
         return super().hf_config(config) | {"sliding_window": config.windows[0]}

@@ -15,14 +15,8 @@ class Qwen2(Llama):
 
     def config_from_hf(self, fields: Fields) -> ModelConfig:
         shared = config_hf.shared(fields, self.model_type)
-        return ModelConfig(
-            **shared,
-            qkv_bias=True,
-            o_bias=False,
-            mlp_bias=False,
-            qk_norm=False,
-            windows=self.windows(fields, shared["num_layers"]),
-        )
+        windows = self.windows(fields, shared["num_layers"])
+        return ModelConfig(**shared, qkv_bias=True, windows=windows)
 
     def windows(self, fields: Fields, num_layers: int) -> tuple[int | None, ...]:
         """A number that counts only where a switch is on, and then from some layer upwards."""

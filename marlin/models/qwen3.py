@@ -20,7 +20,6 @@ class Qwen3(Qwen2):
             **shared,
             qkv_bias=has_bias,
             o_bias=has_bias,
-            mlp_bias=False,
             qk_norm=True,
             windows=self.windows(fields, shared["num_layers"]),
         )

@@ -59,12 +59,7 @@ class NativeEntry:
 
 def quantization_object(format, group_size):
     """`quantization` of the folder's config.json; what each weight became, its tensors tell."""
-    return {
-        "version": VERSION,
-        "format": format,
-        "group_size": group_size,
-        "tile_rows": ROW_TILE,
-    }
+    return {"version": VERSION, "format": format, "group_size": group_size, "tile_rows": ROW_TILE}
 
 
 class NativeWriter:

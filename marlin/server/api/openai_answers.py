@@ -205,10 +205,6 @@ class CompletionAnswer(OpenAiAnswer):
     show_logprobs = staticmethod(openai_logprobs.completion_shape)
 
     def piece(self, choice: Choice) -> dict[str, Any]:
-        return {
-            "index": choice.index,
-            "text": choice.text,
-            "finish_reason": choice.finish_reason,
-        }
+        return {"index": choice.index, "text": choice.text, "finish_reason": choice.finish_reason}
 
     choice = piece

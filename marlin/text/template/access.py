@@ -7,14 +7,7 @@ here changes a value.
 
 from marlin.text.template.limits import LONG_KEY_CHARS, MAX_PATH_CHARS, Fault
 from marlin.text.template.methods import METHODS
-from marlin.text.template.values import (
-    MISSING,
-    Function,
-    Owned,
-    Undefined,
-    kind_name,
-    to_text,
-)
+from marlin.text.template.values import MISSING, Function, Owned, Undefined, kind_name, to_text
 
 _SEQUENCES = (str, list, tuple, range)
 

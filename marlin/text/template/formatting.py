@@ -76,11 +76,7 @@ def to_json(budget, value, ensure_ascii=False, indent=None, separators=None, sor
     if num_values * depth * indent_chars > MAX_TEXT_CHARS:
         raise Fault(f"text limit: indented JSON of more than {MAX_TEXT_CHARS} characters")
     text = json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
     budget.chars(len(text))
     return text

@@ -8,12 +8,7 @@ expression means. The rules are those of https://jinja.palletsprojects.com/en/st
 import re
 from typing import NamedTuple
 
-from marlin.text.template.limits import (
-    MAX_NAME_CHARS,
-    MAX_NUMBER_CHARS,
-    MAX_SOURCE_CHARS,
-    located,
-)
+from marlin.text.template.limits import MAX_NAME_CHARS, MAX_NUMBER_CHARS, MAX_SOURCE_CHARS, located
 
 
 class Token(NamedTuple):
