@@ -35,7 +35,8 @@ class ModelConfig:
         rope_theta, rope_scaling: see models/rope.py.
         tie_embeddings: the output matrix is the embedding matrix.
         windows: for each layer, tokens that a query sees, itself included, or None for all.
-        eos_token_ids: tokens that end a generation, no repeats.
+        eos_token_ids: tokens that end a generation as far as the model's own config names them, no
+            repeats; the tokenizer knows all of them.
         qkv_bias, o_bias, mlp_bias: which linear layers have a bias.
         qk_norm: queries and keys pass an RMS norm over head_dim before RoPE.
     """
@@ -62,9 +63,9 @@ class ModelConfig:
     qk_norm: bool = False
 
 
-def num_kv_heads(fields: Fields, name: str, num_heads: int) -> int:
-    """The KV heads that a field says, as many as query heads where it is absent."""
-    found = fields.count(name, num_heads, maximum=num_heads)
+def num_kv_heads(fields: Fields, name: str, num_heads: int, *, is_implied: bool = True) -> int:
+    """The KV heads that a field says; where it may be absent, as many as query heads."""
+    found = fields.count(name, *([num_heads] if is_implied else []), maximum=num_heads)
     if num_heads % found:
         fields.fail(name, f"a divisor of the {num_heads} query heads")
     return found

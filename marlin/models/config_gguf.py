@@ -27,13 +27,12 @@ def fields_of(file: GGUFFile, gguf_architecture: str) -> Fields:
     return file_fields(file.path, _without_uniform_arrays(file.metadata), f"{gguf_architecture}.")
 
 
-def shared(file: GGUFFile, fields: Fields, architecture: str, end_tokens: tuple[str, ...]) -> dict:
+def shared(file: GGUFFile, fields: Fields, architecture: str) -> dict:
     """The fields of ModelConfig that GGUF files spell alike in every family.
 
     Args:
         fields: fields_of(file).
         architecture: ModelConfig's.
-        end_tokens: texts of tokens that end a turn, where the vocabulary has them.
 
     Raises:
         ModelFileError: one is missing or wrong, or the model needs what is not supported.
@@ -64,7 +63,7 @@ def shared(file: GGUFFile, fields: Fields, architecture: str, end_tokens: tuple[
         "o_bias": "blk.0.attn_output.bias" in tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in tensors,
         "qk_norm": "blk.0.attn_q_norm.weight" in tensors,
-        "eos_token_ids": _eos_token_ids(general, vocab_size, end_tokens),
+        "eos_token_ids": _eos_token_ids(general, vocab_size),
     }
 
 
@@ -107,15 +106,25 @@ def _head_dim(fields, hidden_dim, num_heads):
 
 
 def _rope_scaling(fields, max_tokens):
-    kind = fields.choice("rope.scaling.type", ("none", "linear", "yarn"), None)
-    if kind is None:
-        factor = fields.number("rope.scale_linear", 1.0)
-        return RopeScaling("linear", factor) if factor != 1.0 else RopeScaling()
-    if kind == "none":
+    # As llama.cpp reads it: no type is "linear", and no factor, or 0, is 1.
+    kind = fields.choice("rope.scaling.type", ("none", "linear", "yarn"), "linear")
+    scale = fields.number("rope.scaling.attn_factor", 1.0)
+    if kind == "yarn":
+        return _yarn(fields, max_tokens, scale)
+    if scale != 1.0:
+        fields.fail("rope.scaling.attn_factor", "1, or beside the scaling type yarn")
+    older = fields.number("rope.scale_linear", 0.0, minimum=0.0)
+    factor = fields.number("rope.scaling.factor", older, minimum=0.0) or 1.0
+    if kind == "none" or factor == 1.0:
         return RopeScaling()
+    return RopeScaling("linear", factor)
+
+
+def _yarn(fields, max_tokens, scale):
+    for name, neutral in (("ext_factor", 1.0), ("attn_factor", 1.0), ("log_multiplier", 0.0)):
+        if fields.number(f"rope.scaling.yarn_{name}", neutral, minimum=0.0) != neutral:
+            fields.fail(f"rope.scaling.yarn_{name}", f"{neutral:g}")
     factor = fields.number("rope.scaling.factor")
-    if kind == "linear":
-        return RopeScaling("linear", factor)
     beta_fast, beta_slow = yarn_rotations(fields, "rope.scaling.yarn_")
     original = fields.count(
         "rope.scaling.original_context_length", max_tokens, maximum=MAX_CONTEXT_TOKENS
@@ -127,18 +136,13 @@ def _rope_scaling(fields, max_tokens):
         beta_fast=beta_fast,
         beta_slow=beta_slow,
         # GGUF states a multiple of YaRN's own number, Hugging Face the number itself.
-        attention_factor=fields.number("rope.scaling.attn_factor", 1.0)
-        * yarn_attention_factor(factor),
+        attention_factor=scale * yarn_attention_factor(factor),
     )
 
 
-def _eos_token_ids(general, vocab_size, end_tokens):
+def _eos_token_ids(general, vocab_size):
     found = [
         general.count(f"tokenizer.ggml.{name}_token_id", None, minimum=0, maximum=vocab_size - 1)
         for name in ("eos", "eot", "eom")
     ]
-    tokens = general.raw("tokenizer.ggml.tokens")
-    if isinstance(tokens, list):
-        # The header has room for one end token and chat models have several.
-        found += [tokens.index(text) for text in end_tokens if text in tokens]
     return tuple(dict.fromkeys(token_id for token_id in found if token_id is not None))

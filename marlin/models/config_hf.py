@@ -22,11 +22,15 @@ from marlin.models.config import (
 )
 from marlin.models.rope import RopeScaling, yarn_attention_factor
 
+# What a file without rope_theta means, unless its family says otherwise.
+IMPLIED_THETA = 10000.0
+
 
 def shared(
     fields: Fields,
     architecture: str,
     *,
+    implies_kv_heads: bool = False,
     activation: str = "hidden_act",
     activations: tuple[str, ...] = ("silu", "swish"),
     rope: Fields | None = None,
@@ -35,9 +39,11 @@ def shared(
 
     Args:
         fields: config.json's, with what the family means by those that are absent.
+        implies_kv_heads: a file without num_key_value_heads means as many as query heads; in the
+            other families transformers has numbers of its own, which published files do not need.
         activation, activations: the field of the feed-forward's activation, and what it may say;
             a file without it means the first.
-        rope: the section that scales RoPE; None is rope_parameters, or rope_scaling.
+        rope: the section that scales RoPE; None is rope_scaling, or rope_parameters.
 
     Raises:
         ModelFileError: one is missing or wrong, or the model needs what is not supported.
@@ -48,7 +54,7 @@ def shared(
     hidden_dim = fields.count("hidden_size", maximum=MAX_DIM)
     vocab_size = fields.count("vocab_size", maximum=MAX_VOCAB)
     max_tokens = fields.count("max_position_embeddings", maximum=MAX_CONTEXT_TOKENS)
-    rope = rope or fields.section("rope_parameters") or fields.section("rope_scaling")
+    rope = rope or _rope_section(fields)
     theta, scaling, max_tokens = _rope(fields, rope, max_tokens)
     return {
         "architecture": architecture,
@@ -56,7 +62,9 @@ def shared(
         "hidden_dim": hidden_dim,
         "intermediate_dim": fields.count("intermediate_size", maximum=MAX_DIM),
         "num_heads": num_heads,
-        "num_kv_heads": num_kv_heads(fields, "num_key_value_heads", num_heads),
+        "num_kv_heads": num_kv_heads(
+            fields, "num_key_value_heads", num_heads, is_implied=implies_kv_heads
+        ),
         "head_dim": _head_dim(fields, hidden_dim, num_heads),
         "vocab_size": vocab_size,
         "max_context_tokens": max_tokens,
@@ -66,6 +74,12 @@ def shared(
         "tie_embeddings": fields.flag("tie_word_embeddings", False),
         "eos_token_ids": _eos_token_ids(fields, vocab_size),
     }
+
+
+def refuse_mixture(fields: Fields, num_layers: int, kind: str) -> None:
+    """For a family whose layers are all alike: `layer_types` may say so, or not be there."""
+    if fields.raw("layer_types") not in (None, [kind] * num_layers):
+        fields.fail("layer_types", f"{num_layers} of {kind}, or nothing")
 
 
 def windows(
@@ -119,18 +133,46 @@ def _eos_token_ids(fields, vocab_size):
     return tuple(dict.fromkeys(found))
 
 
+def _rope_section(fields):
+    """The section that transformers takes: rope_scaling where it holds anything, and then the other
+    one's numbers are lost."""
+    older, newer = fields.section("rope_scaling"), fields.section("rope_parameters")
+    if older is None or not older.values:
+        return newer if newer is not None and newer.values else None
+    elsewhere = [source.raw("rope_theta") for source in (older, fields)]
+    lost = newer and newer.number("rope_theta", None, above=1.0)
+    if elsewhere == [None, None] and lost not in (None, IMPLIED_THETA):
+        newer.fail("rope_theta", "in rope_scaling, which replaces this section")
+    return older
+
+
+# What scales RoPE by some rule, if there is one.
+_SCALES = ("factor", "low_freq_factor", "high_freq_factor", "short_factor", "long_factor")
+
+
+def refuse_lost_scaling(rope: Fields) -> None:
+    """Nothing scales without a rule: a file that has the numbers alone asked for something."""
+    for name in _SCALES:
+        if rope.raw(name) not in (None, 1, 1.0):
+            rope.fail(name, "absent, or beside a rope_type that scales")
+
+
 def _rope(fields, rope, max_tokens):
     """(theta, RopeScaling, max_context_tokens) from either spelling."""
     theta_fields = rope if rope and rope.raw("rope_theta") is not None else fields
-    theta = theta_fields.number("rope_theta", 10000.0, above=1.0)
+    theta = theta_fields.number("rope_theta", IMPLIED_THETA, above=1.0)
     if rope is None:
         return theta, RopeScaling(), max_tokens
     if rope.number("partial_rotary_factor", 1.0) != 1.0:
         rope.fail("partial_rotary_factor", "1 (RoPE over the whole head)")
+    for name, value in rope.values.items():
+        if isinstance(value, dict):
+            rope.fail(name, "no section: RoPE is the same in all layers of this model")
     # Older files say `type`; some hold both, and `rope_type` is the one that counts.
     name = "rope_type" if rope.raw("rope_type") is not None else "type"
     kind = rope.choice(name, ("default", "linear", "llama3", "yarn"), "default")
     if kind == "default":
+        refuse_lost_scaling(rope)
         return theta, RopeScaling(), max_tokens
     if kind == "linear":
         return theta, RopeScaling("linear", rope.number("factor")), max_tokens
@@ -139,6 +181,8 @@ def _rope(fields, rope, max_tokens):
         *([max_tokens] if kind == "yarn" else []),
         maximum=MAX_CONTEXT_TOKENS,
     )
+    if fields.count("original_max_position_embeddings", original) != original:
+        fields.fail("original_max_position_embeddings", f"the {original} of the RoPE section")
     scaling = (_llama3 if kind == "llama3" else _yarn)(rope, original, max_tokens)
     return theta, scaling, context_tokens(max_tokens, scaling)
 

@@ -49,23 +49,17 @@ class Gemma3(Family[Gemma3Config]):
     hf_class = "Gemma3ForCausalLM"
     gguf_architecture = "gemma3"
     wrapper_type = "gemma3"
-    end_tokens = ("<end_of_turn>", "<eos>")
 
     def config_from_hf(self, fields: Fields) -> Gemma3Config:
         _refuse_unsupported(fields)
         fields = fields.with_defaults(IMPLIED)
-        # transformers 5 says a RoPE for each kind of layer, 4 says one and the other's theta.
-        ropes = fields.section("rope_parameters")
-        local_theta = fields.number("rope_local_base_freq", above=1.0)
-        if ropes and (local := ropes.section("sliding_attention")):
-            local.choice("rope_type", ("default",), "default")
-            local_theta = local.number("rope_theta", local_theta, above=1.0)
+        local_theta, rope = _ropes(fields)
         shared = config_hf.shared(
             fields,
             self.model_type,
             activation="hidden_activation",
             activations=("gelu_pytorch_tanh",),
-            rope=ropes and ropes.section("full_attention"),
+            rope=rope,
         )
         window = fields.count("sliding_window", maximum=1 << 31)
         period = fields.count("sliding_window_pattern", maximum=MAX_LAYERS)
@@ -87,7 +81,7 @@ class Gemma3(Family[Gemma3Config]):
 
     def config_from_gguf(self, file: GGUFFile) -> Gemma3Config:
         fields = config_gguf.fields_of(file, self.gguf_architecture)
-        shared = config_gguf.shared(file, fields, self.model_type, self.end_tokens)
+        shared = config_gguf.shared(file, fields, self.model_type)
         if fields.number("final_logit_softcapping", 0.0, minimum=0.0):
             fields.fail("final_logit_softcapping", "0 (Gemma 3 has no soft caps)")
         scalar = shared["head_dim"]
@@ -135,6 +129,27 @@ def _layer(config, index):
         gated_feed_forward(names, config, "gelu"),
         names.norm("post_feedforward_layernorm", "post_ffw_norm", dim),
     )
+
+
+def _ropes(fields):
+    """(theta of layers with a window, the section of the others' RoPE or None).
+
+    transformers 5 says a RoPE for each kind of layer, 4 says one and the other's theta.
+    """
+    local_theta = fields.number("rope_local_base_freq", above=1.0)
+    ropes = fields.section("rope_parameters")
+    if ropes is None or not ropes.values:
+        return local_theta, None
+    if fields.raw("rope_scaling"):
+        fields.fail("rope_scaling", "nothing beside rope_parameters")
+    for name in ropes.values:
+        if name not in ("full_attention", "sliding_attention"):
+            ropes.fail(name, "in full_attention or sliding_attention")
+    both = ropes.with_defaults({"full_attention": {}, "sliding_attention": {}})
+    local = both.object("sliding_attention")
+    local.choice("rope_type", ("default",), "default")
+    config_hf.refuse_lost_scaling(local)
+    return local.number("rope_theta", local_theta, above=1.0), both.object("full_attention")
 
 
 def _refuse_unsupported(fields):

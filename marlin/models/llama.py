@@ -24,12 +24,12 @@ class Llama(Family[ModelConfig]):
     model_type = "llama"
     hf_class = "LlamaForCausalLM"
     gguf_architecture: str | None = "llama"
-    end_tokens = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>")
     rows_interleaved = True
 
     def config_from_hf(self, fields: Fields) -> ModelConfig:
         has_bias = fields.flag("attention_bias", False)
-        shared = config_hf.shared(fields, self.model_type)
+        shared = config_hf.shared(fields, self.model_type, implies_kv_heads=True)
+        config_hf.refuse_mixture(fields, shared["num_layers"], "full_attention")
         return ModelConfig(
             **shared,
             qkv_bias=has_bias,
@@ -43,7 +43,7 @@ class Llama(Family[ModelConfig]):
         fields = config_gguf.fields_of(file, "llama")
         window = fields.count("attention.sliding_window", None, maximum=1 << 31)
         architecture = "llama" if window is None else "mistral"
-        shared = config_gguf.shared(file, fields, architecture, self.end_tokens)
+        shared = config_gguf.shared(file, fields, architecture)
         return ModelConfig(**shared, windows=(window,) * shared["num_layers"])
 
     def hf_config(self, config: ModelConfig) -> dict:

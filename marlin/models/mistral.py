@@ -16,6 +16,8 @@ class Mistral(Llama):
         if "sliding_window" in fields.values:
             window = fields.count("sliding_window", None, maximum=1 << 31)
         shared = config_hf.shared(fields, self.model_type)
+        kind = "full_attention" if window is None else "sliding_attention"
+        config_hf.refuse_mixture(fields, shared["num_layers"], kind)
         return ModelConfig(**shared, windows=(window,) * shared["num_layers"])
 
     def hf_config(self, config: ModelConfig) -> dict:

@@ -31,5 +31,5 @@ class Qwen2(Llama):
     def config_from_gguf(self, file: GGUFFile) -> ModelConfig:
         """A window's number may stand there although it is off, so it does not count."""
         fields = config_gguf.fields_of(file, self.gguf_architecture)
-        shared = config_gguf.shared(file, fields, self.model_type, self.end_tokens)
+        shared = config_gguf.shared(file, fields, self.model_type)
         return ModelConfig(**shared, windows=(None,) * shared["num_layers"])

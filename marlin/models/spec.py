@@ -205,14 +205,12 @@ class Family(Generic[Config]):
         gguf_architecture: `general.architecture`, or None where GGUF has no word for it.
         wrapper_type: config.json's model_type of multimodal models that have the family under
             `text_config`, or None.
-        end_tokens: end a turn in the family's chat formats, besides what a GGUF header names.
     """
 
     model_type: str
     hf_class: str
     gguf_architecture: str | None = None
     wrapper_type: str | None = None
-    end_tokens: tuple[str, ...] = ()
 
     def config_from_hf(self, fields: Fields) -> Config:
         """Read config.json.

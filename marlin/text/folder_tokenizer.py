@@ -84,6 +84,7 @@ def load_tokenizer(
                 tokens[name] = text
                 backend.add_special_tokens([text])
     _apply_flags(backend, config, tokens)
+    _check_generation(_fields(folder, "generation_config.json"))
     chat_template = _chat_template(folder, config)
     with _tokenizer_faults(path):
         tokenizer = Tokenizer(
@@ -215,6 +216,31 @@ def _add(backend: tokenizers.Tokenizer, declared: _Declared, path: str) -> None:
     backend.add_tokens(with_special(tokens, map(str, declared.named.values())))
     for id, token in declared.listed.items():
         _check_id(backend, path, str(token), id)
+
+
+# Keys of generation_config.json that change a text in ways that no request can ask for here, and
+# the values that change nothing. Defaults of sampling are each request's own.
+_NEUTRAL = {
+    **dict.fromkeys(("num_beams", "num_beam_groups", "guidance_scale"), (1,)),
+    **dict.fromkeys(
+        ("no_repeat_ngram_size", "min_length", "min_new_tokens", "penalty_alpha"), (0,)
+    ),
+    **dict.fromkeys(
+        ("bad_words_ids", "force_words_ids", "stop_strings", "sequence_bias"), ([], {})
+    ),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens"), ([],)),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "forced_decoder_ids"), ()),
+    **dict.fromkeys(("dola_layers", "watermarking_config"), ()),
+    "exponential_decay_length_penalty": (),
+}
+
+
+def _check_generation(fields: Fields) -> None:
+    for name, neutral in _NEUTRAL.items():
+        value = fields.raw(name)
+        if value is not None and value not in neutral:
+            others = " or ".join(map(repr, neutral))
+            fields.fail(name, f"nothing{others and ' or '}{others}: it is not supported")
 
 
 def _model_ids(folder: str, name: str) -> set[int]:

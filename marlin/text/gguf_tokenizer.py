@@ -58,6 +58,9 @@ def tokenizer_from_gguf(metadata, path):
         backend, adds_bos = _byte_level(fields, vocabulary)
     else:
         backend, adds_bos = _sentencepiece(fields, vocabulary), True
+    suppressed = fields.raw("suppress_tokens")
+    if suppressed is not None and np.size(suppressed):
+        fields.fail("suppress_tokens", "no token: it is not supported")
     chat_template = _chat_template(file_fields(path, metadata))
     return _finish(fields, vocabulary, backend, adds_bos, chat_template)
 

@@ -157,6 +157,7 @@ def refusal(metadata):
         ("eot_token_id", "2", "expected an integer from 0 to"),
         ("unknown_token_id", True, "expected an integer from 0 to"),
         ("add_bos_token", 1, "true or false"),
+        ("suppress_tokens", np.array([5], np.int32), "it is not supported"),
     ],
 )
 def test_a_bad_value_is_refused_by_file_and_key(key, value, complaint, small_metadata):

@@ -285,3 +285,26 @@ def test_a_folder_of_deepseek_llm_splits_as_its_gguf_file_does(small_metadata, t
     loaded = load_tokenizer(tmp_path)
     texts = [*TEXTS, "a \t ", "a\n \n", "\t " * 20_000 + "x"]
     assert [loaded.encode(text) for text in texts] == [ours.encode(text) for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("num_beams", 4),
+        ("no_repeat_ngram_size", 3),
+        ("suppress_tokens", [5]),
+        ("stop_strings", ["x"]),
+        ("forced_bos_token_id", 1),
+        ("guidance_scale", 1.5),
+    ],
+)
+def test_a_generation_config_that_asks_for_what_is_not_there_is_refused(
+    key, value, backend, tmp_path
+):
+    harmless = {"num_beams": 1, "suppress_tokens": [], "guidance_scale": 1.0, "stop_strings": None,
+                "temperature": 0.6, "do_sample": True, "min_length": 0}  # fmt: skip
+    write_folder(tmp_path, backend, generation_config=harmless)
+    load_tokenizer(tmp_path)
+    write_folder(tmp_path, backend, generation_config=harmless | {key: value})
+    with pytest.raises(ModelFileError, match=rf"generation_config\.json: {key} is .*supported"):
+        load_tokenizer(tmp_path)
