@@ -87,8 +87,19 @@ def test_variables_say_where_it_listens_and_options_override_them():
 def test_the_default_address_is_all_of_the_machines_with_a_warning():
     with Served("models/m", environ=MOCK) as served:
         assert served.host == "0.0.0.0"
+        # An address that a browser takes, too.
+        assert (
+            served.process.stdout.readline() == f"on this machine: http://127.0.0.1:{served.port}\n"
+        )
         served.stop()
         assert served.log().count("without METAL_MARLIN_API_KEY") == 1
+
+
+def test_a_server_without_a_model_says_what_is_missing():
+    with Served("--host", "127.0.0.1") as served:
+        assert "no model loaded (every request gets 503; MODEL_PATH is missing)" in (
+            served.announcement
+        )
 
 
 def test_the_model_path_variable_overrides_the_argument():

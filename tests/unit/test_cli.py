@@ -5,13 +5,15 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import pytest
 from server.fakes import ByteTokenizer, FakeEngine, StoppedByEngine, say
 
 from marlin import __version__, cli
-from marlin.commands import generate
+from marlin.commands import generate, serve
 from marlin.commands.table import COMMANDS
+from marlin.config import serve_config
 from marlin.engine.served_model import ServedModel
 from marlin.errors import ConfigError, MarlinError
 
@@ -298,6 +300,33 @@ def test_generate_on_a_terminal_ends_with_a_line_of_statistics():
     output, error = on_a_terminal("Hi", "--raw", "--seed", "5")
     assert output == "Hello there!\n"
     assert re.fullmatch(r"2 \+ 12 tokens, \d\.\d\d s to the first.*, seed 5\n", error)
+
+
+@pytest.mark.parametrize("command", ["serve", "generate"])
+def test_loading_is_shown_to_whoever_waits_at_a_terminal(command, monkeypatch):
+    shown = []
+
+    @contextmanager
+    def waiting(_stream, what, *_):
+        shown.append(what)
+        yield lambda: None
+
+    monkeypatch.setattr(f"marlin.commands.{command}.waiting", waiting)
+    monkeypatch.setattr("marlin.engine.load.load_model", lambda *_, **__: "a model")
+    if command == "serve":
+        assert serve.load(serve_config({"model_path": "m.gguf"}, {})) == "a model"
+        assert shown == ["loading m.gguf"]
+    else:
+        on_a_terminal("Hi", "--raw")
+        assert shown == ["loading MODEL", "reading 2 tokens"]
+
+
+def test_generate_names_variables_that_nothing_reads():
+    arguments = cli.read(["generate", "M", "Hi"], {"METAL_MARLIN_TEMPERATURE": "1"})
+    error = io.StringIO()
+    loaded = ServedModel("tiny", FakeEngine(), ByteTokenizer())
+    generate.run(arguments, lambda path, **_: loaded, io.StringIO(), io.StringIO(), error)
+    assert error.getvalue() == "metal-marlin: nothing reads METAL_MARLIN_TEMPERATURE\n"
 
 
 def test_generate_prints_nothing_but_the_answer_where_there_is_no_terminal(capsys):

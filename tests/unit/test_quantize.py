@@ -1,8 +1,8 @@
 """`metal-marlin quantize`: what the native folder holds, and what the user sees."""
 
-import argparse
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ from tiny_checkpoints import HEAD_DIM, load_dense, load_packed, save_model, writ
 
 from marlin import cli
 from marlin.commands import quantize as command
+from marlin.errors import ConfigError
 from marlin.models.registry import config_from_gguf, config_from_hf
 from marlin.weights import convert, ggml_types
 from marlin.weights.formats import dequantize
@@ -219,27 +220,26 @@ def test_weights_beyond_a_shards_size_are_split_and_indexed(tmp_path):
 
 
 def test_the_command_prints_its_report_and_the_progress_of_a_pipe(llama, tmp_path, capsys):
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
     out = str(tmp_path / "out")
-    args = parser.parse_args([str(llama[0]), out, "--format", "fp4", "--group-size", "128"])
+    words = ["quantize", str(llama[0]), out, "--format", "fp4", "--group-size", "128"]
+    args = cli.read(words, {})
     assert command.run(args) == 0
     captured = capsys.readouterr()
     assert f"{out}: fp4, groups of 128" in captured.out
     assert "bits a weight" in captured.out
+    assert captured.out.splitlines()[-1].startswith("Serve it with: metal-marlin serve ")
+    shown = re.findall(r" relative RMS error (\S+)", captured.out)
+    assert shown == ["0.0054", "0.0054"]  # two digits, however small
     assert f"    {DOWN}.weight" in captured.out
     assert captured.err.startswith("quantized 100% after")
 
 
-def test_the_defaults_are_fp4_in_groups_of_64_and_other_choices_are_refused(capsys):
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    args = parser.parse_args(["src", "dst"])
+def test_the_defaults_are_fp4_in_groups_of_64_and_other_choices_are_refused():
+    args = cli.read(["quantize", "src", "dst"], {})
     assert (args.format, args.group_size) == ("fp4", 64)
-    with pytest.raises(SystemExit):
-        parser.parse_args(["src", "dst", "--format", "q4"])
-    with pytest.raises(SystemExit):
-        parser.parse_args(["src", "dst", "--group-size", "16"])
+    for words in (["--format", "q4"], ["--group-size", "16"]):
+        with pytest.raises(ConfigError, match=f"^{words[0]} must be "):
+            cli.read(["quantize", "src", "dst", *words], {})
 
 
 class Terminal(io.StringIO):
