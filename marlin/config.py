@@ -182,6 +182,10 @@ class ServeConfig:
     unknown_parameters: str = _option("--unknown-parameters", "refuse", one_of(UNKNOWN_PARAMETERS),
         "|".join(UNKNOWN_PARAMETERS),
         "of a request: refuse what is in no API, or ignore it and tell the client and the log")
+    max_output_tokens: int | None = _option("--max-output-tokens", None, whole_number(1), "N",
+        "most output tokens that a request may ask for (default: what its context holds)")
+    max_choices: int = _option("--max-choices", 64, whole_number(1, 1024), "N",
+        "most choices of a request: n times its prompts")
     timeout_s: float = _option("--timeout", 120.0, _seconds, "SECONDS",
         "longest time for one answer, from the end of its request")
     log_level: str = _option("--log-level", "INFO", _log_level, "|".join(LOG_LEVELS),

@@ -164,12 +164,19 @@ class ModelNotFoundError(RequestError):
 
 
 class OverloadedError(MarlinError):
-    """The bounded queue is full; the client may retry."""
+    """The bounded queue is full; the client may retry.
+
+    Args:
+        retry_s: after so many seconds; a short completion is over after one.
+    """
 
     status = 503
     type = "server_overloaded"
     code = "server_overloaded"
-    headers = (("Retry-After", "1"),)  # seconds: a short completion is over by then
+
+    def __init__(self, message: str, retry_s: int = 1):
+        super().__init__(message)
+        self.headers = (("Retry-After", str(retry_s)),)
 
 
 class NoModelError(MarlinError):

@@ -40,6 +40,7 @@ def test_bash_completes_commands_options_values_and_files(capsys, tmp_path):
     assert completed(script, tmp_path, "") == set(COMMANDS)
     assert completed(script, tmp_path, "se") == {"serve", "selftest"}
     assert completed(script, tmp_path, "serve", "--max-c") == {
+        "--max-choices",
         "--max-concurrent-requests",
         "--max-context",
     }

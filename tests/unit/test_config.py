@@ -41,6 +41,8 @@ VALUES = {
     "workers": ("3", 3),
     "max_concurrent_requests": ("4", 4),
     "max_tokens": ("5", 5),
+    "max_output_tokens": ("6", 6),
+    "max_choices": ("8", 8),
     "unknown_parameters": ("warn", "warn"),
     "timeout_s": ("1.5", 1.5),
     "log_level": ("debug", "DEBUG"),

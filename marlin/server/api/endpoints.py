@@ -114,9 +114,9 @@ class Endpoints:
             )
             # Tokenizing is work, too: not without a place, but before a slot, so that a mistake in
             # a prompt is told at once and by a status.
-            with self._gate.place():
+            with self._gate.place(handler.client):
                 prompts = generation.encode()
-                with self._gate.slot(generation.keep_waiting):
+                with self._gate.slot(generation.keep_waiting, handler.client):
                     generation.run(prompts)
 
     def _parse(self, handler, dialect, content, deadline):
@@ -138,7 +138,9 @@ class Endpoints:
     def _call(self, handler, dialect, body):
         self._loaded_model()
         ignored: list[str] | None = [] if self._config.unknown_parameters == "warn" else None
-        call = dialect.parse(body, self._limits, self._config.max_tokens, ignored)
+        most = self._limits.num_output_tokens
+        max_tokens = min(self._config.max_tokens, most or self._config.max_tokens)
+        call = dialect.parse(body, self._limits, max_tokens, ignored)
         if ignored:
             _tell_of_ignored(handler, ", ".join(ignored))
         return call

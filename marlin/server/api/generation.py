@@ -17,7 +17,6 @@ from marlin.server.api.dialect import Answer, Call, Choice, Usage
 from marlin.server.api.encoding import JSON_TYPE, encode
 from marlin.server.api.event_stream import EventStream
 from marlin.server.http.handler import Handler
-from marlin.server.http.listener import client_of
 from marlin.server.observe.metrics import RequestRecord
 
 _FINISHED = ("stop", "length")  # a choice that is whole, as far as it was asked for
@@ -117,7 +116,7 @@ class Generation:
         engine, sampling = self.model.engine, self.call.sampling
         # No output can be longer than the context; a larger wish means "until it is full".
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, engine.max_context_tokens))
-        client, streams = client_of(self.handler.client_address[0]), []
+        client, streams = self.handler.client, []
         try:
             for prompt, token_ids in zip(self.call.prompts, prompts, strict=True):
                 for offset in range(self.call.num_choices):

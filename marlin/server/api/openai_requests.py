@@ -102,7 +102,9 @@ def parse_chat(
     messages = parse_messages(required(body, "messages"))
     prompt = ChatPrompt(parse_conversation(body, messages))
     given = request_fields(body)
-    older, newer = (given.count(name, None) for name in ("max_tokens", "max_completion_tokens"))
+    most = limits.num_output_tokens
+    names_of_it = ("max_tokens", "max_completion_tokens")
+    older, newer = (given.count(name, None, maximum=most) for name in names_of_it)
     if None not in (older, newer) and older != newer:
         refuse("max_completion_tokens", f"is {newer} but max_tokens is {older}")
     options = _parse_options(
@@ -119,7 +121,7 @@ def parse_completion(
     model = checked_text(required(body, "model"), "model")
     prompts = _parse_prompts(required(body, "prompt"))
     given = request_fields(body)
-    max_tokens = given.count("max_tokens", max_tokens)
+    max_tokens = given.count("max_tokens", max_tokens, maximum=limits.num_output_tokens)
     num_logprobs = openai_logprobs.parse_completion(body)
     options = _parse_options(body, limits, max_tokens, num_logprobs)
     num_choices = len(prompts) * options["num_choices"]

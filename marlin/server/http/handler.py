@@ -9,6 +9,7 @@ Knows no routes, no JSON and no log.
 
 import enum
 import functools
+import ipaddress
 import os
 import re
 import time
@@ -38,6 +39,17 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 def _http_date(second: int) -> str:
     """IMF-fixdate of RFC 9110 section 5.6.7, in any locale. second: since the epoch."""
     return formatdate(second, usegmt=True)
+
+
+def client_of(address: str) -> str:
+    """Who a peer is where clients share something: an IPv4 address, or the /64 network of an IPv6
+    one, which a single host may have all addresses of."""
+    peer = ipaddress.ip_address(address)
+    if peer.version == 4:
+        return address
+    if peer.ipv4_mapped is not None:
+        return str(peer.ipv4_mapped)
+    return str(ipaddress.IPv6Address(int(peer) >> 64 << 64))
 
 
 class Application(Protocol):
@@ -91,6 +103,11 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.finish(self.limits.linger_s)
         except PeerGone:
             return
+
+    @functools.cached_property
+    def client(self) -> str:
+        """Whose its requests are, where clients share something."""
+        return client_of(self.client_address[0])
 
     def finish(self):
         """Nothing is left to write: every answer went out in one piece."""

@@ -60,7 +60,8 @@ class Limits:
         backlog: connections the kernel holds while the model loads or the accept loop is behind.
         num_stop_strings, stop_characters: each is searched for in every token's text.
         num_choices: `n` of a call; each is a request to the engine, all from one slot.
-        num_call_choices: `n` times the prompts of a call.
+        num_call_choices: `n` times the prompts of a call; --max-choices sets it.
+        num_output_tokens: that a call may ask for a choice; None is what the context holds.
         queue_factor: requests that may wait for a slot, for each slot: a queued request then waits
             about as long as a running one runs.
         stuck_s: an engine that has work and completes no step for so long is taken for stuck: a
@@ -103,6 +104,7 @@ class Limits:
     stop_characters: int = 1024
     num_choices: int = 16
     num_call_choices: int = 64
+    num_output_tokens: int | None = None
     queue_factor: int = 1
     stuck_s: float = 60.0
     heartbeat_s: float = 0.25

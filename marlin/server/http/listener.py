@@ -5,7 +5,6 @@ happens on a connection is http/handler.py.
 """
 
 import errno
-import ipaddress
 import logging
 import socket
 import threading
@@ -49,17 +48,6 @@ def open_listener(host, port, backlog):
         listener.close()
         raise
     return listener
-
-
-def client_of(address: str) -> str:
-    """Who a peer is where clients share something: an IPv4 address, or the /64 network of an IPv6
-    one, which a single host may have all addresses of."""
-    peer = ipaddress.ip_address(address)
-    if peer.version == 4:
-        return address
-    if peer.ipv4_mapped is not None:
-        return str(peer.ipv4_mapped)
-    return str(ipaddress.IPv6Address(int(peer) >> 64 << 64))
 
 
 class HttpServer(ThreadingHTTPServer):

@@ -110,6 +110,12 @@ def build_app(config, model, limits, row=None, created=None):
     health = Health(model, limits.stuck_s, row)
     page = MetricsPage(metrics, model, gate, router.labels, snapshots)
     created = int(time.time()) if created is None else created
+    limits = replace(
+        limits,
+        num_choices=min(limits.num_choices, config.max_choices),
+        num_call_choices=config.max_choices,
+        num_output_tokens=config.max_output_tokens,
+    )
     endpoints = Endpoints(
         *(model, created, config, gate, limits, health, page),
         capabilities={} if model is None else capabilities(model),
