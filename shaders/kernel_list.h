@@ -9,7 +9,7 @@
  *   weight    the kind of weight that it reads (block_types.h), or none
  *   params    its struct in params.h
  *   bindings  how many, in the order of marlin/device/ops.py
- *   units     how its work is counted on three axes: units_<units>() of kernel_units.c
+ *   units     how its work is counted on three axes: UNITS_<units> of kernel_units.c
  *   axes      of these, the CPU device shares out the first; a worker takes all of the others
  *   flags     QUANTIZES: the CPU device quantizes binding 0 first (LinearParams); UNEVEN: units
  *             differ widely in cost, and it hands them out one at a time

@@ -39,19 +39,19 @@ inline float4 int8_codes(uint word) { return float4(as_type<uchar4>(word)) - 128
 // The three kinds, for templates. COLUMNS: of a word. quad(word, i): columns 4i to 4i + 3 as codes.
 // has_bias(): whether a bias a group is added.
 struct Fp4Weight {
-    enum { COLUMNS = 8 };
+    enum { COLUMNS = 32 / MARLIN_BITS_fp4 };
     static bool has_bias() { return false; }
     static float4 quad(uint word, uint i) { return fp4_low(word >> 4 * i); }
 };
 
 struct Int4Weight {
-    enum { COLUMNS = 8 };
+    enum { COLUMNS = 32 / MARLIN_BITS_int4 };
     static bool has_bias() { return true; }
     static float4 quad(uint word, uint i) { return int4_low(word >> 4 * i); }
 };
 
 struct Int8Weight {
-    enum { COLUMNS = 4 };
+    enum { COLUMNS = 32 / MARLIN_BITS_int8 };
     static bool has_bias() { return FLAGS & MARLIN_WEIGHT_BIAS; }
     static float4 quad(uint word, uint) { return int8_codes(word); }
 };

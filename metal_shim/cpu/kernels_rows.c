@@ -6,15 +6,13 @@
 static const float fp4_values[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
                                      -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
 
-typedef enum { EMBED_F32, EMBED_F16, EMBED_BF16, EMBED_INT8, EMBED_INT4, EMBED_FP4 } embed_kind;
-
 INLINE float load_any(const uint8_t *values, int is_f32, int64_t at)
 {
     return is_f32 ? ((const float *)values)[at] : f32_from_f16(((const uint16_t *)values)[at]);
 }
 
 /* Column i of row `row` of a packed weight (docs/formats.md). */
-INLINE float packed_value(const marlin_call *call, embed_kind kind, int64_t row, int64_t i)
+INLINE float packed_value(const marlin_call *call, int kind, int64_t row, int64_t i)
 {
     const struct EmbedParams *p = call->params;
     int64_t tile = row / MARLIN_ROW_TILE, lane = row % MARLIN_ROW_TILE, k = p->dim;
@@ -23,18 +21,18 @@ INLINE float packed_value(const marlin_call *call, embed_kind kind, int64_t row,
     float bias = p->flags & MARLIN_WEIGHT_BIAS
                      ? load_any(call->at[3], p->flags & MARLIN_SCALE_F32, at)
                      : 0.0f;
-    if (kind == EMBED_INT8) {
+    if (kind == WEIGHT_int8) {
         int code = call->at[1][((tile * (k / 4) + i / 4) * MARLIN_ROW_TILE + lane) * 4 + i % 4];
         return scale * (float)(code - 128) + bias;
     }
     int byte = call->at[1][((tile * (k / 8) + i / 8) * MARLIN_ROW_TILE + lane) * 4 + i % 4];
     int code = i % 8 < 4 ? byte & 15 : byte >> 4;
-    return kind == EMBED_FP4 ? scale * fp4_values[code] : scale * (float)code + bias;
+    return kind == WEIGHT_fp4 ? scale * fp4_values[code] : scale * (float)code + bias;
 }
 
 /* y[t, :] = W[token_ids[t], :] * scale
  * token_ids int32 [rows]; W [vocab_size, dim]; y float [rows, dim] */
-INLINE int embed(const marlin_call *call, int64_t begin, int64_t end, embed_kind kind)
+INLINE int embed(const marlin_call *call, int64_t begin, int64_t end, int kind)
 {
     const struct EmbedParams *p = call->params;
     const int32_t *ids = (const int32_t *)call->at[0];
@@ -45,11 +43,11 @@ INLINE int embed(const marlin_call *call, int64_t begin, int64_t end, embed_kind
         for (int64_t i = 0; i < p->dim; i++) {
             int64_t at = row * p->dim + i;
             float value;
-            if (kind == EMBED_F32)
+            if (kind == WEIGHT_f32)
                 value = ((const float *)call->at[1])[at];
-            else if (kind == EMBED_F16)
+            else if (kind == WEIGHT_f16)
                 value = f32_from_f16(((const uint16_t *)call->at[1])[at]);
-            else if (kind == EMBED_BF16)
+            else if (kind == WEIGHT_bf16)
                 value = f32_from_bits((uint32_t)((const uint16_t *)call->at[1])[at] << 16);
             else
                 value = packed_value(call, kind, row, i);
@@ -59,18 +57,14 @@ INLINE int embed(const marlin_call *call, int64_t begin, int64_t end, embed_kind
     return MARLIN_OK;
 }
 
-#define EMBED_KERNEL(name, kind)                                                                   \
-    KERNEL(name)                                                                                   \
+#define X(kind, ...)                                                                               \
+    KERNEL(embed_##kind)                                                                           \
     {                                                                                              \
         (void)scratch;                                                                             \
-        return embed(call, begin, end, kind);                                                      \
+        return embed(call, begin, end, WEIGHT_##kind);                                             \
     }
-EMBED_KERNEL(embed_f32, EMBED_F32)
-EMBED_KERNEL(embed_f16, EMBED_F16)
-EMBED_KERNEL(embed_bf16, EMBED_BF16)
-EMBED_KERNEL(embed_int8, EMBED_INT8)
-EMBED_KERNEL(embed_int4, EMBED_INT4)
-EMBED_KERNEL(embed_fp4, EMBED_FP4)
+MARLIN_WEIGHT_KINDS(X)
+#undef X
 
 /* x += delta (if has_delta);  y = x * rsqrt(mean(x^2) + eps) * w
  * x float [rows, dim], in place; delta float [rows, dim]; w float [dim]; y float [rows, dim], may
