@@ -152,7 +152,7 @@ class AttentionInputs:
 
     Attributes:
         window: tokens that a query sees at most; None: all before it.
-        scale: of the scores; None: head_dim ** -0.5.
+        scale: what the scores are multiplied by.
     """
 
     tables: View
@@ -160,7 +160,7 @@ class AttentionInputs:
     layout: KvLayout
     num_heads: int
     window: int | None
-    scale: float | None = None
+    scale: float
 
 
 def _attention_params(inputs):
@@ -174,7 +174,7 @@ def _attention_params(inputs):
         table_stride=layout.table_stride,
         window=inputs.window or 0,
         max_splits=layout.max_splits,
-        scale=layout.head_dim**-0.5 if inputs.scale is None else inputs.scale,
+        scale=inputs.scale,
     )
 
 

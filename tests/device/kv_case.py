@@ -30,6 +30,7 @@ class KvCase:
     tables: np.ndarray
     tiles: np.ndarray
     window: int
+    scale: float
 
     @property
     def layout(self):
@@ -54,7 +55,7 @@ class KvCase:
             keys, values = reference.read_kv(self.k_cache, self.v_cache, table, context_len)
             positions = np.arange(context_len - num_queries, context_len)
             q = self.q[self.rows_of(index)]
-            parts.append(reference.attention(q, keys, values, positions, self.window))
+            parts.append(reference.attention(q, keys, values, positions, self.window, self.scale))
         return reference.Expected(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
     def alone(self, index):
@@ -85,13 +86,21 @@ def tiles_of(sequences, rows_per_tile=abi.QUERY_TILE):
 
 
 def make_case(
-    sequences, num_heads=2, num_kv_heads=1, head_dim=16, block_size=16, window=0, loudness=1.0
+    sequences,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=16,
+    block_size=16,
+    window=0,
+    loudness=1.0,
+    scale=None,
 ):
     """A KvCase with shuffled blocks.
 
     Args:
         block_size: tokens a block; None is one contiguous block as long as the longest context.
         loudness: factor on the queries: large ones make a sharp softmax.
+        scale: of the scores; None is head_dim ** -0.5.
     """
     rng = np.random.default_rng(len(sequences) + head_dim + num_heads)
     longest = max(length for length, _ in sequences)
@@ -111,4 +120,5 @@ def make_case(
         k, v = rng.standard_normal((2, context_len, num_kv_heads, head_dim))
         reference.write_kv(k_cache, v_cache, k, v, slots)
     q = (rng.standard_normal((num_rows, num_heads, head_dim)) * loudness).astype(np.float32)
-    return KvCase(sequences, q, k_cache, v_cache, tables, tiles_of(sequences), window)
+    scale = head_dim**-0.5 if scale is None else scale
+    return KvCase(sequences, q, k_cache, v_cache, tables, tiles_of(sequences), window, scale)

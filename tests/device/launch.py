@@ -181,9 +181,8 @@ def attention(device, case, split=False, num_splits=None):
     layout = case.layout
     with Memory(device) as memory:
         q, k_cache, v_cache = (memory.put(a) for a in (case.q, case.k_cache, case.v_cache))
-        inputs = ops.AttentionInputs(
-            memory.put(case.tables), memory.put(case.tiles), layout, case.q.shape[1], case.window
-        )
+        tables, tiles, num_heads = memory.put(case.tables), memory.put(case.tiles), case.q.shape[1]
+        inputs = ops.AttentionInputs(tables, tiles, layout, num_heads, case.window, case.scale)
         out = memory.floats(*case.q.shape)
         if split:
             shape = (*case.q.shape[:2], layout.max_splits, layout.head_dim + 2)

@@ -36,6 +36,12 @@ def test_every_query_sees_its_context_and_nothing_else(device, sequences, shape,
     reference.assert_close(launch.attention(device, case, split), case.expected())
 
 
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
+def test_scores_are_multiplied_by_the_scale_that_a_model_asks_for(device, split):
+    case = make_case([(273, 20), (40, 1)], scale=168**-0.5)
+    reference.assert_close(launch.attention(device, case, split), case.expected())
+
+
 @pytest.mark.parametrize("shape", SHAPES[1:4], ids=name_of)
 def test_sharing_a_context_over_threads_gives_the_same_bits(isa, devices, shape):
     case = make_case([*DECODE, (273, 20)], **shape)

@@ -98,7 +98,7 @@ class TinyStep:
         layout = ops.KvLayout(NUM_BLOCKS, BLOCK_SIZE, NUM_BLOCKS, NUM_KV_HEADS, HEAD_DIM)
         qkv, caches = (v["q"], v["k"], v["v"]), (v["k_cache"], v["v_cache"])
         ops.rope_kv_write(r, qkv, (v["table"], v["slots"]), caches, layout, NUM_HEADS)
-        inputs = ops.AttentionInputs(v["tables"], v["tiles"], layout, NUM_HEADS, None)
+        inputs = ops.AttentionInputs(v["tables"], v["tiles"], layout, NUM_HEADS, None, 0.25)
         out = self._floats("attended", NUM_HEADS * HEAD_DIM)
         if split:
             partials = self._floats("partials", NUM_HEADS * (HEAD_DIM + 2) * layout.max_splits)

@@ -252,7 +252,7 @@ def attention_cases():
         caches = Tensor("k_cache", case.k_cache), Tensor("v_cache", case.v_cache)
         layout, num_heads = case.layout, case.q.shape[1]
         inputs = ops.AttentionInputs(
-            tensors["tables"], tensors["tiles"], layout, num_heads, case.window
+            tensors["tables"], tensors["tiles"], layout, num_heads, case.window, case.scale
         )
         out = room("out", *case.q.shape)
         writer = CaseWriter(f"attention, {name}", tiles=len(case.tiles))

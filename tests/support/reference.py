@@ -177,17 +177,18 @@ def read_kv(k_cache, v_cache, table, count):
     return keys, values
 
 
-def attention(q, keys, values, positions, window=0):
-    """Causal attention of one sequence with scale head_dim ** -0.5.
+def attention(q, keys, values, positions, window=0, scale=None):
+    """Causal attention of one sequence.
 
     Args:
         q: [rows, num_heads, head_dim]; keys, values: [context, num_kv_heads, head_dim].
         positions: int [rows]; a query sees (position - window, position], or all before it for 0.
+        scale: of the scores; None is head_dim ** -0.5.
     """
     q, keys, values = (array.astype(np.float64) for array in (q, keys, values))
     repeats = q.shape[1] // keys.shape[1]
     keys, values = np.repeat(keys, repeats, axis=1), np.repeat(values, repeats, axis=1)
-    scale = q.shape[2] ** -0.5
+    scale = q.shape[2] ** -0.5 if scale is None else scale
     distance = np.asarray(positions)[:, None] - np.arange(len(keys))
     seen = (distance >= 0) & (distance < (window or len(keys)))
     scores = np.einsum("rhd,chd->rhc", q, keys) * scale
