@@ -22,8 +22,8 @@ from tiny_models import (
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from marlin.errors import ModelFileError
-from marlin.models import checkpoint_gguf
-from marlin.models.checkpoint_folder import plan_folder
+from marlin.models import plan_gguf
+from marlin.models.plan_folder import plan_folder
 from marlin.models.registry import config_from_gguf, config_from_hf
 from marlin.weights.gguf import GGUFFile
 from marlin.weights.safetensors_file import SafetensorsFolder
@@ -42,7 +42,7 @@ def test_a_file_of_llama_cpps_converter_gives_the_logits_of_transformers(monkeyp
     # scores are scaled by the heads' size. This tiny model has neither.
     assert config.windows == (6, 6, 6, 6) and config.query_pre_attn_scalar == 32
     stated = replace(config, windows=(6, None, 6, None), query_pre_attn_scalar=24.0)
-    monkeypatch.setattr(checkpoint_gguf, "config_from_gguf", lambda file: stated)
+    monkeypatch.setattr(plan_gguf, "config_from_gguf", lambda file: stated)
     token_ids, expected = (np.load(DATA / f"{name}.npy") for name in ("ids", "logits"))
     with running(DATA / "model.gguf", sequences=len(token_ids)) as runner:
         found = logits_of_positions(runner, token_ids.tolist())

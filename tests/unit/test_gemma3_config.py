@@ -156,7 +156,7 @@ def test_a_gguf_header_leaves_out_what_its_readers_have_built_in(read_gguf):
     assert config.architecture == "gemma3_text"
     assert config.windows == (8,) * 5 + (None, 8)
     assert (config.rope_theta, config.local_rope_theta) == (1e6, 1e4)
-    assert config.query_pre_attn_scalar == 16 and config.eos_token_ids == (1, 3)
+    assert config.query_pre_attn_scalar == 16 and config.eos_token_ids == (1,)
 
 
 def test_the_largest_model_scales_by_hidden_size_and_heads(read_gguf):

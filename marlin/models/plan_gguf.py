@@ -1,0 +1,71 @@
+"""GGUF files: which tensors there are, and where those that are repacked or put in another order
+will lie, before any of them is read. Refuses to know devices.
+"""
+
+from dataclasses import dataclass
+
+from marlin.models.plan import check_found, check_leftovers
+from marlin.models.registry import config_from_gguf, spec_of
+from marlin.models.spec import ModelSpec, Tensor
+from marlin.weights.block_types import DENSE_KINDS, REPACKED, BlockType
+from marlin.weights.gguf import GGUFFile
+from marlin.weights.tensor_file import TensorInfo
+
+# Repacked weights share buffers of this size: a huge page is 2 MiB, most matrices are smaller.
+SLAB_BYTES = 32 << 20
+# Weights in a slab begin at multiples of a cache line, which is the largest vector a kernel loads.
+SLAB_ALIGNMENT = 64
+
+
+_MATRIX_TYPES = (*DENSE_KINDS, *REPACKED)
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """A tensor of a GGUF file.
+
+    Attributes:
+        form: its type, if it is repacked.
+        slab, offset: where it will lie, if repacked or put in another order; slab is -1 of what is
+            used in place or copied.
+    """
+
+    tensor: Tensor
+    info: TensorInfo
+    form: BlockType | None
+    slab: int = -1
+    offset: int = 0
+
+    @property
+    def part_bytes(self) -> tuple[int, int, int]:
+        """Bytes of the codes (or values), scales and biases of a matrix on the device."""
+        return self.form.part_bytes(*self.info.shape) if self.form else (self.info.num_bytes, 0, 0)
+
+
+def plan_gguf(file: GGUFFile) -> tuple[ModelSpec, list[GgufTensor], list[int]]:
+    """Find every tensor of the model in a file.
+
+    Returns:
+        (the model, its tensors, bytes of each slab).
+
+    Raises:
+        ModelFileError: header or tensors cannot be read, or contradict each other.
+    """
+    spec = spec_of(config_from_gguf(file))
+    plan, slabs, used = [], [], 0
+    for tensor in spec.tensors:
+        info = file.tensors.get(tensor.gguf)
+        dtypes = _MATRIX_TYPES if tensor.is_matrix else DENSE_KINDS
+        if not check_found(file.path, tensor, tensor.gguf, info, dtypes):
+            continue
+        planned = GgufTensor(tensor, info, REPACKED.get(info.dtype))
+        if tensor.is_matrix and (planned.form or tensor.rope_heads):
+            num_bytes = sum(planned.part_bytes)
+            if not slabs or used + num_bytes > slabs[-1]:
+                slabs.append(max(SLAB_BYTES, num_bytes))
+                used = 0
+            planned = GgufTensor(tensor, info, planned.form, len(slabs) - 1, used)
+            used += -(-num_bytes // SLAB_ALIGNMENT) * SLAB_ALIGNMENT
+        plan.append(planned)
+    check_leftovers(spec, file.tensors, {planned.info.name for planned in plan})
+    return spec, plan, slabs
