@@ -22,6 +22,10 @@ from marlin.text.special_tokens import end_of_turn_ids
 SPACE_PIECE = "\u2581"
 BYTE_PIECES = MappingProxyType({f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)})
 
+# Forms of Unicode normalization, and how many times fewer bytes a text can have after one: of four
+# bytes, a mathematical letter becomes one of ASCII's. The test goes through all characters.
+_FORMS, _FORM_SHRINKS = ("NFC", "NFD", "NFKC", "NFKD"), 4
+
 
 def _byte_alphabet():
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -94,7 +98,9 @@ class Tokenizer:
         """How many tokens `text` has at least, without encoding it; 0 where nothing is certain."""
         if self._token_bound is None:
             return 0
-        longest, unknown = self._token_bound
+        ascii_longest, any_longest, unknown = self._token_bound
+        # No form of Unicode changes ASCII.
+        longest = ascii_longest if text.isascii() else any_longest
         known = _well_formed(text).encode().translate(None, unknown)
         return -(-len(known) // longest)
 
@@ -171,38 +177,63 @@ def _well_formed(text):
 def _token_bound(backend, added):
     """What bounds the tokens of a text from below.
 
-    Certain is byte-level BPE in which only unknown bytes can vanish: no normalizer may shorten a
-    text, no pre-tokenizer drop a separator, no added token take the blanks beside it.
+    Certain is BPE whose pieces are bytes, or that falls back to them, in which only unknown bytes
+    can vanish: a normalizer may shorten a text by a known factor at most, no pre-tokenizer drop a
+    separator, no added token take the blanks beside it.
 
     Args:
         added: its added tokens.
 
     Returns:
-        (bytes that one token can stand for, the byte values that are no token and that BPE skips),
-        or None where nothing is certain.
+        (bytes of an ASCII text that one token can stand for, the same of any text, the byte values
+        that are no token and that BPE skips), or None where nothing is certain.
     """
     model = backend.model
-    if backend.normalizer is not None or not _splits_bytes(backend.pre_tokenizer):
-        return None
     if not isinstance(model, BPE) or model.continuing_subword_prefix or model.end_of_word_suffix:
         return None
     if any(token.lstrip or token.rstrip for token in added):
         return None
+    shrinks = _shrinks(backend.normalizer)
     vocabulary = backend.get_vocab(with_added_tokens=False)
-    unknown = bytes(byte for char, byte in BYTE_OF_CHAR.items() if char not in vocabulary)
-    # A character of a byte-level piece is a byte; an added token is matched as it is written.
-    written = [len(token.content.encode()) for token in added]
-    return max([1, *map(len, vocabulary), *written]), unknown
+    longest, unknown = _longest_piece(backend.pre_tokenizer, model, vocabulary)
+    if longest is None or shrinks is None or (unknown and shrinks > 1):
+        return None
+    written = [token.content for token in added]
+    if backend.normalizer is not None:
+        written += [backend.normalizer.normalize_str(text) for text in written]
+    longest = max([longest, *(len(text.encode()) for text in written)])
+    return longest, shrinks * longest, unknown
 
 
-def _splits_bytes(pre_tokenizer):
+def _shrinks(normalizer):
+    """How many times fewer bytes a text may have after a normalizer; None for any."""
+    times = 1
+    for step in _steps(normalizer, "normalizers"):
+        if step.get("type") in _FORMS:
+            times *= _FORM_SHRINKS
+        elif step.get("type") == "Replace" and "String" in step["pattern"]:
+            if len(step["content"].encode()) < len(step["pattern"]["String"].encode()):
+                return None
+        elif step and step.get("type") != "Prepend":
+            return None
+    return times
+
+
+def _longest_piece(pre_tokenizer, model, vocabulary):
+    """(bytes of a normalized text that one piece can stand for, or None; bytes that vanish)."""
     steps = _steps(pre_tokenizer, "pretokenizers")
-    splits = [step for step in steps if step.get("type") == "Split"]
-    return (
-        {step.get("type") for step in steps} <= {"Split", "Digits", "ByteLevel"}
-        and any(step.get("type") == "ByteLevel" for step in steps)
-        and all(split["behavior"] != "Removed" for split in splits)
-    )
+    kinds = {step.get("type") for step in steps if step}
+    if any(step["behavior"] == "Removed" for step in steps if step.get("type") == "Split"):
+        return None, b""
+    if "ByteLevel" in kinds and kinds <= {"Split", "Digits", "ByteLevel"}:
+        # A character of such a piece is a byte.
+        unknown = bytes(byte for char, byte in BYTE_OF_CHAR.items() if char not in vocabulary)
+        return max([1, *map(len, vocabulary)]), unknown
+    if kinds <= {"Split", "Digits", "Metaspace"} and model.byte_fallback:
+        # Without one of these, a run of unknown characters can be one token.
+        if BYTE_PIECES.keys() <= vocabulary.keys():
+            return max(len(piece.encode()) for piece in vocabulary), b""
+    return None, b""
 
 
 def _steps(component, name):

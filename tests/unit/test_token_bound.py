@@ -1,6 +1,7 @@
 """Tokenizer.min_tokens: never more than there are, and 0 wherever text could vanish."""
 
 import json
+import unicodedata
 
 import pytest
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers
@@ -10,6 +11,7 @@ from vocabularies import (
     SPECIAL_TEXT,
     byte_level_metadata,
     hugging_face_backend,
+    metaspace_backend,
     sentencepiece_metadata,
     train_sentencepiece,
 )
@@ -77,10 +79,12 @@ def test_an_added_token_that_takes_the_blanks_beside_it_leaves_no_bound(backend,
     [
         (normalizers.Strip(), " " * MANY + "a"),
         (normalizers.Replace(Regex("a+"), "a"), "a" * MANY),
-        (normalizers.NFC(), "e\u0301" * MANY),
+        (normalizers.Replace("aaaa", "a"), "a" * MANY),
+        (normalizers.Lowercase(), "a" * MANY),
+        (normalizers.Sequence([normalizers.NFC(), normalizers.StripAccents()]), "e\u0301" * MANY),
     ],
 )
-def test_a_normalizer_leaves_no_bound(backend, normalizer, text):
+def test_a_normalizer_that_may_drop_text_leaves_no_bound(backend, normalizer, text):
     backend.normalizer = normalizer
     assert Tokenizer(backend).min_tokens(text) == 0
 
@@ -115,11 +119,60 @@ def test_bytes_that_are_no_token_do_not_count(backend):
     assert num_tokens(ours, "az" * MANY) >= ours.min_tokens("az" * MANY)
 
 
-def test_pieces_that_are_not_bytes_have_no_bound(backend):
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
+def test_no_text_has_fewer_tokens_than_the_bound_after_a_form_of_unicode(backend, form):
+    backend.normalizer = getattr(normalizers, form)()
+    ours = Tokenizer(backend)
+    check_bound(ours)
+    for text in (
+        "\U0001d41a",
+        "e\u0301",
+        "\u1fbe\u0308\u0301",
+        "\u2126\u0313\u0342\u0345",
+        "\u212a",
+    ):
+        assert 0 < ours.min_tokens(text * MANY) <= num_tokens(ours, text * MANY)
+    # ASCII is no other in any form: the bound is that without a normalizer.
+    backend.normalizer = None
+    assert ours.min_tokens("a" * MANY) == Tokenizer(backend).min_tokens("a" * MANY)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKC", "NFKD"])
+def test_no_form_of_unicode_makes_a_text_four_times_shorter_than_that(form):
+    """Each text is made of characters that decompose; what its decomposed characters may have been
+    is at most so many bytes each, and a form only joins them."""
+    characters = [chr(code) for code in range(0x110000) if not 0xD800 <= code < 0xE000]
+    decomposed = form.replace("C", "D")
+    bytes_of = {}
+    for char in characters:
+        parts = unicodedata.normalize(decomposed, char)
+        if len(parts) == 1:
+            bytes_of[parts] = max(bytes_of.get(parts, 0), len(char.encode()))
+    for char in characters:
+        parts = unicodedata.normalize(decomposed, char)
+        before = sum(bytes_of.get(part, len(part.encode())) for part in parts)
+        assert len(char.encode()) <= before  # so that bytes_of counts every text in full
+        if unicodedata.normalize(form, char) == char:
+            assert before <= 4 * len(char.encode())
+
+
+def test_no_text_has_fewer_tokens_than_the_bound_where_pieces_fall_back_to_bytes():
     ours = tokenizer_from_gguf(sentencepiece_metadata(train_sentencepiece()), "small.gguf")
-    assert ours.min_tokens("a" * MANY) == 0
+    check_bound(ours)
+    assert 0 < ours.min_tokens("\U0001f642" * MANY) <= num_tokens(ours, "\U0001f642" * MANY)
+
+
+def test_pieces_that_are_neither_bytes_nor_fall_back_to_them_have_no_bound(backend):
     backend.pre_tokenizer = pre_tokenizers.Digits()
     assert Tokenizer(backend).min_tokens(" " * MANY) == 0
+
+
+def test_a_run_of_unknown_characters_may_be_one_token_where_a_byte_has_no_piece(backend):
+    description = json.loads(metaspace_backend().to_str())
+    description["model"]["byte_fallback"] = True
+    description["model"]["fuse_unk"] = True
+    assert "<0x00>" not in description["model"]["vocab"]
+    assert Tokenizer(Backend.from_str(json.dumps(description))).min_tokens("a" * MANY) == 0
 
 
 def test_a_word_that_is_unknown_as_a_whole_has_no_bound():
