@@ -37,10 +37,6 @@ def usable_cores(quota_file=CPU_QUOTA_FILE):
     return max(1, min(count, -(-int(quota) // int(period))))
 
 
-def _default_threads(num_processes):
-    return max(1, min(MAX_THREADS, usable_cores() // num_processes))
-
-
 def why_not(kind):
     """Why no device of a kind can be opened here, as far as that shows without trying; None: it can
     be tried."""
@@ -92,10 +88,8 @@ class Buffer:
             shape = ((self.num_bytes - offset) // dtype.itemsize,)
         count = int(np.prod(shape, dtype=np.int64))
         if offset < 0 or offset + count * dtype.itemsize > self.num_bytes:
-            raise DeviceError(
-                f"a view of {count * dtype.itemsize} bytes at {offset} leaves a buffer of "
-                f"{self.num_bytes}"
-            )
+            view = f"a view of {count * dtype.itemsize} bytes at {offset}"
+            raise DeviceError(f"{view} leaves a buffer of {self.num_bytes}")
         self.check_held()
         raw = (ctypes.c_char * (count * dtype.itemsize)).from_address(self.address + offset)
         return np.frombuffer(raw, dtype).reshape(shape)
@@ -149,7 +143,7 @@ class Device:
 
     def _open(self, path, num_threads, isa, num_processes):
         if self.kind == "cpu":
-            num_threads = num_threads or _default_threads(num_processes)
+            num_threads = num_threads or max(1, min(MAX_THREADS, usable_cores() // num_processes))
         elif self.kind not in abi.DEVICE_KINDS:
             raise DeviceError(f"no device is a {self.kind!r}; there are cpu and metal")
         else:
@@ -187,9 +181,8 @@ class Device:
 
     def create(self, num_bytes):
         """New zeroed Buffer."""
-        return Buffer(
-            self, self.check(self.library.marlin_buffer_create(self.handle, num_bytes)), num_bytes
-        )
+        code = self.library.marlin_buffer_create(self.handle, num_bytes)
+        return Buffer(self, self.check(code), num_bytes)
 
     def create_from(self, array):
         """New Buffer with a copy of a numpy array."""
@@ -245,7 +238,6 @@ def _load(path):
         ) from error
     version = library.marlin_abi_version()
     if version != abi.ABI_VERSION:
-        raise DeviceError(
-            f"{path.name} has ABI version {version}, not {abi.ABI_VERSION}: rebuild it"
-        )
+        versions = f"ABI version {version}, not {abi.ABI_VERSION}"
+        raise DeviceError(f"{path.name} has {versions}: rebuild it")
     return library

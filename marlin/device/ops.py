@@ -44,6 +44,11 @@ class Weight:
         return sum(v.num_bytes for v in (self.data, self.scales, self.biases) if v is not None)
 
 
+def weight_flags(has_f32_scales: bool, has_biases: bool) -> int:
+    """Weight.flags of a packed weight; other scales are float16."""
+    return has_f32_scales * abi.SCALE_F32 | has_biases * abi.WEIGHT_BIAS
+
+
 @dataclass(frozen=True, slots=True)
 class KvLayout:
     """The KV cache's shape: K half [num_blocks, num_kv_heads, block_size / 16, head_dim, 16], V

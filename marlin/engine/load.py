@@ -122,41 +122,33 @@ def _log_memory(name, device, kv_bytes):
 
 
 def _paged(config, batching, wanted):
-    """(context, Paging) of a cache that requests share."""
-    context = _paged_context_tokens(config, batching, wanted)
+    """(context, Paging) of a cache that requests share; one request may use up all blocks."""
+    own, held = config.max_context_tokens, batching.num_blocks * batching.block_size
+    blocks = f"{batching.num_blocks} KV blocks of {batching.block_size} tokens"
+    context = min(own, held)
+    if wanted is not None:
+        _check_wanted(wanted, own, context, f", and {blocks} hold {held}")
+        context = wanted
+    elif held < own:
+        logger.warning(
+            "context limited to %d of the model's %d tokens by %s; --num-kv-blocks sets them",
+            *(held, own, blocks),
+        )
     table_stride = min(batching.num_blocks, -(-context // batching.block_size))
     return context, Paging(batching.num_blocks, batching.block_size, table_stride)
 
 
-def _paged_context_tokens(config, batching, wanted):
-    """Longest context of a request: it may use up all blocks, and no more than there are."""
-    own, held = config.max_context_tokens, batching.num_blocks * batching.block_size
-    blocks = f"{batching.num_blocks} KV blocks of {batching.block_size} tokens"
-    if wanted is not None:
-        if not CONTEXT_STEP <= wanted <= min(own, held):
-            raise ConfigError(
-                f"the context is {wanted} tokens; this model takes {CONTEXT_STEP} to {own}, and "
-                f"{blocks} hold {held}"
-            )
-        return wanted
-    if held < own:
-        logger.warning(
-            "context limited to %d of the model's %d tokens by %s; --num-kv-blocks sets them",
-            held,
-            own,
-            blocks,
-        )
-    return min(own, held)
+def _check_wanted(wanted, own, most, more=""):
+    if not CONTEXT_STEP <= wanted <= most:
+        takes = f"this model takes {CONTEXT_STEP} to {own}{more}"
+        raise ConfigError(f"the context is {wanted} tokens; {takes}")
 
 
 def _context_tokens(spec, budget, wanted, max_logits):
     """Length of the contiguous KV cache; what is too long for the memory is refused later."""
     own = spec.config.max_context_tokens
     if wanted is not None:
-        if not CONTEXT_STEP <= wanted <= own:
-            raise ConfigError(
-                f"the context is {wanted} tokens; this model takes {CONTEXT_STEP} to {own}"
-            )
+        _check_wanted(wanted, own, own)
         return wanted // CONTEXT_STEP * CONTEXT_STEP
     sizes = StepSizes(PREFILL_STEP_TOKENS, max_logits, Paging.contiguous(own).max_splits)
     fits = budget.context_that_fits(spec, activation_bytes(spec, sizes))
@@ -164,8 +156,6 @@ def _context_tokens(spec, budget, wanted, max_logits):
         logger.warning(
             "context limited to %d of the model's %d tokens by the device's memory (at most %g%% "
             "of it for KV caches); --max-context sets it",
-            fits,
-            own,
-            MAX_KV_MEMORY_SHARE * 100,
+            *(fits, own, MAX_KV_MEMORY_SHARE * 100),
         )
     return max(CONTEXT_STEP, min(own, fits) // CONTEXT_STEP * CONTEXT_STEP)

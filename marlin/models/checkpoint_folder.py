@@ -4,9 +4,8 @@ import os
 
 import numpy as np
 
-from marlin.device import abi
 from marlin.device.device import Device
-from marlin.device.ops import Weight
+from marlin.device.ops import Weight, weight_flags
 from marlin.device.program import View
 from marlin.models.plan_folder import plan_folder
 from marlin.text.folder_tokenizer import load_tokenizer
@@ -64,11 +63,8 @@ class FolderCheckpoint:
                 values += np.float32(stored.tensor.plus)
             return View.of(self.device.create_from(values))
         views = [self._view(stored, part) for part in stored.parts]
-        flags = 0
-        if stored.scales is not None and stored.scales.dtype == "F32":
-            flags |= abi.SCALE_F32
-        if stored.biases is not None:
-            flags |= abi.WEIGHT_BIAS
+        has_f32_scales = stored.scales is not None and stored.scales.dtype == "F32"
+        flags = weight_flags(has_f32_scales, stored.biases is not None)
         data, scales, biases, *_ = [*views, None, None]
         n, k = stored.tensor.shape
         return Weight(stored.kind, n, k, data, stored.group_size, flags, scales, biases)

@@ -6,7 +6,7 @@ buffers whose places the plan has given out.
 
 import numpy as np
 
-from marlin.device import abi, ops
+from marlin.device import ops
 from marlin.device.device import Device
 from marlin.device.ops import Weight
 from marlin.device.program import Recorder, View
@@ -91,9 +91,7 @@ class GgufCheckpoint:
         if form is None:
             return self._reordered(planned, View(buffer, start, info.num_bytes))
         code_bytes, scale_bytes, bias_bytes = planned.part_bytes
-        flags = abi.WEIGHT_BIAS if form.has_bias else 0
-        if form.scale_bytes == 4:
-            flags |= abi.SCALE_F32
+        flags = ops.weight_flags(form.scale_bytes == 4, form.has_bias)
         scales = View(buffer, start + code_bytes, scale_bytes)
         biases = None
         if form.has_bias:

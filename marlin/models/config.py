@@ -63,11 +63,46 @@ class ModelConfig:
     qk_norm: bool = False
 
 
-def num_kv_heads(fields: Fields, name: str, num_heads: int, *, is_implied: bool = True) -> int:
-    """The KV heads that a field says; where it may be absent, as many as query heads."""
-    found = fields.count(name, *([num_heads] if is_implied else []), maximum=num_heads)
-    if num_heads % found:
-        fields.fail(name, f"a divisor of the {num_heads} query heads")
+# What every file states: ModelConfig's name, then config.json's, a GGUF header's, and the most.
+SIZES = {
+    "num_layers": ("num_hidden_layers", "block_count", MAX_LAYERS),
+    "hidden_dim": ("hidden_size", "embedding_length", MAX_DIM),
+    "intermediate_dim": ("intermediate_size", "feed_forward_length", MAX_DIM),
+    "num_heads": ("num_attention_heads", "attention.head_count", MAX_HEADS),
+    "num_kv_heads": ("num_key_value_heads", "attention.head_count_kv", MAX_HEADS),
+    "head_dim": ("head_dim", "attention.key_length", MAX_HEAD_DIM),
+    "max_context_tokens": ("max_position_embeddings", "context_length", MAX_CONTEXT_TOKENS),
+}
+HF, GGUF = 0, 1
+
+
+def read_sizes(fields: Fields, kind: int, implies_kv_heads: bool = True) -> dict[str, int]:
+    """SIZES of a file that calls them as HF or GGUF ones do.
+
+    Where a head's dimensions are not stated, they are the hidden ones shared out.
+
+    Args:
+        implies_kv_heads: a file may leave KV heads out, and has as many as query heads then.
+    """
+    words = {name: str(row[kind]) for name, row in SIZES.items()}
+    heads = fields.count(words["num_heads"], maximum=MAX_HEADS)
+    implied, most = {"head_dim": [None]}, {"num_kv_heads": heads}
+    if implies_kv_heads:
+        implied["num_kv_heads"] = [heads]
+    found = {
+        name: fields.count(words[name], *implied.get(name, ()), maximum=most.get(name, row[2]))
+        for name, row in SIZES.items()
+    }
+    if heads % found["num_kv_heads"]:
+        fields.fail(words["num_kv_heads"], f"a divisor of the {heads} query heads")
+    name = words["head_dim"]
+    if found["head_dim"] is None:
+        if found["hidden_dim"] % heads:
+            expected = f"a multiple of the {heads} heads ({name} is absent)"
+            fields.fail(words["hidden_dim"], expected)
+        found["head_dim"] = found["hidden_dim"] // heads
+    if (size := found["head_dim"]) % 2 or size > MAX_HEAD_DIM:
+        fields.fail(name, f"an even number up to {MAX_HEAD_DIM} (it comes to {size})")
     return found
 
 

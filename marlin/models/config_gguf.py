@@ -8,14 +8,12 @@ import numpy as np
 from marlin.errors import ModelFileError
 from marlin.files.fields import Fields, file_fields
 from marlin.models.config import (
+    GGUF,
     MAX_CONTEXT_TOKENS,
     MAX_DIM,
-    MAX_HEAD_DIM,
-    MAX_HEADS,
-    MAX_LAYERS,
     MAX_VOCAB,
     context_tokens,
-    num_kv_heads,
+    read_sizes,
     yarn_rotations,
 )
 from marlin.models.rope import RopeScaling, yarn_attention_factor
@@ -40,21 +38,17 @@ def shared(file: GGUFFile, fields: Fields, architecture: str) -> dict:
     general, tensors = file_fields(file.path, file.metadata), file.tensors
     if fields.count("expert_count", 0, minimum=0, maximum=MAX_DIM):
         fields.fail("expert_count", "0 (mixtures of experts are not supported)")
-    num_heads = fields.count("attention.head_count", maximum=MAX_HEADS)
-    hidden_dim = fields.count("embedding_length", maximum=MAX_DIM)
+    sizes = read_sizes(fields, GGUF)
+    for name in ("attention.value_length", "rope.dimension_count"):
+        if fields.count(name, sizes["head_dim"], maximum=MAX_DIM) != sizes["head_dim"]:
+            fields.fail(name, f"the head's {sizes['head_dim']} dimensions")
     vocab_size = _vocab_size(general, tensors)
-    max_tokens = fields.count("context_length", maximum=MAX_CONTEXT_TOKENS)
-    scaling = _rope_scaling(fields, max_tokens)
+    scaling = _rope_scaling(fields, sizes["max_context_tokens"])
     return {
         "architecture": architecture,
-        "num_layers": fields.count("block_count", maximum=MAX_LAYERS),
-        "hidden_dim": hidden_dim,
-        "intermediate_dim": fields.count("feed_forward_length", maximum=MAX_DIM),
-        "num_heads": num_heads,
-        "num_kv_heads": num_kv_heads(fields, "attention.head_count_kv", num_heads),
-        "head_dim": _head_dim(fields, hidden_dim, num_heads),
+        **sizes,
         "vocab_size": vocab_size,
-        "max_context_tokens": context_tokens(max_tokens, scaling),
+        "max_context_tokens": context_tokens(sizes["max_context_tokens"], scaling),
         "rms_norm_eps": fields.number("attention.layer_norm_rms_epsilon", maximum=1.0),
         "rope_theta": fields.number("rope.freq_base", 10000.0, above=1.0),
         "rope_scaling": scaling,
@@ -78,31 +72,17 @@ def _without_uniform_arrays(metadata):
 
 
 def _vocab_size(general, tensors):
-    if "token_embd.weight" not in tensors:
-        raise ModelFileError(general.path, "is missing", tensor="token_embd.weight")
-    shape = tensors["token_embd.weight"].shape
+    name, tokens = "token_embd.weight", general.raw("tokenizer.ggml.tokens")
+    if name not in tensors:
+        raise ModelFileError(general.path, "is missing", tensor=name)
+    shape = tensors[name].shape
     if len(shape) != 2 or shape[0] > MAX_VOCAB:
         message = f"shape {list(shape)}; expected [vocabulary, hidden]"
-        raise ModelFileError(general.path, message, tensor="token_embd.weight")
-    tokens = general.raw("tokenizer.ggml.tokens")
+        raise ModelFileError(general.path, message, tensor=name)
     if isinstance(tokens, list) and len(tokens) > shape[0]:
         message = f"{shape[0]} rows for the {len(tokens)} tokens of the tokenizer"
-        raise ModelFileError(general.path, message, tensor="token_embd.weight")
+        raise ModelFileError(general.path, message, tensor=name)
     return shape[0]
-
-
-def _head_dim(fields, hidden_dim, num_heads):
-    head_dim = fields.count("attention.key_length", None, maximum=MAX_HEAD_DIM)
-    if head_dim is None:
-        if hidden_dim % num_heads:
-            fields.fail("embedding_length", f"a multiple of the {num_heads} heads")
-        head_dim = hidden_dim // num_heads
-    if head_dim % 2 or head_dim > MAX_HEAD_DIM:
-        fields.fail("attention.key_length", f"an even number up to {MAX_HEAD_DIM}, not {head_dim}")
-    for name in ("attention.value_length", "rope.dimension_count"):
-        if fields.count(name, head_dim, maximum=MAX_DIM) != head_dim:
-            fields.fail(name, f"the head's {head_dim} dimensions")
-    return head_dim
 
 
 def _rope_scaling(fields, max_tokens):

@@ -9,15 +9,13 @@ import os
 from marlin.files.fields import Fields, file_fields
 from marlin.files.strict_json import read_json_object
 from marlin.models.config import (
+    HF,
     MAX_CONTEXT_TOKENS,
-    MAX_DIM,
-    MAX_HEAD_DIM,
-    MAX_HEADS,
-    MAX_LAYERS,
     MAX_VOCAB,
+    SIZES,
     ModelConfig,
     context_tokens,
-    num_kv_heads,
+    read_sizes,
     yarn_rotations,
 )
 from marlin.models.rope import RopeScaling, yarn_attention_factor
@@ -50,22 +48,13 @@ def shared(
     """
     fields.choice(activation, activations, activations[0])
     _refuse_unsupported(fields)
-    num_heads = fields.count("num_attention_heads", maximum=MAX_HEADS)
-    hidden_dim = fields.count("hidden_size", maximum=MAX_DIM)
+    sizes = read_sizes(fields, HF, implies_kv_heads)
     vocab_size = fields.count("vocab_size", maximum=MAX_VOCAB)
-    max_tokens = fields.count("max_position_embeddings", maximum=MAX_CONTEXT_TOKENS)
     rope = rope or _rope_section(fields)
-    theta, scaling, max_tokens = _rope(fields, rope, max_tokens)
+    theta, scaling, max_tokens = _rope(fields, rope, sizes["max_context_tokens"])
     return {
         "architecture": architecture,
-        "num_layers": fields.count("num_hidden_layers", maximum=MAX_LAYERS),
-        "hidden_dim": hidden_dim,
-        "intermediate_dim": fields.count("intermediate_size", maximum=MAX_DIM),
-        "num_heads": num_heads,
-        "num_kv_heads": num_kv_heads(
-            fields, "num_key_value_heads", num_heads, is_implied=implies_kv_heads
-        ),
-        "head_dim": _head_dim(fields, hidden_dim, num_heads),
+        **sizes,
         "vocab_size": vocab_size,
         "max_context_tokens": max_tokens,
         "rms_norm_eps": fields.number("rms_norm_eps", maximum=1.0),
@@ -105,17 +94,6 @@ def _refuse_unsupported(fields):
             fields.fail("architectures", "a causal language model (…ForCausalLM)")
     if fields.number("partial_rotary_factor", 1.0) != 1.0:
         fields.fail("partial_rotary_factor", "1 (RoPE over the whole head)")
-
-
-def _head_dim(fields, hidden_dim, num_heads):
-    head_dim = fields.count("head_dim", None, maximum=MAX_HEAD_DIM)
-    if head_dim is None:
-        if hidden_dim % num_heads:
-            fields.fail("hidden_size", f"a multiple of the {num_heads} heads (head_dim is absent)")
-        head_dim = hidden_dim // num_heads
-    if head_dim % 2 or head_dim > MAX_HEAD_DIM:
-        fields.fail("head_dim", f"an even number up to {MAX_HEAD_DIM} (it comes to {head_dim})")
-    return head_dim
 
 
 def _eos_token_ids(fields, vocab_size):
@@ -220,14 +198,8 @@ def shared_values(config: ModelConfig, hf_class: str) -> dict:
         "architectures": [hf_class],
         "model_type": config.architecture,
         "hidden_act": "silu",
-        "num_hidden_layers": config.num_layers,
-        "hidden_size": config.hidden_dim,
-        "intermediate_size": config.intermediate_dim,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
+        **{row[HF]: getattr(config, name) for name, row in SIZES.items()},
         "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.max_context_tokens,
         "rms_norm_eps": config.rms_norm_eps,
         "rope_theta": config.rope_theta,
         "rope_scaling": _rope_scaling_values(config.rope_scaling),
@@ -241,15 +213,11 @@ def shared_values(config: ModelConfig, hf_class: str) -> dict:
 def _rope_scaling_values(scaling):
     if scaling.type is None:
         return None
+    names = {
+        "llama3": ("low_freq_factor", "high_freq_factor"),
+        "yarn": ("beta_fast", "beta_slow", "truncate", "attention_factor"),
+    }.get(scaling.type, ())
     values = {"rope_type": scaling.type, "factor": scaling.factor}
-    if scaling.type in ("llama3", "yarn"):
+    if names:
         values["original_max_position_embeddings"] = scaling.original_max_tokens
-    if scaling.type == "llama3":
-        values["low_freq_factor"] = scaling.low_freq_factor
-        values["high_freq_factor"] = scaling.high_freq_factor
-    if scaling.type == "yarn":
-        values["beta_fast"] = scaling.beta_fast
-        values["beta_slow"] = scaling.beta_slow
-        values["truncate"] = scaling.truncate
-        values["attention_factor"] = scaling.attention_factor
-    return values
+    return values | {name: getattr(scaling, name) for name in names}

@@ -69,12 +69,8 @@ class Prompter:
         return self._render(messages, variables)
 
     def _render(self, messages, variables, *, add_generation_prompt=True):
-        own = {
-            "messages": messages,
-            "tools": None,
-            "documents": None,
-            "add_generation_prompt": add_generation_prompt,
-        }
+        own = {"messages": messages, "tools": None, "documents": None}
+        own["add_generation_prompt"] = add_generation_prompt
         # A token that the model lacks is undefined.
         return self._template.render({**variables, **self._tokens, **own})
 
@@ -83,9 +79,8 @@ class Prompter:
         *before, last = messages
         marked = [*before, {**last, "content": last["content"] + _HERE}]
         try:
-            text, mark, _ = self._render(marked, variables, add_generation_prompt=False).rpartition(
-                _HERE
-            )
+            rendered = self._render(marked, variables, add_generation_prompt=False)
+            text, mark, _ = rendered.rpartition(_HERE)
         except TemplateError:
             mark = ""
         if mark:

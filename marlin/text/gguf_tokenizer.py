@@ -80,14 +80,14 @@ class _Vocabulary:
         ids = {}
         for id, token in enumerate(tokens):
             if ids.setdefault(token, id) != id:
-                raise _error(fields, "tokens", f"{token!r} is both token {ids[token]} and {id}")
-        named_ids = {}
-        for name in NAMES:
-            default, last = default_ids.get(name), len(tokens) - 1
-            if default is not None and default > last:
-                default = None
-            named_ids[name] = fields.count(f"{name}_token_id", default, minimum=0, maximum=last)
-        return cls(tokens, types, ids, named_ids)
+                _fail(fields, "tokens", f"{token!r} is both token {ids[token]} and {id}")
+        last = len(tokens) - 1
+        defaults = {name: id for name, id in default_ids.items() if id <= last}
+
+        def named_id(name):
+            return fields.count(f"{name}_token_id", defaults.get(name), minimum=0, maximum=last)
+
+        return cls(tokens, types, ids, {name: named_id(name) for name in NAMES})
 
     def of_type(self, type):
         return [self.tokens[id] for id in np.flatnonzero(self.types == type)]
@@ -118,12 +118,8 @@ def _listed_merges(fields, vocabulary):
             merges.append((tokens[ids[left]], tokens[ids[right]]))
             ids[left + right]
         except KeyError as error:
-            piece = error.args[0]
-            raise _error(
-                fields,
-                "merges",
-                f"merge {rank} {merge!r:.80} needs {piece!r:.80}, which is no token",
-            ) from None
+            needed = f"needs {error.args[0]!r:.80}, which is no token"
+            _fail(fields, "merges", f"merge {rank} {merge!r:.80} {needed}")
     return merges
 
 
@@ -162,20 +158,15 @@ def _implied_merges(fields, vocabulary, scores):
     for id in np.argsort(-scores.astype(np.float64), kind="stable"):
         piece = vocabulary.tokens[id]
         if len(piece) > MAX_PIECE_CHARS:
-            raise _error(
-                fields, "tokens", f"token {id} is longer than {MAX_PIECE_CHARS} characters"
-            )
+            _fail(fields, "tokens", f"token {id} is longer than {MAX_PIECE_CHARS} characters")
         if piece in own:
             for cut in range(len(piece) - 1, 0, -1):
                 left, right = own.get(piece[:cut]), own.get(piece[cut:])
                 if left is not None and right is not None:
                     merges.append((left, right))
             if len(merges) > max_merges:
-                raise _error(
-                    fields,
-                    "tokens",
-                    f"there are more than {max_merges} ways to join {len(own)} pieces",
-                )
+                ways = f"there are more than {max_merges} ways to join {len(own)} pieces"
+                _fail(fields, "tokens", ways)
     return merges
 
 
@@ -212,9 +203,9 @@ def _chat_template(fields):
     return fields.text("tokenizer.chat_template", None)
 
 
-def _error(fields, key, message):
+def _fail(fields, key, message):
     """For what is wrong with a value beside its type."""
-    return ModelFileError(fields.path, f"{PREFIX}{key}: {message}")
+    raise ModelFileError(fields.path, f"{PREFIX}{key}: {message}") from None
 
 
 def _numbers(fields, key, count, default=None):
@@ -227,5 +218,5 @@ def _numbers(fields, key, count, default=None):
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf":
         fields.fail(key, f"{count} numbers, one for each token")
     if value.ndim != 1 or len(value) < count:
-        raise _error(fields, key, f"has {value.size} values for {count} tokens")
+        _fail(fields, key, f"has {value.size} values for {count} tokens")
     return value[:count]

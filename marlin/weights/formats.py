@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from marlin.weights.kinds import GROUP_SIZES, KINDS, PACKED_KINDS, ROW_TILE
+from marlin.weights.kinds import GROUP_SIZES, KINDS, MUST, PACKED_KINDS, ROW_TILE
 
 FORMATS = PACKED_KINDS
 # Magnitudes of fp4's codes 0-7 (OCP Microscaling Formats v1.0, E2M1); bit 3 is the sign.
@@ -105,66 +105,49 @@ def dequantize(packed):
 
 
 def quantize(format, weights, group_size):
-    """Quantize with one of FORMATS; see the three functions below."""
-    quantizers = {"fp4": quantize_fp4, "int4": quantize_int4, "int8": quantize_int8}
-    return quantizers[format](weights, group_size)
+    """Quantize with one of FORMATS.
 
-
-def quantize_fp4(weights, group_size):
-    """Quantize to E2M1 codes, searching each group's scale for the least squared error.
+    fp4 and int4 search each group's scale (and bias) for the least squared error. int8 takes plain
+    absmax: at 127 steps a search gains nothing worth its time.
 
     Args:
         weights: float32 [N, K], K a multiple of group_size.
         group_size: one of GROUP_SIZES.
 
     Returns:
-        PackedWeight with float16 scales; no group's error exceeds that of plain absmax.
+        PackedWeight with float16 scales; no group's error exceeds that of plain absmax (int4:
+        min/max).
 
     Raises:
         ValueError: a weight is NaN, infinite or too large for a float16 scale.
     """
     groups = _grouped(weights, group_size)
     codes = np.empty(groups.shape, np.uint8)
-    scales = np.empty(groups.shape[:2], np.float16)
+    has_bias = KINDS[format].bias == MUST
+    factors = np.empty((1 + has_bias, *groups.shape[:2]), np.float16)
+    quantize_groups = {"fp4": _quantize_fp4, "int4": _quantize_int4, "int8": _quantize_int8}[format]
     for chunk in _row_chunks(groups):
-        magnitudes = np.abs(groups[chunk])
-        scale = _search_fp4_scale(magnitudes)
-        # Doubled, the levels are integers that index the codes: 0 1 2 3 4 6 8 12.
-        doubled = (2 * _fp4_levels(magnitudes, scale)).astype(np.uint8)
-        codes[chunk] = FP4_CODE_OF_DOUBLED[doubled] | np.signbit(groups[chunk]) << 3
-        scales[chunk] = scale
-    return pack("fp4", codes.reshape(weights.shape), scales)
+        codes[chunk], factors[:, chunk] = quantize_groups(groups[chunk])
+    return pack(format, codes.reshape(weights.shape), *factors)
 
 
-def quantize_int4(weights, group_size):
-    """Quantize to 4-bit codes with a scale and a bias, searching both for the least squared error.
-
-    Arguments, result and errors as quantize_fp4; the baseline is plain min/max.
-    """
-    groups = _grouped(weights, group_size)
-    codes = np.empty(groups.shape, np.uint8)
-    affines = np.empty((2, *groups.shape[:2]), np.float16)
-    for chunk in _row_chunks(groups):
-        affine = _search_int4_affine(groups[chunk])
-        codes[chunk] = _int4_codes(groups[chunk], affine)
-        affines[:, chunk] = affine
-    return pack("int4", codes.reshape(weights.shape), affines[0], affines[1])
+def _quantize_fp4(groups):
+    magnitudes = np.abs(groups)
+    scale = _search_fp4_scale(magnitudes)
+    # Doubled, the levels are integers that index the codes: 0 1 2 3 4 6 8 12.
+    doubled = (2 * _fp4_levels(magnitudes, scale)).astype(np.uint8)
+    return FP4_CODE_OF_DOUBLED[doubled] | np.signbit(groups) << 3, [scale]
 
 
-def quantize_int8(weights, group_size):
-    """Quantize to 8-bit codes by plain absmax: at 127 steps a search gains nothing worth its time.
+def _quantize_int4(groups):
+    affine = _search_int4_affine(groups)
+    return _int4_codes(groups, affine), affine
 
-    Arguments, result and errors as quantize_fp4.
-    """
-    groups = _grouped(weights, group_size)
-    codes = np.empty(groups.shape, np.uint8)
-    scales = np.empty(groups.shape[:2], np.float16)
-    for chunk in _row_chunks(groups):
-        scale = _half_scale(np.abs(groups[chunk]).max(axis=2) / np.float32(127))
-        ratio = groups[chunk] * _inverse(scale)[:, :, None]
-        codes[chunk] = np.clip(np.rint(ratio), -127, 127) + 128
-        scales[chunk] = scale
-    return pack("int8", codes.reshape(weights.shape), scales)
+
+def _quantize_int8(groups):
+    scale = _half_scale(np.abs(groups).max(axis=2) / np.float32(127))
+    ratio = groups * _inverse(scale)[:, :, None]
+    return np.clip(np.rint(ratio), -127, 127) + 128, [scale]
 
 
 def _pad_rows(rows):

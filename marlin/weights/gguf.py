@@ -30,18 +30,10 @@ MIN_METADATA_BYTES = 14
 MIN_TENSOR_BYTES = 33
 
 BOOL, STRING, ARRAY = 7, 8, 9
+# By the numbers of the specification, in the letters of `struct`; those up to BOOL have no gap.
 SCALARS = {
-    0: struct.Struct("<B"),
-    1: struct.Struct("<b"),
-    2: struct.Struct("<H"),
-    3: struct.Struct("<h"),
-    4: struct.Struct("<I"),
-    5: struct.Struct("<i"),
-    6: struct.Struct("<f"),
-    BOOL: struct.Struct("<B"),
-    10: struct.Struct("<Q"),
-    11: struct.Struct("<q"),
-    12: struct.Struct("<d"),
+    kind: struct.Struct("<" + letter)
+    for kind, letter in (*enumerate("BbHhIifB"), (10, "Q"), (11, "q"), (12, "d"))
 }
 U32, U64 = SCALARS[4], SCALARS[10]
 

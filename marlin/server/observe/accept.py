@@ -30,19 +30,14 @@ def preferred(accept, offers):
 def _parse(text):
     """(type, subtype, version or None, quality) of a media range; None when it is malformed."""
     name, *parameters = (part.strip(" \t") for part in text.split(";"))
-    match = _RANGE.fullmatch(name)
-    if match is None:
-        return None
-    version, quality = None, "1"
+    match, given = _RANGE.fullmatch(name), {"q": "1"}
     for parameter in parameters:
         key, _, value = (part.strip(" \t") for part in parameter.partition("="))
-        if key.lower() == "version":
-            version = value.strip('"')
-        elif key.lower() == "q":
-            quality = value
-    if _QUALITY.fullmatch(quality) is None:
+        given[key.lower()] = value
+    if match is None or _QUALITY.fullmatch(given["q"]) is None:
         return None
-    return match[1].lower(), match[2].lower(), version, float(quality)
+    version = given.get("version")
+    return match[1].lower(), match[2].lower(), version and version.strip('"'), float(given["q"])
 
 
 def _quality(offer, ranges):
@@ -52,9 +47,7 @@ def _quality(offer, ranges):
     for range_kind, range_subtype, range_version, quality in ranges:
         if range_kind not in (kind, "*") or range_subtype not in (subtype, "*"):
             continue
-        if range_kind == "*" and range_subtype != "*":
-            continue
-        if range_version not in (version, None):
+        if (range_kind == "*" and range_subtype != "*") or range_version not in (version, None):
             continue
         specific = (range_kind != "*") + (range_subtype != "*") + (range_version is not None)
         best = max(best, (specific, quality))

@@ -12,14 +12,9 @@ from marlin.text.template.limits import MAX_NESTING, located
 
 _COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
 _PRECEDENCE = {"+": 1, "-": 1, "~": 2, "*": 3, "/": 3, "//": 3, "%": 3, "**": 4}
-_CONSTANTS = {
-    "true": True,
-    "True": True,
-    "false": False,
-    "False": False,
-    "none": None,
-    "None": None,
-}
+# Each in Python's spelling, too.
+CONSTANTS = {"true": True, "false": False, "none": None}
+CONSTANTS |= {str(value): value for value in CONSTANTS.values()}
 _CLOSING = ("end_print", "end_tag", "end")
 
 
@@ -169,8 +164,8 @@ class ExpressionParser:
         token = self.token
         if token.kind == "name":
             self.advance()
-            if token.value in _CONSTANTS:
-                return nodes.Literal(_CONSTANTS[token.value])
+            if token.value in CONSTANTS:
+                return nodes.Literal(CONSTANTS[token.value])
             self.names.append(token.value)
             return nodes.Name(token.value)
         if token.kind == "string":

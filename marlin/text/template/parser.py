@@ -5,7 +5,7 @@ refused: a chat template stands alone.
 """
 
 from marlin.text.template import nodes, statements
-from marlin.text.template.expressions import ExpressionParser
+from marlin.text.template.expressions import CONSTANTS, ExpressionParser
 from marlin.text.template.lexer import tokenize
 
 _EXTRA_NAMES = ("varargs", "kwargs")
@@ -214,7 +214,7 @@ class _TemplateParser(ExpressionParser):
             self.expect(")")
             return target
         token = self.expect_kind("name")
-        if token.value in ("true", "false", "none", "True", "False", "None"):
+        if token.value in CONSTANTS:
             self.fail(f"cannot assign to {token.value!r}", token.line)
         if with_namespace and self.accept("."):
             return statements.NamespaceTarget(token.value, self.expect_kind("name").value)

@@ -5,10 +5,10 @@ Owns scoping, loops and macros, and gives every error its line. Like expressions
 change. `execute` returns None, or BREAK or CONTINUE on its way to the loop it concerns.
 """
 
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 from marlin.text.template.limits import BODY_WORK, FAULTS, Fault, located
-from marlin.text.template.nodes import Filter, Node, Scope
+from marlin.text.template.nodes import Filter, Node
 from marlin.text.template.values import (
     MISSING,
     Invocable,
@@ -23,21 +23,6 @@ from marlin.text.template.values import (
 BREAK, CONTINUE = "break", "continue"
 
 
-class Statement(Protocol):
-    """Base: `line` is where the statement starts."""
-
-    @property
-    def line(self) -> int: ...
-
-    def execute(self, scope: Scope, out: list[str]) -> str | None: ...
-
-
-class Target(Protocol):
-    """What a value can be assigned to."""
-
-    def assign(self, scope: Scope, value: Any) -> None: ...
-
-
 class Body(NamedTuple):
     """Statements in a row.
 
@@ -46,7 +31,7 @@ class Body(NamedTuple):
         num_tokens: that running it once executes, without the bodies inside.
     """
 
-    statements: list[Statement]
+    statements: list["Statement"]
     line: int
     num_tokens: int
 
@@ -109,7 +94,7 @@ class NamespaceTarget(NamedTuple):
 
 
 class TupleTarget(NamedTuple):
-    targets: list[Target]
+    targets: list["Target"]
 
     def assign(self, scope, value):
         values = listing(scope.budget, value)
@@ -117,6 +102,9 @@ class TupleTarget(NamedTuple):
             raise Fault(f"cannot unpack {len(values)} values into {len(self.targets)} names")
         for target, part in zip(self.targets, values, strict=True):
             target.assign(scope, part)
+
+
+Target = NameTarget | NamespaceTarget | TupleTarget
 
 
 class Set(NamedTuple):
@@ -238,6 +226,10 @@ class DefineMacro(NamedTuple):
 
     def execute(self, scope, out):
         scope.names[self.name] = Macro(self, scope)
+
+
+# `line` is where each starts.
+Statement = Data | Print | Set | Captured | If | For | LoopControl | With | DefineMacro
 
 
 class Macro(Invocable):
