@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from gguf_models import write_gguf
+from pytorch import torch
 from reference_models import GEMMA3, HalfCache, build, logits_of, with_weights
 from safetensors.numpy import load_file, save_file
 from test_native_folder import assert_near, convert, stored_weights
