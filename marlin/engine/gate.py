@@ -101,6 +101,7 @@ class SlotGate:
         """When there should be a place for one with so many before it, in whole seconds: so that
         somebody always waits when a slot becomes free, who then has been here for longer than
         whoever asks in that moment."""
+        assert self._num_places is not None, "nobody is turned away where places have no bound"
         num_to_end = num_ahead + 1 - (self._num_places - self._num_slots)
         wanted = math.floor(num_to_end * self._held_s / self._num_slots)
         return min(max(1, wanted), MAX_RETRY_S)
