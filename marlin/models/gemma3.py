@@ -101,12 +101,14 @@ class Gemma3(Family[Gemma3Config]):
         values = config_hf.shared_values(config, self.hf_class)
         del values["hidden_act"], values["mlp_bias"]
         kinds = ["sliding_attention" if window else "full_attention" for window in config.windows]
+        scalar = config.query_pre_attn_scalar
         return values | {
             "hidden_activation": "gelu_pytorch_tanh",
             "layer_types": kinds,
             "sliding_window": next(filter(None, config.windows), 4096),
             "rope_local_base_freq": config.local_rope_theta,
-            "query_pre_attn_scalar": config.query_pre_attn_scalar,
+            # transformers takes no float for a whole number.
+            "query_pre_attn_scalar": int(scalar) if scalar.is_integer() else scalar,
         }
 
     def spec(self, config: Gemma3Config) -> ModelSpec:

@@ -117,6 +117,19 @@ def test_what_is_written_reads_back(read):
     assert read(**family_of(config).hf_config(config)) == config
 
 
+def test_transformers_reads_what_is_written(read):
+    transformers = pytest.importorskip("transformers", reason="bin/test installs it")
+    config = read(rope_scaling=LINEAR)
+    theirs = transformers.Gemma3TextConfig(**family_of(config).hf_config(config))
+    kinds = ["sliding_attention", "sliding_attention", "full_attention"] * 3
+    assert theirs.layer_types == kinds[:7] and theirs.sliding_window == 8
+    assert theirs.rope_parameters == {
+        "full_attention": LINEAR | {"rope_theta": 1000000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    }
+    assert theirs.query_pre_attn_scalar == 48 and theirs.head_dim == 32
+
+
 GGUF = {
     "general.architecture": ("str", "gemma3"),
     "gemma3.block_count": ("u32", 7),
