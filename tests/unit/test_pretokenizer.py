@@ -1,7 +1,6 @@
 """Where each family cuts text, on examples that a reader can check by eye."""
 
 import itertools
-import re
 import time
 
 import pytest
@@ -101,8 +100,9 @@ def test_what_a_backslash_means_stays(kept):
 )
 def test_a_pattern_that_nobody_published_is_refused_unless_it_is_allowed(pattern):
     steps = described(r"\p{N}", pattern)
-    with pytest.raises(pretokenizer.UnknownPatternError, match=re.escape(pattern)):
+    with pytest.raises(pretokenizer.UnknownPatternError) as refused:
         pretokenizer.make_safe(steps)
+    assert str(refused.value) == pattern
     assert not pretokenizer.make_safe(steps, allow_unknown=True)
     assert pretokenizer.make_safe([], False) is False
 
