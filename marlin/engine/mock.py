@@ -82,10 +82,6 @@ class MockTokenizer:
         kept = [id for id in ids if not (skip_special_tokens and self.is_special(id))]
         return b"".join(map(self.token_bytes, kept)).decode("utf-8", "replace")
 
-    def token_text(self, id):
-        """A token as text; a byte that is no character by itself becomes U+FFFD."""
-        return self.token_bytes(id).decode("utf-8", "replace")
-
     def token_bytes(self, id):
         """The bytes a token adds to a text."""
         return bytes([id]) if id < 256 else self._texts[id - 256].encode("utf-8")

@@ -95,21 +95,18 @@ class Step:
 
     def norm(self, weight: Tensor, delta: View | None = None) -> None:
         """hidden += delta; normed = rms_norm(hidden)."""
-        ops.rms_norm(
-            self.recorder,
-            self.acts["hidden"],
-            self.weights[weight.name],
-            self.acts["normed"],
-            self.config.hidden_dim,
-            self.config.rms_norm_eps,
-            delta=delta,
-        )
+        self._norm("hidden", weight, "normed", delta)
 
     def norm_delta(self, weight: Tensor) -> None:
         """delta = rms_norm(delta)."""
-        delta, config = self.acts["delta"], self.config
-        values, dim = self.weights[weight.name], config.hidden_dim
-        ops.rms_norm(self.recorder, delta, values, delta, dim, config.rms_norm_eps)
+        self._norm("delta", weight, "delta")
+
+    def _norm(self, x, weight, y, delta=None):
+        values, sizes = (
+            self.weights[weight.name],
+            (self.config.hidden_dim, self.config.rms_norm_eps),
+        )
+        ops.rms_norm(self.recorder, self.acts[x], values, self.acts[y], *sizes, delta=delta)
 
     def linear(self, x: str, layer: Linear, y: str, label: str) -> None:
         """The activations y = layer(the activations x)."""
