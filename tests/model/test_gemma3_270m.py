@@ -6,6 +6,8 @@ import sys
 import pytest
 from served import PATIENCE_S, ROOT, Served
 
+from marlin.commands.quantize import quantize
+
 pytestmark = pytest.mark.downloads
 
 COMPLETIONS = "/v1/completions"
@@ -19,6 +21,18 @@ CONTINUED = {
     "Paris": ("Paris is the capital of", " France and is the most visited city in the world"),
     "France": ("The capital of France is", " the capital of the country of France. It is"),
 }
+
+# Plain text: the base model was taught no turns.
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}"
+    "{{ 'Question: ' if message['role'] == 'user' else 'Answer: ' }}{{ message['content'] }}\n"
+    "{% endfor %}Answer:"
+)
+CONVERSATION = [
+    {"role": "user", "content": "What is the capital of Italy?"},
+    {"role": "assistant", "content": "Rome"},
+    {"role": "user", "content": "What is the capital of France?"},
+]
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +86,16 @@ def test_generate_writes_what_the_server_says(served, gemma):
     assert done.returncode == 0, done.stderr
     whole = served.post(COMPLETIONS, completion(COUNTING[0]))["choices"][0]["text"]
     assert done.stdout == whole + "\n"
+
+
+def test_in_its_native_form_it_counts_on_and_chats_with_a_template(gemma, tmp_path):
+    folder = tmp_path / "gemma3"
+    quantize(gemma, folder, "int8", 64, progress=lambda done, total: None)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    body = {"model": "gemma3", "messages": CONVERSATION, "temperature": 0, "stop": "\n"}
+    with Served(folder, "--host", "127.0.0.1", "--max-context", "512") as server:
+        [choice] = server.post("/v1/chat/completions", body)["choices"]
+        counted = server.post(COMPLETIONS, completion(COUNTING[0], model="gemma3"))
+    assert choice["message"]["content"].strip() == "Paris"
+    assert choice["finish_reason"] == "stop"
+    assert counted["choices"][0]["text"].startswith(COUNTING[1])
