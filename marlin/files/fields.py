@@ -51,8 +51,9 @@ class Fields:
 
     def with_defaults(self, defaults: dict[str, Any]) -> "Fields":
         """The same fields, with values for those that are absent."""
-        present = {name: value for name, value in self.values.items() if value is not None}
-        return Fields(defaults | present, self._refuse, self.prefix, self.path)
+        present = self.values.items()
+        said = {name: value for name, value in present if not (value is None and name in defaults)}
+        return Fields(defaults | said, self._refuse, self.prefix, self.path)
 
     def fail(self, name: str, expected: str) -> NoReturn:
         """Refuse a field as it stands."""

@@ -96,3 +96,9 @@ def test_defaults_stand_in_for_what_is_absent_or_null():
     assert refused(GOOD, lambda f: f.with_defaults({"new": "x"}).count("new")).startswith(
         "config.json: new is 'x'"
     )
+
+
+def test_defaults_stand_in_for_what_is_absent_or_null_and_other_nulls_stay():
+    fields = file_fields("c.json", {"a": None, "b": 2, "n": None}).with_defaults({"a": 1, "b": 1})
+    assert (fields.count("a"), fields.count("b")) == (1, 2)
+    assert "n" in fields.values and fields.raw("n") is None
