@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from marlin import __version__, config
 from marlin.commands.table import COMMANDS, module_of, parser_of
 from marlin.errors import ConfigError, MarlinError
+from marlin.streams import open_missing
 
 _HELP = """usage: metal-marlin COMMAND ...
 
@@ -47,6 +48,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     Returns:
         Exit code: 0, 1 for a failure, 2 for a mistake in the arguments.
     """
+    open_missing()
     words = list(sys.argv[1:] if argv is None else argv)
     environ = os.environ if environ is None else environ
     try:

@@ -45,6 +45,10 @@ class ConfigError(MarlinError):
     """A command-line option or environment variable that cannot be used."""
 
 
+class TokenizerPoolError(MarlinError):
+    """The tokenizing library has no threads to run on; a new process may get them."""
+
+
 class DeviceError(MarlinError):
     """Native code refused a call or a replay failed; the text is the library's own."""
 

@@ -17,6 +17,7 @@ from types import MappingProxyType
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 
+from marlin.errors import TokenizerPoolError
 from marlin.text.special_tokens import end_of_turn_ids
 
 SPACE_PIECE = "\u2581"
@@ -73,6 +74,7 @@ class Tokenizer:
         ends = end_of_turn_ids(backend.token_to_id, self._special_ids.__contains__)
         self.eos_token_ids = frozenset({*eos_token_ids, *own, *ends})
         self.vocab_size = max([backend.get_vocab_size(), *(id + 1 for id in added)])
+        _make_pool(backend)
         first = backend.encode("").ids[:1]
         self.add_bos_token = self.bos_token_id is not None and first == [self.bos_token_id]
         self._spelling, self.strips_leading_space = _recognise_decoder(backend.decoder)
@@ -148,6 +150,17 @@ class Tokenizer:
         config = {**self.named_tokens, "chat_template": self.chat_template}
         _write_json(folder / "tokenizer_config.json", config)
         _write_json(folder / "generation_config.json", {"eos_token_id": sorted(self.eos_token_ids)})
+
+
+def _make_pool(backend):
+    """Have the threads made that `encode` runs on: a library that could not make them once never
+    tokenizes again."""
+    try:
+        backend.encode_batch_fast(["a", "b"])
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001  (a panic of the library is a BaseException)
+        raise TokenizerPoolError(f"tokenizing is not possible: {error}") from None
 
 
 def set_template(backend, bos=None, eos=None):

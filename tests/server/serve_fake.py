@@ -18,6 +18,7 @@ def _audit(event, arguments):
 sys.addaudithook(_audit)
 
 import os
+import threading
 
 from failing_engine import failing_engine
 from fakes import ByteTokenizer, FakeEngine, say, say_then_hang
@@ -36,12 +37,21 @@ def _slow(request):
     yield b"and ended"
 
 
+class WedgedEngine(FakeEngine):
+    """One whose thread hangs: closing it waits for ever."""
+
+    def close(self):
+        print("closing", file=sys.stderr, flush=True)
+        threading.Event().wait()
+
+
 _SCRIPTS = {"hello": say(b"Hello there!"), "slow": _slow, "hang": say_then_hang(b"begun ")}
 
 
 def _load(settings):
     name = settings.model_path
-    engine = failing_engine() if name == "failing" else FakeEngine(_SCRIPTS[name])
+    made = {"failing": failing_engine, "wedged": WedgedEngine}
+    engine = made[name]() if name in made else FakeEngine(_SCRIPTS[name])
     return ServedModel(name, engine, ByteTokenizer())
 
 
@@ -50,7 +60,8 @@ def main():
     config.add_arguments(parser)
     settings = config.serve_config(vars(parser.read(sys.argv[1:])), os.environ)
     logs.configure(settings.log_level, settings.log_format, sys.stderr)
-    return serve(settings, _load, Limits(drain_s=float(os.environ.get("DRAIN_S", "5"))))
+    times = {name: float(os.environ.get(name.upper(), "5")) for name in ("drain_s", "stop_s")}
+    return serve(settings, _load, Limits(**times))
 
 
 if __name__ == "__main__":

@@ -179,6 +179,20 @@ def test_a_second_signal_stops_at_once(start):
         assert process.popen.wait(timeout=2) == 128 + signal.SIGTERM
 
 
+def test_an_engine_that_cannot_be_closed_does_not_outlive_its_time(start):
+    process = start("wedged", DRAIN_S="0.1", STOP_S="1.5")
+    code, errors = process.stop()
+    assert code == 1 and "closing" in errors
+
+
+def test_a_second_signal_stops_at_once_when_requests_are_over_and_the_engine_hangs(start):
+    process = start("wedged", DRAIN_S="0.1", STOP_S="1000")
+    process.popen.send_signal(signal.SIGTERM)
+    assert "closing" in next(line for line in process.popen.stderr if "closing" in line)
+    process.popen.send_signal(signal.SIGTERM)
+    assert process.popen.wait(timeout=2) == 128 + signal.SIGTERM
+
+
 def test_what_the_grace_period_cuts_off_is_told_that_the_server_stops(start):
     """One streams, one waits for its whole answer, one for its turn."""
     process = start("hang", "--max-concurrent-requests", "2", DRAIN_S="0.2")

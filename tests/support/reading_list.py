@@ -105,6 +105,7 @@ FILES_BEHIND = {
     "marlin/__init__.py": "the version",
     "marlin/cli.py": "the operator's own words",
     "marlin/config.py": "the operator's own words",
+    "marlin/streams.py": "descriptors of the process",
     "marlin/server/api/dialect.py": "declares what a dialect is",
     "marlin/server/api/event_stream.py": "events that a dialect has made",
     "marlin/server/http/allocator.py": "the allocator's settings",

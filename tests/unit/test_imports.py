@@ -10,13 +10,14 @@ import pytest
 PACKAGE = Path(__file__).parent.parent.parent / "marlin"
 
 # Layers that anyone may import; they import none but these themselves.
-LEAVES = {"errors", "config", "files", "text"}
+LEAVES = {"errors", "config", "streams", "files", "text"}
 # A layer imports the leaves, itself and what stands beside it. Files right under marlin/ are
 # layers, too; "" is the package itself, which holds the version.
 BELOW = {
     "": set(),
     "errors": set(),
     "config": set(),
+    "streams": set(),
     "files": set(),
     "text": set(),
     "server": set(),

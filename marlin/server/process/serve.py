@@ -29,6 +29,7 @@ from marlin.server.observe.metrics import Metrics
 from marlin.server.observe.metrics_page import MetricsPage
 from marlin.server.process.lockdown import lock_down
 from marlin.server.process.signals import StopSignals
+from marlin.streams import say
 
 _log = logging.getLogger("marlin.server")
 
@@ -67,24 +68,10 @@ def serve(config, load, limits=None):
     watch_engine(model, signals)
     signals.wait()
     _log.info("stopping: waiting up to %g s for requests in flight", limits.drain_s)
-    _drain(server, limits, signals)
+    end_in_time(limits, signals.wait_for)
+    if not server.drain(limits.drain_s):
+        _log.warning("requests still running after %g s were cut off", limits.drain_s)
     return close_engine(model, server, limits)
-
-
-def _drain(server, limits, signals):
-    """Let requests in flight finish; one signal more ends the process instead."""
-    drained = threading.Event()
-
-    def drain():
-        if not server.drain(limits.drain_s):
-            _log.warning("requests still running after %g s were cut off", limits.drain_s)
-        drained.set()
-        signals.finish()
-
-    threading.Thread(target=drain, name="drain", daemon=True).start()
-    while not drained.is_set():
-        if signum := signals.wait():
-            os._exit(128 + signum)
 
 
 def build_app(config, model, limits, row=None, created=None):
@@ -121,6 +108,21 @@ def build_app(config, model, limits, row=None, created=None):
         capabilities={} if model is None else capabilities(model),
     )
     return App(router, endpoints, metrics, config.api_key)
+
+
+def end_in_time(limits, wait_for):
+    """Whatever hangs from now on, this process ends after its grace period.
+
+    Args:
+        wait_for: callable(seconds) that waits so long, or returns the number of a signal that ends
+            the process at once.
+    """
+
+    def watch():
+        signum = wait_for(limits.drain_s + limits.stop_s)
+        os._exit(128 + signum if signum else 1)
+
+    threading.Thread(target=watch, name="deadline", daemon=True).start()
 
 
 def watch_engine(model, signals):
@@ -206,7 +208,7 @@ def announce(config, model_id, listener, limits):
     what = "no model loaded (every request gets 503; MODEL_PATH is missing)"
     if model_id:
         what = "serving " + ", ".join(served_as(config.served_names, model_id).names)
-    print(f"metal-marlin {__version__}: {what} at {where}", flush=True)
+    say(f"metal-marlin {__version__}: {what} at {where}")
     _log.info("up to %d connections at once in each process", limits.num_connections)
     if ipaddress.ip_address(host).is_unspecified:
         here = "[::1]" if ":" in host else "127.0.0.1"

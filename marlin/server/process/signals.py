@@ -1,7 +1,9 @@
 """Signals that end a server, as something its main thread can wait on."""
 
 import os
+import select
 import signal
+import time
 
 
 class StopSignals:
@@ -25,6 +27,14 @@ class StopSignals:
     def wait(self):
         """Wait for the next signal, or for finish(); returns the signal's number, or 0."""
         return os.read(self._reader, 1)[0]
+
+    def wait_for(self, seconds):
+        """Wait so long for a signal; returns its number, or 0 without one."""
+        end = time.monotonic() + seconds
+        while (left_s := end - time.monotonic()) > 0:
+            if select.select([self], [], [], left_s)[0] and (signum := self.wait()):
+                return signum
+        return 0
 
     def finish(self):
         """Let wait() return 0. Any thread."""

@@ -24,7 +24,13 @@ from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer
 from marlin.server.observe.worker_table import WorkerTable
 from marlin.server.process.lockdown import lock_down
-from marlin.server.process.serve import build_app, close_engine, libraries, watch_engine
+from marlin.server.process.serve import (
+    build_app,
+    close_engine,
+    end_in_time,
+    libraries,
+    watch_engine,
+)
 from marlin.server.process.signals import StopSignals
 
 _log = logging.getLogger("marlin.server")
@@ -151,6 +157,7 @@ def _serve(job, load):
     # One signal or many: the supervisor kills when there is to be no more waiting, and a service
     # manager may send the same signal to all processes of the service as the supervisor does.
     signals.wait()
+    end_in_time(limits, time.sleep)  # for when the supervisor is gone
     if not server.drain(limits.drain_s):
         _log.warning("requests still running after %g s were cut off", limits.drain_s)
     return close_engine(model, server, limits)

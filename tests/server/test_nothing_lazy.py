@@ -1,0 +1,107 @@
+"""What requests need is there before the server listens: no module is looked for while it serves,
+where one descriptor too few would end what asked for it."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import pytest
+from clients import CLIENT_TIMEOUT_S, RawClient, request_bytes
+from tokenizers import Tokenizer as Backend
+from tokenizers import models
+from worker_processes import ROOT
+
+from marlin.errors import TokenizerPoolError
+from marlin.text.tokenizer import Tokenizer
+
+TRACED = """
+import sys
+write = sys.stderr.write
+sys.addaudithook(lambda event, given: event == "import" and write(f"IMPORT {given[0]}\\n"))
+from marlin.cli import main
+sys.exit(main())
+"""
+HEALTH, METRICS, MODELS = "/health", "/metrics", "/v1/models"
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+MESSAGES = [{"role": "user", "content": "Hé\u0301llo 😀 " * 9000}]
+PENALTIES = {"repetition_penalty": 1.1, "frequency_penalty": 0.5, "presence_penalty": 0.5}
+SAMPLED = {"temperature": 0.9, "top_p": 0.9, "top_k": 20, "min_p": 0.01, "seed": 1}
+GENERATIONS = (
+    (CHAT, {"messages": [{"role": "user", "content": "Hi"}], **PENALTIES}),
+    (CHAT, {"messages": [{"role": "user", "content": "Hi"}], **SAMPLED, "stream": True}),
+    (CHAT, {"messages": [{"role": "user", "content": "Hi"}], "logprobs": True, "top_logprobs": 5}),
+    (COMPLETIONS, {"prompt": ["a", "b"], "n": 2, "echo": True, "stop": ["x"]}),
+    (COMPLETIONS, {"prompt": [10, 11, 12], "logit_bias": {"5": 1.5}, "logprobs": 3}),
+    (CHAT, {"messages": MESSAGES}),  # too long
+    (CHAT, {"messages": [{"role": "tool"}]}),
+    (CHAT, {"messages": [], "temperature": "hot"}),
+)
+
+
+@pytest.fixture(scope="module", params=[(), ("--enable-batching", "--speculative", "ngram")])
+def traced(request, demo_model_path, tmp_path_factory):
+    """(connect, a function that tells what was imported since the server listens)"""
+    log = tmp_path_factory.mktemp("traced") / "log"
+    command = [sys.executable, "-c", TRACED, "serve", str(demo_model_path), "--port", "0"]
+    with log.open("w") as stderr:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--max-context", "512", *request.param],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            cwd=ROOT,
+            env=os.environ,
+        )
+    try:
+        port = int(re.search(r":(\d+)$", process.stdout.readline().strip())[1])
+        before = len(log.read_text())
+        yield port, lambda: re.findall(r"^IMPORT (.*)$", log.read_text()[before:], re.MULTILINE)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def answers(port, requests):
+    sock = socket.create_connection(("127.0.0.1", port), timeout=4 * CLIENT_TIMEOUT_S)
+    with RawClient(sock) as client:
+        client.send(requests + request_bytes("GET", HEALTH, headers=["Connection: close"]))
+        return b"".join(iter(lambda: client.sock.recv(65536), b""))
+
+
+def test_no_request_imports_anything(traced):
+    port, imported = traced
+    for path, body in GENERATIONS:
+        body = {"model": "SmolLM2-135M-Instruct.Q4_1", "max_tokens": 8, **body}
+        received = answers(port, request_bytes("POST", path, body))
+        assert received.startswith(b"HTTP/1.1 "), path
+        assert b"internal error" not in received
+    for path in (HEALTH, METRICS, MODELS, f"{MODELS}/SmolLM2-135M-Instruct.Q4_1", "/nowhere"):
+        answers(port, request_bytes("GET", path))
+    answers(port, request_bytes("GET", METRICS, headers=["Accept: text/plain"]))
+    answers(port, b"\x00\x01\r\n\r\n")
+    assert imported() == []
+
+
+class NoThreads:
+    """A backend whose library cannot make its threads, as it tells of that: by a panic."""
+
+    def __init__(self):
+        self._backend = Backend(models.BPE())
+
+    def encode_batch_fast(self, *_):
+        raise Panic("The global thread pool has not been initialized")
+
+    def __getattr__(self, name):
+        return getattr(self._backend, name)
+
+
+class Panic(BaseException):
+    """As PyO3's."""
+
+
+def test_a_tokenizer_without_threads_is_refused_when_it_is_made():
+    with pytest.raises(TokenizerPoolError, match="thread pool has not been initialized"):
+        Tokenizer(NoThreads())
