@@ -13,6 +13,7 @@ from marlin.errors import DeviceError
 # In a prompt: its first step fails; there is a bug in its second, which begins after a pause that
 # lets the first token reach its client; its logits are not numbers.
 DEVICE_FAILS, ENGINE_BREAKS, NO_NUMBERS = "#device", "#engine", "#numbers"
+DEVICE_HANGS = "#hangs"  # for ever
 PAUSE_S = 0.3
 REASON = "the device fell over"
 ANSWER = "ok"
@@ -33,6 +34,8 @@ class FailingRunner:
         prompt, num_out = bytes(request.prompt_token_ids), len(request.output_token_ids)
         if DEVICE_FAILS.encode() in prompt:
             raise DeviceError(REASON)
+        if DEVICE_HANGS.encode() in prompt:
+            time.sleep(1000)
         if ENGINE_BREAKS.encode() in prompt and num_out:
             time.sleep(PAUSE_S)
             raise RuntimeError("a bug in the engine")

@@ -61,6 +61,7 @@ def main():
     settings = config.serve_config(vars(parser.read(sys.argv[1:])), os.environ)
     logs.configure(settings.log_level, settings.log_format, sys.stderr)
     times = {name: float(os.environ.get(name.upper(), "5")) for name in ("drain_s", "stop_s")}
+    times["hung_s"] = float(os.environ.get("HUNG_S", "90"))
     return serve(settings, _load, Limits(**times))
 
 

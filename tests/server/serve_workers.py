@@ -18,7 +18,10 @@ from marlin.server.http.limits import Limits
 from marlin.server.process import supervisor, worker
 
 DRAIN_S = float(os.environ.get("DRAIN_S", "8"))
-LIMITS = Limits(drain_s=DRAIN_S, restart_s=0.05, heartbeat_s=0.05)
+HUNG_S = float(os.environ.get("HUNG_S", "90"))
+LIMITS = Limits(
+    drain_s=DRAIN_S, restart_s=0.05, heartbeat_s=0.05, hung_s=HUNG_S, abort_s=0.5, slow_s=0.3
+)
 GATE_POLL_S = 0.01
 
 

@@ -13,7 +13,14 @@ from pathlib import Path
 
 import pytest
 from clients import CLIENT_TIMEOUT_S, RawClient, chat_body, request_bytes
-from failing_engine import ANSWER, DEVICE_FAILS, ENGINE_BREAKS, NO_NUMBERS, REASON
+from failing_engine import (
+    ANSWER,
+    DEVICE_FAILS,
+    DEVICE_HANGS,
+    ENGINE_BREAKS,
+    NO_NUMBERS,
+    REASON,
+)
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -302,3 +309,13 @@ def test_a_taken_port_is_one_clear_error():
         f"cannot listen on 127.0.0.1 port {port}: Address already in use; --port 0 takes a free one"
     )
     assert "Traceback" not in done.stderr
+
+
+def test_a_process_whose_engine_hangs_says_where_and_exits_with_1(start):
+    process = start("failing", "--host", "127.0.0.1", HUNG_S="1")
+    with process.connect() as client:
+        body = chat_body(model="failing", messages=[{"role": "user", "content": DEVICE_HANGS}])
+        client.send(request_bytes("POST", "/v1/chat/completions", body))
+        assert process.popen.wait(CLIENT_TIMEOUT_S) == 1
+    log = process.popen.stderr.read()
+    assert "completed no step for 1 s" in log and "failing_engine.py" in log

@@ -6,12 +6,13 @@ import resource
 import signal
 import socket
 import sys
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from clients import chat_body, request_bytes
-from failing_engine import DEVICE_FAILS, REASON
+from failing_engine import DEVICE_FAILS, DEVICE_HANGS, REASON
 from worker_processes import Stream, Workers, running, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -253,3 +254,41 @@ def test_the_workers_know_the_api_key_and_no_command_line_shows_it(start):
     assert workers.ask("/v1/models", key).status == 200
     for pid in pids:
         assert b"cret-key" not in Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def test_a_worker_whose_engine_hangs_takes_no_connections_and_is_replaced(start):
+    workers = start("failing", "--workers", "2", HUNG_S="3")
+    workers.wait_for_workers(2)
+    hung = {"role": "user", "content": DEVICE_HANGS}
+    body = chat_body(model="failing")
+    with workers.connect() as victim:
+        asked = chat_body(model="failing", messages=[hung])
+        victim.send(request_bytes("POST", "/v1/chat/completions", asked))
+        time.sleep(1)
+        for _ in range(12):
+            with workers.connect() as client:
+                assert client.ask("POST", "/v1/chat/completions", body).status == 200
+        until(lambda: workers.logged(r"worker \d \(process \d+\) hangs: nothing was"), "its end")
+        until(lambda: workers.logged("ended by signal 6; replaced in"), "its replacement")
+    workers.wait_for_workers(2)
+    assert workers.logged("Fatal Python error: Aborted")
+    assert any("failing_engine.py" in line for line in workers.log)
+    for _ in range(6):
+        with workers.connect() as client:
+            assert client.ask("POST", "/v1/chat/completions", body).status == 200
+
+
+def test_a_worker_that_is_stopped_is_replaced(start):
+    workers = start("gated", "--workers", "2", HUNG_S="1")
+    workers.wait_for_workers(2)
+    victim = workers.pids()[0]
+    os.kill(victim, signal.SIGSTOP)
+    until(lambda: not running(victim), "its end")
+    until(lambda: workers.logged("was ended by signal 9; replaced in"), "its replacement")
+
+
+def test_a_worker_that_is_stopped_ends_when_its_supervisor_is_killed(pair):
+    for pid in pair.pids():
+        os.kill(pid, signal.SIGSTOP)
+    pair.popen.kill()
+    until(lambda: not any(map(running, pair.pids())), "the workers' end")

@@ -116,6 +116,7 @@ FILES_BEHIND = {
     "marlin/engine/load.py": "puts the others together",
     "marlin/server/process/signals.py": "signals",
     "marlin/server/process/supervisor.py": "processes, on the operator's words",
+    "marlin/server/process/watchdog.py": "seconds alone",
     "marlin/server/process/worker.py": "its supervisor's words",
     "marlin/models/checkpoint*.py": "a plan of tensors, which has been checked",
     "marlin/models/layers*.py": "what a spec says, recorded",

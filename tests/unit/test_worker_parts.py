@@ -17,7 +17,8 @@ from marlin.server.observe.health import Health
 from marlin.server.observe.metrics import FAMILIES, Metrics, total
 from marlin.server.observe.worker_table import WorkerTable
 from marlin.server.process.supervisor import Backoff
-from marlin.server.process.worker import Job, send_heartbeats
+from marlin.server.process.watchdog import Patience, beat
+from marlin.server.process.worker import Job
 
 STUCK_S = 60.0
 
@@ -120,8 +121,9 @@ def test_a_sign_of_life_that_fails_is_given_the_next_time(caplog):
         given.set()
         threading.Event().wait()  # no more of it
 
-    arguments = (SimpleNamespace(heartbeat=heartbeat), Limits(heartbeat_s=0.01))
-    threading.Thread(target=send_heartbeats, args=arguments, daemon=True).start()
+    app = SimpleNamespace(heartbeat=heartbeat, waited_s=lambda: 0.0)
+    arguments = (app, Limits(heartbeat_s=0.01))
+    threading.Thread(target=beat, args=arguments, daemon=True).start()
     assert given.wait(10)
     assert "Too many open files" in caplog.text
 
@@ -152,3 +154,50 @@ def test_a_job_comes_back_from_its_line_as_it_was(key):
     line = job.encode()
     assert line.endswith(b"\n") and line.count(b"\n") == 1
     assert Job.decode(line) == job
+
+
+def test_what_hangs_is_counted_in_time_in_which_the_observer_ran():
+    patience = Patience(100.0)
+    assert [patience.look(silent_s, now) for silent_s, now in ((1.0, 101), (2.0, 102))] == [1, 2]
+    assert patience.look(502.0, 602) == 4.0  # it was stopped, too
+    assert patience.look(0.0, 603) == 0.0
+    assert patience.look(1.0, 604) == 1.0
+
+
+def test_an_engine_that_hangs_ends_its_process_and_one_that_has_ended_does_not(capfd, caplog):
+    ended = threading.Event()
+    waited = [math.inf] * 3 + [0.0] * 3
+    app = SimpleNamespace(
+        waited_s=lambda: waited.pop(0) if waited else 10.0, heartbeat=lambda: None
+    )
+    statuses = []
+
+    def exit_process(status):
+        statuses.append(status)
+        ended.set()
+
+    beat(app, Limits(heartbeat_s=0.01, hung_s=0.05), exit_process)
+    assert ended.is_set() and statuses == [1] and not waited
+    assert "completed no step for 0.05 s" in caplog.text
+    assert "most recent call first" in capfd.readouterr().err
+
+
+def test_a_worker_is_silent_since_its_last_sign_of_life_or_its_last_step(table):
+    row = table.rows[0]
+    assert row.silent_s(5000.0) == 0.0  # it has not begun
+    row.heartbeat(1000.0, 0.0)
+    assert row.silent_s(1007.0) == 7.0
+    row.heartbeat(1000.0, 30.0)
+    assert row.silent_s(1007.0) == 30.0
+    row.heartbeat(1000.0, math.inf)
+    assert row.silent_s(1007.0) == 0.0
+
+
+def test_a_worker_gives_way_while_its_engine_is_slow_and_another_s_is_not(table):
+    clock = FakeClock()
+    slow = Health(model(waited_s=6.0), STUCK_S, table.rows[0], clock, slow_s=5.0)
+    other = Health(model(waited_s=1.0), STUCK_S, table.rows[1], clock, slow_s=5.0)
+    assert not slow.gives_way()  # there is no other
+    other.heartbeat()
+    assert slow.gives_way() and not other.gives_way()
+    assert not Health(model(waited_s=6.0), STUCK_S).gives_way()

@@ -65,6 +65,14 @@ class App:
         """Bring up to date what the other workers tell about this one; several times a second."""
         self._endpoints.heartbeat()
 
+    def waited_s(self) -> float:
+        """How long the engine's work has waited for a step; inf when it has ended."""
+        return self._endpoints.health_here.waited_s()
+
+    def gives_way(self) -> bool:
+        """Whether new connections should go to another worker, whose engine is faster."""
+        return self._endpoints.health_here.gives_way()
+
     def _answer(self, handler: Handler, record: RequestRecord, path: Path | None) -> None:
         dialect = DEFAULT_DIALECT if path is None else path.dialect
         try:

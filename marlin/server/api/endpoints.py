@@ -63,6 +63,10 @@ class Endpoints:
         self._metrics_page = metrics_page
         self._capabilities = capabilities
 
+    @property
+    def health_here(self) -> Health:
+        return self._health
+
     def heartbeat(self) -> None:
         """As App.heartbeat()."""
         self._health.heartbeat()

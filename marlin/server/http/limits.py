@@ -67,6 +67,10 @@ class Limits:
         stuck_s: an engine that has work and completes no step for so long is taken for stuck: a
             full prefill step of an 8B model takes two slow cores about 20 s. So is a worker
             process that gave no sign of life meanwhile.
+        hung_s: a process whose engine, or a worker of which nothing, has been heard for so long is
+            ended: later than /health says so, for whoever looks after it to look elsewhere.
+        abort_s: what such a worker gets to say where it hangs.
+        slow_s: while its engine takes longer for a step, a worker leaves new connections to others.
         heartbeat_s: how often a worker process gives its signs of life.
         restart_s, restart_max_s: the pause before a worker that ended is replaced, doubled each
             time: the first crash costs hardly anything, and a crash loop no processor time.
@@ -107,6 +111,9 @@ class Limits:
     num_output_tokens: int | None = None
     queue_factor: int = 1
     stuck_s: float = 60.0
+    hung_s: float = 90.0
+    abort_s: float = 2.0
+    slow_s: float = 5.0
     heartbeat_s: float = 0.25
     restart_s: float = 0.25
     restart_max_s: float = 30.0

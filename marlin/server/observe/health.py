@@ -12,11 +12,13 @@ class Health:
         stuck_s: work that waits for a step for so long is stuck.
         row: this worker's observe.worker_table.WorkerRow; None of the only process.
         clock: seconds since a moment that all workers share.
+        slow_s: work that waits for so long is better done by another worker.
     """
 
-    def __init__(self, model, stuck_s, row=None, clock=time.monotonic):
+    def __init__(self, model, stuck_s, row=None, clock=time.monotonic, slow_s=5.0):
         self._model = model
         self._stuck_s = stuck_s
+        self._slow_s = slow_s
         self._row = row
         self._clock = clock
 
@@ -26,6 +28,15 @@ class Health:
             return 0.0
         engine = self._model.engine
         return engine.stats().seconds_since_step if engine.alive else math.inf
+
+    def gives_way(self):
+        """Whether this process's engine takes long for its step and another worker's does not."""
+        if self._row is None or self.waited_s() < self._slow_s:
+            return False
+        return any(
+            row is not self._row and row.is_well(self._clock(), self._slow_s)
+            for row in self._row.table.rows
+        )
 
     def heartbeat(self):
         """Tell the other workers, if there are any, how this one is."""

@@ -5,6 +5,7 @@ worker that is killed leaves nothing half written. What the numbers mean is obse
 observe/health.py's affair.
 """
 
+import math
 import mmap
 import os
 
@@ -76,6 +77,14 @@ class WorkerRow:
         """As WorkerTable.any_well, of one."""
         beat = self._cells[_BEAT]
         return beat > 0 and now - beat < stuck_s and self._cells[_WAITED] < stuck_s
+
+    def silent_s(self, now):
+        """How long nothing has been heard of its worker, or its engine has completed no step; 0
+        before its first sign of life, and once its engine has ended."""
+        beat, waited_s = self._cells[_BEAT], self._cells[_WAITED]
+        if beat == 0 or math.isinf(waited_s):
+            return 0.0
+        return max(now - beat, waited_s)
 
     def vacate(self, now):
         """Its worker is gone: what it was busy with ends, what it counted stays."""

@@ -29,6 +29,7 @@ from marlin.server.observe.metrics import Metrics
 from marlin.server.observe.metrics_page import MetricsPage
 from marlin.server.process.lockdown import lock_down
 from marlin.server.process.signals import StopSignals
+from marlin.server.process.watchdog import start_beating
 from marlin.streams import say
 
 _log = logging.getLogger("marlin.server")
@@ -61,9 +62,11 @@ def serve(config, load, limits=None):
     model = load(config) if config.model_path else None
     if model is not None:
         limits = limits.for_context(model.engine.max_context_tokens)
-    server = HttpServer(listener, build_app(config, model, limits), limits)
+    app = build_app(config, model, limits)
+    server = HttpServer(listener, app, limits)
     signals = StopSignals()
     threading.Thread(target=server.serve_forever, name="accept", daemon=True).start()
+    start_beating(app, limits)
     announce(config, model and model.model_id, listener, limits)
     watch_engine(model, signals)
     signals.wait()
@@ -94,7 +97,7 @@ def build_app(config, model, limits, row=None, created=None):
             return row.table.snapshots(time.monotonic())
 
     router = Router(config)
-    health = Health(model, limits.stuck_s, row)
+    health = Health(model, limits.stuck_s, row, slow_s=limits.slow_s)
     page = MetricsPage(metrics, model, gate, router.labels, snapshots)
     created = int(time.time()) if created is None else created
     limits = replace(

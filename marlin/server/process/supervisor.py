@@ -24,9 +24,12 @@ from marlin.server.observe.worker_table import WorkerTable
 from marlin.server.process.lockdown import lock_down
 from marlin.server.process.serve import announce, fit_descriptors, listen
 from marlin.server.process.signals import StopSignals
+from marlin.server.process.watchdog import Patience
 from marlin.server.process.worker import Job
 
 _log = logging.getLogger("marlin.server")
+# How often workers that run are looked at.
+_LOOK_S = 0.5
 _STOP = (signal.SIGTERM, signal.SIGINT)
 # The worker imports what this process would import, from wherever it was started.
 _PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from {} import {} as main; sys.exit(main())"
@@ -87,6 +90,8 @@ class _Worker:
         self.process = None
         self.ready_fd = None
         self.started = 0.0
+        self.patience = Patience(0.0)
+        self.is_aborted = False
         self.due = 0.0
 
     def close_ready_pipe(self):
@@ -227,11 +232,25 @@ class Supervisor:
             if worker.process is None and now >= worker.due:
                 self._check_files()
                 self._start(worker, now)
+            elif worker.process is not None:
+                self._end_if_hung(worker, now)
         elif worker.process is not None and now >= self._kill_at:
             _log.warning("worker %d did not end in time and is killed", worker.index)
             worker.process.kill()
             worker.process.wait()
             self._reap(worker, now)
+
+    def _end_if_hung(self, worker, now):
+        """First by a signal that has it say where it hangs, then by one that nothing resists."""
+        silent_s = self._table.rows[worker.index].silent_s(now)
+        hung_s = worker.patience.look(silent_s, now)
+        if hung_s >= self._limits.hung_s and not worker.is_aborted:
+            worker.is_aborted = True
+            what = f"worker {worker.index} (process {worker.process.pid})"
+            _log.error("%s hangs: nothing was heard of it for %g s", what, hung_s)
+            worker.process.send_signal(signal.SIGABRT)
+        elif hung_s >= self._limits.hung_s + self._limits.abort_s:
+            worker.process.kill()
 
     def _check_files(self):
         """The shared weights are of the files that were there; a worker reads the rest again."""
@@ -243,6 +262,7 @@ class Supervisor:
         try:
             worker.process, worker.ready_fd = self._spawn(worker.index)
             worker.started = now
+            worker.patience, worker.is_aborted = Patience(now), False
         except OSError as error:
             pause_s = worker.backoff.pause_s(0.0)
             worker.due = now + pause_s
@@ -268,6 +288,7 @@ class Supervisor:
             due = [self._kill_at]
         else:
             due = [worker.due for worker in self._workers if worker.process is None]
+            due += [now + _LOOK_S] if self._processes() else []
         pipes = {worker.ready_fd: worker for worker in self._workers if worker.ready_fd is not None}
         timeout_s = max(0.0, min(due) - now) if due else None
         alone = self._kill_at is None and not self._processes()

@@ -6,15 +6,18 @@ inherits all three as descriptors. Its standard input is the supervisor: one lin
 nothing until the supervisor is gone.
 """
 
+import ctypes
+import faulthandler
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from marlin.config import ServeConfig
 from marlin.engine.share import Share
@@ -32,11 +35,13 @@ from marlin.server.process.serve import (
     watch_engine,
 )
 from marlin.server.process.signals import StopSignals
+from marlin.server.process.watchdog import start_beating
 
 _log = logging.getLogger("marlin.server")
 # Seconds that a worker which is answering leaves a new connection to idle siblings: they take it
 # within some 100 µs, and when there is none it is lost time, so not much more.
 _YIELD_S = 0.002
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +97,9 @@ class WorkerServer(HttpServer):
         super().__init__(listener, application, limits)
 
     def get_request(self):
+        if self.application.gives_way():
+            time.sleep(self.limits.heartbeat_s)
+            raise BlockingIOError  # not for this worker
         if self.num_busy:
             time.sleep(_YIELD_S)
         return super().get_request()
@@ -109,6 +117,8 @@ def main(load, set_up_logging):
     """
     job = Job.decode(_read_line(sys.stdin.fileno()))
     set_up_logging(job.config)
+    faulthandler.enable(file=2, all_threads=True)  # the supervisor's ABRT asks where it hangs
+    _continue_when_orphaned()
     lock_down(libraries())
     allocator.keep_little()
     try:
@@ -149,8 +159,8 @@ def _serve(job, load):
     app.heartbeat()
     server = WorkerServer(socket.socket(fileno=job.listener_fd), app, limits)
     threading.Thread(target=server.serve_forever, name="accept", daemon=True).start()
-    beating = threading.Thread(target=send_heartbeats, args=(app, limits), daemon=True)
-    beating.start()
+    # The supervisor ends a worker that hangs; one without a supervisor ends itself a little later.
+    start_beating(app, replace(limits, hung_s=limits.hung_s + 5 * limits.abort_s))
     _report_ready(job, model)
     _log.info("worker %d (process %d) serves", job.index, os.getpid())
     watch_engine(model, signals)
@@ -169,14 +179,13 @@ def _report_ready(job, model):
         pipe.write((model.model_id if model else "").encode("utf-8") + b"\n")
 
 
-def send_heartbeats(app, limits):
-    """Tell the other workers of this one, for ever."""
-    while True:
-        time.sleep(limits.heartbeat_s)
-        try:
-            app.heartbeat()
-        except OSError as error:  # such as no descriptor left to read how much memory is used
-            _log.warning("this worker's sign of life is late: %s", error.strerror)
+def _continue_when_orphaned():
+    """A worker that is stopped goes on when its supervisor dies, and so ends and frees the port.
+
+    Source: PR_SET_PDEATHSIG in prctl(2); other systems have nothing like it.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGCONT))
 
 
 def _when_orphaned(act):

@@ -1,0 +1,74 @@
+"""A process that hangs is ended, by itself or by its supervisor, so that another can serve.
+
+Knows how long something has been silent; what it is that is silent is told by others.
+"""
+
+import faulthandler
+import logging
+import math
+import os
+import threading
+import time
+from contextlib import suppress
+
+_log = logging.getLogger("marlin.server")
+# What one look counts at most: a process that was stopped itself, or had no processor, has not seen
+# others hang meanwhile.
+_LOOK_S = 2.0
+# For a last word, which may have nobody who reads it.
+_LAST_WORD_S = 1.0
+
+
+class Patience:
+    """How long something has hung, in time in which this process ran.
+
+    Args:
+        now: monotonic seconds.
+    """
+
+    def __init__(self, now: float):
+        self._looked = now
+        self._hung_s = 0.0
+
+    def look(self, silent_s: float, now: float) -> float:
+        """Seconds that it has hung, of those silent_s that it seems to have."""
+        self._hung_s = min(silent_s, self._hung_s + min(now - self._looked, _LOOK_S))
+        self._looked = now
+        return self._hung_s
+
+
+def beat(app, limits, exit_process=os._exit):
+    """Give signs of life until the process ends, and end it with status 1 when its engine hangs.
+
+    Args:
+        app: api.app.App.
+        limits: http.limits.Limits.
+        exit_process: callable(status).
+    """
+    patience = Patience(time.monotonic())
+    while True:
+        time.sleep(limits.heartbeat_s)
+        waited_s = app.waited_s()
+        if math.isinf(waited_s):  # it has ended, and the process is about to
+            waited_s = 0.0
+        if patience.look(waited_s, time.monotonic()) >= limits.hung_s:
+            saying = threading.Thread(target=_say_last_word, args=(limits.hung_s,), daemon=True)
+            with suppress(RuntimeError):  # no thread can be started
+                saying.start()
+                saying.join(_LAST_WORD_S)
+            exit_process(1)
+            return
+        try:
+            app.heartbeat()
+        except OSError as error:  # such as no descriptor left to read how much memory is used
+            _log.warning("this process's sign of life is late: %s", error.strerror)
+
+
+def start_beating(app, limits):
+    """beat() on a thread of its own."""
+    threading.Thread(target=beat, args=(app, limits), name="beat", daemon=True).start()
+
+
+def _say_last_word(hung_s):
+    _log.critical("the engine has completed no step for %g s, and this process ends", hung_s)
+    faulthandler.dump_traceback(file=2, all_threads=True)
