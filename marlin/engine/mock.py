@@ -149,6 +149,7 @@ class MockEngine:
         self._ended.set()
 
     def _run(self, request):
+        request.num_computed_tokens = len(request.prompt_token_ids)
         try:
             event = FinishEvent(self._generate(request))
         except Exception as error:  # noqa: BLE001 (whoever waits for the answer must hear of it)

@@ -94,6 +94,11 @@ class Request:
     def num_tokens(self):
         return len(self.prompt_token_ids) + len(self.output_token_ids)
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether it has been in a step, or is in one."""
+        return bool(self.block_ids or self.num_computed_tokens or self.num_preemptions)
+
     def token_ids(self, begin, end):
         """Tokens [begin, end) of prompt and output together; fewer past their end."""
         prompt, output = self.prompt_token_ids, self.output_token_ids

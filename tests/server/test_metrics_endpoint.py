@@ -145,6 +145,23 @@ def test_a_waiting_request_is_queued_and_in_flight(start_server):
     assert scrape.requests(CHAT, 503) == 1
 
 
+def test_a_call_of_many_choices_is_one_request_and_queued_until_one_of_them_begins(start_server):
+    begin = threading.Event()
+
+    class Waiting(FakeEngine):
+        def _run(self, request):
+            assert begin.wait(CLIENT_TIMEOUT_S)
+            super()._run(request)
+
+    server = start_server(Waiting(say_then_hang(b"a")))
+    with server.connect() as client:
+        client.send(request_bytes("POST", CHAT, chat_body(stream=True, n=7)))
+        scrape_until(server, lambda scrape: scrape.value("requests_queued") == 1)
+        begin.set()
+        scrape_until(server, lambda scrape: scrape.value("requests_queued") == 0)
+        assert Scrape(server).value("requests_in_flight") == 1
+
+
 def test_gauges_come_from_the_engine(start_server):
     class Engine(FakeEngine):
         def stats(self):
@@ -154,7 +171,6 @@ def test_gauges_come_from_the_engine(start_server):
     scrape = Scrape(server)
     assert (scrape.value("kv_blocks"), scrape.value("kv_blocks_free")) == (512, 500)
     assert (scrape.value("kv_bytes"), scrape.value("gpu_memory_bytes")) == (4096, 3 << 20)
-    assert scrape.value("requests_queued") == 2
     assert scrape.value("workers") == scrape.value("model_info", model="tiny") == 1
     assert 5e6 < scrape.value("resident_memory_bytes") < 50e9
     assert server.metrics()["gpu_memory_usage_mb"] == 3

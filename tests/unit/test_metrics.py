@@ -162,6 +162,12 @@ def test_guessed_tokens_and_those_of_them_that_were_right_are_counted(metrics, c
     assert value(found, "accepted_draft_tokens_total") == 5
 
 
+def test_preemptions_are_counted(metrics, clock):
+    for count in (2, 0, 1):
+        a_request(metrics, clock, [(0.1, 6)], num_preemptions=count)
+    assert value(samples([metrics.snapshot()]), "preemptions_total") == 3
+
+
 def test_leaving_early_closes_the_deltas(metrics):
     closed = []
 

@@ -94,6 +94,7 @@ FAMILIES = _lay_out(
     ("generated_tokens_total", "counter", "Output tokens."),
     ("draft_tokens_total", "counter", "Tokens guessed by speculation and computed."),
     ("accepted_draft_tokens_total", "counter", "Guessed tokens that became output."),
+    ("preemptions_total", "counter", "Times that a sequence was put back, to be computed anew."),
     ("busy_seconds_total", "counter", "Time in which a worker had a generation request."),
     (
         "time_to_first_token_seconds",
@@ -149,6 +150,7 @@ class Metrics:
         self._clock = clock
         # One lock: it is held for less than a microsecond, and no wait happens under it.
         self._lock = threading.Lock()
+        self._watched = []
         clear_gauges(self._cells)
         self._cells[_CELL["workers"]] = 1.0
 
@@ -186,6 +188,22 @@ class Metrics:
         with self._lock:
             self._cells[cell] += count
             self._cells[family.stop - 1] += seconds
+
+    def watch(self, requests):
+        """These engine requests of one API request are in the engine, until forget()."""
+        with self._lock:
+            self._watched.append(requests)
+
+    def forget(self, requests):
+        with self._lock:
+            self._watched.remove(requests)
+
+    @property
+    def num_unbegun(self):
+        """API requests in the engine of whose sequences none has been in a step."""
+        with self._lock:
+            watched = list(self._watched)
+        return sum(not any(request.has_begun for request in requests) for requests in watched)
 
     def begin_request(self):
         with self._lock:
@@ -245,6 +263,7 @@ class RequestRecord:
             deltas: engine.stream.merged(streams); closed when this is.
         """
         requests = [stream.request for stream in streams]
+        self._metrics.watch(requests)
         self.num_prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
         self._metrics.add("prompt_tokens_total", self.num_prompt_tokens)
         last_times = [None] * len(streams)
@@ -255,9 +274,11 @@ class RequestRecord:
                 yield index, delta
         finally:
             deltas.close()
+            self._metrics.forget(requests)
             self.num_cached_tokens = sum(request.num_cached_tokens for request in requests)
             self._metrics.add("cached_prompt_tokens_total", self.num_cached_tokens)
             for request in requests:
+                self._metrics.add("preemptions_total", request.num_preemptions)
                 self._metrics.add("draft_tokens_total", request.num_draft_tokens)
                 self._metrics.add("accepted_draft_tokens_total", request.num_accepted_draft_tokens)
 

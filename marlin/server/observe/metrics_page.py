@@ -43,7 +43,7 @@ class MetricsPage:
         model = self._model
         stats = EngineStats(0, 0) if model is None else model.engine.stats()
         self._metrics.set_gauges(
-            requests_queued=self._gate.num_waiting + stats.num_waiting,
+            requests_queued=self._gate.num_waiting + self._metrics.num_unbegun,
             kv_blocks=stats.num_kv_blocks,
             kv_blocks_free=stats.num_free_kv_blocks,
             kv_bytes=stats.kv_bytes,
