@@ -276,7 +276,7 @@ def serve_config(arguments: Mapping, environ: Mapping[str, str]) -> ServeConfig:
         ConfigError: names the option or variable, its value and what it must be.
     """
     return ServeConfig(
-        model_path=environ.get(MODEL_PATH_VARIABLE) or arguments.get("model_path"),
+        model_path=_model_path(environ.get(MODEL_PATH_VARIABLE) or arguments.get("model_path")),
         mock_model=_mock_model(environ.get(MOCK_MODEL_VARIABLE)),
         api_key=_api_key(environ.get(API_KEY_VARIABLE)),
         **settled((option.field for option in OPTIONS), arguments, environ),
@@ -306,6 +306,16 @@ def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     ours = {name for name in environ if name.startswith(VARIABLE_PREFIX)}
     tests = {name for name in ours if name.startswith(VARIABLE_PREFIX + "TEST_")}
     return sorted(ours - known - tests)
+
+
+def _model_path(path):
+    """Its last part is the model's name, which answers, logs and metrics have to say."""
+    if path is None or path.isascii() or not any("\ud800" <= c <= "\udfff" for c in path):
+        return path
+    raise ConfigError(
+        "the model's path is not UTF-8, or not of this locale's encoding, and no request could "
+        f"name it: rename it, or set LC_ALL to a UTF-8 locale; got {path!a}"
+    )
 
 
 def _settle(option, arguments, environ):

@@ -6,7 +6,7 @@ Owns the input buffers and their paging. Knows no programs, no caches and no pol
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.ma  # noqa: F401  (np.unique imports it: not in a step, where no file can be opened)
+import numpy.ma
 
 from marlin.device import abi
 from marlin.device.device import Device

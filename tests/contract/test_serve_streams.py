@@ -99,6 +99,55 @@ def test_a_name_that_the_locale_has_no_letters_for_is_announced_with_escapes(tmp
     out = tmp_path / "out"
     environ = {"PYTHONIOENCODING": "ascii"}
     with served(f">{out}", model="models/модель", environ=environ) as (process, port):
-        assert "\\u043c\\u043e" in out.read_text("ascii")
+        end = time.monotonic() + PATIENCE_S
+        while "\\u043c\\u043e" not in out.read_text("ascii"):
+            assert time.monotonic() < end, out.read_text("ascii")
+            time.sleep(0.02)  # it is said after the first answer
         assert completion(port, "модель")
         assert stop(process) == 0
+
+
+@pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["one", "workers"])
+def test_a_log_that_nobody_reads_holds_no_request_and_no_stop_up(options, tmp_path):
+    """Its pipe holds 64 KiB, some 600 lines."""
+    fifo = tmp_path / "log"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    with served(f"2>{fifo}", *options) as (process, port):
+        for _ in range(1000):
+            assert completion(port)
+        threads = [len(os.listdir(f"/proc/{pid}/task")) for pid in children(process.pid)]
+        threads.append(len(os.listdir(f"/proc/{process.pid}/task")))
+        assert max(threads) < 40
+        started = time.monotonic()
+        assert stop(process) == 0
+        assert time.monotonic() - started < 20
+    assert len(os.read(reader, 1 << 20)) > 60_000
+    os.close(reader)
+
+
+@pytest.mark.parametrize(
+    ("name", "environ"),
+    [
+        (b"models/m\xff", {}),
+        (
+            "models/модель".encode(),
+            {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        ),
+    ],
+    ids=["not UTF-8", "not of the locale"],
+)
+@pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["one", "workers"])
+def test_a_name_that_no_request_could_say_is_refused_at_the_start(name, environ, options):
+    variables = {"METAL_MARLIN_MOCK_MODEL": "1", "METAL_MARLIN_HOST": "127.0.0.1", **environ}
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, "serve", name, "--port", "0", *options],
+        cwd=ROOT,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1 and "path is not UTF-8" in done.stderr

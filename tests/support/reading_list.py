@@ -112,6 +112,7 @@ FILES_BEHIND = {
     "marlin/server/http/budget.py": "lengths that were compared with their limit",
     "marlin/server/http/places.py": "who is connected, not what is sent",
     "marlin/server/http/seldom.py": "how often something was said",
+    "marlin/server/observe/log_writer.py": "lines as they are written",
     "marlin/server/process/serve.py": "puts the others together",
     "marlin/engine/load.py": "puts the others together",
     "marlin/server/process/signals.py": "signals",

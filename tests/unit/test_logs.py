@@ -3,12 +3,15 @@
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
 
+from marlin.server.observe.log_writer import LogWriter
 from marlin.server.observe.logs import JsonFormatter, TextFormatter, log_access, rfc3339
 
 
@@ -116,17 +119,78 @@ def test_a_quiet_request_is_logged_at_debug(caplog):
     assert access_line(caplog, "/health").levelname == "INFO"
 
 
+def test_a_line_has_the_beginning_of_a_long_path(caplog):
+    line = access_line(caplog, "/" + "a" * 8000)
+    assert line.fields["path"] == "/" + "a" * 199 + "..."
+    assert len(line.getMessage()) < 300
+
+
+@pytest.fixture
+def pipe():
+    """(descriptor to read, text stream to write) of a pipe."""
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream:
+        yield reader, stream
+    os.close(reader)
+
+
+def lines_of(reader, count):
+    data = b""
+    while data.count(b"\n") < count:
+        data += os.read(reader, 65536)
+    return data.decode().splitlines()
+
+
+def test_lines_come_out_in_order_and_flush_waits_for_them(pipe):
+    reader, stream = pipe
+    writer = LogWriter(stream)
+    for number in range(500):
+        writer.handle(record("%d", number))
+    writer.flush()
+    os.set_blocking(reader, False)
+    assert os.read(reader, 65536).decode().split() == [str(number) for number in range(500)]
+
+
+def test_who_logs_never_waits_for_a_reader_and_what_was_lost_is_counted(pipe):
+    reader, stream = pipe
+    writer = LogWriter(stream, num_lines=10)
+    writer.handle(record("x" * 200_000))  # more than a pipe takes
+    end = time.monotonic() + 10
+    while writer._lines:
+        assert time.monotonic() < end, "nothing is being written"
+        time.sleep(0.001)
+    started = time.monotonic()
+    for number in range(100):
+        writer.handle(record("%d", number))
+    assert time.monotonic() - started < 5
+    _, *lines = lines_of(reader, 1 + 10 + 1)
+    assert lines[:10] == [str(number) for number in range(10)]
+    assert lines[10].startswith("90 log lines were lost")
+
+
+def test_a_stream_that_fails_loses_lines_and_nothing_else():
+    with open("/dev/full", "w") as stream:
+        writer = LogWriter(stream)
+        for number in range(3):
+            writer.handle(record("%d", number))
+            writer.flush()
+        assert writer._num_dropped == 3
+
+
 def test_configure_sends_lines_of_the_level_to_the_stream_and_can_be_called_again():
     code = (
-        "import io, logging, sys\n"
+        "import logging, tempfile\n"
         "from marlin.server.observe.logs import configure\n"
-        "first, second = io.StringIO(), io.StringIO()\n"
+        "first, second = tempfile.TemporaryFile('w+'), tempfile.TemporaryFile('w+')\n"
         "configure('INFO', 'text', first)\n"
         "configure('WARNING', 'json', second)\n"
         "logging.getLogger('marlin.x').info('hidden')\n"
         "logging.getLogger('marlin.x').warning('shown')\n"
-        "assert first.getvalue() == ''\n"
-        "assert second.getvalue().count('\\n') == 1 and 'shown' in second.getvalue()\n"
+        "logging.shutdown()\n"
+        "assert (first.seek(0), first.read()) == (0, '')\n"
+        "second.seek(0)\n"
+        "line = second.read()\n"
+        "assert line.count('\\n') == 1 and 'shown' in line\n"
     )
     # In a process of its own: pytest owns this one's root logger.
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

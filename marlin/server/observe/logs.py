@@ -8,6 +8,7 @@ import json
 import logging
 import time
 
+from marlin.server.observe.log_writer import LogWriter
 from marlin.server.observe.metrics import DISCONNECTED
 
 _log = logging.getLogger("marlin.server")
@@ -17,6 +18,7 @@ _ESCAPES = {
     for code in (*range(32), *range(127, 160), 0x2028, 0x2029)
 }
 _ESCAPES_BUT_LINE_END = {code: text for code, text in _ESCAPES.items() if code != 0x0A}
+_LOGGED_CHARACTERS = 200  # of a path: those that are answered have fewer
 _ENCODER = json.JSONEncoder(separators=(",", ":"), default=str)
 
 
@@ -26,8 +28,9 @@ def configure(level, log_format, stream):
     Args:
         level: one of config.LOG_LEVELS.
         log_format: one of config.LOG_FORMATS.
+        stream: has a descriptor.
     """
-    handler = logging.StreamHandler(stream)
+    handler = LogWriter(stream)
     handler.setFormatter(JsonFormatter() if log_format == "json" else TextFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
@@ -73,6 +76,11 @@ def rfc3339(seconds):
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', whole)}.{milliseconds % 1000:03}Z"
 
 
+def cut(text):
+    """What a client chose as long as it liked, as long as a log line has it."""
+    return text if len(text) <= _LOGGED_CHARACTERS else text[:_LOGGED_CHARACTERS] + "..."
+
+
 def log_fields(handler):
     """`extra` for the log lines of the request that a http.handler.Handler has in hand."""
     return {"fields": {"request_id": handler.request_id}}
@@ -91,10 +99,11 @@ def log_access(handler, record, seconds, quiet=False):
     if not _log.isEnabledFor(level):
         return
     client = handler.client_address[0]
+    path = cut(handler.path)
     fields = {
         "request_id": handler.request_id,
-        "method": handler.command,
-        "path": handler.path,
+        "method": cut(handler.command),
+        "path": path,
         "status": handler.status,
         "duration_ms": round(seconds * 1000, 3),
         "client": client,
@@ -107,7 +116,7 @@ def log_access(handler, record, seconds, quiet=False):
     if record.outcome == DISCONNECTED:
         fields["client_left"] = True
         notes += " (client left)"
-    what = (client, handler.command, handler.path, handler.status or "gone", seconds, notes)
+    what = (client, fields["method"], path, handler.status or "gone", seconds, notes)
     _log.log(
         level, "%s %s %s %s %.3fs%s id=%s", *what, handler.request_id, extra={"fields": fields}
     )

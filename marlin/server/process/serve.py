@@ -123,7 +123,11 @@ def end_in_time(limits, wait_for):
 
     def watch():
         signum = wait_for(limits.drain_s + limits.stop_s)
-        os._exit(128 + signum if signum else 1)
+        if signum:
+            os._exit(128 + signum)
+        _log.critical("this process did not end in time, and is ended")
+        logging.shutdown()
+        os._exit(1)
 
     threading.Thread(target=watch, name="deadline", daemon=True).start()
 

@@ -15,8 +15,8 @@ _log = logging.getLogger("marlin.server")
 # What one look counts at most: a process that was stopped itself, or had no processor, has not seen
 # others hang meanwhile.
 _LOOK_S = 2.0
-# For a last word, which may have nobody who reads it.
-_LAST_WORD_S = 1.0
+# For a last word, which may have nobody who reads it: the log waits a second for its reader.
+_LAST_WORD_S = 2.0
 
 
 class Patience:
@@ -71,4 +71,5 @@ def start_beating(app, limits):
 
 def _say_last_word(hung_s):
     _log.critical("the engine has completed no step for %g s, and this process ends", hung_s)
+    logging.shutdown()
     faulthandler.dump_traceback(file=2, all_threads=True)

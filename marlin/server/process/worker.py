@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from marlin.config import ServeConfig
 from marlin.engine.share import Share
 from marlin.errors import ConfigError, MarlinError
+from marlin.server.api.app import App
 from marlin.server.http import allocator
 from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer
@@ -90,6 +91,8 @@ class Job:
 
 class WorkerServer(HttpServer):
     """An HttpServer whose listening socket others accept from, too."""
+
+    application: App
 
     def __init__(self, listener, application, limits):
         # Another worker may be faster; whoever comes second must not wait in accept().
