@@ -51,7 +51,11 @@ FORBIDDEN_CALLS = {
 }
 # fmt: on
 # Worker processes are this Python again, and what it runs is in the package.
-STARTS_PROCESSES = {"marlin.server.process.supervisor": {"Popen"}}
+STARTS_PROCESSES = {
+    "marlin.server.process.supervisor": {"Popen"},
+    # To the service manager that started it, on this machine, before it is locked down.
+    "marlin.server.process.service_manager": {"connect"},
+}
 # re.compile and platform.system are harmless namesakes.
 HARMLESS_OWNERS = {"re", "platform"}
 

@@ -176,7 +176,7 @@ def test_an_engine_that_hangs_ends_its_process_and_one_that_has_ended_does_not(c
         statuses.append(status)
         ended.set()
 
-    beat(app, Limits(heartbeat_s=0.01, hung_s=0.05), exit_process)
+    beat(app, Limits(heartbeat_s=0.01, hung_s=0.05), exit_process=exit_process)
     assert ended.is_set() and statuses == [1] and not waited
     assert "completed no step for 0.05 s" in caplog.text
     assert "most recent call first" in capfd.readouterr().err

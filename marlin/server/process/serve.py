@@ -28,6 +28,7 @@ from marlin.server.observe.health import Health
 from marlin.server.observe.metrics import Metrics
 from marlin.server.observe.metrics_page import MetricsPage
 from marlin.server.process.lockdown import lock_down
+from marlin.server.process.service_manager import ServiceManager
 from marlin.server.process.signals import StopSignals
 from marlin.server.process.watchdog import start_beating
 from marlin.streams import say
@@ -55,6 +56,7 @@ def serve(config, load, limits=None):
         MarlinError: what `load` raises.
     """
     limits = limits or Limits()
+    manager = ServiceManager(os.environ)
     lock_down(libraries())
     allocator.keep_little()
     limits = fit_descriptors(limits)
@@ -66,8 +68,9 @@ def serve(config, load, limits=None):
     server = HttpServer(listener, app, limits)
     signals = StopSignals()
     threading.Thread(target=server.serve_forever, name="accept", daemon=True).start()
-    start_beating(app, limits)
+    start_beating(app, limits, manager.alive)
     announce(config, model and model.model_id, listener, limits)
+    manager.ready()
     watch_engine(model, signals)
     signals.wait()
     _log.info("stopping: waiting up to %g s for requests in flight", limits.drain_s)

@@ -23,6 +23,7 @@ from marlin.server.http.listener import HttpServer
 from marlin.server.observe.worker_table import WorkerTable
 from marlin.server.process.lockdown import lock_down
 from marlin.server.process.serve import announce, fit_descriptors, listen
+from marlin.server.process.service_manager import ServiceManager
 from marlin.server.process.signals import StopSignals
 from marlin.server.process.watchdog import Patience
 from marlin.server.process.worker import Job
@@ -53,9 +54,10 @@ def supervise(config, worker_main, limits=None):
         ConfigError: the address cannot be bound.
     """
     limits = limits or Limits()
+    manager = ServiceManager(os.environ)
     lock_down((), program=sys.executable)
     limits = fit_descriptors(limits)
-    return Supervisor(config, worker_main, limits, listen(config, limits)).run()
+    return Supervisor(config, worker_main, limits, listen(config, limits), manager).run()
 
 
 class Backoff:
@@ -106,14 +108,23 @@ class Supervisor:
     Args:
         config, worker_main, limits: as supervise()'s.
         listener: listening socket; closed when stopping begins.
+        manager: ServiceManager.
         clock: seconds since a moment that all processes share.
         wall_clock: seconds since the epoch.
     """
 
     def __init__(
-        self, config, worker_main, limits, listener, clock=time.monotonic, wall_clock=time.time
+        self,
+        config,
+        worker_main,
+        limits,
+        listener,
+        manager,
+        clock=time.monotonic,
+        wall_clock=time.time,
     ):
         self._config = config
+        self._manager = manager
         self._program = _PROGRAM.format(worker_main.__module__, worker_main.__qualname__)
         self._limits = limits
         self._listener = listener
@@ -143,6 +154,7 @@ class Supervisor:
                 return code
         while True:
             now = self._clock()
+            self._manager.alive()
             try:
                 for worker in self._workers:
                     self._manage(worker, now)
@@ -289,6 +301,7 @@ class Supervisor:
         else:
             due = [worker.due for worker in self._workers if worker.process is None]
             due += [now + _LOOK_S] if self._processes() else []
+        due += [] if self._manager.interval_s is None else [now + self._manager.interval_s]
         pipes = {worker.ready_fd: worker for worker in self._workers if worker.ready_fd is not None}
         timeout_s = max(0.0, min(due) - now) if due else None
         alone = self._kill_at is None and not self._processes()
@@ -313,6 +326,7 @@ class Supervisor:
                 self._listener,
                 self._limits,
             )
+            self._manager.ready()
 
     def _begin_stopping(self):
         _log.info("stopping: waiting up to %g s for requests in flight", self._limits.drain_s)

@@ -37,12 +37,13 @@ class Patience:
         return self._hung_s
 
 
-def beat(app, limits, exit_process=os._exit):
+def beat(app, limits, tell=lambda: None, exit_process=os._exit):
     """Give signs of life until the process ends, and end it with status 1 when its engine hangs.
 
     Args:
         app: api.app.App.
         limits: http.limits.Limits.
+        tell: callable; a service manager's sign of life.
         exit_process: callable(status).
     """
     patience = Patience(time.monotonic())
@@ -58,15 +59,16 @@ def beat(app, limits, exit_process=os._exit):
                 saying.join(_LAST_WORD_S)
             exit_process(1)
             return
+        tell()
         try:
             app.heartbeat()
         except OSError as error:  # such as no descriptor left to read how much memory is used
             _log.warning("this process's sign of life is late: %s", error.strerror)
 
 
-def start_beating(app, limits):
+def start_beating(app, limits, tell=lambda: None):
     """beat() on a thread of its own."""
-    threading.Thread(target=beat, args=(app, limits), name="beat", daemon=True).start()
+    threading.Thread(target=beat, args=(app, limits, tell), name="beat", daemon=True).start()
 
 
 def _say_last_word(hung_s):
