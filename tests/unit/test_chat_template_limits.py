@@ -283,3 +283,32 @@ def test_no_source_of_the_interpreter_says_eval_getattr_or_open():
         nodes = list(ast.walk(ast.parse(path.read_text())))
         named = {node.id for node in nodes if isinstance(node, ast.Name)}
         assert not named & forbidden, path.name
+
+
+GROWING = (
+    "{% set ns = namespace(out='') %}{% for m in messages %}"
+    "{% set ns.out = ns.out ~ '<' ~ m.role ~ '>' OP m.content ~ '</s>' %}{% endfor %}{{ ns.out }}"
+)
+
+
+@pytest.mark.parametrize("operator", ["~", "+"])
+def test_a_text_that_grows_in_a_variable_pays_once_for_each_piece(operator):
+    messages = [{"role": "user", "content": "x" * 200}] * 20_000
+    template = ChatTemplate(GROWING.replace("OP", operator))
+    assert template.render({"messages": messages}) == ("<user>" + "x" * 200 + "</s>") * 20_000
+
+
+KEPT = (
+    "{% set ns = namespace(all=[], out='x' * 4000) %}{% for i in range(99999) %}"
+    "{% set ns.out = ns.out ~ 'y' %}{% set ns.all = ns.all + [KEEP] %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("kept", ["ns.out", "ns.out ~ 'z'", "(ns.out ~ 'z')|upper"])
+def test_versions_of_a_growing_text_that_are_kept_are_paid_for_each(kept):
+    tracemalloc.start()
+    try:
+        assert "work limit" in failure(KEPT.replace("KEEP", kept))
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()

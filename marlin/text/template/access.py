@@ -7,7 +7,16 @@ here changes a value.
 
 from marlin.text.template.limits import LONG_KEY_CHARS, MAX_PATH_CHARS, Fault
 from marlin.text.template.methods import METHODS
-from marlin.text.template.values import MISSING, Function, Owned, Undefined, kind_name, to_text
+from marlin.text.template.values import (
+    MISSING,
+    Function,
+    Owned,
+    Safe,
+    Undefined,
+    kind_name,
+    to_text,
+    whole,
+)
 
 _SEQUENCES = (str, list, tuple, range)
 
@@ -15,6 +24,8 @@ _SEQUENCES = (str, list, tuple, range)
 def attribute(value, name):
     """`value.name`, or an Undefined. As in jinja2, a method hides a dict's entry of its name."""
     kind = type(value)
+    if kind is Safe:
+        raise Fault(f"text that is marked safe has no {name!r} here")
     methods = METHODS.get(kind)
     if methods is not None and name in methods:
         if methods[name] is None:
@@ -35,7 +46,7 @@ def item(budget, value, key):
             return value[key]
     elif isinstance(value, _SEQUENCES) and isinstance(key, int):
         if -len(value) <= key < len(value):
-            return value[key]
+            return Safe(value[key]) if type(value) is Safe else value[key]
     if isinstance(key, str) and len(key) <= LONG_KEY_CHARS:
         return attribute(value, key)
     if type(value) is Undefined:
@@ -50,7 +61,7 @@ def cut(budget, value, bounds):
         value.fail()
     if not isinstance(value, _SEQUENCES):
         raise Fault(f"{kind_name(value)} cannot be sliced")
-    part = value[bounds]
+    part = Safe(str(value)[bounds]) if type(value) is Safe else value[bounds]
     if isinstance(part, str):
         budget.chars(len(part))
     elif not isinstance(part, range):
@@ -75,7 +86,7 @@ def path_getter(budget, path, default=None):
     def get(value):
         budget.spend(len(keys))
         for key in keys:
-            value = item(budget, value, key)
+            value = whole(budget, item(budget, value, key))
             if default is not None and type(value) is Undefined:
                 value = default
         return value

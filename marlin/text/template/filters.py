@@ -13,6 +13,7 @@ from marlin.text.template.tests import TESTS
 from marlin.text.template.text_filters import TEXT_FILTERS
 from marlin.text.template.values import (
     Loop,
+    Safe,
     Stream,
     Undefined,
     is_iterable,
@@ -20,6 +21,7 @@ from marlin.text.template.values import (
     kind_name,
     listing,
     to_text,
+    whole,
 )
 
 # Work units for each item that a filter takes, above what the filter's own function spends.
@@ -52,7 +54,7 @@ def _last(_budget, value):
 def _reverse(budget, value):
     if isinstance(value, str):
         budget.chars(len(value))
-        return value[::-1]
+        return Safe(str(value)[::-1]) if type(value) is Safe else value[::-1]
     return Stream(reversed(listing(budget, value)))
 
 
@@ -77,6 +79,8 @@ def _call(table, kind, name, budget, args, kwargs):
 
 
 def _map(budget, value, /, *args, **kwargs):
+    if not value:  # none and false, too, have nothing to map
+        return Stream(())
     if not args and "attribute" in kwargs:
         path, default = kwargs.pop("attribute"), kwargs.pop("default", None)
         if kwargs:
@@ -91,6 +95,8 @@ def _map(budget, value, /, *args, **kwargs):
 
 def _selector(wanted, by_attribute):
     def select(budget, value, /, *args, **kwargs):
+        if not value:
+            return Stream(())
         get = path_getter(budget, None)
         if by_attribute:
             if not args:
@@ -167,12 +173,12 @@ def _sum(budget, value, attribute=None, start=0):
     return start
 
 
-def _attr(_budget, value, name):
+def _attr(budget, value, name):
     if not isinstance(name, str) or len(name) > LONG_KEY_CHARS:
         return Undefined(f"{kind_name(value)} has no such attribute")
     if type(value) is Undefined or (isinstance(value, dict) and name in value):
         return Undefined(f"{kind_name(value)} has no attribute {name!r}")
-    return attribute(value, name)
+    return whole(budget, attribute(value, name))
 
 
 FILTERS = {

@@ -156,6 +156,11 @@ class Budget:
         _check_chars(num_chars)
         self.scan(num_chars)
 
+    def grown(self, num_chars, num_added):
+        """Ask for a text of `num_chars` before `num_added` of them are put to its end."""
+        _check_chars(num_chars)
+        self.scan(num_added)
+
     def bits(self, num_bits):
         """Ask for an integer of `num_bits` before making it."""
         if num_bits > MAX_INT_BITS:

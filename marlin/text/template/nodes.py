@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, Protocol
 from marlin.text.template.access import attribute, cut, item
 from marlin.text.template.filters import FILTERS
 from marlin.text.template.limits import Fault
-from marlin.text.template.operators import ARITHMETIC, compare, signed
+from marlin.text.template.operators import ARITHMETIC, JOINING, compare, signed
 from marlin.text.template.tests import TESTS
-from marlin.text.template.values import MISSING, Invocable, Undefined, iterate, kind_name
+from marlin.text.template.values import MISSING, Invocable, Undefined, iterate, kind_name, whole
 
 
 class Scope:
@@ -51,6 +51,13 @@ class Node(Protocol):
     def evaluate(self, scope: Scope) -> Any: ...
 
 
+def read(node: Node, scope: Scope) -> Any:
+    """A node's value for what can take a Joined as it is; evaluate() makes one whole."""
+    if isinstance(node, (Name, Attribute, Item, Arithmetic)):
+        return node.joined(scope)
+    return node.evaluate(scope)
+
+
 class Literal(NamedTuple):
     value: Any
 
@@ -73,6 +80,9 @@ class Name(NamedTuple):
     name: str
 
     def evaluate(self, scope):
+        return whole(scope.budget, scope.find(self.name))
+
+    def joined(self, scope):
         return scope.find(self.name)
 
 
@@ -103,6 +113,9 @@ class Attribute(NamedTuple):
     name: str
 
     def evaluate(self, scope):
+        return whole(scope.budget, self.joined(scope))
+
+    def joined(self, scope):
         return attribute(self.operand.evaluate(scope), self.name)
 
 
@@ -111,6 +124,9 @@ class Item(NamedTuple):
     key: Node
 
     def evaluate(self, scope):
+        return whole(scope.budget, self.joined(scope))
+
+    def joined(self, scope):
         return item(scope.budget, self.operand.evaluate(scope), self.key.evaluate(scope))
 
 
@@ -205,8 +221,13 @@ class Arithmetic(NamedTuple):
     rest: list[tuple[str, Node]]
 
     def evaluate(self, scope):
-        value = self.first.evaluate(scope)
+        return whole(scope.budget, self.joined(scope))
+
+    def joined(self, scope):
+        value = read(self.first, scope)
         for symbol, node in self.rest:
+            if symbol not in JOINING:
+                value = whole(scope.budget, value)
             value = ARITHMETIC[symbol](scope.budget, value, node.evaluate(scope))
         return value
 

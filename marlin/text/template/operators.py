@@ -8,11 +8,20 @@ import operator
 
 from marlin.text.template.formatting import printf
 from marlin.text.template.limits import Fault
-from marlin.text.template.values import Undefined, kind_name, to_text
+from marlin.text.template.values import (
+    TAIL_CHARS,
+    Joined,
+    Safe,
+    Undefined,
+    kind_name,
+    to_text,
+    whole,
+)
 
 _NUMBERS = (bool, int, float)
 _CONTAINERS = (list, tuple, dict, type({}.keys()), type({}.items()))
 _HASHED = (dict, type({}.keys()))
+_ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "'": "&#39;", '"': "&#34;"})
 _SEARCHED = (list, tuple, range, type({}.values()))
 
 
@@ -28,16 +37,46 @@ def _are_numbers(left, right):
 
 
 def _add(budget, left, right):
+    if type(left) in (str, Joined) and type(right) is str:
+        return _join(budget, left, right)
+    left = whole(budget, left)
     kind = type(left)
-    if kind is str and type(right) is str:
-        budget.chars(len(left) + len(right))
-        return left + right
+    if isinstance(left, str) and isinstance(right, str):
+        return _add_safe(budget, left, right)
     if _are_numbers(left, right):
         return _bounded(budget, left + right)
     if kind is type(right) and kind in (list, tuple):
         budget.references(len(left) + len(right))
         return left + right
     return _refuse("+", left, right)
+
+
+def _join(budget, left, right):
+    """Text to the end of a str or a Joined."""
+    if type(left) is Joined:
+        budget.grown(left.num_chars + len(right), len(right) + TAIL_CHARS)
+        return left.plus(right)
+    num_chars = len(left) + len(right)
+    if num_chars <= TAIL_CHARS:
+        budget.chars(num_chars)
+        return left + right
+    budget.grown(num_chars, len(right))
+    return Joined(left, right)
+
+
+def escape(budget, text):
+    """Safe text with the marks of HTML spelled out; what is Safe stays as it is."""
+    if type(text) is Safe:
+        return text
+    budget.scan(len(text))
+    budget.chars(6 * len(text))
+    return Safe(text.translate(_ESCAPES))
+
+
+def _add_safe(budget, left, right):
+    left, right = escape(budget, left), escape(budget, right)
+    budget.chars(len(left) + len(right))
+    return Safe(str(left) + str(right))
 
 
 def _subtract(budget, left, right):
@@ -85,9 +124,8 @@ def _modulo(budget, left, right):
 
 
 def _concatenate(budget, left, right):
-    left, right = to_text(budget, left), to_text(budget, right)
-    budget.chars(len(left) + len(right))
-    return left + right
+    right = str(to_text(budget, right))
+    return _join(budget, left if type(left) is Joined else str(to_text(budget, left)), right)
 
 
 def _bounded(budget, number):
@@ -108,6 +146,10 @@ ARITHMETIC = {
     "**": _power,
     "~": _concatenate,
 }
+
+
+# Those whose left side may be a Joined.
+JOINING = ("+", "~")
 
 
 def signed(budget, sign, operand):
@@ -135,7 +177,7 @@ def compare(budget, symbol, left, right):
         return contains(budget, left, right)
     if symbol == "not in":
         return not contains(budget, left, right)
-    if type(left) is str and type(right) is str:
+    if isinstance(left, str) and isinstance(right, str):
         budget.scan(min(len(left), len(right)))
     elif isinstance(left, _CONTAINERS) and isinstance(right, _CONTAINERS):
         budget.weigh(left)

@@ -8,7 +8,7 @@ change. `execute` returns None, or BREAK or CONTINUE on its way to the loop it c
 from typing import NamedTuple
 
 from marlin.text.template.limits import BODY_WORK, FAULTS, Fault, located
-from marlin.text.template.nodes import Filter, Node
+from marlin.text.template.nodes import Filter, Node, read
 from marlin.text.template.values import (
     MISSING,
     Invocable,
@@ -18,6 +18,7 @@ from marlin.text.template.values import (
     iterate,
     listing,
     to_text,
+    whole,
 )
 
 BREAK, CONTINUE = "break", "continue"
@@ -70,7 +71,7 @@ class Print(NamedTuple):
     node: Node
 
     def execute(self, scope, out):
-        text = to_text(scope.budget, self.node.evaluate(scope))
+        text = to_text(scope.budget, read(self.node, scope))
         scope.budget.write(text)
         out.append(text)
 
@@ -97,7 +98,7 @@ class TupleTarget(NamedTuple):
     targets: list["Target"]
 
     def assign(self, scope, value):
-        values = listing(scope.budget, value)
+        values = listing(scope.budget, whole(scope.budget, value))
         if len(values) != len(self.targets):
             raise Fault(f"cannot unpack {len(values)} values into {len(self.targets)} names")
         for target, part in zip(self.targets, values, strict=True):
@@ -113,7 +114,7 @@ class Set(NamedTuple):
     node: Node
 
     def execute(self, scope, out):
-        self.target.assign(scope, self.node.evaluate(scope))
+        self.target.assign(scope, read(self.node, scope))
 
 
 class Captured(NamedTuple):

@@ -11,22 +11,26 @@ from marlin.text.template.formatting import check_padding, printf, to_json
 from marlin.text.template.limits import MAX_NUMBER_CHARS, Fault
 from marlin.text.template.methods import METHODS
 from marlin.text.template.methods import replace as replace_text
-from marlin.text.template.operators import ARITHMETIC
-from marlin.text.template.values import Undefined, kind_name, to_text
+from marlin.text.template.operators import ARITHMETIC, escape
+from marlin.text.template.values import Safe, Undefined, kind_name, to_text
 
 _WORD_START = re.compile(r"([-\s({\[<]+)")
-_ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "'": "&#39;", '"': "&#34;"})
 # A float has about 308 decimal digits on either side of its point.
 _MAX_PRECISION = 308
 
 
+def _alike(value, text):
+    """text, as safe as the value that it was made of."""
+    return Safe(text) if type(value) is Safe else text
+
+
 def _string_method(name):
     method = METHODS[str][name]
-    return lambda budget, value: method(budget, to_text(budget, value))
+    return lambda budget, value: _alike(value, method(budget, to_text(budget, value)))
 
 
 def _trim(budget, value, chars=None):
-    return METHODS[str]["strip"](budget, to_text(budget, value), chars)
+    return _alike(value, METHODS[str]["strip"](budget, to_text(budget, value), chars))
 
 
 def _title(budget, value):
@@ -41,14 +45,20 @@ def _replace(budget, value, old, new, count=None):
 
 
 def _escape(budget, value):
-    text = to_text(budget, value)
-    budget.chars(6 * len(text))
-    return text.translate(_ESCAPES)
+    return escape(budget, to_text(budget, value))
+
+
+def _force_escape(budget, value):
+    return escape(budget, str(to_text(budget, value)))
+
+
+def _mark_safe(budget, value):
+    return Safe(to_text(budget, value))
 
 
 def _indent(budget, value, width=4, first=False, blank=False):
     """Indent lines but the first and blank ones, by `width` spaces or by the text `width`."""
-    if type(value) is not str:
+    if not isinstance(value, str):
         raise Fault(f"indent needs a string, not {kind_name(value)}")
     margin = width if isinstance(width, str) else " " * check_padding(width)
     check_padding(len(margin))
@@ -56,12 +66,14 @@ def _indent(budget, value, width=4, first=False, blank=False):
     budget.chars(len(value) + len(lines) * (len(margin) + 1))
     head, tail = lines[0], lines[1:]
     rest = [margin + line if line or blank else line for line in tail]
-    return "\n".join([margin + head if first else head, *rest])
+    return _alike(value, "\n".join([margin + head if first else head, *rest]))
 
 
 def _format(budget, value, *args, **kwargs):
     if args and kwargs:
         raise Fault("format takes positional or keyword arguments, not both")
+    if type(value) is Safe:
+        raise Fault("format is not for text that is marked safe here")
     return printf(budget, to_text(budget, value), kwargs or args)
 
 
@@ -122,14 +134,14 @@ TEXT_FILTERS = {
     "e": _escape,
     "escape": _escape,
     "float": _to_float,
-    "forceescape": _escape,
+    "forceescape": _force_escape,
     "format": _format,
     "indent": _indent,
     "int": _to_int,
     "lower": _string_method("lower"),
     "replace": _replace,
     "round": _round,
-    "safe": to_text,
+    "safe": _mark_safe,
     "string": to_text,
     "title": _title,
     "tojson": to_json,

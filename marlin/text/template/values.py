@@ -51,6 +51,53 @@ class Undefined:
     __lt__ = __le__ = __gt__ = __ge__ = __abs__ = __int__ = __float__ = __index__ = __round__ = fail
 
 
+class Safe(str):
+    """Text that the filters safe and escape give: what + adds to it is escaped, as by jinja2's
+    Markup. Most other filters make plain text of it, and it has no methods here."""
+
+    __slots__ = ()
+
+
+# The end of a Joined takes text up to this length, so that it has few parts however it grew.
+TAIL_CHARS = 512
+
+
+class Joined:
+    """Text made of two parts, put together when it is looked at and not before.
+
+    A template that builds its output in a variable, a piece at a time, so copies each piece once
+    and not once for every piece after it. Only what a `set` stores can be one, and only the left
+    side of ~ and + and a print read it as it is: everything else reads whole().
+
+    Args:
+        head: str or Joined.
+        tail: str.
+    """
+
+    __slots__ = ("_head", "_tail", "num_chars")
+
+    def __init__(self, head, tail):
+        self._head = head
+        self._tail = tail
+        self.num_chars = (len(head) if isinstance(head, str) else head.num_chars) + len(tail)
+
+    def plus(self, text):
+        if len(self._tail) + len(text) <= TAIL_CHARS:
+            return Joined(self._head, self._tail + text)
+        return Joined(self, text)
+
+    def text(self, budget):
+        if not isinstance(self._head, str) or self._tail:
+            budget.chars(self.num_chars)
+            parts, each = [], self
+            while isinstance(each, Joined):
+                parts.append(each._tail)
+                each = each._head
+            parts.append(each)
+            self._head, self._tail = "".join(reversed(parts)), ""
+        return self._head
+
+
 class Stream:
     """What a lazy filter gives: walked once, without a length, and true even when empty."""
 
@@ -250,10 +297,17 @@ def listing(budget, value):
     return taken
 
 
+def whole(budget, value):
+    """value, put together if it is a Joined."""
+    return value.text(budget) if type(value) is Joined else value
+
+
 def to_text(budget, value):
     """The string that printing `value` writes."""
-    if type(value) is str:
+    if isinstance(value, str):
         return value
+    if type(value) is Joined:
+        return value.text(budget)
     if isinstance(value, _WEIGHED):
         budget.printed(value)
     return str(value)
