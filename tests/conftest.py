@@ -31,11 +31,11 @@ def needs_native_library(item):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out what is marked soak, downloads or clients, unless -m has a word about it.
+    """Leave out what is marked long, soak, downloads or clients, unless -m has a word about it.
 
     Not by a `-m` in setup.cfg: whoever gave another would run them without knowing.
     """
-    names = ("soak", "downloads", "clients")
+    names = ("long", "soak", "downloads", "clients")
     unasked = [name for name in names if name not in config.option.markexpr]
     left_out = [item for item in items if any(map(item.get_closest_marker, unasked))]
     if left_out:

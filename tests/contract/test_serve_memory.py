@@ -14,9 +14,12 @@ import pytest
 from contract import CHAT, MODEL, chat
 from served import PATIENCE_S, serve_mock
 
-pytestmark = pytest.mark.skipif(
-    not os.path.exists("/proc/self/statm"), reason="resident memory is read from /proc"
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(
+        not os.path.exists("/proc/self/statm"), reason="resident memory is read from /proc"
+    ),
+]
 SIZE = 4 * 1024 * 1024
 WORST = {
     "floats": b"1.5,",

@@ -198,7 +198,7 @@ def random_mixes(bank, seeds, pool_for):
 CONFIGS = {"llama": tiny_config(), "gemma3": tiny_gemma3_config(num_layers=2, windows=(24, None))}
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(scope="module", params=["llama", pytest.param("gemma3", marks=pytest.mark.long)])
 def folder(request, tmp_path_factory):
     config = CONFIGS[request.param]
     return write_folder(tmp_path_factory.mktemp("model"), config, random_tensors(config, seed=11))

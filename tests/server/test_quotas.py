@@ -40,6 +40,7 @@ def test_more_choices_than_the_cap_are_refused_by_name(capped):
         capped.completions.create(model=MODEL, prompt=["a", "b"], n=2)
 
 
+@pytest.mark.long
 def test_30_clients_behind_one_address_all_get_an_answer_from_3_slots(start_server):
     """Those that have had one ask again at once, as those do that never read Retry-After."""
 

@@ -179,10 +179,10 @@ def test_unknown_variables_are_named_when_a_server_starts(monkeypatch, caplog):
     assert record.getMessage() == "no such variable, nothing reads it: METAL_MARLIN_TEMPERATURE"
 
 
-def test_an_error_names_the_variable_that_overrode_the_model_that_was_typed(tmp_path, capsys):
+def test_an_error_names_the_variable_that_overrode_the_model_that_was_typed(tmp_path, capfd):
     environ = {"METAL_MARLIN_MODEL_PATH": f"{tmp_path}/absent.gguf"}
     assert cli.main(["serve", "M", "--port", "0", "--host", "127.0.0.1"], environ) == 1
-    *_, error = capsys.readouterr().err.splitlines()
+    *_, error = capfd.readouterr().err.splitlines()
     assert error.startswith(f"metal-marlin: {tmp_path}/absent.gguf: no such file or folder")
     assert error.endswith("(METAL_MARLIN_MODEL_PATH is set and overrides the argument M)")
 
