@@ -47,7 +47,7 @@ class BeatEngine(MockEngine):
         self.stamps_path = stamps_path
         threading.Thread(target=self._beat, daemon=True).start()
 
-    def submit(self, prompt_token_ids, params, request_id):
+    def submit(self, prompt_token_ids, params, request_id, client=""):
         request = Request(request_id, prompt_token_ids, params, 0)
         if params.max_tokens == 1:
             self._end(request)
