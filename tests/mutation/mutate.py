@@ -1,0 +1,223 @@
+#!/usr/bin/env python3
+"""Judge the tests: change one thing in marlin/, in a copy of the tree, and see if a test fails.
+
+    .venv/bin/python tests/mutation/mutate.py record tests/unit tests/server
+    .venv/bin/python tests/mutation/mutate.py run --seed 7 --count 60 'marlin/server/*'
+
+`record` runs tests once and notes which lines each runs, in every process; a second one adds to
+the first, or takes the place of what it says of a test. `run` draws mutants and gives each the
+tests that run its line, quickest first, until one fails twice; a test that ends only by its time
+limit counts as failed. Draws are by line: each line that has a mutant is as likely as any other.
+"""
+
+import argparse
+import difflib
+import fnmatch
+import os
+import random
+import tempfile
+import time
+from pathlib import Path
+
+import copied_tree
+import operators
+import tracing
+from recorded import Record
+from running import Run, run_pytest
+
+FIRST_S, ALL_S = 25, 240  # seconds of tests, as recorded, for a mutant: at first, and at most
+_PRELOADED = ("numpy", "hypothesis", "jinja2", "openai", "gguf", "pytest")
+
+
+def record(root, arguments):
+    """Run tests traced and add what they ran to the record."""
+    kept = Record(root / ".mutate" / "record.json")
+    folder = root / ".mutate"
+    for trace in folder.glob("lines.*"):
+        trace.unlink()
+    (folder / "current").write_text("0")
+
+    def traced(folder):
+        tracer = tracing.Tracer(str(folder), str(root / "marlin"), follows=False)
+        tracer.install()
+        return Run(folder, tracer=tracer)
+
+    code, tests = run_pytest(root, arguments, traced)
+    (folder / "current").unlink()
+    kept.add(folder, tests, root)
+    kept.save()
+    bad = [test for test in tests if test[1] == "failed"]
+    print(f"{len(tests)} tests, {len(bad)} failed (left out), exit code {code}")
+    for name, *_ in bad:
+        print(f"  {name}")
+
+
+def draw(root, patterns, count, seed):
+    """`count` mutants, all of which compile, of the files that the patterns match, by line."""
+    sites = {}
+    for path in sorted((root / "marlin").rglob("*.py")):
+        name = str(path.relative_to(root))
+        if any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
+            for mutant in operators.mutants(name, path.read_bytes()):
+                sites.setdefault((name, mutant.line), []).append(mutant)
+    chance = random.Random(seed)
+    keys = list(sites)
+    chance.shuffle(keys)
+    drawn = []
+    while keys and len(drawn) < count:
+        mutant = chance.choice(sites[key := keys.pop()])
+        if operators.compiles(operators.apply(mutant, (root / mutant.path).read_bytes())):
+            drawn.append(mutant)
+        elif len(sites[key]) > 1:
+            keys.append(key)
+    return drawn
+
+
+def chosen(record, tests, path, budget_s):
+    """Of the tests those for `budget_s` seconds: first the module's own, then the quickest."""
+    stem = Path(path).stem
+
+    def rank(name):
+        return (stem not in name.partition("::")[0] or record.tests[name][1] > 2, cost(name))
+
+    def cost(name):
+        return record.tests[name][1]
+
+    order, total = [], 0.0
+    for name in sorted(tests, key=rank):
+        total += cost(name) + 0.005
+        if order and total > budget_s:
+            break
+        order.append(name)
+    return _by_file(order, cost)
+
+
+def _by_file(order, cost):
+    """Tests of a file together, so that what they share is set up once; quickest file first."""
+    files = {}
+    for name in order:
+        files.setdefault(name.partition("::")[0], []).append(name)
+    means = sorted(files.values(), key=lambda names: sum(map(cost, names)) / len(names))
+    return [name for names in means for name in names]
+
+
+def judge(root, record, mutant, number):
+    """Put a mutant in the copy and run its tests: (verdict, the test that failed or '')."""
+    tests = record.covering(mutant, root)
+    if not tests:
+        return "not covered", ""
+    path = root / mutant.path
+    original, stat = path.read_bytes(), path.stat()
+    path.write_bytes(operators.apply(mutant, original))
+    stamp = 1_000_000_000 + number * 10 + os.getpid() % 10  # no .pyc of another is taken for it
+    os.utime(path, (stamp, stamp))
+    try:
+        first = chosen(record, tests, mutant.path, FIRST_S)
+        for order in (first, chosen(record, tests - set(first), mutant.path, ALL_S)):
+            failed = _failing(root, record, order)
+            if failed is not None:
+                return "killed", failed
+        return "survived", ""
+    finally:
+        path.write_bytes(original)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def _failing(root, record, order):
+    """The test that fails twice of these, or None. One that fails once only proves nothing."""
+
+    def limit(name):
+        return 20 + 10 * record.tests.get(name, ["", 5])[1]
+
+    def once(order):
+        files = list(dict.fromkeys(name.partition("::")[0] for name in order))
+        return run_pytest(root, ["-x", *files], lambda folder: Run(folder, order), limit)
+
+    order = list(order)
+    while order:
+        code, tests = once(order)
+        if code in (0, 5):
+            return None
+        if code is None or code != 1 or not tests:
+            name = tests[-1][0] if tests else "(no test begins)"
+            return f"{name} (hangs)" if code is None else "(collection)"
+        name = tests[-1][0]
+        if once([name])[0] != 0:
+            return name
+        order.remove(name)
+    return None
+
+
+def table(results):
+    """A line for each folder and file: how many were killed, survived and not covered."""
+    rows = {}
+    for result in results:
+        folder = result["path"].rpartition("/")[0]
+        for row in (folder + "/", result["path"], "all"):
+            counts = rows.setdefault(row, {"killed": 0, "survived": 0, "not covered": 0})
+            counts[result["verdict"]] += 1
+    print(f"{'module':44} killed survived uncovered  score")
+    for row in sorted(rows, key=lambda row: (row == "all", row)):
+        killed, survived, uncovered = rows[row].values()
+        score = 100 * killed / (killed + survived + uncovered)
+        print(f"{row:44} {killed:6} {survived:8} {uncovered:9} {score:5.0f}%")
+
+
+def show(root, result):
+    source = (root / result["path"]).read_bytes().decode()
+    changed = result["source"].splitlines()
+    for line in difflib.unified_diff(source.splitlines(), changed, n=1, lineterm=""):
+        if not line.startswith(("---", "+++", "@@")):
+            print(f"    {line}")
+
+
+def run(root, patterns, count, seed):
+    """Draw, judge each, print what survived as it comes and the table at the end."""
+    kept = Record(root / ".mutate" / "record.json")
+    results = []
+    for number, mutant in enumerate(draw(root, patterns, count, seed), 1):
+        started = time.time()
+        changed = operators.apply(mutant, (root / mutant.path).read_bytes()).decode()
+        verdict, by = judge(root, kept, mutant, number)
+        results.append({**mutant._asdict(), "verdict": verdict, "source": changed})
+        what = f"{number} {mutant.path}:{mutant.line} [{mutant.operator}]"
+        print(f"{what} {verdict} {by} {time.time() - started:.0f} s", flush=True)
+        if verdict != "killed":
+            show(root, results[-1])
+    print()
+    table(results)
+
+
+def preload():
+    """Have what every fork needs and no mutant changes."""
+    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    for name in _PRELOADED:
+        __import__(name)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    default = Path(tempfile.gettempdir()) / f"marlin-mutants-{os.getuid()}"
+    parser.add_argument("--tree", type=Path, default=default, help="where the copy lies")
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    commands = parser.add_subparsers(dest="command", required=True)
+    recording = commands.add_parser("record")
+    recording.add_argument("tests", nargs="+", help="as pytest takes them")
+    running = commands.add_parser("run")
+    running.add_argument("--seed", type=int, default=0)
+    running.add_argument("--count", type=int, default=60)
+    running.add_argument("files", nargs="*", default=["marlin/*"], help="patterns, marlin/server/*")
+    options = parser.parse_args()
+    root = options.tree.resolve()
+    if not options.inside:
+        copied_tree.refresh(root)
+        copied_tree.run_inside(root, __file__)
+    preload()
+    if options.command == "record":
+        record(root, options.tests)
+    else:
+        run(root, options.files, options.count, options.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+#!/usr/bin/env python3
+"""The same for the CPU device's C sources: change one thing, build it, see if a test fails.
+
+    .venv/bin/python tests/mutation/mutate_c.py --seed 7 --count 60
+
+Each mutant gets the kernel tests of tests/device (the file of its own kernels first), then the C
+program of tests/native under sanitizers, until one fails twice. No record is needed. A mutant that
+does not compile is drawn anew.
+"""
+
+import argparse
+import fnmatch
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import copied_tree
+from mutate import preload, show, table
+from operators import Mutant, apply
+from running import Run, run_pytest
+
+_NOTHING = re.compile(
+    rb'/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"|^[ \t]*#(?:\\\n|[^\n])*', re.S | re.M
+)
+_STATEMENT = (
+    rb"^[ \t]+(?!return\b|break\b|continue\b|goto\b|else\b|case\b)"
+    rb"((?:[a-z_]\w*(?:\([^;{}]*\)|[\w\[\].>-]* [-+*|&]?= [^;{}]*|\+\+));)$"
+)
+_CHANGES = [  # operator, what it looks like, what it becomes
+    ("comparison", rb"(?<= )<(?= )", (b"<=", b">")),
+    ("comparison", rb"(?<= )>(?= )", (b">=", b"<")),
+    ("comparison", rb"<=", (b"<", b">")),
+    ("comparison", rb">=", (b">", b"<")),
+    ("comparison", rb"==", (b"!=",)),
+    ("comparison", rb"!=", (b"==",)),
+    ("and/or", rb"&&", (b"||",)),
+    ("and/or", rb"\|\|", (b"&&",)),
+    ("arithmetic", rb"(?<= )\+(?= )", (b"-",)),
+    ("arithmetic", rb"(?<= )-(?= )", (b"+",)),
+    ("arithmetic", rb"(?<= )\*(?= )", (b"/",)),
+    ("arithmetic", rb"(?<= )/(?= )", (b"*",)),
+    ("arithmetic", rb"(?<= )%(?= )", (b"*",)),
+    ("arithmetic", rb"<<(?!=)", (b">>",)),
+    ("arithmetic", rb">>(?!=)", (b"<<",)),
+    ("arithmetic", rb"(?<= )&(?= )", (b"|",)),
+    ("arithmetic", rb"(?<= )\+=", (b"-=",)),
+    ("removed break", rb"\b(?:break|continue);", (b";",)),
+    ("return value", rb"\breturn MARLIN_E\w+;", (b"return 0;",)),
+    ("negated condition", rb"(?<=\bif )\((?=[^\n]*\) ?\{?$)", None),
+    ("constant", rb"(?<![\w.])\d+(?![\w.])", None),
+    ("constant", rb"(?<![\w.])\d+\.\d+f\b", None),
+]
+_OWN_TESTS = {
+    "kernels_linear": "linear", "kernels_attention": "attention", "kernels_rows": "rows",
+    "kernels_sample": "sample", "kernels_repack": "repack", "kernels_dense": "dense",
+    "kernel_checks": "hostile_records", "records": "program", "buffers": "buffers",
+    "faults": "mapped_faults", "cpu_program": "program", "cpu": "abi",
+}  # fmt: skip
+
+
+def mutants(path, source):
+    """Every mutant of a C source; many do not compile."""
+    plain = _NOTHING.sub(lambda found: re.sub(rb"[^\n]", b"\0", found[0]), source)
+    for operator, pattern, becomes in [("removed statement", _STATEMENT, (b";",)), *_CHANGES]:
+        for found in re.finditer(pattern, plain, re.M):
+            start, end = found.span(found.re.groups and 1)
+            for new in becomes or _computed(operator, found, plain):
+                if operator == "negated condition":
+                    end = start + 1 + plain[start + 1 :].index(b"\n")
+                    end = start + 1 + plain[start + 1 : end].rindex(b")")
+                line = plain.count(b"\n", 0, start) + 1
+                new = new if isinstance(new, str) else new.decode()
+                yield Mutant(path, line, operator, start, end, new, (line,), False)
+
+
+def _computed(operator, found, plain):
+    if operator == "negated condition":
+        line = plain[found.start() + 1 :].partition(b"\n")[0]
+        return [b"(!(" + line[: line.rindex(b")")] + b")"]
+    if found[0].endswith(b"f"):
+        return [f"{float(found[0][:-1]) * 2 + 0.5}f"]
+    value = int(found[0])
+    return [str(value + 1), str(value - 1)] if value else ["1"]
+
+
+def draw(root, patterns, seed):
+    """Mutants in random order, without end of their own; by line, as of Python."""
+    sites = {}
+    for folder in ("common", "cpu"):
+        for path in sorted((root / "metal_shim" / folder).glob("*.c")):
+            name = str(path.relative_to(root))
+            if any(fnmatch.fnmatch(name, pattern) for pattern in patterns):
+                for mutant in mutants(name, path.read_bytes()):
+                    sites.setdefault((name, mutant.line), []).append(mutant)
+    chance = random.Random(seed)
+    keys = list(sites)
+    chance.shuffle(keys)
+    return [chance.choice(sites[key]) for key in keys]
+
+
+def tests_of(root, mutant):
+    """Lists of pytest's arguments, one run after another."""
+    own = root / "tests" / "device" / f"test_{_OWN_TESTS.get(Path(mutant.path).stem, '')}.py"
+    if own.exists():
+        yield [str(own.relative_to(root))]
+    others = sorted(path for path in (root / "tests" / "device").glob("test_*.py") if path != own)
+    yield [str(path.relative_to(root)) for path in others]
+    yield ["tests/native", "-k", "past_a_binding or race"]
+
+
+def judge(root, mutant):
+    """(verdict, the test that failed or ''); the verdict of what does not compile is None."""
+    path = root / mutant.path
+    original = path.read_bytes()
+    path.write_bytes(apply(mutant, original))
+    build = [sys.executable, "metal_shim/build/build.py"]
+    try:
+        if subprocess.run(build, cwd=root, capture_output=True).returncode != 0:
+            return None, ""
+        for arguments in tests_of(root, mutant):
+            failed = _failing(root, arguments)
+            if failed:
+                return "killed", failed
+        return "survived", ""
+    finally:
+        path.write_bytes(original)
+
+
+def _failing(root, arguments):
+    def once(arguments):
+        return run_pytest(root, ["-x", *arguments], CpuRun, lambda _name: 300)
+
+    code, tests = once(arguments)
+    if code in (0, 5):
+        return None
+    if not tests:
+        return "(crash)"
+    return tests[-1][0] if once([tests[-1][0]])[0] != 0 else None
+
+
+class CpuRun(Run):
+    """All tests but Metal's, another device, whose simulator would be built anew each time."""
+
+    def pytest_collection_modifyitems(self, items):
+        items[:] = [item for item in items if "metal" not in item.nodeid.partition("::")[2]]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    default = Path(tempfile.gettempdir()) / f"marlin-mutants-{os.getuid()}"
+    parser.add_argument("--tree", type=Path, default=default, help="where the copy lies")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=60)
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("files", nargs="*", default=["*"], help="patterns, metal_shim/cpu/*")
+    options = parser.parse_args()
+    root = options.tree.resolve()
+    if not options.inside:
+        copied_tree.refresh(root)
+        copied_tree.run_inside(root, __file__)
+    preload()
+    results = []
+    for mutant in draw(root, options.files, options.seed):
+        if len(results) == options.count:
+            break
+        started = time.time()
+        changed = apply(mutant, (root / mutant.path).read_bytes()).decode()
+        verdict, by = judge(root, mutant)
+        if verdict is None:
+            continue
+        results.append({**mutant._asdict(), "verdict": verdict, "source": changed})
+        what = f"{len(results)} {mutant.path}:{mutant.line} [{mutant.operator}]"
+        print(f"{what} {verdict} {by} {time.time() - started:.0f} s", flush=True)
+        if verdict != "killed":
+            show(root, results[-1])
+    print()
+    table(results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""What a record says: which tests run which lines of marlin/, and how long each takes.
+
+Knows no mutants and runs nothing. Lines are followed when a file changes after the record was made.
+"""
+
+import ast
+import difflib
+import json
+
+
+class Record:
+    """Which tests run which lines, and how long each took.
+
+    `tests`: id -> [outcome, seconds]; `lines`: file -> {line: set of test ids};
+    `sources`: file -> its lines when that was recorded.
+    """
+
+    def __init__(self, path):
+        self.path = path
+        kept = json.loads(path.read_text()) if path.exists() else {}
+        self.tests = kept.get("tests", {})
+        self.sources = kept.get("sources", {})
+        names = list(self.tests)
+        self.lines = {
+            file: {int(line): {names[test] for test in tests} for line, tests in lines.items()}
+            for file, lines in kept.get("lines", {}).items()
+        }
+
+    def save(self):
+        index = {name: number for number, name in enumerate(self.tests)}
+        lines = {
+            file: {line: sorted(map(index.get, tests)) for line, tests in lines.items()}
+            for file, lines in self.lines.items()
+        }
+        kept = {"tests": self.tests, "sources": self.sources, "lines": lines}
+        self.path.write_text(json.dumps(kept))
+
+    def add(self, folder, tests, root):
+        """Take in the traces of tests, [(id, outcome, seconds)], by their number in the run."""
+        for file in list(self.lines):
+            self._now(file, root)
+        self.tests.update({name: [outcome, seconds] for name, outcome, seconds in tests})
+        for lines in self.lines.values():
+            for ids in lines.values():
+                ids.difference_update({name for name, *_ in tests})
+        for trace in folder.glob("lines.*"):
+            number = int(trace.name.split(".")[1])
+            if number == 0 or number > len(tests):
+                continue
+            for line in trace.read_text().splitlines():
+                file, _, at = line.rpartition(":")
+                self._now(f"marlin/{file}", root)
+                lines = self.lines[f"marlin/{file}"]
+                lines.setdefault(int(at), set()).add(tests[number - 1][0])
+
+    def _now(self, file, root):
+        """Bring what was recorded of a file to the places its lines have now."""
+        path = root / file
+        text = path.read_text().splitlines() if path.exists() else []
+        if self.sources.get(file) == text:
+            return
+        same = difflib.SequenceMatcher(None, self.sources.get(file, []), text, autojunk=False)
+        old = self.lines.get(file, {})
+        self.lines[file] = {
+            block.b + offset + 1: old[block.a + offset + 1]
+            for block in same.get_matching_blocks()
+            for offset in range(block.size)
+            if block.a + offset + 1 in old
+        }
+        self.sources[file] = text
+
+    def covering(self, mutant, root):
+        """The tests that run a mutant's line; without one, its function; at import, the module."""
+        self._now(mutant.path, root)
+        lines = self.lines.get(mutant.path, {})
+        found = set()
+        if not mutant.at_import:
+            found = set().union(*(lines.get(line, ()) for line in mutant.lines))
+        else:
+            heads = _import_lines(root / mutant.path)
+            found = set().union(*(ids for line, ids in lines.items() if line not in heads))
+            found |= self._importers(mutant.path, root)
+        return {name for name in found if self.tests[name][0] == "passed"}
+
+    def _importers(self, path, root):
+        """The tests of modules that import this one, where its own functions say little."""
+        module = path[: -len(".py")].replace("/", ".")
+        package, _, name = module.rpartition(".")
+        found = set()
+        for file, lines in self.lines.items():
+            text = "\n".join(self.sources[file])
+            if module in text or f"from {package} import {name}" in text:
+                heads = _import_lines(root / file)
+                found |= set().union(*(ids for line, ids in lines.items() if line not in heads))
+        return found
+
+
+def _import_lines(path):
+    """The lines of a file that run while it is imported."""
+    tree = ast.parse(path.read_text())
+    bodies = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    inside = {line for node in bodies for line in range(node.body[0].lineno, node.end_lineno + 1)}
+    return set(range(1, tree.body[-1].end_lineno + 1 if tree.body else 1)) - inside
