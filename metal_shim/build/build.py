@@ -8,6 +8,8 @@ library:
     python3 metal_shim/build/build.py [--output DIR] [--isa avx2,scalar]
         [--sanitize address,undefined] [--cc aarch64-linux-gnu-gcc --machine aarch64]
 
+CC, CPPFLAGS, CFLAGS and LDFLAGS count as they do for make.
+
 Every source is compiled once, except cpu/kernels_*.c: they are compiled once for each instruction
 set in the table below, with -DMARLIN_ISA_<NAME>=1 -DMARLIN_ISA_SUFFIX=<name>. The other sources see
 -DMARLIN_HAVE_<NAME>=1 for each set that the library holds, and choose among them at run time.
@@ -52,11 +54,13 @@ ISA_FLAGS = {
 OTHER_MACHINE_ISA_FLAGS = {"scalar": ()}
 MACHINE_NAMES = {"amd64": "x86_64", "arm64": "aarch64"}
 
-# -ffp-contract=off: the compiler may not fuse a multiply and an add on its own, so that the same
+# What CFLAGS may change, since a later flag wins.
+DEFAULT_C_FLAGS = ("-O3", "-Wall", "-Wextra", "-Wshadow")
+# What it may not. The compiler may not fuse a multiply and an add on its own, so that the same
 # source gives the same bits in every set; a kernel that wants an FMA says so with an intrinsic.
 C_FLAGS = (
-    *("-std=c11", "-O3", "-fPIC", "-fvisibility=hidden", "-pthread", "-ffp-contract=off"),
-    *("-Wall", "-Wextra", "-Wshadow"),
+    *("-std=c11", "-fPIC", "-fvisibility=hidden", "-pthread"),
+    *("-fno-fast-math", "-ffp-contract=off"),
 )
 # A later -O wins. -O1 keeps the sanitizers' reports readable.
 SANITIZED_C_FLAGS = ("-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
@@ -78,12 +82,15 @@ class Toolchain:
         version: what it prints for --version; a new compiler makes new objects.
         machine: x86_64, aarch64 or whatever the system calls it.
         system: Linux, Darwin, ...
+        compile_flags, link_flags: what whoever builds wants beside ours.
     """
 
     command: tuple
     version: str
     machine: str
     system: str
+    compile_flags: tuple = ()
+    link_flags: tuple = ()
 
 
 @dataclass(frozen=True)
@@ -111,8 +118,7 @@ def find_compiler(environ, system, which=shutil.which):
     Raises:
         BuildError: there is none; the text says how to get one.
     """
-    if environ.get("CC"):
-        command = tuple(shlex.split(environ["CC"]))
+    if command := words_of(environ, "CC"):
         if not which(command[0]):
             raise BuildError(f"CC names {command[0]!r}, which is not a program on PATH")
         return command
@@ -129,8 +135,21 @@ def find_compiler(environ, system, which=shutil.which):
     )
 
 
-def open_toolchain(command, machine, system):
+def words_of(environ, *names):
+    """The words of these variables as a shell splits them; raises BuildError where it could not."""
+    words = []
+    for name in names:
+        try:
+            words += shlex.split(environ.get(name, ""))
+        except ValueError as error:
+            text = environ[name]
+            raise BuildError(f"{name} is {text!r}, which no shell could read: {error}") from None
+    return tuple(words)
+
+
+def open_toolchain(command, machine, system, environ):
     """Ask the compiler for its version. Raises BuildError when it does not run."""
+    flags = words_of(environ, "CPPFLAGS", "CFLAGS"), words_of(environ, "LDFLAGS")
     try:
         asked = subprocess.run([*command, "--version"], capture_output=True, text=True)
     except OSError as error:
@@ -138,7 +157,7 @@ def open_toolchain(command, machine, system):
     if asked.returncode != 0:
         said = (asked.stderr or asked.stdout).strip()
         raise BuildError(f"the C compiler {shlex.join(command)} does not run: {said}")
-    return Toolchain(tuple(command), asked.stdout, machine, system)
+    return Toolchain(tuple(command), asked.stdout, machine, system, *flags)
 
 
 def machine_name(name):
@@ -162,7 +181,8 @@ def plan_units(root, toolchain, isas, sanitizers=()):
     Raises:
         BuildError: the folders hold no sources.
     """
-    flags = (*C_FLAGS, *INCLUDE_FLAGS, *_platform_flags(toolchain.system))
+    flags = (*DEFAULT_C_FLAGS, *toolchain.compile_flags)
+    flags = (*flags, *C_FLAGS, *INCLUDE_FLAGS, *_platform_flags(toolchain.system))
     if sanitizers:
         flags = (*flags, *SANITIZED_C_FLAGS, _sanitize_flag(sanitizers))
     have = tuple(f"-DMARLIN_HAVE_{name.upper()}=1" for name in isas)
@@ -218,9 +238,13 @@ def build(root, toolchain, output, isas, sanitizers=()):
 @contextmanager
 def alone(cache):
     """Let other builds in this folder wait: each drops what it does not know."""
-    with open(cache / "lock", "w") as lock:
+    # Only to be read: with nothing left to build, a checkout need not be writable.
+    lock = os.open(cache / "lock", os.O_RDONLY | os.O_CREAT, 0o666)
+    try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+    finally:
+        os.close(lock)
 
 
 def library_name(system):
@@ -229,24 +253,33 @@ def library_name(system):
 
 def _compile(root, toolchain, cache, headers, unit):
     """(object's path, "cached" | "compiled" | "failed", what the compiler printed)."""
-    text = unit.source.read_text()
+    text = unit.source.read_text(encoding="utf-8")
     key = digest(toolchain.command, toolchain.version, unit.flags, headers, text)
     target = cache / f"{unit.name}.{key}.o"
-    if target.exists():
+    if target.is_file():
         return target, "cached", ""
-    unfinished = target.with_suffix(f".{os.getpid()}.partial")
     source = str(unit.source.relative_to(root))
-    command = [*toolchain.command, *unit.flags, "-c", source, "-o", str(unfinished)]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    command = [*toolchain.command, *unit.flags, "-c", source]
+    is_made, said = _make(root, command, target)
+    return target, "compiled" if is_made else "failed", said
+
+
+def _make(root, command, target, *more):
+    """Have the compiler make `target`, in one step; returns (whether it did, what it printed)."""
+    unfinished = target.with_suffix(f".{os.getpid()}.partial")
+    command = [*command, "-o", str(unfinished), *more]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, errors="replace")
     if done.returncode != 0:
         unfinished.unlink(missing_ok=True)
-        return target, "failed", f"{shlex.join(command)}\n{done.stderr}"
+        return False, f"{shlex.join(command)}\n{done.stderr}"
+    if not unfinished.is_file():
+        return False, f"{shlex.join(command)}\nends well, and makes no such file\n"
     unfinished.replace(target)
-    return target, "compiled", done.stderr
+    return True, done.stderr
 
 
 def _link(root, toolchain, cache, objects, sanitizers):
-    flags = ["-shared", "-pthread", *_platform_flags(toolchain.system)]
+    flags = ["-shared", "-pthread", *toolchain.link_flags, *_platform_flags(toolchain.system)]
     if sanitizers:
         flags.append(_sanitize_flag(sanitizers))
     elif toolchain.system != "Darwin":
@@ -254,14 +287,11 @@ def _link(root, toolchain, cache, objects, sanitizers):
         # sanitizer's own symbols come from the program that loads it.
         flags.append("-Wl,-z,defs")
     target = cache / f"libmarlin_cpu.{digest(toolchain.version, flags, [o.name for o in objects])}"
-    if not target.exists():
-        unfinished = target.with_suffix(f".{os.getpid()}.partial")
-        command = [*toolchain.command, *flags, *map(str, objects), "-o", str(unfinished), "-lm"]
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True)
-        if done.returncode != 0:
-            unfinished.unlink(missing_ok=True)
-            raise BuildError(f"the linker failed:\n\n{shlex.join(command)}\n{done.stderr}")
-        unfinished.replace(target)
+    if not target.is_file():
+        command = [*toolchain.command, *flags, *map(str, objects)]
+        is_made, said = _make(root, command, target, "-lm")
+        if not is_made:
+            raise BuildError(f"the linker failed:\n\n{said}")
     return target
 
 
@@ -269,11 +299,17 @@ def publish(linked, output, name):
     """Put a file of the cache into `output`, by renaming, unless it is there. Returns its path."""
     output.mkdir(parents=True, exist_ok=True)
     library = output / name
-    if not library.exists() or not filecmp.cmp(linked, library, shallow=False):
-        unfinished = output / f".{name}.{os.getpid()}.partial"
+    if library.is_file() and filecmp.cmp(linked, library, shallow=False):
+        return library
+    unfinished = output / f".{name}.{os.getpid()}.partial"
+    try:
         shutil.copyfile(linked, unfinished)
         unfinished.chmod(0o755)
         unfinished.replace(library)
+    except OSError as error:
+        raise BuildError(f"{library} cannot be written: {error.strerror}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
     return library
 
 
@@ -302,7 +338,7 @@ def _sanitize_flag(sanitizers):
 
 
 def _digest_files(paths):
-    return digest([(path.name, path.read_text()) for path in paths])
+    return digest([(path.name, path.read_text(encoding="utf-8")) for path in paths])
 
 
 def digest(*parts):
@@ -336,11 +372,15 @@ def main(argv=None):
     try:
         command = shlex.split(options.cc) if options.cc else find_compiler(os.environ, system)
         machine = machine_name(options.machine or platform.machine())
-        toolchain = open_toolchain(command, machine, system)
+        toolchain = open_toolchain(command, machine, system, os.environ)
         isas = choose_isas(machine, options.isa)
         built = build(ROOT, toolchain, options.output.resolve(), isas, options.sanitize)
     except BuildError as error:
         print(f"build.py: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        place = error.filename or ROOT / "build" / "native"
+        print(f"build.py: {place} cannot be used: {error.strerror}", file=sys.stderr)
         return 1
     sys.stderr.write(built.warnings)
     if system == "Darwin" and not (options.isa or options.sanitize or options.machine):

@@ -71,7 +71,7 @@ def joined_source(shaders):
 
 def _resolved(path, included):
     lines = [f"// ---- {path.name} ----"]
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         match = _OWN_INCLUDE.match(line)
         if match is None:
             lines.append(line)
@@ -99,13 +99,15 @@ def shim_sources(root):
     return [path for pattern in patterns for path in sorted(folder.glob(pattern))]
 
 
-def shim_command(root, generated, target):
-    """Compiles and links the library; `generated` is the folder of shader_source.h."""
+def shim_command(root, generated, target, compile_flags=(), link_flags=()):
+    """Compiles and links the library; `generated` is the folder of shader_source.h, the flags are
+    what whoever builds wants beside ours."""
     includes = (f"-I{root / 'metal_shim'}", f"-I{root / 'shaders'}", f"-I{generated}")
     frameworks = [word for name in FRAMEWORKS for word in ("-framework", name)]
     sources = map(str, shim_sources(root))
     link = ("-dynamiclib", "-install_name", f"@rpath/{LIBRARY}", *frameworks)
-    return ["xcrun", "clang", *OBJC_FLAGS, *includes, *sources, *link, "-o", str(target)]
+    flags = [*OBJC_FLAGS, *compile_flags, *includes]
+    return ["xcrun", "clang", *flags, *sources, *link, *link_flags, "-o", str(target)]
 
 
 def library_command(source, target):
@@ -131,7 +133,7 @@ def is_too_old(sdk):
     return major.isdigit() and int(major) < OLDEST_MACOS
 
 
-def build(root, output, sdk):
+def build(root, output, sdk, environ):
     """Make what has changed, and put it into `output`. Returns the paths there.
 
     Raises:
@@ -140,13 +142,18 @@ def build(root, output, sdk):
     cache = root / "build" / "native" / "metal"
     cache.mkdir(parents=True, exist_ok=True)
     text = joined_source(root / "shaders")
+    flags = _build.words_of(environ, "CPPFLAGS", "CFLAGS"), _build.words_of(environ, "LDFLAGS")
     headers = [*(root / "metal_shim").rglob("*.h"), *(root / "shaders").glob("*.h")]
     with _build.alone(cache):
         source = cache / "marlin.metal"
-        source.write_text(text)
+        source.write_text(text, encoding="utf-8")
         (cache / "shader_source.h").write_text(source_header(text))
         inputs = [*shim_sources(root), *sorted(headers), source]
-        made = {LIBRARY: _make(cache / LIBRARY, partial(shim_command, root, cache), inputs, sdk)}
+
+        def command_for(target):
+            return shim_command(root, cache, target, *flags)
+
+        made = {LIBRARY: _make(cache / LIBRARY, command_for, inputs, sdk)}
         if _runs(("xcrun", "-sdk", "macosx", "metal", "--version")):
             command = partial(library_command, source)
             made[METALLIB] = _make(cache / METALLIB, command, [source], sdk)
@@ -160,7 +167,9 @@ def _make(place, command_for, inputs, sdk):
     command = command_for(place)
     tool = command[: command.index("clang" if "clang" in command else "metal") + 1]
     version = subprocess.run([*tool, "--version"], capture_output=True, text=True).stdout
-    key = _build.digest(command, version, sdk, [path.read_text() for path in inputs])
+    key = _build.digest(
+        command, version, sdk, [path.read_text(encoding="utf-8") for path in inputs]
+    )
     made = place.with_name(f"{place.name}.{key}")
     if not made.exists():
         _run(command_for, made)
@@ -204,7 +213,7 @@ def main(argv=None):
         )
         return 0
     try:
-        built = build(ROOT, output, sdk)
+        built = build(ROOT, output, sdk, os.environ)
     except BuildError as error:
         print(f"build_metal.py: {error}", file=sys.stderr)
         return 1

@@ -17,8 +17,11 @@ from setuptools.command.build import build
 from setuptools.command.install import install
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCE_FOLDERS = ("bin", "metal_shim", "shaders")
-SOURCE_FILES = ("CHANGELOG.md",)
+# What the README promises beside the package: bin/test, what it needs, and what it tests.
+SOURCE_FOLDERS = (
+    *("bin", "metal_shim", "shaders", "tests", "docs", "bench", "deploy", ".ci", ".github"),
+)
+SOURCE_FILES = ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", ".clang-format", ".gitignore")
 LIBRARIES = ("libmarlin_*.so", "libmarlin_*.dylib", "*.metallib")
 DEVICE_FOLDER = Path("marlin", "device")
 

@@ -103,6 +103,7 @@ PARTS = (
 # What sees checked values only: these files, and of what PARTS leaves, those folders.
 FILES_BEHIND = {
     "marlin/__init__.py": "the version",
+    "marlin/__main__.py": "the operator's own words",
     "marlin/cli.py": "the operator's own words",
     "marlin/config.py": "the operator's own words",
     "marlin/streams.py": "descriptors of the process",

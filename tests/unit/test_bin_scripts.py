@@ -13,68 +13,7 @@ import venv
 from pathlib import Path
 
 import pytest
-
-MODEL = "/models/My-Model.Q4_1.gguf"
-FAKE_PYTHON = """#!/bin/sh
-case "$*" in
-    *version_info*) exit ;;
-    "-c import pip") exit ;;
-    -V) echo "Python 3.12.0"; exit ;;
-    *fetch_model.py) echo "$MODEL"; exit ;;
-esac
-{ for word in "$@"; do printf '<%s>' "$word"; done; echo; } >>"$LOG"
-case "$*" in "-m pip "*) exit "${PIP_EXIT:-0}" ;; *build.py) exit "${BUILD_EXIT:-0}" ;;
-"-m ruff"*) exit "${LINT_EXIT:-0}" ;; esac
-"""
-FAKE_CLI = """import sys
-def main():
-    print(sys.prefix)
-    print(sys.argv[1:])
-"""
-
-
-def python_modules(folder, *names):
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        (folder / f"{name}.py").write_text("")
-
-
-class Checkout:
-    """bin/ and the files that decide about installing, beside a fake .venv."""
-
-    def __init__(self, root, real):
-        self.root = root
-        self.log = root.parent / "log"
-        shutil.copytree(real / "bin", root / "bin", ignore=shutil.ignore_patterns("__pycache__"))
-        for name in ("marlin", "metal_shim/build"):
-            (root / name).mkdir(parents=True)
-        for name in ("pyproject.toml", "setup.cfg", "metal_shim/build/setuptools_commands.py"):
-            (root / name).write_text("")
-        (root / "marlin" / "__init__.py").write_text("")
-        (root / "marlin" / "cli.py").write_text(FAKE_CLI)
-
-    def add_fake_venv(self):
-        python = self.root / ".venv" / "bin" / "python"
-        python.parent.mkdir(parents=True)
-        python.write_text(FAKE_PYTHON)
-        python.chmod(0o755)
-
-    def run(self, script, *arguments, **environ):
-        """(finished process, the calls of the fake Python in this run, `<word>` for each word)."""
-        self.log.write_text("")
-        done = subprocess.run(
-            [str(self.root / "bin" / script), *arguments],
-            env={"PATH": os.environ["PATH"], "LOG": str(self.log), "MODEL": MODEL, **environ},
-            cwd=self.root.parent,
-            capture_output=True,
-            text=True,
-        )
-        return done, self.log.read_text().splitlines()
-
-    def installs(self, script, *arguments, **environ):
-        """What pip was told to install, for each time it ran."""
-        _, calls = self.run(script, *arguments, **environ)
-        return [call for call in calls if call.startswith("<-m><pip>")]
+from stand_in_checkout import MODEL, Checkout, python_modules
 
 
 @pytest.fixture
@@ -194,26 +133,26 @@ def test_test_passes_its_arguments_to_pytest_in_the_checkout(ready):
 
 
 def test_the_first_run_installs_in_place_and_the_second_does_not(ready):
-    assert ready.installs("demo") == [f"<-m><pip><install><--editable><{ready.root}>"]
+    assert ready.installs("demo") == ["<-m><pip><install><--editable><.>"]
     assert ready.installs("demo") == []
 
 
 def test_tests_install_their_extras_and_that_is_enough_for_the_demo(ready):
-    assert ready.installs("test") == [f"<-m><pip><install><--editable><{ready.root}[test]>"]
+    assert ready.installs("test") == ["<-m><pip><install><--editable><.[test]>"]
     assert ready.installs("demo") == []
     assert ready.installs("test") == []
 
 
 def test_light_tests_install_no_pytorch_and_pass_the_rest_on_to_pytest(ready):
     _, calls = ready.run("test", "--light", "-q", "tests/unit")
-    assert f"<-m><pip><install><--editable><{ready.root}[test-light]>" in calls
+    assert "<-m><pip><install><--editable><.[test-light]>" in calls
     assert calls[-1] == "<-m><pytest><-q><tests/unit>"
     assert ready.installs("demo") == ready.installs("test", "--light") == []
 
 
 def test_what_light_tests_install_is_not_enough_for_all_and_not_the_other_way_round(ready):
     ready.installs("test", "--light")
-    assert ready.installs("test") == [f"<-m><pip><install><--editable><{ready.root}[test]>"]
+    assert ready.installs("test") == ["<-m><pip><install><--editable><.[test]>"]
     assert ready.installs("test", "--light") == []
 
 
@@ -243,7 +182,7 @@ METAL_FOLDERS = ("sim", "msl", "misuse")
 def test_lint_looks_at_every_source_or_mends_it(linted, words, layout, ruff):
     linted.installs("test")
     _, calls = linted.run("lint", *words)
-    assert f"<-m><pip><install><--editable><{linted.root}[lint]>" in calls
+    assert "<-m><pip><install><--editable><.[lint]>" in calls
     clang_format, *others = calls[-4:]
     assert clang_format.startswith(f"<clang-format><{layout}><--Werror>")
     names = set(re.findall(r"<([^<>]*)>", clang_format)[3:])
@@ -293,7 +232,7 @@ def test_a_failed_build_stops_before_pip(ready):
 
 def path_without_python(folder):
     folder.mkdir()
-    for name in ("bash", "cat", "cksum", "dirname", "env"):
+    for name in ("bash", "cat", "cksum", "dirname", "env", "mkdir"):
         (folder / name).symlink_to(shutil.which(name))
     return folder
 
@@ -307,12 +246,60 @@ def test_without_a_new_enough_python_demo_says_so(bare, tmp_path):
     assert done.stderr == "demo: Python 3.10 or newer is needed, and none is on PATH\n"
 
 
-def test_a_python_without_venv_is_told_which_package_brings_it(bare, tmp_path):
-    tools = path_without_python(tmp_path / "tools")
-    (tools / "python3").write_text('#!/bin/sh\ncase "$*" in "-m venv"*) exit 1 ;; esac\n')
+def failing_python(tools, failing):
+    """A PATH whose Python fails when its words have this pattern."""
+    path_without_python(tools)
+    words = f'case "$*" in {failing}) echo "venv: no such luck" >&2; exit 1 ;; esac'
+    (tools / "python3").write_text(f"#!/bin/sh\n{words}\n")
     (tools / "python3").chmod(0o755)
-    done, _ = bare.run("demo", PATH=str(tools))
+    return str(tools)
+
+
+def test_a_python_without_venv_is_told_which_package_brings_it(bare, tmp_path):
+    path = failing_python(tmp_path / "tools", '"-m venv"* | *"import ensurepip"*')
+    done, _ = bare.run("demo", PATH=path)
     assert done.returncode == 1 and "apt-get install python3-venv" in done.stderr
+
+
+def test_a_python_with_venv_that_fails_all_the_same_has_the_last_word(bare, tmp_path):
+    done, _ = bare.run("demo", PATH=failing_python(tmp_path / "tools", '"-m venv"*'))
+    assert done.returncode == 1 and "apt-get" not in done.stderr
+    last = f"demo: {bare.root}/.venv cannot be made; the reason is above"
+    assert done.stderr.splitlines()[-2:] == ["venv: no such luck", last]
+
+
+def test_a_checkout_that_cannot_be_written_is_told_as_that(bare):
+    (bare.root / ".venv").write_text("")
+    for script in ("demo", "test", "lint"):
+        done, _ = bare.run(script)
+        assert done.returncode == 1 and "apt-get" not in done.stderr
+        assert f"{script}: {bare.root}/.venv cannot be made" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("a:b", "with a colon"), ("a$x", "with $, { or }"), ("{cur}", "with $, { or }")],
+)
+def test_a_path_below_which_nothing_can_be_installed_is_refused_at_once(
+    tmp_path, checkout, name, reason
+):
+    odd = Checkout(tmp_path / name, checkout)
+    odd.add_fake_venv()
+    done, calls = odd.run("test")
+    assert (done.returncode, calls) == (1, [])
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("test: ") and reason in line and line.endswith(str(odd.root))
+
+
+@pytest.mark.parametrize("name", ["br[old]", "a b", "q'\"c", "\u00fcn\u00ef", "p%s&;#", "a$ b"])
+def test_any_other_path_is_installed_from_where_it_lies(tmp_path, checkout, name):
+    odd = Checkout(tmp_path / name, checkout)
+    odd.add_fake_venv()
+    assert odd.installs("test") == ["<-m><pip><install><--editable><.[test]>"]
+    assert Path(f"{odd.log}.pip").read_text() == f"{odd.root}\n"
+    done, calls = odd.run("demo")
+    assert done.returncode == 0, done.stderr
+    assert calls[-1].startswith(f"<{odd.root}/bin/metal-marlin><serve>")
 
 
 def run_command(bare, *arguments, script=None, cwd=None):

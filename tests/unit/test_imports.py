@@ -34,6 +34,7 @@ BELOW = {
         *("server.http", "server.api", "server.observe", "server.process"),
     },
     "cli": {"", "commands"},
+    "__main__": {"cli"},
 }
 
 # fmt: off

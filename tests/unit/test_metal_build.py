@@ -1,14 +1,20 @@
 """build_metal.py of metal_shim/build against a stand-in `xcrun`: what it builds where, when two
-builds meet, and what an old SDK gives. Its source and command lines are in test_native_build.py.
+builds meet, and what an old SDK gives; and its source and command lines.
 
 The stand-in writes its input as the output, in two halves with a pause between them.
 """
 
 import os
+import re
 import subprocess
 import sys
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
+
+from marlin.device import abi
+from marlin.weights.kinds import KINDS
 
 FAKE_XCRUN = r"""#!/bin/sh
 case "$*" in
@@ -209,3 +215,72 @@ def test_a_compile_error_with_a_new_sdk_fails_the_whole_build(tree, outputs):
     (tree.root / "metal_shim" / "metal" / "metal.m").write_text("syntax error")
     code, said = tree.build(outputs[0], "14.0", "", "build.py", *tools)
     assert code == 1 and "bad source" in said
+
+
+# --- Its source and command lines, as far as they show without a Mac ---
+
+
+@pytest.fixture(scope="module")
+def build_metal(load_script):
+    return load_script("metal_shim/build/build_metal.py")
+
+
+def write_shaders(folder, **files):
+    for name, text in files.items():
+        (folder / name.replace("_", ".")).write_text(text)
+
+
+def test_the_joined_source_has_every_shader_and_each_header_once(build_metal, tmp_path):
+    write_shaders(
+        tmp_path,
+        a_metal='#include <metal_stdlib>\n#include "x.h"\nkernel void a() {}\n',
+        b_metal='#include <metal_stdlib>\n#include "x.h"\n#include "y.h"\nkernel void b() {}\n',
+        x_h='#include "y.h"\nint x;\n',
+        y_h="int y;\n",
+    )
+    lines = build_metal.joined_source(tmp_path).splitlines()
+    code = [line for line in lines if not line.startswith(("//", "#include <"))]
+    assert code == ["int y;", "int x;", "kernel void a() {}", "kernel void b() {}"]
+    assert lines.count("#include <metal_stdlib>") == 2
+
+
+def test_a_shader_that_includes_what_is_not_there_is_named(build_metal, tmp_path):
+    write_shaders(tmp_path, a_metal='#include "gone.h"\n')
+    with pytest.raises(build_metal.BuildError, match="a.metal includes gone.h"):
+        build_metal.joined_source(tmp_path)
+    with pytest.raises(build_metal.BuildError, match="holds no"):
+        build_metal.joined_source(tmp_path / "empty")
+
+
+def test_the_joined_source_holds_every_kernel_of_the_list(build_metal, checkout):
+    text = build_metal.joined_source(checkout / "shaders")
+    assert '#include "' not in text
+    for name in abi.KERNELS:
+        stem, _, kind = name.rpartition("_")
+        made_by_macro = kind in KINDS and re.search(rf"{stem}_##", text)
+        assert made_by_macro or re.search(rf"\b{name}\b", text), name
+
+
+def test_the_embedded_source_is_the_text_to_the_byte(build_metal):
+    header = build_metal.source_header('float x; // "é"\n' * 40)
+    numbers = re.findall(r"\b\d+\b", header)
+    assert bytes(map(int, numbers)) == ('float x; // "é"\n' * 40).encode() + b"\0"
+    assert max(map(len, header.splitlines())) <= 100
+
+
+def test_the_metal_library_is_linked_with_what_gives_it_a_device(build_metal, tmp_path, checkout):
+    flags = ("-O0", "-DX"), ("-Wl,-x",)
+    command = build_metal.shim_command(checkout, tmp_path, tmp_path / "out.dylib", *flags)
+    assert command.index("-O2") < command.index("-O0") < command.index("-Wl,-x")
+    assert command[:2] == ["xcrun", "clang"] and "-fno-objc-arc" in command
+    frameworks = [b for a, b in pairwise(command) if a == "-framework"]
+    assert frameworks == ["Metal", "Foundation", "CoreGraphics"]
+    sources = {Path(word).name for word in command if word.endswith((".m", ".c"))}
+    assert {"metal.m", "metal_launch.c", "records.c", "kernel_checks.c"} <= sources
+    assert not any(name.startswith(("cpu", "kernels_")) for name in sources)
+
+
+def test_shaders_are_compiled_for_the_oldest_system_and_without_fast_math(build_metal, tmp_path):
+    command = build_metal.library_command(tmp_path / "a.metal", tmp_path / "a.metallib")
+    assert command[:4] == ["xcrun", "-sdk", "macosx", "metal"]
+    assert {"-std=metal3.1", "-fno-fast-math", "-mmacosx-version-min=14.0"} <= set(command)

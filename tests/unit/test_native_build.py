@@ -1,5 +1,5 @@
 """build.py of metal_shim/build against a stand-in compiler: what it compiles, when, and how it
-refuses; and build_metal.py's source and command lines.
+refuses.
 
 The stand-in is a shell script that notes each call and writes its arguments and its input as the
 object, so these tests need no C compiler.
@@ -11,13 +11,9 @@ import re
 import shutil
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
-
-from marlin.device import abi
-from marlin.weights.kinds import KINDS
 
 FAKE_COMPILER = r"""#!/bin/sh
 if [ "$1" = --version ]; then cat "$0.version"; exit; fi
@@ -262,74 +258,92 @@ def test_a_compiler_named_in_cc_that_does_not_exist_is_named_back(tree):
     assert done.returncode == 1 and "'no-such-cc'" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("cc", "said"),
+    [
+        ("'gcc", 'CC is "\'gcc", which no shell could read'),
+        ("{root}", "is not a program on PATH"),
+        ("true", "ends well, and makes no such file"),
+        ("false", "the C compiler false does not run"),
+    ],
+)
+def test_an_odd_cc_is_a_sentence(tree, cc, said):
+    done, _ = tree.build(CC=cc.format(root=tree.root))
+    assert done.returncode == 1 and said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((tree.root / "marlin" / "device").iterdir()) == []
+
+
+def test_a_cc_of_blanks_is_none_and_one_with_arguments_keeps_them(tree, tmp_path):
+    done, _ = tree.build(CC="  ", PATH=str(tmp_path))
+    assert "no C compiler found" in done.stderr
+    (tmp_path / "ccache").write_text('#!/bin/sh\necho via ccache >>"$CCLOG"; exec "$@"\n')
+    (tmp_path / "ccache").chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CCLOG": str(tmp_path / "log")}
+    done, calls = tree.build(CC=f"ccache '{tree.compiler}' --with this", **environ)
+    assert done.returncode == 0 and len(calls) == 7  # --version, five objects and the library
+    assert all(call.startswith("--with this ") for call in calls)
+    assert (tmp_path / "log").read_text().count("via ccache") == 7
+
+
+def test_flags_of_the_environment_come_after_defaults_and_before_what_results_rest_on(tree):
+    flags = {"CFLAGS": "-O2 -D'A B=1' -ffast-math", "CPPFLAGS": "-DX", "LDFLAGS": "-Wl,-z,now"}
+    _, calls = tree.build(**flags)
+    *compiled, linked = [call for call in calls if " -c " in call] + [
+        call for call in calls if " -c " not in call
+    ]
+    assert len(compiled) == 5
+    for call in compiled:
+        order = [" -O3 ", " -DX ", " -O2 ", " -DA B=1 ", " -ffast-math ", " -fno-fast-math "]
+        places = [f" {call}".index(word) for word in order]
+        assert places == sorted(places)
+        assert "-Wl" not in call
+    assert " -Wl,-z,now " in linked and "-DX" not in linked
+    assert tree.compiled(**flags) == []
+    assert len(tree.compiled()) == 5
+
+
+def test_flags_that_no_shell_could_read_are_named(tree):
+    done, _ = tree.build(LDFLAGS='"')
+    assert done.returncode == 1 and "LDFLAGS is '\"', which no shell" in done.stderr
+
+
+def test_a_folder_in_the_librarys_place_is_a_sentence_and_leaves_nothing_half_done(tree):
+    folder = tree.root / "marlin" / "device" / "libmarlin_cpu.so"
+    folder.mkdir()
+    done, _ = tree.build()
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert f"{folder} cannot be written: Is a directory" in done.stderr
+    assert tree.library() == folder
+
+
+def test_a_cache_that_cannot_be_made_is_a_sentence_with_its_path(tree):
+    (tree.root / "build").write_text("")
+    done, _ = tree.build()
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert f"{tree.root}/build/native" in done.stderr and "Not a directory" in done.stderr
+
+
+def test_with_nothing_to_build_nothing_is_opened_for_writing(tree):
+    tree.compiled()
+    written = f"""
+import runpy, sys
+WRITES = {os.O_WRONLY | os.O_RDWR | os.O_TRUNC}
+def refuse(event, given):
+    if event == "open" and given[2] & WRITES and "/dev/null" not in str(given[0]):
+        raise OSError(30, "Read-only file system", given[0])
+    if event in ("os.rename", "os.remove"):
+        raise OSError(30, "Read-only file system", given[0])
+sys.addaudithook(refuse)
+sys.argv = {[str(tree.script), "--machine", "x86_64", "--output", str(tree.library().parent)]}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    environ = {"PATH": os.environ["PATH"], "CC": f"'{tree.compiler}'"}
+    done = subprocess.run([sys.executable, "-c", written], env=environ, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_a_mac_without_command_line_tools_is_told_how_to_get_them(load_script):
     build = load_script("metal_shim/build/build.py")
     with pytest.raises(build.BuildError, match="xcode-select --install"):
         build.find_compiler({}, "Darwin", which=lambda name: None)
-
-
-# --- build_metal.py, as far as that shows without a Mac ---
-
-
-@pytest.fixture(scope="module")
-def build_metal(load_script):
-    return load_script("metal_shim/build/build_metal.py")
-
-
-def write_shaders(folder, **files):
-    for name, text in files.items():
-        (folder / name.replace("_", ".")).write_text(text)
-
-
-def test_the_joined_source_has_every_shader_and_each_header_once(build_metal, tmp_path):
-    write_shaders(
-        tmp_path,
-        a_metal='#include <metal_stdlib>\n#include "x.h"\nkernel void a() {}\n',
-        b_metal='#include <metal_stdlib>\n#include "x.h"\n#include "y.h"\nkernel void b() {}\n',
-        x_h='#include "y.h"\nint x;\n',
-        y_h="int y;\n",
-    )
-    lines = build_metal.joined_source(tmp_path).splitlines()
-    code = [line for line in lines if not line.startswith(("//", "#include <"))]
-    assert code == ["int y;", "int x;", "kernel void a() {}", "kernel void b() {}"]
-    assert lines.count("#include <metal_stdlib>") == 2
-
-
-def test_a_shader_that_includes_what_is_not_there_is_named(build_metal, tmp_path):
-    write_shaders(tmp_path, a_metal='#include "gone.h"\n')
-    with pytest.raises(build_metal.BuildError, match="a.metal includes gone.h"):
-        build_metal.joined_source(tmp_path)
-    with pytest.raises(build_metal.BuildError, match="holds no"):
-        build_metal.joined_source(tmp_path / "empty")
-
-
-def test_the_joined_source_holds_every_kernel_of_the_list(build_metal, checkout):
-    text = build_metal.joined_source(checkout / "shaders")
-    assert '#include "' not in text
-    for name in abi.KERNELS:
-        stem, _, kind = name.rpartition("_")
-        made_by_macro = kind in KINDS and re.search(rf"{stem}_##", text)
-        assert made_by_macro or re.search(rf"\b{name}\b", text), name
-
-
-def test_the_embedded_source_is_the_text_to_the_byte(build_metal):
-    header = build_metal.source_header('float x; // "é"\n' * 40)
-    numbers = re.findall(r"\b\d+\b", header)
-    assert bytes(map(int, numbers)) == ('float x; // "é"\n' * 40).encode() + b"\0"
-    assert max(map(len, header.splitlines())) <= 100
-
-
-def test_the_metal_library_is_linked_with_what_gives_it_a_device(build_metal, tmp_path, checkout):
-    command = build_metal.shim_command(checkout, tmp_path, tmp_path / "out.dylib")
-    assert command[:2] == ["xcrun", "clang"] and "-fno-objc-arc" in command
-    frameworks = [b for a, b in pairwise(command) if a == "-framework"]
-    assert frameworks == ["Metal", "Foundation", "CoreGraphics"]
-    sources = {Path(word).name for word in command if word.endswith((".m", ".c"))}
-    assert {"metal.m", "metal_launch.c", "records.c", "kernel_checks.c"} <= sources
-    assert not any(name.startswith(("cpu", "kernels_")) for name in sources)
-
-
-def test_shaders_are_compiled_for_the_oldest_system_and_without_fast_math(build_metal, tmp_path):
-    command = build_metal.library_command(tmp_path / "a.metal", tmp_path / "a.metallib")
-    assert command[:4] == ["xcrun", "-sdk", "macosx", "metal"]
-    assert {"-std=metal3.1", "-fno-fast-math", "-mmacosx-version-min=14.0"} <= set(command)

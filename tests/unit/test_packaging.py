@@ -5,6 +5,7 @@ sources: what is compiled is another test's business.
 """
 
 import configparser
+import re
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,11 @@ import zipfile
 
 import pytest
 
-FILES = ("pyproject.toml", "setup.cfg", "README.md", "LICENSE", "CHANGELOG.md")
-FOLDERS = ("marlin", "bin")
+FILES = (
+    *("pyproject.toml", "setup.cfg", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md"),
+    *("SECURITY.md", ".clang-format", ".gitignore"),
+)
+FOLDERS = ("marlin", "bin", "tests", "docs", "bench", "deploy", ".ci", ".github")
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "*.so", "*.dylib", "*.metallib")
 
 
@@ -83,6 +87,22 @@ def test_the_sdist_holds_all_that_building_and_running_a_checkout_needs(sdist):
         *("shaders/params.h", "marlin/__init__.py"),
         *("bin/demo", "bin/test", "bin/metal-marlin", "bin/setup-env", "bin/fetch_model.py"),
     }
+
+
+@pytest.mark.slow
+@pytest.mark.native
+def test_the_sdist_holds_what_its_readme_points_to_and_every_test(sdist, checkout):
+    names = sdist_names(sdist)
+    for folder in ("tests", "docs", "bench", "deploy", ".ci", ".github"):
+        found = [path for path in (checkout / folder).rglob("*") if path.is_file()]
+        wanted = {
+            str(path.relative_to(checkout)) for path in found if "__pycache__" not in path.parts
+        }
+        assert wanted and wanted <= names, folder
+    readme = (checkout / "README.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"`((?:docs|tests|bin|metal_shim)/[\w./-]+|[A-Z]+\.md)`", readme))
+    assert "docs/serving.md" in linked
+    assert linked - {"metal_shim/marlin.h"} <= names  # the C sources here are stand-ins
 
 
 @pytest.mark.slow
