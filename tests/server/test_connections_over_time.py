@@ -1,0 +1,189 @@
+"""What a connection has it gives back, however it ends; and each of its requests begins anew.
+
+Places are few here and one connection stays: a place that is kept back costs that one its own.
+"""
+
+import socket
+import socketserver
+import struct
+import threading
+import time
+
+import pytest
+from clients import chat_body, request_bytes
+from fakes import FakeEngine, say, say_then_hang
+from test_clients_that_misbehave import wait_for, wait_until
+
+CHAT = "/v1/chat/completions"
+NUM_PLACES = 3
+
+
+def closes_at_once(_client):
+    """Without a word."""
+
+
+def closes_after_an_answer(client):
+    assert client.ask("GET", "/health").status == 200
+
+
+def asks_to_close(client):
+    assert client.ask("GET", "/health", headers=["Connection: close"]).status == 200
+    assert client.at_end()
+
+
+def sends_what_is_no_request(client):
+    assert client.send(b"\r\n\r\n\r\n").read().status == 400
+    assert client.at_end()
+
+
+def says_nothing(client):
+    assert client.at_end()
+
+
+def stalls_in_its_head(client):
+    assert client.send(b"GET /").read().status == 408
+
+
+def leaves_in_its_body(client):
+    client.send(request_bytes("POST", CHAT, chat_body())[:-1])
+
+
+def resets_in_its_body(client):
+    leaves_in_its_body(client)
+    client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def leaves_in_mid_stream(client):
+    client.send(request_bytes("POST", CHAT, chat_body(stream=True)))
+    client.read_stream_head()
+
+
+ENDINGS = [
+    closes_at_once,
+    closes_after_an_answer,
+    asks_to_close,
+    sends_what_is_no_request,
+    says_nothing,
+    stalls_in_its_head,
+    leaves_in_its_body,
+    resets_in_its_body,
+    leaves_in_mid_stream,
+]
+
+
+@pytest.mark.parametrize("ending", ENDINGS, ids=lambda ending: ending.__name__)
+def test_a_connection_that_ends_gives_its_place_back(start_server, ending):
+    engine = FakeEngine(say_then_hang(b"some text"))
+    server = start_server(engine, num_connections=NUM_PLACES, head_s=0.1, poll_s=0.01)
+    with server.connect() as kept:
+        assert kept.ask("GET", "/health").status == 200
+        num_threads = threading.active_count()
+        for _ in range(NUM_PLACES + 1):
+            with server.connect() as client:
+                wait_until(lambda: threading.active_count() > num_threads)
+                ending(client)
+            wait_until(lambda: threading.active_count() <= num_threads)
+        assert server.http_server.num_busy == 0
+        assert kept.ask("GET", "/health").status == 200
+
+
+def test_a_connection_that_gets_no_thread_gives_its_place_back(start_server, monkeypatch):
+    server = start_server(num_connections=NUM_PLACES)
+
+    def no_thread(*_):
+        raise RuntimeError("can't start new thread")
+
+    with server.connect() as kept:
+        assert kept.ask("GET", "/health").status == 200
+        with monkeypatch.context() as patch:
+            patch.setattr(socketserver.ThreadingMixIn, "process_request", no_thread)
+            for _ in range(NUM_PLACES + 1):
+                with server.connect() as client:
+                    assert client.read().status == 503
+                    assert client.at_end()
+        assert kept.ask("GET", "/health").status == 200
+
+
+def test_an_extra_place_is_given_back_too(start_server):
+    engine = FakeEngine(say_then_hang())
+    server = start_server(engine, num_connections=1, num_extra_connections=1, poll_s=0.01)
+    with server.connect() as busy:
+        busy.send(request_bytes("POST", CHAT, chat_body()))
+        wait_for(engine.submitted)
+        num_threads = threading.active_count()
+        for _ in range(3):
+            with server.connect() as probe:
+                assert probe.ask("GET", "/health").status == 200
+            wait_until(lambda: threading.active_count() <= num_threads)
+    wait_for(engine.aborted)
+    # Its place is a whole one again: more than one request, and of any kind.
+    wait_until(lambda: server.http_server.num_busy == 0)
+    engine.script = say(b"Hello")
+    with server.connect() as client:
+        for _ in range(2):
+            assert client.ask("POST", CHAT, chat_body()).status == 200
+
+
+def test_each_head_has_its_own_time_and_the_pause_between_two_another(start_server):
+    server = start_server(head_s=0.3, idle_s=30.0)
+    with server.connect() as client:
+        for _ in range(3):
+            assert client.ask("GET", "/health").status == 200
+            time.sleep(0.2)  # together more than one head may take
+        time.sleep(0.3)
+        started = time.monotonic()
+        assert client.send(b"GET /health HT").read().status == 408
+        assert 0.2 < time.monotonic() - started < 5
+
+
+def test_a_body_has_its_time_from_its_head_on(start_server):
+    server = start_server(head_s=0.2, body_s=5.0)
+    request = request_bytes("POST", CHAT, chat_body())
+    with server.connect() as client:
+        client.send(request[:-5])
+        time.sleep(0.4)
+        assert client.send(request[-5:]).read().status == 200
+
+
+def test_nobody_is_told_to_continue_who_did_not_ask(server):
+    request = request_bytes("POST", CHAT, chat_body())
+    head, _, body = request.partition(b"\r\n\r\n")
+    for start in (head, head.replace(b"HTTP/1.1", b"HTTP/1.0")):
+        with server.connect() as client:
+            client.send(start + b"\r\n\r\n")
+            client.sock.settimeout(0.1)
+            with pytest.raises(TimeoutError):
+                client.sock.recv(1)
+            client.sock.settimeout(10)
+            assert client.send(body).read().status == 200
+
+
+def test_whoever_sends_more_ahead_than_is_held_is_answered_all_of_it(start_server):
+    engine = FakeEngine(say_then_hang())
+    server = start_server(engine, pipelined_bytes=100, poll_s=0.01, options={"timeout_s": "0.4"})
+    ahead = request_bytes("GET", "/health")
+    with server.connect() as client:
+        client.send(request_bytes("POST", CHAT, chat_body()))
+        wait_for(engine.submitted)
+        client.send(ahead * 10)
+        assert client.read().status == 504
+        assert [client.read().status for _ in range(10)] == [200] * 10
+
+
+def test_a_kept_connection_ends_with_the_answer_that_is_out_when_the_server_stops(start_server):
+    engine = FakeEngine(say_then_hang(b"some text"))
+    server = start_server(engine, options={"timeout_s": "0.6"}, poll_s=0.01)
+    with server.connect() as busy, server.connect() as idle:
+        assert idle.ask("GET", "/health").status == 200
+        busy.send(request_bytes("POST", CHAT, chat_body()))
+        wait_for(engine.submitted)
+        started = time.monotonic()
+        assert not server.http_server.drain(0.1)
+        assert time.monotonic() - started < 0.5
+        answer = busy.read()
+        assert (answer.status, answer.headers["connection"]) == (504, "close")
+        assert busy.at_end()
+        last = idle.ask("GET", "/health")  # it was sent before anyone could say no
+        assert (last.status, last.headers["connection"]) == (200, "close")
+        assert idle.at_end()
+        assert server.http_server.drain(5)
