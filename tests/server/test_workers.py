@@ -160,6 +160,17 @@ def test_what_the_grace_period_cuts_off_is_told_that_the_server_stops(start):
     assert workers.wait() == 0
 
 
+def test_the_weights_that_workers_share_can_be_changed_by_nobody(pair):
+    for pid in (pair.popen.pid, *pair.pids()):
+        folder = Path(f"/proc/{pid}/fd")
+        named = [fd for fd in folder.iterdir() if "metal-marlin-weights" in os.readlink(fd)]
+        assert len(named) == 1
+        with open(named[0], "rb+", buffering=0) as weights:
+            for change in (lambda: weights.write(b"x"), lambda: weights.truncate(1 << 20)):
+                with pytest.raises(PermissionError):
+                    change()
+
+
 def test_a_worker_that_cannot_be_started_is_started_later_and_the_other_serves_on(pair):
     first, second = pair.pids()
     pid = pair.popen.pid

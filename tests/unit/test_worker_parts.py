@@ -6,6 +6,8 @@ import math
 import os
 import tempfile
 import threading
+import time
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +18,7 @@ from marlin.server.http.limits import Limits
 from marlin.server.observe.health import Health
 from marlin.server.observe.metrics import FAMILIES, Metrics, total
 from marlin.server.observe.worker_table import WorkerTable
+from marlin.server.process.serve import build_app
 from marlin.server.process.supervisor import Backoff
 from marlin.server.process.watchdog import Patience, beat
 from marlin.server.process.worker import Job
@@ -111,21 +114,74 @@ def test_one_worker_that_completes_steps_is_enough(table):
     assert not well.is_well() and not stuck.is_well()
 
 
+class LastBeat(BaseException):
+    """Ends a beat, which else ends with its process only."""
+
+
 def test_a_sign_of_life_that_fails_is_given_the_next_time(caplog):
-    given = threading.Event()
     failures = [OSError(errno.EMFILE, "Too many open files")]
 
     def heartbeat():
-        if failures:
-            raise failures.pop()
-        given.set()
-        threading.Event().wait()  # no more of it
+        raise failures.pop() if failures else LastBeat
 
     app = SimpleNamespace(heartbeat=heartbeat, waited_s=lambda: 0.0)
-    arguments = (app, Limits(heartbeat_s=0.01))
-    threading.Thread(target=beat, args=arguments, daemon=True).start()
-    assert given.wait(10)
+    with pytest.raises(LastBeat):
+        beat(app, Limits(heartbeat_s=0.01))
     assert "Too many open files" in caplog.text
+
+
+def beats_within(seconds, heartbeat_s):
+    """How often each of what a beat calls was called in that time."""
+    counts = Counter()
+    end = time.monotonic() + seconds
+
+    def call(name):
+        counts[name] += 1
+        if time.monotonic() > end:
+            raise LastBeat
+        return 0.0
+
+    app = SimpleNamespace(heartbeat=lambda: call("heartbeat"), waited_s=lambda: call("look"))
+    with pytest.raises(LastBeat):
+        beat(app, Limits(heartbeat_s=heartbeat_s), tell=lambda: call("tell"))
+    return counts
+
+
+def test_beats_come_one_a_pause_and_each_is_told_to_all_who_wait_for_it():
+    counts = beats_within(0.3, heartbeat_s=0.02)
+    assert 3 <= counts["heartbeat"] <= 16  # 15 of them, fewer where the processor is not free
+    assert all(abs(counts[name] - counts["heartbeat"]) <= 1 for name in ("look", "tell"))
+
+
+def test_a_worker_s_sign_of_life_is_renewed_for_as_long_as_it_serves(table):
+    config = serve_config({"port": "0"}, {})
+    row = table.rows[0]
+    app = build_app(config, None, Limits(), row)
+    alive = True
+
+    def waited_s():
+        if not alive:
+            raise LastBeat
+        return 0.0
+
+    worker = SimpleNamespace(waited_s=waited_s, heartbeat=app.heartbeat)
+
+    def life():
+        with pytest.raises(LastBeat):
+            beat(worker, Limits(heartbeat_s=0.01))
+
+    thread = threading.Thread(target=life)
+    thread.start()
+    for _ in range(3):
+        row.vacate(time.monotonic())
+        end = time.monotonic() + 10
+        while not table.any_well(time.monotonic(), STUCK_S):
+            assert time.monotonic() < end, "it is not renewed"
+            time.sleep(0.005)
+    assert row.silent_s(time.monotonic()) < 10
+    alive = False
+    thread.join(10)
+    assert not thread.is_alive()
 
 
 def test_a_worker_without_a_sign_of_life_or_without_a_process_does_not_count(table):
