@@ -57,6 +57,10 @@ class NoDeviceError(DeviceError):
     """This machine or installation has no device of the kind asked for; the text says why."""
 
 
+class SharedWeightsError(MarlinError):
+    """The memory in which workers share weights does not hold what was put there."""
+
+
 class ModelFileError(MarlinError):
     """A model file or folder that cannot be read.
 

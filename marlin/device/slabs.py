@@ -1,11 +1,18 @@
 """Where repacked weights live: memory of this process alone, or a file that several processes map.
 
 Hands out whole slabs and knows nothing of what is in them. The same calls give the same places in
-the file, so a process that only reads finds what another wrote.
+the file, so a process that only reads finds what another wrote, and behind the last slab their
+digests, by which it knows that it is still that.
 """
 
+import hashlib
 import mmap
 import os
+import threading
+
+import numpy as np
+
+from marlin.errors import SharedWeightsError
 
 # Slabs of a shared file begin at multiples of this: a page on every system, and a huge page.
 _ALIGNMENT = 2 << 20
@@ -23,6 +30,9 @@ class PrivateSlabs:
         """A Buffer of num_bytes."""
         return self._device.create(num_bytes)
 
+    def settle(self):
+        """All slabs are there and filled."""
+
 
 class SharedSlabs:
     """Slabs one after another in a file: written through, or mapped read-only.
@@ -38,6 +48,7 @@ class SharedSlabs:
         self._fd = fd
         self.filled = filled
         self._end = 0
+        self._slabs = []
 
     def new(self, num_bytes):
         """A Buffer of num_bytes: zeroed, or with what the writer put there.
@@ -48,6 +59,41 @@ class SharedSlabs:
         start = self._end
         self._end += -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
         if self.filled:
-            return self._device.map(f"/dev/fd/{self._fd}", start, num_bytes)
-        os.ftruncate(self._fd, self._end)
-        return self._device.wrap(mmap.mmap(self._fd, num_bytes, offset=start))
+            slab = self._device.map(f"/dev/fd/{self._fd}", start, num_bytes)
+        else:
+            os.ftruncate(self._fd, self._end)
+            slab = self._device.wrap(mmap.mmap(self._fd, num_bytes, offset=start))
+        self._slabs.append(slab)
+        return slab
+
+    def settle(self):
+        """All slabs are there: leave their digests behind them, or compare with those.
+
+        Raises:
+            SharedWeightsError: a slab is not what the writer made.
+        """
+        digests = self._digests()
+        if not self.filled:
+            os.pwrite(self._fd, b"".join(digests), self._end)
+            return
+        for index, digest in enumerate(digests):
+            if os.pread(self._fd, len(digest), self._end + index * len(digest)) != digest:
+                part = f"part {index + 1} of {len(digests)}"
+                raise SharedWeightsError(f"the weights that workers share have changed: {part}")
+
+    def _digests(self):
+        """SHA-256 of each slab, on as many threads as the device has."""
+        digests = [b""] * len(self._slabs)
+        num_threads = max(1, self._device.info()["num_threads"])
+
+        def work(first):
+            for index in range(first, len(digests), num_threads):
+                digests[index] = hashlib.sha256(self._slabs[index].array(np.uint8)).digest()
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(1, num_threads)]
+        for thread in threads:
+            thread.start()
+        work(0)
+        for thread in threads:
+            thread.join()
+        return digests

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from marlin.device.device import Device
-from marlin.device.slabs import SharedSlabs
+from marlin.device.slabs import PrivateSlabs, SharedSlabs
 from marlin.engine.draft import MAX_DRAFT_TOKENS, MAX_STEP_DRAFT_TOKENS
 from marlin.engine.engine import Engine
 from marlin.engine.kv_cache import Paging
@@ -78,11 +78,12 @@ def load_model(
         ConfigError: a context or a KV cache that the model, blocks or device's memory cannot have.
         NoDeviceError: there is no device of that kind.
         DeviceError: the device cannot be opened or its memory does not suffice.
+        SharedWeightsError: the weights in a filled share are not those that were put there.
     """
     num_processes = share.num_processes if share else 1
     snapshot = Snapshot(path)
     device = Device(num_threads, isa, kind=device_kind, num_processes=num_processes)
-    slabs = share and SharedSlabs(device, share.weights_fd, filled=not share.writes_weights)
+    slabs = _slabs(device, share)
     checkpoint = open_checkpoint(path, device, slabs)
     spec, config = checkpoint.spec, checkpoint.spec.config
     budget = MemoryBudget(device.info()["memory_bytes"], checkpoint.weight_bytes, num_processes)
@@ -98,6 +99,7 @@ def load_model(
         context, paging = _paged(config, batching, max_context_tokens)
     check_memory(budget, spec, paging, step_tokens, max_logits)
     model = Model(checkpoint)
+    slabs.settle()
     runner = Runner(device, model, paging, step_tokens, max_sequences, draft_tokens)
     tokenizer = checkpoint.load_tokenizer(allow_unknown_pretokenizer)
     snapshot.check_same()
@@ -106,6 +108,12 @@ def load_model(
     engine = Engine(runner, tokenizer.eos_token_ids, context, tokenizer.vocab_size, watch)
     isa = _log_memory(name, device, runner.kv_bytes)
     return ServedModel(name, engine, tokenizer, checkpoint.format, isa, config.num_layers)
+
+
+def _slabs(device, share):
+    if share is None:
+        return PrivateSlabs(device)
+    return SharedSlabs(device, share.weights_fd, filled=not share.writes_weights)
 
 
 def _log_memory(name, device, kv_bytes):

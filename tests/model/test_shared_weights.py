@@ -10,8 +10,8 @@ from reference_models import build
 from tiny_models import open_device, weight_values
 
 from marlin.device.ops import Weight
-from marlin.device.slabs import SharedSlabs
-from marlin.errors import DeviceError
+from marlin.device.slabs import PrivateSlabs, SharedSlabs
+from marlin.errors import DeviceError, SharedWeightsError
 from marlin.models.checkpoint import open_checkpoint
 from marlin.models.model import Model
 
@@ -43,8 +43,10 @@ def load():
     def run(path, fd=None, filled=False):
         device = open_device(None)
         devices.append(device)
-        slabs = None if fd is None else SharedSlabs(device, fd, filled)
-        return device, Model(open_checkpoint(path, device, slabs))
+        slabs = PrivateSlabs(device) if fd is None else SharedSlabs(device, fd, filled)
+        model = Model(open_checkpoint(path, device, slabs))
+        slabs.settle()
+        return device, model
 
     yield run
     for device in devices:
@@ -77,3 +79,32 @@ def test_a_file_of_another_model_is_refused(path, fd, load):
     os.ftruncate(fd, 4096)
     with pytest.raises(DeviceError, match="does not hold"):
         load(path, fd, filled=True)
+
+
+@pytest.mark.parametrize("place", [0, 4097, -1], ids=["first byte", "inside", "digest"])
+def test_a_byte_that_changed_after_the_writer_is_noticed_by_the_reader(path, fd, load, place):
+    load(path, fd)
+    load(path, fd, filled=True)
+    place %= os.fstat(fd).st_size
+    (byte,) = os.pread(fd, 1, place)
+    os.pwrite(fd, bytes([byte ^ 1]), place)
+    with pytest.raises(SharedWeightsError, match="that workers share have changed: part 1 of 1"):
+        load(path, fd, filled=True)
+    os.pwrite(fd, bytes([byte]), place)
+    load(path, fd, filled=True)
+
+
+def test_every_slab_is_looked_at(fd):
+    def run(filled):
+        device = open_device(None)
+        slabs = SharedSlabs(device, fd, filled)
+        made = [slabs.new(num_bytes) for num_bytes in (4096, 3 << 20, 100, 4096, 4096)]
+        slabs.settle()
+        device.close()
+        return made
+
+    assert len(run(filled=False)) == 5
+    run(filled=True)
+    os.pwrite(fd, b"!", 8 << 20)  # of 2, 4, 2, 2 and 2 MiB
+    with pytest.raises(SharedWeightsError, match="part 4 of 5"):
+        run(filled=True)

@@ -9,6 +9,13 @@ from worker_processes import Workers, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 RUN = "import sys; from marlin.cli import main; sys.exit(main())"
+# A byte of the weights changes after they were filled in, before any worker maps them.
+SPOILED = """
+import os
+import marlin.server.process.supervisor as supervisor
+seal = supervisor._seal
+supervisor._seal = lambda fd: (os.pwrite(fd, b"!!", 40 << 20), seal(fd))
+"""
 MODEL = "SmolLM2-135M-Instruct.Q4_1"
 MIB = 1024 * 1024
 
@@ -71,3 +78,21 @@ def test_the_memory_in_metrics_counts_the_weights_once(workers):
     found = workers.ask("/metrics").json()["memory_usage_mb"]
     _, shares = shares_of_weights(workers.pids())
     assert shares / MIB < found < shares / MIB + 4 * 90
+
+
+def test_weights_that_changed_since_they_were_filled_end_it_all_with_a_sentence(
+    demo_model_path, tmp_path
+):
+    arguments = ("serve", str(demo_model_path), "--workers", "2")
+    program = ("-c", SPOILED + RUN)
+    workers = Workers(tmp_path / "gate", *arguments, program=program, announces=False)
+    try:
+        assert workers.wait() == 1
+    finally:
+        workers.close()
+    said = [line for line in workers.log if line.startswith("metal-marlin: ")]
+    assert said and set(said) == {
+        "metal-marlin: the weights that workers share have changed: part 2 of 3\n"
+    }
+    assert workers.logged("no worker can be replaced: the shared weights have to be made anew")
+    assert not workers.logged("Traceback") and not workers.pids()

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 
-from marlin.errors import ModelFileError
+from marlin.errors import ModelFileError, SharedWeightsError
 from marlin.files.snapshot import Snapshot
 from marlin.server.api.app import NoWorker
 from marlin.server.http.limits import Limits
@@ -26,7 +26,7 @@ from marlin.server.process.serve import announce, fit_descriptors, listen
 from marlin.server.process.service_manager import ServiceManager
 from marlin.server.process.signals import StopSignals
 from marlin.server.process.watchdog import Patience
-from marlin.server.process.worker import Job
+from marlin.server.process.worker import BAD_WEIGHTS, Job
 
 _log = logging.getLogger("marlin.server")
 # How often workers that run are looked at.
@@ -48,7 +48,7 @@ def supervise(config, worker_main, limits=None):
     Returns:
         Exit code: 0 after the first signal, 128 and the signal's number after a second one; what
         the first process said, when the model cannot be loaded; 1 when a worker has to be replaced
-        and the model's files have changed.
+        and the model's files, or the weights in memory, have changed.
 
     Raises:
         ConfigError: the address cannot be bound.
@@ -158,7 +158,7 @@ class Supervisor:
             try:
                 for worker in self._workers:
                     self._manage(worker, now)
-            except ModelFileError as error:
+            except (ModelFileError, SharedWeightsError) as error:
                 _log.critical("no worker can be replaced: %s", error.message)
                 self._kill()
                 return 1
@@ -289,6 +289,8 @@ class Supervisor:
         self._table.rows[worker.index].vacate(now)
         if self._kill_at is not None:
             return
+        if code == BAD_WEIGHTS:
+            raise SharedWeightsError("the shared weights have to be made anew")
         pause_s = worker.backoff.pause_s(now - worker.started)
         worker.due = now + pause_s
         how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 
 from marlin.config import ServeConfig
 from marlin.engine.share import Share
-from marlin.errors import ConfigError, MarlinError
+from marlin.errors import ConfigError, MarlinError, SharedWeightsError
 from marlin.server.api.app import App
 from marlin.server.http import allocator
 from marlin.server.http.limits import Limits
@@ -43,6 +43,8 @@ _log = logging.getLogger("marlin.server")
 # within some 100 µs, and when there is none it is lost time, so not much more.
 _YIELD_S = 0.002
 _PR_SET_PDEATHSIG = 1
+# The exit code of a worker that no other could replace.
+BAD_WEIGHTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,7 @@ def main(load, set_up_logging):
         set_up_logging: callable(config).
 
     Returns:
-        Exit code: 0, or 1 or 2 after a message as the command line gives it.
+        Exit code: 0, or after a message as the command line gives it 1, 2 or BAD_WEIGHTS.
     """
     job = Job.decode(_read_line(sys.stdin.fileno()))
     set_up_logging(job.config)
@@ -128,6 +130,8 @@ def main(load, set_up_logging):
         return _fill_weights(job, load) if job.index is None else _serve(job, load)
     except MarlinError as error:
         print(f"metal-marlin: {error.message}", file=sys.stderr)
+        if isinstance(error, SharedWeightsError):
+            return BAD_WEIGHTS
         return 2 if isinstance(error, ConfigError) else 1
 
 
