@@ -3,10 +3,10 @@
 Owns the input buffers and their paging. Knows no programs, no caches and no policy.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.ma
 
 from marlin.device import abi
 from marlin.device.device import Device
@@ -175,33 +175,20 @@ def penalty_entries(request: Request, draft_token_ids: tuple[int, ...] = ()) -> 
         the output; a token of the prompt alone has 0, and matters to the repetition penalty only;
         a token that is in neither has -1, and its bias alone.
     """
-    seen_ids, num_outputs = _seen_tokens(request, draft_token_ids)
-    biases = request.params.logit_bias
-    if not biases:
-        entries = np.zeros(len(seen_ids), PENALTY_ENTRY)
-        entries["token_id"], entries["num_outputs"] = seen_ids, num_outputs
-        return entries
-    biased_ids = np.array([token_id for token_id, _ in biases], np.int32)
-    token_ids = np.union1d(seen_ids, biased_ids)
-    entries = np.zeros(len(token_ids), PENALTY_ENTRY)
-    entries["token_id"] = token_ids
-    entries["num_outputs"] = -1
-    entries["num_outputs"][np.searchsorted(token_ids, seen_ids)] = num_outputs
-    entries["bias"][np.searchsorted(token_ids, biased_ids)] = [bias for _, bias in biases]
+    seen = _seen_tokens(request, draft_token_ids)
+    biases = dict(request.params.logit_bias)
+    num_outputs = {**dict.fromkeys(biases, -1), **seen}  # the biased ones first, in their order
+    entries = np.zeros(len(num_outputs), PENALTY_ENTRY)
+    entries["token_id"], entries["num_outputs"] = list(num_outputs), list(num_outputs.values())
+    entries["bias"][: len(biases)] = list(biases.values())
     return entries
 
 
 def _seen_tokens(request, draft_token_ids):
-    """(token ids, occurrences in the output) that the request's penalties look at."""
+    """{token id: occurrences in the output}, of those that the request's penalties look at."""
     params = request.params
-    penalized = params.frequency_penalty or params.presence_penalty
     repeats = params.repetition_penalty != 1.0
-    if not penalized and not repeats:
-        return np.zeros(0, np.int32), np.zeros(0, np.int64)
-    output = [*request.output_token_ids, *draft_token_ids]
-    outputs, counts = np.unique(np.asarray(output, np.int32), return_counts=True)
-    if not repeats:
-        return outputs, counts
-    prompt_only = np.setdiff1d(np.asarray(request.prompt_token_ids, np.int32), outputs)
-    none = np.zeros(len(prompt_only), counts.dtype)
-    return np.concatenate([outputs, prompt_only]), np.concatenate([counts, none])
+    if not (params.frequency_penalty or params.presence_penalty or repeats):
+        return {}
+    outputs = Counter([*request.output_token_ids, *draft_token_ids])
+    return {**dict.fromkeys(request.prompt_token_ids, 0), **outputs} if repeats else outputs

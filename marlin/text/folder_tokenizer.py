@@ -71,7 +71,7 @@ def load_tokenizer(
     """
     folder = os.fspath(folder)
     path = os.path.join(folder, "tokenizer.json")
-    backend = _load_backend(path, allow_unknown_pretokenizer)
+    backend, pieces = _load_backend(path, allow_unknown_pretokenizer)
     config = _fields(folder, "tokenizer_config.json")
     declared = _declared(folder, config)
     _add(backend, declared, config.path)
@@ -89,6 +89,7 @@ def load_tokenizer(
     with _tokenizer_faults(path):
         tokenizer = Tokenizer(
             backend,
+            pieces=pieces,
             named_tokens=tokens,
             eos_token_ids=ids["eos_token"],
             chat_template=chat_template,
@@ -104,7 +105,10 @@ def _fields(folder: str, name: str) -> Fields:
     return file_fields(path, read_json_object(path, {}))
 
 
-def _load_backend(path: str, allow_unknown: bool) -> tokenizers.Tokenizer:
+def _load_backend(
+    path: str, allow_unknown: bool
+) -> tuple[tokenizers.Tokenizer, dict[str, int] | None]:
+    """The tokenizer that a file describes, and what its model's pieces are called, of BPE."""
     source = read_regular(path, MAX_FILE_BYTES, None)
     if source is None:
         raise ModelFileError(path, "file is missing; the folder needs a tokenizer.json")
@@ -118,7 +122,8 @@ def _load_backend(path: str, allow_unknown: bool) -> tokenizers.Tokenizer:
     for place in added.values:
         token = added.object(place)
         _check_id(backend, path, token.text("content"), token.count("id", minimum=0))
-    return backend
+    pieces = description["model"].get("vocab")  # an object in all whose pieces anybody asks for
+    return backend, pieces if isinstance(pieces, dict) else None
 
 
 def _make_safe(path: str, description: dict[str, Any], allow_unknown: bool) -> bool:

@@ -77,10 +77,12 @@ class _Vocabulary:
         # Unused places of a vocabulary may be empty; no text makes them.
         tokens = [text or f"[EMPTY_{id}]" for id, text in enumerate(fields.texts("tokens"))]
         types = _numbers(fields, "token_type", len(tokens), default=NORMAL)
-        ids = {}
-        for id, token in enumerate(tokens):
-            if ids.setdefault(token, id) != id:
-                _fail(fields, "tokens", f"{token!r} is both token {ids[token]} and {id}")
+        ids = {token: id for id, token in enumerate(tokens)}
+        if len(ids) < len(tokens):
+            first = next(id for id, token in enumerate(tokens) if ids[token] > id)
+            token = tokens[first]
+            again = tokens.index(token, first + 1)
+            _fail(fields, "tokens", f"{token!r} is both token {first} and {again}")
         last = len(tokens) - 1
         defaults = {name: id for name, id in default_ids.items() if id <= last}
 
@@ -100,27 +102,26 @@ class _Vocabulary:
 
 def _byte_level(fields, vocabulary):
     family = FAMILIES[fields.choice("pre", sorted(FAMILIES))]
-    merges = _listed_merges(fields, vocabulary)
-    backend = Backend(BPE(vocabulary.ids, merges, ignore_merges=family.whole_words))
+    merges = [merge.partition(" ")[::2] for merge in fields.texts("merges")]
+    try:
+        model = BPE(vocabulary.ids, merges, ignore_merges=family.whole_words)
+    except Exception:  # the library has no narrower class, and names no merge
+        _refuse_merges(fields, vocabulary.ids, merges)
+        raise
+    backend = Backend(model)
     backend.normalizer = family.normalizer()
     backend.pre_tokenizer = family.pre_tokenizer()
     backend.decoder = decoders.ByteLevel()
     return backend, family.adds_bos
 
 
-def _listed_merges(fields, vocabulary):
-    tokens, ids = vocabulary.tokens, vocabulary.ids
-    merges = []
-    for rank, merge in enumerate(fields.texts("merges")):
-        left, _, right = merge.partition(" ")
-        try:
-            # The vocabulary's own strings, so that the list costs no new text.
-            merges.append((tokens[ids[left]], tokens[ids[right]]))
-            ids[left + right]
-        except KeyError as error:
-            needed = f"needs {error.args[0]!r:.80}, which is no token"
-            _fail(fields, "merges", f"merge {rank} {merge!r:.80} {needed}")
-    return merges
+def _refuse_merges(fields, ids, merges):
+    """Name the first merge that is of no tokens, or makes none; it is what the library refuses."""
+    for rank, (left, right) in enumerate(merges):
+        for needed in (left, right, left + right):
+            if needed not in ids:
+                merge = f"merge {rank} {f'{left} {right}'!r:.80}"
+                _fail(fields, "merges", f"{merge} needs {needed!r:.80}, which is no token")
 
 
 def _sentencepiece(fields, vocabulary):
@@ -188,6 +189,7 @@ def _finish(fields, vocabulary, backend, adds_bos, chat_template):
     known = [(name, vocabulary.named(key)) for key, name in NAMES.items() if name]
     return Tokenizer(
         backend,
+        pieces=vocabulary.ids,
         named_tokens={name: token[1] for name, token in known if token is not None},
         eos_token_ids={vocabulary.named_ids[name] for name in ("eos", "eot", "eom")} - {None},
         chat_template=chat_template,

@@ -58,7 +58,11 @@ class Tokenizer:
             encoder had put there.
     """
 
-    def __init__(self, backend, *, named_tokens=None, eos_token_ids=(), chat_template=None):
+    def __init__(
+        self, backend, *, pieces=None, named_tokens=None, eos_token_ids=(), chat_template=None
+    ):
+        """pieces: those of the backend's model, added tokens apart, from whoever has them at hand:
+        asked for, the backend spells all of them anew."""
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
@@ -79,7 +83,7 @@ class Tokenizer:
         self.add_bos_token = self.bos_token_id is not None and first == [self.bos_token_id]
         self._spelling, self.strips_leading_space = _recognise_decoder(backend.decoder)
         self.byte_exact = self._spelling is not None
-        self._token_bound = _token_bound(backend, added.values())
+        self._token_bound = _token_bound(backend, added.values(), pieces)
 
     def encode(self, text, *, add_special_tokens=True):
         """Token ids of `text`; special tokens spelled out in it are taken as such.
@@ -187,7 +191,7 @@ def _well_formed(text):
     return text
 
 
-def _token_bound(backend, added):
+def _token_bound(backend, added, pieces):
     """What bounds the tokens of a text from below.
 
     Certain is BPE whose pieces are bytes, or that falls back to them, in which only unknown bytes
@@ -196,6 +200,7 @@ def _token_bound(backend, added):
 
     Args:
         added: its added tokens.
+        pieces: as Tokenizer's.
 
     Returns:
         (bytes of an ASCII text that one token can stand for, the same of any text, the byte values
@@ -207,8 +212,9 @@ def _token_bound(backend, added):
     if any(token.lstrip or token.rstrip for token in added):
         return None
     shrinks = _shrinks(backend.normalizer)
-    vocabulary = backend.get_vocab(with_added_tokens=False)
-    longest, unknown = _longest_piece(backend.pre_tokenizer, model, vocabulary)
+    if pieces is None:
+        pieces = backend.get_vocab(with_added_tokens=False)
+    longest, unknown = _longest_piece(backend.pre_tokenizer, model, pieces)
     if longest is None or shrinks is None or (unknown and shrinks > 1):
         return None
     written = [token.content for token in added]
@@ -232,7 +238,7 @@ def _shrinks(normalizer):
     return times
 
 
-def _longest_piece(pre_tokenizer, model, vocabulary):
+def _longest_piece(pre_tokenizer, model, pieces):
     """(bytes of a normalized text that one piece can stand for, or None; bytes that vanish)."""
     steps = _steps(pre_tokenizer, "pretokenizers")
     kinds = {step.get("type") for step in steps if step}
@@ -240,12 +246,12 @@ def _longest_piece(pre_tokenizer, model, vocabulary):
         return None, b""
     if "ByteLevel" in kinds and kinds <= {"Split", "Digits", "ByteLevel"}:
         # A character of such a piece is a byte.
-        unknown = bytes(byte for char, byte in BYTE_OF_CHAR.items() if char not in vocabulary)
-        return max([1, *map(len, vocabulary)]), unknown
+        unknown = bytes(byte for char, byte in BYTE_OF_CHAR.items() if char not in pieces)
+        return max(1, max(map(len, pieces), default=1)), unknown
     if kinds <= {"Split", "Digits", "Metaspace"} and model.byte_fallback:
         # Without one of these, a run of unknown characters can be one token.
-        if BYTE_PIECES.keys() <= vocabulary.keys():
-            return max(len(piece.encode()) for piece in vocabulary), b""
+        if BYTE_PIECES.keys() <= pieces.keys():
+            return max(len(piece.encode()) for piece in pieces), b""
     return None, b""
 
 

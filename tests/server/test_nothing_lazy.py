@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
 from clients import CLIENT_TIMEOUT_S, RawClient, request_bytes
@@ -17,8 +18,9 @@ from marlin.errors import TokenizerPoolError
 from marlin.text.tokenizer import Tokenizer
 
 TRACED = """
-import sys
+import gc, sys
 write = sys.stderr.write
+gc.callbacks.append(lambda phase, _: phase == "stop" and write("COLLECTED\\n"))
 sys.addaudithook(lambda event, given: event == "import" and write(f"IMPORT {given[0]}\\n"))
 from marlin.cli import main
 sys.exit(main())
@@ -42,7 +44,7 @@ GENERATIONS = (
 
 @pytest.fixture(scope="module", params=[(), ("--enable-batching", "--speculative", "ngram")])
 def traced(request, demo_model_path, tmp_path_factory):
-    """(connect, a function that tells what was imported since the server listens)"""
+    """(port, a function that gives what the process has said: before it listened, since)"""
     log = tmp_path_factory.mktemp("traced") / "log"
     command = [sys.executable, "-c", TRACED, "serve", str(demo_model_path), "--port", "0"]
     with log.open("w") as stderr:
@@ -57,7 +59,7 @@ def traced(request, demo_model_path, tmp_path_factory):
     try:
         port = int(re.search(r":(\d+)$", process.stdout.readline().strip())[1])
         before = len(log.read_text())
-        yield port, lambda: re.findall(r"^IMPORT (.*)$", log.read_text()[before:], re.MULTILINE)
+        yield port, lambda: (log.read_text()[:before], log.read_text()[before:])
     finally:
         process.kill()
         process.wait()
@@ -72,7 +74,7 @@ def answers(port, requests):
 
 
 def test_no_request_imports_anything(traced):
-    port, imported = traced
+    port, said = traced
     for path, body in GENERATIONS:
         body = {"model": "SmolLM2-135M-Instruct.Q4_1", "max_tokens": 8, **body}
         received = answers(port, request_bytes("POST", path, body))
@@ -82,7 +84,20 @@ def test_no_request_imports_anything(traced):
         answers(port, request_bytes("GET", path))
     answers(port, request_bytes("GET", METRICS, headers=["Accept: text/plain"]))
     answers(port, b"\x00\x01\r\n\r\n")
-    assert imported() == []
+    assert re.findall(r"^IMPORT (.*)$", said()[1], re.MULTILINE) == []
+
+
+def test_the_collector_rests_while_the_model_loads_and_works_once_requests_come(traced):
+    port, said = traced
+    loading = said()[0].partition("IMPORT marlin.server.process.serve\n")[2]
+    assert loading
+    assert "COLLECTED" not in loading
+    with ExitStack() as clients:
+        for _ in range(100):  # what each connection has goes beyond what is let grow unseen
+            sock = socket.create_connection(("127.0.0.1", port), timeout=CLIENT_TIMEOUT_S)
+            client = clients.enter_context(RawClient(sock))
+            client.ask("GET", HEALTH)
+        assert "COLLECTED" in said()[1]
 
 
 class NoThreads:

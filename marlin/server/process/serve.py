@@ -4,6 +4,7 @@ The only place that wires listener, app and engine together; it answers no reque
 """
 
 import errno
+import gc
 import ipaddress
 import logging
 import os
@@ -61,9 +62,7 @@ def serve(config, load, limits=None):
     allocator.keep_little()
     limits = fit_descriptors(limits)
     listener = listen(config, limits)
-    model = load(config) if config.model_path else None
-    if model is not None:
-        limits = limits.for_context(model.engine.max_context_tokens)
+    model, limits = loaded(config, limits, lambda: load(config))
     app = build_app(config, model, limits)
     server = HttpServer(listener, app, limits)
     signals = StopSignals()
@@ -78,6 +77,22 @@ def serve(config, load, limits=None):
     if not server.drain(limits.drain_s):
         _log.warning("requests still running after %g s were cut off", limits.drain_s)
     return close_engine(model, server, limits)
+
+
+def loaded(config, limits, load):
+    """The model of a process, if its settings name one, and the limits of a server for it.
+
+    Whatever is there afterwards stays as long as the process. So what loading left free is given
+    back, and the collector, which whoever starts a process may have stopped until now, begins with
+    what comes after.
+    """
+    model = load() if config.model_path else None
+    allocator.trim()
+    gc.freeze()
+    gc.enable()
+    if model is not None:
+        limits = limits.for_context(model.engine.max_context_tokens)
+    return model, limits
 
 
 def build_app(config, model, limits, row=None, created=None):

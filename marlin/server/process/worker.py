@@ -33,6 +33,7 @@ from marlin.server.process.serve import (
     close_engine,
     end_in_time,
     libraries,
+    loaded,
     watch_engine,
 )
 from marlin.server.process.signals import StopSignals
@@ -155,13 +156,10 @@ def _fill_weights(job, load):
 
 
 def _serve(job, load):
-    limits = job.limits
     signals = StopSignals()
     _when_orphaned(signals.finish)
     row = WorkerTable(job.table_fd, job.config.workers).rows[job.index]
-    model = load(job.config, job.share) if job.config.model_path else None
-    if model is not None:
-        limits = limits.for_context(model.engine.max_context_tokens)
+    model, limits = loaded(job.config, job.limits, lambda: load(job.config, job.share))
     app = build_app(job.config, model, limits, row, job.created)
     app.heartbeat()
     server = WorkerServer(socket.socket(fileno=job.listener_fd), app, limits)
