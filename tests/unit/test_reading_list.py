@@ -43,7 +43,7 @@ def test_the_readme_promises_what_the_page_adds_up_to(checkout, listed):
 
 
 @pytest.mark.parametrize(
-    "path", ["server/http/message.py", "text/template/parser.py", "weights/gguf.py"]
+    "path", ["server/http/message.py", "text/template/statements.py", "weights/gguf.py"]
 )
 def test_the_readers_of_foreign_bytes_are_on_the_list(listed, path):
     assert f"marlin/{path}" in map(str, listed)

@@ -1,4 +1,4 @@
-"""The expression half of the parser: tokens to the nodes of nodes.py.
+"""The expression half of the parser: tokens to the functions of nodes.py.
 
 Owns precedence. From loosest to tightest: inline if, or, and, not, comparisons and `in`, + -, ~, *
 / // %, **, signs; then calls, subscripts, filters and `is` tests. All binary operators group to the
@@ -8,7 +8,10 @@ left, ** included, as in jinja2.
 from typing import NoReturn
 
 from marlin.text.template import nodes
+from marlin.text.template.filters import FILTERS
 from marlin.text.template.limits import MAX_NESTING, located
+from marlin.text.template.methods import attribute, cut, item
+from marlin.text.template.tests import TESTS
 
 _COMPARISONS = ("==", "!=", "<", "<=", ">", ">=")
 _PRECEDENCE = {"+": 1, "-": 1, "~": 2, "*": 3, "/": 3, "//": 3, "%": 3, "**": 4}
@@ -22,26 +25,31 @@ class ExpressionParser:
     """Walks a token list.
 
     Attributes:
+        tokens: all of them.
+        position: of the current one.
         token: the current one.
-        num_tokens: taken so far; statements charge their bodies by it.
         names: every name that an expression has mentioned, in order.
+        chain: the last Chain that was parsed.
     """
 
     def __init__(self, tokens):
-        self._tokens = iter(tokens)
-        self.token = next(self._tokens)
-        self._ahead = next(self._tokens, self.token)
-        self._depth = 0
-        self.num_tokens = 0
+        self.tokens = tokens
+        self.position = 0
+        self.token = tokens[0]
         self.names = []
+        self.chain: nodes.Chain | None = None
+        self._depth = 0
 
     def advance(self):
         """The current token, stepping past it."""
         token = self.token
-        self.token = self._ahead
-        self._ahead = next(self._tokens, self._ahead)
-        self.num_tokens += 1
+        self.position = min(self.position + 1, len(self.tokens) - 1)
+        self.token = self.tokens[self.position]
         return token
+
+    def _is_ahead(self, kind, value):
+        ahead = self.tokens[min(self.position + 1, len(self.tokens) - 1)]
+        return ahead.kind == kind and ahead.value == value
 
     def fail(self, message, line=None) -> NoReturn:
         raise located(line or self.token.line, message)
@@ -51,9 +59,7 @@ class ExpressionParser:
         return self.token.kind in ("operator", "name") and self.token.value in values
 
     def accept(self, value):
-        if self.at(value):
-            return self.advance()
-        return None
+        return self.advance() if self.at(value) else None
 
     def expect(self, value):
         if not self.at(value):
@@ -81,11 +87,11 @@ class ExpressionParser:
     def expression(self, inline_if=True):
         """One expression; `inline_if=False` leaves a following `if` alone."""
         self.deepen()
-        node = self._or()
+        node = self._choice("or", "and")
         while inline_if and self.accept("if"):
-            test = self._or()
-            otherwise = self.expression() if self.accept("else") else None
-            node = nodes.Conditional(test, node, otherwise)
+            test = self._choice("or", "and")
+            otherwise = self.expression() if self.accept("else") else nodes.without_else
+            node = nodes.conditional(test, node, otherwise)
         self.rise()
         return node
 
@@ -98,83 +104,74 @@ class ExpressionParser:
                 break
             is_tuple = True
         if is_tuple or (allow_empty and not items):
-            return nodes.ListDisplay(items, tuple)
+            return lambda scope: tuple([node(scope) for node in items])
         if not items:
             self.fail(f"expected an expression, found {self.found()}")
         return items[0]
 
-    def _or(self):
-        operands = [self._and()]
-        while self.accept("or"):
-            operands.append(self._and())
-        return operands[0] if len(operands) == 1 else nodes.Choice(operands, stop_at=True)
-
-    def _and(self):
-        operands = [self._not()]
-        while self.accept("and"):
-            operands.append(self._not())
-        return operands[0] if len(operands) == 1 else nodes.Choice(operands, stop_at=False)
+    def _choice(self, word, *tighter):
+        """a or b or c, a and b and c: the value that decides."""
+        choices = [self._choice(*tighter) if tighter else self._not()]
+        while self.accept(word):
+            choices.append(self._choice(*tighter) if tighter else self._not())
+        return choices[0] if len(choices) == 1 else nodes.deciding(choices, word == "or")
 
     def _not(self):
         num_nots = 0
         while self.accept("not"):
             num_nots += 1
         node = self._comparison()
-        for _ in range(min(num_nots, 2 - num_nots % 2)):
-            node = nodes.Not(node)
-        return node
+        if not num_nots:
+            return node
+        return lambda scope: bool(node(scope)) is (num_nots % 2 == 0)
 
     def _comparison(self):
-        first = self._arithmetic(1)
+        first = self._arithmetic()
         rest = []
-        while True:
-            if self.at(*_COMPARISONS, "in"):
-                symbol = self.advance().value
-            elif self.at("not") and self._ahead.kind == "name" and self._ahead.value == "in":
-                self.advance()
+        while self.at(*_COMPARISONS, "in") or (self.at("not") and self._is_ahead("name", "in")):
+            symbol = self.advance().value
+            if symbol == "not":
                 self.advance()
                 symbol = "not in"
-            else:
-                return nodes.Comparison(first, rest) if rest else first
-            rest.append((symbol, self._arithmetic(1)))
+            rest.append((symbol, self._arithmetic()))
+        return nodes.compared(first, rest) if rest else first
 
-    def _arithmetic(self, floor):
-        left, level = self._signed(), None
+    def _arithmetic(self, floor=1):
+        start, first = self.position, self._signed()
+        symbols, operands = [], []
         while self.token.kind == "operator":
             precedence = _PRECEDENCE.get(self.token.value, 0)
             if precedence < floor:
                 break
-            symbol = self.advance().value
-            right = self._arithmetic(precedence + 1)
-            if precedence != level:
-                left, level = nodes.Arithmetic(left, []), precedence
-            left.rest.append((symbol, right))
-        return left
+            symbols.append(self.advance().value)
+            operands.append(self._arithmetic(precedence + 1))
+        if not operands:
+            return first
+        self.chain = nodes.Chain(start, self.position, first, symbols, operands)
+        return self.chain.evaluate
 
     def _signed(self):
         signs = []
         while self.at("-", "+"):
             signs.append(self.advance().value)
-        node = self._postfix(self.primary())
-        if signs:
-            node = nodes.Signed(signs, node)
-        return self._filtered(node)
+        node = self._postfix(self._primary())
+        return self._filtered(nodes.with_signs(signs[::-1], node) if signs else node)
 
-    def primary(self):
+    def _primary(self):
         token = self.token
         if token.kind == "name":
-            self.advance()
-            if token.value in CONSTANTS:
-                return nodes.Literal(CONSTANTS[token.value])
-            self.names.append(token.value)
-            return nodes.Name(token.value)
+            name = self.advance().value
+            if name in CONSTANTS:
+                return nodes.constant(CONSTANTS[name])
+            self.names.append(name)
+            return lambda scope: scope.find(name)
         if token.kind == "string":
             parts = []
             while self.token.kind == "string":
                 parts.append(self.advance().value)
-            return nodes.Literal("".join(parts))
+            return nodes.constant("".join(parts))
         if token.kind == "number":
-            return nodes.Literal(self.advance().value)
+            return nodes.constant(self.advance().value)
         return self._display()
 
     def _display(self):
@@ -186,9 +183,9 @@ class ExpressionParser:
             return node
         if self.accept("["):
             items = self._listed("]", self.expression)
-            return nodes.ListDisplay(items)
+            return lambda scope: [node(scope) for node in items]
         if self.accept("{"):
-            return nodes.DictDisplay(self._listed("}", self._pair))
+            return nodes.dict_of(self._listed("}", self._pair))
         return self.fail(f"expected an expression, found {self.found()}")
 
     def _listed(self, closing, parse_item):
@@ -210,7 +207,7 @@ class ExpressionParser:
         while self.at(".", "[", "("):
             num_steps = self._count_step(num_steps)
             if self.at("("):
-                node = nodes.Call(node, self.arguments())
+                node = nodes.call(node, self.arguments())
             elif self.advance().value == "[":
                 node = self._subscript(node)
             else:
@@ -224,46 +221,46 @@ class ExpressionParser:
 
     def _member(self, node):
         if self.token.kind == "number" and isinstance(self.token.value, int):
-            return nodes.Item(node, nodes.Literal(self.advance().value))
-        return nodes.Attribute(node, self.expect_kind("name").value)
+            key = self.advance().value
+            return lambda scope: item(scope.budget, node(scope), key)
+        name = self.expect_kind("name").value
+        return lambda scope: attribute(scope.budget, node(scope), name)
 
     def _subscript(self, node):
         if self.at("]"):
             self.fail("expected a subscript, found ']'")
-        start = None
+        start = nodes.constant(None)
         if not self.at(":"):
             start = self.tuple_or_expression(stop="]")
             if self.accept("]"):
-                return nodes.Item(node, start)
+                return lambda scope: item(scope.budget, node(scope), start(scope))
         bounds = [start]
         while self.accept(":"):
-            bounds.append(None if self.at(":", "]") else self.expression())
+            bounds.append(nodes.constant(None) if self.at(":", "]") else self.expression())
         self.expect("]")
         if len(bounds) > 3:
             self.fail("a slice has at most three parts")
-        return nodes.Cut(node, bounds + [None] * (3 - len(bounds)))
+        return lambda scope: cut(
+            scope.budget, node(scope), slice(*[bound(scope) for bound in bounds])
+        )
 
     def _filtered(self, node):
         num_steps = 0
         while self.at("|", "is", "("):
             num_steps = self._count_step(num_steps)
-            if self.at("|"):
-                node = self.filter(node)
-            elif self.at("("):
-                node = nodes.Call(node, self.arguments())
+            if self.at("("):
+                node = nodes.call(node, self.arguments())
+            elif self.accept("|"):
+                node = nodes.piped(node, self.filter())
             else:
                 node = self._test(node)
         return node
 
-    def filter(self, node):
-        """`| name(arguments)` applied to a node, or to nothing yet when that is None."""
-        self.expect("|")
-        return self.filter_name(node)
-
-    def filter_name(self, node):
+    def filter(self):
+        """`name(arguments)` as a function of (scope, value)."""
         name = self._dotted_name()
-        arguments = self.arguments() if self.at("(") else nodes.Arguments()
-        return nodes.Filter(node, name, arguments)
+        arguments = self.arguments() if self.at("(") else nodes.no_arguments
+        return nodes.applied(FILTERS, "filter", name, arguments)
 
     def _dotted_name(self):
         name = self.expect_kind("name").value
@@ -275,19 +272,19 @@ class ExpressionParser:
         self.expect("is")
         is_negated = self.accept("not")
         name = self._dotted_name()
-        arguments = nodes.Arguments()
+        arguments = nodes.no_arguments
         if self.at("("):
             arguments = self.arguments()
         elif self.token.kind in ("name", "string", "number") or self.at("[", "{"):
             if self.at("is"):
                 self.fail("tests cannot be chained: use 'and'")
             if not self.at("else", "or", "and"):
-                arguments = nodes.Arguments([self._postfix(self.primary())])
-        test = nodes.Test(node, name, arguments)
-        return nodes.Not(test) if is_negated else test
+                arguments = nodes.bound([self._postfix(self._primary())], [], {})
+        test = nodes.piped(node, nodes.applied(TESTS, "test", name, arguments))
+        return (lambda scope: not test(scope)) if is_negated else test
 
     def arguments(self):
-        """`(a, b, name=c, *d, **e)`."""
+        """`(a, b, name=c, *d, **e)` as a function of the scope that gives (list, dict)."""
         self.expect("(")
         positional, keywords, stars = [], [], {}
         while not self.at(")"):
@@ -296,7 +293,7 @@ class ExpressionParser:
                 if star.value in stars or "**" in stars:
                     self.fail("misplaced * in a call")
                 stars[star.value] = self.expression()
-            elif self._ahead.kind == "operator" and self._ahead.value == "=" and "**" not in stars:
+            elif self._is_ahead("operator", "=") and "**" not in stars:
                 name = self.expect_kind("name").value
                 self.advance()
                 keywords.append((name, self.expression()))
@@ -307,4 +304,4 @@ class ExpressionParser:
             if not self.at(")"):
                 self.expect(",")
         self.advance()
-        return nodes.Arguments(positional, keywords, stars.get("*"), stars.get("**"))
+        return nodes.bound(positional, keywords, stars)

@@ -9,7 +9,7 @@ import json
 import re
 from string import Formatter
 
-from marlin.text.template.limits import MAX_PADDING, MAX_TEXT_CHARS, Fault
+from marlin.text.template.limits import PADDING, TEXT, Fault
 from marlin.text.template.values import to_text
 
 _DIRECTIVE = re.compile(r"%(?:\([^()]*\))?[#0\- +]*(\*|[0-9]*)(?:\.(\*|[0-9]*))?[hlL]?(.?)", re.S)
@@ -30,18 +30,18 @@ def printf(budget, template, values):
             raise Fault("this form of % formatting is not allowed in a template")
         for digits in (width, precision):
             # Nine digits are enough to see that a number is too large, but zeros before it are not.
-            padding += check_padding(int(digits.lstrip("0")[:9] or 0)) if digits else 0
+            wanted = int((digits or "").lstrip("0")[:9] or 0)
+            budget.check(PADDING, wanted)
+            padding += wanted
         padding += _FLOAT_CHARS if kind in _LONG_DIRECTIVES else 0
         num_directives += 1
-    budget.chars(len(template) + padding + num_directives * (num_chars + num_values))
-    result = template % values
-    budget.chars(len(result))
-    return result
+    budget.take(TEXT, len(template) + padding + num_directives * (num_chars + num_values))
+    return template % values
 
 
 def format_braces(budget, template, /, *args, **kwargs):
     """`template.format(*args, **kwargs)` for plain fields: {}, {0} and {name}."""
-    budget.chars(len(template))
+    budget.take(TEXT, len(template))
     pieces, next_index, num_chars = [], 0, 0
     for literal, field, spec, conversion in Formatter().parse(template):
         budget.spend(_FIELD_WORK)
@@ -54,29 +54,22 @@ def format_braces(budget, template, /, *args, **kwargs):
             field, next_index = str(next_index), next_index + 1
         piece = to_text(budget, args[int(field)] if field.isdecimal() else kwargs[field])
         num_chars += len(piece)
-        budget.chars(num_chars)
+        budget.take(TEXT, num_chars)
         pieces.append(piece)
     return "".join(pieces)
-
-
-def check_padding(width):
-    """`width`, when it is an acceptable number of characters to pad with; 0 for a negative one."""
-    if width > MAX_PADDING:
-        raise Fault(f"padding limit: a width of more than {MAX_PADDING} characters")
-    return max(0, width)
 
 
 def to_json(budget, value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
     """json.dumps, with the defaults that `transformers` gives the tojson filter."""
     num_values, depth, _ = budget.printed(value)
-    indent_chars = len(indent) if isinstance(indent, str) else check_padding(indent or 0)
+    indent_chars = len(indent) if isinstance(indent, str) else indent or 0
+    budget.check(PADDING, indent_chars)
     if separators is not None:
         item_separator, key_separator = separators
         indent_chars += len(item_separator) + len(key_separator)
-    if num_values * depth * indent_chars > MAX_TEXT_CHARS:
-        raise Fault(f"text limit: indented JSON of more than {MAX_TEXT_CHARS} characters")
+    budget.check(TEXT, num_values * depth * indent_chars)
     text = json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )
-    budget.chars(len(text))
+    budget.take(TEXT, len(text))
     return text

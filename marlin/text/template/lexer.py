@@ -8,7 +8,7 @@ expression means. The rules are those of https://jinja.palletsprojects.com/en/st
 import re
 from typing import NamedTuple
 
-from marlin.text.template.limits import MAX_NAME_CHARS, MAX_NUMBER_CHARS, MAX_SOURCE_CHARS, located
+from marlin.text.template.limits import DIGITS, MAX_NAME_CHARS, MAX_SOURCE_CHARS, located
 
 
 class Token(NamedTuple):
@@ -62,7 +62,8 @@ def tokenize(source):
     """
     if len(source) > MAX_SOURCE_CHARS:
         raise located(1, f"source limit: the template has more than {MAX_SOURCE_CHARS} characters")
-    return _Lexer(source).run()
+    source = source.replace("\r\n", "\n").replace("\r", "\n")
+    return _Lexer(source.removesuffix("\n")).run()
 
 
 def _unescape(body):
@@ -74,110 +75,93 @@ def _unescape(body):
 
 class _Lexer:
     def __init__(self, source):
-        source = source.replace("\r\n", "\n").replace("\r", "\n")
-        self.source = source[:-1] if source.endswith("\n") else source
+        self.source = source
         self.pos = 0
         self.line = 1
-        self.at_line_start = True
         self.tokens = []
 
     def run(self):
-        while self.pos < len(self.source):
-            opener = _OPENER.search(self.source, self.pos)
-            if opener is None:
-                self._data(self.source[self.pos :])
-                self.pos = len(self.source)
-                break
+        while opener := _OPENER.search(self.source, self.pos):
             mark, sign = opener.groups()
-            self._data(self.source[self.pos : opener.start()], sign, trim_line=mark != "{")
-            self.pos = opener.start()
-            raw = _RAW.match(self.source, self.pos)
-            if raw:
-                self._raw(raw)
+            self._data(opener.start(), sign, trim_line=mark != "{")
+            if raw := _RAW.match(self.source, self.pos):
+                end = self._closer(_END_RAW, raw.end(), "raw block")
+                self._skip_to(raw.end())
+                self._data(end.start(), end.group(1), trim_line=True)
+                self._skip_to(end.end())
             elif mark == "#":
-                self._comment(opener)
+                self._skip_to(self._closer(_COMMENT_CLOSER, self.pos + 2, "comment").end())
             else:
                 self._tag(mark, opener)
-        self.tokens.append(Token("end", "", self.line))
+        self._data(len(self.source))
+        self._add("end", "")
         return self.tokens
 
-    def _data(self, text, sign="+", trim_line=False):
-        kept = text
+    def _add(self, kind, value):
+        self.tokens.append(Token(kind, value, self.line))
+
+    def _skip_to(self, end):
+        self.line += self.source.count("\n", self.pos, end)
+        self.pos = end
+
+    def _data(self, end, sign="+", trim_line=False):
+        """The text up to `end`, where a tag with that sign begins."""
+        kept = text = self.source[self.pos : end]
         if sign == "-":
             kept = text.rstrip()
         elif not sign and trim_line:
             head = text.rfind("\n") + 1
-            if (head or self.at_line_start) and not text[head:].strip():
+            is_whole_line = head or self.source[self.pos - 1 : self.pos] in ("", "\n")
+            if is_whole_line and not text[head:].strip():
                 kept = text[:head]
         if kept:
-            self.tokens.append(Token("data", kept, self.line))
-        self.line += text.count("\n")
+            self._add("data", kept)
+        self._skip_to(end)
 
-    def _skip_to(self, end):
-        text = self.source[self.pos : end]
-        self.line += text.count("\n")
-        self.at_line_start = text.endswith("\n")
-        self.pos = end
-
-    def _raw(self, raw):
-        line = self.line
-        self._skip_to(raw.end())
-        end = _END_RAW.search(self.source, self.pos)
-        if end is None:
-            raise located(line, "missing end of raw block")
-        self._data(self.source[self.pos : end.start()], end.group(1), trim_line=True)
-        self.pos = end.start()
-        self._skip_to(end.end())
-
-    def _comment(self, opener):
-        closer = _COMMENT_CLOSER.search(self.source, opener.start() + 2)
+    def _closer(self, pattern, start, what):
+        closer = pattern.search(self.source, start)
         if closer is None:
-            raise located(self.line, "missing end of comment")
-        self._skip_to(closer.end())
+            raise located(self.line, f"missing end of {what}")
+        return closer
 
     def _tag(self, mark, opener):
         begin, end = _KINDS[mark]
         start_line = self.line
-        self.tokens.append(Token(begin, "", start_line))
-        self.pos = opener.end()
+        self._add(begin, "")
+        self._skip_to(opener.end())
         brackets = []
-        while True:
-            closer = None if brackets else _CLOSERS[mark].match(self.source, self.pos)
-            if closer:
-                self.tokens.append(Token(end, "", self.line))
-                self._skip_to(closer.end())
-                return
+        while brackets or not (closer := _CLOSERS[mark].match(self.source, self.pos)):
             match = _TOKEN.match(self.source, self.pos)
+            if match is None and self.pos >= len(self.source):
+                raise located(start_line, "this tag is never closed")
             if match is None:
-                if self.pos >= len(self.source):
-                    raise located(start_line, "this tag is never closed")
                 raise located(self.line, f"unexpected {self.source[self.pos]!r}")
-            self._token(match, brackets)
+            self._token(match.lastgroup, match.group(), brackets)
             self._skip_to(match.end())
+        self._add(end, "")
+        self._skip_to(closer.end())
 
-    def _token(self, match, brackets):
-        kind, text = match.lastgroup, match.group()
-        if kind == "space":
-            return
-        value = text
+    def _token(self, kind, text, brackets):
         if kind == "operator":
             self._balance(text, brackets)
-        elif kind == "name" and len(text) > MAX_NAME_CHARS:
-            raise located(self.line, f"name of more than {MAX_NAME_CHARS} characters")
-        elif kind == "name" and not text.isidentifier():
-            raise located(self.line, f"{text!r} is not a name")
-        elif kind != "name":
-            value, kind = self._literal(kind, text)
-        self.tokens.append(Token(kind, value, self.line))
+            self._add(kind, text)
+        elif kind == "name":
+            if len(text) > MAX_NAME_CHARS:
+                raise located(self.line, f"name of more than {MAX_NAME_CHARS} characters")
+            if not text.isidentifier():
+                raise located(self.line, f"{text!r} is not a name")
+            self._add(kind, text)
+        elif kind != "space":
+            self._add("string" if kind == "string" else "number", self._literal(kind, text))
 
     def _literal(self, kind, text):
+        if kind != "string" and len(text) > DIGITS.most:
+            raise located(self.line, DIGITS.message.format(DIGITS.most))
         try:
             if kind == "string":
-                return _unescape(text[1:-1]), "string"
-            if len(text) > MAX_NUMBER_CHARS:
-                raise located(self.line, f"number of more than {MAX_NUMBER_CHARS} characters")
+                return _unescape(text[1:-1])
             digits = text.replace("_", "")
-            return (float(digits) if kind == "float" else int(digits, 0)), "number"
+            return float(digits) if kind == "float" else int(digits, 0)
         except ValueError as error:
             raise located(self.line, f"bad {kind}: {error}") from error
 

@@ -6,6 +6,7 @@ This file knows sizes and counts; it knows nothing of the template language.
 """
 
 import time
+from typing import NamedTuple
 
 from marlin.errors import TemplateError
 
@@ -36,11 +37,11 @@ WORK_PER_LOOK = 1000
 # An iteration or macro call costs this many units more than its tokens: the scope it makes.
 BODY_WORK = 4
 
+# Units for each item that a filter takes, above what the filter's own function spends.
+ITEM_WORK = 3
+
 # Characters copied or scanned for one unit: 80 million characters made in one render at most.
 CHARS_PER_WORK = 8
-
-# References copied from list to list for one unit: 160 MB of them in one render at most.
-REFERENCES_PER_WORK = 2
 
 # Bits of an integer made or printed for one unit; printing is quadratic, 15 microseconds for the
 # longest.
@@ -52,31 +53,11 @@ ENTRIES_PER_WORK = 8
 # Steps of a doubly nested scan (strip by a long set, search from the right) for one unit.
 STEPS_PER_WORK = 128
 
-# Characters in one string, and in the output with what macros wrote on the way: 8 million is a
-# prompt of about two million tokens.
-MAX_TEXT_CHARS = 8_000_000
+# Characters in the output with what macros wrote on the way.
 MAX_OUTPUT_CHARS = 8_000_000
-
-# Items in one list, tuple or dict made by a template.
-MAX_ITEMS = 500_000
-
-# Items in one range(), as jinja2's sandbox has it.
-MAX_RANGE = 100_000
-
-# Bits of a bound of a range: beyond a processor's word each of its numbers may be of any size.
-MAX_BOUND_BITS = 64
-
-# Bits of an integer; Python itself refuses to print integers of more than about 14,000.
-MAX_INT_BITS = 8192
-
-# Characters of a number in the source or read by the int filter: at most 5.2 bits each, in base 36.
-MAX_NUMBER_CHARS = 1024
 
 # Characters of a name in the source, which is copied into the reason why it is undefined.
 MAX_NAME_CHARS = 256
-
-# Characters of an attribute path ("a.b.0") given to a filter.
-MAX_PATH_CHARS = 1024
 
 # A key of more characters is charged for being compared, and is no attribute's name.
 LONG_KEY_CHARS = 64
@@ -84,8 +65,31 @@ LONG_KEY_CHARS = 64
 # Lists and dicts inside one another, in variables and in values that a template builds.
 MAX_VALUE_DEPTH = 100
 
-# Width, precision, indent and tab size in characters, wherever text is padded.
-MAX_PADDING = 9999
+
+class Limit(NamedTuple):
+    """How much of something there may be at once, and how much of it costs one unit of work."""
+
+    most: int
+    message: str
+    per_work: int = 1
+
+
+# 8 million characters are a prompt of about two million tokens.
+TEXT = Limit(8_000_000, "text limit: a string of more than {} characters", CHARS_PER_WORK)
+ITEMS = Limit(500_000, "item limit: a list of more than {} items")
+# Values that exist already, copied from list to list: 160 MB of them in one render at most.
+REFERENCES = ITEMS._replace(per_work=2)
+# Python itself refuses to print integers of more than about 14,000 bits.
+INTEGER = Limit(8192, "integer limit: an integer of more than {} bits", BITS_PER_WORK)
+# At most 5.2 bits each, in base 36.
+DIGITS = Limit(1024, "integer limit: a number of more than {} characters")
+# As jinja2's sandbox has it.
+RANGE = Limit(100_000, "range limit: a range of more than {} numbers", CHARS_PER_WORK)
+# Beyond a processor's word each number of a range may be of any size.
+BOUND = Limit(64, "range limit: a bound of more than {} bits")
+PATH = Limit(1024, "path limit: an attribute path of more than {} characters")
+# Width, precision, indent and tab size, wherever text is padded.
+PADDING = Limit(9999, "padding limit: a width of more than {} characters", CHARS_PER_WORK)
 
 
 class Fault(Exception):
@@ -142,30 +146,25 @@ class Budget:
             raise Fault(f"time limit: more than {MAX_SECONDS} seconds of one render")
         self._next_look = max(0, self.work_left - WORK_PER_LOOK)
 
+    def check(self, limit, amount):
+        """Refuse more of something at once than its Limit."""
+        if amount > limit.most:
+            raise Fault(limit.message.format(limit.most))
+
+    def take(self, limit, amount):
+        """Ask for `amount` of what a Limit counts, before it is made."""
+        self.check(limit, amount)
+        self.spend(max(0, amount) // limit.per_work)
+
+    def scan(self, num_chars, num_compared=0):
+        """Pay for reading a text, and for comparing it at each place with another, at worst."""
+        self.spend(num_chars // CHARS_PER_WORK + num_chars * num_compared // STEPS_PER_WORK)
+
     def write(self, text):
         """Count text on its way to the output."""
         self.output_left -= len(text)
         if self.output_left < 0:
             raise Fault(f"output limit: more than {MAX_OUTPUT_CHARS} characters written")
-
-    def scan(self, num_chars):
-        self.spend(num_chars // CHARS_PER_WORK)
-
-    def chars(self, num_chars):
-        """Ask for a string of `num_chars` before making it."""
-        _check_chars(num_chars)
-        self.scan(num_chars)
-
-    def grown(self, num_chars, num_added):
-        """Ask for a text of `num_chars` before `num_added` of them are put to its end."""
-        _check_chars(num_chars)
-        self.scan(num_added)
-
-    def bits(self, num_bits):
-        """Ask for an integer of `num_bits` before making it."""
-        if num_bits > MAX_INT_BITS:
-            raise Fault(f"integer limit: an integer of more than {MAX_INT_BITS} bits")
-        self.spend(num_bits // BITS_PER_WORK)
 
     def key(self, key, entries):
         """Ask to look `key` up in a dict or set, or to add it."""
@@ -178,25 +177,10 @@ class Budget:
         # Numbers and tuples can be chosen so that all of their hashes are equal.
         self.spend(len(entries) // ENTRIES_PER_WORK)
 
-    def items(self, num_items):
-        """Ask for a list, tuple or dict of `num_items` before making it."""
-        if num_items > MAX_ITEMS:
-            raise Fault(f"item limit: a list of more than {MAX_ITEMS} items")
-        self.spend(num_items)
-
-    def references(self, num_items):
-        """Ask for a list or tuple of `num_items` values that exist already."""
-        if num_items > MAX_ITEMS:
-            raise Fault(f"item limit: a list of more than {MAX_ITEMS} items")
-        self.spend(num_items // REFERENCES_PER_WORK)
-
     def enter_call(self):
         self.call_depth += 1
         if self.call_depth > MAX_CALL_DEPTH:
             raise Fault(f"call limit: more than {MAX_CALL_DEPTH} macro calls inside one another")
-
-    def leave_call(self):
-        self.call_depth -= 1
 
     def weigh(self, value):
         """Walk a value before Python does so in one uninterruptible call (str, ==, sort, hash,
@@ -236,13 +220,8 @@ class Budget:
     def printed(self, value):
         """`weigh` a value that is to become text."""
         weight = self.weigh(value)
-        _check_chars(weight[2])
+        self.check(TEXT, weight[2])
         return weight
-
-
-def _check_chars(num_chars):
-    if num_chars > MAX_TEXT_CHARS:
-        raise Fault(f"text limit: a string of more than {MAX_TEXT_CHARS} characters")
 
 
 _CONTAINERS = (list, tuple, dict, type({}.keys()), type({}.values()), type({}.items()))

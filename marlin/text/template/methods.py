@@ -1,40 +1,52 @@
-"""The methods that a template can call on strings, lists, tuples and dicts. What is not listed does
-not exist.
+"""What can be read of a value: METHODS of strings, lists, tuples and dicts, and how `value.name`,
+`value[key]` and `value[start:stop:step]` read. Nothing here changes a value.
 
-Methods that change their value are listed as None: they hide a dict's entry of that name, as in
-jinja2, and calling one fails.
+No attribute of a Python object is ever looked up by a name from a template: `a.b` is an entry of a
+dict, a method of METHODS, or a member that an object of the interpreter lists. What is not listed
+does not exist.
 """
 
 from typing import Any
 
-from marlin.text.template.formatting import check_padding, format_braces
-from marlin.text.template.limits import MAX_ITEMS, STEPS_PER_WORK, Fault
+from marlin.text.template.formatting import format_braces
+from marlin.text.template.limits import (
+    ITEMS,
+    LONG_KEY_CHARS,
+    PADDING,
+    PATH,
+    REFERENCES,
+    TEXT,
+    Fault,
+)
 from marlin.text.template.operators import contains
-from marlin.text.template.values import kind_name, listing
+from marlin.text.template.values import (
+    MISSING,
+    SEQUENCES,
+    Function,
+    Owned,
+    Safe,
+    Undefined,
+    alike,
+    kind_name,
+    listing,
+    to_text,
+)
 
 _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 
 
-def _linear(method):
-    """A str method that reads its text once and returns at most a few times as much."""
+def _reading(method):
+    """A str method that makes at most a few times its text: it may compare each character with the
+    whole of its arguments."""
 
     def call(budget, text, /, *args, **kwargs):
-        budget.scan(len(text))
-        if args and isinstance(args[0], tuple):  # prefixes or suffixes, compared one by one
-            budget.weigh(args[0])
-        return method(text, *args, **kwargs)
-
-    return call
-
-
-def _nested(method):
-    """A str method that compares each character with the whole of its first argument, at worst."""
-
-    def call(budget, text, /, *args, **kwargs):
-        pattern = args[0] if args else kwargs.get("sep")
-        if isinstance(pattern, str):
-            budget.spend(len(text) * len(pattern) // STEPS_PER_WORK)
-        budget.scan(len(text))
+        num_compared = 0
+        for argument in (*args, *kwargs.values()):
+            if isinstance(argument, tuple):  # prefixes or suffixes, compared one by one
+                budget.weigh(argument)
+            elif isinstance(argument, str):
+                num_compared += len(argument)
+        budget.scan(len(text), num_compared)
         return method(text, *args, **kwargs)
 
     return call
@@ -42,7 +54,8 @@ def _nested(method):
 
 def _padded(method):
     def call(budget, text, width, /, *args):
-        budget.chars(len(text) + check_padding(width))
+        budget.check(PADDING, width)
+        budget.take(TEXT, max(len(text), width))
         return method(text, width, *args)
 
     return call
@@ -50,18 +63,16 @@ def _padded(method):
 
 def _splitting(method):
     def call(budget, text, /, sep=None, maxsplit=-1):
-        budget.scan(len(text))
-        if isinstance(sep, str):
-            budget.spend(len(text) * len(sep) // STEPS_PER_WORK)
-        parts = method(text, sep, maxsplit if 0 <= maxsplit <= MAX_ITEMS else MAX_ITEMS)
-        budget.items(len(parts))
+        budget.scan(len(text), len(sep or ""))
+        parts = method(text, sep, maxsplit if 0 <= maxsplit <= ITEMS.most else ITEMS.most)
+        budget.take(ITEMS, len(parts))
         return parts
 
     return call
 
 
 def _split_lines(budget, text, keepends=False):
-    budget.items(sum(text.count(end) for end in _LINE_ENDS))
+    budget.take(ITEMS, sum(text.count(end) for end in _LINE_ENDS))
     budget.scan(len(text) * len(_LINE_ENDS))
     return text.splitlines(keepends)
 
@@ -70,7 +81,7 @@ def replace(budget, text, old, new, count=-1):
     """`text.replace(old, new, count)`, measured first."""
     budget.scan(len(text))
     found = text.count(old) if count < 0 else min(count, text.count(old))
-    budget.chars(len(text) + found * max(0, len(new) - len(old)))
+    budget.take(TEXT, len(text) + found * max(0, len(new) - len(old)))
     return text.replace(old, new, count)
 
 
@@ -80,23 +91,22 @@ def join(budget, separator, items):
     for part in parts:
         if not isinstance(part, str):
             raise Fault(f"join needs strings, not {kind_name(part)}")
-    budget.chars(sum(map(len, parts)) + len(separator) * len(parts))
+    budget.take(TEXT, sum(map(len, parts)) + len(separator) * len(parts))
     return separator.join(parts)
 
 
 def _expand_tabs(budget, text, tabsize=8):
-    budget.chars(len(text) + text.count("\t") * check_padding(tabsize))
+    budget.check(PADDING, tabsize)
+    budget.take(TEXT, len(text) + text.count("\t") * max(0, tabsize))
     return text.expandtabs(tabsize)
 
 
-def _count_items(budget, items, value):
-    contains(budget, value, items)
-    return items.count(value)
+def _searching(method):
+    def call(budget, items, value, *bounds):
+        contains(budget, value, items)
+        return method(items, value, *bounds)
 
-
-def _index_of(budget, items, value, *bounds):
-    contains(budget, value, items)
-    return items.index(value, *bounds)
+    return call
 
 
 def _get(budget, entries, key, default=None):
@@ -105,43 +115,40 @@ def _get(budget, entries, key, default=None):
 
 
 def _copy(budget, value):
-    budget.items(len(value))
+    budget.take(ITEMS, len(value))
     return value.copy()
 
 
-_LINEAR: tuple[Any, ...] = (str.capitalize, str.casefold, str.count, str.endswith, str.find)
-_LINEAR += (str.index, str.lower)
-_LINEAR += (str.partition, str.removeprefix, str.removesuffix, str.startswith, str.swapcase)
-_LINEAR += (str.title, str.upper, str.isalnum, str.isalpha, str.isascii, str.isdecimal, str.isdigit)
-_LINEAR += (str.isidentifier, str.islower, str.isnumeric, str.isprintable, str.isspace, str.istitle)
-_LINEAR += (str.isupper,)
-_NESTED = (str.lstrip, str.rfind, str.rindex, str.rpartition, str.rstrip, str.strip)
-_PADDED = (str.ljust, str.rjust, str.zfill)
-
-_STRING = {
-    **{method.__name__: _linear(method) for method in _LINEAR},
-    **{method.__name__: _nested(method) for method in _NESTED},
-    **{method.__name__: _padded(method) for method in _PADDED},
-    "expandtabs": _expand_tabs,
-    "format": format_braces,
-    "join": join,
-    "replace": replace,
-    "rsplit": _splitting(str.rsplit),
-    "split": _splitting(str.split),
-    "splitlines": _split_lines,
-}
+_READING = (
+    *(str.capitalize, str.casefold, str.count, str.endswith, str.find, str.index, str.isalnum),
+    *(str.isalpha, str.isascii, str.isdecimal, str.isdigit, str.isidentifier, str.islower),
+    *(str.isnumeric, str.isprintable, str.isspace, str.istitle, str.isupper, str.lower),
+    *(str.lstrip, str.partition, str.removeprefix, str.removesuffix, str.rfind, str.rindex),
+    *(str.rpartition, str.rstrip, str.startswith, str.strip, str.swapcase, str.title, str.upper),
+)
+# Those that change their value: they hide a dict's entry of that name, as in jinja2, and fail.
 _LIST_CHANGES = ("append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort")
 _DICT_CHANGES = ("clear", "pop", "popitem", "setdefault", "update")
 
+# {type: {name: function(budget, value, *args, **kwargs), or None}}
 METHODS: dict[type, dict[str, Any]] = {
-    str: _STRING,
+    str: {
+        **{method.__name__: _reading(method) for method in _READING},
+        **{method.__name__: _padded(method) for method in (str.ljust, str.rjust, str.zfill)},
+        **{method.__name__: _splitting(method) for method in (str.rsplit, str.split)},
+        "expandtabs": _expand_tabs,
+        "format": format_braces,
+        "join": join,
+        "replace": replace,
+        "splitlines": _split_lines,
+    },
     list: {
         "copy": _copy,
-        "count": _count_items,
-        "index": _index_of,
+        "count": _searching(list.count),
+        "index": _searching(list.index),
         **dict.fromkeys(_LIST_CHANGES),
     },
-    tuple: {"count": _count_items, "index": _index_of},
+    tuple: {"count": _searching(tuple.count), "index": _searching(tuple.index)},
     dict: {
         "copy": _copy,
         "get": _get,
@@ -151,3 +158,74 @@ METHODS: dict[type, dict[str, Any]] = {
         **dict.fromkeys(_DICT_CHANGES),
     },
 }
+
+
+def attribute(budget, value, name):
+    """`value.name`, or an Undefined. As in jinja2, a method hides a dict's entry of its name."""
+    kind = type(value)
+    methods = METHODS.get(kind)
+    if methods is not None and name in methods:
+        if methods[name] is None:
+            return Undefined(f"{name!r} of a {kind_name(value)} is not allowed in a template")
+        return Function(methods[name], value)
+    found = MISSING
+    if kind is dict:
+        found = value.get(name, MISSING)
+    elif isinstance(value, Owned):
+        found = value.member(budget, name)
+    elif kind is Undefined:
+        value.fail()
+    elif kind is Safe:
+        raise Fault(f"text that is marked safe has no {name!r} here")
+    return Undefined(f"{kind_name(value)} has no {name!r}") if found is MISSING else found
+
+
+def item(budget, value, key):
+    """`value[key]`: an entry or element; else, for a string key, `value.key`; else Undefined."""
+    if isinstance(value, dict):
+        budget.key(key, value)
+        if not isinstance(key, (list, dict)) and key in value:
+            return value[key]
+    elif isinstance(value, SEQUENCES) and isinstance(key, int):
+        if -len(value) <= key < len(value):
+            return alike(value, value[key])
+    if isinstance(key, str) and len(key) <= LONG_KEY_CHARS:
+        return attribute(budget, value, key)
+    if type(value) is Undefined:
+        value.fail()
+    shown = to_text(budget, key) if isinstance(key, (int, float)) else kind_name(key)
+    return Undefined(f"{kind_name(value)} has no item {shown}")
+
+
+def cut(budget, value, bounds):
+    """`value[bounds]` for a Python slice."""
+    if type(value) is Undefined:
+        value.fail()
+    if not isinstance(value, SEQUENCES):
+        raise Fault(f"{kind_name(value)} cannot be sliced")
+    part = value[bounds]
+    if not isinstance(part, range):
+        budget.take(TEXT if isinstance(part, str) else REFERENCES, len(part))
+    return alike(value, part)
+
+
+def path_getter(budget, path, default=None):
+    """A function that reads `path` ("a.b.0", an integer, or None for the value itself) from a
+    value.
+
+    Where a step gives an Undefined and `default` is not None, it reads as `default`.
+    """
+    keys = [] if path is None else [path]
+    if isinstance(path, str):
+        budget.check(PATH, len(path))
+        keys = [int(part) if part.isdecimal() else part for part in path.split(".")]
+
+    def get(value):
+        budget.spend(len(keys))
+        for key in keys:
+            value = item(budget, value, key)
+            if default is not None and type(value) is Undefined:
+                value = default
+        return value
+
+    return get

@@ -5,160 +5,128 @@ runs.
 """
 
 import operator
+from collections.abc import Callable
+from functools import partial
 
 from marlin.text.template.formatting import printf
-from marlin.text.template.limits import Fault
+from marlin.text.template.limits import INTEGER, REFERENCES, TEXT, Fault
 from marlin.text.template.values import (
-    TAIL_CHARS,
-    Joined,
+    CONTAINERS,
+    KEYS,
+    NUMBERS,
+    VALUES,
     Safe,
     Undefined,
     kind_name,
     to_text,
-    whole,
 )
 
-_NUMBERS = (bool, int, float)
-_CONTAINERS = (list, tuple, dict, type({}.keys()), type({}.items()))
-_HASHED = (dict, type({}.keys()))
 _ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "'": "&#39;", '"': "&#34;"})
-_SEARCHED = (list, tuple, range, type({}.values()))
-
-
-def _refuse(symbol, left, right):
-    for operand in (left, right):
-        if type(operand) is Undefined:
-            operand.fail()
-    raise Fault(f"{symbol!r} is not defined for {kind_name(left)} and {kind_name(right)}")
-
-
-def _are_numbers(left, right):
-    return type(left) in _NUMBERS and type(right) in _NUMBERS
-
-
-def _add(budget, left, right):
-    if type(left) in (str, Joined) and type(right) is str:
-        return _join(budget, left, right)
-    left = whole(budget, left)
-    kind = type(left)
-    if isinstance(left, str) and isinstance(right, str):
-        return _add_safe(budget, left, right)
-    if _are_numbers(left, right):
-        return _bounded(budget, left + right)
-    if kind is type(right) and kind in (list, tuple):
-        budget.references(len(left) + len(right))
-        return left + right
-    return _refuse("+", left, right)
-
-
-def _join(budget, left, right):
-    """Text to the end of a str or a Joined."""
-    if type(left) is Joined:
-        budget.grown(left.num_chars + len(right), len(right) + TAIL_CHARS)
-        return left.plus(right)
-    num_chars = len(left) + len(right)
-    if num_chars <= TAIL_CHARS:
-        budget.chars(num_chars)
-        return left + right
-    budget.grown(num_chars, len(right))
-    return Joined(left, right)
 
 
 def escape(budget, text):
     """Safe text with the marks of HTML spelled out; what is Safe stays as it is."""
     if type(text) is Safe:
         return text
-    budget.scan(len(text))
-    budget.chars(6 * len(text))
+    budget.take(TEXT, 6 * len(text))
     return Safe(text.translate(_ESCAPES))
 
 
-def _add_safe(budget, left, right):
-    left, right = escape(budget, left), escape(budget, right)
-    budget.chars(len(left) + len(right))
-    return Safe(str(left) + str(right))
-
-
-def _subtract(budget, left, right):
-    if not _are_numbers(left, right):
-        return _refuse("-", left, right)
-    return _bounded(budget, left - right)
+def _add(budget, left, right):
+    if isinstance(left, str) and isinstance(right, str):
+        kind = str
+        if type(left) is Safe or type(right) is Safe:
+            left, right, kind = escape(budget, left), escape(budget, right), Safe
+        budget.take(TEXT, len(left) + len(right))
+        return kind(str.__add__(left, right))
+    if type(left) is type(right) and type(left) in (list, tuple):
+        budget.take(REFERENCES, len(left) + len(right))
+        return left + right
+    return _computed("+", budget, left, right)
 
 
 def _multiply(budget, left, right):
-    if _are_numbers(left, right):
-        if isinstance(left, int) and isinstance(right, int):
-            budget.bits(left.bit_length() + right.bit_length())
-        return left * right
     if isinstance(left, int):
         left, right = right, left
     if isinstance(right, int) and type(left) in (str, list, tuple):
-        num_items = len(left) * max(0, right)
-        budget.chars(num_items) if type(left) is str else budget.references(num_items)
+        budget.take(TEXT if type(left) is str else REFERENCES, len(left) * max(0, right))
         return left * right
-    return _refuse("*", left, right)
+    return _computed("*", budget, left, right)
 
 
-def _power(budget, left, right):
-    if not _are_numbers(left, right):
-        return _refuse("**", left, right)
-    if isinstance(left, int) and isinstance(right, int) and right > 0:
-        budget.bits(left.bit_length() * right)
-    return _bounded(budget, left**right)
+_COMPUTE = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
+    "//": operator.floordiv,
+    "%": operator.mod,
+    "**": operator.pow,
+}
 
 
-def _dividing(operate, symbol):
-    def divide(budget, left, right):
-        if not _are_numbers(left, right):
-            return _refuse(symbol, left, right)
-        return _bounded(budget, operate(_bounded(budget, left), right))
-
-    return divide
-
-
-_remainder = _dividing(operator.mod, "%")
-
-
-def _modulo(budget, left, right):
-    return (printf if type(left) is str else _remainder)(budget, left, right)
-
-
-def _concatenate(budget, left, right):
-    right = str(to_text(budget, right))
-    return _join(budget, left if type(left) is Joined else str(to_text(budget, left)), right)
-
-
-def _bounded(budget, number):
+def _computed(symbol, budget, left, right):
+    """An operator of numbers."""
+    if type(left) not in NUMBERS or type(right) not in NUMBERS:
+        for operand in (left, right):
+            if type(operand) is Undefined:
+                operand.fail()
+        raise Fault(f"{symbol!r} is not defined for {kind_name(left)} and {kind_name(right)}")
+    if symbol in ("*", "**") and isinstance(left, int) and isinstance(right, int):
+        num_bits = left.bit_length()
+        budget.take(INTEGER, num_bits * right if symbol == "**" else num_bits + right.bit_length())
+    number = _COMPUTE[symbol](left, right)
     if isinstance(number, complex):
         raise Fault("the power of a negative number to a fraction")
     if isinstance(number, int):
-        budget.bits(number.bit_length())
+        budget.take(INTEGER, number.bit_length())
     return number
 
 
-ARITHMETIC = {
+def _modulo(budget, left, right):
+    if type(left) is str:
+        return printf(budget, left, right)
+    return _computed("%", budget, left, right)
+
+
+def _concatenate(budget, left, right):
+    return _add(budget, str(to_text(budget, left)), str(to_text(budget, right)))
+
+
+# Each is called with (budget, left, right).
+ARITHMETIC: dict[str, Callable] = {
+    **{symbol: partial(_computed, symbol) for symbol in _COMPUTE},
     "+": _add,
-    "-": _subtract,
     "*": _multiply,
-    "/": _dividing(operator.truediv, "/"),
-    "//": _dividing(operator.floordiv, "//"),
     "%": _modulo,
-    "**": _power,
     "~": _concatenate,
 }
 
 
-# Those whose left side may be a Joined.
-JOINING = ("+", "~")
+def appended(budget, symbols, values):
+    """The texts that `symbol value symbol value ...` puts to the end of a plain text; None where
+    that is not all that the operators do."""
+    for symbol, value in zip(symbols, values, strict=True):
+        if symbol != "~" and (symbol != "+" or type(value) is not str):
+            return None
+    return [str(to_text(budget, value)) for value in values]
 
 
-def signed(budget, sign, operand):
-    """`+operand` or `-operand`."""
-    if type(operand) is Undefined:
-        operand.fail()
-    if type(operand) not in _NUMBERS:
-        raise Fault(f"{sign!r} is not defined for {kind_name(operand)}")
-    return _bounded(budget, -operand if sign == "-" else +operand)
+def fold(budget, left, symbols, values):
+    """`left symbol value symbol value ...`, from left to right; text is put together once."""
+    texts = appended(budget, symbols, values) if type(left) is str else None
+    if texts is not None:
+        budget.take(TEXT, len(left) + sum(map(len, texts)))
+        return left + "".join(texts)
+    for symbol, value in zip(symbols, values, strict=True):
+        left = ARITHMETIC[symbol](budget, left, value)
+    return left
+
+
+def signed(budget, sign, value):
+    """`+value` or `-value`."""
+    number = _computed(sign, budget, 0, value)
+    return number or (-value if sign == "-" else +value)  # a zero has a sign of its own
 
 
 _ORDER = {
@@ -173,13 +141,11 @@ _ORDER = {
 
 def compare(budget, symbol, left, right):
     """`left symbol right` for the comparison operators, `in` and `not in`; true or false."""
-    if symbol == "in":
-        return contains(budget, left, right)
-    if symbol == "not in":
-        return not contains(budget, left, right)
+    if symbol in ("in", "not in"):
+        return contains(budget, left, right) is (symbol == "in")
     if isinstance(left, str) and isinstance(right, str):
         budget.scan(min(len(left), len(right)))
-    elif isinstance(left, _CONTAINERS) and isinstance(right, _CONTAINERS):
+    elif isinstance(left, CONTAINERS) and isinstance(right, CONTAINERS):
         budget.weigh(left)
         budget.weigh(right)
     return _ORDER[symbol](left, right)
@@ -187,17 +153,14 @@ def compare(budget, symbol, left, right):
 
 def contains(budget, needle, container):
     """`needle in container`."""
-    if isinstance(needle, _CONTAINERS):
+    if isinstance(needle, CONTAINERS):
         budget.weigh(needle)
         budget.weigh(container)
     elif isinstance(container, str):
         budget.scan(len(container))
-    elif isinstance(container, _HASHED):
+    elif isinstance(container, (dict, KEYS)):
         budget.key(needle, container)
-    elif isinstance(container, range) and isinstance(needle, int):
-        pass  # computed, not searched
-    elif isinstance(container, _SEARCHED):
+    elif isinstance(container, (list, tuple, range, VALUES)):
         # Equal lengths make Python compare every character, for every item.
-        scanned = len(needle) if isinstance(needle, str) else 1
-        budget.scan(len(container) * (scanned + 1))
+        budget.scan(len(container) * (1 + len(needle) if isinstance(needle, str) else 1))
     return needle in container

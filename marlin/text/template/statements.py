@@ -1,278 +1,237 @@
-"""The statements of a parsed template. Each executes itself: execute(scope, out), `out` a list of
-strings.
+"""The statement half of the parser: a token list to one function of nodes.py.
 
-Owns scoping, loops and macros, and gives every error its line. Like expressions, statements never
-change. `execute` returns None, or BREAK or CONTINUE on its way to the loop it concerns.
+Owns tags and how blocks nest. Tags that load other templates (include, import, extends) are
+refused: a chat template stands alone.
 """
 
-from typing import NamedTuple
+from marlin.text.template import nodes
+from marlin.text.template.expressions import CONSTANTS, ExpressionParser
+from marlin.text.template.lexer import tokenize
 
-from marlin.text.template.limits import BODY_WORK, FAULTS, Fault, located
-from marlin.text.template.nodes import Filter, Node, read
-from marlin.text.template.values import (
-    MISSING,
-    Invocable,
-    Loop,
-    Namespace,
-    Undefined,
-    iterate,
-    listing,
-    to_text,
-    whole,
-)
-
-BREAK, CONTINUE = "break", "continue"
+_EXTRA_NAMES = ("varargs", "kwargs")
+_REFUSED_TAGS = ("include", "import", "from", "extends")
 
 
-class Body(NamedTuple):
-    """Statements in a row.
+def parse(source):
+    """Parse a template.
 
-    Attributes:
-        line: line of the tag that opens the body.
-        num_tokens: that running it once executes, without the bodies inside.
+    Returns:
+        the statement that it is.
+
+    Raises:
+        TemplateError: with the line, for what is not valid or breaks a limit.
     """
-
-    statements: list["Statement"]
-    line: int
-    num_tokens: int
-
-    def execute(self, scope, out):
-        line = self.line
-        try:
-            scope.budget.spend(self.num_tokens + BODY_WORK)
-            for statement in self.statements:
-                line = statement.line
-                signal = statement.execute(scope, out)
-                if signal is not None:
-                    return signal
-        except FAULTS as fault:
-            raise located(line, fault) from fault
-        return None
-
-    def text(self, scope):
-        """What the body writes, as one string, and its signal."""
-        out: list[str] = []
-        signal = self.execute(scope, out)
-        scope.budget.chars(sum(map(len, out)))
-        return "".join(out), signal
+    return _TemplateParser(tokenize(source)).template()
 
 
-class Data(NamedTuple):
-    line: int
-    text: str
+class _TemplateParser(ExpressionParser):
+    def __init__(self, tokens):
+        super().__init__(tokens)
+        self._num_loops = 0
+        self._num_inner_tokens = 0
+        self._tags = {
+            "block": self._block,
+            "break": self._loop_control,
+            "continue": self._loop_control,
+            "filter": self._filter_block,
+            "for": self._for,
+            "generation": self._generation,
+            "if": self._if,
+            "macro": self._macro,
+            "print": self._print,
+            "set": self._set,
+            "with": self._with,
+        }
 
-    def execute(self, scope, out):
-        scope.budget.write(self.text)
-        out.append(self.text)
+    def template(self):
+        body = self._body(1)
+        if self.token.kind != "end":
+            self.fail(f"unexpected tag {self.token.value!r}")
+        return body
 
+    def _body(self, line, *end_words):
+        """Statements up to a tag that opens with an end word, which becomes the current token.
 
-class Print(NamedTuple):
-    line: int
-    node: Node
-
-    def execute(self, scope, out):
-        text = to_text(scope.budget, read(self.node, scope))
-        scope.budget.write(text)
-        out.append(text)
-
-
-class NameTarget(NamedTuple):
-    name: str
-
-    def assign(self, scope, value):
-        scope.names[self.name] = value
-
-
-class NamespaceTarget(NamedTuple):
-    name: str
-    member: str
-
-    def assign(self, scope, value):
-        namespace = scope.find(self.name)
-        if not isinstance(namespace, Namespace):
-            raise Fault(f"cannot set {self.member!r} of {self.name!r}: it is not a namespace")
-        namespace.set(self.member, value)
-
-
-class TupleTarget(NamedTuple):
-    targets: list["Target"]
-
-    def assign(self, scope, value):
-        values = listing(scope.budget, whole(scope.budget, value))
-        if len(values) != len(self.targets):
-            raise Fault(f"cannot unpack {len(values)} values into {len(self.targets)} names")
-        for target, part in zip(self.targets, values, strict=True):
-            target.assign(scope, part)
-
-
-Target = NameTarget | NamespaceTarget | TupleTarget
-
-
-class Set(NamedTuple):
-    line: int
-    target: Target
-    node: Node
-
-    def execute(self, scope, out):
-        self.target.assign(scope, read(self.node, scope))
-
-
-class Captured(NamedTuple):
-    """A body whose text goes through filters, then to `target`, or to the output for None."""
-
-    line: int
-    body: Body
-    filters: list[Filter]
-    target: Target | None = None
-
-    def execute(self, scope, out):
-        inner = scope.child({})
-        value, signal = self.body.text(inner)
-        if signal is not None:
-            return signal
-        for each in self.filters:
-            value = each.apply(inner, value)
-        if self.target is not None:
-            self.target.assign(scope, value)
-            return None
-        text = to_text(scope.budget, value)
-        scope.budget.write(text)
-        out.append(text)
-        return None
-
-
-class If(NamedTuple):
-    """branches: (test node, Body) pairs, tried in order; otherwise: Body or None."""
-
-    line: int
-    branches: list[tuple[Node, Body]]
-    otherwise: Body | None
-
-    def execute(self, scope, out):
-        for test, body in self.branches:
-            if test.evaluate(scope):
-                return body.execute(scope, out)
-        return None if self.otherwise is None else self.otherwise.execute(scope, out)
-
-
-class For(NamedTuple):
-    """for target in source if test: body else: otherwise. Each iteration has a scope of its own."""
-
-    line: int
-    target: Target
-    source: Node
-    test: Node | None
-    body: Body
-    otherwise: Body | None
-
-    def execute(self, scope, out):
-        source = self.source.evaluate(scope)
-        iterate(source)
-        loop = Loop(source if self.test is None else self._kept(scope, source, self.test))
-        item = loop.advance()
-        if item is MISSING and self.otherwise is not None:
-            return self.otherwise.execute(scope.child({}), out)
-        while item is not MISSING:
-            inner = scope.child({"loop": loop})
-            self.target.assign(inner, item)
-            if self.body.execute(inner, out) == BREAK:
+        `line` is that of the tag that opens the body.
+        """
+        self.deepen()
+        start, num_outer = self.position, self._num_inner_tokens
+        self._num_inner_tokens = 0
+        parsed = []
+        while self.token.kind != "end":
+            token = self.advance()
+            if token.kind == "data":
+                parsed.append((token.line, nodes.writing(token.value)))
+            elif token.kind == "begin_print":
+                parsed.append((token.line, nodes.printing(self.tuple_or_expression())))
+                self.expect_kind("end_print")
+            elif self.at(*end_words):
                 break
-            item = loop.advance()
-        return None
-
-    def _kept(self, scope, source, test):
-        for item in iterate(source):
-            scope.budget.spend(BODY_WORK)
-            inner = scope.child({})
-            self.target.assign(inner, item)
-            if test.evaluate(inner):
-                yield item
-
-
-class LoopControl(NamedTuple):
-    line: int
-    signal: str
-
-    def execute(self, scope, out):
-        return self.signal
-
-
-class With(NamedTuple):
-    """A scope of its own, with names bound to values of the outer scope."""
-
-    line: int
-    bindings: list[tuple[Target, Node]]
-    body: Body
-
-    def execute(self, scope, out):
-        inner = scope.child({})
-        for target, node in self.bindings:
-            target.assign(inner, node.evaluate(scope))
-        return self.body.execute(inner, out)
-
-
-class DefineMacro(NamedTuple):
-    """A macro's name and parameters.
-
-    Attributes:
-        parameters: (name, default node or None) pairs.
-        extras: which of "varargs" and "kwargs" the body names.
-    """
-
-    line: int
-    name: str
-    parameters: list[tuple[str, Node | None]]
-    extras: tuple[str, ...]
-    body: Body
-
-    def execute(self, scope, out):
-        scope.names[self.name] = Macro(self, scope)
-
-
-# `line` is where each starts.
-Statement = Data | Print | Set | Captured | If | For | LoopControl | With | DefineMacro
-
-
-class Macro(Invocable):
-    """A macro with the scope that its body sees."""
-
-    __slots__ = ("_definition", "_scope")
-
-    def __init__(self, definition, scope):
-        self._definition = definition
-        self._scope = scope
-
-    def member(self, name):
-        if name == "name":
-            return self._definition.name
-        if name == "arguments":
-            return tuple(name for name, _ in self._definition.parameters)
-        return MISSING
-
-    def invoke(self, budget, args, kwargs):
-        scope = self._scope.child({})
-        budget.enter_call()
-        self._bind(scope, args, dict(kwargs))
-        text, _ = self._definition.body.text(scope)
-        budget.leave_call()
-        return text
-
-    def _bind(self, scope, args, kwargs):
-        definition = self._definition
-        for index, (name, default) in enumerate(definition.parameters):
-            if index < len(args):
-                value = args[index]
-            elif name in kwargs:
-                value = kwargs.pop(name)
-            elif default is not None:
-                value = default.evaluate(scope)
             else:
-                value = Undefined(f"parameter {name!r} was not given")
-            scope.names[name] = value
-        rest = tuple(args[len(definition.parameters) :])
-        for name, extra in (("varargs", rest), ("kwargs", kwargs)):
-            if name in definition.extras:
-                scope.names[name] = extra
-            elif extra:
-                what = "so many arguments" if extra is rest else f"argument {next(iter(extra))!r}"
-                raise Fault(f"macro {definition.name!r} does not take {what}")
+                parsed.append(self._statement())
+        if end_words and self.token.kind == "end":
+            self.fail(f"this block has no {' or '.join(end_words)}", line)
+        num_tokens = self.position - start
+        body = nodes.in_a_row(parsed, line, num_tokens - self._num_inner_tokens)
+        self._num_inner_tokens = num_outer + num_tokens
+        self.rise()
+        return body
+
+    def _statement(self):
+        word = self.expect_kind("name")
+        if word.value in _REFUSED_TAGS:
+            self.fail(f"{word.value!r} is refused: a chat template stands alone", word.line)
+        parse_tag = self._tags.get(word.value)
+        if parse_tag is None:
+            self.fail(f"unknown tag {word.value!r}", word.line)
+        statement = parse_tag(word)
+        self.expect_kind("end_tag")
+        return word.line, statement
+
+    def _block_body(self, *end_words):
+        self.accept(":")
+        line = self.expect_kind("end_tag").line
+        return self._body(line, *end_words)
+
+    def _closed_body(self, end_word):
+        body = self._block_body(end_word)
+        self.advance()
+        return body
+
+    def _if(self, word):
+        branches, otherwise = [], None
+        while True:
+            test = self.tuple_or_expression(inline_if=False)
+            branches.append((test, self._block_body("elif", "else", "endif")))
+            closing = self.advance().value
+            if closing == "else":
+                otherwise = self._closed_body("endif")
+            if closing != "elif":
+                return nodes.first_true(branches, otherwise)
+
+    def _for(self, word):
+        assign = self._target(stop="in")
+        self.expect("in")
+        source = self.tuple_or_expression(inline_if=False)
+        test = self._metered() if self.accept("if") else None
+        self._num_loops += 1
+        body = self._block_body("endfor", "else")
+        self._num_loops -= 1
+        otherwise = self._closed_body("endfor") if self.advance().value == "else" else None
+        return nodes.for_each(assign, source, test, body, otherwise)
+
+    def _loop_control(self, word):
+        if not self._num_loops:
+            self.fail(f"{word.value!r} outside a loop", word.line)
+        return lambda scope, out: word.value
+
+    def _set(self, word):
+        start = self.position
+        assign = self._target(with_namespace=True)
+        if not self.at("="):
+            filters = self._filter_chain()
+            return nodes.captured(self._closed_body("endset"), filters, assign)
+        target = [token.value for token in self.tokens[start : self.position]]
+        start = self.advance() and self.position
+        node, chain = self.tuple_or_expression(), self.chain
+        if chain and (chain.start, chain.end) == (start, self.position):
+            first = self.tokens[start : start + len(target) + 1]
+            if [token.value for token in first] == [*target, chain.symbols[0]]:
+                return nodes.growing(target[::2], assign, chain)
+        return lambda scope, out: assign(scope, node(scope))
+
+    def _filter_block(self, word):
+        filters = [self.filter(), *self._filter_chain()]
+        return nodes.captured(self._closed_body("endfilter"), filters)
+
+    def _filter_chain(self):
+        filters = []
+        while self.accept("|"):
+            filters.append(self.filter())
+        return filters
+
+    def _generation(self, word):
+        return nodes.with_scope([], self._closed_body("endgeneration"))
+
+    def _block(self, word):
+        name = self.expect_kind("name").value
+        self.accept("scoped")
+        body = self._closed_body("endblock")
+        self.accept(name)
+        return nodes.with_scope([], body)
+
+    def _with(self, word):
+        bindings = []
+        while self.token.kind != "end_tag" and not self.at(":"):
+            if bindings:
+                self.expect(",")
+            assign = self._single_target()
+            self.expect("=")
+            bindings.append((assign, self.expression()))
+        return nodes.with_scope(bindings, self._closed_body("endwith"))
+
+    def _print(self, word):
+        prints = [nodes.printing(self.expression())]
+        while self.accept(","):
+            prints.append(nodes.printing(self.expression()))
+        return nodes.in_a_row([(word.line, each) for each in prints], word.line, 0)
+
+    def _macro(self, word):
+        name = self.expect_kind("name").value
+        num_names = len(self.names)
+        parameters = self._parameters()
+        outer_loops, self._num_loops = self._num_loops, 0
+        body = self._closed_body("endmacro")
+        self._num_loops = outer_loops
+        extras = set(_EXTRA_NAMES).intersection(self.names[num_names:])
+        return nodes.defining(name, parameters, extras, body)
+
+    def _parameters(self):
+        self.expect("(")
+        parameters = []
+        while not self.at(")"):
+            name = self.expect_kind("name").value
+            default = self._metered() if self.accept("=") else None
+            if default is None and parameters and parameters[-1][1] is not None:
+                self.fail(f"parameter {name!r} without a default follows one with a default")
+            parameters.append((name, default))
+            if not self.at(")"):
+                self.expect(",")
+        self.advance()
+        return parameters
+
+    def _metered(self):
+        """An expression that its statement evaluates any number of times, charged for each."""
+        start = self.position
+        node, num_tokens = self.expression(), self.position - start
+
+        def evaluate(scope):
+            scope.budget.spend(num_tokens)
+            return node(scope)
+
+        return evaluate
+
+    def _target(self, stop=None, with_namespace=False):
+        """What is assigned to, as a function of (scope, value)."""
+        targets = [self._single_target(with_namespace)]
+        is_tuple = False
+        while self.accept(","):
+            is_tuple = True
+            if self.at("=", stop) or self.token.kind == "end_tag":
+                break
+            targets.append(self._single_target(with_namespace))
+        return nodes.tuple_target(targets) if is_tuple else targets[0]
+
+    def _single_target(self, with_namespace=False):
+        if self.accept("("):
+            self.deepen()
+            target = self._target(stop=")", with_namespace=with_namespace)
+            self.rise()
+            self.expect(")")
+            return target
+        token = self.expect_kind("name")
+        if token.value in CONSTANTS:
+            self.fail(f"cannot assign to {token.value!r}", token.line)
+        if with_namespace and self.accept("."):
+            return nodes.member_target(token.value, self.expect_kind("name").value)
+        return nodes.name_target(token.value)

@@ -8,7 +8,7 @@ no expression, filter or method.
 from collections.abc import Sized
 
 from marlin.errors import TemplateError
-from marlin.text.template.limits import MAX_VALUE_DEPTH, Fault
+from marlin.text.template.limits import ITEMS, MAX_VALUE_DEPTH, TEXT, Fault
 
 MISSING = object()
 
@@ -30,16 +30,10 @@ class Undefined:
     def __hash__(self):
         return hash(Undefined)
 
-    def __bool__(self):
-        return False
-
     def __len__(self):
         return 0
 
     def __iter__(self):
-        return iter(())
-
-    def __reversed__(self):
         return iter(())
 
     def __str__(self):
@@ -48,6 +42,7 @@ class Undefined:
     def __repr__(self):
         return "Undefined"
 
+    __reversed__ = __iter__
     __lt__ = __le__ = __gt__ = __ge__ = __abs__ = __int__ = __float__ = __index__ = __round__ = fail
 
 
@@ -58,44 +53,35 @@ class Safe(str):
     __slots__ = ()
 
 
-# The end of a Joined takes text up to this length, so that it has few parts however it grew.
-TAIL_CHARS = 512
+def alike(value, text):
+    """text, as safe as the value that it was made of."""
+    return Safe(text) if type(value) is Safe else text
 
 
-class Joined:
-    """Text made of two parts, put together when it is looked at and not before.
+class Growing:
+    """A variable's text that `{% set x = x ~ ... %}` builds, a piece at a time.
 
-    A template that builds its output in a variable, a piece at a time, so copies each piece once
-    and not once for every piece after it. Only what a `set` stores can be one, and only the left
-    side of ~ and + and a print read it as it is: everything else reads whole().
-
-    Args:
-        head: str or Joined.
-        tail: str.
+    Each piece is copied once and not once for every piece after it. Lives in the names of a Scope
+    or a Namespace alone, where reading the variable puts it together: no value is ever one.
     """
 
-    __slots__ = ("_head", "_tail", "num_chars")
+    __slots__ = ("_parts", "num_chars")
 
-    def __init__(self, head, tail):
-        self._head = head
-        self._tail = tail
-        self.num_chars = (len(head) if isinstance(head, str) else head.num_chars) + len(tail)
+    def __init__(self, text):
+        self._parts = [text]
+        self.num_chars = len(text)
 
-    def plus(self, text):
-        if len(self._tail) + len(text) <= TAIL_CHARS:
-            return Joined(self._head, self._tail + text)
-        return Joined(self, text)
+    def add(self, budget, text):
+        budget.check(TEXT, self.num_chars + len(text))
+        budget.scan(len(text))
+        self._parts.append(text)
+        self.num_chars += len(text)
 
     def text(self, budget):
-        if not isinstance(self._head, str) or self._tail:
-            budget.chars(self.num_chars)
-            parts, each = [], self
-            while isinstance(each, Joined):
-                parts.append(each._tail)
-                each = each._head
-            parts.append(each)
-            self._head, self._tail = "".join(reversed(parts)), ""
-        return self._head
+        if len(self._parts) > 1:
+            budget.take(TEXT, self.num_chars)
+            self._parts = ["".join(self._parts)]
+        return self._parts[0]
 
 
 class Stream:
@@ -118,54 +104,55 @@ class Owned:
 
     __slots__ = ()
 
-    def member(self, name):
+    def member(self, budget, name):
         return MISSING
 
     def __repr__(self):
         return f"<{type(self).__name__.lower()}>"
 
 
-class Invocable(Owned):
-    """An Owned that a template can call: invoke(budget, args, kwargs)."""
+class Function(Owned):
+    """What a template can call: a global function, a bound method or a macro.
 
-    __slots__ = ()
+    Args:
+        implementation: called with (budget, *bound, *args, **kwargs).
+        members: what a template can read of it.
+    """
 
-    def invoke(self, budget, args, kwargs):
-        raise NotImplementedError
+    __slots__ = ("_bound", "_implementation", "_members")
 
-
-class Function(Invocable):
-    """A global function or a bound method: implementation(budget, *bound, *args, **kwargs)."""
-
-    __slots__ = ("_bound", "_implementation")
-
-    def __init__(self, implementation, *bound):
+    def __init__(self, implementation, *bound, members=None):
         self._implementation = implementation
         self._bound = bound
+        self._members = members
 
-    def invoke(self, budget, args, kwargs):
+    def call(self, budget, args, kwargs):
         return self._implementation(budget, *self._bound, *args, **kwargs)
+
+    def member(self, budget, name):
+        return (self._members or {}).get(name, MISSING)
 
 
 class Namespace(Owned):
     """namespace(...): the one object whose members a template can set."""
 
-    __slots__ = ("_members",)
+    __slots__ = ("members",)
 
     def __init__(self, members):
-        self._members = {}
+        self.members = {}
         for name, value in members.items():
             self.set(name, value)
 
-    def member(self, name):
-        return self._members.get(name, MISSING)
+    def member(self, budget, name):
+        value = self.members.get(name, MISSING)
+        return value.text(budget) if type(value) is Growing else value
 
     def set(self, name, value):
         if not isinstance(name, str):
             raise Fault(f"a namespace has names, not {kind_name(name)} keys")
         if name.startswith("_"):
             raise Fault(f"a namespace has no room for {name!r}: names must not start with '_'")
-        self._members[name] = value
+        self.members[name] = value
 
 
 class Loop(Owned):
@@ -175,36 +162,25 @@ class Loop(Owned):
     asked.
     """
 
-    __slots__ = (
-        "_after",
-        "_before",
-        "_changed",
-        "_current",
-        "_items",
-        "_length",
-        "_source",
-        "index0",
-    )
+    __slots__ = ("_after", "_before", "_changed", "_current", "_items", "_length", "_source", "at")
 
     def __init__(self, source):
         self._source = source
         self._items = iter(source)
         self._length = None
         self._before = self._current = self._after = self._changed = MISSING
-        self.index0 = -1
+        self.at = -1
 
     def advance(self):
         """The next item, or MISSING at the end."""
-        item = self._peek()
-        if item is not MISSING:
-            self._after = MISSING
-            self._before, self._current = self._current, item
-            self.index0 += 1
-        return item
+        self._before, self._current = self._current, self._peek()
+        self._after = MISSING
+        self.at += 1
+        return self._current
 
-    def member(self, name):
-        getter = self.MEMBERS.get(name)
-        return MISSING if getter is None else getter(self)
+    def member(self, budget, name):
+        read = self.MEMBERS.get(name)
+        return MISSING if read is None else read(self)
 
     def _peek(self):
         if self._after is MISSING:
@@ -212,55 +188,51 @@ class Loop(Owned):
         return self._after
 
     def _num_items(self):
-        if self._length is None:
-            if isinstance(self._source, Sized):
-                self._length = len(self._source)
-            else:
-                rest = list(self._items)
-                self._items = iter(rest)
-                self._length = len(rest) + self.index0 + 1 + (self._after is not MISSING)
+        if self._length is None and isinstance(self._source, Sized):
+            self._length = len(self._source)
+        elif self._length is None:
+            rest = list(self._items)
+            self._items = iter(rest)
+            self._length = len(rest) + self.at + 1 + (self._after is not MISSING)
         return self._length
 
-    def _previous(self):
-        return Undefined("there is no previous item") if self.index0 == 0 else self._before
-
-    def _next(self):
-        item = self._peek()
-        return Undefined("there is no next item") if item is MISSING else item
-
     def _cycle(self, _budget, *values):
-        if not values:
-            raise Fault("loop.cycle() needs values")
-        return values[self.index0 % len(values)]
+        return values[self.at % len(values)]
 
     def _has_changed(self, budget, *values):
         budget.weigh(values)
-        if self._changed == values:
-            return False
+        is_same = self._changed == values
         self._changed = values
-        return True
+        return not is_same
 
     MEMBERS = {
-        "index": lambda loop: loop.index0 + 1,
-        "index0": lambda loop: loop.index0,
-        "revindex": lambda loop: loop._num_items() - loop.index0,
-        "revindex0": lambda loop: loop._num_items() - loop.index0 - 1,
-        "first": lambda loop: loop.index0 == 0,
+        "index": lambda loop: loop.at + 1,
+        "index0": lambda loop: loop.at,
+        "revindex": lambda loop: loop._num_items() - loop.at,
+        "revindex0": lambda loop: loop._num_items() - loop.at - 1,
+        "first": lambda loop: loop.at == 0,
         "last": lambda loop: loop._peek() is MISSING,
         "length": _num_items,
         "depth": lambda loop: 1,
         "depth0": lambda loop: 0,
-        "previtem": _previous,
-        "nextitem": _next,
+        "previtem": lambda loop: _or_undefined(loop._before, "there is no previous item"),
+        "nextitem": lambda loop: _or_undefined(loop._peek(), "there is no next item"),
         "cycle": lambda loop: Function(loop._cycle),
         "changed": lambda loop: Function(loop._has_changed),
     }
 
 
-_KEYS, _VALUES, _ITEMS = type({}.keys()), type({}.values()), type({}.items())
-_SEQUENCES = (str, list, tuple, range)
-_ITERABLES = (*_SEQUENCES, dict, _KEYS, _VALUES, _ITEMS, Stream, Undefined)
-_WEIGHED = (int, *_ITERABLES)
+def _or_undefined(value, reason):
+    return Undefined(reason) if value is MISSING else value
+
+
+NUMBERS = (bool, int, float)
+SEQUENCES = (str, list, tuple, range)
+KEYS, VALUES, ENTRIES = type({}.keys()), type({}.values()), type({}.items())
+# What Python walks to the bottom when it compares, hashes or prints it.
+CONTAINERS = (list, tuple, dict, KEYS, VALUES, ENTRIES)
+ITERABLES = (*SEQUENCES, dict, KEYS, VALUES, ENTRIES, Stream, Undefined)
+_WEIGHED = (int, *ITERABLES)
 _KIND_NAMES = {type(None): "none", bool: "boolean", int: "integer", float: "number", str: "string"}
 
 
@@ -271,43 +243,28 @@ def kind_name(value):
 
 def iterate(value):
     """A Python iterator over what a template may walk; Fault for anything else."""
-    if not isinstance(value, _ITERABLES):
+    if not isinstance(value, ITERABLES):
         raise Fault(f"{kind_name(value)} is not iterable")
     return iter(value)
-
-
-def is_iterable(value):
-    return isinstance(value, _ITERABLES)
-
-
-def is_sequence(value):
-    return isinstance(value, (*_SEQUENCES, dict, Undefined))
 
 
 def listing(budget, value):
     """A new list of what `value` walks over."""
     items = iterate(value)
     if not isinstance(value, Stream):
-        budget.items(len(value))
+        budget.take(ITEMS, len(value))
         return list(items)
     taken = []
     for item in items:
         taken.append(item)
-        budget.items(1)
+        budget.take(ITEMS, 1)
     return taken
-
-
-def whole(budget, value):
-    """value, put together if it is a Joined."""
-    return value.text(budget) if type(value) is Joined else value
 
 
 def to_text(budget, value):
     """The string that printing `value` writes."""
     if isinstance(value, str):
         return value
-    if type(value) is Joined:
-        return value.text(budget)
     if isinstance(value, _WEIGHED):
         budget.printed(value)
     return str(value)
