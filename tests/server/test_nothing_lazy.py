@@ -1,5 +1,9 @@
 """What requests need is there before the server listens: no module is looked for while it serves,
-where one descriptor too few would end what asked for it."""
+and no thread started, where one descriptor or thread too few would end what asked for it.
+
+A connection's own thread is the exception: there are as many of them as clients, a server that
+cannot start one says 503 to that client alone, and their number was fitted to the system's limits.
+"""
 
 import os
 import re
@@ -12,16 +16,24 @@ import pytest
 from clients import CLIENT_TIMEOUT_S, RawClient, request_bytes
 from tokenizers import Tokenizer as Backend
 from tokenizers import models
-from worker_processes import ROOT
+from worker_processes import ROOT, until
 
 from marlin.errors import TokenizerPoolError
 from marlin.text.tokenizer import Tokenizer
 
 TRACED = """
-import gc, sys
-write = sys.stderr.write
-gc.callbacks.append(lambda phase, _: phase == "stop" and write("COLLECTED\\n"))
-sys.addaudithook(lambda event, given: event == "import" and write(f"IMPORT {given[0]}\\n"))
+import gc, os, sys, threading
+def tell(what):
+    os.write(2, f"{what}\\n".encode())
+gc.callbacks.append(lambda phase, _: phase == "stop" and tell("COLLECTED"))
+sys.addaudithook(lambda event, given: event == "import" and tell(f"IMPORT {given[0]}"))
+for name in ("_start_new_thread", "_start_joinable_thread"):
+    def traced(run, *rest, start=getattr(threading, name, None), **named):
+        target = getattr(getattr(run, "__self__", None), "_target", None) or run
+        if target.__name__ != "process_request_thread":
+            tell(f"THREAD {target.__qualname__}")
+        return start(run, *rest, **named)
+    setattr(threading, name, traced)
 from marlin.cli import main
 sys.exit(main())
 """
@@ -44,7 +56,7 @@ GENERATIONS = (
 
 @pytest.fixture(scope="module", params=[(), ("--enable-batching", "--speculative", "ngram")])
 def traced(request, demo_model_path, tmp_path_factory):
-    """(port, a function that gives what the process has said: before it listened, since)"""
+    """(port, process id, what gives what the process has said: before it listened, since)"""
     log = tmp_path_factory.mktemp("traced") / "log"
     command = [sys.executable, "-c", TRACED, "serve", str(demo_model_path), "--port", "0"]
     with log.open("w") as stderr:
@@ -58,8 +70,9 @@ def traced(request, demo_model_path, tmp_path_factory):
         )
     try:
         port = int(re.search(r":(\d+)$", process.stdout.readline().strip())[1])
+        answers(port, b"")  # whatever comes after the announcement has come
         before = len(log.read_text())
-        yield port, lambda: (log.read_text()[:before], log.read_text()[before:])
+        yield port, process.pid, lambda: (log.read_text()[:before], log.read_text()[before:])
     finally:
         process.kill()
         process.wait()
@@ -73,8 +86,13 @@ def answers(port, requests):
         return b"".join(iter(lambda: client.sock.recv(65536), b""))
 
 
-def test_no_request_imports_anything(traced):
-    port, said = traced
+def threads_of(pid):
+    return set(os.listdir(f"/proc/{pid}/task")) if sys.platform == "linux" else set()
+
+
+def test_no_request_imports_anything_or_starts_a_thread(traced):
+    port, pid, said = traced
+    before = threads_of(pid)
     for path, body in GENERATIONS:
         body = {"model": "SmolLM2-135M-Instruct.Q4_1", "max_tokens": 8, **body}
         received = answers(port, request_bytes("POST", path, body))
@@ -83,12 +101,27 @@ def test_no_request_imports_anything(traced):
     for path in (HEALTH, METRICS, MODELS, f"{MODELS}/SmolLM2-135M-Instruct.Q4_1", "/nowhere"):
         answers(port, request_bytes("GET", path))
     answers(port, request_bytes("GET", METRICS, headers=["Accept: text/plain"]))
+    answers(port, request_bytes("PUT", CHAT))
     answers(port, b"\x00\x01\r\n\r\n")
-    assert re.findall(r"^IMPORT (.*)$", said()[1], re.MULTILINE) == []
+    leave_in_the_middle(port)
+    before_listening, since = said()
+    assert "THREAD " in before_listening
+    assert re.findall(r"^(?:IMPORT|THREAD) .*$", since, re.MULTILINE) == []
+    # Native code's threads are traced by none of this: those of ended connections aside, they are
+    # the same. The last connection's thread may still be ending.
+    until(lambda: threads_of(pid) <= before, "no thread more than there were")
+
+
+def leave_in_the_middle(port):
+    """A client that goes after the first of its stream."""
+    body = {"model": "SmolLM2-135M-Instruct.Q4_1", "prompt": "a", "max_tokens": 400, "stream": True}
+    with RawClient(socket.create_connection(("127.0.0.1", port), CLIENT_TIMEOUT_S)) as client:
+        client.send(request_bytes("POST", COMPLETIONS, {**body, "ignore_eos": True}))
+        assert client.sock.recv(1000)
 
 
 def test_the_collector_rests_while_the_model_loads_and_works_once_requests_come(traced):
-    port, said = traced
+    port, _, said = traced
     loading = said()[0].partition("IMPORT marlin.server.process.serve\n")[2]
     assert loading
     assert "COLLECTED" not in loading

@@ -117,6 +117,7 @@ FILES_BEHIND = {
     "marlin/server/observe/log_writer.py": "lines as they are written",
     "marlin/server/process/serve.py": "puts the others together",
     "marlin/engine/load.py": "puts the others together",
+    "marlin/server/process/room.py": "the system's limits",
     "marlin/server/process/service_manager.py": "systemd's words",
     "marlin/server/process/signals.py": "signals",
     "marlin/server/process/supervisor.py": "processes, on the operator's words",

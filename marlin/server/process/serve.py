@@ -8,7 +8,6 @@ import gc
 import ipaddress
 import logging
 import os
-import resource
 import threading
 import time
 from dataclasses import replace
@@ -29,6 +28,7 @@ from marlin.server.observe.health import Health
 from marlin.server.observe.metrics import Metrics
 from marlin.server.observe.metrics_page import MetricsPage
 from marlin.server.process.lockdown import lock_down
+from marlin.server.process.room import fitted
 from marlin.server.process.service_manager import ServiceManager
 from marlin.server.process.signals import StopSignals
 from marlin.server.process.watchdog import start_beating
@@ -60,7 +60,7 @@ def serve(config, load, limits=None):
     manager = ServiceManager(os.environ)
     lock_down(libraries())
     allocator.keep_little()
-    limits = fit_descriptors(limits)
+    limits = fitted(limits)
     listener = listen(config, limits)
     model, limits = loaded(config, limits, lambda: load(config))
     app = build_app(config, model, limits)
@@ -197,33 +197,6 @@ def listen(config, limits):
         raise ConfigError(
             f"cannot listen on {config.host} port {config.port}: {error.strerror or error}{hint}"
         ) from None
-
-
-def fit_descriptors(limits):
-    """Let every connection have its descriptor, as far as the system's hard limit allows.
-
-    Returns:
-        limits, with as many connections as there are descriptors for.
-
-    Raises:
-        ConfigError: there is no room for any.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = limits.num_connections + limits.num_extra_connections + limits.num_own_descriptors
-    soft, hard = (wanted if n == resource.RLIM_INFINITY else n for n in (soft, hard))
-    if soft < wanted:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
-            soft = min(wanted, hard)
-        except (ValueError, OSError) as error:
-            _log.warning("file descriptors stay limited to %d: %s", soft, error)
-    num_connections = limits.num_connections - max(0, wanted - soft)
-    if num_connections < 1:
-        raise ConfigError(
-            f"this process may have {soft} file descriptors; it needs "
-            f"{wanted - limits.num_connections + 1} and one for each further connection"
-        )
-    return replace(limits, num_connections=num_connections)
 
 
 def announce(config, model_id, listener, limits):

@@ -22,7 +22,8 @@ from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer
 from marlin.server.observe.worker_table import WorkerTable
 from marlin.server.process.lockdown import lock_down
-from marlin.server.process.serve import announce, fit_descriptors, listen
+from marlin.server.process.room import fitted
+from marlin.server.process.serve import announce, listen
 from marlin.server.process.service_manager import ServiceManager
 from marlin.server.process.signals import StopSignals
 from marlin.server.process.watchdog import Patience
@@ -56,7 +57,7 @@ def supervise(config, worker_main, limits=None):
     limits = limits or Limits()
     manager = ServiceManager(os.environ)
     lock_down((), program=sys.executable)
-    limits = fit_descriptors(limits)
+    limits = fitted(limits, config.workers)
     return Supervisor(config, worker_main, limits, listen(config, limits), manager).run()
 
 
