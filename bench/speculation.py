@@ -118,7 +118,8 @@ def serving(arguments, num_streams, speculative):
 def answer(model, task, num_streams, max_tokens, seed, record):
     """Answer a task once on every stream; returns the answers' token ids."""
     name, prompt, sampling = task
-    token_ids = model.encode_chat(Conversation([{"role": "user", "content": prompt}]))
+    conversation = Conversation([{"role": "user", "content": prompt}])
+    token_ids = model.encode_chat(conversation).token_ids
     begin = time.perf_counter()
     requests = [
         model.engine.submit(

@@ -187,7 +187,7 @@ def _prompt_token_ids(model, arguments, prompt):
     messages = [{"role": "user", "content": prompt}]
     if arguments.system is not None:
         messages.insert(0, {"role": "system", "content": arguments.system})
-    return True, model.encode_chat(Conversation(messages))
+    return True, model.encode_chat(Conversation(messages)).token_ids
 
 
 def _answer(name, request, stream, stdout, stderr):

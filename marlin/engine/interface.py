@@ -61,6 +61,7 @@ class ModelTokenizer(Protocol):
     byte_exact: bool
     strips_leading_space: bool
     chat_template: str | None
+    tool_template: str | None
 
     @property
     def named_tokens(self) -> Mapping[str, str]: ...

@@ -54,6 +54,7 @@ class MockTokenizer:
     byte_exact = True
     strips_leading_space = False
     chat_template: str | None = _CHAT_TEMPLATE
+    tool_template: str | None = None
 
     def __init__(self):
         words = [form for word in _WORDS for form in (word, " " + word, word.capitalize())]

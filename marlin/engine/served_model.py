@@ -7,11 +7,13 @@ owns the model's state. Knows no API and no socket.
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import dataclass
 
 from marlin.engine.bounds import check_prompt, check_prompt_fits
 from marlin.engine.gate import SlotGate
 from marlin.engine.interface import ModelEngine, ModelTokenizer
 from marlin.errors import NoChatTemplateError, TemplateError
+from marlin.text.answer import AnswerReader
 from marlin.text.chat_template import ChatTemplate
 from marlin.text.conversation import Conversation, Prompter
 
@@ -28,6 +30,18 @@ def _wanted() -> None:
     """The still_wanted of who does not give up."""
 
 
+@dataclass(frozen=True, slots=True)
+class ModelPrompt:
+    """A prompt as the engine takes it.
+
+    Attributes:
+        new_reader: makes what reads one answer to it; None where answers are content alone.
+    """
+
+    token_ids: list[int]
+    new_reader: Callable[[], AnswerReader] | None = None
+
+
 class ServedModel:
     """What a server, or one command, has of a model.
 
@@ -42,6 +56,7 @@ class ServedModel:
             "mock" for none.
         isa: instruction set of the device, "" for none.
         num_layers: of the model.
+        marker_ids: special tokens that the readers of its answers must see.
     """
 
     def __init__(
@@ -63,6 +78,7 @@ class ServedModel:
         self.isa = isa
         self.num_layers = num_layers
         self._prompter = prompter_for(tokenizer)
+        self.marker_ids = frozenset(self._special_ids_of_markers())
         self._long_text_characters = long_text_characters
         self._long_texts = SlotGate(1, None, poll_s)
 
@@ -71,10 +87,15 @@ class ServedModel:
         """Whether encode_chat() works: there is a chat template that can be used."""
         return self._prompter is not None
 
+    @property
+    def has_tools(self) -> bool:
+        """Whether conversations may have tools."""
+        return self._prompter is not None and self._prompter.form.family is not None
+
     def encode_chat(
         self, conversation: Conversation, still_wanted: Callable[[], None] = _wanted
-    ) -> list[int]:
-        """Prompt token ids of a conversation.
+    ) -> ModelPrompt:
+        """The prompt of a conversation.
 
         Args:
             still_wanted: called while a long text waits for its turn, and after tokenizing; raises
@@ -82,6 +103,7 @@ class ServedModel:
 
         Raises:
             TemplateError: the model has no chat template, or it refuses the conversation.
+            RequestError: the conversation has tools, and its template none.
             ContextLengthError: more tokens than the context holds.
         """
         if self._prompter is None:
@@ -89,8 +111,10 @@ class ServedModel:
                 f"model {self.model_id!r} has no chat template; use /v1/completions"
             )
         # A template writes the special tokens itself, beginning-of-sequence included.
-        text = self._prompter.prompt(conversation)
-        return self._encode(text, still_wanted, add_special_tokens=False)
+        prompter = self._prompter
+        text = prompter.prompt(conversation)
+        token_ids = self._encode(text, still_wanted, add_special_tokens=False)
+        return ModelPrompt(token_ids, prompter.new_reader(conversation, text))
 
     def encode_prompt(
         self,
@@ -114,6 +138,13 @@ class ServedModel:
         check_prompt(token_ids, self.engine, name)
         return token_ids
 
+    def _special_ids_of_markers(self):
+        markers = () if self._prompter is None else self._prompter.form.markers
+        for marker in markers:
+            for token_id in self.tokenizer.encode(marker, add_special_tokens=False):
+                if self.tokenizer.is_special(token_id):
+                    yield token_id
+
     def _encode(self, text, still_wanted, **options):
         context = self.engine.max_context_tokens
         check_prompt_fits(self.tokenizer.min_tokens(text), context, "at least ")
@@ -127,12 +158,13 @@ class ServedModel:
 
 def prompter_for(tokenizer: ModelTokenizer) -> Prompter | None:
     """What makes prompts by the model's own chat template, or None without one."""
-    source = tokenizer.chat_template
+    source, for_tools = tokenizer.chat_template, tokenizer.tool_template
     if source is None:
         return None
     try:
         template = ChatTemplate(source)
+        tool_template = None if for_tools is None else ChatTemplate(for_tools)
     except TemplateError as error:
         logger.warning("chat is not available: %s", error.message)
         return None
-    return Prompter(template, tokenizer.named_tokens)
+    return Prompter(template, tokenizer.named_tokens, tool_template)

@@ -7,11 +7,14 @@ is a callable passed in.
 import queue
 import time
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from marlin.engine.request import TokenEvent, TokenLogprobs
+from marlin.text.answer import AnswerReader
 from marlin.text.detokenizer import Detokenizer
 from marlin.text.stop import StopMatcher
+from marlin.text.tool_calls.scanner import Part
 
 # Events taken into one delta. A reader that fell behind must not chase a fast engine for ever.
 _MAX_EVENTS = 64
@@ -39,16 +42,21 @@ class TextDelta:
         text: may be empty only in the last delta.
         num_tokens: output tokens behind it, since the delta before.
         finish_reason: None until the last delta; then "stop" (a stop string or end of sequence),
-            "length", "abort" (the engine gave the request up) or "timeout" (the deadline passed).
+            "tool_calls" (the same, and there were some), "length", "abort" (the engine gave the
+            request up) or "timeout" (the deadline passed).
         tokens: ShownTokens whose first character is in this text, or that come before such a
             character and have no text. Empty unless log-probabilities were asked for. Tokens that
             lie wholly in or after a stop string are in no delta.
+        parts: what the reader made of the text; None without a reader.
+        num_reasoning_tokens: of num_tokens, those of a thought.
     """
 
     text: str
     num_tokens: int
     finish_reason: str | None = None
     tokens: tuple[ShownToken, ...] = ()
+    parts: Sequence[Part] | None = None
+    num_reasoning_tokens: int = 0
 
 
 class TextStream:
@@ -68,6 +76,8 @@ class TextStream:
             stream.
         poll_s: seconds.
         clock: monotonic seconds.
+        reader: of the answer's parts; the deltas then have them.
+        marker_ids: special tokens whose text it must see.
 
     Attributes:
         request: the one given.
@@ -85,10 +95,15 @@ class TextStream:
         heartbeat=None,
         poll_s=0.1,
         clock=time.monotonic,
+        reader: AnswerReader | None = None,
+        marker_ids=frozenset(),
     ):
         self.request = request
         self.finished = False
-        self._detokenizer = Detokenizer(tokenizer, continues)
+        self._detokenizer = Detokenizer(tokenizer, continues, shown_ids=marker_ids)
+        self._reader = reader
+        self._parts: list[Part] = []  # since the delta before
+        self._num_reasoning_tokens = 0  # the same
         self._stop_matcher = StopMatcher(stops)
         self._deadline = deadline
         self._heartbeat = heartbeat
@@ -130,11 +145,15 @@ class TextStream:
             text, reason = self._flush()[0], "timeout"
         else:
             text, reason = self._consume(events)
+        if self._reader is not None and reason is not None:
+            reason = self._read_end(self._reader, reason)
         if not text and reason is None:
             return None
         self._num_shown += len(text)
-        delta = TextDelta(text, self._num_tokens, reason, self._shown_tokens(reason))
-        self._num_tokens = 0
+        shown = self._shown_tokens(reason)
+        read = None if self._reader is None else self._parts
+        delta = TextDelta(text, self._num_tokens, reason, shown, read, self._num_reasoning_tokens)
+        self._num_tokens, self._num_reasoning_tokens, self._parts = 0, 0, []
         if reason is not None:
             self.finished = True
             self.request.abort()
@@ -168,9 +187,9 @@ class TextStream:
             if isinstance(event, TokenEvent):
                 for index, token_id in enumerate(event.token_ids):
                     logprobs = event.logprobs[index] if event.logprobs else None
-                    text, matched = self._push(token_id, logprobs)
+                    text, is_over = self._push(token_id, logprobs)
                     texts.append(text)
-                    if matched:
+                    if is_over:
                         return "".join(texts), "stop"
             elif event.reason == "error":
                 raise event.error
@@ -181,13 +200,24 @@ class TextStream:
         return "".join(texts), None
 
     def _push(self, token_id, logprobs):
-        """Returns (text that is safe to show, whether a stop string has matched)."""
+        """Returns (text that is safe to show, whether the answer is over with it)."""
         self._num_tokens += 1
         if logprobs is not None:
             self._waiting_tokens.append(ShownToken(token_id, self._num_produced, logprobs))
         text = self._detokenizer.push(token_id)
         self._num_produced += len(text)
-        return self._stop_matcher.push(text)
+        text, matched = self._stop_matcher.push(text)
+        reader = self._reader
+        if reader is None:
+            return text, matched
+        self._num_reasoning_tokens += reader.thinking
+        self._parts += reader.push(text)
+        return text, matched or reader.is_full
+
+    def _read_end(self, reader, reason):
+        """At an end, what the reader still holds; the reason of an answer with calls."""
+        self._parts += reader.finish(is_cut=reason != "stop")
+        return "tool_calls" if reason == "stop" and reader.has_called else reason
 
     def _shown_tokens(self, reason):
         """Tokens that the text shown so far accounts for; at an end that cut nothing, all."""
@@ -200,7 +230,10 @@ class TextStream:
     def _flush(self):
         """What detokenizer and stop matcher still hold; a stop string may complete in it."""
         text, matched = self._stop_matcher.push(self._detokenizer.flush())
-        return (text if matched else text + self._stop_matcher.flush()), matched
+        text = text if matched else text + self._stop_matcher.flush()
+        if self._reader is not None:
+            self._parts += self._reader.push(text)
+        return text, matched
 
 
 def merged(streams):

@@ -20,13 +20,14 @@ class ChatTemplate:
     """A parsed template. Never changes after __init__; any number of threads may render it at once.
 
     Args:
-        source: template text, at most MAX_SOURCE_CHARS characters.
+        source: template text, at most MAX_SOURCE_CHARS characters; an attribute, too.
 
     Raises:
         TemplateError: the text is not a valid template; the message holds the line.
     """
 
     def __init__(self, source):
+        self.source = source
         try:
             self._body = parse(source)
         except RecursionError as error:

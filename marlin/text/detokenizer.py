@@ -24,18 +24,23 @@ class Detokenizer:
             writes at the head of a word then belongs to the text (" jumps" after "The fox").
             False when the ids are a text of their own, whose first space the encoder had added.
         skip_special_tokens: leave special tokens out of the text.
+        shown_ids: special tokens that are text all the same.
     """
 
-    def __init__(self, tokenizer, continues=True, *, skip_special_tokens=True):
+    def __init__(
+        self, tokenizer, continues=True, *, skip_special_tokens=True, shown_ids=frozenset()
+    ):
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
+        self._shown_ids = shown_ids
         reader = _ByteReader if tokenizer.byte_exact else _WindowReader
         self._reader = reader(tokenizer, continues)
 
     def push(self, token_id):
         """The text that this token completes; "" while a character lacks bytes."""
         if self._skip_special_tokens and self._tokenizer.is_special(token_id):
-            return ""
+            if token_id not in self._shown_ids:
+                return ""
         return self._reader.push(token_id)
 
     def flush(self):

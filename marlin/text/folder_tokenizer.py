@@ -26,13 +26,12 @@ from marlin.text.special_tokens import (
     declared_tokens,
     with_special,
 )
-from marlin.text.tokenizer import Tokenizer, set_template
+from marlin.text.tokenizer import DEFAULT_TEMPLATE, TOOL_TEMPLATE, Tokenizer, set_template
 
 # Published chat templates have up to 30 kB.
 MAX_TEMPLATE_BYTES = 1 << 20
 # Token ids are indices of an embedding; no vocabulary comes near.
 MAX_TOKEN_ID = 1 << 31
-DEFAULT_TEMPLATE = "default"
 TEMPLATE_FOLDER = "additional_chat_templates"
 
 # Letters, digits, blanks and lines, and characters of two to four bytes: what any chat may hold.
@@ -85,14 +84,15 @@ def load_tokenizer(
                 backend.add_special_tokens([text])
     _apply_flags(backend, config, tokens)
     _check_generation(_fields(folder, "generation_config.json"))
-    chat_template = _chat_template(folder, config)
+    templates = _chat_templates(folder, config)
     with _tokenizer_faults(path):
         tokenizer = Tokenizer(
             backend,
             pieces=pieces,
             named_tokens=tokens,
             eos_token_ids=ids["eos_token"],
-            chat_template=chat_template,
+            chat_template=templates.get(DEFAULT_TEMPLATE),
+            tool_template=templates.get(TOOL_TEMPLATE),
         )
         tokenizer.encode(_TRIAL_TEXT)
         if not tokenizer.byte_exact:
@@ -291,8 +291,8 @@ def _tokenizer_faults(path: str) -> Iterator[None]:
         raise
 
 
-def _chat_template(folder: str, config: Fields) -> str | None:
-    """The default template: of files of their own first, as newer folders have them."""
+def _chat_templates(folder: str, config: Fields) -> dict[str, str]:
+    """{name: template}: of files of their own first, as newer folders have them."""
     read = {DEFAULT_TEMPLATE: _read_template(os.path.join(folder, "chat_template.jinja"))}
     others = os.path.join(folder, TEMPLATE_FOLDER)
     for name in sorted(os.listdir(others)) if os.path.isdir(others) else ():
@@ -306,7 +306,7 @@ def _chat_template(folder: str, config: Fields) -> str | None:
         names = ", ".join(map(repr, found))
         message = f"there are the chat templates {names:.200}, and none is the default"
         raise ModelFileError(folder, message)
-    return found.get(DEFAULT_TEMPLATE)
+    return found
 
 
 def _config_templates(fields: Fields) -> dict[str, str]:

@@ -17,7 +17,7 @@ from tokenizers.models import BPE
 from marlin.errors import ModelFileError
 from marlin.files.fields import file_fields
 from marlin.text.pretokenizer import FAMILIES
-from marlin.text.tokenizer import SPACE_PIECE, Tokenizer, set_template
+from marlin.text.tokenizer import SPACE_PIECE, TOOL_TEMPLATE, Tokenizer, set_template
 
 PREFIX = "tokenizer.ggml."
 # Values of token_type; the others (unknown, unused, byte) need no treatment of their own.
@@ -61,8 +61,8 @@ def tokenizer_from_gguf(metadata, path):
     suppressed = fields.raw("suppress_tokens")
     if suppressed is not None and np.size(suppressed):
         fields.fail("suppress_tokens", "no token: it is not supported")
-    chat_template = _chat_template(file_fields(path, metadata))
-    return _finish(fields, vocabulary, backend, adds_bos, chat_template)
+    templates = _chat_templates(file_fields(path, metadata))
+    return _finish(fields, vocabulary, backend, adds_bos, templates)
 
 
 @dataclass
@@ -171,7 +171,7 @@ def _implied_merges(fields, vocabulary, scores):
     return merges
 
 
-def _finish(fields, vocabulary, backend, adds_bos, chat_template):
+def _finish(fields, vocabulary, backend, adds_bos, templates):
     bos, eos = vocabulary.named("bos"), vocabulary.named("eos")
     control = vocabulary.of_type(CONTROL)
     # What a key names is special even where the types deny it.
@@ -192,17 +192,18 @@ def _finish(fields, vocabulary, backend, adds_bos, chat_template):
         pieces=vocabulary.ids,
         named_tokens={name: token[1] for name, token in known if token is not None},
         eos_token_ids={vocabulary.named_ids[name] for name in ("eos", "eot", "eom")} - {None},
-        chat_template=chat_template,
+        chat_template=templates[0],
+        tool_template=templates[1],
     )
 
 
-def _chat_template(fields):
-    """The default template; others are named for uses that no request asks for."""
-    names = [name for name in fields.values if name.startswith("tokenizer.chat_template.")]
-    if names and fields.raw("tokenizer.chat_template") is None:
-        message = f"tokenizer.chat_template is missing beside {names[0]!r:.200}"
-        raise ModelFileError(fields.path, message)
-    return fields.text("tokenizer.chat_template", None)
+def _chat_templates(fields):
+    """The default template and that for tools; others are for uses that no request asks for."""
+    key = "tokenizer.chat_template"
+    names = [name for name in fields.values if name.startswith(f"{key}.")]
+    if names and fields.raw(key) is None:
+        raise ModelFileError(fields.path, f"{key} is missing beside {names[0]!r:.200}")
+    return fields.text(key, None), fields.text(f"{key}.{TOOL_TEMPLATE}", None)
 
 
 def _fail(fields, key, message):

@@ -21,6 +21,8 @@ from marlin.errors import TokenizerPoolError
 from marlin.text.special_tokens import end_of_turn_ids
 
 SPACE_PIECE = "\u2581"
+# Names of chat templates, where a model has several.
+DEFAULT_TEMPLATE, TOOL_TEMPLATE = "default", "tool_use"
 BYTE_PIECES = MappingProxyType({f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)})
 
 # Forms of Unicode normalization, and how many times fewer bytes a text can have after one: of four
@@ -51,6 +53,7 @@ class Tokenizer:
             files name, and those that end a turn by their text (special_tokens.py).
         named_tokens: {"bos_token": text, ...}, the special tokens that chat templates can name.
         chat_template: source of the model's (default) chat template, or None.
+        tool_template: source of the one for conversations with tools, where that is another.
         add_bos_token: whether `encode` with special tokens starts with `bos_token_id`.
         byte_exact: whether `token_bytes` is exact; False only for a decoder this project does not
             know, whose text has to come from decoding whole runs of tokens.
@@ -59,7 +62,14 @@ class Tokenizer:
     """
 
     def __init__(
-        self, backend, *, pieces=None, named_tokens=None, eos_token_ids=(), chat_template=None
+        self,
+        backend,
+        *,
+        pieces=None,
+        named_tokens=None,
+        eos_token_ids=(),
+        chat_template=None,
+        tool_template=None,
     ):
         """pieces: those of the backend's model, added tokens apart, from whoever has them at hand:
         asked for, the backend spells all of them anew."""
@@ -70,6 +80,7 @@ class Tokenizer:
         bos_token = self.named_tokens.get("bos_token")
         self.bos_token_id = None if bos_token is None else backend.token_to_id(bos_token)
         self.chat_template = chat_template
+        self.tool_template = tool_template
         added = backend.get_added_tokens_decoder()
         self._added_ids = frozenset(added)
         self._special_ids = frozenset(id for id, token in added.items() if token.special)
@@ -151,7 +162,11 @@ class Tokenizer:
         """
         folder = Path(folder)
         self._backend.save(str(folder / "tokenizer.json"), pretty=False)
-        config = {**self.named_tokens, "chat_template": self.chat_template}
+        templates: object = self.chat_template
+        if self.tool_template is not None:
+            named = {DEFAULT_TEMPLATE: self.chat_template, TOOL_TEMPLATE: self.tool_template}
+            templates = [{"name": name, "template": text} for name, text in named.items()]
+        config = {**self.named_tokens, "chat_template": templates}
         _write_json(folder / "tokenizer_config.json", config)
         _write_json(folder / "generation_config.json", {"eos_token_id": sorted(self.eos_token_ids)})
 

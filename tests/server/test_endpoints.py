@@ -10,6 +10,7 @@ HELLO_USAGE = {
     "completion_tokens": 12,
     "total_tokens": 31,
     "prompt_tokens_details": {"cached_tokens": 0},
+    "completion_tokens_details": {"reasoning_tokens": 0},
 }
 
 

@@ -67,6 +67,7 @@ PARTS = (
             "marlin/text/template/nodes.py",
             "marlin/text/template/*.py",
             "marlin/text/*.py",
+            "marlin/text/tool_calls/scanner.py",
         ),
     ),
     (
@@ -136,6 +137,7 @@ FOLDERS_BEHIND = {
     "marlin/device/*.py": "programs, which native code checks",
     "marlin/engine/*.py": "token ids within the vocabulary, numbers within their range",
     "marlin/server/observe/*.py": "counts, and names from lists",
+    "marlin/text/tool_calls/*.py": "a model's own words, which `scanner.py` reads for them",
     "marlin/weights/*.py": "`quantize`",
     "metal_shim/build/*.py": "the build",
     "metal_shim/cpu/*": "records that were found sound",

@@ -58,9 +58,16 @@ def test_a_template_that_refuses_or_drops_one_of_two_gets_them_as_one(template):
     assert prompt(template, *SYSTEMS[1:]) == "[S]B[user]Hi[assistant]"
 
 
-def test_a_later_system_message_is_left_to_the_template():
-    with pytest.raises(TemplateError, match="must be at the beginning"):
-        prompt(STRICT, say("user", "Hi"), say("system", "A"))
+def test_a_later_system_message_that_the_template_refuses_is_the_users_reminder():
+    text = prompt(STRICT, say("user", "Hi"), say("system", "A"), say("user", "Go"))
+    reminder = "<system-reminder>\nA\n</system-reminder>"
+    assert text == f"[user]Hi\n\n{reminder}\n\nGo[assistant]"
+    assert prompt(CHATML, say("user", "Hi"), say("system", "A")).count("<|im_start|>system") == 1
+
+
+def test_what_the_template_refuses_in_every_shape_is_refused_in_its_words():
+    with pytest.raises(TemplateError, match="never"):
+        prompt("{{ raise_exception('never') }}", say("user", "Hi"), say("user", "Ho"))
 
 
 ENDINGS = ["The answer", "The answer is ", " led and trailed \n", "<|im_end|>", "a\uf8ffb", "end"]

@@ -101,7 +101,7 @@ REFUSED_IN_CHAT = [
     ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ({"logprobs": True, "top_logprobs": -1}, "top_logprobs"),
     ({"echo": True}, "echo"),
-    ({"tools": [{}]}, "tools"),
+    ({"tools": [{}]}, "tools[0].type"),
     ({"tool_choice": "required"}, "tool_choice"),
     ({"response_format": {"type": "json_object"}}, "response_format"),
     ({"verbosity": 1}, "verbosity"),

@@ -12,11 +12,12 @@ from typing import Any, ClassVar, Protocol
 
 from marlin.engine.interface import ModelTokenizer
 from marlin.engine.sampling import SamplingParams
-from marlin.engine.served_model import ServedModel
+from marlin.engine.served_model import ModelPrompt, ServedModel
 from marlin.engine.stream import ShownToken
 from marlin.errors import MarlinError
 from marlin.server.http.limits import Limits
 from marlin.text.conversation import Conversation
+from marlin.text.tool_calls.scanner import Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class ChatPrompt:
     def continues(self) -> bool:
         return self.conversation.continues
 
-    def encode(self, model: ServedModel, still_wanted: Callable[[], None]) -> list[int]:
+    def encode(self, model: ServedModel, still_wanted: Callable[[], None]) -> ModelPrompt:
         return model.encode_chat(self.conversation, still_wanted)
 
 
@@ -46,18 +47,35 @@ class Prompt:
     content: str | list[int]
     param: str
 
-    def encode(self, model: ServedModel, still_wanted: Callable[[], None]) -> list[int]:
-        return model.encode_prompt(self.content, self.param, still_wanted)
+    def encode(self, model: ServedModel, still_wanted: Callable[[], None]) -> ModelPrompt:
+        return ModelPrompt(model.encode_prompt(self.content, self.param, still_wanted))
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Token counts of one answer; num_cached_tokens are those of the prompt that another request
-    had left computed."""
+    had left computed, num_reasoning_tokens those of the output that were thoughts."""
 
     num_prompt_tokens: int
     num_output_tokens: int
     num_cached_tokens: int = 0
+    num_reasoning_tokens: int = 0
+
+
+@dataclass(slots=True)
+class ToolCall:
+    """A call in a whole answer.
+
+    Attributes:
+        arguments: JSON, as the model wrote it.
+        id: as Part's.
+        is_whole: the model has written all of it.
+    """
+
+    name: str
+    id: str | None = None
+    arguments: str = ""
+    is_whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +83,18 @@ class Choice:
     """One choice, or as much of it as there is.
 
     Attributes:
-        finish_reason: "stop" or "length"; None while it goes on.
-        tokens: behind the text, if log-probabilities were asked for.
+        text: what is neither a thought nor a call.
+        finish_reason: "stop", "tool_calls" or "length"; None while it goes on.
+        tokens: behind the answer, if log-probabilities were asked for.
+        calls: all of them whole, unless the model ended its answer within the last.
     """
 
     index: int
     text: str
     finish_reason: str | None
     tokens: Sequence[ShownToken] = ()
+    reasoning: str = ""
+    calls: Sequence[ToolCall] = ()
 
 
 class Answer(ABC):
@@ -95,6 +117,11 @@ class Answer(ABC):
     @abstractmethod
     def text(self, index: int, text: str, tokens: Sequence[ShownToken]) -> bytes:
         """The event of a choice's next text; tokens as Choice's."""
+
+    def part(self, index: int, part: Part) -> bytes:
+        """The events of a choice's next Part that is not content, of a call whose prompts are
+        conversations."""
+        raise AssertionError("an answer to a text has no parts")
 
     @abstractmethod
     def ending(self, index: int, finish_reason: str) -> bytes:

@@ -10,16 +10,16 @@ from dataclasses import dataclass, replace
 
 from marlin.engine.bounds import check_biases
 from marlin.engine.sampling import SamplingParams
-from marlin.engine.served_model import ServedModel
+from marlin.engine.served_model import ModelPrompt, ServedModel
 from marlin.engine.stream import TextStream, merged
 from marlin.errors import StoppingError, TimedOutError
-from marlin.server.api.dialect import Answer, Call, Choice, Usage
+from marlin.server.api.dialect import Answer, Call, Choice, ToolCall, Usage
 from marlin.server.api.encoding import JSON_TYPE, encode
 from marlin.server.api.event_stream import EventStream
 from marlin.server.http.handler import Handler
 from marlin.server.observe.metrics import RequestRecord
 
-_FINISHED = ("stop", "length")  # a choice that is whole, as far as it was asked for
+_FINISHED = ("stop", "tool_calls", "length")  # a choice that is whole, as far as it was asked for
 
 
 class Deadline:
@@ -78,8 +78,8 @@ class Generation:
         if self.call.stream:
             self.events.keep_alive()
 
-    def encode(self) -> list[list[int]]:
-        """Token ids of the call's prompts, after which nothing is left for a status to tell.
+    def encode(self) -> list[ModelPrompt]:
+        """The call's prompts, after which nothing is left for a status to tell.
 
         Raises:
             RequestError: the model refuses a prompt or a bias.
@@ -90,7 +90,7 @@ class Generation:
         check_biases(self.call.sampling.logit_bias, self.model.engine)
         return prompts
 
-    def run(self, prompts: list[list[int]]) -> None:
+    def run(self, prompts: list[ModelPrompt]) -> None:
         """Answer with call.num_choices choices for each of encode()'s prompts.
 
         Choice i of prompt p has index p * num_choices + i, and draws with the call's seed + i, so
@@ -118,19 +118,20 @@ class Generation:
         sampling = replace(sampling, max_tokens=min(sampling.max_tokens, engine.max_context_tokens))
         client, streams = self.handler.client, []
         try:
-            for prompt, token_ids in zip(self.call.prompts, prompts, strict=True):
+            for asked, prompt in zip(self.call.prompts, prompts, strict=True):
                 for offset in range(self.call.num_choices):
                     params = _seeded(sampling, offset)
                     request_id = f"{self.answer.id}-{len(streams)}"
-                    request = engine.submit(token_ids, params, request_id, client)
-                    streams.append(self._stream(request, prompt.continues))
+                    request = engine.submit(prompt.token_ids, params, request_id, client)
+                    reader = prompt.new_reader and prompt.new_reader()
+                    streams.append(self._stream(request, asked.continues, reader))
         except BaseException:
             for stream in streams:
                 stream.request.abort()
             raise
         return streams
 
-    def _stream(self, request, continues):
+    def _stream(self, request, continues, reader):
         return TextStream(
             request,
             self.model.tokenizer,
@@ -139,58 +140,70 @@ class Generation:
             continues=continues,
             heartbeat=self._beat,
             poll_s=self.poll_s,
+            reader=reader,
+            marker_ids=frozenset() if reader is None else self.model.marker_ids,
         )
 
     def _send_whole(self, deltas, prefixes, requests):
-        texts = [[prefix] for prefix in prefixes]
-        tokens = [[] for _ in prefixes]
-        reasons = [None] * len(prefixes)
-        num_output_tokens = 0
+        choices = [_Gathered(prefix) for prefix in prefixes]
         for index, delta in deltas:
             self._check_finish(delta.finish_reason)
-            texts[index].append(delta.text)
-            tokens[index].extend(delta.tokens)
-            reasons[index] = delta.finish_reason
-            num_output_tokens += delta.num_tokens
-        choices = [
-            Choice(index, "".join(parts), reason, shown)
-            for index, (parts, reason, shown) in enumerate(zip(texts, reasons, tokens, strict=True))
-        ]
-        body = self.answer.body(choices, self._usage(requests, num_output_tokens))
+            choices[index].add(delta)
+        num_output_tokens = sum(choice.num_tokens for choice in choices)
+        num_reasoning_tokens = sum(choice.num_reasoning_tokens for choice in choices)
+        whole = [choice.whole(index) for index, choice in enumerate(choices)]
+        usage = self._usage(requests, num_output_tokens, num_reasoning_tokens)
+        body = self.answer.body(whole, usage)
         self.handler.reply(200, encode(body), JSON_TYPE)
 
     def _send_stream(self, deltas, prefixes, requests):
         """One write for each delta; the head comes with the first, or with a keep-alive."""
         answer = self.answer
         unopened, unfinished = set(range(len(prefixes))), set(range(len(prefixes)))
-        num_output_tokens = 0
+        num_output_tokens = num_reasoning_tokens = 0
         for index, delta in deltas:
             num_output_tokens += delta.num_tokens
-            text, events = delta.text, []
+            num_reasoning_tokens += delta.num_reasoning_tokens
+            events, prefix = [], ""
             if index in unopened:
                 unopened.remove(index)
-                events.append(answer.opening(index, self._usage(requests, 0)))
-                text = prefixes[index] + text
-            if text or delta.tokens:
-                events.append(answer.text(index, text, delta.tokens))
+                events.append(answer.opening(index, self._usage(requests)))
+                prefix = prefixes[index]
+            events += self._events(index, prefix, delta)
             reason = delta.finish_reason
             ending = reason if reason in _FINISHED else None
             if ending is not None:
                 unfinished.remove(index)
                 events.append(answer.ending(index, ending))
                 if not unfinished:
-                    events.append(answer.closing(self._usage(requests, num_output_tokens)))
-            if delta.text or ending:
+                    numbers = num_output_tokens, num_reasoning_tokens
+                    events.append(answer.closing(self._usage(requests, *numbers)))
+            if events and (delta.text or ending):
                 self.events.send(b"".join(events), last=not unfinished)
             self._check_finish(reason)
 
-    def _usage(self, requests, num_output_tokens):
+    def _events(self, index, prefix, delta):
+        """The events of a delta's text and tokens."""
+        answer, tokens = self.answer, delta.tokens
+        if delta.parts is None:
+            text = prefix + delta.text
+            return [answer.text(index, text, tokens)] if text or tokens else []
+        events = [answer.text(index, "", tokens)] if tokens else []
+        for part in delta.parts:
+            if part.kind == "content":
+                events.append(answer.text(index, part.text, ()))
+            else:
+                events.append(answer.part(index, part))
+        return events
+
+    def _usage(self, requests, num_output_tokens=0, num_reasoning_tokens=0):
         """A prompt counts once, however many choices it has."""
         firsts = requests[:: self.call.num_choices]
         return Usage(
             sum(len(request.prompt_token_ids) for request in firsts),
             num_output_tokens,
             sum(request.num_cached_tokens for request in firsts),
+            num_reasoning_tokens,
         )
 
     def _check_finish(self, reason):
@@ -199,6 +212,38 @@ class Generation:
         if reason == "timeout":
             raise self.deadline.error()
         raise StoppingError("the server is stopping")
+
+
+class _Gathered:
+    """A choice while its deltas come."""
+
+    def __init__(self, prefix):
+        self._texts = {"content": [prefix], "reasoning": []}
+        self._tokens, self._calls, self._reason = [], [], None
+        self.num_tokens = self.num_reasoning_tokens = 0
+
+    def add(self, delta):
+        self.num_tokens += delta.num_tokens
+        self.num_reasoning_tokens += delta.num_reasoning_tokens
+        self._tokens.extend(delta.tokens)
+        self._reason = delta.finish_reason
+        if delta.parts is None:
+            self._texts["content"].append(delta.text)
+        for part in delta.parts or ():
+            if part.kind in self._texts:
+                self._texts[part.kind].append(part.text)
+            elif part.kind == "call":
+                self._calls.append(ToolCall(part.text, part.id))
+            elif part.kind == "arguments":
+                self._calls[part.call].arguments += part.text
+            else:
+                self._calls[part.call].is_whole = True
+
+    def whole(self, index):
+        """A call that the end of its tokens cut is none."""
+        calls = [call for call in self._calls if call.is_whole or self._reason != "length"]
+        content, reasoning = map("".join, self._texts.values())
+        return Choice(index, content, self._reason, self._tokens, reasoning, calls)
 
 
 def _seeded(sampling: SamplingParams, offset: int) -> SamplingParams:

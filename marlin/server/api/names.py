@@ -123,34 +123,50 @@ CONTENT_PART = Names(
     {"annotations": list, "cache_control": dict},
     type="text",
 )
+CALLED = Names("field of a call", ("name", "arguments"))
+TOOL_CALL = Names(
+    "field of a tool call", ("id", "type", "function"), {"index": int}, {}, {"function": CALLED}
+)
+FUNCTION = Names("field of a function", ("name", "description", "parameters", "strict"))
+TOOL = Names(
+    *("field of a tool", ("type", "function"), {"cache_control": dict}, {}),
+    {"function": FUNCTION},
+    type="function",
+)
 # SDK users send a message of an earlier answer back whole, with what other servers put into it.
 MESSAGE = Names(
     "field of a message",
-    ("role", "content", "name", "reasoning_content", "reasoning", "refusal"),
+    (
+        *("role", "content", "name", "reasoning_content", "reasoning", "refusal"),
+        *("tool_calls", "tool_call_id", "function_call"),
+    ),
     {"id": str, "reasoning_details": list, "annotations": list, "cache_control": dict},
-    {"audio": ([],), "function_call": ([],), "tool_calls": ([],), "tool_call_id": ()},
-    {"content": CONTENT_PART},
+    {"audio": ([],)},
+    {"content": CONTENT_PART, "tool_calls": TOOL_CALL, "function_call": CALLED},
 )
 CHAT = Names(
     _PARAMETER,
     (
         *("messages", "max_completion_tokens", "top_logprobs", "reasoning_effort", "reasoning"),
         *("chat_template_kwargs", "continue_final_message", "add_generation_prompt"),
+        *("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"),
         *_HONOURED_BY_BOTH,
     ),
     {**_ACCEPTED_BY_BOTH, "verbosity": str},
     {
-        "tools": ([],),
-        "tool_choice": ("none", "auto"),
-        "functions": ([],),
-        "function_call": ("none", "auto"),
         "response_format": ({"type": "text"},),
         "modalities": (["text"],),
         "audio": (),
         "prediction": (),
         "web_search_options": (),
     },
-    {"messages": MESSAGE, "reasoning": REASONING, "stream_options": STREAM_OPTIONS},
+    {
+        "messages": MESSAGE,
+        "reasoning": REASONING,
+        "stream_options": STREAM_OPTIONS,
+        "tools": TOOL,
+        "functions": FUNCTION,
+    },
 )
 COMPLETION = Names(
     _PARAMETER,

@@ -15,8 +15,9 @@ from marlin.engine.served_model import ServedModel
 from marlin.engine.stream import ShownToken
 from marlin.errors import MarlinError
 from marlin.server.api import openai_logprobs
-from marlin.server.api.dialect import Answer, Choice, Usage
+from marlin.server.api.dialect import Answer, Choice, ToolCall, Usage
 from marlin.server.api.encoding import encode, event
+from marlin.text.tool_calls.scanner import Part
 
 _DONE_EVENT = b"data: [DONE]\n\n"
 
@@ -74,7 +75,7 @@ def model_details(model: ServedModel, capabilities: dict[str, bool]) -> dict[str
             "logprobs": True,
             "logit_bias": True,
             "seed": True,
-            "tools": False,
+            "tools": model.has_tools,
             "vision": False,
             "embeddings": False,
         },
@@ -99,6 +100,7 @@ def _usage_json(usage):
         "completion_tokens": usage.num_output_tokens,
         "total_tokens": usage.num_prompt_tokens + usage.num_output_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.num_cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.num_reasoning_tokens},
     }
 
 
@@ -189,12 +191,49 @@ class ChatAnswer(OpenAiAnswer):
         delta = {} if choice.finish_reason else {"content": choice.text}
         return {"index": choice.index, "delta": delta, "finish_reason": choice.finish_reason}
 
+    def part(self, index: int, part: Part) -> bytes:
+        if part.kind == "reasoning":
+            return self._delta(index, _reasoning(part.text))
+        if part.kind == "called":
+            return b""
+        # What names a call comes once; its arguments are all that follows.
+        named: dict[str, Any] = {}
+        function = {"arguments": part.text}
+        if part.kind == "call":
+            named = {"id": part.id or self._call_id(index, part.call), "type": "function"}
+            function = {"name": part.text, "arguments": ""}
+        call = {"index": part.call, **named, "function": function}
+        return self._delta(index, {"tool_calls": [call]})
+
+    def _delta(self, index, delta):
+        return self._chunk({"index": index, "delta": delta, "finish_reason": None})
+
+    def _call_id(self, index, call):
+        return f"call_{self.id.removeprefix(self.id_prefix)}{index:x}_{call}"
+
     def choice(self, choice: Choice) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": choice.text}
+        if choice.reasoning:
+            message |= _reasoning(choice.reasoning)
+        if choice.calls:
+            message["content"] = choice.text or None
+            calls = enumerate(choice.calls)
+            message["tool_calls"] = [self._call(choice.index, *numbered) for numbered in calls]
         return {
             "index": choice.index,
-            "message": {"role": "assistant", "content": choice.text},
+            "message": message,
             "finish_reason": choice.finish_reason,
         }
+
+    def _call(self, index: int, number: int, call: ToolCall) -> dict[str, Any]:
+        function = {"name": call.name, "arguments": call.arguments}
+        id = call.id or self._call_id(index, number)
+        return {"id": id, "type": "function", "function": function}
+
+
+def _reasoning(text):
+    """Thoughts by the name that most servers and clients have, and by the newer one."""
+    return {"reasoning_content": text, "reasoning": text}
 
 
 class CompletionAnswer(OpenAiAnswer):

@@ -1,4 +1,4 @@
-"""The messages of a chat request: each to a role and a text, as chat templates want them.
+"""The messages of a chat request: each to a role, a text and calls, as chat templates want them.
 
 No I/O and no model. Which names a message may have is names.py's.
 """
@@ -6,14 +6,20 @@ No I/O and no model. Which names a message may have is names.py's.
 from typing import Any
 
 from marlin.files.fields import shown, type_name
-from marlin.server.api.fields import checked_text, refuse
+from marlin.server.api.fields import checked_text, refuse, request_fields
+from marlin.server.api.openai_tools import parse_arguments
 
-# "developer" is OpenAI's newer word for system; chat templates know only the older one.
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+# "developer" is OpenAI's newer word for system, and "function" its older one for tool; chat
+# templates know only the others.
+_ROLES = {
+    **{"system": "system", "developer": "system", "user": "user", "assistant": "assistant"},
+    **{"tool": "tool", "function": "tool"},
+}
 
 
-def parse_messages(value: Any) -> list[dict[str, str]]:
-    """Dicts of role, content and, where given, name and reasoning_content; all of them strings.
+def parse_messages(value: Any) -> list[dict[str, Any]]:
+    """Dicts of role, content and, where given, name and reasoning_content, all of them strings;
+    tool_calls of an assistant, whose arguments are objects; tool_call_id and name of a tool.
 
     Raises:
         RequestError: with `param` naming the field, e.g. `messages[2].content`.
@@ -22,10 +28,17 @@ def parse_messages(value: Any) -> list[dict[str, str]]:
         refuse("messages", f"must be an array, got {type_name(value)}")
     if not value:
         refuse("messages", "must not be empty")
-    return [_parse_message(item, f"messages[{index}]") for index, item in enumerate(value)]
+    messages: list[dict[str, Any]] = []
+    called: dict[str, str] = {}  # names of tools by the ids of their calls
+    for index, item in enumerate(value):
+        message = _parse_message(item, f"messages[{index}]", called)
+        messages.append(message)
+        for call in message.get("tool_calls", ()):
+            called[call["id"]] = call["function"]["name"]
+    return messages
 
 
-def _parse_message(value, param):
+def _parse_message(value, param, called):
     if type(value) is not dict:
         refuse(param, f"must be an object, got {type_name(value)}")
     role = value.get("role")
@@ -46,7 +59,57 @@ def _parse_message(value, param):
         text = _parse_content(value, f"{param}.content")
     if reasoning is not None:  # another server's name for it
         texts.setdefault("reasoning_content", reasoning)
-    return {"role": _ROLES[role], "content": text, **texts}
+    message = {"role": _ROLES[role], "content": text, **texts}
+    for name in ("tool_calls", "function_call"):
+        if value.get(name) and role != "assistant":
+            refuse(f"{param}.{name}", "is for messages of the assistant")
+    calls = _parse_calls(value, param, called)
+    if calls:
+        message["tool_calls"] = calls
+    return message | _parse_result(value, param, called)
+
+
+def _parse_calls(value, param, called):
+    """The calls of a message; an older one has a single one, without an id."""
+    older = value.get("function_call")
+    if older not in (None, []):
+        call = _parse_function(older, f"{param}.function_call")
+        return [{"id": f"call_{len(called)}", "type": "function", "function": call}]
+    calls = request_fields(value, f"{param}.").of_type(list, "tool_calls", [])
+    return [_parse_call(call, f"{param}.tool_calls[{i}]") for i, call in enumerate(calls)]
+
+
+def _parse_call(call, param):
+    if type(call) is not dict:
+        refuse(param, f"must be an object, got {type_name(call)}")
+    id = checked_text(call.get("id"), f"{param}.id")
+    if call.get("type", "function") != "function":
+        refuse(f"{param}.type", f'must be "function", got {shown(call["type"])}')
+    function = _parse_function(call.get("function"), f"{param}.function")
+    return {"id": id, "type": "function", "function": function}
+
+
+def _parse_function(function, param):
+    if type(function) is not dict:
+        refuse(param, f"must be an object, got {type_name(function)}")
+    name = checked_text(function.get("name"), f"{param}.name")
+    arguments = parse_arguments(function.get("arguments", ""), f"{param}.arguments")
+    return {"name": name, "arguments": arguments}
+
+
+def _parse_result(value, param, called):
+    """What a tool's message says of the call that it answers."""
+    role = value["role"]
+    if role == "function":
+        name = checked_text(value.get("name"), f"{param}.name")
+        ids = [id for id, other in called.items() if other == name]
+        return {"name": name, "tool_call_id": ids[-1] if ids else name}
+    if role == "tool":
+        id = checked_text(value.get("tool_call_id"), f"{param}.tool_call_id")
+        return {"tool_call_id": id, **({"name": called[id]} if id in called else {})}
+    if value.get("tool_call_id") is not None:
+        refuse(f"{param}.tool_call_id", "is for messages of a tool")
+    return {}
 
 
 def _parse_content(message, param):

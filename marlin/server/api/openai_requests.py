@@ -26,10 +26,12 @@ from marlin.server.api.openai_answers import (
     fingerprint,
 )
 from marlin.server.api.openai_messages import parse_messages
+from marlin.server.api.openai_tools import parse_tools
 from marlin.server.api.template_options import parse_conversation
 from marlin.server.http.limits import Limits
 from marlin.text.detokenizer import Detokenizer
 
+NO_LIMIT = 2**31  # output tokens; no context holds so many
 # One spelling for each id, so that no id can come twice; far more digits than any vocabulary.
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
@@ -100,13 +102,16 @@ def parse_chat(
     names.CHAT.check(body, ignored)
     model = checked_text(required(body, "model"), "model")
     messages = parse_messages(required(body, "messages"))
-    prompt = ChatPrompt(parse_conversation(body, messages))
+    tools = parse_tools(body)
+    prompt = ChatPrompt(parse_conversation(body, messages, tools))
     given = request_fields(body)
     most = limits.num_output_tokens
     names_of_it = ("max_tokens", "max_completion_tokens")
     older, newer = (given.count(name, None, maximum=most) for name in names_of_it)
     if None not in (older, newer) and older != newer:
         refuse("max_completion_tokens", f"is {newer} but max_tokens is {older}")
+    if tools.offered:  # half a call is of no use: the default is the rest of the context
+        max_tokens = limits.num_output_tokens or NO_LIMIT
     options = _parse_options(
         body, limits, newer or older or max_tokens, openai_logprobs.parse_chat(body)
     )

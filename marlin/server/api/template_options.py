@@ -8,6 +8,7 @@ from typing import Any
 
 from marlin.files.fields import shown, type_name
 from marlin.server.api.fields import checked_text, plain, refuse, request_fields
+from marlin.server.api.openai_tools import ToolUse
 from marlin.text.conversation import RESERVED_VARIABLES, Conversation, Message
 
 # Published templates know a handful of switches; what is longer is a message, not a setting.
@@ -15,13 +16,16 @@ MAX_VARIABLES, MAX_VARIABLE_CHARACTERS = 32, 1024
 _MAX_INTEGER = 2**63
 
 
-def parse_conversation(body: dict[str, Any], messages: Sequence[Message]) -> Conversation:
-    """What a chat request makes of its messages.
+def parse_conversation(
+    body: dict[str, Any], messages: Sequence[Message], tools: ToolUse
+) -> Conversation:
+    """What a chat request makes of its messages and tools.
 
     Raises:
         RequestError: with `param` naming the field.
     """
-    return Conversation(messages, _parse_continues(body, messages), _parse_variables(body))
+    continues, variables = _parse_continues(body, messages), _parse_variables(body)
+    return Conversation(messages, continues, variables, tools.offered, tools.max_calls)
 
 
 def _parse_variables(body):

@@ -1,0 +1,145 @@
+"""The tools of a chat request, and which of them the answer may call.
+
+No I/O and no model: how a model is told of tools, and how it calls one, are text/'s. The older
+`functions` and `function_call` are the same in other words.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from marlin.files.fields import shown, type_name
+from marlin.files.strict_json import JsonError, parse_json
+from marlin.server.api.fields import checked_text, refuse, request_fields
+
+# As the API has it; what is longer or has blanks would not be found again in an answer.
+_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """What a request says of tools.
+
+    Attributes:
+        offered: those that the answer may call, as templates want them.
+        max_calls: of one answer; None is no limit.
+    """
+
+    offered: Sequence[Mapping[str, Any]] = ()
+    max_calls: int | None = None
+
+
+def parse_tools(body: Mapping[str, Any]) -> ToolUse:
+    """What a request's fields ask for.
+
+    Raises:
+        RequestError: with `param` naming the field.
+    """
+    offered = _parse_offered(body)
+    choice = body.get("tool_choice")
+    if choice is None:
+        choice = _older_choice(body.get("function_call"))
+    offered = _chosen(choice, offered)
+    fields = request_fields(dict(body))
+    is_parallel = fields.flag("parallel_tool_calls", not body.get("functions"))
+    return ToolUse(offered, None if is_parallel or not offered else 1)
+
+
+def _parse_offered(body):
+    fields = request_fields(dict(body))
+    tools = fields.of_type(list, "tools", None)
+    if tools is not None:
+        parsed = [_parse_tool(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
+    else:
+        given = fields.of_type(list, "functions", [])
+        parsed = [_parse_function(item, f"functions[{index}]") for index, item in enumerate(given)]
+    names: set[str] = set()
+    for index, tool in enumerate(parsed):
+        name = tool["function"]["name"]
+        if name in names:
+            refuse(f"tools[{index}].function.name", f"is {shown(name)} as is that of another tool")
+        names.add(name)
+    return parsed
+
+
+def _parse_tool(tool, param):
+    if type(tool) is not dict:
+        refuse(param, f"must be an object, got {type_name(tool)}")
+    if tool.get("type") != "function":
+        refuse(f"{param}.type", f'must be "function", got {shown(tool.get("type"))}')
+    return _parse_function(tool.get("function"), f"{param}.function")
+
+
+def _parse_function(function, param):
+    if type(function) is not dict:
+        refuse(param, f"must be an object, got {type_name(function)}")
+    fields = request_fields(function, f"{param}.")
+    name = fields.text("name")
+    if not _NAME.fullmatch(name):
+        refuse(f"{param}.name", f"must be letters, digits, _ and -, got {shown(name)}")
+    if fields.flag("strict", False):
+        refuse(f"{param}.strict", "is not supported by this server, got true")
+    checked = {
+        "name": name,
+        "description": checked_text(fields.text("description", ""), f"{param}.description"),
+        "parameters": fields.of_type(dict, "parameters", {"type": "object", "properties": {}}),
+    }
+    return {"type": "function", "function": checked}
+
+
+def _older_choice(choice):
+    """`function_call` as `tool_choice`."""
+    if type(choice) is dict:
+        return {"type": "function", "function": choice}
+    return choice
+
+
+def _chosen(choice, offered):
+    """Those of the tools that may be called."""
+    if choice in (None, "auto"):
+        return offered
+    if choice == "none":
+        return []
+    if type(choice) is dict and choice.get("type") == "allowed_tools":
+        allowed = request_fields(choice, "tool_choice.").object("allowed_tools")
+        tools = allowed.of_type(list, "tools")
+        names = [_named(tool, "tool_choice.allowed_tools") for tool in tools]
+        if allowed.choice("mode", ("auto", "required")) == "auto":
+            return [_offered(name, offered) for name in names]
+    _refuse_forced(choice, offered)
+
+
+def _named(tool, param):
+    function = tool.get("function") if type(tool) is dict else None
+    if type(function) is not dict or type(function.get("name")) is not str:
+        refuse(param, "must name functions")
+    return function["name"]
+
+
+def _offered(name, offered):
+    for tool in offered:
+        if tool["function"]["name"] == name:
+            return tool
+    refuse("tool_choice", f"names {shown(name)}, which is not among the tools")
+
+
+def _refuse_forced(choice, offered) -> NoReturn:
+    if type(choice) is dict and choice.get("type") == "function":
+        _offered(_named(choice, "tool_choice"), offered)
+    elif choice != "required" and type(choice) is not dict:
+        refuse("tool_choice", f"must be none or auto, or name a tool, got {shown(choice)}")
+    refuse("tool_choice", f"is not supported by this server, got {shown(choice)}")
+
+
+def parse_arguments(value: Any, param: str) -> Any:
+    """The arguments of a call in a conversation: an object, which they are the JSON of, or the
+    text itself where it is none."""
+    if type(value) is dict:
+        return value
+    text = checked_text(value, param)
+    try:
+        arguments = parse_json(text.encode())
+    except JsonError:
+        return text
+    return arguments if isinstance(arguments, dict) else text if text.strip() else {}
