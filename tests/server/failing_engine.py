@@ -1,4 +1,5 @@
-"""The real engine over a runner that has no model and fails when it is told to."""
+"""The real engine over a runner that has no model and fails when it is told to, and a tokenizer
+that does."""
 
 import time
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from marlin.errors import DeviceError
 # lets the first token reach its client; its logits are not numbers.
 DEVICE_FAILS, ENGINE_BREAKS, NO_NUMBERS = "#device", "#engine", "#numbers"
 DEVICE_HANGS = "#hangs"  # for ever
+BREAKS = "#breaks"  # the tokenizer, for ever
 PAUSE_S = 0.3
 REASON = "the device fell over"
 ANSWER = "ok"
@@ -49,3 +51,19 @@ class FailingRunner:
 
 def failing_engine():
     return Engine(FailingRunner(), ByteTokenizer.eos_token_ids)
+
+
+class BrokenTokenizer(ByteTokenizer):
+    """Encodes nothing any more once a text had BREAKS in it."""
+
+    is_broken = False
+
+    def encode(self, text, *, add_special_tokens=True):
+        self.is_broken |= BREAKS in text
+        if self.is_broken:
+            raise Panic("no threads to run on")
+        return super().encode(text, add_special_tokens=add_special_tokens)
+
+
+class Panic(BaseException):
+    """As PyO3's."""

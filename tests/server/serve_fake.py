@@ -20,7 +20,7 @@ sys.addaudithook(_audit)
 import os
 import threading
 
-from failing_engine import failing_engine
+from failing_engine import BrokenTokenizer, failing_engine
 from fakes import ByteTokenizer, FakeEngine, say, say_then_hang
 
 from marlin import config
@@ -45,14 +45,20 @@ class WedgedEngine(FakeEngine):
         threading.Event().wait()
 
 
-_SCRIPTS = {"hello": say(b"Hello there!"), "slow": _slow, "hang": say_then_hang(b"begun ")}
+_SCRIPTS = {
+    "hello": say(b"Hello there!"),
+    "deaf": say(b"Hello there!"),
+    "slow": _slow,
+    "hang": say_then_hang(b"begun "),
+}
 
 
 def _load(settings):
     name = settings.model_path
     made = {"failing": failing_engine, "wedged": WedgedEngine}
     engine = made[name]() if name in made else FakeEngine(_SCRIPTS[name])
-    return ServedModel(name, engine, ByteTokenizer())
+    tokenizer = BrokenTokenizer() if name == "deaf" else ByteTokenizer()
+    return ServedModel(name, engine, tokenizer)
 
 
 def main():
@@ -61,6 +67,7 @@ def main():
     settings = config.serve_config(vars(parser.read(sys.argv[1:])), os.environ)
     logs.configure(settings.log_level, settings.log_format, sys.stderr)
     times = {name: float(os.environ.get(name.upper(), "5")) for name in ("drain_s", "stop_s")}
+    times["failing_s"] = float(os.environ.get("FAILING_S", "10"))
     times["hung_s"] = float(os.environ.get("HUNG_S", "90"))
     return serve(settings, _load, Limits(**times))
 

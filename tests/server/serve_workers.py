@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 
-from failing_engine import failing_engine
+from failing_engine import BREAKS, BrokenTokenizer, failing_engine
 from fakes import ByteTokenizer, FakeEngine
 
 from marlin import config
@@ -20,7 +20,14 @@ from marlin.server.process import supervisor, worker
 DRAIN_S = float(os.environ.get("DRAIN_S", "8"))
 HUNG_S = float(os.environ.get("HUNG_S", "90"))
 LIMITS = Limits(
-    drain_s=DRAIN_S, restart_s=0.05, heartbeat_s=0.05, hung_s=HUNG_S, abort_s=0.5, slow_s=0.3
+    drain_s=DRAIN_S,
+    restart_s=0.05,
+    heartbeat_s=0.05,
+    hung_s=HUNG_S,
+    abort_s=0.5,
+    slow_s=0.3,
+    num_failures=4,
+    failing_s=0.5,
 )
 GATE_POLL_S = 0.01
 
@@ -34,13 +41,32 @@ def _gated(request):
     yield b"and ended"
 
 
+def _dumb():
+    """A script that fails once a prompt had BREAKS in it; before, it says its process id."""
+    broken = []
+
+    def script(request):
+        broken.extend([1] * (BREAKS.encode() in bytes(request.prompt_token_ids)))
+        if broken:
+            raise RuntimeError("a bug in the engine")
+        yield f"{os.getpid()} ".encode()
+
+    return script
+
+
 def _load(settings, share):
     if settings.model_path == "broken":
         raise ModelFileError("broken", "cannot be read")
     if settings.model_path == "only-once" and not share.writes_weights:
         os._exit(3)
-    engine = failing_engine() if settings.model_path == "failing" else FakeEngine(_gated)
-    return ServedModel(settings.model_path, engine, ByteTokenizer())
+    engine, tokenizer = FakeEngine(_gated), ByteTokenizer()
+    if settings.model_path == "failing":
+        engine = failing_engine()
+    elif settings.model_path == "deaf":
+        engine, tokenizer = FakeEngine(), BrokenTokenizer()
+    elif settings.model_path == "dumb":
+        engine = FakeEngine(_dumb())
+    return ServedModel(settings.model_path, engine, tokenizer)
 
 
 def _set_up_logging(settings):

@@ -15,6 +15,7 @@ import pytest
 from clients import CLIENT_TIMEOUT_S, RawClient, chat_body, request_bytes
 from failing_engine import (
     ANSWER,
+    BREAKS,
     DEVICE_FAILS,
     DEVICE_HANGS,
     ENGINE_BREAKS,
@@ -309,6 +310,21 @@ def test_a_taken_port_is_one_clear_error():
         f"cannot listen on 127.0.0.1 port {port}: Address already in use; --port 0 takes a free one"
     )
     assert "Traceback" not in done.stderr
+
+
+def test_a_process_that_cannot_tokenize_is_unwell_and_ends_with_1(start):
+    process = start("deaf", FAILING_S="1")
+    with process.connect() as client:
+        assert client.ask("GET", "/health").status == 200
+        assert (
+            chat(client, model="deaf", messages=[{"role": "user", "content": BREAKS}]).status == 500
+        )
+        end = time.monotonic() + CLIENT_TIMEOUT_S
+        while client.ask("GET", "/health").status == 200:
+            assert time.monotonic() < end, "health does not see it"
+    status, log = process.wait()
+    assert status == 1
+    assert "this process cannot answer, and ends: Panic: no threads to run on" in log
 
 
 def test_a_process_whose_engine_hangs_says_where_and_exits_with_1(start):

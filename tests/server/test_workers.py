@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from clients import chat_body, request_bytes
-from failing_engine import DEVICE_FAILS, DEVICE_HANGS, REASON
+from failing_engine import BREAKS, DEVICE_FAILS, DEVICE_HANGS, REASON
 from worker_processes import Stream, Workers, running, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -303,3 +303,36 @@ def test_a_worker_that_is_stopped_ends_when_its_supervisor_is_killed(pair):
         os.kill(pid, signal.SIGSTOP)
     pair.popen.kill()
     until(lambda: not any(map(running, pair.pids())), "the workers' end")
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ("deaf", "Panic: no threads to run on"),
+        ("dumb", r"the last \d+ answers were internal errors"),
+    ],
+)
+def test_a_worker_that_answers_nothing_but_500s_is_replaced(start, model, reason):
+    workers = start(model, "--workers", "2")
+    workers.wait_for_workers(2)
+    body = chat_body(model=model, messages=[{"role": "user", "content": BREAKS}])
+    fine = chat_body(model=model)
+
+    def replaced():
+        assert workers.ask("/health").status == 200  # of the other
+        with workers.connect() as client:
+            client.ask("POST", "/v1/chat/completions", fine)
+        return workers.logged("ended with code 1; replaced in")
+
+    with workers.connect() as victim:  # stays with its worker
+        for _ in range(5):
+            answer = victim.ask("POST", "/v1/chat/completions", body)
+            assert (answer.status, answer.error["code"]) == (500, "internal_error")
+        until(replaced, "the worker's end")
+    workers.wait_for_workers(3)
+    assert len(workers.logged(f"this process cannot answer, and ends: {reason}")) == 1
+    for _ in range(6):
+        with workers.connect() as client:
+            assert client.ask("POST", "/v1/chat/completions", fine).status == 200
+    workers.popen.send_signal(signal.SIGTERM)
+    assert workers.wait() == 0

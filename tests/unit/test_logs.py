@@ -11,8 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from marlin.server.observe import logs
 from marlin.server.observe.log_writer import LogWriter
 from marlin.server.observe.logs import JsonFormatter, TextFormatter, log_access, rfc3339
+from marlin.server.observe.metrics import Metrics
+from marlin.server.observe.metrics_page import MetricsPage
 
 
 def record(message, *arguments, error=None, **extra):
@@ -166,6 +169,7 @@ def test_who_logs_never_waits_for_a_reader_and_what_was_lost_is_counted(pipe):
     _, *lines = lines_of(reader, 1 + 10 + 1)
     assert lines[:10] == [str(number) for number in range(10)]
     assert lines[10].startswith("90 log lines were lost")
+    assert (writer.take_lost(), writer.take_lost()) == (90, 0)
 
 
 def test_a_stream_that_fails_loses_lines_and_nothing_else():
@@ -175,6 +179,49 @@ def test_a_stream_that_fails_loses_lines_and_nothing_else():
             writer.handle(record("%d", number))
             writer.flush()
         assert writer._num_dropped == 3
+        assert (writer.take_lost(), writer.take_lost()) == (3, 0)
+
+
+@pytest.fixture
+def root_writer():
+    """root_writer(stream): a LogWriter of the root logger, for the test."""
+    writers = []
+
+    def add(stream):
+        writers.append(LogWriter(stream))
+        logging.getLogger().addHandler(writers[-1])
+        return writers[-1]
+
+    yield add
+    for writer in writers:
+        logging.getLogger().removeHandler(writer)
+
+
+def test_lost_lines_are_a_metric_that_counts_each_once(root_writer):
+    metrics = Metrics()
+    page = MetricsPage(metrics, None, SimpleNamespace(num_waiting=0), ())
+    with open("/dev/full", "w") as stream:
+        writer = root_writer(stream)
+        for _ in range(2):
+            logging.getLogger("marlin.x").critical("lost")
+            writer.flush()
+        for _ in range(2):
+            text = page.answer("text/plain")[0].decode()
+            assert "metal_marlin_log_lines_lost_total 2\n" in text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_writer_that_has_ended_is_noticed(root_writer, pipe):
+    writer = root_writer(pipe[1])
+    assert logs.writer_ended() is None
+
+    def end(_data):
+        raise SystemExit
+
+    writer._write = end
+    writer.handle(record("x"))
+    writer._thread.join(10)
+    assert logs.writer_ended() == "log lines are not written"
 
 
 def test_configure_sends_lines_of_the_level_to_the_stream_and_can_be_called_again():

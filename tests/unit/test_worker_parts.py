@@ -118,13 +118,17 @@ class LastBeat(BaseException):
     """Ends a beat, which else ends with its process only."""
 
 
+def never(_seconds):
+    """No part fails."""
+
+
 def test_a_sign_of_life_that_fails_is_given_the_next_time(caplog):
     failures = [OSError(errno.EMFILE, "Too many open files")]
 
     def heartbeat():
         raise failures.pop() if failures else LastBeat
 
-    app = SimpleNamespace(heartbeat=heartbeat, waited_s=lambda: 0.0)
+    app = SimpleNamespace(heartbeat=heartbeat, waited_s=lambda: 0.0, failing=never)
     with pytest.raises(LastBeat):
         beat(app, Limits(heartbeat_s=0.01))
     assert "Too many open files" in caplog.text
@@ -141,7 +145,9 @@ def beats_within(seconds, heartbeat_s):
             raise LastBeat
         return 0.0
 
-    app = SimpleNamespace(heartbeat=lambda: call("heartbeat"), waited_s=lambda: call("look"))
+    app = SimpleNamespace(
+        heartbeat=lambda: call("heartbeat"), waited_s=lambda: call("look"), failing=never
+    )
     with pytest.raises(LastBeat):
         beat(app, Limits(heartbeat_s=heartbeat_s), tell=lambda: call("tell"))
     return counts
@@ -151,6 +157,25 @@ def test_beats_come_one_a_pause_and_each_is_told_to_all_who_wait_for_it():
     counts = beats_within(0.3, heartbeat_s=0.02)
     assert 3 <= counts["heartbeat"] <= 16  # 15 of them, fewer where the processor is not free
     assert all(abs(counts[name] - counts["heartbeat"]) <= 1 for name in ("look", "tell"))
+
+
+def test_a_process_that_fails_for_good_is_ended_once_and_beats_on_meanwhile(caplog):
+    said = [None, None, "tokenizing: no threads"] + ["tokenizing: no threads"] * 3
+    asked, ends = [], []
+
+    def failing(seconds):
+        asked.append(seconds)
+        return said[len(asked) - 1]
+
+    def heartbeat():
+        if len(asked) == 3 and len(ends) == 1:
+            raise LastBeat
+
+    app = SimpleNamespace(waited_s=lambda: 0.0, heartbeat=heartbeat, failing=failing)
+    with pytest.raises(LastBeat):
+        beat(app, Limits(heartbeat_s=0.001, failing_s=7.0), finish=lambda: ends.append(len(asked)))
+    assert (asked, ends) == ([7.0] * 3, [3])
+    assert "cannot answer, and ends: tokenizing: no threads" in caplog.text
 
 
 def test_a_worker_s_sign_of_life_is_renewed_for_as_long_as_it_serves(table):
@@ -164,7 +189,7 @@ def test_a_worker_s_sign_of_life_is_renewed_for_as_long_as_it_serves(table):
             raise LastBeat
         return 0.0
 
-    worker = SimpleNamespace(waited_s=waited_s, heartbeat=app.heartbeat)
+    worker = SimpleNamespace(waited_s=waited_s, heartbeat=app.heartbeat, failing=never)
 
     def life():
         with pytest.raises(LastBeat):
@@ -224,7 +249,9 @@ def test_an_engine_that_hangs_ends_its_process_and_one_that_has_ended_does_not(c
     ended = threading.Event()
     waited = [math.inf] * 3 + [0.0] * 3
     app = SimpleNamespace(
-        waited_s=lambda: waited.pop(0) if waited else 10.0, heartbeat=lambda: None
+        waited_s=lambda: waited.pop(0) if waited else 10.0,
+        heartbeat=lambda: None,
+        failing=never,
     )
     statuses = []
 

@@ -22,6 +22,7 @@ from marlin.server.api.endpoints import Endpoints, canonical, reply_json
 from marlin.server.api.routes import DEFAULT_DIALECT, HEALTH, Path, Router
 from marlin.server.http.connection import PeerGone
 from marlin.server.http.handler import Handler, Progress
+from marlin.server.observe.health import Failures
 from marlin.server.observe.logs import log_access, log_fields, log_refusal
 from marlin.server.observe.metrics import DISCONNECTED, OTHER_ENDPOINT, Metrics, RequestRecord
 
@@ -33,11 +34,18 @@ class App:
 
     Args:
         api_key: what clients must present, or None; bytes.
+        failures: is told of every generation request's answer.
     """
 
     def __init__(
-        self, router: Router, endpoints: Endpoints, metrics: Metrics, api_key: bytes | None
+        self,
+        router: Router,
+        endpoints: Endpoints,
+        metrics: Metrics,
+        api_key: bytes | None,
+        failures: Failures,
     ):
+        self._failures = failures
         self._router = router
         self._endpoints = endpoints
         self._metrics = metrics
@@ -52,6 +60,8 @@ class App:
         finally:
             endpoint = OTHER_ENDPOINT if path is None else path.endpoint
             self._metrics.answered(endpoint, record.outcome or handler.status)
+            if record.is_generation:
+                self._failures.answered(record.outcome or handler.status)
             seconds = time.monotonic() - handler.started
             log_access(handler, record, seconds, quiet=path is not None and path.is_quiet)
 
@@ -68,6 +78,10 @@ class App:
     def waited_s(self) -> float:
         """How long the engine's work has waited for a step; inf when it has ended."""
         return self._endpoints.health_here.waited_s()
+
+    def failing(self, seconds: float) -> str | None:
+        """What keeps this process from answering, and has for so long; None when nothing does."""
+        return self._endpoints.health_here.failing(seconds)
 
     def gives_way(self) -> bool:
         """Whether new connections should go to another worker, whose engine is faster."""

@@ -69,6 +69,7 @@ class Endpoints:
 
     def heartbeat(self) -> None:
         """As App.heartbeat()."""
+        self._health.look()
         self._health.heartbeat()
         self._metrics_page.refresh()
 

@@ -70,6 +70,9 @@ class Limits:
         hung_s: a process whose engine, or a worker of which nothing, has been heard for so long is
             ended: later than /health says so, for whoever looks after it to look elsewhere.
         abort_s: what such a worker gets to say where it hangs.
+        num_failures, failing_s: after so many internal errors in a row, over so long, a process
+            counts as one that answers nothing else. After failing_s more in that state, or in one
+            in which it cannot tokenize, it ends, so that another takes its place.
         slow_s: while its engine takes longer for a step, a worker leaves new connections to others.
         heartbeat_s: how often a worker process gives its signs of life.
         restart_s, restart_max_s: the pause before a worker that ended is replaced, doubled each
@@ -113,6 +116,8 @@ class Limits:
     stuck_s: float = 60.0
     hung_s: float = 90.0
     abort_s: float = 2.0
+    num_failures: int = 10
+    failing_s: float = 10.0
     slow_s: float = 5.0
     heartbeat_s: float = 0.25
     restart_s: float = 0.25

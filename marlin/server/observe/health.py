@@ -1,7 +1,48 @@
-"""What /health tells: whether the engine still completes steps, here or in any worker."""
+"""What /health tells: whether every part that answers depend on works, here or in any worker.
+
+Those are the engine, which has to complete steps, and what else can be asked: a few parts that are
+looked at, and the answers themselves, which may not be internal errors alone. Where log lines go
+is none of them: nothing waits for whoever reads those, and a metric counts what is lost.
+"""
 
 import math
+import threading
 import time
+
+
+class Failures:
+    """Whether answers have become internal errors alone.
+
+    Args:
+        num_failures, seconds: so many in a row without a success, over so long, are no coincidence.
+            Both: a client that knows what makes one fail can ask for that as fast as it likes.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, num_failures, seconds, clock=time.monotonic):
+        self._num_failures = num_failures
+        self._seconds = seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._num = 0  # since the last success
+        self._since = 0.0  # the first of them
+
+    def answered(self, status):
+        """A generation request has been answered; other statuses than these say nothing here."""
+        with self._lock:
+            if status == 200:
+                self._num = 0
+            elif status == 500:
+                self._since = self._since if self._num else self._clock()
+                self._num += 1
+
+    def check(self):
+        """As a part of Health."""
+        with self._lock:
+            is_few = self._num < self._num_failures
+            if is_few or self._clock() - self._since < self._seconds:
+                return None
+            return f"the last {self._num} answers were internal errors"
 
 
 class Health:
@@ -13,14 +54,32 @@ class Health:
         row: this worker's observe.worker_table.WorkerRow; None of the only process.
         clock: seconds since a moment that all workers share.
         slow_s: work that waits for so long is better done by another worker.
+        parts: callables that return what is wrong with a part, or None; or raise.
     """
 
-    def __init__(self, model, stuck_s, row=None, clock=time.monotonic, slow_s=5.0):
+    def __init__(self, model, stuck_s, row=None, clock=time.monotonic, slow_s=5.0, parts=()):
         self._model = model
         self._stuck_s = stuck_s
         self._slow_s = slow_s
         self._row = row
         self._clock = clock
+        self._parts = parts
+        self._wrong = None
+        self._wrong_since = 0.0
+        self._looked = clock()
+
+    def look(self):
+        """Look at every part; several times a second."""
+        wrong = next(filter(None, map(_wrong_with, self._parts)), None)
+        self._looked = self._clock()
+        if self._wrong is None:
+            self._wrong_since = self._looked
+        self._wrong = wrong
+
+    def failing(self, seconds):
+        """What has been wrong with a part for so long; None when nothing has."""
+        has_lasted = self._clock() - self._wrong_since >= seconds
+        return self._wrong if has_lasted else None
 
     def waited_s(self):
         """Seconds that the work in hand has waited for a step; inf when the engine has ended."""
@@ -30,8 +89,8 @@ class Health:
         return engine.stats().seconds_since_step if engine.alive else math.inf
 
     def gives_way(self):
-        """Whether this process's engine takes long for its step and another worker's does not."""
-        if self._row is None or self.waited_s() < self._slow_s:
+        """Whether this process is unwell, or its engine slow, and another's is neither."""
+        if self._row is None or (self._wrong is None and self.waited_s() < self._slow_s):
             return False
         return any(
             row is not self._row and row.is_well(self._clock(), self._slow_s)
@@ -41,11 +100,23 @@ class Health:
     def heartbeat(self):
         """Tell the other workers, if there are any, how this one is."""
         if self._row is not None:
-            self._row.heartbeat(self._clock(), self.waited_s())
+            waited_s = self.waited_s() if self._wrong is None else math.inf
+            self._row.heartbeat(self._clock(), waited_s)
 
     def is_well(self):
         """Whether requests can be answered, here or by any worker."""
         if self._row is None:
-            return self.waited_s() < self._stuck_s
+            is_looked_after = self._clock() - self._looked < self._stuck_s
+            works = self._wrong is None and is_looked_after
+            return works and self.waited_s() < self._stuck_s
         self.heartbeat()
         return self._row.table.any_well(self._clock(), self._stuck_s)
+
+
+def _wrong_with(part):
+    try:
+        return part()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001  (a panic of the tokenizers library is one)
+        return f"{type(error).__name__}: {error}"

@@ -33,9 +33,20 @@ class LogWriter(logging.Handler):
         self._num_lines = num_lines
         self._lines: deque[str] = deque()
         self._changed = threading.Condition()
-        self._num_dropped = 0
+        self._num_dropped = self._num_lost = 0  # since a line told of them, since take_lost()
         self._is_writing = False
-        threading.Thread(target=self._write_for_ever, name="log", daemon=True).start()
+        self._thread = threading.Thread(target=self._write_for_ever, name="log", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def take_lost(self) -> int:
+        """How many lines were lost since the last call."""
+        with self._changed:
+            num_lost, self._num_lost = self._num_lost, 0
+        return num_lost
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -46,6 +57,7 @@ class LogWriter(logging.Handler):
         with self._changed:
             if len(self._lines) >= self._num_lines:
                 self._num_dropped += 1
+                self._num_lost += 1
             else:
                 self._lines.append(line)
                 self._changed.notify_all()
@@ -71,8 +83,10 @@ class LogWriter(logging.Handler):
                 lines.append(self._told(num_dropped))
             text = "\n".join([*lines, ""])
             if not self._write(text.encode("utf-8", "backslashreplace")):
+                num_lines = len(lines) - (num_dropped > 0)
                 with self._changed:
-                    self._num_dropped += num_dropped + len(lines) - (num_dropped > 0)
+                    self._num_dropped += num_dropped + num_lines
+                    self._num_lost += num_lines
 
     def _told(self, num_dropped):
         message = "%d log lines were lost: whoever reads them was too slow, or they failed"

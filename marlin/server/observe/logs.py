@@ -35,6 +35,20 @@ def configure(level, log_format, stream):
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
+def writer_ended():
+    """That log lines would be lost for ever, as a part of observe.health.Health; else None."""
+    return None if all(writer.is_alive for writer in _writers()) else "log lines are not written"
+
+
+def take_lost():
+    """How many log lines were lost since the last call."""
+    return sum(writer.take_lost() for writer in _writers())
+
+
+def _writers():
+    return [handler for handler in logging.getLogger().handlers if isinstance(handler, LogWriter)]
+
+
 class TextFormatter(logging.Formatter):
     """Time, level and message; a traceback follows on indented lines."""
 

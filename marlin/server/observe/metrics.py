@@ -95,6 +95,7 @@ FAMILIES = _lay_out(
     ("draft_tokens_total", "counter", "Tokens guessed by speculation and computed."),
     ("accepted_draft_tokens_total", "counter", "Guessed tokens that became output."),
     ("preemptions_total", "counter", "Times that a sequence was put back, to be computed anew."),
+    ("log_lines_lost_total", "counter", "Log lines that could not be written in time or at all."),
     ("busy_seconds_total", "counter", "Time in which a worker had a generation request."),
     (
         "time_to_first_token_seconds",
@@ -232,6 +233,7 @@ class RequestRecord:
     Attributes:
         outcome: what became of it when its status does not tell: DISCONNECTED, or the status of
             an error in a stream; else None.
+        is_generation: it asked for a generation, and its body arrived.
         num_prompt_tokens, num_cached_tokens, num_output_tokens: so far, over all its sequences.
     """
 
@@ -240,6 +242,7 @@ class RequestRecord:
         self._clock = clock
         self._began = clock()
         self.outcome = None
+        self.is_generation = False
         self.num_prompt_tokens = 0
         self.num_cached_tokens = 0
         self.num_output_tokens = 0
@@ -248,6 +251,7 @@ class RequestRecord:
     def generating(self):
         """It is an active generation request, timed from now, for the length of a `with` block."""
         self._began = self._clock()
+        self.is_generation = True
         self._metrics.begin_request()
         try:
             yield

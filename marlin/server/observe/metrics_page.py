@@ -11,6 +11,7 @@ from marlin import __version__
 from marlin.engine.interface import EngineStats
 from marlin.server.observe import prometheus
 from marlin.server.observe.accept import preferred
+from marlin.server.observe.logs import take_lost
 from marlin.server.observe.metrics import FAMILIES, memory_gauges, total
 
 _MB = 1024 * 1024
@@ -39,7 +40,8 @@ class MetricsPage:
         self._snapshots = snapshots or (lambda: [metrics.snapshot()])
 
     def refresh(self):
-        """Bring this process's gauges up to date. Other workers see them as they were last set."""
+        """Bring what is not counted where it happens up to date; others see what was last set."""
+        self._metrics.add("log_lines_lost_total", take_lost())
         model = self._model
         stats = EngineStats(0, 0) if model is None else model.engine.stats()
         self._metrics.set_gauges(

@@ -24,7 +24,8 @@ from marlin.server.api.routes import Router, capabilities
 from marlin.server.http import allocator
 from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer, open_listener
-from marlin.server.observe.health import Health
+from marlin.server.observe.health import Failures, Health
+from marlin.server.observe.logs import writer_ended
 from marlin.server.observe.metrics import Metrics
 from marlin.server.observe.metrics_page import MetricsPage
 from marlin.server.process.lockdown import lock_down
@@ -50,7 +51,7 @@ def serve(config, load, limits=None):
 
     Returns:
         Exit code: 0, also when the grace period cut requests off; 1 when the engine ended by
-        itself, which ends the server as a signal does.
+        itself or a part of the process fails for good, which ends the server as a signal does.
 
     Raises:
         ConfigError: the address cannot be bound.
@@ -67,16 +68,14 @@ def serve(config, load, limits=None):
     server = HttpServer(listener, app, limits)
     signals = StopSignals()
     threading.Thread(target=server.serve_forever, name="accept", daemon=True).start()
-    start_beating(app, limits, manager.alive)
+    start_beating(app, limits, manager.alive, signals.finish)
     announce(config, model and model.model_id, listener, limits)
     manager.ready()
     watch_engine(model, signals)
-    signals.wait()
+    signum = signals.wait()
     _log.info("stopping: waiting up to %g s for requests in flight", limits.drain_s)
     end_in_time(limits, signals.wait_for)
-    if not server.drain(limits.drain_s):
-        _log.warning("requests still running after %g s were cut off", limits.drain_s)
-    return close_engine(model, server, limits)
+    return stop(signum, model, server, limits)
 
 
 def loaded(config, limits, load):
@@ -115,7 +114,8 @@ def build_app(config, model, limits, row=None, created=None):
             return row.table.snapshots(time.monotonic())
 
     router = Router(config)
-    health = Health(model, limits.stuck_s, row, slow_s=limits.slow_s)
+    failures = Failures(limits.num_failures, limits.failing_s)
+    health = Health(model, limits.stuck_s, row, slow_s=limits.slow_s, parts=parts(model, failures))
     page = MetricsPage(metrics, model, gate, router.labels, snapshots)
     created = int(time.time()) if created is None else created
     limits = replace(
@@ -128,7 +128,17 @@ def build_app(config, model, limits, row=None, created=None):
         *(model, created, config, gate, limits, health, page),
         capabilities={} if model is None else capabilities(model),
     )
-    return App(router, endpoints, metrics, config.api_key)
+    return App(router, endpoints, metrics, config.api_key, failures)
+
+
+def parts(model, failures):
+    """What observe.health.Health looks at beside the engine."""
+
+    def tokenizing():
+        if model is not None:
+            model.tokenizer.encode("a")
+
+    return tokenizing, writer_ended, failures.check
 
 
 def end_in_time(limits, wait_for):
@@ -171,16 +181,23 @@ def watch_engine(model, signals):
         threading.Thread(target=watch, name="engine watch", daemon=True).start()
 
 
-def close_engine(model, server, limits):
-    """Free the engine of a ServedModel, or None; returns the exit code: 1 when it had ended by
-    itself."""
-    if model is None:
-        return 0
-    if not model.engine.alive:
+def stop(signum, model, server, limits):
+    """Let requests in flight finish, and free the engine of a ServedModel, or None.
+
+    Args:
+        signum: the signal that asked for it; 0 when something of this process had failed.
+
+    Returns:
+        The exit code.
+    """
+    if not server.drain(limits.drain_s):
+        _log.warning("requests still running after %g s were cut off", limits.drain_s)
+    if model is not None and not model.engine.alive:
         return 1  # a device that failed might hang when it is closed; the process's end frees it
-    model.engine.close()
-    server.wait_idle(limits.linger_s)  # requests that this cut off get to say so
-    return 0
+    if model is not None:
+        model.engine.close()
+        server.wait_idle(limits.linger_s)  # requests that this cut off get to say so
+    return 0 if signum else 1
 
 
 def libraries():

@@ -37,16 +37,18 @@ class Patience:
         return self._hung_s
 
 
-def beat(app, limits, tell=lambda: None, exit_process=os._exit):
-    """Give signs of life until the process ends, and end it with status 1 when its engine hangs.
+def beat(app, limits, tell=lambda: None, finish=lambda: None, exit_process=os._exit):
+    """Give signs of life until the process ends. End it with status 1 when its engine hangs, and
+    after what is in hand when a part of it fails for good.
 
     Args:
         app: api.app.App.
         limits: http.limits.Limits.
         tell: callable; a service manager's sign of life.
+        finish: callable; begins the end of a process that can still answer.
         exit_process: callable(status).
     """
-    patience = Patience(time.monotonic())
+    patience, is_ending = Patience(time.monotonic()), False
     while True:
         time.sleep(limits.heartbeat_s)
         waited_s = app.waited_s()
@@ -64,11 +66,16 @@ def beat(app, limits, tell=lambda: None, exit_process=os._exit):
             app.heartbeat()
         except OSError as error:  # such as no descriptor left to read how much memory is used
             _log.warning("this process's sign of life is late: %s", error.strerror)
+        if not is_ending and (what := app.failing(limits.failing_s)):
+            is_ending = True
+            _log.critical("this process cannot answer, and ends: %s", what)
+            finish()
 
 
-def start_beating(app, limits, tell=lambda: None):
+def start_beating(app, limits, tell=lambda: None, finish=lambda: None):
     """beat() on a thread of its own."""
-    threading.Thread(target=beat, args=(app, limits, tell), name="beat", daemon=True).start()
+    arguments = app, limits, tell, finish
+    threading.Thread(target=beat, args=arguments, name="beat", daemon=True).start()
 
 
 def _say_last_word(hung_s):

@@ -30,10 +30,10 @@ from marlin.server.observe.worker_table import WorkerTable
 from marlin.server.process.lockdown import lock_down
 from marlin.server.process.serve import (
     build_app,
-    close_engine,
     end_in_time,
     libraries,
     loaded,
+    stop,
     watch_engine,
 )
 from marlin.server.process.signals import StopSignals
@@ -165,17 +165,16 @@ def _serve(job, load):
     server = WorkerServer(socket.socket(fileno=job.listener_fd), app, limits)
     threading.Thread(target=server.serve_forever, name="accept", daemon=True).start()
     # The supervisor ends a worker that hangs; one without a supervisor ends itself a little later.
-    start_beating(app, replace(limits, hung_s=limits.hung_s + 5 * limits.abort_s))
+    patient = replace(limits, hung_s=limits.hung_s + 5 * limits.abort_s)
+    start_beating(app, patient, finish=signals.finish)
     _report_ready(job, model)
     _log.info("worker %d (process %d) serves", job.index, os.getpid())
     watch_engine(model, signals)
     # One signal or many: the supervisor kills when there is to be no more waiting, and a service
     # manager may send the same signal to all processes of the service as the supervisor does.
-    signals.wait()
+    signum = signals.wait()
     end_in_time(limits, time.sleep)  # for when the supervisor is gone
-    if not server.drain(limits.drain_s):
-        _log.warning("requests still running after %g s were cut off", limits.drain_s)
-    return close_engine(model, server, limits)
+    return stop(signum, model, server, limits)
 
 
 def _report_ready(job, model):
