@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from marlin.engine.tickets import Tickets
+from marlin.engine.turns import Turns
 from marlin.errors import OverloadedError
 
 # The longest time after which a client is told to ask again. The official SDKs take up to 60.
@@ -27,7 +28,7 @@ class _Waiting:
 
 
 class SlotGate:
-    """Slots for generating: for whom has fewest of them, and among those first come first served.
+    """Slots for generating, given by Turns.
 
     When all are taken, a client without any may have one more while another has several; the same
     holds for places. So at most twice as many are inside, whatever their clients.
@@ -53,7 +54,7 @@ class SlotGate:
         self._clock = clock
         self._changed = threading.Condition()
         self._waiting: list[_Waiting] = []
-        self._inside: Counter[str] = Counter()
+        self._inside = Turns()
         self._places: Counter[str] = Counter()
         self._tickets = Tickets()
         self._held_s = 0.0
@@ -88,7 +89,7 @@ class SlotGate:
             if not has_room and not _may_pass(self._places, client, 2 * self._num_places):
                 retry_s = self._retry_s(num_ahead)
                 self._tickets.turn_away(ticket, now + retry_s)
-                num_inside = self._inside.total()
+                num_inside = self._inside.total
                 raise OverloadedError(
                     f"{num_inside} requests are running and {count - num_inside} are waiting, "
                     f"which is all this server takes; try again in {retry_s} s",
@@ -119,7 +120,7 @@ class SlotGate:
             yield
         finally:
             with self._changed:
-                _take_from(self._inside, client)
+                self._inside.change(client, -1)
                 held_s = self._clock() - began
                 share = _NEWEST_SHARE if self._held_s else 1.0
                 self._held_s += share * (held_s - self._held_s)
@@ -142,12 +143,12 @@ class SlotGate:
     def _let_in(self):
         """Give slots to those that are next, as long as there are any."""
         while self._waiting:
-            waiting = min(self._waiting, key=lambda one: self._inside[one.client])
-            is_free = self._inside.total() < self._num_slots
-            if not is_free and not _may_pass(self._inside, waiting.client, 2 * self._num_slots):
+            waiting = self._inside.next(self._waiting)
+            is_free, most = self._inside.total < self._num_slots, 2 * self._num_slots
+            if not is_free and not _may_pass(self._inside.in_hand, waiting.client, most):
                 return
             self._waiting.remove(waiting)
-            self._inside[waiting.client] += 1
+            self._inside.begin(waiting.client)
             waiting.may_enter = True
             self._changed.notify_all()
 

@@ -3,7 +3,7 @@
 Declarations alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,6 +67,10 @@ class ModelTokenizer(Protocol):
     def named_tokens(self) -> Mapping[str, str]: ...
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+
+    def encode_parts(
+        self, text: str, num_characters: int, *, add_special_tokens: bool = True
+    ) -> Iterator[list[int]]: ...
 
     def min_tokens(self, text: str) -> int: ...
 

@@ -74,6 +74,10 @@ class MockTokenizer:
                 token_ids.append(token_id)
         return token_ids
 
+    def encode_parts(self, text, num_characters, *, add_special_tokens=True):
+        """As Tokenizer.encode_parts(), of one part."""
+        yield self.encode(text, add_special_tokens=add_special_tokens)
+
     def min_tokens(self, text):
         """As Tokenizer.min_tokens(), for which 0 is always true."""
         return 0

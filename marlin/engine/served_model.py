@@ -5,8 +5,10 @@ owns the model's state. Knows no API and no socket.
 """
 
 import logging
-from collections.abc import Callable
-from contextlib import nullcontext
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from marlin.engine.bounds import check_prompt, check_prompt_fits
@@ -19,8 +21,8 @@ from marlin.text.conversation import Conversation, Prompter
 
 logger = logging.getLogger(__name__)
 
-# Longer texts are tokenized one at a time. It takes up to 330 bytes of memory a character: 0.2 GB
-# for ten texts of this length at once, 14 GB for ten of 4 MiB.
+# Longer texts are tokenized in parts of this length, clients by turns: a part takes 4 to 30 MB and
+# some 0.1 s. One that cannot be ended there takes up to 120 MB and 2 s (text/cuts.py).
 LONG_TEXT_CHARACTERS = 64 * 1024
 # How often a text that waits for its turn looks whether it is still wanted.
 POLL_S = 0.1
@@ -80,7 +82,8 @@ class ServedModel:
         self._prompter = prompter_for(tokenizer)
         self.marker_ids = frozenset(self._special_ids_of_markers())
         self._long_text_characters = long_text_characters
-        self._long_texts = SlotGate(1, None, poll_s)
+        self._long_parts = SlotGate(1, None, poll_s)
+        self._began: dict[int, float] = {}  # by thread: of each call of the tokenizer in hand
 
     @property
     def has_chat(self) -> bool:
@@ -92,19 +95,29 @@ class ServedModel:
         """Whether conversations may have tools."""
         return self._prompter is not None and self._prompter.form.family is not None
 
+    def tokenizing_s(self) -> float:
+        """How long the tokenizer has been at the part of a text that it has been at longest."""
+        began = min(self._began.copy().values(), default=None)
+        return 0.0 if began is None else time.monotonic() - began
+
     def encode_chat(
-        self, conversation: Conversation, still_wanted: Callable[[], None] = _wanted
+        self,
+        conversation: Conversation,
+        still_wanted: Callable[[], None] = _wanted,
+        client: str = "",
     ) -> ModelPrompt:
         """The prompt of a conversation.
 
         Args:
-            still_wanted: called while a long text waits for its turn, and after tokenizing; raises
-                to give up.
+            still_wanted: called while a long text waits for its turn, and after each part of it;
+                raises to give up.
+            client: whose it is.
 
         Raises:
             TemplateError: the model has no chat template, or it refuses the conversation.
             RequestError: the conversation has tools, and its template none.
             ContextLengthError: more tokens than the context holds.
+            RequestError: it can neither be tokenized at once nor in parts.
         """
         if self._prompter is None:
             raise NoChatTemplateError(
@@ -113,7 +126,7 @@ class ServedModel:
         # A template writes the special tokens itself, beginning-of-sequence included.
         prompter = self._prompter
         text = prompter.prompt(conversation)
-        token_ids = self._encode(text, still_wanted, add_special_tokens=False)
+        token_ids = self._encode(text, still_wanted, client, add_special_tokens=False)
         return ModelPrompt(token_ids, prompter.new_reader(conversation, text))
 
     def encode_prompt(
@@ -121,18 +134,19 @@ class ServedModel:
         prompt: str | list[int],
         name: str = "prompt",
         still_wanted: Callable[[], None] = _wanted,
+        client: str = "",
     ) -> list[int]:
-        """Prompt token ids of a text, or of ids after a look at them; still_wanted as above.
+        """Prompt token ids of a text, or of ids after a look at them; the rest as above.
 
         Args:
             name: what errors call it.
 
         Raises:
-            RequestError: no tokens at all, or an id outside the vocabulary.
+            RequestError: no tokens at all, an id outside the vocabulary, or as above.
             ContextLengthError: more tokens than the context holds.
         """
         if isinstance(prompt, str):
-            token_ids = self._encode(prompt, still_wanted)
+            token_ids = self._encode(prompt, still_wanted, client)
         else:
             token_ids = prompt
         check_prompt(token_ids, self.engine, name)
@@ -145,15 +159,36 @@ class ServedModel:
                 if self.tokenizer.is_special(token_id):
                     yield token_id
 
-    def _encode(self, text, still_wanted, **options):
+    def _encode(self, text, still_wanted, client, *, add_special_tokens=True):
         context = self.engine.max_context_tokens
         check_prompt_fits(self.tokenizer.min_tokens(text), context, "at least ")
-        is_long = len(text) > self._long_text_characters
-        with self._long_texts.slot(still_wanted) if is_long else nullcontext():
-            token_ids = self.tokenizer.encode(text, **options)
-        # Nothing stops a tokenizer, and it may have taken longer than the request has.
-        still_wanted()
+        if len(text) <= self._long_text_characters:
+            with self._tokenizing():
+                short = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            still_wanted()
+            return short
+        parts = self.tokenizer.encode_parts(
+            text, self._long_text_characters, add_special_tokens=add_special_tokens
+        )
+        token_ids: list[int] = []
+        part: list[int] | None = []
+        while part is not None:
+            token_ids += part
+            check_prompt_fits(len(token_ids), context, "at least ")
+            with self._long_parts.slot(still_wanted, client), self._tokenizing():
+                part = next(parts, None)
+            # Nothing stops a tokenizer, and it may have taken longer than the request has.
+            still_wanted()
         return token_ids
+
+    @contextmanager
+    def _tokenizing(self) -> Iterator[None]:
+        thread = threading.get_ident()
+        self._began[thread] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._began[thread]
 
 
 def prompter_for(tokenizer: ModelTokenizer) -> Prompter | None:

@@ -16,8 +16,9 @@ from tokenizers.models import BPE
 
 from marlin.errors import ModelFileError
 from marlin.files.fields import file_fields
+from marlin.text.cuts import SPACE_PIECE
 from marlin.text.pretokenizer import FAMILIES
-from marlin.text.tokenizer import SPACE_PIECE, TOOL_TEMPLATE, Tokenizer, set_template
+from marlin.text.tokenizer import TOOL_TEMPLATE, Tokenizer, set_template
 
 PREFIX = "tokenizer.ggml."
 # Values of token_type; the others (unknown, unused, byte) need no treatment of their own.

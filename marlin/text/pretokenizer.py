@@ -140,7 +140,8 @@ _O200K_WORDS = (
 # Expressions of tokenizer.json files that are no family's here. None of them takes more than linear
 # time on runs of any class of characters; two published ones do and are left out, those that cut
 # runs of digits from the right.
-OTHERS = (
+# Each of these cuts words at blanks and line ends.
+WORDS = (
     # GPT-2, where it is spelled out.
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     # o200k: gpt-oss, MiniMax M2.
@@ -151,22 +152,25 @@ OTHERS = (
         r"| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
         for numbers in (r"\p{N}{1,3}", r"\p{N}")
     ),
-    # Seed-Coder, EXAONE MoE, MiniCPM 5, Jais 2.
+    # Seed-Coder, MiniCPM 5, Jais 2.
     rf"{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1}}"
     r"| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+",
-    rf"{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
     rf"{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}+"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     rf"{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
     + "|".join(rf"\s{{{width}}}(?!\S)" for width in (512, 256, 128, 64, 32, 16, 8, 4, "1,2"))
     + r"|\s{1}",
-    # BLOOM and Viking, Falcon, Laguna; digits alone.
+    # BLOOM and Viking.
     " ?[^(\\s|[.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c])]+",
-    "[0-9][0-9][0-9]",
+)
+DIGITS = ("[0-9][0-9][0-9]", r"\p{N}", r"\p{N}+", r"\p{N}{1,3}", r"\d", r"\d+")
+OTHERS = (
+    *(*WORDS, *DIGITS),
+    # EXAONE MoE, whose words may hold blanks, and Laguna, whose pieces are lines.
+    rf"{_SUFFIX}|[^\r\n\p{{L}}\p{{N}}]?(?:\p{{L}}\p{{M}}*(?: \p{{L}}\p{{M}}*)*)+|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+",
     r"[^\n]+|[\n]+",
-    *(r"\p{N}", r"\p{N}+", r"\d", r"\d+"),
     # Normalizers made from SentencePiece models.
     *(" {2,}", r"\s{2,}|[\n\r\t]", r"[\n\r\t]", r"\s+", r"\n", "\\A\u2581"),
 )

@@ -18,9 +18,9 @@ from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 
 from marlin.errors import TokenizerPoolError
+from marlin.text.cuts import SPACE_PIECE, checked, cuts_of, steps_of
 from marlin.text.special_tokens import end_of_turn_ids
 
-SPACE_PIECE = "\u2581"
 # Names of chat templates, where a model has several.
 DEFAULT_TEMPLATE, TOOL_TEMPLATE = "default", "tool_use"
 BYTE_PIECES = MappingProxyType({f"<0x{byte:02X}>": bytes([byte]) for byte in range(256)})
@@ -95,6 +95,8 @@ class Tokenizer:
         self._spelling, self.strips_leading_space = _recognise_decoder(backend.decoder)
         self.byte_exact = self._spelling is not None
         self._token_bound = _token_bound(backend, added.values(), pieces)
+        self._cuts = cuts_of(backend, added.values(), pieces)
+        self._around = _around(backend)
 
     def encode(self, text, *, add_special_tokens=True):
         """Token ids of `text`; special tokens spelled out in it are taken as such.
@@ -106,7 +108,32 @@ class Tokenizer:
         Returns:
             list[int], empty for "" unless special tokens are added.
         """
+        return self._ids(_well_formed(text), add_special_tokens)
+
+    def encode_parts(self, text, num_characters, *, add_special_tokens=True):
+        """As encode(), a part of the text after another, so that one can stop between two.
+
+        Args:
+            num_characters: of a part at least; it ends where it is certain that the tokens are the
+                same (cuts.py).
+
+        Yields:
+            list[int], which are encode()'s ids one after another.
+
+        Raises:
+            RequestError: a part cannot be ended, and is longer than what is read as one.
+        """
         text = _well_formed(text)
+        if add_special_tokens and self._around is None:
+            yield self._ids(checked(text), True)
+            return
+        before, after = self._around if add_special_tokens else ([], [])
+        yield before
+        for part in self._cuts.parts(text, num_characters) if self._cuts else [text]:
+            yield self._ids(checked(part), False)
+        yield after
+
+    def _ids(self, text, add_special_tokens):
         # `encode` would keep the interpreter lock: 4.4 s for 1.8 MB, in which no step can start.
         batch = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return batch[0].ids
@@ -182,6 +209,15 @@ def _make_pool(backend):
         raise TokenizerPoolError(f"tokenizing is not possible: {error}") from None
 
 
+def _around(backend):
+    """(ids before a text, ids behind it) that encode() adds, or None if it does more."""
+    own, all_ids = (backend.encode("a", add_special_tokens=adds).ids for adds in (False, True))
+    for start in range(len(all_ids) - len(own) + 1 if own else 0):
+        if all_ids[start : start + len(own)] == own:
+            return all_ids[:start], all_ids[start + len(own) :]
+    return None
+
+
 def set_template(backend, bos=None, eos=None):
     """Make `encode` put `bos` before and `eos` after a text; each is (id, text) or None."""
     special = [
@@ -242,7 +278,7 @@ def _token_bound(backend, added, pieces):
 def _shrinks(normalizer):
     """How many times fewer bytes a text may have after a normalizer; None for any."""
     times = 1
-    for step in _steps(normalizer, "normalizers"):
+    for step in steps_of(normalizer, "normalizers"):
         if step.get("type") in _FORMS:
             times *= _FORM_SHRINKS
         elif step.get("type") == "Replace" and "String" in step["pattern"]:
@@ -255,7 +291,7 @@ def _shrinks(normalizer):
 
 def _longest_piece(pre_tokenizer, model, pieces):
     """(bytes of a normalized text that one piece can stand for, or None; bytes that vanish)."""
-    steps = _steps(pre_tokenizer, "pretokenizers")
+    steps = steps_of(pre_tokenizer, "pretokenizers")
     kinds = {step.get("type") for step in steps if step}
     if any(step["behavior"] == "Removed" for step in steps if step.get("type") == "Split"):
         return None, b""
@@ -270,15 +306,9 @@ def _longest_piece(pre_tokenizer, model, pieces):
     return None, b""
 
 
-def _steps(component, name):
-    """The settings of a decoder or pre-tokenizer's steps; `name` is what a sequence calls them."""
-    state = json.loads(component.__getstate__()) if component is not None else {}
-    return (state.get(name) or [{}]) if state.get("type") == "Sequence" else [state]
-
-
 def _recognise_decoder(decoder):
     """How pieces spell bytes: ("byte_level" | "sentencepiece" | None, drops one leading space)."""
-    steps = _steps(decoder, "decoders")
+    steps = steps_of(decoder, "decoders")
     names = [step.get("type") for step in steps]
     if names in (["ByteLevel"], ["ByteLevel", "Fuse"]):
         return "byte_level", False

@@ -28,8 +28,11 @@ class RunningServer:
         self.host, self.port = http_server.socket.getsockname()[:2]
         self.base_url = f"http://{self.host}:{self.port}/v1"
 
-    def connect(self):
-        sock = socket.create_connection((self.host, self.port), timeout=CLIENT_TIMEOUT_S)
+    def connect(self, source=None):
+        """A client; source: its address, of which Linux has many (127.0.0.2, ...)."""
+        sock = socket.create_connection(
+            (self.host, self.port), CLIENT_TIMEOUT_S, source and (source, 0)
+        )
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return RawClient(sock)
 

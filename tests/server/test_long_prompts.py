@@ -1,5 +1,6 @@
-"""Texts that take long to tokenize: refused before it, one at a time, and no longer than asked."""
+"""Long texts: refused before tokenizing, a part at a time, and no longer than asked."""
 
+import sys
 import threading
 import time
 
@@ -56,8 +57,30 @@ class BoundedTokenizer(ByteTokenizer):
         return super().encode(text)
 
 
-def ask(server, prompt):
-    client = server.connect()
+class PartsTokenizer(ByteTokenizer):
+    """Notes each part of a text, which has two tokens, and goes on only when told to."""
+
+    def __init__(self):
+        self.parts = []
+        self.entered, self.go_on = threading.Semaphore(0), threading.Semaphore(0)
+
+    def encode_parts(self, text, num_characters, *, add_special_tokens=True):
+        for start in range(0, len(text), num_characters):
+            self.parts.append(text[start])
+            self.entered.release()
+            assert self.go_on.acquire(timeout=CLIENT_TIMEOUT_S)
+            yield [1, 2]
+
+
+@pytest.fixture
+def parts_tokenizer():
+    tokenizer = PartsTokenizer()
+    yield tokenizer
+    tokenizer.go_on.release(1000)
+
+
+def ask(server, prompt, source=None):
+    client = server.connect(source)
     client.send(request_bytes("POST", COMPLETIONS, completion_body(prompt=prompt)))
     return client
 
@@ -163,3 +186,59 @@ def test_a_client_that_left_while_its_text_was_tokenized_reaches_no_engine(start
     tokenizer.release()
     server.wait_until_idle()
     assert server.engine.requests == []
+
+
+def test_a_text_is_given_up_between_two_parts_when_its_time_is_over(start_server, parts_tokenizer):
+    server = start_server(
+        tokenizer=parts_tokenizer, options={"timeout_s": "0.2"}, long_text_characters=10
+    )
+    with ask(server, "x" * 50) as client:
+        assert parts_tokenizer.entered.acquire(timeout=CLIENT_TIMEOUT_S)
+        time.sleep(0.3)
+        parts_tokenizer.go_on.release()
+        answer = client.read()
+    assert (answer.status, answer.error["code"]) == (504, "timeout")
+    assert parts_tokenizer.parts == ["x"] and server.engine.requests == []
+
+
+def test_a_text_is_refused_as_soon_as_its_parts_do_not_fit(start_server, parts_tokenizer):
+    engine = FakeEngine(max_context_tokens=5)
+    server = start_server(engine, parts_tokenizer, long_text_characters=10)
+    parts_tokenizer.go_on.release(1000)
+    with ask(server, "x" * 990) as client:
+        answer = client.read()
+    assert (answer.status, answer.error["code"]) == (400, "context_length_exceeded")
+    assert "has at least 6 tokens" in answer.error["message"]
+    assert len(parts_tokenizer.parts) == 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="this system answers on 127.0.0.1 alone")
+def test_long_texts_of_two_clients_are_tokenized_by_turns(start_server, parts_tokenizer):
+    server = start_server(tokenizer=parts_tokenizer, long_text_characters=10, poll_s=0.01)
+    hogs = [ask(server, "a" * 30) for _ in range(3)]
+    assert parts_tokenizer.entered.acquire(timeout=CLIENT_TIMEOUT_S)
+    gate = server.app._endpoints._model._long_parts
+    with ask(server, "b" * 30, "127.0.0.2") as other:
+        end = time.monotonic() + CLIENT_TIMEOUT_S
+        while gate.num_waiting < 3:
+            assert time.monotonic() < end, "they do not come for their turns"
+        parts_tokenizer.go_on.release(1000)
+        assert other.read().status == 200
+    for hog in hogs:
+        with hog:
+            assert hog.read().status == 200
+    order = "".join(parts_tokenizer.parts)
+    assert sorted(order) == [*"aaaaaaaaabbb"]
+    assert order.index("b") == 1 and order.rindex("b") <= 6, order
+
+
+def test_health_tells_of_a_text_that_no_tokenizer_comes_to_an_end_with(start_server, tokenizer):
+    server = start_server(tokenizer=tokenizer, stuck_s=0.3)
+    with server.connect() as probe, ask(server, SHORT) as client:
+        assert tokenizer.entered.acquire(timeout=CLIENT_TIMEOUT_S)
+        assert probe.ask("GET", "/health").status == 200
+        time.sleep(0.4)
+        assert probe.ask("GET", "/health").status == 503
+        tokenizer.release()
+        assert client.read().status == 200
+        assert probe.ask("GET", "/health").status == 200

@@ -334,4 +334,4 @@ def test_a_process_whose_engine_hangs_says_where_and_exits_with_1(start):
         client.send(request_bytes("POST", "/v1/chat/completions", body))
         assert process.popen.wait(CLIENT_TIMEOUT_S) == 1
     log = process.popen.stderr.read()
-    assert "completed no step for 1 s" in log and "failing_engine.py" in log
+    assert "done nothing for 1 s" in log and "failing_engine.py" in log

@@ -68,16 +68,14 @@ def test_slots_are_given_to_clients_by_turns_and_within_one_by_arrival(clock):
     gate, order = SlotGate(1, None, 0.01, clock), []
     inside = [Inside(gate, "a", order)]
     until(lambda: order == ["a"])
-    for number, client in enumerate(["a", "b", "a", "b"]):
+    for number, client in enumerate(["a", "a", "a", "b", "c", "b"]):
         inside.append(Inside(gate, client, order))
         until(lambda number=number: gate.num_waiting == number + 1)
-    inside[0].leave()
-    until(lambda: len(order) == 2)
-    inside[1].leave()  # none of either is inside: by arrival
-    until(lambda: len(order) == 3)
-    assert order == ["a", "a", "b"]
-    for one in inside:
-        one.leave()
+    for number, place in enumerate([0, 4, 5, 1, 6, 2]):
+        inside[place].leave()
+        until(lambda number=number: len(order) == number + 2)
+    assert order == [*"abcabaa"]
+    inside[3].leave()
 
 
 def test_a_client_without_a_slot_has_the_next_one_before_a_client_that_has_some(clock):

@@ -43,7 +43,7 @@ class FakeClock:
 def model(waited_s=0.0, alive=True):
     stats = EngineStats(0, 0, seconds_since_step=waited_s)
     engine = SimpleNamespace(alive=alive, stats=lambda: stats)
-    return SimpleNamespace(engine=engine)
+    return SimpleNamespace(engine=engine, tokenizing_s=lambda: 0.0)
 
 
 def value(table, name, now):
@@ -261,7 +261,7 @@ def test_an_engine_that_hangs_ends_its_process_and_one_that_has_ended_does_not(c
 
     beat(app, Limits(heartbeat_s=0.01, hung_s=0.05), exit_process=exit_process)
     assert ended.is_set() and statuses == [1] and not waited
-    assert "completed no step for 0.05 s" in caplog.text
+    assert "done nothing for 0.05 s" in caplog.text
     assert "most recent call first" in capfd.readouterr().err
 
 

@@ -30,8 +30,10 @@ class ChatPrompt:
     def continues(self) -> bool:
         return self.conversation.continues
 
-    def encode(self, model: ServedModel, still_wanted: Callable[[], None]) -> ModelPrompt:
-        return model.encode_chat(self.conversation, still_wanted)
+    def encode(
+        self, model: ServedModel, still_wanted: Callable[[], None], client: str
+    ) -> ModelPrompt:
+        return model.encode_chat(self.conversation, still_wanted, client)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +49,10 @@ class Prompt:
     content: str | list[int]
     param: str
 
-    def encode(self, model: ServedModel, still_wanted: Callable[[], None]) -> ModelPrompt:
-        return ModelPrompt(model.encode_prompt(self.content, self.param, still_wanted))
+    def encode(
+        self, model: ServedModel, still_wanted: Callable[[], None], client: str
+    ) -> ModelPrompt:
+        return ModelPrompt(model.encode_prompt(self.content, self.param, still_wanted, client))
 
 
 @dataclass(frozen=True, slots=True)

@@ -134,7 +134,7 @@ class Endpoints:
             handler.check_peer()
             deadline.check()
 
-        with self._large_bodies.slot(check_wanted):
+        with self._large_bodies.slot(check_wanted, handler.client):
             handler.body_share.wait_for_room()
             body = parse_json(content, self._limits.num_values)
             handler.body_share.set(memory_bytes(body))

@@ -86,7 +86,8 @@ class Generation:
             TemplateError: its template does.
             TimedOutError, PeerGone: as check_wanted().
         """
-        prompts = [prompt.encode(self.model, self.check_wanted) for prompt in self.call.prompts]
+        whose = self.check_wanted, self.handler.client
+        prompts = [prompt.encode(self.model, *whose) for prompt in self.call.prompts]
         check_biases(self.call.sampling.logit_bias, self.model.engine)
         return prompts
 

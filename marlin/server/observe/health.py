@@ -1,8 +1,9 @@
 """What /health tells: whether every part that answers depend on works, here or in any worker.
 
-Those are the engine, which has to complete steps, and what else can be asked: a few parts that are
-looked at, and the answers themselves, which may not be internal errors alone. Where log lines go
-is none of them: nothing waits for whoever reads those, and a metric counts what is lost.
+Those are the engine, which has to complete steps, the tokenizer, which a hostile file may hold for
+hours, and what else can be asked: a few parts that are looked at, and the answers themselves, which
+may not be internal errors alone. Where log lines go is none of them: nothing waits for whoever
+reads those, and a metric counts what is lost.
 """
 
 import math
@@ -82,11 +83,14 @@ class Health:
         return self._wrong if has_lasted else None
 
     def waited_s(self):
-        """Seconds that the work in hand has waited for a step; inf when the engine has ended."""
+        """Seconds that the work in hand has waited for a step, or a part of a text to be tokenized;
+        inf when the engine has ended."""
         if self._model is None:
             return 0.0
         engine = self._model.engine
-        return engine.stats().seconds_since_step if engine.alive else math.inf
+        if not engine.alive:
+            return math.inf
+        return max(engine.stats().seconds_since_step, self._model.tokenizing_s())
 
     def gives_way(self):
         """Whether this process is unwell, or its engine slow, and another's is neither."""

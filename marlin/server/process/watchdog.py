@@ -79,6 +79,8 @@ def start_beating(app, limits, tell=lambda: None, finish=lambda: None):
 
 
 def _say_last_word(hung_s):
-    _log.critical("the engine has completed no step for %g s, and this process ends", hung_s)
+    _log.critical(
+        "the engine or the tokenizer has done nothing for %g s, and this process ends", hung_s
+    )
     logging.shutdown()
     faulthandler.dump_traceback(file=2, all_threads=True)
