@@ -25,7 +25,7 @@ import tracing
 from recorded import Record
 from running import Run, run_pytest
 
-FIRST_S, ALL_S = 25, 240  # seconds of tests, as recorded, for a mutant: at first, and at most
+FIRST_S, ALL_S = 15, 120  # seconds of tests, as recorded, for a mutant: at first, and at most
 _PRELOADED = ("numpy", "hypothesis", "jinja2", "openai", "gguf", "pytest")
 
 

@@ -47,9 +47,12 @@ class Record:
             number = int(trace.name.split(".")[1])
             if number == 0 or number > len(tests):
                 continue
-            for line in trace.read_text().splitlines():
+            for line in set(trace.read_text().splitlines()):
                 file, _, at = line.rpartition(":")
-                self._now(f"marlin/{file}", root)
+                if not at.isdigit():  # a test that plays with descriptors had another's write here
+                    continue
+                if f"marlin/{file}" not in self.sources:
+                    self._now(f"marlin/{file}", root)
                 lines = self.lines[f"marlin/{file}"]
                 lines.setdefault(int(at), set()).add(tests[number - 1][0])
 
