@@ -17,6 +17,7 @@ import os
 import random
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import copied_tree
@@ -25,7 +26,8 @@ import tracing
 from recorded import Record
 from running import Run, run_pytest
 
-FIRST_S, ALL_S = 15, 120  # seconds of tests, as recorded, for a mutant: at first, and at most
+# Seconds of tests, as recorded, and from how many files: at first, then for what survives that.
+FIRST, MORE = (8, 3), (40, 8)
 _PRELOADED = ("numpy", "hypothesis", "jinja2", "openai", "gguf", "pytest")
 
 
@@ -73,32 +75,31 @@ def draw(root, patterns, count, seed):
     return drawn
 
 
-def chosen(record, tests, path, budget_s):
-    """Of the tests those for `budget_s` seconds: first the module's own, then the quickest."""
-    stem = Path(path).stem
+def chosen(record, tests, path, budget_s, num_files):
+    """Of the tests some of `num_files` files for `budget_s` seconds, quickest file first.
 
-    def rank(name):
-        return (stem not in name.partition("::")[0] or record.tests[name][1] > 2, cost(name))
+    First come files that are named after the module, then those of which most tests run the line.
+    """
+    files = {}
+    for name in tests:
+        files.setdefault(name.partition("::")[0], []).append(name)
+    sizes = Counter(name.partition("::")[0] for name in record.tests)
+
+    def rank(file):
+        return Path(path).stem not in Path(file).stem, -len(files[file]) / sizes[file], file
 
     def cost(name):
         return record.tests[name][1]
 
-    order, total = [], 0.0
-    for name in sorted(tests, key=rank):
-        total += cost(name) + 0.005
-        if order and total > budget_s:
-            break
-        order.append(name)
-    return _by_file(order, cost)
-
-
-def _by_file(order, cost):
-    """Tests of a file together, so that what they share is set up once; quickest file first."""
-    files = {}
-    for name in order:
-        files.setdefault(name.partition("::")[0], []).append(name)
-    means = sorted(files.values(), key=lambda names: sum(map(cost, names)) / len(names))
-    return [name for names in means for name in names]
+    order = []
+    for file in sorted(files, key=rank)[:num_files]:
+        total = 0.0
+        for name in sorted(files[file], key=cost):
+            total += cost(name) + 0.005
+            if order and total > budget_s / num_files:
+                break
+            order.append(name)
+    return order
 
 
 def judge(root, record, mutant, number):
@@ -112,9 +113,9 @@ def judge(root, record, mutant, number):
     stamp = 1_000_000_000 + number * 10 + os.getpid() % 10  # no .pyc of another is taken for it
     os.utime(path, (stamp, stamp))
     try:
-        first = chosen(record, tests, mutant.path, FIRST_S)
-        for order in (first, chosen(record, tests - set(first), mutant.path, ALL_S)):
-            failed = _failing(root, record, order)
+        first = chosen(record, tests, mutant.path, *FIRST)
+        for order in (first, chosen(record, tests - set(first), mutant.path, *MORE)):
+            failed = _failing(root, record, order) if order else None
             if failed is not None:
                 return "killed", failed
         return "survived", ""
@@ -124,28 +125,18 @@ def judge(root, record, mutant, number):
 
 
 def _failing(root, record, order):
-    """The test that fails twice of these, or None. One that fails once only proves nothing."""
+    """The test that fails of these, or None."""
 
     def limit(name):
         return 20 + 10 * record.tests.get(name, ["", 5])[1]
 
-    def once(order):
-        files = list(dict.fromkeys(name.partition("::")[0] for name in order))
-        return run_pytest(root, ["-x", *files], lambda folder: Run(folder, order), limit)
-
-    order = list(order)
-    while order:
-        code, tests = once(order)
-        if code in (0, 5):
-            return None
-        if code is None or code != 1 or not tests:
-            name = tests[-1][0] if tests else "(no test begins)"
-            return f"{name} (hangs)" if code is None else "(collection)"
-        name = tests[-1][0]
-        if once([name])[0] != 0:
-            return name
-        order.remove(name)
-    return None
+    files = list(dict.fromkeys(name.partition("::")[0] for name in order))
+    code, tests = run_pytest(root, ["-x", *files], lambda folder: Run(folder, order), limit)
+    if code in (0, 5):
+        return None
+    if code == 1 and tests:
+        return tests[-1][0]
+    return f"{tests[-1][0]} (hangs)" if code is None and tests else "(collection)"
 
 
 def table(results):

@@ -132,19 +132,17 @@ def judge(root, mutant):
 
 
 def _failing(root, arguments):
-    def once(arguments):
-        return run_pytest(root, ["-x", *arguments], CpuRun, lambda _name: 300)
-
-    code, tests = once(arguments)
+    code, tests = run_pytest(root, ["-x", *arguments], CpuRun, lambda _name: 300)
     if code in (0, 5):
         return None
-    if not tests:
-        return "(crash)"
-    return tests[-1][0] if once([tests[-1][0]])[0] != 0 else None
+    return tests[-1][0] if tests else "(crash)"
 
 
 class CpuRun(Run):
     """All tests but Metal's, another device, whose simulator would be built anew each time."""
+
+    def __init__(self, folder):
+        super().__init__(folder, builds=True)
 
     def pytest_collection_modifyitems(self, items):
         items[:] = [item for item in items if "metal" not in item.nodeid.partition("::")[2]]

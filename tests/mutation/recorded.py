@@ -79,6 +79,9 @@ class Record:
         found = set()
         if not mutant.at_import:
             found = set().union(*(lines.get(line, ()) for line in mutant.lines))
+            if not found:  # a trace may miss a line where descriptors or time run out
+                around = _function_lines(root / mutant.path, mutant.line)
+                found = set().union(*(lines.get(line, ()) for line in around))
         else:
             heads = _import_lines(root / mutant.path)
             found = set().union(*(ids for line, ids in lines.items() if line not in heads))
@@ -96,6 +99,15 @@ class Record:
                 heads = _import_lines(root / file)
                 found |= set().union(*(ids for line, ids in lines.items() if line not in heads))
         return found
+
+
+def _function_lines(path, line):
+    """The lines of the innermost function around a line."""
+    nodes = [
+        node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)
+    ]
+    around = [range(node.body[0].lineno, node.end_lineno + 1) for node in nodes]
+    return min((lines for lines in around if line in lines), key=len, default=())
 
 
 def _import_lines(path):

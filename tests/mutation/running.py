@@ -10,19 +10,24 @@ import sys
 import time
 
 import copied_tree
+import pytest
+from _pytest.runner import runtestprotocol
 
 
 class Run:
     """A pytest plugin: only the chosen tests, in the order given; says which runs and how it ends.
 
+    A test that fails is run again at once: one that fails once only proves nothing.
+
     Args:
-        folder: `running` there holds the number of the test that runs.
+        folder: `running` there holds the test that runs and since when.
         order: test ids, or None for all that are collected.
-        tracer: a tracing.Tracer to tell, or None.
+        tracer: a tracing.Tracer to tell, or None. Traced, no test is run again.
+        builds: whether the native library may have changed since it was built.
     """
 
-    def __init__(self, folder, order=None, tracer=None):
-        self.folder, self.order, self.tracer = folder, order, tracer
+    def __init__(self, folder, order=None, tracer=None, builds=False):
+        self.folder, self.order, self.tracer, self.builds = folder, order, tracer, builds
         self.tests = []  # [id, outcome, seconds]
 
     def pytest_collection_modifyitems(self, items):
@@ -33,21 +38,35 @@ class Run:
                 key=lambda item: place[item.nodeid],
             )
 
-    def pytest_runtest_logstart(self, nodeid):
-        self.tests.append([nodeid, "passed", 0.0])
-        (self.folder / "running").write_text(json.dumps([nodeid, time.time()]))
+    @pytest.hookimpl(wrapper=True)
+    def pytest_collection_finish(self, session):
+        """tests/conftest.py looks here whether all is built, unless nothing is to run."""
+        session.config.option.collectonly = not self.builds
+        try:
+            return (yield)
+        finally:
+            session.config.option.collectonly = False
+
+    def pytest_runtest_protocol(self, item, nextitem):
+        self.tests.append([item.nodeid, "passed", 0.0])
+        (self.folder / "running.new").write_text(json.dumps([item.nodeid, time.time()]))
+        (self.folder / "running.new").replace(self.folder / "running")
         if self.tracer:
             self.tracer.begin(str(len(self.tests)).encode())
-
-    def pytest_runtest_logreport(self, report):
-        test = self.tests[-1]
-        test[2] += report.duration
-        if report.outcome != "passed":
-            test[1] = report.outcome
-
-    def pytest_runtest_logfinish(self):
+        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        reports = runtestprotocol(item, nextitem=nextitem, log=False)
+        if not self.tracer and any(report.failed for report in reports):
+            item._initrequest()
+            reports = runtestprotocol(item, nextitem=nextitem, log=False)
+        for report in reports:
+            item.ihook.pytest_runtest_logreport(report=report)
+            self.tests[-1][2] += report.duration
+            if report.outcome != "passed":
+                self.tests[-1][1] = report.outcome
+        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         if self.tracer:
             self.tracer.flush()
+        return True
 
 
 def run_pytest(root, arguments, plugin_of, limit=None):
@@ -57,8 +76,6 @@ def run_pytest(root, arguments, plugin_of, limit=None):
         plugin_of: folder -> Run, called in the fork.
         limit: test id -> seconds after which all is killed; exit code is then None.
     """
-    import pytest
-
     folder = root / ".mutate"
     for name in ("running", "outcome"):
         (folder / name).unlink(missing_ok=True)
