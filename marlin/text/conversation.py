@@ -16,6 +16,7 @@ from marlin.text.chat_template import ChatTemplate
 from marlin.text.message_shapes import Message
 from marlin.text.template.globals import make_globals
 from marlin.text.tool_calls.families import family_of
+from marlin.text.tool_calls.family import ShowCalls
 
 # Names that only the server gives to a template, and the functions that a template can call.
 RESERVED_VARIABLES = frozenset(
@@ -79,6 +80,7 @@ class Prompter:
         self._tokens = tokens
         self._keeps_systems = self._shows_both_of_two_systems()
         self._short_ids = False
+        self._show_calls: ShowCalls | None = None
         family = self._probed_family()
         self.form = AnswerForm(thought_of(self._tool_template.source), family)
 
@@ -101,6 +103,8 @@ class Prompter:
         messages = message_shapes.with_results_in_order(messages)
         if self._short_ids:
             messages = message_shapes.with_short_ids(messages)
+        if self._show_calls is not None:
+            messages = message_shapes.with_calls_shown(messages, self._show_calls)
         try:
             return self._prompt(messages, conversation)
         except TemplateError:
@@ -160,7 +164,7 @@ class Prompter:
         return all(text in prompt for text in texts)
 
     def _probed_family(self):
-        """The family of calls that the template writes; sets whether ids must be short."""
+        """The family of calls that the template writes; sets what its messages need."""
         question, *_ = probe = message_shapes.PROBE
         asked = self._tried([question], message_shapes.PROBE_TOOLS)
         if asked is None or asked == self._tried([question], ()):
@@ -172,7 +176,12 @@ class Prompter:
             self._short_ids = answered is not None
         # What the template writes of a call, or else what it tells the model to write.
         call = (answered or "").rpartition(question["content"])[2]
-        return family_of(call) or family_of(asked)
+        family = family_of(call)
+        if family is None and (family := family_of(asked)) is not None:
+            self._show_calls = family.show
+            if family.show is None:  # a conversation's calls would be lost
+                return None
+        return family
 
     def _tried(self, messages, tools):
         try:

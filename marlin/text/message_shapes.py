@@ -8,6 +8,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from marlin.text.tool_calls.family import ShowCalls
+
 # role, content and what else a template may read: name, tool_calls, tool_call_id,
 # reasoning_content.
 Message = Mapping[str, Any]
@@ -80,6 +82,16 @@ def _short(id):
     if len(id) == 9 and id.isascii() and id.isalnum():
         return id
     return hashlib.sha256(id.encode()).hexdigest()[:9]
+
+
+def with_calls_shown(messages: Sequence[Message], show: ShowCalls) -> list[Message]:
+    """Calls as a part of their message's text, for a template that does not write them."""
+    return [
+        {**message, "content": message["content"] + show(message["tool_calls"])}
+        if "tool_calls" in message
+        else message
+        for message in messages
+    ]
 
 
 def plainer(messages: Sequence[Message]) -> list[Message]:

@@ -17,7 +17,7 @@ END_OF_TURN = (
     *("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>"),
     *("<end_of_turn>", "<turn|>", "<eos>", "<end_of_utterance>", "<EOT>", "_<EOT>", "[EOT]"),
     *("<\uff5cend\u2581of\u2581sentence\uff5c>", "<|return|>", "<|call|>", "<|calls|>"),
-    *("<|flush|>", "[e~["),
+    *("<|flush|>", "[e~[", "<|observation|>", "<|tool_response>"),
 )
 # These are text as well, in a vocabulary that has them as ordinary tokens.
 END_OF_TURN_IF_SPECIAL = ("</s>", "[EOS]")

@@ -23,6 +23,27 @@ class Qwen(ByteTokenizer):
     chat_template = (TEMPLATES / "Qwen-Qwen3-0.6B.jinja").read_text()
 
 
+class Marked(Qwen):
+    """The tags of calls are special tokens, 257 and 259; so is 258, which is no mark."""
+
+    vocab_size = 260
+    special = {257: b"<tool_call>", 258: b"<|box|>", 259: b"</tool_call>"}
+
+    def encode(self, text, *, add_special_tokens=True):
+        token_ids, data = [], text.encode()
+        while data:
+            found = [id for id, mark in self.special.items() if data.startswith(mark)]
+            token_ids += found or [data[0]]
+            data = data[len(self.special[found[0]]) if found else 1 :]
+        return token_ids
+
+    def token_bytes(self, token_id):
+        return self.special.get(token_id) or super().token_bytes(token_id)
+
+    def is_special(self, token_id):
+        return token_id >= 256
+
+
 def ask(server, **changes):
     with server.connect() as client:
         return client.ask("POST", CHAT, chat_body(tools=[WEATHER], **changes))
@@ -85,6 +106,16 @@ def test_a_call_that_max_tokens_cuts_is_none(start):
     assert choice["message"] == {"role": "assistant", "content": ""}
     last = ask(server, max_tokens=len(CALL) - 20, stream=True).events()[-2]
     assert last["choices"][0]["finish_reason"] == "length"
+
+
+def test_special_tokens_that_mark_calls_are_read_and_not_shown(start_server):
+    tokenizer = Marked()
+    call = [*tokenizer.encode(CALL), 258, *b"Done"]
+    server = start_server(FakeEngine(say(call)), tokenizer)
+    server.engine.vocab_size = tokenizer.vocab_size
+    message = ask(server).json()["choices"][0]["message"]
+    assert message["tool_calls"][0]["function"]["arguments"] == ARGUMENTS
+    assert message["content"] == "Done"
 
 
 def test_tokens_of_thoughts_are_counted(start):

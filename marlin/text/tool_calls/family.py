@@ -3,10 +3,14 @@
 A family is a file beside this one and its row in families.py. Knows none of them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from marlin.text.tool_calls.scanner import Reading, Scanner, Sink, decoded, drop
+
+# From a message's calls, as the OpenAI API has them, to text.
+ShowCalls = Callable[[Sequence[Mapping[str, Any]]], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +23,7 @@ class Family:
         read: reads the whole of an answer that is no thought: content and calls.
         markers: texts that may be special tokens, which must then reach the reader.
         reads_all: read is needed for every answer, with or without tools, and reads thoughts, too.
+        show: the text of calls, for templates that do not write them.
     """
 
     name: str
@@ -26,25 +31,38 @@ class Family:
     read: Callable[[Scanner], Reading[None]]
     markers: tuple[str, ...]
     reads_all: bool = False
+    show: ShowCalls | None = None
 
 
 ARGUMENTS = ("arguments", "parameters")
 
 
-def tagged_json(opening: str, closing: str) -> Callable[[Scanner], Reading[None]]:
-    """Family.read of calls that are JSON objects, or arrays of them, between two tags."""
+def between(
+    opening: str, closing: str, call: str, read_call: Callable[[Scanner], Reading[object]]
+) -> Callable[[Scanner], Reading[None]]:
+    """Family.read of calls between two tags.
+
+    Args:
+        call: what each of them begins with; the same as `opening` where one pair has one call.
+        read_call: reads a call from there on.
+    """
 
     def read(scan: Scanner) -> Reading[None]:
-        marker = yield from scan.content(opening)
+        marker = yield from scan.content(opening, call, closing)
         while marker:
-            if marker == opening:
-                yield from json_calls(scan)
-                # What is between a call and its tag is none of either.
-                marker = yield from scan.until((opening, closing), drop)
-            else:
-                marker = yield from scan.content(opening)
+            if marker == call:
+                yield from read_call(scan)
+            if marker == closing:
+                marker = yield from scan.content(opening, call, closing)
+            else:  # what is between a call and a tag is none of either
+                marker = yield from scan.until((opening, call, closing), drop)
 
     return read
+
+
+def tagged_json(opening: str, closing: str) -> Callable[[Scanner], Reading[None]]:
+    """Family.read of calls that are JSON objects, or arrays of them, between two tags."""
+    return between(opening, closing, opening, json_calls)
 
 
 def json_calls(scan: Scanner) -> Reading[None]:
@@ -67,7 +85,7 @@ def json_call(scan: Scanner) -> Reading[bool]:
     return call.end()
 
 
-def _members(scan, call):
+def _members(scan, call, is_inner=False):
     """The members of an object up to its end; whether that came."""
     while not (yield from scan.take("}")):
         key = yield from scan.string()
@@ -75,8 +93,8 @@ def _members(scan, call):
             return False
         if key in ARGUMENTS:
             done = yield from json_arguments(scan, call.arguments)
-        elif key == "function" and (yield from scan.take("{")):
-            done = yield from _members(scan, call)
+        elif key == "function" and not is_inner and (yield from scan.take("{")):
+            done = yield from _members(scan, call, is_inner=True)
         else:
             written: list[str] = []
             done = yield from scan.value(written.append)

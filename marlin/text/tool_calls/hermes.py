@@ -1,12 +1,13 @@
-"""Hermes, Qwen 2.5 and 3, Granite 4: a JSON object between two tags."""
+"""Hermes, Qwen 2.5 and 3, Granite 4: a JSON object between two tags; Nemotron, Apriel: an array."""
 
 from marlin.text.tool_calls.family import Family, tagged_json
 
-OPENING, CLOSING = "<tool_call>", "</tool_call>"
 
-FAMILY = Family(
-    "hermes",
-    (OPENING, '"name"', '"arguments"'),
-    tagged_json(OPENING, CLOSING),
-    (OPENING, CLOSING),
-)
+def _family(name, tag):
+    tags = f"<{tag}>", f"</{tag}>"
+    return Family(name, (tags[0], '"name"', '"arguments"'), tagged_json(*tags), tags)
+
+
+FAMILY = _family("hermes", "tool_call")
+NEMOTRON = _family("nemotron", "TOOLCALL")
+APRIEL = _family("apriel", "tool_calls")

@@ -80,8 +80,11 @@ class Scanner:
 
     # Text read. Each returns once it is decided, however the text was cut.
 
-    def until(self, markers: tuple[str, ...], sink: Sink) -> Reading[str | None]:
-        """Pass text on up to the first of some markers, and read that; None at the end."""
+    def until(
+        self, markers: tuple[str, ...], sink: Sink, *, keep: bool = False
+    ) -> Reading[str | None]:
+        """Pass text on up to the first of some markers, and read that unless it is to be kept;
+        None at the end."""
         pattern = _up_to(markers)
         while True:
             found = pattern.search(self._text, self._at)
@@ -90,7 +93,7 @@ class Scanner:
                 sink(self._text[self._at : end])
                 self._at = end
             if found and found["whole"]:
-                self._at = found.end()
+                self._at = found.start() if keep else found.end()
                 return found["whole"]
             if not (yield from self._more()):
                 rest, self._at = self._text[self._at :], len(self._text)
@@ -99,19 +102,35 @@ class Scanner:
                 return None
 
     def take(self, *literals: str) -> Reading[str | None]:
-        """Read blanks and one of some literals, if the answer goes on with them; else nothing."""
-        while True:
-            rest = self._text[self._at :].lstrip()
-            for literal in literals:
+        """Read blanks and the first of some literals that the answer goes on with, if it does;
+        else nothing."""
+        for literal in literals:
+            while True:
+                rest = self._text[self._at :].lstrip()
                 if rest.startswith(literal):
                     self._at = len(self._text) - len(rest) + len(literal)
                     return literal
-            if not any(literal.startswith(rest) for literal in literals):
-                return None
+                if not literal.startswith(rest):
+                    break
+                if not (yield from self._more()):
+                    if self.is_cut:
+                        self._at = len(self._text)
+                    break
+        return None
+
+    def char(self) -> Reading[str]:
+        """Read a character, whatever it is; "" at the end."""
+        while self._at == len(self._text):
             if not (yield from self._more()):
-                if self.is_cut:
-                    self._at = len(self._text)
-                return None
+                return ""
+        self._at += 1
+        return self._text[self._at - 1]
+
+    def text(self, *markers: str, keep: bool = False) -> Reading[str | None]:
+        """What is up to a marker; None if none comes."""
+        read: list[str] = []
+        found = yield from self.until(markers, read.append, keep=keep)
+        return "".join(read) if found else None
 
     def peek(self) -> Reading[str]:
         """Skip blanks; the character after them, "" at the end."""

@@ -1,0 +1,17 @@
+"""GLM 4.5 to 4.7: a name, then keys and values in turn."""
+
+from marlin.text.tool_calls.family import Family
+from marlin.text.tool_calls.scanner import Reading, Scanner
+from marlin.text.tool_calls.tagged import Tags, tagged_call
+
+OPENING, CLOSING, KEY = "<tool_call>", "</tool_call>", "<arg_key>"
+TAGS = Tags(("\n",), KEY, "</arg_key>", "</arg_value>", (CLOSING,), "<arg_value>")
+
+
+def read(scan: Scanner) -> Reading[None]:
+    while (yield from scan.content(OPENING)):
+        yield from tagged_call(scan, TAGS)
+
+
+TEXTS = (KEY, "</arg_key>", "<arg_value>", "</arg_value>")
+FAMILY = Family("glm", (OPENING, KEY), read, (OPENING, CLOSING, *TEXTS))
