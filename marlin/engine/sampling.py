@@ -115,4 +115,5 @@ def parse_sampling(given: Fields, **settled: Any) -> SamplingParams:
         settled: fields of SamplingParams that are not read from it.
     """
     rows = (row for row in PARAMETERS if row.name not in settled)
-    return SamplingParams(**{row.name: row.read(given) for row in rows}, **settled)
+    asked = {row.name: row.read(given) for row in rows if given.raw(row.name) is not None}
+    return SamplingParams(**asked, **settled)

@@ -39,6 +39,9 @@ class Tickets:
         self._tickets = deque()
         self._num_arrived = 0
 
+    def __len__(self) -> int:
+        return len(self._tickets)
+
     def arrival(self, client: str, now: float) -> Ticket:
         """The ticket of a client that asks now: the one it comes back with, or a new one."""
         kept = [ticket for ticket in self._tickets if now <= ticket.due + GRACE_S]

@@ -38,13 +38,10 @@ def parse_json(data: bytes | str) -> Any:
     """
     try:
         # json would guess UTF-16 and UTF-32 as well; what is read here is all UTF-8.
-        value = json.loads(
-            data if isinstance(data, str) else data.decode(),
-            object_pairs_hook=_unique_keys,
-            parse_int=_bounded_integer,
-            parse_float=_finite_float,
-            parse_constant=_refuse_constant,
-        )
+        text = data if isinstance(data, str) else data.decode()
+        if text.startswith("\ufeff"):
+            raise ValueError("Unexpected UTF-8 BOM")
+        value = _DECODER.decode(text)
     except UnicodeDecodeError as error:
         raise JsonError(f"not valid JSON: not UTF-8 at byte {error.start}") from None
     except RecursionError:
@@ -115,6 +112,14 @@ def _finite_float(text):
 
 def _refuse_constant(name):
     raise ValueError(f"{name} is not JSON")
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_unique_keys,
+    parse_int=_bounded_integer,
+    parse_float=_finite_float,
+    parse_constant=_refuse_constant,
+)
 
 
 def _is_deeper(value, depth):

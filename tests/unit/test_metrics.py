@@ -287,7 +287,7 @@ def test_no_count_is_lost_between_threads():
 
     def work():
         for _ in range(2000):
-            metrics.add("generated_tokens_total", 1)
+            metrics.add(generated_tokens_total=1)
             metrics.observe("inter_token_latency_seconds", 0.01)
             with metrics.record().generating():
                 metrics.answered(0, 200)

@@ -54,13 +54,13 @@ def test_a_board_is_read_through_another_mapping_of_its_file():
     with tempfile.TemporaryFile() as file:
         mine = WorkerTable.create(file.fileno(), 2)
         other = WorkerTable(file.fileno(), 2)
-        Metrics(mine.rows[1].metrics).add("prompt_tokens_total", 7)
+        Metrics(mine.rows[1].metrics).add(prompt_tokens_total=7)
         assert value(other, "prompt_tokens_total", 0.0) == 7
 
 
 def test_what_all_workers_counted_adds_up(table):
     for row, count in zip(table.rows, (3, 4), strict=True):
-        Metrics(row.metrics).add("generated_tokens_total", count)
+        Metrics(row.metrics).add(generated_tokens_total=count)
     assert value(table, "generated_tokens_total", 0.0) == 7
     assert value(table, "workers", 0.0) == 2
 
@@ -68,7 +68,7 @@ def test_what_all_workers_counted_adds_up(table):
 def test_a_worker_that_is_gone_leaves_its_totals_and_nothing_else(table):
     clock = FakeClock()
     metrics = Metrics(table.rows[0].metrics, clock)
-    metrics.add("generated_tokens_total", 5)
+    metrics.add(generated_tokens_total=5)
     generating = metrics.record().generating()  # dropped, it would end
     generating.__enter__()
     clock.now += 10
@@ -82,9 +82,9 @@ def test_a_worker_that_is_gone_leaves_its_totals_and_nothing_else(table):
 
 
 def test_the_next_worker_in_a_row_counts_on(table):
-    Metrics(table.rows[0].metrics).add("generated_tokens_total", 5)
+    Metrics(table.rows[0].metrics).add(generated_tokens_total=5)
     table.rows[0].vacate(0.0)
-    Metrics(table.rows[0].metrics).add("generated_tokens_total", 2)
+    Metrics(table.rows[0].metrics).add(generated_tokens_total=2)
     assert value(table, "generated_tokens_total", 0.0) == 7
 
 

@@ -3,6 +3,7 @@
 Which path and method lead here is api/routes.py; which error becomes which answer is api/app.py.
 """
 
+import functools
 import logging
 import os
 import time
@@ -78,9 +79,8 @@ class Endpoints:
 
     def health(self, handler: Handler, _record: RequestRecord) -> None:
         is_well = self._health.is_well()
-        loaded = self._model is not None
-        body = {"status": "ok" if is_well else "error", "model_loaded": loaded}
-        reply_json(handler, body, 200 if is_well else 503)
+        content = _health_content(is_well, self._model is not None)
+        handler.reply(200 if is_well else 503, content, JSON_TYPE)
 
     def metrics(self, handler: Handler, _record: RequestRecord) -> None:
         content, kind = self._metrics_page.answer(handler.headers.get("accept"))
@@ -154,6 +154,11 @@ class Endpoints:
         if self._model is None:
             raise NoModelError("no model is loaded: the server was started without one")
         return self._model
+
+
+@functools.cache
+def _health_content(is_well, is_loaded):
+    return encode({"status": "ok" if is_well else "error", "model_loaded": is_loaded})
 
 
 def _tell_of_ignored(handler, names):

@@ -116,7 +116,8 @@ class Generation:
     def _start(self, prompts):
         engine, sampling = self.model.engine, self.call.sampling
         # No output can be longer than the context; a larger wish means "until it is full".
-        sampling = replace(sampling, max_tokens=min(sampling.max_tokens, engine.max_context_tokens))
+        if sampling.max_tokens > engine.max_context_tokens:
+            sampling = replace(sampling, max_tokens=engine.max_context_tokens)
         client, streams = self.handler.client, []
         try:
             for asked, prompt in zip(self.call.prompts, prompts, strict=True):

@@ -3,6 +3,7 @@
 The way in is api/openai_requests.py. No I/O and no clock: ids and times are passed in.
 """
 
+import functools
 import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -90,8 +91,12 @@ def model_details(model: ServedModel, capabilities: dict[str, bool]) -> dict[str
 
 def fingerprint(model: ServedModel) -> str:
     """Names all that decides what a seed gives: package, model, weights and device."""
-    facts = "\0".join((__version__, model.model_id, model.format, model.isa))
-    return "fp_" + hashlib.sha256(facts.encode()).hexdigest()[:10]
+    return _fingerprint(__version__, model.model_id, model.format, model.isa)
+
+
+@functools.lru_cache(maxsize=1)  # a process serves one model
+def _fingerprint(*facts):
+    return "fp_" + hashlib.sha256("\0".join(facts).encode()).hexdigest()[:10]
 
 
 def _usage_json(usage):

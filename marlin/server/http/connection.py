@@ -46,7 +46,6 @@ class Connection:
         self._write_s = write_s
         self._clock = clock
         self._buffer = bytearray()
-        self._unsent = []
         self.deadline = 0.0
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -165,16 +164,6 @@ class Connection:
                 return True
             self._buffer += data
         return False
-
-    def write(self, data):
-        """Keep data for flush()."""
-        self._unsent.append(data)
-
-    def flush(self):
-        """Send what write() was given, as send() does."""
-        data = b"".join(self._unsent)
-        self._unsent.clear()
-        self.send(data)
 
     def send(self, data):
         """Write all of data; PeerGone: the client left or reads too slowly."""

@@ -93,7 +93,6 @@ class Handler(BaseHTTPRequestHandler):
     def setup(self):
         self.limits = self.server.limits
         self.connection = Connection(self.request, self.limits.write_s)
-        self.rfile = self.wfile = self.connection
         self.is_extra = self.server.places.is_extra(self.request)
         self._wait_s = self.limits.head_s  # a client connects in order to ask
 
@@ -185,19 +184,12 @@ class Handler(BaseHTTPRequestHandler):
             raise message.too_large(self.limits)
         self._admit_body(length or 0)
         if self.head.expects_continue and not self.connection.num_buffered:
-            self.handle_expect_100()
+            self.connection.send(message.CONTINUE)
         return self._receive_body(self.limits.body_s)
 
     def _admit_body(self, num_bytes):
         if num_bytes > self.limits.small_body_bytes:
             self.body_share.grow(num_bytes)
-
-    def handle_expect_100(self):
-        """Ask for the body; only once it is wanted."""
-        self.send_response_only(100)
-        self.end_headers()
-        self.wfile.flush()
-        return True
 
     def _receive_body(self, seconds):
         self.connection.set_deadline(seconds)
@@ -277,21 +269,16 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def _send(self, status, fields, content, progress):
-        """A response in one write: wfile keeps what it is given until flush()."""
-        self._headers_buffer = []  # the base class's: a head that failed half-way is not sent
-        self.send_response_only(status)
-        self.send_header("Date", _http_date(int(time.time())))
-        for name, value in fields:
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
+        """A response in one write. Values of fields are the server's own or passed parse_head's
+        grammar: none holds a line break."""
+        phrase, _ = self.responses[status]
+        fields = [("Date", _http_date(int(time.time()))), *fields]
+        lines = "".join([f"{name}: {value}\r\n" for name, value in fields])
+        ends = lines.count("\r\n"), lines.count("\r"), lines.count("\n")
+        assert ends == 3 * (len(fields),), "line break in a header"
+        head = f"{self.protocol_version} {status} {phrase}\r\n{lines}\r\n"
         self.status, self.progress = status, progress
-        self.wfile.flush()
-
-    def send_header(self, keyword, value):
-        """Values are the server's own or passed parse_head's grammar: none holds a line break."""
-        assert "\n" not in value and "\r" not in value, "line break in a header"
-        super().send_header(keyword, value)
+        self.connection.send(head.encode("latin-1") + content)
 
     def log_message(self, format, *args):
         """Nothing: the application logs, with what a log line may hold."""

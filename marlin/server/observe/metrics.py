@@ -171,10 +171,11 @@ class Metrics:
         with self._lock:
             self._cells[cell] += 1.0
 
-    def add(self, name, count):
-        """Add to the counter FAMILIES[name]."""
+    def add(self, **counts):
+        """Add to counters by their names in FAMILIES."""
         with self._lock:
-            self._cells[_CELL[name]] += count
+            for name, count in counts.items():
+                self._cells[_CELL[name]] += count
 
     def set_gauges(self, **values):
         """Set gauges by their names in FAMILIES."""
@@ -269,7 +270,7 @@ class RequestRecord:
         requests = [stream.request for stream in streams]
         self._metrics.watch(requests)
         self.num_prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
-        self._metrics.add("prompt_tokens_total", self.num_prompt_tokens)
+        self._metrics.add(prompt_tokens_total=self.num_prompt_tokens)
         last_times = [None] * len(streams)
         try:
             for index, delta in deltas:
@@ -280,11 +281,12 @@ class RequestRecord:
             deltas.close()
             self._metrics.forget(requests)
             self.num_cached_tokens = sum(request.num_cached_tokens for request in requests)
-            self._metrics.add("cached_prompt_tokens_total", self.num_cached_tokens)
-            for request in requests:
-                self._metrics.add("preemptions_total", request.num_preemptions)
-                self._metrics.add("draft_tokens_total", request.num_draft_tokens)
-                self._metrics.add("accepted_draft_tokens_total", request.num_accepted_draft_tokens)
+            self._metrics.add(
+                cached_prompt_tokens_total=self.num_cached_tokens,
+                preemptions_total=sum(r.num_preemptions for r in requests),
+                draft_tokens_total=sum(r.num_draft_tokens for r in requests),
+                accepted_draft_tokens_total=sum(r.num_accepted_draft_tokens for r in requests),
+            )
 
     def _count(self, num_tokens, last):
         """Count tokens that have come; `last`: when those before came. Returns the time."""
@@ -292,7 +294,7 @@ class RequestRecord:
         if not self.num_output_tokens:
             self._metrics.observe("time_to_first_token_seconds", now - self._began)
         self.num_output_tokens += num_tokens
-        self._metrics.add("generated_tokens_total", num_tokens)
+        self._metrics.add(generated_tokens_total=num_tokens)
         if last is not None:
             # Tokens that came at once share the time since those before evenly.
             self._metrics.observe("inter_token_latency_seconds", now - last, num_tokens)

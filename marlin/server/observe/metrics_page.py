@@ -41,7 +41,7 @@ class MetricsPage:
 
     def refresh(self):
         """Bring what is not counted where it happens up to date; others see what was last set."""
-        self._metrics.add("log_lines_lost_total", take_lost())
+        self._metrics.add(log_lines_lost_total=take_lost())
         model = self._model
         stats = EngineStats(0, 0) if model is None else model.engine.stats()
         self._metrics.set_gauges(
