@@ -69,6 +69,7 @@ class PartsTokenizer(ByteTokenizer):
             self.parts.append(text[start])
             self.entered.release()
             assert self.go_on.acquire(timeout=CLIENT_TIMEOUT_S)
+            time.sleep(0.02)
             yield [1, 2]
 
 
@@ -238,7 +239,9 @@ def test_health_tells_of_a_text_that_no_tokenizer_comes_to_an_end_with(start_ser
         assert tokenizer.entered.acquire(timeout=CLIENT_TIMEOUT_S)
         assert probe.ask("GET", "/health").status == 200
         time.sleep(0.4)
+        server.app.heartbeat()  # it does not wait for the tokenizer
         assert probe.ask("GET", "/health").status == 503
         tokenizer.release()
         assert client.read().status == 200
+        server.app.heartbeat()
         assert probe.ask("GET", "/health").status == 200

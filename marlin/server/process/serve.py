@@ -135,7 +135,8 @@ def parts(model, failures):
     """What observe.health.Health looks at beside the engine."""
 
     def tokenizing():
-        if model is not None:
+        # Never behind a text that it may not come to an end with: waited_s() tells of that.
+        if model is not None and not model.tokenizing_s():
             model.tokenizer.encode("a")
 
     return tokenizing, writer_ended, failures.check
