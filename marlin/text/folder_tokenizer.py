@@ -4,10 +4,12 @@ Owns tokenizer.json's companions, and reads them as `transformers` does (docs/fo
 table); refuses to know what a token stands for (tokenizer.py) and GGUF (gguf_tokenizer.py).
 """
 
+import base64
 import json
+import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +35,11 @@ MAX_TEMPLATE_BYTES = 1 << 20
 # Token ids are indices of an embedding; no vocabulary comes near.
 MAX_TOKEN_ID = 1 << 31
 TEMPLATE_FOLDER = "additional_chat_templates"
+
+# How many times longer a text may become by all steps of a normalizer or decoder together, and how
+# long a piece or word may be where a text costs as many tries for each character. Published ones
+# replace a few characters by a few, and have pieces of 16, words of 100.
+MAX_GROWTH, MAX_TRIES = 64, 512
 
 # Letters, digits, blanks and lines, and characters of two to four bytes: what any chat may hold.
 _TRIAL_TEXT = "Hello, world! 1 + 1 = 2\n\tNa\u00efve \u4f60\u597d \U0001f642"
@@ -116,6 +123,7 @@ def _load_backend(
     description = parse_json_object(path, source)
     if _make_safe(path, description, allow_unknown):
         source = json.dumps(description).encode()
+    _check_costs(file_fields(path, description))
     added = file_fields(path, description).elements("added_tokens")
     with _tokenizer_faults(path):
         backend = tokenizers.Tokenizer.from_buffer(source)
@@ -137,6 +145,45 @@ def _make_safe(path: str, description: dict[str, Any], allow_unknown: bool) -> b
             option = "--allow-unknown-pretokenizer reads it"
             raise ModelFileError(path, f"{message}, and {warning}; {option}") from None
     return is_changed
+
+
+def _check_costs(fields: Fields) -> None:
+    """Refuse what takes time or memory out of proportion to a text."""
+    for part in ("normalizer", "decoder"):
+        if math.prod(_growths(fields.raw(part))) > MAX_GROWTH:
+            message = f"its {part} makes texts more than {MAX_GROWTH} times longer"
+            raise ModelFileError(fields.path, message)
+    model: Any = fields.raw("model")
+    if isinstance(model, dict) and model.get("type") in ("Unigram", "WordPiece"):
+        vocabulary, longest = model.get("vocab"), model.get("max_input_chars_per_word")
+        if isinstance(vocabulary, list):
+            pieces = (entry[0] for entry in vocabulary if isinstance(entry, list) and entry)
+            longest = max((len(piece) for piece in pieces if isinstance(piece, str)), default=0)
+        if isinstance(longest, int) and longest > MAX_TRIES:
+            message = f"its model tries up to {longest} characters at each; {MAX_TRIES} are allowed"
+            raise ModelFileError(fields.path, message)
+
+
+def _growths(step: Any) -> Iterator[float]:
+    """How many times longer each of a component's steps makes a text at most."""
+    if isinstance(step, list):
+        for inner in step:
+            yield from _growths(inner)
+    elif isinstance(step, dict):
+        found = step.get("pattern")
+        pattern = found.get("String") if isinstance(found, dict) else None
+        shortest = len(pattern) if isinstance(pattern, str) else 1
+        for made in (step.get("content"), step.get("prepend")):
+            if isinstance(made, str):
+                yield max(1.0, len(made) / max(1, shortest))
+        chars = step.get("precompiled_charsmap")
+        if isinstance(chars, str):
+            # A table, and texts that end with a zero byte: what characters become.
+            with suppress(ValueError):  # the library says what is wrong with it
+                data = base64.b64decode(chars + "==")
+                texts = data[4 + int.from_bytes(data[:4], "little") :].split(b"\0")
+                yield max(1.0, *map(len, texts))
+        yield from _growths(step.get("normalizers") or step.get("decoders"))
 
 
 def _check_id(backend: tokenizers.Tokenizer, path: str, text: str, id: int) -> None:

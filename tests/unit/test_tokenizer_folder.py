@@ -1,5 +1,6 @@
 """Tokenizers of model folders: which file says what, and which contents are refused."""
 
+import base64
 import json
 
 import pytest
@@ -307,4 +308,56 @@ def test_a_generation_config_that_asks_for_what_is_not_there_is_refused(
     load_tokenizer(tmp_path)
     write_folder(tmp_path, backend, generation_config=harmless | {key: value})
     with pytest.raises(ModelFileError, match=rf"generation_config\.json: {key} is .*supported"):
+        load_tokenizer(tmp_path)
+
+
+def replaced(text, content):
+    return {"type": "Replace", "pattern": {"String": text}, "content": content}
+
+
+def charsmap(*texts):
+    """As SentencePiece writes one, with an empty table."""
+    content = (0).to_bytes(4, "little") + b"".join(text.encode() + b"\0" for text in texts)
+    return {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(content).decode()}
+
+
+@pytest.mark.parametrize(
+    ("steps", "is_taken"),
+    [
+        ([replaced("a", "b" * 65)], False),
+        ([replaced("aa", "b" * 128), replaced("c", "dd")], False),
+        ([replaced("a", "b" * 64)], True),
+        ([replaced("a" * 100, "b" * 200), {"type": "Sequence", "normalizers": []}], True),
+        ([{"type": "Sequence", "normalizers": [replaced("a", "aaaaaaaaa")] * 2}], False),
+        ([{"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": "a" * 70}], False),
+        ([{"type": "Prepend", "prepend": "a" * 65}], False),
+        ([charsmap("a" * 10, "b" * 65)], False),
+    ],
+)
+def test_a_normalizer_that_makes_texts_many_times_longer_is_refused(
+    steps, is_taken, backend, tmp_path
+):
+    """A line of text could take all memory."""
+    write_folder(tmp_path, backend)
+    description = json.loads((tmp_path / "tokenizer.json").read_text())
+    description["normalizer"] = {"type": "Sequence", "normalizers": steps}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    if is_taken:
+        assert load_tokenizer(tmp_path).encode("a")
+    else:
+        with pytest.raises(ModelFileError, match="normalizer makes texts more than 64 times long"):
+            load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"type": "Unigram", "vocab": [["<unk>", 0.0], ["a", -1.0], ["a" * 520, -2.0]], "unk_id": 0},
+        {"type": "WordPiece", "vocab": {"<unk>": 0, "a": 1}, "unk_token": "<unk>",
+         "continuing_subword_prefix": "##", "max_input_chars_per_word": 1000},
+    ],
+)  # fmt: skip
+def test_a_model_whose_time_is_the_square_of_a_text_is_refused(model, tmp_path):
+    write_folder(tmp_path, None, tokenizer={"version": "1.0", "model": model})
+    with pytest.raises(ModelFileError, match="tries up to .* characters at each; 512 are allowed"):
         load_tokenizer(tmp_path)
