@@ -128,7 +128,7 @@ def _failing(root, record, order):
     """The test that fails of these, or None."""
 
     def limit(name):
-        return 20 + 10 * record.tests.get(name, ["", 5])[1]
+        return 10 + 5 * record.tests.get(name, ["", 5])[1]
 
     files = list(dict.fromkeys(name.partition("::")[0] for name in order))
     code, tests = run_pytest(root, ["-x", *files], lambda folder: Run(folder, order), limit)

@@ -6,6 +6,7 @@ The model path is the script's name. GATE is a file that the scripts wait for.
 import logging
 import os
 import sys
+import threading
 
 from failing_engine import BREAKS, BrokenTokenizer, failing_engine
 from fakes import ByteTokenizer, FakeEngine
@@ -21,6 +22,7 @@ DRAIN_S = float(os.environ.get("DRAIN_S", "8"))
 HUNG_S = float(os.environ.get("HUNG_S", "90"))
 LIMITS = Limits(
     drain_s=DRAIN_S,
+    stop_s=float(os.environ.get("STOP_S", "5")),
     restart_s=0.05,
     heartbeat_s=0.05,
     hung_s=HUNG_S,
@@ -57,6 +59,9 @@ def _dumb():
 def _load(settings, share):
     if settings.model_path == "broken":
         raise ModelFileError("broken", "cannot be read")
+    if settings.model_path == "never-loaded":
+        print("loading for ever", file=sys.stderr, flush=True)
+        threading.Event().wait()
     if settings.model_path == "only-once" and not share.writes_weights:
         os._exit(3)
     engine, tokenizer = FakeEngine(_gated), ByteTokenizer()

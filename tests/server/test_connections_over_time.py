@@ -14,6 +14,8 @@ from clients import chat_body, request_bytes
 from fakes import FakeEngine, say, say_then_hang
 from test_clients_that_misbehave import wait_for, wait_until
 
+from marlin.server.http.connection import Connection
+
 CHAT = "/v1/chat/completions"
 NUM_PLACES = 3
 
@@ -168,6 +170,34 @@ def test_whoever_sends_more_ahead_than_is_held_is_answered_all_of_it(start_serve
         client.send(ahead * 10)
         assert client.read().status == 504
         assert [client.read().status for _ in range(10)] == [200] * 10
+
+
+def test_what_is_read_after_the_answer_is_dropped_and_not_kept():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname())
+        ours, _ = listener.accept()
+    connection = Connection(ours, write_s=1.0)
+    sender = threading.Thread(target=lambda: (theirs.sendall(bytes(8 << 20)), theirs.close()))
+    sender.start()
+    started = time.monotonic()
+    connection.finish(10.0)
+    assert time.monotonic() - started < 9  # it ends with its peer
+    sender.join(10)
+    assert connection.num_buffered < 1 << 20
+    connection.close()
+
+
+def test_a_peer_that_stays_after_the_answer_is_left_in_time():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        theirs = socket.create_connection(listener.getsockname(), timeout=10)
+        ours, _ = listener.accept()
+    connection = Connection(ours, write_s=1.0)
+    started = time.monotonic()
+    connection.finish(0.1)
+    assert 0.05 < time.monotonic() - started < 5
+    assert theirs.recv(1) == b""  # it was told at once that nothing more comes
+    connection.close()
+    theirs.close()
 
 
 def test_a_kept_connection_ends_with_the_answer_that_is_out_when_the_server_stops(start_server):
