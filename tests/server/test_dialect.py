@@ -55,7 +55,7 @@ class Other:
         sampling = parse_sampling(request_fields(body), max_tokens=max_tokens)
         prompts = [Prompt(text, f"ask[{i}]") for i, text in enumerate(body["ask"])]
         stream = body.get("live", False)
-        return OtherCall(body["name"], prompts, sampling, (), stream, num_choices=1)
+        return OtherCall(body["name"], prompts, sampling, (), stream, 1, ())
 
     def error_body(self, error):
         return {"wrong": error.message, "where": error.param}

@@ -276,8 +276,8 @@ def hermes(json_text):
         # A value that is not of its type stays text; the schema may allow null.
         (
             "qwen_coder",
-            "<function=f><parameter=days>soon</parameter><parameter=code>null</parameter></function>",
-            ['{"days": "soon", "code": null}'],
+            "<function=f><parameter=days>a</parameter><parameter=code>null</parameter></function>",
+            ['{"days": "a", "code": null}'],
         ),
         (
             "qwen_coder",

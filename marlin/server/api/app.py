@@ -116,7 +116,8 @@ class App:
     def _answer_error(self, handler, record, dialect, error):
         if handler.progress is Progress.STREAMING:
             record.outcome = error.status
-            handler.stream(SSE_TYPE, dialect.error_events(error), last=True)
+            events = handler.failing and handler.failing(error)
+            handler.stream(SSE_TYPE, events or dialect.error_events(error), last=True)
         elif handler.progress is Progress.NOT_BEGUN:
             _reply_error(handler, dialect, error)
         else:  # it failed after its answer: nothing can be added to that

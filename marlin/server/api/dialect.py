@@ -19,6 +19,9 @@ from marlin.server.http.limits import Limits
 from marlin.text.conversation import Conversation
 from marlin.text.tool_calls.scanner import Part
 
+# SamplingParams.max_tokens of whoever takes what the context holds: none holds so many.
+WHOLE_CONTEXT = 2**31
+
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
@@ -135,6 +138,10 @@ class Answer(ABC):
     def closing(self, usage: Usage) -> bytes:
         """Events after the ending of the last choice."""
 
+    def failing(self, error: MarlinError) -> bytes | None:
+        """Events that end a stream after opening(); None: those of the dialect."""
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class Call(ABC):
@@ -147,6 +154,7 @@ class Call(ABC):
         stop: strings that end a text, not part of it.
         stream: answer by server-sent events.
         num_choices: for each prompt.
+        skipped: what of the request was left out, which the client and the log are told.
     """
 
     model: str
@@ -155,6 +163,7 @@ class Call(ABC):
     stop: tuple[str, ...]
     stream: bool
     num_choices: int
+    skipped: tuple[str, ...]
 
     @abstractmethod
     def answer(self, model: ServedModel, name: str, key: str, created: int) -> Answer:

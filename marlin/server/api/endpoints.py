@@ -22,6 +22,7 @@ from marlin.server.api.event_stream import EventStream
 from marlin.server.api.fields import memory_bytes, parse_json
 from marlin.server.api.generation import Deadline, Generation
 from marlin.server.api.model_names import served_as
+from marlin.server.api.names import MAX_IGNORED
 from marlin.server.http.handler import Handler
 from marlin.server.http.limits import Limits
 from marlin.server.observe.health import Health
@@ -114,6 +115,7 @@ class Endpoints:
             key, created = os.urandom(12).hex(), int(time.time())
             answer = call.answer(model, self._names.names[0], key, created)
             events = EventStream(handler, self._limits.keep_alive_s)
+            handler.failing = answer.failing
             generation = Generation(
                 handler, events, record, model, call, answer, deadline, self._limits.poll_s
             )
@@ -146,8 +148,8 @@ class Endpoints:
         most = self._limits.num_output_tokens
         max_tokens = min(self._config.max_tokens, most or self._config.max_tokens)
         call = dialect.parse(body, self._limits, max_tokens, ignored)
-        if ignored:
-            _tell_of_ignored(handler, ", ".join(ignored))
+        if left_out := [*(ignored or ()), *call.skipped]:
+            _tell_of_ignored(handler, ", ".join(left_out[:MAX_IGNORED]))
         return call
 
     def _loaded_model(self):

@@ -3,6 +3,7 @@
 No I/O and no model. Which names a message may have is names.py's.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from marlin.files.fields import shown, type_name
@@ -31,14 +32,15 @@ def parse_messages(value: Any) -> list[dict[str, Any]]:
     messages: list[dict[str, Any]] = []
     called: dict[str, str] = {}  # names of tools by the ids of their calls
     for index, item in enumerate(value):
-        message = _parse_message(item, f"messages[{index}]", called)
+        message = parse_message(item, f"messages[{index}]", called)
         messages.append(message)
         for call in message.get("tool_calls", ()):
             called[call["id"]] = call["function"]["name"]
     return messages
 
 
-def _parse_message(value, param, called):
+def parse_message(value: Any, param: str, called: Mapping[str, str]) -> dict[str, Any]:
+    """One message; called: names of tools by the ids of the calls before it."""
     if type(value) is not dict:
         refuse(param, f"must be an object, got {type_name(value)}")
     role = value.get("role")

@@ -14,7 +14,7 @@ from marlin.engine.sampling import parse_sampling
 from marlin.engine.served_model import ServedModel
 from marlin.files.fields import shown, type_name
 from marlin.server.api import names, openai_logprobs
-from marlin.server.api.dialect import Call, ChatPrompt, Dialect, Prompt
+from marlin.server.api.dialect import WHOLE_CONTEXT, Call, ChatPrompt, Dialect, Prompt
 from marlin.server.api.fields import checked_text, plain, refuse, request_fields, required
 from marlin.server.api.openai_answers import (
     ChatAnswer,
@@ -31,7 +31,6 @@ from marlin.server.api.template_options import parse_conversation
 from marlin.server.http.limits import Limits
 from marlin.text.detokenizer import Detokenizer
 
-NO_LIMIT = 2**31  # output tokens; no context holds so many
 # One spelling for each id, so that no id can come twice; far more digits than any vocabulary.
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
 
@@ -111,7 +110,7 @@ def parse_chat(
     if None not in (older, newer) and older != newer:
         refuse("max_completion_tokens", f"is {newer} but max_tokens is {older}")
     if tools.offered:  # half a call is of no use: the default is the rest of the context
-        max_tokens = limits.num_output_tokens or NO_LIMIT
+        max_tokens = limits.num_output_tokens or WHOLE_CONTEXT
     options = _parse_options(
         body, limits, newer or older or max_tokens, openai_logprobs.parse_chat(body)
     )
@@ -185,6 +184,7 @@ def _parse_options(body, limits, max_tokens, num_logprobs):
         "stop": parse_stop(body, limits),
         "stream": stream,
         "num_choices": num_choices,
+        "skipped": (),
         "include_usage": _parse_stream_options(body),
     }
 

@@ -40,9 +40,20 @@ def parse_tools(body: Mapping[str, Any]) -> ToolUse:
     choice = body.get("tool_choice")
     if choice is None:
         choice = _older_choice(body.get("function_call"))
-    offered = _chosen(choice, offered)
     fields = request_fields(dict(body))
     is_parallel = fields.flag("parallel_tool_calls", not body.get("functions"))
+    return tool_use(offered, choice, is_parallel)
+
+
+def tool_use(offered: list[dict[str, Any]], choice: Any, is_parallel: bool) -> ToolUse:
+    """What parse_function()'s tools, a `tool_choice` and `parallel_tool_calls` come to."""
+    names: set[str] = set()
+    for tool in offered:
+        name = tool["function"]["name"]
+        if name in names:
+            refuse("tools", f"has more than one tool of the name {shown(name)}")
+        names.add(name)
+    offered = _chosen(choice, offered)
     return ToolUse(offered, None if is_parallel or not offered else 1)
 
 
@@ -50,17 +61,9 @@ def _parse_offered(body):
     fields = request_fields(dict(body))
     tools = fields.of_type(list, "tools", None)
     if tools is not None:
-        parsed = [_parse_tool(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
-    else:
-        given = fields.of_type(list, "functions", [])
-        parsed = [_parse_function(item, f"functions[{index}]") for index, item in enumerate(given)]
-    names: set[str] = set()
-    for index, tool in enumerate(parsed):
-        name = tool["function"]["name"]
-        if name in names:
-            refuse(f"tools[{index}].function.name", f"is {shown(name)} as is that of another tool")
-        names.add(name)
-    return parsed
+        return [_parse_tool(tool, f"tools[{index}]") for index, tool in enumerate(tools)]
+    given = fields.of_type(list, "functions", [])
+    return [parse_function(item, f"functions[{index}]") for index, item in enumerate(given)]
 
 
 def _parse_tool(tool, param):
@@ -68,10 +71,11 @@ def _parse_tool(tool, param):
         refuse(param, f"must be an object, got {type_name(tool)}")
     if tool.get("type") != "function":
         refuse(f"{param}.type", f'must be "function", got {shown(tool.get("type"))}')
-    return _parse_function(tool.get("function"), f"{param}.function")
+    return parse_function(tool.get("function"), f"{param}.function")
 
 
-def _parse_function(function, param):
+def parse_function(function: Any, param: str) -> dict[str, Any]:
+    """A tool as templates want it, from what APIs say of a function; RequestError as above."""
     if type(function) is not dict:
         refuse(param, f"must be an object, got {type_name(function)}")
     fields = request_fields(function, f"{param}.")

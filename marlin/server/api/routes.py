@@ -15,6 +15,7 @@ from marlin.errors import MethodError
 from marlin.server.api import openai_requests
 from marlin.server.api.dialect import Dialect
 from marlin.server.api.endpoints import Endpoints
+from marlin.server.api.responses import RESPONSES
 from marlin.server.http.handler import Handler
 from marlin.server.observe.metrics import NUM_ENDPOINTS, OTHER_ENDPOINT, RequestRecord
 
@@ -69,6 +70,9 @@ ROUTES = (
         offered=lambda model: model.has_chat,
     ),
     generation_route("/v1/completions", openai_requests.COMPLETIONS, capability="completions"),
+    generation_route(
+        "/v1/responses", RESPONSES, capability="responses", offered=lambda model: model.has_chat
+    ),
 )
 
 

@@ -13,6 +13,7 @@ import ipaddress
 import os
 import re
 import time
+from collections.abc import Callable
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any, Protocol
@@ -83,6 +84,7 @@ class Handler(BaseHTTPRequestHandler):
             after the request.
         status: the status sent, None before.
         answer_fields: (name, value) pairs of headers for whatever answers the request.
+        failing: an error to the last bytes of a stream that has begun, where its owner has some.
         is_extra: all places are taken, and this one is for a request that takes no time.
         close_connection: no request may follow on this connection.
     """
@@ -135,6 +137,7 @@ class Handler(BaseHTTPRequestHandler):
         self.path: Any = None
         self.request_id = self.status = None
         self.progress, self.answer_fields = Progress.NOT_BEGUN, []
+        self.failing: Callable[[MarlinError], bytes | None] | None = None
         self._chunked = self._body_unread = False
 
     def parse_request(self):
