@@ -11,8 +11,8 @@ from difflib import get_close_matches
 
 from marlin import __version__, config
 from marlin.commands.table import COMMANDS, module_of, parser_of
-from marlin.errors import ConfigError, MarlinError
-from marlin.streams import open_missing
+from marlin.errors import ConfigError, MarlinError, said_by_system
+from marlin.streams import open_missing, speak_any_text
 
 _HELP = """usage: metal-marlin COMMAND ...
 
@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         Exit code: 0, 1 for a failure, 2 for a mistake in the arguments.
     """
     open_missing()
+    speak_any_text()
     words = list(sys.argv[1:] if argv is None else argv)
     environ = os.environ if environ is None else environ
     try:
@@ -61,6 +62,11 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
     except BrokenPipeError:
         # The reader of our output left; a second flush at exit must not complain about it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if (said := said_by_system(error)) is None:
+            raise
+        print(f"metal-marlin: {said}", file=sys.stderr)
         return 1
 
 
@@ -83,6 +89,8 @@ def _run(words, environ):
     if not words:
         print(_overview(), end="")
         return 2
+    for word in words:
+        config.check_text(word, "an argument")
     first, rest = words[0], words[1:]
     if first in ("-h", "--help") or (first == "help" and not rest):
         print(_overview(), end="")

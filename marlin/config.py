@@ -308,14 +308,20 @@ def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     return sorted(ours - known - tests)
 
 
+def check_text(text: str, what: str) -> None:
+    """Refuse what no answer, log line or file of JSON could say; raises ConfigError."""
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        raise ConfigError(
+            f"{what} is not UTF-8, or not of this locale's encoding, so that nothing could name "
+            f"it: rename it, or set LC_ALL to a UTF-8 locale; got {text!a}"
+        )
+
+
 def _model_path(path):
     """Its last part is the model's name, which answers, logs and metrics have to say."""
-    if path is None or path.isascii() or not any("\ud800" <= c <= "\udfff" for c in path):
-        return path
-    raise ConfigError(
-        "the model's path is not UTF-8, or not of this locale's encoding, and no request could "
-        f"name it: rename it, or set LC_ALL to a UTF-8 locale; got {path!a}"
-    )
+    if path is not None:
+        check_text(path, "the model's path")
+    return path
 
 
 def _settle(option, arguments, environ):

@@ -6,6 +6,8 @@ expectation; native code that refuses or fails is a DeviceError. Broken invarian
 not classes here.
 """
 
+import os
+
 
 class MarlinError(Exception):
     """Base of the tree.
@@ -215,3 +217,15 @@ class LockdownError(RuntimeError):
 
     Not of the tree: it is a bug or an intrusion, which a client learns nothing of, and the log all.
     """
+
+
+def said_by_system(error: BaseException) -> str | None:
+    """What the system refused, as a sentence; None when the error is something else: a bug."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory"
+    if isinstance(error, RuntimeError) and "start new thread" in str(error):
+        return "no thread can be started: a limit of processes (ulimit -u, pids.max) is reached"
+    if isinstance(error, OSError) and error.strerror:
+        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        return where + error.strerror
+    return None

@@ -24,15 +24,17 @@ def open_missing() -> None:
             setattr(sys, name, open(fd, mode, closefd=False))
 
 
-def say(text: str) -> None:
-    """A line on standard output, whatever becomes of it: that it fails is no reason to end.
+def speak_any_text() -> None:
+    """What the encoding of standard output lacks is written as an escape from now on."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)  # not of what tests put in its place
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
 
-    What its encoding lacks is written as an escape.
-    """
-    out = sys.stdout
-    encoding = out.encoding or "ascii"
+
+def say(text: str) -> None:
+    """A line on standard output, whatever becomes of it: that it fails is no reason to end."""
     try:
-        print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
+        print(text, flush=True)
     except (OSError, ValueError):
         # The flush at the end must not fail a second time.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

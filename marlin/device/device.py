@@ -193,7 +193,7 @@ class Device:
 
     def map(self, path, offset, num_bytes):
         """Read-only Buffer over a part of a file, not read until it is used."""
-        code = self.library.marlin_buffer_map(self.handle, str(path).encode(), offset, num_bytes)
+        code = self.library.marlin_buffer_map(self.handle, os.fsencode(path), offset, num_bytes)
         return Buffer(self, self.check(code), num_bytes)
 
     def wrap(self, memory):

@@ -12,7 +12,7 @@ import threading
 
 import numpy as np
 
-from marlin.errors import SharedWeightsError
+from marlin.errors import DeviceError, SharedWeightsError
 
 # Slabs of a shared file begin at multiples of this: a page on every system, and a huge page.
 _ALIGNMENT = 2 << 20
@@ -54,17 +54,25 @@ class SharedSlabs:
         """A Buffer of num_bytes: zeroed, or with what the writer put there.
 
         Raises:
-            DeviceError: the file ends before it, so it was filled from another model.
+            DeviceError: the file ends before it, so it was filled from another model; or the
+                system has no room for it.
         """
         start = self._end
         self._end += -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
         if self.filled:
             slab = self._device.map(f"/dev/fd/{self._fd}", start, num_bytes)
         else:
-            os.ftruncate(self._fd, self._end)
-            slab = self._device.wrap(mmap.mmap(self._fd, num_bytes, offset=start))
+            slab = self._device.wrap(self._grow(start, num_bytes))
         self._slabs.append(slab)
         return slab
+
+    def _grow(self, start, num_bytes):
+        try:
+            os.ftruncate(self._fd, self._end)
+            return mmap.mmap(self._fd, num_bytes, offset=start)
+        except OSError as error:
+            sizes = f"{self._end >> 20} MiB of weights that workers share"
+            raise DeviceError(f"no room for {sizes}: {error.strerror}") from error
 
     def settle(self):
         """All slabs are there: leave their digests behind them, or compare with those.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -150,4 +151,32 @@ def test_a_name_that_no_request_could_say_is_refused_at_the_start(name, environ,
         check=False,
     )
     assert done.returncode == 2 and done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1 and "path is not UTF-8" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("metal-marlin: an argument is not UTF-8, or not of this locale's")
+
+
+def limited(limit, value):
+    """Runs before a program: it has no more than that of something."""
+    return lambda: resource.setrlimit(limit, (value, value))
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "said"),
+    [
+        (0, "File too large"),
+        (20, "no room for 32 MiB of weights that workers share: File too large"),
+    ],
+)
+def test_a_limit_of_file_sizes_is_a_sentence_at_the_start(demo_model_path, megabytes, said):
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, "serve", str(demo_model_path), "--port", "0", "--workers", "2"],
+        cwd=ROOT,
+        env={**os.environ, "METAL_MARLIN_HOST": "127.0.0.1"},
+        preexec_fn=limited(resource.RLIMIT_FSIZE, megabytes << 20),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines() == [f"metal-marlin: {said}"]

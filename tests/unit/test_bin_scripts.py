@@ -356,6 +356,13 @@ def test_missing_dependencies_are_one_sentence_that_says_what_to_run(bare):
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_command_that_is_interrupted_while_it_loads_says_nothing(bare):
+    add_real_venv(bare, "numpy", "safetensors", "tokenizers")
+    (bare.root / "marlin" / "cli.py").write_text("raise KeyboardInterrupt\n")
+    done = run_command(bare, "serve")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_every_script_is_executable(checkout):
     scripts = [checkout / "bin" / name for name in ("demo", "lint", "metal-marlin", "test")]
     assert all(os.access(script, os.X_OK) for script in [*scripts, checkout / ".ci" / "run"])

@@ -1,7 +1,10 @@
 """The command line: what answers at once, how mistakes read, and what is said at a start."""
 
+import errno
+import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -37,6 +40,55 @@ def test_the_package_is_the_command_for_python_m(checkout):
         text=True,
     )
     assert (done.returncode, done.stdout) == (0, f"metal-marlin {__version__}\n")
+
+
+@pytest.mark.parametrize("command", ["generate", "info", "quantize", "serve"])
+def test_words_that_nothing_could_say_are_refused_whatever_the_command(command, capsys):
+    assert cli.main([command, "models/m\udcff"], {}) == 2
+    said = capsys.readouterr().err
+    assert "an argument is not UTF-8" in said and "'models/m\\udcff'" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/a/b"), "/a/b: No space left on device"),
+        (OSError(errno.EFBIG, "File too large"), "File too large"),
+        (MemoryError(), "there is not enough memory"),
+        (RuntimeError("can't start new thread"), "no thread can be started: a limit of processes"),
+    ],
+)
+def test_what_the_system_refuses_is_a_sentence(monkeypatch, capsys, error, said):
+    def run(_arguments):
+        raise error
+
+    monkeypatch.setattr(cli, "module_of", lambda _name: SimpleNamespace(run=run))
+    assert cli.main(["info"], {}) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"metal-marlin: {said}")
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a bug"), KeyError("x"), OSError("no number")])
+def test_a_bug_keeps_its_traceback(monkeypatch, error):
+    def run(_arguments):
+        raise error
+
+    monkeypatch.setattr(cli, "module_of", lambda _name: SimpleNamespace(run=run))
+    with pytest.raises(type(error)):
+        cli.main(["info"], {})
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "ascii:strict", "latin-1:surrogateescape"])
+def test_what_the_terminals_encoding_lacks_is_an_escape(checkout, encoding):
+    code = "from marlin.streams import *; speak_any_text(); print('\u4f60 caf\u00e9')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=checkout,
+        env={**os.environ, "PYTHONIOENCODING": encoding},
+        capture_output=True,
+    )
+    accent = b"\xe9" if "latin" in encoding else b"\\xe9"
+    assert done.stdout == b"\\u4f60 caf" + accent + b"\n"
 
 
 def test_no_command_shows_the_commands_and_fails(capsys):
@@ -189,7 +241,10 @@ def test_unknown_variables_are_named_when_a_server_starts(monkeypatch, caplog):
     assert record.getMessage() == "no such variable, nothing reads it: METAL_MARLIN_TEMPERATURE"
 
 
-def test_an_error_names_the_variable_that_overrode_the_model_that_was_typed(tmp_path, capfd):
+def test_an_error_names_the_variable_that_overrode_the_model_that_was_typed(
+    tmp_path, capfd, monkeypatch
+):
+    monkeypatch.setattr("marlin.commands.serve.set_up_logging", lambda _settings: None)
     environ = {"METAL_MARLIN_MODEL_PATH": f"{tmp_path}/absent.gguf"}
     assert cli.main(["serve", "M", "--port", "0", "--host", "127.0.0.1"], environ) == 1
     *_, error = capfd.readouterr().err.splitlines()

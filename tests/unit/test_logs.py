@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from types import SimpleNamespace
 
@@ -152,6 +153,16 @@ def test_lines_come_out_in_order_and_flush_waits_for_them(pipe):
     writer.flush()
     os.set_blocking(reader, False)
     assert os.read(reader, 65536).decode().split() == [str(number) for number in range(500)]
+
+
+def test_a_stream_that_is_closed_has_its_lines_and_no_other_file_gets_them(pipe):
+    reader, stream = pipe
+    writer = LogWriter(stream)
+    with tempfile.TemporaryFile() as other:
+        os.dup2(other.fileno(), stream.fileno())
+        writer.handle(record("for the pipe"))
+        assert lines_of(reader, 1) == ["for the pipe"]
+        assert os.fstat(other.fileno()).st_size == 0
 
 
 def test_who_logs_never_waits_for_a_reader_and_what_was_lost_is_counted(pipe):

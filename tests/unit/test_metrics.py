@@ -1,6 +1,8 @@
 """Counting: cells, clocks, several processes together, and the two text formats."""
 
 import mmap
+import os
+import sys
 import threading
 from types import SimpleNamespace
 
@@ -20,8 +22,8 @@ from marlin.server.observe.metrics import (
     OTHER_ENDPOINT,
     STATUSES,
     Metrics,
+    ProcessMemory,
     clear_gauges,
-    memory_gauges,
     read_snapshot,
     total,
 )
@@ -348,9 +350,19 @@ def test_every_family_has_its_help_and_its_type(metrics):
 
 
 def test_memory_is_that_of_this_process():
-    gauges = memory_gauges()
+    gauges = ProcessMemory().gauges()
     assert set(gauges) <= set(FAMILIES)
     assert 5e6 < sum(gauges.values()) < 50e9
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it is a peak")
+def test_memory_is_told_anew_each_time_and_without_a_descriptor_more(monkeypatch):
+    memory = ProcessMemory()
+    before = memory.gauges()["private_memory_bytes"]
+    monkeypatch.setattr("builtins.open", None)
+    monkeypatch.setattr(os, "open", None)
+    held = bytearray(os.urandom(1 << 20)) * 64
+    assert memory.gauges()["private_memory_bytes"] > before + len(held) // 2
 
 
 def test_a_total_of_no_workers_is_a_mistake_of_the_caller():

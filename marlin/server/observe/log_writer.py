@@ -23,13 +23,14 @@ class LogWriter(logging.Handler):
     """A handler whose emit() never waits for its stream.
 
     Args:
-        stream: with a descriptor, that is written to; the stream's own buffer and its lock, which
-            the interpreter takes at its end, are left alone.
+        stream: with a descriptor, a copy of which is written to: whatever becomes of the stream,
+            the number is no other file's. The stream's own buffer and its lock, which the
+            interpreter takes at its end, are left alone.
     """
 
     def __init__(self, stream: TextIO, num_lines: int = NUM_LINES):
         super().__init__()
-        self._fd = stream.fileno()
+        self._fd = os.dup(stream.fileno())
         self._num_lines = num_lines
         self._lines: deque[str] = deque()
         self._changed = threading.Condition()

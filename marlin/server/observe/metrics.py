@@ -6,6 +6,7 @@ observe/metrics_page.py. The order of the cells is the order of FAMILIES and mea
 of one run.
 """
 
+import os
 import resource
 import sys
 import threading
@@ -330,20 +331,25 @@ def total(snapshots):
     return merged
 
 
-def memory_gauges():
-    """Resident memory of this process as set_gauges() takes it: now on Linux, its peak elsewhere.
+class ProcessMemory:
+    """Resident memory of this process: now on Linux, its peak elsewhere.
 
-    Source: statm in proc(5); its third number counts file-backed and shared pages.
+    What it reads stays open: there may be no descriptor left when it is asked for. Source: statm in
+    proc(5); its third number counts file-backed and shared pages.
     """
-    if sys.platform == "linux":
-        with open("/proc/self/statm", "rb") as statm:
-            resident, shared = (int(field) for field in statm.read().split()[1:3])
+
+    def __init__(self):
+        self._statm = open("/proc/self/statm", "rb") if sys.platform == "linux" else None
+
+    def gauges(self):
+        """As Metrics.set_gauges() takes them."""
+        if self._statm is None:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            return {"private_memory_bytes": peak, "shared_memory_bytes": 0}
+        fields = os.pread(self._statm.fileno(), 256, 0).split()
+        resident, shared = int(fields[1]), int(fields[2])
         page = resource.getpagesize()
         return {
             "private_memory_bytes": max(0, resident - shared) * page,
             "shared_memory_bytes": shared * page,
         }
-    return {
-        "private_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        "shared_memory_bytes": 0,
-    }

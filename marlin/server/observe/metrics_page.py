@@ -12,7 +12,7 @@ from marlin.engine.interface import EngineStats
 from marlin.server.observe import prometheus
 from marlin.server.observe.accept import preferred
 from marlin.server.observe.logs import take_lost
-from marlin.server.observe.metrics import FAMILIES, memory_gauges, total
+from marlin.server.observe.metrics import FAMILIES, ProcessMemory, total
 
 _MB = 1024 * 1024
 # In the order in which they win a tie: curl's */* gets the JSON that the documentation shows.
@@ -36,6 +36,7 @@ class MetricsPage:
         self._metrics = metrics
         self._model = model
         self._gate = gate
+        self._memory = ProcessMemory()
         self._endpoints = endpoints
         self._snapshots = snapshots or (lambda: [metrics.snapshot()])
 
@@ -50,7 +51,7 @@ class MetricsPage:
             kv_blocks_free=stats.num_free_kv_blocks,
             kv_bytes=stats.kv_bytes,
             gpu_memory_bytes=stats.gpu_memory_bytes,
-            **memory_gauges(),
+            **self._memory.gauges(),
         )
 
     def answer(self, accept):

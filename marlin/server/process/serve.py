@@ -228,7 +228,7 @@ def announce(config, model_id, listener, limits):
     _log.info("up to %d connections at once in each process", limits.num_connections)
     if ipaddress.ip_address(host).is_unspecified:
         here = "[::1]" if ":" in host else "127.0.0.1"
-        print(f"on this machine: http://{here}:{port}", flush=True)
+        say(f"on this machine: http://{here}:{port}")
     if config.api_key is None and not ipaddress.ip_address(host).is_loopback:
         _log.warning(
             "listening on %s without METAL_MARLIN_API_KEY: anyone who reaches it can use it", host

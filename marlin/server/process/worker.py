@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass, replace
 
 from marlin.config import ServeConfig
 from marlin.engine.share import Share
-from marlin.errors import ConfigError, MarlinError, SharedWeightsError
+from marlin.errors import ConfigError, MarlinError, SharedWeightsError, said_by_system
 from marlin.server.api.app import App
 from marlin.server.http import allocator
 from marlin.server.http.limits import Limits
@@ -134,6 +134,11 @@ def main(load, set_up_logging):
         if isinstance(error, SharedWeightsError):
             return BAD_WEIGHTS
         return 2 if isinstance(error, ConfigError) else 1
+    except Exception as error:
+        if (said := said_by_system(error)) is None:
+            raise
+        print(f"metal-marlin: {said}", file=sys.stderr)
+        return 1
 
 
 def _read_line(fd):
