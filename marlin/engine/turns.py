@@ -35,9 +35,14 @@ class Turns:
 
     def next(self, waiting: Iterable[W]) -> W:
         """Who is next of some that are given in the order in which they came."""
-        return min(
-            waiting, key=lambda one: (self.in_hand[one.client], self._last_turns.get(one.client, 0))
-        )
+        return min(waiting, key=self._key)
+
+    def in_order(self, waiting: Iterable[W]) -> list[W]:
+        """All of them, who is next first."""
+        return sorted(waiting, key=self._key)
+
+    def _key(self, one):
+        return self.in_hand[one.client], self._last_turns.get(one.client, 0)
 
     def begin(self, client: str, amount: int = 1) -> None:
         """A client's turn, in which it gets so much."""

@@ -1,6 +1,7 @@
 """The room that request bodies have together: taken before they are read, given back after."""
 
 import json
+import sys
 import threading
 import time
 
@@ -157,3 +158,127 @@ def test_an_integer_of_absurd_length_is_refused_and_not_computed(server):
         answer = client.read()
         assert answer.status == 400
         assert "an integer of 400000 digits" in answer.json()["error"]["message"]
+
+
+def begin(server, source=None, num_bytes=30_000):
+    """A client that sends all of a body but the end."""
+    client = server.connect(source)
+    content = b'{"model":"tiny","messages":[{"role":"user","content":"%b"}]}' % (b"a" * num_bytes)
+    client.send(b"POST %b HTTP/1.1\r\nHost: a\r\n" % CHAT.encode())
+    client.send(b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(content))
+    client.send(content[:-1])
+    return client
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="this system answers on 127.0.0.1 alone")
+
+
+@linux
+def test_slow_bodies_of_one_client_give_their_room_to_another_client(start_server):
+    limits = {"bodies_bytes": 125_000, "body_bytes": 40_000, "bodies_wait_s": 10}
+    server = start_server(**limits, body_grace_s=0.3, body_s=60)
+    slow = [begin(server) for _ in range(2)] + [begin(server, "127.0.0.3")]
+    wait_until(lambda: used_bytes(server) > 90_000)
+    began = time.monotonic()
+    with server.connect("127.0.0.2") as other:
+        body = chat_body(messages=[{"role": "user", "content": "a" * 38_000}])
+        assert other.ask("POST", CHAT, body).status == 200
+    assert time.monotonic() - began < 5
+    # The longest of who held most went, and is told to come back; no more went than had to.
+    answer = slow[0].read()
+    assert answer.status == 503 and answer.headers["retry-after"] == "1"
+    assert "which came slowly" in answer.json()["error"]["message"]
+    for client in slow[1:]:
+        assert client.send(b"}").read().status == 200
+    for client in slow:
+        client.close()
+    wait_until(lambda: used_bytes(server) == 0)
+
+
+@linux
+def test_one_client_leaves_room_for_the_body_of_another(start_server):
+    server = start_server(bodies_bytes=120_000, body_bytes=40_000, bodies_wait_s=0.2)
+    slow = [begin(server) for _ in range(2)]
+    wait_until(lambda: used_bytes(server) > 60_000)
+    with server.connect() as third, server.connect("127.0.0.2") as other:
+        assert third.ask("POST", CHAT, LARGE).status == 503
+        assert other.ask("POST", CHAT, LARGE).status == 200
+    for client in slow:
+        client.close()
+
+
+def test_a_body_that_nobody_waits_for_may_be_slow(start_server):
+    server = start_server(bodies_bytes=50_000, body_bytes=50_000, body_grace_s=0)
+    with begin(server) as slow:
+        wait_until(lambda: used_bytes(server) > 30_000)
+        time.sleep(0.6)
+        assert slow.send(b"}").read().status == 200
+
+
+def share_of(budget, client, num_bytes=0, stop=lambda: None):
+    share = Share(budget, stop)
+    if num_bytes:
+        share.grow(num_bytes, client)
+    return share
+
+
+def take_in_turn(budget, wanted, order):
+    """Threads that ask for (client, bytes), one after another, and note in which order they had."""
+
+    def take(client, num_bytes):
+        share_of(budget, client, num_bytes)
+        order.append(client)
+
+    threads = []
+    for client, num_bytes in wanted:
+        threads.append(threading.Thread(target=take, args=(client, num_bytes)))
+        threads[-1].start()
+        time.sleep(0.05)
+    return threads
+
+
+def test_room_is_given_by_turns_and_to_who_has_least():
+    budget, order = BodyBudget(100, wait_s=10), []
+    held = share_of(budget, "hog", 50), share_of(budget, "hog", 50)
+    wanted = [("hog", 50), ("hog", 20), ("b", 50), ("c", 50), ("b", 50)]
+    threads = take_in_turn(budget, wanted, order)
+    held[0].set(0)
+    wait_until(lambda: order == ["b"])
+    held[1].set(0)
+    wait_until(lambda: order == ["b", "c"])
+    budget.change("b", -50)
+    wait_until(lambda: len(order) == 3)
+    assert order[2] == "hog"  # whose last turn was before b's
+    budget.change("c", -50)
+    wait_until(lambda: len(order) == 4)
+    assert order[3] == "b"
+    budget.change("b", -50)
+    for thread in threads:
+        thread.join(10)
+    assert order == ["b", "c", "hog", "b", "hog"]
+
+
+def test_what_is_enough_for_a_small_body_goes_to_one_whose_client_has_no_more():
+    budget, order = BodyBudget(100, wait_s=10), []
+    held = share_of(budget, "a", 80)
+    threads = take_in_turn(budget, [("large", 50), ("a", 10), ("small", 10)], order)
+    wait_until(lambda: order)
+    assert order == ["small"]
+    held.set(0)
+    for thread in threads:
+        thread.join(10)
+
+
+@pytest.mark.parametrize(
+    ("client", "goes"), [("honest", ["hog"]), ("hog", ["hog"]), ("even", ["hog"]), ("more", [])]
+)
+def test_who_has_less_or_holds_it_itself_has_a_slow_body_go(client, goes):
+    budget, gone = BodyBudget(100, wait_s=0.2, grace_s=0.05), []
+    share_of(budget, "more", 50, lambda: gone.append("more"))
+    share_of(budget, "hog", 30, lambda: gone.append("hog"))
+    share_of(budget, "even", 20, lambda: gone.append("even"))
+    budget._receiving = dict(list(budget._receiving.items())[1:])  # the first one is there
+    time.sleep(0.1)
+    with pytest.raises(OverloadedError):
+        share_of(budget, client, 30)
+    assert gone == goes

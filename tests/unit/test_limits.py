@@ -29,6 +29,7 @@ def promised(checkout):
         f"all bodies above {LIMITS.small_body_bytes // KIB} KiB together, in each process | "
         f"{LIMITS.bodies_bytes // MIB} MiB",
         f"503 with `Retry-After`, after {LIMITS.bodies_wait_s:g} s |",
+        f"A body that has been on its way for {LIMITS.body_grace_s:g} s gives its room",
         f"(`: waiting`, which readers of the format skip) every {LIMITS.keep_alive_s:g} seconds",
         f"is replaced after {LIMITS.restart_s:g} s, and after twice as long each time, up to "
         f"{LIMITS.restart_max_s:g} s",

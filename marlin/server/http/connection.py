@@ -5,6 +5,7 @@ makes a deadline cover a whole head or body rather than one recv, and lets a wai
 notice that the client left while bytes of its next request are already here.
 """
 
+import math
 import socket
 import time
 
@@ -39,6 +40,7 @@ class Connection:
 
     Attributes:
         deadline: clock time by which the present reads must be done; set before each phase.
+        look_s: how often a read looks whether another thread has brought the deadline forward.
     """
 
     def __init__(self, sock, write_s, clock=time.monotonic):
@@ -47,11 +49,16 @@ class Connection:
         self._clock = clock
         self._buffer = bytearray()
         self.deadline = 0.0
+        self.look_s = math.inf
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def set_deadline(self, seconds):
         """Reads from now on must be done within `seconds`."""
         self.deadline = self._clock() + seconds
+
+    def expire(self):
+        """The deadline is now; any thread."""
+        self.deadline = 0.0
 
     @property
     def num_buffered(self):
@@ -131,13 +138,16 @@ class Connection:
         return data
 
     def _fill(self, most_bytes=_RECV_BYTES):
+        """Wait for what there is next, at most look_s."""
         remaining_s = self.deadline - self._clock()
         if remaining_s <= 0:
             raise ReadDeadline
         try:
-            self._sock.settimeout(remaining_s)
+            self._sock.settimeout(min(remaining_s, self.look_s))
             data = self._sock.recv(most_bytes)
         except TimeoutError:
+            if remaining_s > self.look_s:
+                return
             raise ReadDeadline from None
         except OSError:
             raise PeerGone from None

@@ -10,6 +10,7 @@ Knows no routes, no JSON and no log.
 import enum
 import functools
 import ipaddress
+import math
 import os
 import re
 import time
@@ -18,7 +19,7 @@ from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any, Protocol
 
-from marlin.errors import FramingError, MarlinError
+from marlin.errors import FramingError, MarlinError, OverloadedError
 from marlin.server.http import message
 from marlin.server.http.budget import Share
 from marlin.server.http.connection import (
@@ -32,6 +33,8 @@ from marlin.server.http.connection import (
 if TYPE_CHECKING:
     from marlin.server.http.listener import HttpServer
 
+# How often a large body's reader looks whether it has to go.
+_LOOK_S = 0.25
 # What may be echoed into a header and a log line without further care.
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -121,7 +124,7 @@ class Handler(BaseHTTPRequestHandler):
         self.connection.wait_for_data()
         self._wait_s = self.limits.idle_s
         self.server.places.begin(self.request)
-        self.body_share = Share(self.server.body_budget)
+        self.body_share = Share(self.server.body_budget, self.connection.expire)
         try:
             self._begin()
             if self.parse_request():
@@ -177,7 +180,8 @@ class Handler(BaseHTTPRequestHandler):
 
         Raises:
             FramingError: 400, 408 or 413.
-            OverloadedError: the bodies of other requests take all the room there is.
+            OverloadedError: the bodies of other requests take all the room there is, or one of them
+                needs this one's, which took longer than `limits.body_grace_s`.
             PeerGone: the client closed in the middle.
         """
         if not self._body_unread:
@@ -192,17 +196,25 @@ class Handler(BaseHTTPRequestHandler):
 
     def _admit_body(self, num_bytes):
         if num_bytes > self.limits.small_body_bytes:
-            self.body_share.grow(num_bytes)
+            self.body_share.grow(num_bytes, self.client)
+            self.connection.look_s = _LOOK_S
 
     def _receive_body(self, seconds):
         self.connection.set_deadline(seconds)
         try:
             body = message.read_body(self.connection, self.head, self.limits, self._admit_body)
         except ReadDeadline:
+            if self.body_share.is_late:
+                problem = "another request needs the room of this one's body, which came slowly"
+                raise OverloadedError(f"{problem}; try again") from None
             problem = f"request body did not arrive within {self.limits.body_s:g} s"
             raise FramingError(problem, 408) from None
         except LineTooLong:
             raise FramingError("chunk line too long") from None
+        finally:
+            if self.body_share.num_bytes:
+                self.body_share.received()
+                self.connection.look_s = math.inf
         self._body_unread = False
         self.server.places.received(self.request)
         return body

@@ -25,6 +25,8 @@ class Limits:
             take 32 MiB, and most requests are smaller.
         bodies_bytes: all larger bodies together, while they are read and until what they ask for is
             answered; never less than body_bytes.
+        body_grace_s: after so long a larger body that is still on its way gives its room to one
+            that waits for some, if its client holds more: 1.4 MB/s for one of 4 MiB.
         bodies_wait_s: how long a larger body waits for room among the others before it is refused.
         num_values: objects and arrays of one body: each takes up to 300 bytes of memory, so at most
             40 MiB, and no conversation has as many.
@@ -87,6 +89,7 @@ class Limits:
     body_bytes: int = 4 * 1024 * 1024
     small_body_bytes: int = 16 * 1024
     bodies_bytes: int = 32 * 1024 * 1024
+    body_grace_s: float = 3.0
     bodies_wait_s: float = 5.0
     num_values: int = 128 * 1024
     chunk_line_bytes: int = 1024

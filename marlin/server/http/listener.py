@@ -68,8 +68,11 @@ class HttpServer(ThreadingHTTPServer):
         self.socket = listener
         self.application = application
         self.limits = limits
+        total = max(limits.bodies_bytes, limits.body_bytes)
         self.body_budget = BodyBudget(
-            max(limits.bodies_bytes, limits.body_bytes), limits.bodies_wait_s
+            *(total, limits.bodies_wait_s),
+            reserve_bytes=min(limits.body_bytes, total // 2),
+            grace_s=limits.body_grace_s,
         )
         self.places = Places(limits.num_connections, limits.num_extra_connections)
         self._draining = threading.Event()
