@@ -159,10 +159,19 @@ class MethodError(RequestError):
 
 
 class ContextLengthError(RequestError):
-    """Prompt longer than the model's context; the message holds both numbers."""
+    """Prompt longer than the model's context; the message holds both numbers.
+
+    Args:
+        num_tokens, most_tokens: that the prompt has, at least, and that there is room for.
+    """
 
     status = 400
     code = "context_length_exceeded"
+
+    def __init__(self, message: str, num_tokens: int, most_tokens: int):
+        super().__init__(message)
+        self.num_tokens = num_tokens
+        self.most_tokens = most_tokens
 
 
 class ModelNotFoundError(RequestError):

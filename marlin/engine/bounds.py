@@ -49,7 +49,9 @@ def check_prompt_fits(num_tokens: int, max_context_tokens: int, bound: str = "")
     if num_tokens >= max_context_tokens:
         raise ContextLengthError(
             f"the prompt has {bound}{num_tokens} tokens; the context holds {max_context_tokens}, "
-            "and at least 1 of them must be left for the answer"
+            "and at least 1 of them must be left for the answer",
+            num_tokens,
+            max_context_tokens - 1,
         )
 
 

@@ -49,6 +49,7 @@ class TextDelta:
             lie wholly in or after a stop string are in no delta.
         parts: what the reader made of the text; None without a reader.
         num_reasoning_tokens: of num_tokens, those of a thought.
+        stop_string: that ended the text, in the last delta.
     """
 
     text: str
@@ -57,6 +58,7 @@ class TextDelta:
     tokens: tuple[ShownToken, ...] = ()
     parts: Sequence[Part] | None = None
     num_reasoning_tokens: int = 0
+    stop_string: str | None = None
 
 
 class TextStream:
@@ -152,7 +154,8 @@ class TextStream:
         self._num_shown += len(text)
         shown = self._shown_tokens(reason)
         read = None if self._reader is None else self._parts
-        delta = TextDelta(text, self._num_tokens, reason, shown, read, self._num_reasoning_tokens)
+        counted, stop_string = self._num_reasoning_tokens, self._stop_matcher.matched
+        delta = TextDelta(text, self._num_tokens, reason, shown, read, counted, stop_string)
         self._num_tokens, self._num_reasoning_tokens, self._parts = 0, 0, []
         if reason is not None:
             self.finished = True

@@ -81,7 +81,7 @@ def test_without_its_setting_a_path_is_not_there():
 
 def test_a_models_capabilities_are_those_of_the_routes():
     chatty, plain = SimpleNamespace(has_chat=True), SimpleNamespace(has_chat=False)
-    chat = "chat_completions", "responses"
+    chat = "chat_completions", "responses", "messages"
     assert capabilities(chatty) == {"completions": True, **dict.fromkeys(chat, True)}
     assert capabilities(plain) == {"completions": True, **dict.fromkeys(chat, False)}
 

@@ -102,12 +102,14 @@ def test_half_a_character_at_the_end_is_a_replacement_character():
 
 def test_text_ends_before_a_stop_string_and_the_request_is_aborted():
     deltas, request, _ = stream([b"one t"], [b"wo three"], [STOP], stops=("two",))
-    assert list(deltas) == [TextDelta("one ", 5), TextDelta("", 2, "stop")]
+    assert list(deltas) == [TextDelta("one ", 5), TextDelta("", 2, "stop", stop_string="two")]
     assert request.aborted
 
 
 def test_tokens_after_a_stop_string_are_not_counted():
-    assert texts([b"abXYcdef", STOP], stops=("XY",)) == [TextDelta("ab", 4, "stop")]
+    assert texts([b"abXYcdef", STOP], stops=("XY",)) == [
+        TextDelta("ab", 4, "stop", stop_string="XY")
+    ]
 
 
 def test_no_part_of_a_stop_string_leaks_and_held_text_is_not_lost():
@@ -121,12 +123,14 @@ def test_no_part_of_a_stop_string_leaks_and_held_text_is_not_lost():
 
 
 def test_the_first_of_several_stop_strings_wins():
-    assert texts([b"a b c", STOP], stops=("c", "b")) == [TextDelta("a ", 3, "stop")]
+    assert texts([b"a b c", STOP], stops=("c", "b")) == [
+        TextDelta("a ", 3, "stop", stop_string="b")
+    ]
 
 
 def test_a_stop_string_can_complete_in_the_very_last_bytes():
     deltas = texts([b"ab\xe2"], [FinishEvent("length")], stops=("\ufffd",))
-    assert deltas[-1] == TextDelta("", 0, "stop")
+    assert deltas[-1] == TextDelta("", 0, "stop", stop_string="\ufffd")
 
 
 @given(

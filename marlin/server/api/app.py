@@ -161,4 +161,4 @@ class NoWorker:
 
 def _reply_error(handler, dialect, error):
     handler.close_connection |= error.close
-    reply_json(handler, dialect.error_body(error), error.status, error.headers)
+    reply_json(handler, dialect.error_body(error), dialect.error_status(error), error.headers)

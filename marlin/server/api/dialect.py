@@ -94,6 +94,7 @@ class Choice:
         finish_reason: "stop", "tool_calls" or "length"; None while it goes on.
         tokens: behind the answer, if log-probabilities were asked for.
         calls: all of them whole, unless the model ended its answer within the last.
+        stop_string: that ended it, if one did.
     """
 
     index: int
@@ -102,6 +103,7 @@ class Choice:
     tokens: Sequence[ShownToken] = ()
     reasoning: str = ""
     calls: Sequence[ToolCall] = ()
+    stop_string: str | None = None
 
 
 class Answer(ABC):
@@ -131,8 +133,8 @@ class Answer(ABC):
         raise AssertionError("an answer to a text has no parts")
 
     @abstractmethod
-    def ending(self, index: int, finish_reason: str) -> bytes:
-        """Events after a choice's last text."""
+    def ending(self, index: int, finish_reason: str, stop_string: str | None) -> bytes:
+        """Events after a choice's last text; reason and stop_string as Choice's."""
 
     @abstractmethod
     def closing(self, usage: Usage) -> bytes:
@@ -195,6 +197,9 @@ class Dialect(Protocol):
         Raises:
             RequestError: with `param` naming the field, e.g. `messages[2].content`.
         """
+
+    def error_status(self, error: MarlinError) -> int:
+        """The status that answers a request with an error."""
 
     def error_body(self, error: MarlinError) -> dict[str, Any]:
         """The JSON that answers a request with an error."""

@@ -126,6 +126,18 @@ class Endpoints:
                 with self._gate.slot(generation.keep_waiting, handler.client):
                     generation.run(prompts)
 
+    def count_tokens(self, handler: Handler, _record: RequestRecord, dialect: Dialect) -> None:
+        """How many tokens a request's prompts have, which then waits for no slot."""
+        content = handler.read_body()
+        deadline = Deadline(self._config.timeout_s)
+        call = self._parse(handler, dialect, content, deadline)
+        model = self._loaded_model()
+        self._names.check(call.model)
+        with self._gate.place(handler.client):
+            asked = model, deadline.check, handler.client
+            prompts = [prompt.encode(*asked) for prompt in call.prompts]
+        reply_json(handler, {"input_tokens": sum(len(prompt.token_ids) for prompt in prompts)})
+
     def _parse(self, handler, dialect, content, deadline):
         """The dialect's Call. Large bodies one at a time: their JSON takes many times their size,
         and what is left of it is held like the body."""

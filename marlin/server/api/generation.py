@@ -176,7 +176,7 @@ class Generation:
             ending = reason if reason in _FINISHED else None
             if ending is not None:
                 unfinished.remove(index)
-                events.append(answer.ending(index, ending))
+                events.append(answer.ending(index, ending, delta.stop_string))
                 if not unfinished:
                     numbers = num_output_tokens, num_reasoning_tokens
                     events.append(answer.closing(self._usage(requests, *numbers)))
@@ -221,14 +221,15 @@ class _Gathered:
 
     def __init__(self, prefix):
         self._texts = {"content": [prefix], "reasoning": []}
-        self._tokens, self._calls, self._reason = [], [], None
+        self._tokens, self._calls = [], []
+        self._reason = self._stop_string = None
         self.num_tokens = self.num_reasoning_tokens = 0
 
     def add(self, delta):
         self.num_tokens += delta.num_tokens
         self.num_reasoning_tokens += delta.num_reasoning_tokens
         self._tokens.extend(delta.tokens)
-        self._reason = delta.finish_reason
+        self._reason, self._stop_string = delta.finish_reason, delta.stop_string
         if delta.parts is None:
             self._texts["content"].append(delta.text)
         for part in delta.parts or ():
@@ -245,7 +246,8 @@ class _Gathered:
         """A call that the end of its tokens cut is none."""
         calls = [call for call in self._calls if call.is_whole or self._reason != "length"]
         content, reasoning = map("".join, self._texts.values())
-        return Choice(index, content, self._reason, self._tokens, reasoning, calls)
+        ended = self._reason, self._tokens, reasoning, calls, self._stop_string
+        return Choice(index, content, *ended)
 
 
 def _seeded(sampling: SamplingParams, offset: int) -> SamplingParams:

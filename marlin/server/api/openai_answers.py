@@ -43,6 +43,11 @@ class Envelope:
         }
 
 
+def error_status(error: MarlinError) -> int:
+    """An error's own: it was made for this API."""
+    return error.status
+
+
 def error_body(error: MarlinError) -> dict[str, Any]:
     """The OpenAI error object."""
     return {
@@ -161,7 +166,7 @@ class OpenAiAnswer(Answer):
         piece = self.piece(Choice(index, text, None, tokens))
         return self._chunk(piece | self._logprobs(tokens))
 
-    def ending(self, index: int, finish_reason: str) -> bytes:
+    def ending(self, index: int, finish_reason: str, stop_string: str | None) -> bytes:
         return self._chunk(self.piece(Choice(index, "", finish_reason)))
 
     def closing(self, usage: Usage) -> bytes:

@@ -23,6 +23,7 @@ from marlin.server.api.openai_answers import (
     OpenAiAnswer,
     error_body,
     error_events,
+    error_status,
     fingerprint,
 )
 from marlin.server.api.openai_messages import parse_messages
@@ -90,6 +91,7 @@ class OpenAi:
     """A Dialect, the OpenAI API's; parse is one of the two functions below."""
 
     parse: Callable[..., OpenAiCall]
+    error_status = staticmethod(error_status)
     error_body = staticmethod(error_body)
     error_events = staticmethod(error_events)
 

@@ -15,7 +15,7 @@ from marlin.files.fields import shown, type_name
 from marlin.server.api.dialect import WHOLE_CONTEXT, Call, ChatPrompt
 from marlin.server.api.fields import checked_text, refuse, request_fields, required
 from marlin.server.api.names import REASONING, Names
-from marlin.server.api.openai_answers import error_body
+from marlin.server.api.openai_answers import error_body, error_status
 from marlin.server.api.openai_messages import parse_message
 from marlin.server.api.openai_tools import parse_function, tool_use
 from marlin.server.api.responses_answers import ResponsesAnswer, error_events
@@ -64,6 +64,7 @@ class ResponsesCall(Call):
 class Responses:
     """A Dialect."""
 
+    error_status = staticmethod(error_status)
     error_body = staticmethod(error_body)
     error_events = staticmethod(error_events)
 

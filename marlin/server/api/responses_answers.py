@@ -120,7 +120,7 @@ class ResponsesAnswer(Answer):
             return ended + self._begin("call", lambda: self._call(call, "in_progress"))
         return self._more(part.text) if part.kind == "arguments" else self._end("completed")
 
-    def ending(self, index: int, finish_reason: str) -> bytes:
+    def ending(self, index: int, finish_reason: str, stop_string: str | None) -> bytes:
         self._reason = finish_reason
         begun = b""
         if not self._items and self._open is None:

@@ -15,6 +15,7 @@ from marlin.errors import MethodError
 from marlin.server.api import openai_requests
 from marlin.server.api.dialect import Dialect
 from marlin.server.api.endpoints import Endpoints
+from marlin.server.api.messages import COUNT_TOKENS, MESSAGES
 from marlin.server.api.responses import RESPONSES
 from marlin.server.http.handler import Handler
 from marlin.server.observe.metrics import NUM_ENDPOINTS, OTHER_ENDPOINT, RequestRecord
@@ -72,6 +73,14 @@ ROUTES = (
     generation_route("/v1/completions", openai_requests.COMPLETIONS, capability="completions"),
     generation_route(
         "/v1/responses", RESPONSES, capability="responses", offered=lambda model: model.has_chat
+    ),
+    generation_route(
+        "/v1/messages", MESSAGES, capability="messages", offered=lambda model: model.has_chat
+    ),
+    Route(
+        *("POST", "/v1/messages/count_tokens"),
+        partial(Endpoints.count_tokens, dialect=COUNT_TOKENS),
+        dialect=COUNT_TOKENS,
     ),
 )
 

@@ -76,7 +76,8 @@ def _bounded(text, param):
 def _parse_continues(body, messages):
     """Whether the last message is to be continued: by default if it is the assistant's."""
     fields = request_fields(body)
-    is_answer = messages[-1]["role"] == "assistant"
+    # After calls come their results.
+    is_answer = messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1]
     # The other servers' name for the opposite, which their clients send along.
     new_turn = fields.flag("add_generation_prompt", None)
     continues = fields.flag("continue_final_message", is_answer and not new_turn)
