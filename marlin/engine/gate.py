@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from marlin.engine.tickets import Tickets
-from marlin.engine.turns import Turns
 from marlin.errors import OverloadedError
+from marlin.turns import Turns
 
 # The longest time after which a client is told to ask again. The official SDKs take up to 60.
 MAX_RETRY_S = 30

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent.parent / "marlin"
 
 # Layers that anyone may import; they import none but these themselves.
-LEAVES = {"errors", "config", "streams", "files", "text"}
+LEAVES = {"errors", "config", "streams", "turns", "files", "text"}
 # A layer imports the leaves, itself and what stands beside it. Files right under marlin/ are
 # layers, too; "" is the package itself, which holds the version.
 BELOW = {
@@ -18,6 +18,7 @@ BELOW = {
     "errors": set(),
     "config": set(),
     "streams": set(),
+    "turns": set(),
     "files": set(),
     "text": set(),
     "server": set(),

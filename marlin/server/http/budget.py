@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from marlin.engine.turns import Turns
 from marlin.errors import OverloadedError
 from marlin.server.http import allocator
+from marlin.turns import Turns
 
 # A share of at least so many bytes is worth a walk over the allocator's free memory (some ms).
 _TRIM_BYTES = 256 * 1024
