@@ -11,9 +11,8 @@ from datetime import datetime
 
 from marlin.text.template.globals import make_globals
 from marlin.text.template.limits import FAULTS, Budget, located
-from marlin.text.template.nodes import Scope, text_of
 from marlin.text.template.statements import parse
-from marlin.text.template.values import check_variables
+from marlin.text.template.values import Scope, check_variables
 
 
 class ChatTemplate:
@@ -52,7 +51,7 @@ class ChatTemplate:
         try:
             check_variables(variables)
             outer = Scope(make_globals(now), None, Budget()).child(variables)
-            text, _ = text_of(self._body, outer.child({}))
+            text, _ = outer.child({}).written(self._body)
         except FAULTS as fault:
             raise located(1, fault) from fault
         return text

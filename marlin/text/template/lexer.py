@@ -1,4 +1,5 @@
-"""Template source to tokens, with the white-space rules of trim_blocks and lstrip_blocks.
+"""Template source to tokens, with the white-space rules of trim_blocks and lstrip_blocks, and how a
+parser walks them.
 
 Owns delimiters, literals, comments, raw blocks and line numbers. It does not know what a tag or an
 expression means. The rules are those of https://jinja.palletsprojects.com/en/stable/templates/
@@ -6,9 +7,15 @@ expression means. The rules are those of https://jinja.palletsprojects.com/en/st
 """
 
 import re
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
-from marlin.text.template.limits import DIGITS, MAX_NAME_CHARS, MAX_SOURCE_CHARS, located
+from marlin.text.template.limits import (
+    DIGITS,
+    MAX_NAME_CHARS,
+    MAX_NESTING,
+    MAX_SOURCE_CHARS,
+    located,
+)
 
 
 class Token(NamedTuple):
@@ -170,3 +177,71 @@ class _Lexer:
             brackets.append(text)
         elif text in _PAIRS and (not brackets or brackets.pop() != _PAIRS[text]):
             raise located(self.line, f"unexpected {text!r}")
+
+
+_CLOSING = ("end_print", "end_tag", "end")
+
+
+class TokenReader:
+    """Walks a token list.
+
+    Attributes:
+        tokens: all of them.
+        position: of the current one.
+        token: the current one.
+    """
+
+    def __init__(self, tokens):
+        self.tokens = tokens
+        self.position = 0
+        self.token = tokens[0]
+        self._depth = 0
+
+    def advance(self):
+        """The current token, stepping past it."""
+        token = self.token
+        self.position = min(self.position + 1, len(self.tokens) - 1)
+        self.token = self.tokens[self.position]
+        return token
+
+    def is_ahead(self, kind, value):
+        ahead = self.tokens[min(self.position + 1, len(self.tokens) - 1)]
+        return ahead.kind == kind and ahead.value == value
+
+    def fail(self, message, line=None) -> NoReturn:
+        raise located(line or self.token.line, message)
+
+    def at(self, *values):
+        """Whether the current token is one of these operators or words."""
+        return self.token.kind in ("operator", "name") and self.token.value in values
+
+    def accept(self, value):
+        return self.advance() if self.at(value) else None
+
+    def expect(self, value):
+        if not self.at(value):
+            self.fail(f"expected {value!r}, found {self.found()}")
+        return self.advance()
+
+    def expect_kind(self, kind):
+        if self.token.kind != kind:
+            self.fail(f"expected {kind.replace('_', ' of ')}, found {self.found()}")
+        return self.advance()
+
+    def found(self):
+        if self.at_end():
+            return self.token.kind.replace("_", " of ")
+        return repr(self.token.value)[:60]
+
+    def at_end(self):
+        """Whether the current token ends a tag, a print or the template."""
+        return self.token.kind in _CLOSING
+
+    def deepen(self):
+        """One more bracket or block is open; rise() when it is closed."""
+        self._depth += 1
+        if self._depth > MAX_NESTING:
+            self.fail(f"nesting limit: brackets or blocks more than {MAX_NESTING} deep")
+
+    def rise(self):
+        self._depth -= 1

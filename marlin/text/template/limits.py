@@ -193,14 +193,11 @@ class Budget:
             (num_values, depth, num_chars) of the value as a tree.
         """
         num_values = num_chars = num_bits = depth = 0
-        level = [value]
-        while level:
-            depth += 1
+        for depth, level in levels(value):
             if depth > MAX_VALUE_DEPTH:
                 raise Fault(f"value depth limit: lists more than {MAX_VALUE_DEPTH} deep")
             num_values += len(level)
             self.spend(len(level))
-            below = []
             for item in level:
                 if isinstance(item, str):
                     num_chars += len(item)
@@ -208,10 +205,6 @@ class Budget:
                     num_bits += item.bit_length()
                 elif isinstance(item, _CONTAINERS):
                     self.spend(len(item))
-                    below.extend(item)
-                    if isinstance(item, dict):
-                        below.extend(item.values())
-            level = below
         self.spend(num_bits // BITS_PER_WORK)
         num_chars += num_bits // _BITS_PER_DIGIT
         self.scan(num_chars)
@@ -222,6 +215,23 @@ class Budget:
         weight = self.weigh(value)
         self.check(TEXT, weight[2])
         return weight
+
+
+def levels(value):
+    """(depth, [values]) of a value: itself, then what it holds, and so on.
+
+    Each level is gathered when it is asked for, so that its reader can stop before.
+    """
+    depth, level = 1, [value]
+    while level:
+        yield depth, level
+        below = []
+        for item in level:
+            if isinstance(item, _CONTAINERS):
+                below.extend(item)
+                if isinstance(item, dict):
+                    below.extend(item.values())
+        depth, level = depth + 1, below
 
 
 _CONTAINERS = (list, tuple, dict, type({}.keys()), type({}.values()), type({}.items()))

@@ -1,14 +1,28 @@
-"""The statement half of the parser: a token list to one function of nodes.py.
+"""The statement half of the parser: tokens to functions that write a template's text.
 
-Owns tags and how blocks nest. Tags that load other templates (include, import, extends) are
+Owns tags, how blocks nest, loops and macros, and gives every error its line. A statement is a
+function of (scope, out), `out` a list of strings; it gives None, or the word break or continue on
+its way to the loop it concerns. Tags that load other templates (include, import, extends) are
 refused: a chat template stands alone.
 """
 
-from marlin.text.template import nodes
 from marlin.text.template.expressions import CONSTANTS, ExpressionParser
 from marlin.text.template.lexer import tokenize
+from marlin.text.template.limits import BODY_WORK, FAULTS, Fault, located
+from marlin.text.template.operators import appended, fold
+from marlin.text.template.values import (
+    MISSING,
+    Function,
+    Growing,
+    Loop,
+    Namespace,
+    bind,
+    iterate,
+    listing,
+    to_text,
+)
 
-_EXTRA_NAMES = ("varargs", "kwargs")
+BREAK = "break"
 _REFUSED_TAGS = ("include", "import", "from", "extends")
 
 
@@ -24,6 +38,17 @@ def parse(source):
     return _TemplateParser(tokenize(source)).template()
 
 
+def _writing(node):
+    """A statement that writes the text of what an expression gives."""
+
+    def execute(scope, out):
+        text = to_text(scope.budget, node(scope))
+        scope.budget.write(text)
+        out.append(text)
+
+    return execute
+
+
 class _TemplateParser(ExpressionParser):
     def __init__(self, tokens):
         super().__init__(tokens)
@@ -35,7 +60,7 @@ class _TemplateParser(ExpressionParser):
             "continue": self._loop_control,
             "filter": self._filter_block,
             "for": self._for,
-            "generation": self._generation,
+            "generation": self._block,
             "if": self._if,
             "macro": self._macro,
             "print": self._print,
@@ -61,21 +86,34 @@ class _TemplateParser(ExpressionParser):
         while self.token.kind != "end":
             token = self.advance()
             if token.kind == "data":
-                parsed.append((token.line, nodes.writing(token.value)))
+                parsed.append((token.line, _writing(lambda scope, text=token.value: text)))
             elif token.kind == "begin_print":
-                parsed.append((token.line, nodes.printing(self.tuple_or_expression())))
+                parsed.append((token.line, _writing(self.tuple_or_expression())))
                 self.expect_kind("end_print")
             elif self.at(*end_words):
                 break
             else:
-                parsed.append(self._statement())
+                parsed.append((self.token.line, self._statement()))
         if end_words and self.token.kind == "end":
             self.fail(f"this block has no {' or '.join(end_words)}", line)
         num_tokens = self.position - start
-        body = nodes.in_a_row(parsed, line, num_tokens - self._num_inner_tokens)
+        work = num_tokens - self._num_inner_tokens + BODY_WORK
         self._num_inner_tokens = num_outer + num_tokens
         self.rise()
-        return body
+
+        def execute(scope, out):
+            at = line
+            try:
+                scope.budget.spend(work)
+                for at, statement in parsed:  # noqa: B007  (where a fault is)
+                    signal = statement(scope, out)
+                    if signal is not None:
+                        return signal
+            except FAULTS as fault:
+                raise located(at, fault) from fault
+            return None
+
+        return execute
 
     def _statement(self):
         word = self.expect_kind("name")
@@ -86,7 +124,7 @@ class _TemplateParser(ExpressionParser):
             self.fail(f"unknown tag {word.value!r}", word.line)
         statement = parse_tag(word)
         self.expect_kind("end_tag")
-        return word.line, statement
+        return statement
 
     def _block_body(self, *end_words):
         self.accept(":")
@@ -99,26 +137,63 @@ class _TemplateParser(ExpressionParser):
         return body
 
     def _if(self, word):
-        branches, otherwise = [], None
-        while True:
+        branches, closing = [], "elif"
+        while closing == "elif":
             test = self.tuple_or_expression(inline_if=False)
             branches.append((test, self._block_body("elif", "else", "endif")))
             closing = self.advance().value
-            if closing == "else":
-                otherwise = self._closed_body("endif")
-            if closing != "elif":
-                return nodes.first_true(branches, otherwise)
+        if closing == "else":
+            branches.append((lambda scope: True, self._closed_body("endif")))
+
+        def execute(scope, out):
+            for test, body in branches:
+                if test(scope):
+                    return body(scope, out)
+            return None
+
+        return execute
 
     def _for(self, word):
+        """for target in source if test: body else: otherwise."""
         assign = self._target(stop="in")
         self.expect("in")
         source = self.tuple_or_expression(inline_if=False)
-        test = self._metered() if self.accept("if") else None
+        passing = self._passing(assign) if self.accept("if") else None
         self._num_loops += 1
         body = self._block_body("endfor", "else")
         self._num_loops -= 1
         otherwise = self._closed_body("endfor") if self.advance().value == "else" else None
-        return nodes.for_each(assign, source, test, body, otherwise)
+
+        def execute(scope, out):
+            items = source(scope)
+            iterate(items)
+            loop = Loop(passing(scope, items) if passing else items)
+            item = loop.advance()
+            if item is MISSING and otherwise is not None:
+                return otherwise(scope.child({}), out)
+            while item is not MISSING:
+                inner = scope.child({"loop": loop})
+                assign(inner, item)
+                if body(inner, out) == BREAK:
+                    break
+                item = loop.advance()
+            return None
+
+        return execute
+
+    def _passing(self, assign):
+        """The items that pass a loop's test, each looked at when it is asked for."""
+        test = self._metered()
+
+        def passing(scope, items):
+            for item in items:
+                scope.budget.spend(BODY_WORK)
+                inner = scope.child({})
+                assign(inner, item)
+                if test(inner):
+                    yield item
+
+        return passing
 
     def _loop_control(self, word):
         if not self._num_loops:
@@ -130,35 +205,72 @@ class _TemplateParser(ExpressionParser):
         assign = self._target(with_namespace=True)
         if not self.at("="):
             filters = self._filter_chain()
-            return nodes.captured(self._closed_body("endset"), filters, assign)
+            return self._captured(self._closed_body("endset"), filters, assign)
         target = [token.value for token in self.tokens[start : self.position]]
         start = self.advance() and self.position
         node, chain = self.tuple_or_expression(), self.chain
         if chain and (chain.start, chain.end) == (start, self.position):
             first = self.tokens[start : start + len(target) + 1]
             if [token.value for token in first] == [*target, chain.symbols[0]]:
-                return nodes.growing(target[::2], assign, chain)
+                return self._growing(target[::2], assign, chain)
         return lambda scope, out: assign(scope, node(scope))
 
-    def _filter_block(self, word):
-        filters = [self.filter(), *self._filter_chain()]
-        return nodes.captured(self._closed_body("endfilter"), filters)
+    def _growing(self, names, assign, chain):
+        """`set x = x ~ ...`, where `names` say x: puts more to the end of what x holds."""
 
-    def _filter_chain(self):
-        filters = []
+        def execute(scope, out):
+            entries = scope.names
+            if len(names) > 1:
+                owner = scope.find(names[0])
+                entries = owner.members if type(owner) is Namespace else {}
+            grown = entries.get(names[-1])
+            left = None if type(grown) is Growing else chain.first(scope)
+            num_chars = 0 if left is not None else grown.num_chars
+            values = [node(scope) for node in chain.nodes]
+            if left is None:
+                texts = appended(scope.budget, chain.symbols, values)
+                # A call among the values may have set x as well.
+                is_same = entries.get(names[-1]) is grown and grown.num_chars == num_chars
+                if is_same and texts is not None:
+                    return grown.add(scope.budget, "".join(texts))
+                left = grown.text(scope.budget)[:num_chars]
+            value = fold(scope.budget, left, chain.symbols, values)
+            return assign(scope, Growing(value) if type(value) is str else value)
+
+        return execute
+
+    def _captured(self, body, filters, assign=None):
+        """A body whose text goes through filters, then to a target, or to the output."""
+
+        def execute(scope, out):
+            inner = scope.child({})
+            value, signal = inner.written(body)
+            if signal is not None:
+                return signal
+            for apply in filters:
+                value = apply(inner, value)
+            if assign is not None:
+                return assign(scope, value)
+            return _writing(lambda _scope: value)(scope, out)
+
+        return execute
+
+    def _filter_block(self, word):
+        filters = self._filter_chain(self.filter())
+        return self._captured(self._closed_body("endfilter"), filters)
+
+    def _filter_chain(self, *first):
+        filters = [*first]
         while self.accept("|"):
             filters.append(self.filter())
         return filters
 
-    def _generation(self, word):
-        return nodes.with_scope([], self._closed_body("endgeneration"))
-
     def _block(self, word):
-        name = self.expect_kind("name").value
+        name = self.expect_kind("name").value if word.value == "block" else None
         self.accept("scoped")
-        body = self._closed_body("endblock")
+        body = self._closed_body(f"end{word.value}")
         self.accept(name)
-        return nodes.with_scope([], body)
+        return self._scoped([], body)
 
     def _with(self, word):
         bindings = []
@@ -168,13 +280,26 @@ class _TemplateParser(ExpressionParser):
             assign = self._single_target()
             self.expect("=")
             bindings.append((assign, self.expression()))
-        return nodes.with_scope(bindings, self._closed_body("endwith"))
+        return self._scoped(bindings, self._closed_body("endwith"))
+
+    def _scoped(self, bindings, body):
+        """A scope of its own, with names bound to values of the outer scope."""
+
+        def execute(scope, out):
+            inner = scope.child({})
+            for assign, node in bindings:
+                assign(inner, node(scope))
+            return body(inner, out)
+
+        return execute
 
     def _print(self, word):
-        prints = [nodes.printing(self.expression())]
+        nodes = [self.expression()]
         while self.accept(","):
-            prints.append(nodes.printing(self.expression()))
-        return nodes.in_a_row([(word.line, each) for each in prints], word.line, 0)
+            nodes.append(self.expression())
+        return _writing(
+            lambda scope: fold(scope.budget, "", "~" * len(nodes), [node(scope) for node in nodes])
+        )
 
     def _macro(self, word):
         name = self.expect_kind("name").value
@@ -183,10 +308,24 @@ class _TemplateParser(ExpressionParser):
         outer_loops, self._num_loops = self._num_loops, 0
         body = self._closed_body("endmacro")
         self._num_loops = outer_loops
-        extras = set(_EXTRA_NAMES).intersection(self.names[num_names:])
-        return nodes.defining(name, parameters, extras, body)
+        members = {"name": name, "arguments": tuple(parameter for parameter, _ in parameters)}
+        extras = {"varargs", "kwargs"}.intersection(self.names[num_names:])
+
+        def execute(scope, out):
+            def call(budget, /, *args, **kwargs):
+                inner = scope.child({})
+                budget.enter_call()
+                bind(name, parameters, extras, inner, args, kwargs)
+                text, _ = inner.written(body)
+                budget.call_depth -= 1
+                return text
+
+            scope.names[name] = Function(call, members=members)
+
+        return execute
 
     def _parameters(self):
+        """(name, default node or None) pairs."""
         self.expect("(")
         parameters = []
         while not self.at(")"):
@@ -220,7 +359,15 @@ class _TemplateParser(ExpressionParser):
             if self.at("=", stop) or self.token.kind == "end_tag":
                 break
             targets.append(self._single_target(with_namespace))
-        return nodes.tuple_target(targets) if is_tuple else targets[0]
+
+        def assign(scope, value):
+            values = listing(scope.budget, value)
+            if len(values) != len(targets):
+                raise Fault(f"cannot unpack {len(values)} values into {len(targets)} names")
+            for target, part in zip(targets, values, strict=True):
+                target(scope, part)
+
+        return assign if is_tuple else targets[0]
 
     def _single_target(self, with_namespace=False):
         if self.accept("("):
@@ -230,8 +377,17 @@ class _TemplateParser(ExpressionParser):
             self.expect(")")
             return target
         token = self.expect_kind("name")
-        if token.value in CONSTANTS:
-            self.fail(f"cannot assign to {token.value!r}", token.line)
-        if with_namespace and self.accept("."):
-            return nodes.member_target(token.value, self.expect_kind("name").value)
-        return nodes.name_target(token.value)
+        name = token.value
+        if name in CONSTANTS:
+            self.fail(f"cannot assign to {name!r}", token.line)
+        if not (with_namespace and self.accept(".")):
+            return lambda scope, value: scope.names.__setitem__(name, value)
+        member = self.expect_kind("name").value
+
+        def assign(scope, value):
+            namespace = scope.find(name)
+            if not isinstance(namespace, Namespace):
+                raise Fault(f"cannot set {member!r} of {name!r}: it is not a namespace")
+            namespace.set(member, value)
+
+        return assign

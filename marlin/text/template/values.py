@@ -6,9 +6,10 @@ no expression, filter or method.
 """
 
 from collections.abc import Sized
+from typing import Any
 
 from marlin.errors import TemplateError
-from marlin.text.template.limits import ITEMS, MAX_VALUE_DEPTH, TEXT, Fault
+from marlin.text.template.limits import ITEMS, MAX_VALUE_DEPTH, TEXT, Budget, Fault, levels
 
 MISSING = object()
 
@@ -84,6 +85,42 @@ class Growing:
         return self._parts[0]
 
 
+class Scope:
+    """The names a piece of a template sees: its own, then those of `parent`.
+
+    Attributes:
+        names: dict of this level; only a set, a for or a macro call adds to it.
+        parent: the enclosing Scope, or None.
+        budget: Budget of the render.
+    """
+
+    __slots__ = ("budget", "names", "parent")
+
+    def __init__(self, names: dict[str, Any], parent: "Scope | None", budget: Budget):
+        self.names = names
+        self.parent = parent
+        self.budget = budget
+
+    def child(self, names):
+        return Scope(names, self, self.budget)
+
+    def find(self, name):
+        scope: Scope | None = self
+        while scope is not None:
+            value = scope.names.get(name, MISSING)
+            if value is not MISSING:
+                return value.text(self.budget) if type(value) is Growing else value
+            scope = scope.parent
+        return Undefined(f"{name!r} is undefined")
+
+    def written(self, body):
+        """What a statement writes, as one string, and its signal (statements.py)."""
+        out: list[str] = []
+        signal = body(self, out)
+        self.budget.take(TEXT, sum(map(len, out)))
+        return "".join(out), signal
+
+
 class Stream:
     """What a lazy filter gives: walked once, without a length, and true even when empty."""
 
@@ -131,6 +168,26 @@ class Function(Owned):
 
     def member(self, budget, name):
         return (self._members or {}).get(name, MISSING)
+
+
+def bind(macro, parameters, extras, scope, args, kwargs):
+    """Give a macro's scope its arguments; `extras` says which of "varargs" and "kwargs" the body
+    names."""
+    for index, (name, default) in enumerate(parameters):
+        if index < len(args):
+            value = args[index]
+        elif name in kwargs:
+            value = kwargs.pop(name)
+        elif default is not None:
+            value = default(scope)
+        else:
+            value = Undefined(f"parameter {name!r} was not given")
+        scope.names[name] = value
+    for extra, rest in (("varargs", args[len(parameters) :]), ("kwargs", kwargs)):
+        if extra in extras:
+            scope.names[extra] = rest
+        elif rest:
+            raise Fault(f"macro {macro!r} does not take {extra}: {len(rest)} too many")
 
 
 class Namespace(Owned):
@@ -235,6 +292,8 @@ ITERABLES = (*SEQUENCES, dict, KEYS, VALUES, ENTRIES, Stream, Undefined)
 _WEIGHED = (int, *ITERABLES)
 _KIND_NAMES = {type(None): "none", bool: "boolean", int: "integer", float: "number", str: "string"}
 
+_PLAIN = {*_KIND_NAMES, list, tuple, dict}
+
 
 def kind_name(value):
     """The kind of a value in a template author's words."""
@@ -277,27 +336,12 @@ def check_variables(variables):
         TemplateError: names the variable; also for values nested deeper than MAX_VALUE_DEPTH.
     """
     for name, value in variables.items():
-        level, depth = [value], 0
-        while level:
-            depth += 1
+        for depth, level in levels(value):
             if depth > MAX_VALUE_DEPTH:
                 raise TemplateError(
                     f"template variable {name!r} is nested more than {MAX_VALUE_DEPTH} deep"
                 )
-            level = _children(name, level)
-
-
-def _children(name, level):
-    below = []
-    for value in level:
-        kind = type(value)
-        if kind is dict:
-            below.extend(value)
-            below.extend(value.values())
-        elif kind is list or kind is tuple:
-            below.extend(value)
-        elif kind is not str and kind not in _KIND_NAMES:
-            raise TemplateError(
-                f"template variable {name!r} holds a {kind.__name__}, not a JSON value"
-            )
-    return below
+            for kind in set(map(type, level)) - _PLAIN:
+                raise TemplateError(
+                    f"template variable {name!r} holds a {kind.__name__}, not a JSON value"
+                )
