@@ -12,6 +12,7 @@ import struct
 import numpy as np
 
 from marlin.errors import ModelFileError
+from marlin.files.fields import file_fields
 from marlin.weights.block_types import GGUF_TYPES, UNREAD_GGUF_TYPES
 from marlin.weights.tensor_file import TensorInfo, mapped, num_tensor_bytes
 
@@ -146,46 +147,33 @@ def _read_metadata(cursor, num_entries):
 
 
 def _read_value(cursor, key):
+    """A number, a bool or a string, or an array of them."""
     what = f"metadata {key!r}"
-    kind = cursor.scalar(U32, f"the type of {what}")
-    if kind == STRING:
-        return cursor.string(what)
+    kind, part = cursor.scalar(U32, f"the type of {what}"), "value"
     if kind == ARRAY:
-        return _read_array(cursor, what)
-    if kind not in SCALARS:
-        cursor.fail(f"{what} has unknown value type {kind}")
-    value = cursor.scalar(SCALARS[kind], what)
-    if kind == BOOL:
-        if value > 1:
-            cursor.fail(f"{what} is a bool with the value {value}")
-        return bool(value)
-    return value
-
-
-def _read_array(cursor, what):
-    kind = cursor.scalar(U32, f"the element type of {what}")
+        kind, part = cursor.scalar(U32, f"the element type of {what}"), "element"
+        if kind == ARRAY:
+            cursor.fail(f"{what} is an array of arrays, which is not supported")
+    if kind != STRING and kind not in SCALARS:
+        cursor.fail(f"{what} has unknown {part} type {kind}")
+    layout, length = SCALARS.get(kind, U64), 1
+    if part == "element":
+        length = cursor.count(f"the length of {what}", layout.size)
     if kind == STRING:
-        return cursor.strings(cursor.count(f"the length of {what}", U64.size), what)
-    if kind == ARRAY:
-        cursor.fail(f"{what} is an array of arrays, which is not supported")
-    if kind not in SCALARS:
-        cursor.fail(f"{what} has unknown element type {kind}")
-    layout = SCALARS[kind]
-    length = cursor.count(f"the length of {what}", layout.size)
+        return cursor.string(what) if part == "value" else cursor.strings(length, what)
     values = np.frombuffer(cursor.take(length * layout.size, what), np.dtype(layout.format))
     if kind == BOOL:
         if values.size and values.max() > 1:
-            cursor.fail(f"{what} is an array of bools with the value {values.max()}")
-        return values.view(np.bool_)
-    return values
+            cursor.fail(f"{what} holds a bool with the value {values.max()}")
+        values = values.view(np.bool_)
+    return values if part == "element" else values[0].item()
 
 
 def _alignment(path, metadata):
-    alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
-    is_integer = isinstance(alignment, int) and not isinstance(alignment, bool)
-    if not is_integer or not 8 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
-        expected = f"expected a power of two from 8 to {MAX_ALIGNMENT}"
-        raise ModelFileError(path, f"metadata 'general.alignment' is {alignment!r}; {expected}")
+    fields = file_fields(path, metadata)
+    alignment = fields.count("general.alignment", DEFAULT_ALIGNMENT, minimum=0)
+    if not 8 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
+        fields.fail("general.alignment", f"a power of two from 8 to {MAX_ALIGNMENT}")
     return alignment
 
 
