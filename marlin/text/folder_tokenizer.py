@@ -21,13 +21,7 @@ from marlin.files.fields import Fields, file_fields
 from marlin.files.regular import read_regular
 from marlin.files.strict_json import MAX_FILE_BYTES, parse_json_object, read_json_object
 from marlin.text.pretokenizer import UnknownPatternError, make_safe
-from marlin.text.special_tokens import (
-    NAMES,
-    Declared,
-    declared_token,
-    declared_tokens,
-    with_special,
-)
+from marlin.text.special_tokens import NAMES, declared_token, declared_tokens
 from marlin.text.tokenizer import DEFAULT_TEMPLATE, TOOL_TEMPLATE, Tokenizer, set_template
 
 # Published chat templates have up to 30 kB.
@@ -55,9 +49,9 @@ class _Declared:
         extra: further special tokens.
     """
 
-    named: dict[str, Declared] = field(default_factory=dict)
-    listed: dict[int, Declared] = field(default_factory=dict)
-    extra: list[Declared] = field(default_factory=list)
+    named: dict[str, AddedToken] = field(default_factory=dict)
+    listed: dict[int, AddedToken] = field(default_factory=dict)
+    extra: list[AddedToken] = field(default_factory=list)
 
 
 def load_tokenizer(
@@ -81,7 +75,7 @@ def load_tokenizer(
     config = _fields(folder, "tokenizer_config.json")
     declared = _declared(folder, config)
     _add(backend, declared, config.path)
-    tokens = {name: str(token) for name, token in declared.named.items()}
+    tokens = {name: token.content for name, token in declared.named.items()}
     ids = {name: _model_ids(folder, f"{name}_id") for name in ("bos_token", "eos_token")}
     if not config.values:
         # Without tokenizer_config.json a folder names its tokens by their ids alone.
@@ -243,7 +237,7 @@ def _read_extra(found: _Declared, config: Fields, tokens: Fields) -> None:
 
 
 def _read_added_tokens(found: _Declared, fields: Fields) -> None:
-    special = {str(token) for token in (*found.named.values(), *found.extra)}
+    special = {token.content for token in (*found.named.values(), *found.extra)}
     for text in fields.values:
         is_special = text in special
         token = AddedToken(text, normalized=not is_special, special=is_special)
@@ -259,15 +253,17 @@ def _token_id(fields: Fields, name: str) -> int:
 
 def _add(backend: tokenizers.Tokenizer, declared: _Declared, path: str) -> None:
     """Have the declared tokens read as such, in the order of transformers: new ones take ids."""
-    tokens = [token for _, token in sorted(declared.listed.items(), key=lambda item: item[0])]
-    known = {token.content for token in backend.get_added_tokens_decoder().values()}
-    known.update(map(str, tokens))
+    tokens = [declared.listed[id] for id in sorted(declared.listed)]
+    known = {token.content for token in (*backend.get_added_tokens_decoder().values(), *tokens)}
     for token in (*declared.named.values(), *declared.extra):
-        if str(token) not in known and token not in tokens:
+        if token.content not in known and token not in tokens:
             tokens.append(token)
-    backend.add_tokens(with_special(tokens, map(str, declared.named.values())))
+    named = {token.content for token in declared.named.values()}
+    for token in tokens:
+        token.special |= token.content in named
+    backend.add_tokens(tokens)
     for id, token in declared.listed.items():
-        _check_id(backend, path, str(token), id)
+        _check_id(backend, path, token.content, id)
 
 
 # Keys of generation_config.json that change a text in ways that no request can ask for here, and

@@ -4,7 +4,7 @@ vocabulary.
 Knows what files may say of a token; refuses to know which file says it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from tokenizers import AddedToken
 
@@ -42,18 +42,15 @@ def end_of_turn_ids(
     return {id for id in found.values() if id is not None}
 
 
-# A special token by its text alone, or a token with flags of its own. str() of both is the text.
-Declared = str | AddedToken
-
-
-def declared_token(fields: Fields, name: str, special: bool | None = None) -> Declared | None:
-    """A token as a file spells it: its text, or an object with `content` and flags.
+def declared_token(fields: Fields, name: str, special: bool | None = None) -> AddedToken | None:
+    """A token as a file spells it: its text, which is special, or an object with `content` and
+    flags.
 
     Args:
         special: what an object counts as, whatever it says; None is what it says, or not.
 
     Returns:
-        a Declared, or None where the field is absent.
+        the token, or None where the field is absent.
 
     Raises:
         what fields raise: neither of the two, a flag that is not true or false, or text with half
@@ -64,7 +61,7 @@ def declared_token(fields: Fields, name: str, special: bool | None = None) -> De
         return None
     if isinstance(value, str):
         _check_text(fields, name, value)
-        return value
+        return AddedToken(value, normalized=False, special=True)
     if not isinstance(value, dict):
         fields.fail(name, "a string, or an object with the token's content")
     section = fields.object(name)
@@ -76,25 +73,11 @@ def declared_token(fields: Fields, name: str, special: bool | None = None) -> De
     return AddedToken(content, **said)
 
 
-def declared_tokens(fields: Fields, name: str, special: bool | None = None) -> list[Declared]:
+def declared_tokens(fields: Fields, name: str) -> list[AddedToken]:
     """A list of tokens, each as declared_token() reads it; [] where the field is absent."""
     items = fields.elements(name)
-    found = [declared_token(items, place, special) for place in items.values]
+    found = [declared_token(items, place) for place in items.values]
     return [token for token in found if token is not None]
-
-
-def with_special(tokens: Iterable[Declared], texts: Iterable[str]) -> list[AddedToken]:
-    """The tokens with their flags; those whose text is among `texts` as special ones."""
-    special = set(texts)
-    found = []
-    for token in tokens:
-        if isinstance(token, str):
-            found.append(AddedToken(token, normalized=False, special=True))
-            continue
-        flags = {flag: getattr(token, flag) for flag in _FLAGS}
-        flags["special"] |= token.content in special
-        found.append(AddedToken(token.content, **flags))
-    return found
 
 
 def _check_text(fields: Fields, name: str, text: str) -> None:
