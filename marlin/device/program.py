@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from marlin.device import abi
-from marlin.device.device import Buffer
+from marlin.device.buffer import Buffer
 from marlin.errors import DeviceError
 
 

@@ -2,11 +2,20 @@
 that its family says, and nothing left over.
 """
 
+import re
 from collections.abc import Collection
 
 from marlin.errors import ModelFileError
 from marlin.models.spec import ModelSpec, Tensor
 from marlin.weights.tensor_file import TensorInfo
+
+# RoPE's frequencies or its tables, which old versions of transformers and of llama.cpp's converter,
+# and ColossalAI, stored beside the weights.
+_COMPUTED = re.compile(
+    r"model\.(layers\.[0-9]+\.self_attn\.)?rotary_emb\.(inv_freq|(cos|sin)_cached)"
+    r"|blk\.[0-9]+\.attn_rot_embd",
+    re.ASCII,
+)
 
 
 def check_found(
@@ -54,9 +63,17 @@ def check_leftovers(spec: ModelSpec, tensors: dict[str, TensorInfo], known: set[
         ModelFileError: one may not be there, and is named.
     """
     for name, info in tensors.items():
-        if name not in known and not spec.is_unused(name):
+        if name not in known and not is_unused(spec, name):
             message = (
                 f"is not a tensor of this {spec.config.architecture} model, as its config and its "
                 "first block describe it; answers that leave it out could be wrong"
             )
             raise ModelFileError(info.path, message, tensor=info.name)
+
+
+def is_unused(spec: ModelSpec, name: str) -> bool:
+    """Whether published checkpoints hold this tensor although nothing reads it: the config says
+    what is in it, it is the embedding again, or it is of a part that reads no text."""
+    if spec.lm_head is spec.embedding and name == "lm_head.weight":
+        return True
+    return bool(_COMPUTED.fullmatch(name)) or name.startswith(spec.unused)

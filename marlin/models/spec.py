@@ -4,7 +4,6 @@ Names in both kinds of file, loading, leftovers, `quantize` and memory sums all 
 Tensor. Refuses to know files, devices, and how a layer is computed (layers.py).
 """
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Generic, TypeVar
@@ -15,13 +14,6 @@ from marlin.weights.gguf import GGUFFile
 
 Config = TypeVar("Config", bound=ModelConfig)
 
-# RoPE's frequencies or its tables, which old versions of transformers and of llama.cpp's converter,
-# and ColossalAI, stored beside the weights.
-_COMPUTED = re.compile(
-    r"model\.(layers\.[0-9]+\.self_attn\.)?rotary_emb\.(inv_freq|(cos|sin)_cached)"
-    r"|blk\.[0-9]+\.attn_rot_embd",
-    re.ASCII,
-)
 # How the names of what multimodal models hold for images begin.
 IMAGE_PARTS = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.",
               "model.multi_modal_projector.")  # fmt: skip
@@ -187,13 +179,6 @@ class ModelSpec:
         found = dict.fromkeys(tensors_of(self))
         assert len({tensor.name for tensor in found}) == len(found)
         return tuple(found)
-
-    def is_unused(self, name: str) -> bool:
-        """Whether published checkpoints hold this tensor although nothing reads it: the config says
-        what is in it, it is the embedding again, or it is of a part that reads no text."""
-        if self.lm_head is self.embedding and name == "lm_head.weight":
-            return True
-        return bool(_COMPUTED.fullmatch(name)) or name.startswith(self.unused)
 
 
 class Family(Generic[Config]):

@@ -42,7 +42,6 @@ PARTS = (
         "From a body to a generation, and back",
         "One strict JSON, one reader of typed fields, refusals by name, and log lines.",
         (
-            "marlin/errors.py",
             "marlin/files/strict_json.py",
             "marlin/files/fields.py",
             "marlin/server/api/app.py",
@@ -64,7 +63,6 @@ PARTS = (
             "marlin/text/template/lexer.py",
             "marlin/text/template/expressions.py",
             "marlin/text/template/statements.py",
-            "marlin/text/template/nodes.py",
             "marlin/text/template/*.py",
             "marlin/text/*.py",
             "marlin/text/tool_calls/scanner.py",
@@ -81,7 +79,6 @@ PARTS = (
             "marlin/weights/block_types.py",
             "marlin/weights/kinds.py",
             "marlin/models/config*.py",
-            "marlin/models/spec.py",
             "marlin/models/registry.py",
             "marlin/models/plan.py",
             "marlin/models/plan_*.py",
@@ -93,7 +90,7 @@ PARTS = (
         "Every record of a program is checked against its buffers, whatever Python did.",
         (
             "metal_shim/marlin.h",
-            "marlin/device/device.py",
+            "marlin/device/buffer.py",
             "metal_shim/common/buffers.[hc]",
             "metal_shim/common/kernels.h",
             "metal_shim/common/records.c",
@@ -108,6 +105,7 @@ FILES_BEHIND = {
     "marlin/__main__.py": "the operator's own words",
     "marlin/cli.py": "the operator's own words",
     "marlin/config.py": "the operator's own words",
+    "marlin/errors.py": "declares what an error is called and which status it has",
     "marlin/streams.py": "descriptors of the process",
     "marlin/server/api/dialect.py": "declares what a dialect is",
     "marlin/server/api/event_stream.py": "events that a dialect has made",
@@ -127,6 +125,7 @@ FILES_BEHIND = {
     "marlin/models/checkpoint*.py": "a plan of tensors, which has been checked",
     "marlin/models/layers*.py": "what a spec says, recorded",
     "marlin/models/model.py": "what a spec says, recorded",
+    "marlin/models/spec.py": "declares what a family says, of sizes that were bounded",
     "marlin/models/rope.py": "numbers that the readers of configs have bounded",
     "marlin/models/source.py": "`quantize`",
     "marlin/weights/ggml_types.py": "`quantize`",
@@ -134,7 +133,7 @@ FILES_BEHIND = {
 }
 FOLDERS_BEHIND = {
     "marlin/commands/*.py": "what an operator runs by hand, on the readers above",
-    "marlin/device/*.py": "programs, which native code checks",
+    "marlin/device/*.py": "programs and places in files, which native code checks",
     "marlin/engine/*.py": "token ids within the vocabulary, numbers within their range",
     "marlin/server/observe/*.py": "counts, and names from lists",
     "marlin/text/tool_calls/*.py": "a model's own words, which `scanner.py` reads for them",
