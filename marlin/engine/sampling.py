@@ -106,6 +106,7 @@ PARAMETERS = tuple(
     for row in fields(SamplingParams)
     if row.metadata
 )
+_ROWS = {row.name: row for row in PARAMETERS}
 
 
 def parse_sampling(given: Fields, **settled: Any) -> SamplingParams:
@@ -114,6 +115,5 @@ def parse_sampling(given: Fields, **settled: Any) -> SamplingParams:
     Args:
         settled: fields of SamplingParams that are not read from it.
     """
-    rows = (row for row in PARAMETERS if row.name not in settled)
-    asked = {row.name: row.read(given) for row in rows if given.raw(row.name) is not None}
-    return SamplingParams(**asked, **settled)
+    names = (name for name in given.values if name in _ROWS and name not in settled)
+    return SamplingParams(**{name: _ROWS[name].read(given) for name in names}, **settled)

@@ -7,8 +7,7 @@ owns the model's state. Knows no API and no socket.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from marlin.engine.bounds import check_prompt, check_prompt_fits
@@ -163,8 +162,7 @@ class ServedModel:
         context = self.engine.max_context_tokens
         check_prompt_fits(self.tokenizer.min_tokens(text), context, "at least ")
         if len(text) <= self._long_text_characters:
-            with self._tokenizing():
-                short = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            short = self._timed(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
             still_wanted()
             return short
         parts = self.tokenizer.encode_parts(
@@ -175,18 +173,17 @@ class ServedModel:
         while part is not None:
             token_ids += part
             check_prompt_fits(len(token_ids), context, "at least ")
-            with self._long_parts.slot(still_wanted, client), self._tokenizing():
-                part = next(parts, None)
+            with self._long_parts.slot(still_wanted, client):
+                part = self._timed(next, parts, None)
             # Nothing stops a tokenizer, and it may have taken longer than the request has.
             still_wanted()
         return token_ids
 
-    @contextmanager
-    def _tokenizing(self) -> Iterator[None]:
+    def _timed(self, tokenize, *arguments, **options):
         thread = threading.get_ident()
         self._began[thread] = time.monotonic()
         try:
-            yield
+            return tokenize(*arguments, **options)
         finally:
             del self._began[thread]
 

@@ -114,7 +114,7 @@ def parse_chat(
     if tools.offered:  # half a call is of no use: the default is the rest of the context
         max_tokens = limits.num_output_tokens or WHOLE_CONTEXT
     options = _parse_options(
-        body, limits, newer or older or max_tokens, openai_logprobs.parse_chat(body)
+        given, limits, newer or older or max_tokens, openai_logprobs.parse_chat(body)
     )
     return ChatCall(model, [prompt], **options)
 
@@ -129,7 +129,7 @@ def parse_completion(
     given = request_fields(body)
     max_tokens = given.count("max_tokens", max_tokens, maximum=limits.num_output_tokens)
     num_logprobs = openai_logprobs.parse_completion(body)
-    options = _parse_options(body, limits, max_tokens, num_logprobs)
+    options = _parse_options(given, limits, max_tokens, num_logprobs)
     num_choices = len(prompts) * options["num_choices"]
     if num_choices > limits.num_call_choices:
         most = limits.num_call_choices
@@ -168,31 +168,29 @@ def _parse_token_ids(value, param):
     return value
 
 
-def _parse_options(body, limits, max_tokens, num_logprobs):
+def _parse_options(given, limits, max_tokens, num_logprobs):
     """What both endpoints share, as arguments of an OpenAiCall."""
-    given = request_fields(body)
     stream = given.flag("stream", False)
     num_choices = given.count("n", 1, maximum=limits.num_choices)
     if given.count("best_of", num_choices) != num_choices:
-        refuse("best_of", f"must equal n, which is {num_choices}, got {body['best_of']}")
+        refuse("best_of", f"must equal n, which is {num_choices}, got {given.raw('best_of')}")
     sampling = parse_sampling(
         given,
         max_tokens=max_tokens,
-        logit_bias=_parse_logit_bias(body),
+        logit_bias=_parse_logit_bias(given.section("logit_bias")),
         num_logprobs=num_logprobs,
     )
     return {
         "sampling": sampling,
-        "stop": parse_stop(body, limits),
+        "stop": parse_stop(given.values, limits),
         "stream": stream,
         "num_choices": num_choices,
         "skipped": (),
-        "include_usage": _parse_stream_options(body),
+        "include_usage": _parse_stream_options(given.section("stream_options")),
     }
 
 
-def _parse_logit_bias(body):
-    given = request_fields(body).section("logit_bias")
+def _parse_logit_bias(given):
     if given is None:
         return ()
     check_num_biases(len(given.values))
@@ -229,8 +227,7 @@ def _parse_stop_string(value, param, limits):
     return text
 
 
-def _parse_stream_options(body):
-    options = request_fields(body).section("stream_options")
+def _parse_stream_options(options):
     return options is not None and options.flag("include_usage", False)
 
 

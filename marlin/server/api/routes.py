@@ -6,7 +6,7 @@ endpoint answers is api/endpoints.py.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from marlin.config import ServeConfig
@@ -90,22 +90,22 @@ def capabilities(model: ServedModel) -> dict[str, bool]:
     return {route.capability: route.offered(model) for route in ROUTES if route.capability}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Path:
     """A path and its routes by method. endpoint: its index in Router.labels."""
 
     endpoint: int
     routes: dict[str, Route]
 
-    @property
+    @cached_property
     def needs_key(self) -> bool:
         return any(route.needs_key for route in self.routes.values())
 
-    @property
+    @cached_property
     def dialect(self) -> Dialect:
         return next(iter(self.routes.values())).dialect
 
-    @property
+    @cached_property
     def is_quiet(self) -> bool:
         return all(route.quiet for route in self.routes.values())
 

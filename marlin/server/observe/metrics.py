@@ -282,12 +282,13 @@ class RequestRecord:
             deltas.close()
             self._metrics.forget(requests)
             self.num_cached_tokens = sum(request.num_cached_tokens for request in requests)
-            self._metrics.add(
-                cached_prompt_tokens_total=self.num_cached_tokens,
-                preemptions_total=sum(r.num_preemptions for r in requests),
-                draft_tokens_total=sum(r.num_draft_tokens for r in requests),
-                accepted_draft_tokens_total=sum(r.num_accepted_draft_tokens for r in requests),
-            )
+            for request in requests:
+                self._metrics.add(
+                    cached_prompt_tokens_total=request.num_cached_tokens,
+                    preemptions_total=request.num_preemptions,
+                    draft_tokens_total=request.num_draft_tokens,
+                    accepted_draft_tokens_total=request.num_accepted_draft_tokens,
+                )
 
     def _count(self, num_tokens, last):
         """Count tokens that have come; `last`: when those before came. Returns the time."""
