@@ -16,23 +16,31 @@ def conversation(*messages, **changes):
     return prompt.conversation
 
 
+def effort(name, thinking=True):
+    return {"reasoning_effort": name, "thinking_effort": name, "thinking": thinking}
+
+
+NO_THOUGHT = {**effort("none", False), "enable_thinking": False}
+
+
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
         ({}, {}),
-        ({"reasoning_effort": "low"}, {"reasoning_effort": "low"}),
-        ({"reasoning_effort": "xhigh"}, {"reasoning_effort": "xhigh"}),
+        ({"reasoning_effort": "low"}, effort("low")),
+        ({"reasoning_effort": "xhigh"}, effort("xhigh")),
         ({"reasoning_effort": ""}, {}),
-        ({"reasoning_effort": "none"}, {"reasoning_effort": "none", "enable_thinking": False}),
+        ({"reasoning_effort": "none"}, NO_THOUGHT),
+        ({"reasoning_effort": "minimal"}, {**NO_THOUGHT, **effort("minimal", False)}),
         ({"reasoning": {}}, {}),
-        ({"reasoning": {"effort": "high", "summary": "auto"}}, {"reasoning_effort": "high"}),
+        ({"reasoning": {"effort": "high", "summary": "auto"}}, effort("high")),
         (
             {"reasoning": {"enabled": False, "exclude": True}},
-            {"reasoning_effort": "none", "enable_thinking": False},
+            NO_THOUGHT,
         ),
         (
             {"reasoning": {"effort": "low"}, "reasoning_effort": "high"},
-            {"reasoning_effort": "high"},
+            effort("high"),
         ),
         ({"chat_template_kwargs": {"enable_thinking": False}}, {"enable_thinking": False}),
         (
@@ -41,7 +49,7 @@ def conversation(*messages, **changes):
         ),
         (
             {"reasoning_effort": "none", "chat_template_kwargs": {"enable_thinking": True}},
-            {"reasoning_effort": "none", "enable_thinking": True},
+            {**NO_THOUGHT, "enable_thinking": True},
         ),
     ],
 )

@@ -95,7 +95,8 @@ def _options(fields):
     thinking = fields.section("thinking")
     if thinking is not None:
         kind = thinking.choice("type", ("enabled", "adaptive", "disabled"))
-        options["chat_template_kwargs"] = {"enable_thinking": kind != "disabled"}
+        switches = "enable_thinking", "thinking"
+        options["chat_template_kwargs"] = dict.fromkeys(switches, kind != "disabled")
     output = fields.section("output_config")
     if output is not None:
         options["reasoning_effort"] = output.text("effort", None)

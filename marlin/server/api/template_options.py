@@ -14,6 +14,7 @@ from marlin.text.conversation import RESERVED_VARIABLES, Conversation, Message
 # Published templates know a handful of switches; what is longer is a message, not a setting.
 MAX_VARIABLES, MAX_VARIABLE_CHARACTERS = 32, 1024
 _MAX_INTEGER = 2**63
+_NO_THOUGHT = ("none", "minimal")
 
 
 def parse_conversation(
@@ -32,8 +33,10 @@ def _parse_variables(body):
     effort = _parse_effort(body)
     variables: dict[str, Any] = {}
     if effort:
-        variables["reasoning_effort"] = effort
-        if effort == "none":  # Qwen's and others' templates have a switch instead
+        variables |= {"reasoning_effort": effort, "thinking_effort": effort}
+        # Qwen's, DeepSeek's and others' templates have a switch instead.
+        variables["thinking"] = effort not in _NO_THOUGHT
+        if effort in _NO_THOUGHT:
             variables["enable_thinking"] = False
     given = request_fields(body).of_type(dict, "chat_template_kwargs", {})
     if len(given) > MAX_VARIABLES:
