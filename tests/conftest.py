@@ -31,13 +31,19 @@ def needs_native_library(item):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out what is marked long, soak, downloads or clients, unless -m has a word about it.
+    """Leave out what is marked long, soak, chaos, downloads or clients, unless -m has a word about
+    it; what is marked as the quick part of those stays.
 
     Not by a `-m` in setup.cfg: whoever gave another would run them without knowing.
     """
-    names = ("long", "soak", "downloads", "clients")
+    names = ("long", "soak", "chaos", "downloads", "clients")
     unasked = [name for name in names if name not in config.option.markexpr]
-    left_out = [item for item in items if any(map(item.get_closest_marker, unasked))]
+
+    def is_left_out(item):
+        marks = filter(None, map(item.get_closest_marker, unasked))
+        return not all(mark.kwargs.get("quick") for mark in marks)
+
+    left_out = list(filter(is_left_out, items))
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
