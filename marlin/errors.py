@@ -232,6 +232,8 @@ def said_by_system(error: BaseException) -> str | None:
     """What the system refused, as a sentence; None when the error is something else: a bug."""
     if isinstance(error, MemoryError):
         return "there is not enough memory"
+    if isinstance(error, ImportError) and "map segment" in str(error):  # of the dynamic linker
+        return "there is not enough memory to load a library"
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
         return "no thread can be started: a limit of processes (ulimit -u, pids.max) is reached"
     if isinstance(error, OSError) and error.strerror:

@@ -4,7 +4,11 @@ Knows nothing of what is written to them.
 """
 
 import os
+import select
 import sys
+
+# A reader that is alive has made room by then.
+_SAY_S = 1.0
 
 
 def open_missing() -> None:
@@ -32,8 +36,11 @@ def speak_any_text() -> None:
 
 
 def say(text: str) -> None:
-    """A line on standard output, whatever becomes of it: that it fails is no reason to end."""
+    """A line on standard output, whatever becomes of it: that it fails is no reason to end, that
+    nobody reads it none to wait."""
     try:
+        if not select.select([], [sys.stdout], [], _SAY_S)[1]:
+            return  # a pipe is full, or a terminal is held
         print(text, flush=True)
     except (OSError, ValueError):
         # The flush at the end must not fail a second time.

@@ -206,12 +206,14 @@ class Engine:
         started = self._clock()
         try:
             token_lists = self._runner.step(chunks)
-        except DeviceError as error:
+        except (DeviceError, MemoryError) as failure:
+            no_memory = isinstance(failure, MemoryError)
+            error = DeviceError("there was no memory for a step") if no_memory else failure
             for chunk in chunks:
                 self._finish(chunk.request, FinishEvent("error", error), keep=False)
             self._num_failed_steps += 1
             if self._num_failed_steps == MAX_FAILED_STEPS:
-                raise
+                raise error from None
             return
         self._num_failed_steps = 0
         with self._lock:

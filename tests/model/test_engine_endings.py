@@ -142,17 +142,25 @@ def test_closing_twice_is_harmless_and_nothing_is_taken_afterwards(tested):
         tested.submit(OTHER)
 
 
-def test_a_failed_step_fails_its_request_alone(tested, answer):
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (DeviceError("the device fell over"), "the device fell over"),
+        (MemoryError(), "there was no memory for a step"),
+    ],
+    ids=["device", "memory"],
+)
+def test_a_failed_step_fails_its_request_alone(tested, answer, fault, said):
     tested.generate(OTHER)
     tested.runner.hold()
     failing = tested.submit(OTHER, "failing")
     after = tested.submit(OTHER, "after")
     tested.runner.next_step()
-    tested.runner.faults.append(DeviceError("the device fell over"))
+    tested.runner.faults.append(fault)
     tested.runner.open()
     token_ids, finish = read(failing)
     assert token_ids == [] and finish.reason == "error"
-    assert str(finish.error) == "the device fell over"
+    assert str(finish.error) == said
     assert read(after) == (answer, FinishEvent("length"))
     # What the failed step left in the cache is not trusted.
     assert after.num_cached_tokens == 0

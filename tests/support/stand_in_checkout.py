@@ -46,6 +46,7 @@ class Checkout:
             (root / name).write_text("")
         (root / "marlin" / "__init__.py").write_text("")
         (root / "marlin" / "cli.py").write_text(FAKE_CLI)
+        shutil.copy(real / "marlin" / "__main__.py", root / "marlin")
 
     def add_fake_venv(self):
         python = self.root / ".venv" / "bin" / "python"

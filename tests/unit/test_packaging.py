@@ -145,7 +145,7 @@ def test_the_wheel_brings_the_command_and_three_dependencies(wheel):
         texts = {name.rsplit("/", 1)[-1]: archive.read(name) for name in archive.namelist()}
     entry_points = configparser.ConfigParser()
     entry_points.read_string(texts["entry_points.txt"].decode())
-    assert dict(entry_points["console_scripts"]) == {"metal-marlin": "marlin.cli:main"}
+    assert dict(entry_points["console_scripts"]) == {"metal-marlin": "marlin.__main__:main"}
     needs = [
         line.partition(": ")[2].split(">")[0]
         for line in texts["METADATA"].decode().splitlines()

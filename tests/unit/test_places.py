@@ -63,6 +63,38 @@ def test_requests_on_their_way_go_when_nothing_is_idle_and_those_in_hand_never()
     assert gone(sockets) == [1]
 
 
+def test_a_connection_whose_request_may_come_at_any_moment_does_not_go_for_one_of_its_own_peer():
+    """Its request would be lost without an answer; the new one is told."""
+    now = 0.0
+    places = Places(2, 0, arrival_s=1.0, clock=lambda: now)
+    first, second = entered(places, "a", 2)
+    assert places.enter(Socket(), "a") is Place.NONE
+    now = 0.9
+    places.begin(first)
+    now = 1.0
+    third = entered(places, "a")  # nothing came of the second one
+    places.begin(*third)
+    assert gone([first, second]) == [1]
+    now = 1.8
+    assert places.enter(Socket(), "a") is Place.NONE  # both are sending
+    now = 1.9
+    entered(places, "a")  # the first one was to be there by now
+    assert first.gone and gone(third) == []
+
+
+def test_a_peer_with_most_makes_room_for_others_at_once_and_costs_nobody_else_a_place():
+    now = 0.0
+    places = Places(4, 0, arrival_s=1.0, clock=lambda: now)
+    other = entered(places, "other")
+    places.begin(*other)
+    places.end(*other)  # idle for long when the flood comes
+    now = 100.0
+    flood = entered(places, "flood", 3)
+    assert places.enter(Socket(), "flood") is Place.NONE
+    entered(places, "new")
+    assert (gone(other), gone(flood)) == ([], [0])
+
+
 def test_extra_places_are_for_when_all_are_in_use_and_end_with_their_connection():
     places = Places(1, 1)
     (held,) = entered(places, "a")

@@ -56,6 +56,8 @@ class Limits:
             server lowers it to what file descriptors allow.
         num_extra_connections: while all of those are being answered, so many more may ask for
             /health; whatever else they ask for is a 503.
+        arrival_s: for so long after connecting, and after its first byte, a request is expected,
+            and its connection does not go for another of the same peer, which is refused instead.
         num_own_descriptors: for what is no connection: the model's files, pipes, logs, and
             connections that end while new ones come.
         log_pause_s: between two log lines about connections that were refused.
@@ -107,6 +109,7 @@ class Limits:
     pipelined_bytes: int = 64 * 1024
     num_connections: int = 2048
     num_extra_connections: int = 16
+    arrival_s: float = 1.0
     num_own_descriptors: int = 128
     log_pause_s: float = 10.0
     backlog: int = 1024

@@ -6,9 +6,11 @@ happens on a connection is http/handler.py.
 
 import errno
 import logging
+import math
 import socket
 import threading
 import time
+from collections import deque
 from contextlib import suppress
 from http.server import ThreadingHTTPServer
 
@@ -26,6 +28,8 @@ _NO_PLACE = (
 )
 # Out of file descriptors: the pending connection keeps the socket readable, so accept would spin.
 ACCEPT_PAUSE_S = 0.05
+# Refused connections that are not closed yet, of the descriptors that are no connection's.
+MAX_REFUSED = 64
 
 
 def open_listener(host, port, backlog):
@@ -74,9 +78,10 @@ class HttpServer(ThreadingHTTPServer):
             reserve_bytes=min(limits.body_bytes, total // 2),
             grace_s=limits.body_grace_s,
         )
-        self.places = Places(limits.num_connections, limits.num_extra_connections)
+        self.places = Places(limits.num_connections, limits.num_extra_connections, limits.arrival_s)
         self._draining = threading.Event()
         self._refusals = Seldom(limits.log_pause_s)
+        self._refused: deque[tuple[float, socket.socket]] = deque()  # when to close each
 
     @property
     def draining(self):
@@ -110,6 +115,7 @@ class HttpServer(ThreadingHTTPServer):
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 self._refusals.warn("cannot accept a connection: %s", error.strerror)
+                self._close_refused(math.inf)
                 time.sleep(ACCEPT_PAUSE_S)
             raise
 
@@ -128,7 +134,22 @@ class HttpServer(ThreadingHTTPServer):
         request.setblocking(False)
         with suppress(OSError):
             request.send(_NO_PLACE)
-        self.shutdown_request(request)
+            request.shutdown(socket.SHUT_WR)
+        self._refused.append((time.monotonic() + self.limits.linger_s, request))
+        self.service_actions()
+
+    def service_actions(self):
+        """Close what was refused once its client has had time to read that: what it still sends
+        would reset a closed connection, and the answer would be lost with it."""
+        self._close_refused(time.monotonic())
+
+    def _close_refused(self, now):
+        while self._refused and (self._refused[0][0] <= now or len(self._refused) > MAX_REFUSED):
+            self._refused.popleft()[1].close()
+
+    def server_close(self):
+        self._close_refused(math.inf)
+        super().server_close()
 
     def process_request_thread(self, request, client_address):
         try:

@@ -67,14 +67,15 @@ def serve(config, load, limits=None):
     app = build_app(config, model, limits)
     server = HttpServer(listener, app, limits)
     signals = StopSignals()
+    watch_engine(model, signals)
+    begin_end = end_in_time(limits, signals.wait_for)
     threading.Thread(target=server.serve_forever, name="accept", daemon=True).start()
     start_beating(app, limits, manager.alive, signals.finish)
     announce(config, model and model.model_id, listener, limits)
     manager.ready()
-    watch_engine(model, signals)
     signum = signals.wait()
     _log.info("stopping: waiting up to %g s for requests in flight", limits.drain_s)
-    end_in_time(limits, signals.wait_for)
+    begin_end()
     return stop(signum, model, server, limits)
 
 
@@ -143,14 +144,18 @@ def parts(model, failures):
 
 
 def end_in_time(limits, wait_for):
-    """Whatever hangs from now on, this process ends after its grace period.
+    """A function that begins the grace period, after which this process ends, whatever hangs.
+
+    Its thread is there before it is needed, when there may be none to be had.
 
     Args:
         wait_for: callable(seconds) that waits so long, or returns the number of a signal that ends
             the process at once.
     """
+    begun = threading.Event()
 
     def watch():
+        begun.wait()
         signum = wait_for(limits.drain_s + limits.stop_s)
         if signum:
             os._exit(128 + signum)
@@ -159,6 +164,7 @@ def end_in_time(limits, wait_for):
         os._exit(1)
 
     threading.Thread(target=watch, name="deadline", daemon=True).start()
+    return begun.set
 
 
 def watch_engine(model, signals):

@@ -122,12 +122,12 @@ def main(load, set_up_logging):
         Exit code: 0, or after a message as the command line gives it 1, 2 or BAD_WEIGHTS.
     """
     job = Job.decode(_read_line(sys.stdin.fileno()))
-    set_up_logging(job.config)
     faulthandler.enable(file=2, all_threads=True)  # the supervisor's ABRT asks where it hangs
     _continue_when_orphaned()
-    lock_down(libraries())
-    allocator.keep_little()
     try:
+        set_up_logging(job.config)
+        lock_down(libraries())
+        allocator.keep_little()
         return _fill_weights(job, load) if job.index is None else _serve(job, load)
     except MarlinError as error:
         print(f"metal-marlin: {error.message}", file=sys.stderr)
@@ -168,17 +168,18 @@ def _serve(job, load):
     app = build_app(job.config, model, limits, row, job.created)
     app.heartbeat()
     server = WorkerServer(socket.socket(fileno=job.listener_fd), app, limits)
+    watch_engine(model, signals)
+    begin_end = end_in_time(limits, time.sleep)  # for when the supervisor is gone
     threading.Thread(target=server.serve_forever, name="accept", daemon=True).start()
     # The supervisor ends a worker that hangs; one without a supervisor ends itself a little later.
     patient = replace(limits, hung_s=limits.hung_s + 5 * limits.abort_s)
     start_beating(app, patient, finish=signals.finish)
     _report_ready(job, model)
     _log.info("worker %d (process %d) serves", job.index, os.getpid())
-    watch_engine(model, signals)
     # One signal or many: the supervisor kills when there is to be no more waiting, and a service
     # manager may send the same signal to all processes of the service as the supervisor does.
     signum = signals.wait()
-    end_in_time(limits, time.sleep)  # for when the supervisor is gone
+    begin_end()
     return stop(signum, model, server, limits)
 
 
