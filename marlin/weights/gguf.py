@@ -13,8 +13,9 @@ import numpy as np
 
 from marlin.errors import ModelFileError
 from marlin.files.fields import file_fields
+from marlin.files.regular import open_regular
 from marlin.weights.block_types import GGUF_TYPES, UNREAD_GGUF_TYPES
-from marlin.weights.tensor_file import TensorInfo, mapped, num_tensor_bytes
+from marlin.weights.tensor_file import TensorInfo, num_tensor_bytes
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
@@ -29,6 +30,9 @@ MAX_NAME_BYTES = 1024
 # + offset 8.
 MIN_METADATA_BYTES = 14
 MIN_TENSOR_BYTES = 33
+
+# Of the file at first; headers have some hundred kB, or 10 MB with a vocabulary.
+READ_BYTES = 1 << 18
 
 BOOL, STRING, ARRAY = 7, 8, 9
 # By the numbers of the specification, in the letters of `struct`; those up to BOOL have no gap.
@@ -56,8 +60,8 @@ class GGUFFile:
 
     def __init__(self, path):
         self.path = os.fspath(path)
-        with mapped(self.path) as data:
-            cursor = _Cursor(self.path, data)
+        with open_regular(self.path) as file:
+            cursor = _Cursor(self.path, file)
             self.version = _read_version(cursor)
             num_tensors = cursor.count("tensor count", MIN_TENSOR_BYTES)
             num_entries = cursor.count("metadata count", MIN_METADATA_BYTES)
@@ -66,13 +70,36 @@ class GGUFFile:
 
 
 class _Cursor:
-    """A position in the mapped file; every read is checked against the end."""
+    """A position in the file; every read is checked against the end.
 
-    def __init__(self, path, data):
+    The header is read and not mapped, so that a file which becomes shorter meanwhile is an error.
+    """
+
+    def __init__(self, path, file):
         self.path = path
-        self.data = data
-        self.size = len(data)
+        self.size = os.fstat(file.fileno()).st_size
         self.position = 0
+        self.data = b""  # from the start of the file, as far as it was needed
+        self._file = file
+        if self.size == 0:
+            raise ModelFileError(path, "the file is empty")
+
+    def reach(self, end):
+        """The file's bytes to `end` at least, or to where it ends."""
+        wanted = min(self.size, max(end, 2 * len(self.data), READ_BYTES))
+        pieces = [self.data]
+        missing = wanted - len(self.data)
+        while missing > 0:
+            try:
+                piece = self._file.read(missing)
+            except OSError as error:
+                self.fail(f"cannot be read: {error.strerror}")
+            if not piece:
+                self.fail(f"became shorter than {wanted} bytes while it was read")
+            pieces.append(piece)
+            missing -= len(piece)
+        self.data = b"".join(pieces)
+        return self.data
 
     def fail(self, message, tensor=None):
         raise ModelFileError(self.path, f"{message} (at byte {self.position})", tensor=tensor)
@@ -82,6 +109,8 @@ class _Cursor:
         if end > self.size:
             left = self.size - self.position
             self.fail(f"truncated: {what} needs {num_bytes} bytes and {left} are left")
+        if end > len(self.data):
+            self.reach(end)
         chunk = self.data[self.position : end]
         self.position = end
         return chunk
@@ -107,14 +136,18 @@ class _Cursor:
 
     def strings(self, num_strings, what):
         """A run of strings. One tight loop: vocabularies and merge lists hold 10^5 of them."""
-        data, size, position = self.data, self.size, self.position
+        data, position = self.data, self.position
         unpack, found = U64.unpack_from, []
         try:
             for _ in range(num_strings):
                 start = position + 8
+                if start > len(data):
+                    data = self.reach(start)
                 position = start + unpack(data, position)[0]
-                if position > size:
-                    self.fail(f"truncated: string {len(found)} of {what} runs past the end")
+                if position > len(data):
+                    if position > self.size:
+                        self.fail(f"truncated: string {len(found)} of {what} runs past the end")
+                    data = self.reach(position)
                 found.append(data[start:position].decode())
         except UnicodeDecodeError:
             self.fail(f"string {len(found)} of {what} is not UTF-8")
@@ -125,7 +158,7 @@ class _Cursor:
 
 
 def _read_version(cursor):
-    if (magic := cursor.data[:4]) != MAGIC:
+    if (magic := cursor.reach(4)[:4]) != MAGIC:
         cursor.fail(f"not a GGUF file: it starts with {magic!r}, expected {MAGIC!r}")
     cursor.position = 4
     version = cursor.scalar(U32, "version")

@@ -3,15 +3,11 @@
 Knows nothing of any one file format, of models or of devices; block_types.py has the dtypes.
 """
 
-import contextlib
-import mmap
-import os
 from dataclasses import dataclass
 
 import numpy as np
 
 from marlin.errors import ModelFileError
-from marlin.files.regular import open_regular
 from marlin.weights.block_types import BLOCK_TYPES
 
 
@@ -53,24 +49,6 @@ def num_tensor_bytes(dtype, shape):
     for dim in shape[:-1]:
         total *= dim
     return total
-
-
-@contextlib.contextmanager
-def mapped(path):
-    """Map a regular file read-only for the length of a `with` block; yields the mmap.
-
-    Raises:
-        ModelFileError: the file is missing, unreadable, empty or not a regular file.
-    """
-    with open_regular(path) as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            raise ModelFileError(path, "the file is empty")
-        try:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:
-            raise ModelFileError(path, f"cannot be mapped: {error}") from None
-    with data:
-        yield data
 
 
 def read_bytes(info, start=0, num_bytes=None):

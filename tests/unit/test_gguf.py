@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from marlin.errors import ModelFileError
+from marlin.files.regular import open_regular
+from marlin.weights import gguf
 from marlin.weights.gguf import GGUFFile
 from marlin.weights.tensor_file import read_bytes
 
@@ -102,6 +104,53 @@ def test_an_alignment_of_another_type_is_refused(write):
 def test_a_file_of_another_kind_is_refused_by_its_first_bytes(write):
     assert "not a GGUF file" in refused(write, build(magic=b"GGML"))
     assert "empty" in refused(write, b"")
+
+
+@pytest.mark.parametrize("read_bytes", [1, 7, 64, 300])
+def test_a_header_is_the_same_in_however_many_pieces_it_is_read(read_bytes, write, monkeypatch):
+    path = write(build(METADATA, TENSORS))
+    whole = GGUFFile(path)
+    monkeypatch.setattr(gguf, "READ_BYTES", read_bytes)
+    piecewise = GGUFFile(path)
+    assert str(piecewise.metadata) == str(whole.metadata)
+    assert piecewise.tensors == whole.tensors
+
+
+class Failing:
+    """A file that another process truncates after its first read, or whose disk fails."""
+
+    def __init__(self, path, how):
+        self._file, self._path, self._how = open_regular(path), path, how
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
+
+    def read(self, num_bytes):
+        if self._file.tell() and self._how == "fails":
+            raise OSError(5, "Input/output error")
+        data = self._file.read(num_bytes)
+        os.truncate(self._path, 40)
+        return data
+
+
+@pytest.mark.parametrize(
+    ("how", "complaint"),
+    [("truncated", "became shorter than .* while it was read"), ("fails", "Input/output error")],
+)
+def test_a_file_that_is_truncated_or_fails_while_its_header_is_read_is_refused(
+    how, complaint, write, monkeypatch
+):
+    path = write(build(METADATA, TENSORS))
+    monkeypatch.setattr(gguf, "READ_BYTES", 100)
+    monkeypatch.setattr(gguf, "open_regular", lambda path: Failing(path, how))
+    with pytest.raises(ModelFileError, match=complaint):
+        GGUFFile(path)
 
 
 def test_a_missing_file_a_folder_and_a_pipe_are_refused(tmp_path):
