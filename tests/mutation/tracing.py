@@ -36,6 +36,7 @@ class Tracer:
 
     def begin(self, test):
         """What runs from now on is this test's; `follows` processes read it from `current`."""
+        self.install()  # anew: an error within, as of a stack that is full, ends all tracing
         self._test, self._seen = test, set()
         with open(os.path.join(self._folder, "current"), "wb") as file:
             file.write(test)
