@@ -146,6 +146,7 @@ class _Finder(ast.NodeVisitor):
         self.add("negated condition", test, f"(not ({self.text(test)}))")
 
     def visit_ExceptHandler(self, node):
+        self.statement = node  # who comes here, not who tries
         if node.type is not None:
             self.add("other exception", node.type, _OTHER_ERROR)
         for child in node.body:

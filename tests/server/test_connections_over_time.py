@@ -8,13 +8,14 @@ import socketserver
 import struct
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 from clients import chat_body, request_bytes
 from fakes import FakeEngine, say, say_then_hang
 from test_clients_that_misbehave import wait_for, wait_until
 
-from marlin.server.http.connection import Connection
+from marlin.server.http.connection import Connection, PeerGone
 
 CHAT = "/v1/chat/completions"
 NUM_PLACES = 3
@@ -172,11 +173,62 @@ def test_whoever_sends_more_ahead_than_is_held_is_answered_all_of_it(start_serve
         assert [client.read().status for _ in range(10)] == [200] * 10
 
 
-def test_what_is_read_after_the_answer_is_dropped_and_not_kept():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        theirs = socket.create_connection(listener.getsockname())
-        ours, _ = listener.accept()
-    connection = Connection(ours, write_s=1.0)
+@pytest.fixture
+def connected():
+    """connected(write_s) -> (Connection, the socket of its peer)."""
+    with ExitStack() as stack:
+
+        def connect(write_s=10.0):
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                theirs = socket.create_connection(listener.getsockname(), timeout=10)
+                ours, _ = listener.accept()
+            connection = Connection(ours, write_s)
+            stack.callback(connection.close)
+            return connection, stack.enter_context(theirs)
+
+        yield connect
+
+
+def test_a_look_for_the_peer_takes_no_time_and_loses_nothing(connected):
+    connection, theirs = connected()
+    started = time.monotonic()
+    for _ in range(20):
+        assert not connection.peer_gone(100)
+    assert time.monotonic() - started < 1
+    theirs.sendall(b"GET / HTTP/1.1\r\n\r\nmore")
+    wait_until(lambda: connection.peer_gone(100) is False and connection.num_buffered == 22)
+    theirs.close()
+    wait_until(lambda: connection.peer_gone(100))
+    connection.set_deadline(1)
+    assert connection.read_head(100) == b"GET / HTTP/1.1"
+    assert connection.read_exact(4) == b"more"
+    with pytest.raises(PeerGone):
+        connection.read_exact(1)
+
+
+def test_a_write_that_nobody_reads_ends_within_its_time_and_one_that_is_read_arrives(connected):
+    connection, theirs = connected()
+    data = bytes(range(256)) * 100_000
+    reader = threading.Thread(target=lambda: received.append(read_all(theirs, len(data))))
+    received = []
+    reader.start()
+    connection.send(data)  # more than the kernel holds
+    reader.join(10)
+    assert received == [data]
+    connection, theirs = connected(write_s=0.2)
+    started = time.monotonic()
+    with pytest.raises(PeerGone):
+        connection.send(data)
+    assert 0.1 < time.monotonic() - started < 5
+
+
+def read_all(sock, num_bytes):
+    with sock.makefile("rb") as file:
+        return file.read(num_bytes)
+
+
+def test_what_is_read_after_the_answer_is_dropped_and_not_kept(connected):
+    connection, theirs = connected()
     sender = threading.Thread(target=lambda: (theirs.sendall(bytes(8 << 20)), theirs.close()))
     sender.start()
     started = time.monotonic()
@@ -184,20 +236,14 @@ def test_what_is_read_after_the_answer_is_dropped_and_not_kept():
     assert time.monotonic() - started < 9  # it ends with its peer
     sender.join(10)
     assert connection.num_buffered < 1 << 20
-    connection.close()
 
 
-def test_a_peer_that_stays_after_the_answer_is_left_in_time():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        theirs = socket.create_connection(listener.getsockname(), timeout=10)
-        ours, _ = listener.accept()
-    connection = Connection(ours, write_s=1.0)
+def test_a_peer_that_stays_after_the_answer_is_left_in_time(connected):
+    connection, theirs = connected()
     started = time.monotonic()
     connection.finish(0.1)
     assert 0.05 < time.monotonic() - started < 5
     assert theirs.recv(1) == b""  # it was told at once that nothing more comes
-    connection.close()
-    theirs.close()
 
 
 def test_a_kept_connection_ends_with_the_answer_that_is_out_when_the_server_stops(start_server):

@@ -124,6 +124,9 @@ def test_it_announces_itself_answers_logs_no_prompt_and_reaches_out_to_nobody(st
     assert code == 0
     assert "OUTGOING" not in errors
     assert "secret" not in errors
+    assert re.search(r"up to \d+ connections at once in each process", errors)
+    assert "stopping: waiting up to 5 s for requests in flight" in errors
+    assert "Logging error" not in errors and "METAL_MARLIN_API_KEY" not in errors
     lines = [line for line in errors.splitlines() if "/v1/chat/completions 200" in line]
     assert len(lines) == 2 and all("prompt=26 output=12" in line for line in lines)
     assert "/health" not in errors
