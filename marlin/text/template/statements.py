@@ -224,10 +224,11 @@ class _TemplateParser(ExpressionParser):
                 owner = scope.find(names[0])
                 entries = owner.members if type(owner) is Namespace else {}
             grown = entries.get(names[-1])
-            left = None if type(grown) is Growing else chain.first(scope)
-            num_chars = 0 if left is not None else grown.num_chars
+            if type(grown) is not Growing:
+                grown, left = None, chain.first(scope)
+            num_chars = grown.num_chars if grown else 0
             values = [node(scope) for node in chain.nodes]
-            if left is None:
+            if grown:
                 texts = appended(scope.budget, chain.symbols, values)
                 # A call among the values may have set x as well.
                 is_same = entries.get(names[-1]) is grown and grown.num_chars == num_chars
