@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from marlin.files.fields import Fields
-from marlin.models import config_gguf, config_hf
+from marlin.models import config_gguf, config_hf, config_json
 from marlin.models.config import MAX_DIM, MAX_LAYERS, ModelConfig
 from marlin.models.layers import Rope, SandwichLayer, attention, gated_feed_forward
 from marlin.models.rope import RopeScaling
@@ -98,7 +98,7 @@ class Gemma3(Family[Gemma3Config]):
         )
 
     def hf_config(self, config: Gemma3Config) -> dict:
-        values = config_hf.shared_values(config, self.hf_class)
+        values = config_json.shared_values(config, self.hf_class)
         del values["hidden_act"], values["mlp_bias"]
         kinds = ["sliding_attention" if window else "full_attention" for window in config.windows]
         scalar = config.query_pre_attn_scalar

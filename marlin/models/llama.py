@@ -4,7 +4,7 @@ The layer is also that of Mistral, Qwen2 and Qwen3, whose files say how they dif
 """
 
 from marlin.files.fields import Fields
-from marlin.models import config_gguf, config_hf
+from marlin.models import config_gguf, config_hf, config_json
 from marlin.models.config import ModelConfig
 from marlin.models.layers import PreNormLayer, Rope, attention, gated_feed_forward
 from marlin.models.spec import Family, ModelSpec, Names, Tensor
@@ -47,7 +47,7 @@ class Llama(Family[ModelConfig]):
         return ModelConfig(**shared, windows=(window,) * shared["num_layers"])
 
     def hf_config(self, config: ModelConfig) -> dict:
-        return config_hf.shared_values(config, self.hf_class)
+        return config_json.shared_values(config, self.hf_class)
 
     def spec(self, config: ModelConfig) -> ModelSpec:
         factors = Tensor(ROPE_FACTORS, ROPE_FACTORS, (config.head_dim // 2,), optional=True)

@@ -124,6 +124,7 @@ FILES_BEHIND = {
     "marlin/server/process/watchdog.py": "seconds alone",
     "marlin/server/process/worker.py": "its supervisor's words",
     "marlin/models/checkpoint*.py": "a plan of tensors, which has been checked",
+    "marlin/models/config_json.py": "`quantize`",
     "marlin/models/layers*.py": "what a spec says, recorded",
     "marlin/models/model.py": "what a spec says, recorded",
     "marlin/models/spec.py": "declares what a family says, of sizes that were bounded",
