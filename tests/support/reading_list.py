@@ -108,6 +108,7 @@ FILES_BEHIND = {
     "marlin/errors.py": "declares what an error is called and which status it has",
     "marlin/streams.py": "descriptors of the process",
     "marlin/turns.py": "clients by name, and counts",
+    "marlin/server/api/*_answers.py": "results and counts, which `encoding.py` makes JSON of",
     "marlin/server/api/dialect.py": "declares what a dialect is",
     "marlin/server/api/event_stream.py": "events that a dialect has made",
     "marlin/server/http/allocator.py": "the allocator's settings",
