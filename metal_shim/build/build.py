@@ -69,6 +69,10 @@ INCLUDE_FLAGS = ("-Imetal_shim", "-Ishaders")
 MACOS_FLAGS = ("-mmacosx-version-min=11.0",)
 
 
+# What a disk has left when it is why a compiler fails; all objects are some megabytes.
+LITTLE_BYTES = 256 * 1024
+
+
 class BuildError(Exception):
     """The library cannot be built; the text says what to do about it."""
 
@@ -141,9 +145,8 @@ def words_of(environ, *names):
     for name in names:
         try:
             words += shlex.split(environ.get(name, ""))
-        except ValueError as error:
-            text = environ[name]
-            raise BuildError(f"{name} is {text!r}, which no shell could read: {error}") from None
+        except ValueError as why:
+            raise BuildError(f"{name} is {environ[name]!r}, which no shell reads: {why}") from None
     return tuple(words)
 
 
@@ -222,7 +225,9 @@ def build(root, toolchain, output, isas, sanitizers=()):
             compiled = list(pool.map(job, units))
         failures = [said for _, status, said in compiled if status == "failed"]
         if failures:
-            raise BuildError("the C compiler failed:\n\n" + "\n".join(failures))
+            is_full = shutil.disk_usage(cache).free < LITTLE_BYTES
+            why = f"no space left in {cache}" if is_full else "\n\n" + "\n".join(failures)
+            raise BuildError(f"the C compiler failed: {why}")
         objects = [path for path, _, _ in compiled]
         linked = _link(root, toolchain, cache, objects, sanitizers)
         library = publish(linked, output, library_name(toolchain.system))
@@ -258,8 +263,7 @@ def _compile(root, toolchain, cache, headers, unit):
     target = cache / f"{unit.name}.{key}.o"
     if target.is_file():
         return target, "cached", ""
-    source = str(unit.source.relative_to(root))
-    command = [*toolchain.command, *unit.flags, "-c", source]
+    command = [*toolchain.command, *unit.flags, "-c", str(unit.source.relative_to(root))]
     is_made, said = _make(root, command, target)
     return target, "compiled" if is_made else "failed", said
 
@@ -379,8 +383,7 @@ def main(argv=None):
         print(f"build.py: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        place = error.filename or ROOT / "build" / "native"
-        print(f"build.py: {place} cannot be used: {error.strerror}", file=sys.stderr)
+        print(f"build.py: {error.filename or ROOT}: {error.strerror}", file=sys.stderr)
         return 1
     sys.stderr.write(built.warnings)
     if system == "Darwin" and not (options.isa or options.sanitize or options.machine):

@@ -27,7 +27,9 @@ for argument in "$@"; do
     previous="$argument"
 done
 echo "$@" | sed 's/[0-9]*\.partial//g' >"$out"
-for argument in "$@"; do case "$argument" in *.c) cat "$argument" >>"$out" ;; esac; done
+for argument in "$@"; do
+    case "$argument" in *.[co]) cat "$argument" >>"$out" || exit 1 ;; esac
+done
 """
 
 
@@ -261,7 +263,7 @@ def test_a_compiler_named_in_cc_that_does_not_exist_is_named_back(tree):
 @pytest.mark.parametrize(
     ("cc", "said"),
     [
-        ("'gcc", 'CC is "\'gcc", which no shell could read'),
+        ("'gcc", 'CC is "\'gcc", which no shell reads'),
         ("{root}", "is not a program on PATH"),
         ("true", "ends well, and makes no such file"),
         ("false", "the C compiler false does not run"),
@@ -322,6 +324,32 @@ def test_a_cache_that_cannot_be_made_is_a_sentence_with_its_path(tree):
     done, _ = tree.build()
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert f"{tree.root}/build/native" in done.stderr and "Not a directory" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("folder", "said"),
+    [
+        ("build/native", "the C compiler failed: no space left in "),
+        ("marlin/device", "libmarlin_cpu.so cannot be written: No space left on device"),
+    ],
+)
+def test_a_full_disk_is_a_sentence_with_its_path(tree, folder, said):
+    tree.write("metal_shim/cpu/cpu.c", "/* much */\n" * 10_000)
+    (tree.root / folder).mkdir(parents=True, exist_ok=True)
+    mount = f"mount -t tmpfs -o size=32k none '{tree.root / folder}'"
+    in_namespace = ["unshare", "--map-root-user", "--mount", "sh", "-c"]
+    if shutil.which("unshare") is None or subprocess.run([*in_namespace, mount]).returncode:
+        pytest.skip("this system lets nobody mount a small disk")
+    script = f"{mount} && exec '{sys.executable}' '{tree.script}' --machine x86_64 --output"
+    done = subprocess.run(
+        [*in_namespace, f"{script} '{tree.root}/marlin/device'"],
+        env={"PATH": os.environ["PATH"], "CC": f"'{tree.compiler}'"},
+        capture_output=True,
+        text=True,
+    )
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("build.py: ")]
+    assert done.returncode == 1 and said in line and str(tree.root) in line
+    assert "Traceback" not in done.stderr
 
 
 def test_with_nothing_to_build_nothing_is_opened_for_writing(tree):
