@@ -97,6 +97,11 @@ def test_the_manual_page_has_every_command_option_and_variable(capsys):
 
 
 @pytest.mark.skipif(shutil.which("groff") is None, reason="no groff on PATH")
+def test_the_page_that_is_installed_is_the_one_that_is_printed(checkout):
+    installed = (checkout / "docs/metal-marlin.1").read_text()
+    assert installed == page(), "make it anew: metal-marlin manual > docs/metal-marlin.1"
+
+
 def test_groff_finds_nothing_to_warn_of_in_the_manual_page():
     command = ["groff", "-man", "-Tascii", "-ww", "-z"]
     done = subprocess.run(command, input=page(), capture_output=True, text=True)

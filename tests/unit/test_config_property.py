@@ -12,7 +12,7 @@ from transformers import AutoConfig, GenerationConfig
 from vocabularies import byte_level_metadata, hugging_face_backend
 
 from marlin.errors import ModelFileError
-from marlin.models.registry import config_from_hf
+from marlin.models.registry import FAMILIES, config_from_hf, spec_of
 from marlin.models.rope import rope_inv_freq
 from marlin.text.folder_tokenizer import load_tokenizer
 
@@ -24,7 +24,6 @@ BYTE_LEVEL = {
 }
 NUM_LAYERS = 3
 SIZES = {
-    "hidden_act": "silu",
     "hidden_size": 96,
     "intermediate_size": 96,
     "num_hidden_layers": NUM_LAYERS,
@@ -76,19 +75,30 @@ LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
 YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 WHOLE = st.sampled_from([LLAMA3, YARN, {"type": "linear", "factor": 2.0}, {"factor": 4.0}])
 SECTION = maybe(None, {}) | WHOLE | sections(TYPES)
+# As transformers 5 writes the sections of a family whose kinds of layers have a RoPE each.
+KINDS = st.fixed_dictionaries(
+    {
+        "full_attention": SECTION,
+        "sliding_attention": maybe(None, {}, {"rope_type": "default", "rope_theta": 5e4}),
+    }
+).map(without_absent)
 END_TOKENS = maybe(None, 7, [7, 9], [])
 CONFIG = st.fixed_dictionaries(
     {
-        "model_type": st.sampled_from(["llama", "mistral", "qwen2", "qwen3"]),
+        "model_type": st.sampled_from([family.model_type for family in FAMILIES]),
         "max_position_embeddings": st.sampled_from([128, 512]),
         "original_max_position_embeddings": maybe(64),
         "rope_theta": maybe(None, 10000.0, 5e5),
         "rope_scaling": SECTION,
-        "rope_parameters": SECTION,
+        "rope_local_base_freq": maybe(None, 5e4),
+        "rope_parameters": SECTION | KINDS,
         "head_dim": maybe(None, 16, 32),
         "num_key_value_heads": maybe(None, 3, 6) | st.just(2),
         "tie_word_embeddings": maybe(True, False),
         "sliding_window": maybe(None, 32),
+        "sliding_window_pattern": maybe(2, 3),
+        "query_pre_attn_scalar": maybe(16, 24),
+        "attn_logit_softcapping": maybe(None, 50.0),
         "use_sliding_window": maybe(True, False),
         "max_window_layers": maybe(1, 28),
         "layer_types": maybe(
@@ -107,12 +117,21 @@ GENERATION = st.none() | st.fixed_dictionaries(
 )
 
 
-def rotary_table(config):
-    """(inv_freq, attention scaling) of the module that the model would use."""
-    name = config.model_type
-    module = import_module(f"transformers.models.{name}.modeling_{name}")
-    made = getattr(module, f"{name.capitalize()}RotaryEmbedding")(config)
-    return made.inv_freq.numpy(), float(made.attention_scaling)
+def rotary_tables(config):
+    """{kind of layer: (inv_freq, attention scaling)} of the module that the model would use; None
+    is the kind of all."""
+    module = import_module(type(config).__module__.replace("configuration_", "modeling_"))
+    names = [name for name in vars(module) if name.endswith("RotaryEmbedding")]
+    made = getattr(module, next(name for name in names if "Vision" not in name))(config)
+    if hasattr(made, "inv_freq"):
+        return {None: (made.inv_freq.numpy(), float(made.attention_scaling))}
+    return {
+        kind: (
+            getattr(made, f"{kind}_inv_freq").numpy(),
+            float(getattr(made, f"{kind}_attention_scaling")),
+        )
+        for kind in made.layer_types
+    }
 
 
 def windows(config):
@@ -128,11 +147,25 @@ def as_set(ids):
     return set(ids if isinstance(ids, list) else [] if ids is None else [ids])
 
 
-def check_config(ours, theirs, table):
-    inv_freq, scaling = table
-    found, found_scaling = rope_inv_freq(ours.head_dim, ours.rope_theta, ours.rope_scaling)
-    np.testing.assert_allclose(found, inv_freq, rtol=2e-6)
-    assert found_scaling == pytest.approx(scaling, rel=1e-6)
+def attention_of(layer):
+    """The part of a layer that has a RoPE, whatever its family calls it."""
+    parts = (getattr(layer, name) for name in layer.__dataclass_fields__)
+    return next(part for part in parts if hasattr(part, "rope"))
+
+
+def check_config(ours, theirs, tables):
+    kinds = getattr(theirs, "layer_types", None) or [None] * NUM_LAYERS
+    # A config keeps what its family does not know, too.
+    has_scalar = hasattr(type(theirs), "query_pre_attn_scalar")
+    scalar = theirs.query_pre_attn_scalar if has_scalar else ours.head_dim
+    for layer, kind in zip(spec_of(ours).layers, kinds, strict=True):
+        attention = attention_of(layer)
+        rope = attention.rope
+        inv_freq, scaling = tables[kind if kind in tables else None]
+        found, found_scaling = rope_inv_freq(rope.dim, rope.theta, rope.scaling)
+        np.testing.assert_allclose(found, inv_freq, rtol=2e-6)
+        assert found_scaling == pytest.approx(scaling, rel=1e-6)
+        assert attention.scale == pytest.approx(scalar**-0.5, rel=1e-6)
     assert ours.num_kv_heads == theirs.num_key_value_heads
     assert ours.tie_embeddings == theirs.tie_word_embeddings
     if ours.architecture != "llama":
@@ -143,12 +176,13 @@ def check_end_tokens(folder, config, generation, theirs):
     said = as_set(config.get("eos_token_id")) | as_set((generation or {}).get("eos_token_id"))
     ours = load_tokenizer(folder).eos_token_ids
     assert ours == said | BY_TEXT
+    # What a config means that names no token is its tokenizer's own in published files.
+    implied = set() if config.get("eos_token_id") else as_set(type(theirs)().eos_token_id)
     if generation is None:
         theirs = GenerationConfig.from_model_config(theirs)
     else:
         theirs = GenerationConfig.from_pretrained(folder)
-    # A Llama's or a Mistral's config that names no token means 2, which is one by its text here.
-    assert as_set(theirs.eos_token_id) <= ours
+    assert as_set(theirs.eos_token_id) <= ours | implied
 
 
 def test_folders_at_random_read_as_transformers_reads_them_or_are_refused(tmp_path):
@@ -176,16 +210,18 @@ def test_folders_at_random_read_as_transformers_reads_them_or_are_refused(tmp_pa
             return
         try:
             theirs = AutoConfig.from_pretrained(tmp_path)
-            table = rotary_table(theirs)
+            tables = rotary_tables(theirs)
         except Exception:
             return
-        check_config(ours, theirs, table)
+        check_config(ours, theirs, tables)
         try:
             check_end_tokens(tmp_path, config, generation, theirs)
         except ModelFileError as error:
             assert "generation_config.json: num_beams is 2" in error.message
             return
         counts["read"] += 1
+        counts[ours.architecture] += 1
 
     check()
     assert counts["read"] > counts["all"] / 10
+    assert all(counts[family.model_type] for family in FAMILIES), counts

@@ -131,11 +131,14 @@ def test_the_wheel_holds_the_package_with_its_library_and_no_more(wheel, checkou
     names = {name for name in wheel_names(wheel) if ".dist-info/" not in name}
     suffix = "dylib" if sys.platform == "darwin" else "so"
     library = f"marlin/device/libmarlin_cpu.{suffix}"
+    (page,) = [name for name in names if name.endswith(".data/data/share/man/man1/metal-marlin.1")]
+    names.remove(page)
     assert names >= sources | {library}
     metal = {f"marlin/device/{name}" for name in ("libmarlin_metal.dylib", "marlin.metallib")}
     assert names - sources - {library} <= (metal if suffix == "dylib" else set())
     with zipfile.ZipFile(wheel) as archive:
         assert archive.read(library) != b"of another machine"
+        assert archive.read(page) == (checkout / "docs/metal-marlin.1").read_bytes()
 
 
 @pytest.mark.slow
