@@ -75,6 +75,14 @@ class Fields:
         bound = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
         self.fail(name, f"an integer {bound}")
 
+    def counts(self, name: str, minimum: int = 1, maximum: int | None = None) -> list[int]:
+        """One such int, or an array of them; none when it is absent."""
+        if type(self.raw(name)) is list:
+            items = self.elements(name)
+            return [items.count(place, minimum=minimum, maximum=maximum) for place in items.values]
+        found = self.count(name, None, minimum=minimum, maximum=maximum)
+        return [] if found is None else [found]
+
     def number(self, name, *default, above=None, minimum=None, maximum=math.inf):
         """A finite float within [minimum, maximum], or (above, maximum]; above 0 if neither is
         said."""

@@ -115,8 +115,18 @@ def context_tokens(max_tokens: int, scaling: RopeScaling) -> int:
     return max(max_tokens, stretched)
 
 
-def yarn_rotations(fields: Fields, prefix: str) -> tuple[float, float]:
-    """(beta_fast, beta_slow) of the fields that begin with `prefix`."""
+def yarn(
+    fields: Fields, prefix: str, factor: float, original: int, attention_factor: float
+) -> RopeScaling:
+    """YaRN with the bounds that the fields beginning with `prefix` set."""
     most = MAX_YARN_ROTATIONS
     slow = fields.number(f"{prefix}beta_slow", 1.0, above=MIN_YARN_ROTATIONS, maximum=most)
-    return fields.number(f"{prefix}beta_fast", 32.0, above=slow, maximum=most), slow
+    fast = fields.number(f"{prefix}beta_fast", 32.0, above=slow, maximum=most)
+    return RopeScaling(
+        type="yarn",
+        factor=factor,
+        original_max_tokens=original,
+        beta_fast=fast,
+        beta_slow=slow,
+        attention_factor=attention_factor,
+    )

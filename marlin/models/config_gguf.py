@@ -14,7 +14,7 @@ from marlin.models.config import (
     MAX_VOCAB,
     context_tokens,
     read_sizes,
-    yarn_rotations,
+    yarn,
 )
 from marlin.models.rope import RopeScaling, yarn_attention_factor
 from marlin.weights.gguf import GGUFFile
@@ -105,19 +105,12 @@ def _yarn(fields, max_tokens, scale):
         if fields.number(f"rope.scaling.yarn_{name}", neutral, minimum=0.0) != neutral:
             fields.fail(f"rope.scaling.yarn_{name}", f"{neutral:g}")
     factor = fields.number("rope.scaling.factor")
-    beta_fast, beta_slow = yarn_rotations(fields, "rope.scaling.yarn_")
     original = fields.count(
         "rope.scaling.original_context_length", max_tokens, maximum=MAX_CONTEXT_TOKENS
     )
-    return RopeScaling(
-        type="yarn",
-        factor=factor,
-        original_max_tokens=original,
-        beta_fast=beta_fast,
-        beta_slow=beta_slow,
-        # GGUF states a multiple of YaRN's own number, Hugging Face the number itself.
-        attention_factor=scale * yarn_attention_factor(factor),
-    )
+    # GGUF states a multiple of YaRN's own number, Hugging Face the number itself.
+    scale *= yarn_attention_factor(factor)
+    return yarn(fields, "rope.scaling.yarn_", factor, original, scale)
 
 
 def _eos_token_ids(general, vocab_size):

@@ -5,6 +5,7 @@ family says in its own way is in its file.
 """
 
 import os
+from dataclasses import replace
 
 from marlin.files.fields import Fields, file_fields
 from marlin.files.strict_json import read_json_object
@@ -14,7 +15,7 @@ from marlin.models.config import (
     MAX_VOCAB,
     context_tokens,
     read_sizes,
-    yarn_rotations,
+    yarn,
 )
 from marlin.models.rope import RopeScaling, yarn_attention_factor
 
@@ -69,6 +70,13 @@ def refuse_mixture(fields: Fields, num_layers: int, kind: str) -> None:
         fields.fail("layer_types", f"{num_layers} of {kind}, or nothing")
 
 
+def sliding_window(fields: Fields) -> int | None:
+    """Null is no window, and not what a file means that leaves it out."""
+    if "sliding_window" not in fields.values:
+        return 4096
+    return fields.count("sliding_window", None, maximum=1 << 31)
+
+
 def windows(
     fields: Fields, num_layers: int, window: int | None, implied: list[str]
 ) -> tuple[int | None, ...]:
@@ -99,13 +107,7 @@ def _eos_token_ids(fields, vocab_size):
     path = os.path.join(os.path.dirname(fields.path), "generation_config.json")
     if os.path.exists(path):
         sources.append(file_fields(path, read_json_object(path)))
-    found = []
-    for source in sources:
-        value = source.raw("eos_token_id")
-        for token_id in [] if value is None else value if isinstance(value, list) else [value]:
-            if type(token_id) is not int or not 0 <= token_id < vocab_size:
-                source.fail("eos_token_id", f"token ids below the vocabulary's {vocab_size}")
-            found.append(token_id)
+    found = [id for source in sources for id in source.counts("eos_token_id", 0, vocab_size - 1)]
     return tuple(dict.fromkeys(found))
 
 
@@ -178,13 +180,5 @@ def _yarn(rope, original, max_tokens):
     factor = rope.number("factor", max_tokens / original)
     stated = rope.number("attention_factor", None)
     mscale, all_dim = rope.number("mscale", None), rope.number("mscale_all_dim", None)
-    beta_fast, beta_slow = yarn_rotations(rope, "")
-    return RopeScaling(
-        type="yarn",
-        factor=factor,
-        original_max_tokens=original,
-        beta_fast=beta_fast,
-        beta_slow=beta_slow,
-        truncate=rope.flag("truncate", True),
-        attention_factor=stated or yarn_attention_factor(factor, mscale, all_dim),
-    )
+    scale = stated or yarn_attention_factor(factor, mscale, all_dim)
+    return replace(yarn(rope, "", factor, original, scale), truncate=rope.flag("truncate", True))

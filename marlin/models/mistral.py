@@ -12,9 +12,7 @@ class Mistral(Llama):
     gguf_architecture = None
 
     def config_from_hf(self, fields: Fields) -> ModelConfig:
-        window = 4096
-        if "sliding_window" in fields.values:
-            window = fields.count("sliding_window", None, maximum=1 << 31)
+        window = config_hf.sliding_window(fields)
         shared = config_hf.shared(fields, self.model_type)
         kind = "full_attention" if window is None else "sliding_attention"
         config_hf.refuse_mixture(fields, shared["num_layers"], kind)

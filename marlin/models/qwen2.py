@@ -22,10 +22,7 @@ class Qwen2(Llama):
         """A number that counts only where a switch is on, and then from some layer upwards."""
         if not fields.flag("use_sliding_window", False):
             return (None,) * num_layers
-        # Null is no window here, and not what a file means that leaves it out.
-        window = 4096
-        if "sliding_window" in fields.values:
-            window = fields.count("sliding_window", None, maximum=1 << 31)
+        window = config_hf.sliding_window(fields)
         first = fields.count("max_window_layers", 28, minimum=0, maximum=1 << 31)
         implied = ["full_attention"] * min(first, num_layers)
         implied += ["sliding_attention"] * (num_layers - len(implied))

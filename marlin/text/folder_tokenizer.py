@@ -293,17 +293,8 @@ def _check_generation(fields: Fields) -> None:
 
 def _model_ids(folder: str, name: str) -> set[int]:
     """The token ids that the model's configs hold under a name."""
-    files = "generation_config.json", "config.json"
-    return {id for file in files for id in _token_ids(_fields(folder, file), name)}
-
-
-def _token_ids(fields: Fields, name: str) -> list[int]:
-    """A token id, a list of them, or nothing."""
-    if not isinstance(fields.raw(name), list):
-        id = fields.count(name, None, minimum=0, maximum=MAX_TOKEN_ID)
-        return [] if id is None else [id]
-    items = fields.elements(name)
-    return [items.count(place, minimum=0, maximum=MAX_TOKEN_ID) for place in items.values]
+    sources = [_fields(folder, file) for file in ("generation_config.json", "config.json")]
+    return {id for fields in sources for id in fields.counts(name, 0, MAX_TOKEN_ID)}
 
 
 def _apply_flags(backend: tokenizers.Tokenizer, config: Fields, tokens: dict[str, str]) -> None:
