@@ -124,6 +124,8 @@ FILES_BEHIND = {
     "marlin/server/process/supervisor.py": "processes, on the operator's words",
     "marlin/server/process/watchdog.py": "seconds alone",
     "marlin/server/process/worker.py": "its supervisor's words",
+    "marlin/files/snapshot.py": "lengths and times of files",
+    "marlin/models/place.py": "the operator's own words",
     "marlin/models/checkpoint*.py": "a plan of tensors, which has been checked",
     "marlin/models/config_json.py": "`quantize`",
     "marlin/models/layers*.py": "what a spec says, recorded",
