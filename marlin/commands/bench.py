@@ -50,20 +50,12 @@ def add_arguments(parser):
         metavar="N[,N]",
         help="lengths of prompts (default: %(default)s)",
     )
-    parser.add_argument(
-        "--output-tokens",
-        type=typed(whole_number(2)),
-        default=128,
-        metavar="N",
-        help="tokens decoded (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--repeat",
-        type=typed(whole_number(1)),
-        default=5,
-        metavar="N",
-        help="runs (default: %(default)s)",
-    )
+    for flag, what, low, default in (
+        ("--output-tokens", "tokens decoded", 2, 128),
+        ("--repeat", "runs", 1, 5),
+    ):
+        text, parse = f"{what} (default: {default})", typed(whole_number(low))
+        parser.add_argument(flag, type=parse, default=default, metavar="N", help=text)
     parser.add_argument(
         "--isa", metavar="NAME", help="CPU instruction set (default: the best here)"
     )

@@ -6,7 +6,6 @@ Counts only; it neither reads requests nor runs them.
 import math
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,7 +54,7 @@ class SlotGate:
         self._changed = threading.Condition()
         self._waiting: list[_Waiting] = []
         self._inside = Turns()
-        self._places: Counter[str] = Counter()
+        self._places = Turns()
         self._tickets = Tickets()
         self._held_s = 0.0
 
@@ -78,20 +77,20 @@ class SlotGate:
             yield
         finally:
             with self._changed:
-                _take_from(self._places, client)
+                self._places.change(client, -1)
 
     def _take_place(self, client):
-        if self._tickets or self._places.total() >= self._num_places:
+        if self._tickets or self._places.total >= self._num_places:
             self._check_turn(client)
-        self._places[client] += 1
+        self._places.change(client, 1)
 
     def _check_turn(self, client):
         """Raise OverloadedError when what places there are go to others."""
-        now, count = self._clock(), self._places.total()
+        now, count = self._clock(), self._places.total
         ticket = self._tickets.arrival(client, now)
         num_kept, num_ahead = self._tickets.ahead(ticket, now)
         has_room = self._num_places - count > num_kept or count < self._num_slots
-        if not has_room and not _may_pass(self._places, client, 2 * self._num_places):
+        if not has_room and not _may_pass(self._places.in_hand, client, 2 * self._num_places):
             retry_s = self._retry_s(num_ahead)
             self._tickets.turn_away(ticket, now + retry_s)
             num_inside = self._inside.total
@@ -162,9 +161,3 @@ class SlotGate:
 def _may_pass(counts, client, most):
     """Whether a client that has none may have one beyond the limit, since another has several."""
     return not counts[client] and max(counts.values()) > 1 and counts.total() < most
-
-
-def _take_from(counts, client):
-    counts[client] -= 1
-    if not counts[client]:
-        del counts[client]

@@ -4,7 +4,7 @@ Owns the KV cache, the activations and the recorded programs. Knows no queues an
 tokens of which requests are in a step is decided above, and batch.py writes them down.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import accumulate
 
 import numpy as np
@@ -73,29 +73,15 @@ class Runner:
         self._decode = self._record(prefill=False)
 
     def _record(self, prefill):
-        config, views = self.model.config, self._batch.views
-        inputs = StepInputs(
-            token_ids=views["token_ids"],
-            positions=views["positions"],
-            slots=views["slots"],
-            tables=views["tables"],
-            tiles=views["tiles"],
-            logit_rows=views["logit_rows"],
-            caches=self._cache.layers,
-        )
+        vocab_size, views = self.model.config.vocab_size, self._batch.views
+        names = (row.name for row in fields(StepInputs) if row.name in views)
+        inputs = StepInputs(**{name: views[name] for name in names}, caches=self._cache.layers)
         recorder = Recorder(self.device)
         self.model.record(recorder, inputs, self._acts, prefill)
         num_forward = len(recorder)
-        logits, vocab_size = self._acts["logits"], config.vocab_size
-        ops.penalize(
-            recorder,
-            logits,
-            views["entries"],
-            views["entry_starts"],
-            views["sample_rows"],
-            vocab_size,
-        )
-        ops.sample(recorder, logits, views["sample_rows"], self._sampled_view, vocab_size)
+        logits, rows = self._acts["logits"], views["sample_rows"]
+        ops.penalize(recorder, logits, views["entries"], views["entry_starts"], rows, vocab_size)
+        ops.sample(recorder, logits, rows, self._sampled_view, vocab_size)
         return _Step(recorder.finish(), num_forward)
 
     def step(self, chunks):

@@ -8,6 +8,7 @@ import queue
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from marlin.engine.request import TokenEvent, TokenLogprobs
@@ -119,15 +120,9 @@ class TextStream:
 
     def __iter__(self):
         """Raises: whatever ended the request in the engine, or what the heartbeat raises."""
-        try:
-            while not self.finished:
-                delta = self.next_delta()
-                if delta is not None:
-                    yield delta
-        finally:
-            # Harmless after the engine's own end; needed after a stop string, a timeout, an early
-            # leave.
-            self.request.abort()
+        with closing(merged([self])) as deltas:
+            for _, delta in deltas:
+                yield delta
 
     def next_delta(self, wait=True):
         """Take what has arrived.
@@ -257,5 +252,6 @@ def merged(streams):
                     del unfinished[index]
                 yield index, delta
     finally:
+        # Needed after a stop string, a timeout, an early leave; harmless after the engine's end.
         for stream in streams:
             stream.request.abort()

@@ -146,7 +146,6 @@ class Handler(BaseHTTPRequestHandler):
     def parse_request(self):
         """Read the next head; returns whether it could be. If not, that has been answered."""
         self.close_connection = True
-        self.request_version = self.protocol_version
         try:
             head = message.parse_head(self._read_head(), self.limits)
         except FramingError as error:
