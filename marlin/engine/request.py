@@ -10,13 +10,13 @@ import secrets
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from marlin.engine.bounds import Bounds, check_biases, check_prompt
 from marlin.engine.sampling import SamplingParams
 
 
-@dataclass(frozen=True, slots=True)
-class TokenLogprobs:
+class TokenLogprobs(NamedTuple):
     """What the model itself held of one output token: natural logarithms of its probabilities
     before penalties, bias, temperature and the sampling filters.
 
@@ -29,16 +29,14 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
+class TokenEvent(NamedTuple):
     """New output tokens, in order; logprobs: one for each of them, or none if not asked for."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[TokenLogprobs, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class FinishEvent:
+class FinishEvent(NamedTuple):
     """The last event of a request.
 
     Attributes:

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from marlin.engine.request import TokenEvent, TokenLogprobs
 from marlin.text.answer import AnswerReader
@@ -21,8 +21,7 @@ from marlin.text.tool_calls.scanner import Part
 _MAX_EVENTS = 64
 
 
-@dataclass(frozen=True, slots=True)
-class ShownToken:
+class ShownToken(NamedTuple):
     """A token behind a delta's text, for a request that asked for log-probabilities.
 
     Attributes:
@@ -35,8 +34,7 @@ class ShownToken:
     logprobs: TokenLogprobs
 
 
-@dataclass(frozen=True, slots=True)
-class TextDelta:
+class TextDelta(NamedTuple):
     """Newly final text.
 
     Attributes:

@@ -8,7 +8,7 @@ and a row in the routes. Declarations, and what passes through them; knows no AP
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from marlin.engine.interface import ModelTokenizer
 from marlin.engine.sampling import SamplingParams
@@ -58,8 +58,7 @@ class Prompt:
         return ModelPrompt(model.encode_prompt(self.content, self.param, still_wanted, client))
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """Token counts of one answer; num_cached_tokens are those of the prompt that another request
     had left computed, num_reasoning_tokens those of the output that were thoughts."""
 

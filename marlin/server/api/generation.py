@@ -148,11 +148,12 @@ class Generation:
 
     def _send_whole(self, deltas, prefixes, requests):
         choices = [_Gathered(prefix) for prefix in prefixes]
+        num_output_tokens = num_reasoning_tokens = 0
         for index, delta in deltas:
             self._check_finish(delta.finish_reason)
             choices[index].add(delta)
-        num_output_tokens = sum(choice.num_tokens for choice in choices)
-        num_reasoning_tokens = sum(choice.num_reasoning_tokens for choice in choices)
+            num_output_tokens += delta.num_tokens
+            num_reasoning_tokens += delta.num_reasoning_tokens
         whole = [choice.whole(index) for index, choice in enumerate(choices)]
         usage = self._usage(requests, num_output_tokens, num_reasoning_tokens)
         body = self.answer.body(whole, usage)
@@ -223,11 +224,8 @@ class _Gathered:
         self._texts = {"content": [prefix], "reasoning": []}
         self._tokens, self._calls = [], []
         self._reason = self._stop_string = None
-        self.num_tokens = self.num_reasoning_tokens = 0
 
     def add(self, delta):
-        self.num_tokens += delta.num_tokens
-        self.num_reasoning_tokens += delta.num_reasoning_tokens
         self._tokens.extend(delta.tokens)
         self._reason, self._stop_string = delta.finish_reason, delta.stop_string
         if delta.parts is None:

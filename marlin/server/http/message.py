@@ -10,15 +10,16 @@ from dataclasses import dataclass
 
 from marlin.errors import FramingError
 
-_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
-_REQUEST_LINE = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
+# A head is read as latin-1: a character a byte.
+_TOKEN = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_REQUEST_LINE = re.compile(rf"({_TOKEN}) ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])")
 # Field values: visible bytes, space, tab and the opaque high half (RFC 9110 section 5.5); no
 # control bytes.
-_FIELD = re.compile(rb"(" + _TOKEN + rb"):([\t\x20-\x7e\x80-\xff]*)")
+_FIELD = re.compile(rf"({_TOKEN}):([\t\x20-\x7e\x80-\xff]*)")
 # int() would also take "+5", "1_0", spaces and full-width digits.
 _CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,8})[\t ]*(?:;[\t\x20-\x7e\x80-\xff]*)?\r\n")
-_TRAILER = re.compile(_FIELD.pattern + rb"\r\n")
+_TRAILER = re.compile(_FIELD.pattern + r"\r\n")
 _ABSOLUTE_FORM = re.compile(r"https?://[^/?#]*", re.IGNORECASE)
 # Fields whose repetition changes where a message ends, whom it is for or who sent it.
 _SINGLE_FIELDS = frozenset(
@@ -69,7 +70,7 @@ def parse_head(data, limits):
     Raises:
         FramingError: 400, 411, 414, 431, 501 or 505.
     """
-    lines = data.split(b"\r\n")
+    lines = data.decode("latin-1").split("\r\n")
     if len(lines[0]) > limits.request_line_bytes:
         raise FramingError(f"request line longer than {limits.request_line_bytes} bytes", 414)
     if len(lines) - 1 > limits.num_header_fields:
@@ -77,7 +78,7 @@ def parse_head(data, limits):
     match = _REQUEST_LINE.fullmatch(lines[0])
     if match is None:
         raise FramingError("malformed request line")
-    method, target, major, minor = (group.decode("ascii") for group in match.groups())
+    method, target, major, minor = match.groups()
     if major != "1":
         raise FramingError(f"HTTP/{major}.{minor} is not spoken here, HTTP/1.1 is", 505)
     minor = min(int(minor), 1)
@@ -100,8 +101,7 @@ def _parse_fields(lines):
         match = _FIELD.fullmatch(line)
         if match is None:
             raise FramingError("malformed header field")
-        name = match[1].decode("ascii").lower()
-        value = match[2].decode("latin-1").strip(" \t")
+        name, value = match[1].lower(), match[2].strip(" \t")
         if name not in headers:
             headers[name] = value
         elif name in _SINGLE_FIELDS:
@@ -143,7 +143,9 @@ def _content_length(method, headers, minor):
 
 
 def _keep_alive(headers, minor):
-    options = [option.strip(" \t") for option in headers.get("connection", "").lower().split(",")]
+    if "connection" not in headers:
+        return minor == 1
+    options = [option.strip(" \t") for option in headers["connection"].lower().split(",")]
     return "close" not in options and (minor == 1 or "keep-alive" in options)
 
 
@@ -199,7 +201,7 @@ def _read_chunks(reader, limits, admit):
         line = reader.read_line(limits.chunk_line_bytes)
         if line == b"\r\n":
             return bytes(body)
-        if _TRAILER.fullmatch(line) is None:
+        if _TRAILER.fullmatch(line.decode("latin-1")) is None:
             raise FramingError("malformed trailer field")
     raise FramingError(f"more than {limits.num_trailer_fields} trailer fields", 431)
 

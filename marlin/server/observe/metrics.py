@@ -281,8 +281,8 @@ class RequestRecord:
         finally:
             deltas.close()
             self._metrics.forget(requests)
-            self.num_cached_tokens = sum(request.num_cached_tokens for request in requests)
             for request in requests:
+                self.num_cached_tokens += request.num_cached_tokens
                 self._metrics.add(
                     cached_prompt_tokens_total=request.num_cached_tokens,
                     preemptions_total=request.num_preemptions,
