@@ -11,12 +11,11 @@ that changes in a render is in its Scope and Budget. It raises FAULTS, which sta
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from marlin.text.template.filters import FILTERS
+from marlin.text.template.filters import FILTERS, TESTS
 from marlin.text.template.lexer import TokenReader
 from marlin.text.template.limits import ITEMS, MAX_NESTING, Fault
 from marlin.text.template.methods import attribute, cut, item
 from marlin.text.template.operators import compare, fold, signed
-from marlin.text.template.tests import TESTS
 from marlin.text.template.values import Function, Scope, Undefined, iterate, kind_name
 
 Node = Callable[[Scope], Any]

@@ -8,7 +8,6 @@ does not exist.
 
 from typing import Any
 
-from marlin.text.template.formatting import format_braces
 from marlin.text.template.limits import (
     ITEMS,
     LONG_KEY_CHARS,
@@ -18,7 +17,7 @@ from marlin.text.template.limits import (
     TEXT,
     Fault,
 )
-from marlin.text.template.operators import contains
+from marlin.text.template.operators import contains, format_braces
 from marlin.text.template.values import (
     MISSING,
     SEQUENCES,
