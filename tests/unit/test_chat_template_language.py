@@ -154,3 +154,35 @@ def test_generated_expressions_give_what_jinja2_gives(expression):
     expected = theirs(source)
     if expected is None or not any(word in expected.lower() for word in ADDRESSED):
         assert ours(source) == expected
+
+
+EXPRESSION = st.recursive(ATOMS, _compound, max_leaves=3)
+# What a variable may grow by, and what only looks like growing.
+GROWTHS = ("~ {}", "+ {}", "~ {} + 'z'", "+ 'z' ~ {}", "~ {} if t", "~ {}|trim", "- {}", "~ {},")
+GROW = "{{% set ns.o = ns.o {} %}}{{{{ ns.o }}}}"
+BLOCK_FORMS = (
+    "{{% if {} %}}{}{{% elif {} %}}{{% set ns.o = x %}}{{% else %}}{}{{% endif %}}",
+    "{{% for i in {} if {} %}}{}{{{{ loop.index ~ i }}}}{}{{% else %}}-{{% endfor %}}",
+    "{{% macro m(p, x={}) %}}{}{{{{ p }}}}{{% endmacro %}}{{{{ m({}) ~ m() }}}}{}",
+    "{{% set x = {} %}}{}{{% set x = x ~ {} %}}{{{{ x }}}}{}",
+    "{{% with x = {} %}}{}{{% set y | upper %}}{{{{ {} }}}}{}{{% endset %}}{{% endwith %}}",
+)
+
+
+GROWN = st.builds(
+    lambda how, value: GROW.format(how.format(value)), st.sampled_from(GROWTHS), EXPRESSION
+)
+
+
+def _block(inner):
+    forms = st.sampled_from(BLOCK_FORMS)
+    return st.builds(str.format, forms, EXPRESSION, inner, EXPRESSION, inner)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(st.recursive(GROWN, _block, max_leaves=5), st.sampled_from(("''", "'<'", "none", "l")))
+def test_generated_blocks_do_what_they_do_in_jinja2(blocks, start):
+    source = f"{{% set ns = namespace(o={start}) %}}{blocks}"
+    expected = theirs(source)
+    if expected is None or not any(word in expected.lower() for word in ADDRESSED):
+        assert ours(source) == expected
