@@ -62,7 +62,7 @@ def stream(*bursts, stops=(), **options):
     """bursts: each a list of bytes (token events) and FinishEvents that are queued together."""
     clock = Clock()
     events = [
-        [TokenEvent(tuple(e)) if isinstance(e, (bytes, tuple)) else e for e in burst]
+        [e if isinstance(e, (TokenEvent, FinishEvent)) else TokenEvent(tuple(e)) for e in burst]
         for burst in bursts
     ]
     request = Request("id", [1], SamplingParams(), seed=0, events=Events(clock, events))
