@@ -83,6 +83,20 @@ def load_model(
     num_processes = share.num_processes if share else 1
     snapshot = Snapshot(path)
     device = Device(num_threads, isa, kind=device_kind, num_processes=num_processes)
+    try:
+        return _load_on(
+            *(device, path, snapshot, max_context_tokens, batching, share, speculative),
+            allow_unknown_pretokenizer,
+        )
+    except BaseException:
+        device.close()  # its threads and memory, which nothing else would end
+        raise
+
+
+def _load_on(
+    device, path, snapshot, max_context_tokens, batching, share, speculative, allow_unknown
+):
+    num_processes = share.num_processes if share else 1
     slabs = _slabs(device, share)
     checkpoint = open_checkpoint(path, device, slabs)
     spec, config = checkpoint.spec, checkpoint.spec.config
@@ -101,7 +115,7 @@ def load_model(
     model = Model(checkpoint)
     slabs.settle()
     runner = Runner(device, model, paging, step_tokens, max_sequences, draft_tokens)
-    tokenizer = checkpoint.load_tokenizer(allow_unknown_pretokenizer)
+    tokenizer = checkpoint.load_tokenizer(allow_unknown)
     snapshot.check_same()
     name = os.path.basename(os.path.abspath(path)).removesuffix(".gguf")
     watch = partial(snapshot.check_in_place, checkpoint.mapped_paths)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import time
 from contextlib import suppress
 from http.client import HTTPException
@@ -13,7 +14,7 @@ from vocabularies import byte_level_metadata, hugging_face_backend
 
 from marlin.engine import load
 from marlin.engine.load import load_model
-from marlin.errors import ModelFileError
+from marlin.errors import MarlinError, ModelFileError
 
 BYTE_LEVEL = {
     "type": "ByteLevel",
@@ -110,3 +111,15 @@ def test_a_file_that_is_changed_while_it_is_loaded_is_refused(folder, monkeypatc
     monkeypatch.setattr(load, "Model", change_first)
     with pytest.raises(ModelFileError, match=r"model\.safetensors: was changed since"):
         load_model(str(folder), num_threads=1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_a_load_that_fails_leaves_no_threads_behind(folder):
+    (folder / "tokenizer.json").write_text("{}")
+    before = len(os.listdir("/proc/self/task"))
+    for options in ({}, {"max_context_tokens": 7}):
+        with pytest.raises(MarlinError) as caught:
+            load_model(str(folder), num_threads=8, **options)
+        # Whoever keeps the error keeps what its frames have.
+        assert caught.value.__traceback__ is not None
+    assert len(os.listdir("/proc/self/task")) == before
