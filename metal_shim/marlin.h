@@ -14,7 +14,7 @@
 
 #include <stdint.h>
 
-#define MARLIN_ABI_VERSION 4
+#define MARLIN_ABI_VERSION 5
 #define MARLIN_MAX_BINDINGS 12
 #define MARLIN_MAX_PARAM_BYTES 64
 #define MARLIN_MAX_VARS 8
@@ -117,5 +117,59 @@ MARLIN_API int marlin_program_submit(marlin_program *program, int32_t first, int
 /* Wait for the replay to end. MARLIN_EDEVICE if a kernel met an index that its buffers do not hold.
  */
 MARLIN_API int marlin_program_wait(marlin_program *program);
+
+/* ---- which tokens may come next: no device is involved, and any thread may call ---- */
+
+/* A vocabulary's tokens by their bytes: token t has [starts[t], starts[t + 1]) of `bytes`, nothing
+ * where no grammar may take it; `ends` are those that end a sequence. size + 1 starts. */
+typedef struct marlin_vocabulary marlin_vocabulary;
+MARLIN_API int marlin_vocabulary_create(const uint8_t *bytes, const int64_t *starts, int32_t size,
+                                        const int32_t *ends, int32_t num_ends,
+                                        marlin_vocabulary **out);
+/* After its grammars. */
+MARLIN_API void marlin_vocabulary_destroy(marlin_vocabulary *vocabulary);
+
+/* An edge of an automaton over bytes whose edges may be automata: a rule is a state to begin in,
+ * and ends at a MARLIN_RETURN. */
+typedef struct {
+    int32_t source;
+    int32_t kind;
+    int32_t a, b, c;
+    int32_t target;
+} marlin_edge;
+
+enum {
+    MARLIN_BYTE,   /* one byte of [a, b] */
+    MARLIN_EMPTY,  /* nothing */
+    MARLIN_REPEAT, /* rule a, b to c times; c < 0: without end */
+    MARLIN_TEXT,   /* the same, of a rule that takes each character of a JSON string that needs no
+                      escape: tokens of such alone are looked at once a vocabulary */
+    MARLIN_BOTH,   /* what rule a and rule b take, or with c: what a takes and b does not; never
+                      nothing */
+    MARLIN_RETURN  /* the end of the rule */
+};
+
+/* States 0 to num_states - 1, the first rule is 0. MARLIN_EINVAL: an edge is wrong, or nothing at
+ * all is taken. */
+typedef struct marlin_grammar marlin_grammar;
+MARLIN_API int marlin_grammar_create(const marlin_vocabulary *vocabulary, const marlin_edge *edges,
+                                     int32_t num_edges, int32_t num_states, marlin_grammar **out);
+MARLIN_API void marlin_grammar_destroy(marlin_grammar *grammar);
+/* Positions in a text are numbers: 1 before its first byte, 0 where no text leads. They stay what
+ * they are until a reset. One thread at a time per grammar.
+ *
+ * All give MARLIN_ENOMEM when the grammar remembers as much as it may: reset it, come back to where
+ * the text was, ask again. MARLIN_EINVAL: a bad position, or one that is too many places at once.
+ *
+ * advance: the position after `count` bytes more. */
+MARLIN_API int32_t marlin_grammar_advance(marlin_grammar *grammar, int32_t position,
+                                          const uint8_t *bytes, int64_t count);
+/* 1 if the text may end here, else 0. */
+MARLIN_API int marlin_grammar_accepts(marlin_grammar *grammar, int32_t position);
+/* Bit t % 32 of out[t / 32] for each token t that may come next. known: only if that was asked
+ * before. 1: `out` is filled; 0: it is not known. */
+MARLIN_API int marlin_grammar_mask(marlin_grammar *grammar, int32_t position, int32_t known,
+                                   uint32_t *out);
+MARLIN_API void marlin_grammar_reset(marlin_grammar *grammar);
 
 #endif

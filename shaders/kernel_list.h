@@ -50,6 +50,7 @@
     X(attention,       attention,       none, AttentionParams, 6, kv_heads, 2, UNEVEN, 128, 1, 1) \
     X(attention_split, attention_split, none, AttentionParams, 6, splits,   3, UNEVEN, 128, 1, 1) \
     X(attention_combine, attention_combine, none, AttentionParams, 6, heads, 1, 0, 128, 1, 1) \
+    X(mask_logits,   mask_logits,   none, SampleParams,    3, rows,         1, 0, 256, 1, 1) \
     X(penalize,      penalize,      none, SampleParams,    4, rows,         1, 0, 256, 1, 1) \
     X(sample,        sample,        none, SampleParams,    3, rows,         1, 0, 512, 1, 1) \
     X(repack,        repack,        none, RepackParams,    4, repack_tiles, 1, 0, 256, 1, 1) \

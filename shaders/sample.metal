@@ -1,4 +1,5 @@
-// sample.metal: from logits to token ids: penalties, then a draw. One threadgroup a row of logits.
+// sample.metal: from logits to token ids: masks, penalties, then a draw. One threadgroup a row of
+// logits.
 //
 // A draw depends on the row's logits, seed and position alone. A token's weight is its probability
 // over the likeliest token's, a float in [0, 1]; weights are added up as integers
@@ -17,6 +18,34 @@ inline float penalize_rounded(float x)
 {
     volatile float stored = x;
     return stored;
+}
+
+// mask_logits: logits[rows[r], id] = minus infinity where bit id % 32 of masks[r, id / 32] is 0
+//
+//   logits  float [any, vocab_size]    masks  uint32 [num_masks, ceil(vocab_size / 32)]
+//   rows    int32 [num_masks], no two equal
+//   Grid: (num_masks). Group: 256 threads a row. Bytes: vocab_size / 8, and 4 for each bit that is
+//   0. Bad index: a row that logits does not have.
+[[kernel]] void mask_logits(device float *logits [[buffer(0)]],
+                            device const uint32_t *masks [[buffer(1)]],
+                            device const int32_t *rows [[buffer(2)]],
+                            constant SampleParams &p [[buffer(MARLIN_PARAMS_INDEX)]],
+                            constant int32_t *vars [[buffer(MARLIN_VARS_INDEX)]],
+                            constant MarlinCall &call [[buffer(MARLIN_CALL_INDEX)]],
+                            device atomic_uint *status [[buffer(MARLIN_STATUS_INDEX)]],
+                            uint3 group [[threadgroup_position_in_grid]],
+                            uint thread_index [[thread_index_in_threadgroup]])
+{
+    if (group.x >= uint(vars[p.rows_var])) return;
+    int32_t row = rows[group.x];
+    if (row < 0 || uint(row) >= call.words[0] / p.vocab_size) {
+        if (thread_index == 0) fail(status, call);
+        return;
+    }
+    device float *of_row = logits + ulong(row) * p.vocab_size;
+    device const uint32_t *mask = masks + ulong(group.x) * ((p.vocab_size + 31) / 32);
+    for (uint i = thread_index; i < p.vocab_size; i += THREADS_mask_logits)
+        if ((mask[i / 32] >> i % 32 & 1) == 0) of_row[i] = as_type<float>(0xff800000u);
 }
 
 // penalize: logits[r, id] changes for the entries [starts[r], starts[r + 1]):

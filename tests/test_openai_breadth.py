@@ -82,7 +82,7 @@ def test_a_model_shows_what_it_can_and_how_large_it_is(served):
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
         ({"logit_bias": {"1": 101}}, "logit_bias.1"),
         ({"tools": [{"type": "function"}]}, "tools[0].function"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "grammar"}}, "response_format.type"),
     ],
 )
 def test_what_cannot_be_honoured_is_refused_by_name(served, changes, param):

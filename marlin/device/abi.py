@@ -10,12 +10,13 @@ import numpy as np
 
 from marlin.device.library import library_path as library_path
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 MAX_BINDINGS = 12
 MAX_PARAM_BYTES = 64
 MAX_VARS = 8
 
 OK = 0
+ENOMEM = -2
 ENODEV = -6
 READ, WRITE = 1, 2
 
@@ -34,7 +35,7 @@ KERNELS = (
     *("matmul_f32", "matmul_f16", "matmul_bf16", "matmul_fp4", "matmul_int4", "matmul_int8"),
     *("rms_norm", "rope_table", "rope_kv_write", "silu_mul", "gelu_mul", "gather_rows"),
     *("attention", "attention_split", "attention_combine"),
-    *("penalize", "sample", "repack", "probe_read", "probe_dot"),
+    *("mask_logits", "penalize", "sample", "repack", "probe_read", "probe_dot"),
 )
 
 SCALE_F32 = 1
@@ -106,10 +107,11 @@ class DeviceInfo(ctypes.Structure):
 
 
 _POINTER, _BYTES = ctypes.c_void_p, ctypes.c_int64
+_OUT, INT32S = ctypes.POINTER(_POINTER), ctypes.POINTER(ctypes.c_int32)
 _SIGNATURES = {
     "marlin_abi_version": (ctypes.c_int, []),
     "marlin_last_error": (ctypes.c_char_p, []),
-    "marlin_device_open": (ctypes.c_int, [ctypes.POINTER(DeviceOptions), ctypes.POINTER(_POINTER)]),
+    "marlin_device_open": (ctypes.c_int, [ctypes.POINTER(DeviceOptions), _OUT]),
     "marlin_device_close": (None, [_POINTER]),
     "marlin_device_describe": (ctypes.c_int, [_POINTER, ctypes.POINTER(DeviceInfo)]),
     "marlin_device_keep_resident": (ctypes.c_int, [_POINTER]),
@@ -121,14 +123,31 @@ _SIGNATURES = {
     "marlin_kernel_find": (ctypes.c_int, [ctypes.c_char_p]),
     "marlin_program_create": (
         ctypes.c_int,
-        [_POINTER, _POINTER, ctypes.c_int32, ctypes.POINTER(_POINTER)],
+        [_POINTER, _POINTER, ctypes.c_int32, _OUT],
     ),
     "marlin_program_destroy": (None, [_POINTER]),
     "marlin_program_submit": (
         ctypes.c_int,
-        [_POINTER, ctypes.c_int32, ctypes.c_int32, ctypes.POINTER(ctypes.c_int32), ctypes.c_int32],
+        [_POINTER, ctypes.c_int32, ctypes.c_int32, INT32S, ctypes.c_int32],
     ),
     "marlin_program_wait": (ctypes.c_int, [_POINTER]),
+    "marlin_vocabulary_create": (
+        ctypes.c_int,
+        [_POINTER, _POINTER, ctypes.c_int32, INT32S, ctypes.c_int32, _OUT],
+    ),
+    "marlin_vocabulary_destroy": (None, [_POINTER]),
+    "marlin_grammar_create": (
+        ctypes.c_int,
+        [_POINTER, _POINTER, ctypes.c_int32, ctypes.c_int32, _OUT],
+    ),
+    "marlin_grammar_destroy": (None, [_POINTER]),
+    "marlin_grammar_advance": (
+        ctypes.c_int32,
+        [_POINTER, ctypes.c_int32, _POINTER, _BYTES],
+    ),
+    "marlin_grammar_accepts": (ctypes.c_int, [_POINTER, ctypes.c_int32]),
+    "marlin_grammar_mask": (ctypes.c_int, [_POINTER, ctypes.c_int32, ctypes.c_int32, _POINTER]),
+    "marlin_grammar_reset": (None, [_POINTER]),
 }
 
 

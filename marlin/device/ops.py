@@ -16,7 +16,8 @@ VAR_TOKENS = 0  # rows on the token axis
 VAR_TILES = 1  # attention tiles
 VAR_LOGITS = 2  # rows whose logits are wanted
 VAR_SPLITS = 3  # KV splits of the longest context
-NUM_VARS = 4
+VAR_MASKS = 4  # rows of logits that have a mask
+NUM_VARS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +225,12 @@ def gather_rows(recorder, rows, x, y, dim):
     """y[r] = x[rows[r]] for the rows whose logits are wanted."""
     params = make_params("RowsParams", rows_var=VAR_LOGITS, dim=dim)
     recorder.dispatch("gather_rows", params, [(rows, READ), (x, READ), (y, WRITE)])
+
+
+def mask_logits(recorder, logits, masks, rows, vocab_size):
+    """logits[rows[r], id] = minus infinity where bit id of masks[r] is 0."""
+    params = make_params("SampleParams", rows_var=VAR_MASKS, vocab_size=vocab_size)
+    recorder.dispatch("mask_logits", params, [(logits, BOTH), (masks, READ), (rows, READ)])
 
 
 def penalize(recorder, logits, entries, starts, rows, vocab_size):

@@ -34,11 +34,13 @@ class BatchSizes:
     num_samples: int
     num_splits: int
     num_drafts: int
+    num_masks: int
 
     @property
-    def vars(self) -> tuple[int, int, int, int]:
+    def vars(self) -> tuple[int, int, int, int, int]:
         """What a replay is given, in the order of the recorded step's variables."""
-        return self.num_tokens, self.num_tiles, self.num_samples, self.num_splits
+        sizes = self.num_tokens, self.num_tiles, self.num_samples, self.num_splits
+        return *sizes, self.num_masks
 
 
 class Batch:
@@ -54,7 +56,7 @@ class Batch:
             int32 [max_sequences, paging.table_stride]; tiles, int32 [any, 4] (first row, rows,
             sequence, position of the first row); logit_rows, int32 [max_samples]; sample_rows,
             SAMPLE_ROW [max_samples]; entry_starts, int32 [max_samples + 1]; entries,
-            PENALTY_ENTRY [any].
+            PENALTY_ENTRY [any]; masks, uint32 [max_samples, words]; mask_rows, int32 [max_samples].
     """
 
     def __init__(
@@ -84,6 +86,9 @@ class Batch:
             vocab_size, paging.table_stride * paging.block_size + MAX_LOGIT_BIASES
         )
         self._entries = self._input("entries", PENALTY_ENTRY, (max_entries,))
+        self._masks = self._input("masks", np.uint32, (max_samples, (vocab_size + 31) // 32))
+        self._mask_rows = self._input("mask_rows", np.int32, (max_samples,))
+        self._unknown_masks = []
 
     def _input(self, name, dtype, shape):
         buffer = self._device.create(int(np.prod(shape)) * np.dtype(dtype).itemsize)
@@ -92,7 +97,8 @@ class Batch:
 
     def fill(self, chunks: list[Chunk]) -> BatchSizes:
         """Write a step's inputs; the device must not be reading the last step's any more."""
-        num_tokens = num_tiles = num_samples = num_entries = num_drafts = 0
+        num_tokens = num_tiles = num_samples = num_entries = num_drafts = num_masks = 0
+        self._unknown_masks = []
         last_position = 0
         for sequence, chunk in enumerate(chunks):
             token_ids = [*chunk.token_ids, *chunk.draft_token_ids]
@@ -108,9 +114,10 @@ class Batch:
                 rows = range(num_samples, num_samples + 1 + len(drafts))
                 self._logit_rows[rows.start : rows.stop] = range(num_tokens - len(rows), num_tokens)
                 num_entries = self._fill_sampling(rows, num_entries, chunk)
+                num_masks = self._fill_masks(rows, num_masks, chunk)
                 num_samples = rows.stop
         num_splits = last_position // abi.KV_SPLIT + 1
-        return BatchSizes(num_tokens, num_tiles, num_samples, num_splits, num_drafts)
+        return BatchSizes(num_tokens, num_tiles, num_samples, num_splits, num_drafts, num_masks)
 
     def _fill_tokens(self, at, start, token_ids, table):
         """Write tokens at positions start, start + 1, ... to rows `at`, at + 1, ..."""
@@ -133,6 +140,27 @@ class Batch:
             self._tiles[num_tiles] = (at + offset, rows, sequence, start + offset)
             num_tiles += 1
         return num_tiles
+
+    def _fill_masks(self, rows, num_masks, chunk):
+        """Fill the masks of a chunk's rows that are known; returns the masks so far."""
+        guide = chunk.request.guide
+        for num_drafts, row in enumerate(rows if guide else ()):
+            asked = guide, chunk.draft_token_ids[:num_drafts], self._masks[num_masks]
+            self._mask_rows[num_masks] = row
+            if not guide.mask(*asked[1:], known=True):
+                self._unknown_masks.append(asked)
+            num_masks += 1
+        return num_masks
+
+    @property
+    def lacks_masks(self) -> bool:
+        """Whether there is more to do before the step may sample."""
+        return bool(self._unknown_masks)
+
+    def find_masks(self) -> None:
+        """Fill the masks that were not known; a replay that reads none may be in flight."""
+        for guide, draft, out in self._unknown_masks:
+            guide.mask(draft, out)
 
     def _fill_sampling(self, rows, num_entries, chunk):
         """Fill a chunk's rows, a range; returns the penalty entries so far."""

@@ -14,7 +14,7 @@ from marlin.engine.interface import EngineStats
 from marlin.engine.request import FinishEvent, TokenEvent, new_request
 from marlin.engine.runner import NO_TOKEN, NOT_NUMBERS
 from marlin.engine.scheduler import Scheduler
-from marlin.errors import DeviceError, ModelFileError, StoppingError
+from marlin.errors import DeviceError, ModelFileError, RequestError, StoppingError
 
 # Between two looks at the files of the model: a few microseconds each.
 FILE_CHECK_S = 1.0
@@ -42,6 +42,7 @@ class Engine:
         check_files: called about once a second of work, and before a request that comes after a
             pause; raises ModelFileError where the model's files are no longer what was loaded,
             which ends the engine.
+        grammars: engine.constraint.Grammars, or None where answers cannot be constrained.
         clock: monotonic seconds.
     """
 
@@ -52,9 +53,11 @@ class Engine:
         max_context_tokens=None,
         vocab_size=None,
         check_files=None,
+        grammars=None,
         clock=time.monotonic,
     ):
         self._runner = runner
+        self._grammars = grammars
         self._eos_token_ids = frozenset(eos_token_ids)
         paging = runner.paging
         capacity = paging.block_size * min(paging.num_blocks, paging.table_stride)
@@ -95,6 +98,7 @@ class Engine:
             StoppingError: the engine has stopped.
         """
         request = new_request(prompt_token_ids, params, request_id, self, client)
+        request.guide = self.guide_of(params)
         if self._runner.max_draft_tokens:
             request.drafter = self._drafter(request)
         with self._lock:
@@ -105,6 +109,16 @@ class Engine:
             self._num_submitted += 1
             self._incoming.put(request)
         return request
+
+    def guide_of(self, params):
+        """The beginning of an answer to a request with a grammar, None without one; RequestError or
+        OverloadedError where it cannot be."""
+        if params.grammar is None:
+            return None
+        place = params.constraint and params.constraint.place
+        if self._grammars is None:
+            raise RequestError("answers of this model cannot be constrained", param=place)
+        return self._grammars.guide(params.grammar, place)
 
     def _drafter(self, request):
         longest = len(request.prompt_token_ids) + request.params.max_tokens
@@ -235,8 +249,11 @@ class Engine:
         request.output_token_ids += kept
         # The KV of the last token sampled is not there; that of those before it is.
         num_accepted = min(len(kept), len(token_ids) - 1)
+        if request.guide is not None:
+            request.guide.advance(kept)
         if is_broken:
-            finish = FinishEvent("error", DeviceError(NOT_NUMBERS))
+            reason = request.guide.error if request.guide else None
+            finish = FinishEvent("error", reason or DeviceError(NOT_NUMBERS))
         else:
             self._scheduler.advance(chunk, num_accepted)
         if kept:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from marlin.engine.bounds import Bounds
+from marlin.engine.constraint import Guide
 from marlin.engine.request import Request
 from marlin.engine.sampling import SamplingParams
 
@@ -45,6 +46,8 @@ class ModelEngine(Bounds, Protocol):
         request_id: str,
         client: str = "",
     ) -> Request: ...
+
+    def guide_of(self, params: SamplingParams) -> Guide | None: ...
 
     def wait_for_end(self) -> BaseException | None: ...
 

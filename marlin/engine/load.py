@@ -7,6 +7,7 @@ from functools import partial
 
 from marlin.device.device import Device
 from marlin.device.slabs import PrivateSlabs, SharedSlabs
+from marlin.engine.constraint import Grammars
 from marlin.engine.draft import MAX_DRAFT_TOKENS, MAX_STEP_DRAFT_TOKENS
 from marlin.engine.engine import Engine
 from marlin.engine.kv_cache import Paging
@@ -103,8 +104,8 @@ def _load_on(
     budget = MemoryBudget(device.info()["memory_bytes"], checkpoint.weight_bytes, num_processes)
     max_sequences = min(batching.max_sequences, batching.num_blocks) if batching else 1
     step_tokens = max(PREFILL_STEP_TOKENS, max_sequences)
-    most = 0 if speculative is None else max_sequences * MAX_DRAFT_TOKENS
-    draft_tokens = min(MAX_STEP_DRAFT_TOKENS, most)
+    guessing = max_sequences if speculative else 0
+    draft_tokens = min(MAX_STEP_DRAFT_TOKENS, guessing * MAX_DRAFT_TOKENS)
     max_logits = max_sequences + draft_tokens
     if batching is None:
         context = _context_tokens(spec, budget, max_context_tokens, max_logits)
@@ -119,7 +120,8 @@ def _load_on(
     snapshot.check_same()
     name = os.path.basename(os.path.abspath(path)).removesuffix(".gguf")
     watch = partial(snapshot.check_in_place, checkpoint.mapped_paths)
-    engine = Engine(runner, tokenizer.eos_token_ids, context, tokenizer.vocab_size, watch)
+    more = tokenizer.vocab_size, watch, Grammars(device.library, tokenizer, config.vocab_size)
+    engine = Engine(runner, tokenizer.eos_token_ids, context, *more)
     isa = _log_memory(name, device, runner.kv_bytes)
     return ServedModel(name, engine, tokenizer, checkpoint.format, isa, config.num_layers)
 

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from marlin.engine.interface import EngineStats
 from marlin.engine.request import FinishEvent, TokenEvent, TokenLogprobs, new_request
 from marlin.engine.served_model import ServedModel
-from marlin.errors import StoppingError
+from marlin.errors import RequestError, StoppingError
 
 _log = logging.getLogger(__name__)
 
@@ -120,6 +120,14 @@ class MockEngine:
         self._running = set()
         self._closed = False
         self._ended = threading.Event()
+
+    def guide_of(self, params):
+        """As Engine.guide_of(); made-up answers keep to no grammar."""
+        if params.grammar is not None:
+            raise RequestError(
+                "answers of a mock model cannot be constrained",
+                param=params.constraint and params.constraint.place,
+            )
 
     def submit(self, prompt_token_ids, params, request_id, client=""):
         """Begin a request; arguments, result and errors are Engine.submit's."""

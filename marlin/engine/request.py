@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from marlin.engine.bounds import Bounds, check_biases, check_prompt
+from marlin.engine.constraint import Guide
 from marlin.engine.sampling import SamplingParams
 
 
@@ -59,6 +60,7 @@ class Request:
         block_ids: KV blocks that it holds, in logical order.
         block_hashes: hash chain of its full blocks of tokens, as far as it was needed.
         drafter: engine.draft.Drafter, or None without speculation.
+        guide: where its answer is in its grammar; None without one.
         num_draft_tokens, num_accepted_draft_tokens: guesses computed, and those that were right.
         client: whose it is: engine time is shared between clients.
         num_preemptions: how often it gave its blocks back before its end.
@@ -78,6 +80,7 @@ class Request:
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     drafter: object = None
+    guide: Guide | None = None
     num_draft_tokens: int = 0
     num_accepted_draft_tokens: int = 0
     client: str = ""

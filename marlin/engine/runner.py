@@ -80,6 +80,7 @@ class Runner:
         self.model.record(recorder, inputs, self._acts, prefill)
         num_forward = len(recorder)
         logits, rows = self._acts["logits"], views["sample_rows"]
+        ops.mask_logits(recorder, logits, views["masks"], views["mask_rows"], vocab_size)
         ops.penalize(recorder, logits, views["entries"], views["entry_starts"], rows, vocab_size)
         ops.sample(recorder, logits, rows, self._sampled_view, vocab_size)
         return _Step(recorder.finish(), num_forward)
@@ -108,8 +109,10 @@ class Runner:
         starts = [0, *accumulate(1 + len(chunk.draft_token_ids) for chunk in chunks)]
         wanted = [chunk.request.params.num_logprobs for chunk in chunks]
         logits = {}
-        if any(num_top is not None for num_top in wanted):
-            step.program.run(*sizes, count=step.num_forward)
+        if self._batch.lacks_masks or any(num_top is not None for num_top in wanted):
+            step.program.submit(*sizes, count=step.num_forward)
+            self._batch.find_masks()
+            step.program.wait()
             logits = {
                 row: self.logits[row].copy()
                 for first, end, num_top in zip(starts, starts[1:], wanted, strict=False)

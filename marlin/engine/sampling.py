@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, get_args
 
 from marlin.files.fields import Fields
+from marlin.text.grammar.automaton import Grammar
+from marlin.text.grammar.constraint import Constraint
 
 # Entries of one request's logit_bias; a batch keeps room for so many a sequence. Users of the
 # API ban word lists; 1,024 is past what the largest APIs take.
@@ -70,6 +72,8 @@ class SamplingParams:
     Attributes:
         logit_bias: (token id, added to its logit after the penalties) pairs, each id once, at most
             MAX_LOGIT_BIASES.
+        constraint: what the answer must be; None for anything.
+        grammar: the same, compiled for a model's way of thinking.
         num_logprobs: report each token's log-probability and those of this many of the likeliest
             tokens, 0 to MAX_LOGPROBS; None reports none.
     """
@@ -99,6 +103,8 @@ class SamplingParams:
     ignore_eos: bool = _row(False, None, None, "go on past an end-of-sequence token", in_row=False)
     logit_bias: tuple[tuple[int, float], ...] = ()
     num_logprobs: int | None = None
+    constraint: Constraint | None = None
+    grammar: Grammar | None = None
 
 
 PARAMETERS = tuple(

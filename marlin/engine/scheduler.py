@@ -136,7 +136,7 @@ class Scheduler:
         num_tokens = sum(chunk.num_tokens for chunk in chunks)
         room = min(self._max_draft_tokens, self._max_step_tokens - num_tokens)
         drafts = [
-            chunk.request.drafter.propose(chunk.request, num_tokens)
+            _draft(chunk.request, num_tokens)
             if chunk.num_tokens == 1 and chunk.is_last and room > 0
             else []
             for chunk in chunks
@@ -324,3 +324,9 @@ class Scheduler:
         for request in self.running:
             needed = self._pool.blocks_for(request.num_computed_tokens)
             assert len(request.block_ids) >= needed, "a running request lacks blocks"
+
+
+def _draft(request, num_step_rows):
+    """Guesses at a request's next tokens, as far as its grammar allows them."""
+    draft = request.drafter.propose(request, num_step_rows)
+    return request.guide.allowed(draft) if request.guide and draft else draft

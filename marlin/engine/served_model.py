@@ -17,6 +17,8 @@ from marlin.errors import NoChatTemplateError, TemplateError
 from marlin.text.answer import AnswerReader
 from marlin.text.chat_template import ChatTemplate
 from marlin.text.conversation import Conversation, Prompter
+from marlin.text.grammar.automaton import Grammar
+from marlin.text.grammar.constraint import Constraint, Part
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +27,8 @@ logger = logging.getLogger(__name__)
 LONG_TEXT_CHARACTERS = 64 * 1024
 # How often a text that waits for its turn looks whether it is still wanted.
 POLL_S = 0.1
+# Compiled grammars that are kept, and how large: 32 take 20 MB.
+MAX_KEPT_GRAMMARS, MAX_KEPT_EDGES = 32, 25_000
 
 
 def _wanted() -> None:
@@ -79,6 +83,8 @@ class ServedModel:
         self.isa = isa
         self.num_layers = num_layers
         self._prompter = prompter_for(tokenizer)
+        self._grammars: dict[str, Grammar] = {}
+        self._grammars_lock = threading.Lock()
         self.marker_ids = frozenset(self._special_ids_of_markers())
         self._long_text_characters = long_text_characters
         self._long_parts = SlotGate(1, None, poll_s)
@@ -150,6 +156,21 @@ class ServedModel:
             token_ids = prompt
         check_prompt(token_ids, self.engine, name)
         return token_ids
+
+    def grammar(self, constraint: Constraint, before: Part | None) -> Grammar:
+        """What a constraint is behind another part, compiled once while others ask for the same;
+        RequestError where it cannot be."""
+        key = repr((constraint, before))
+        with self._grammars_lock:
+            found = self._grammars.pop(key, None)
+        if found is None:
+            found = constraint.compiled(before)
+        with self._grammars_lock:
+            if found.num_edges < MAX_KEPT_EDGES and len(key) < MAX_KEPT_EDGES:
+                self._grammars[key] = found
+            while len(self._grammars) > MAX_KEPT_GRAMMARS:
+                self._grammars.pop(next(iter(self._grammars)))
+        return found
 
     def _special_ids_of_markers(self):
         markers = () if self._prompter is None else self._prompter.form.markers

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from marlin.errors import RequestError
+from marlin.text.grammar import constraint
 from marlin.text.tool_calls.family import Family
 from marlin.text.tool_calls.scanner import Part, Reading, Scanner
 
@@ -90,10 +92,24 @@ class AnswerReader:
         max_calls: int | None = None,
     ):
         self.is_full = False
+        self._form, self._thinks = form, thinks
         self._max_calls = max_calls
         self._scan = Scanner(tools)
         self._reading = _read(self._scan, form, thinks)
         self._resume()
+
+    def may_begin_with(self) -> constraint.Part | None:
+        """What may come before the content of an answer: a thought; None: nothing.
+
+        Raises:
+            RequestError: more than a grammar can tell, the answer's own parts.
+        """
+        family, thought = self._form.family, self._form.thought
+        if family and family.reads_all:
+            raise RequestError(f"answers in the {family.name} format cannot be constrained")
+        if thought is None:
+            return None
+        return constraint.thought(thought.opening, thought.closing, self._thinks)
 
     @property
     def thinking(self) -> bool:

@@ -290,6 +290,17 @@ static void check_vocab(marlin_check *c, int rows_binding)
     need_rows(c, rows_binding, p->rows_var, 1, 0, sizeof(struct SampleRow));
 }
 
+static void check_mask_logits(marlin_check *c)
+{
+    const struct SampleParams *p = params_of(c);
+    require(c, p->vocab_size >= 1 && p->vocab_size <= MAX_VOCAB, "has a vocab_size out of range");
+    if (c->problem) return;
+    need(c, 0, 4, 0); /* the kernel checks each row that it takes */
+    need_rows(c, 1, p->rows_var, 1, 0, 4 * (((int64_t)p->vocab_size + 31) / 32));
+    need_rows(c, 2, p->rows_var, 1, 0, 4);
+    writes(c, 0);
+}
+
 static void check_penalize(marlin_check *c)
 {
     const struct SampleParams *p = params_of(c);

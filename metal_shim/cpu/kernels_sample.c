@@ -21,6 +21,30 @@ typedef struct {
     int32_t token_id;
 } candidate;
 
+/* logits[rows[r], id] = minus infinity where bit id % 32 of masks[r, id / 32] is 0.
+ * logits float [any, vocab]; masks uint32 [rows, ceil(vocab / 32)]; rows int32 [rows], no two equal
+ */
+KERNEL(mask_logits)
+{
+    (void)scratch;
+    const struct SampleParams *p = call->params;
+    const int32_t *rows = (const int32_t *)call->at[2];
+    int64_t vocab_size = p->vocab_size, words = (vocab_size + 31) / 32;
+    int64_t available = call->bytes[0] / (4 * vocab_size);
+    for (int64_t r = begin; r < end; r++) {
+        if (rows[r] < 0 || rows[r] >= available) return MARLIN_EDEVICE;
+        float *logits = (float *)call->at[0] + rows[r] * vocab_size;
+        const uint32_t *mask = (const uint32_t *)call->at[1] + r * words;
+        for (int64_t w = 0; w < words; w++) {
+            if (mask[w] == UINT32_MAX) continue;
+            int64_t last = (w + 1) * 32 < vocab_size ? (w + 1) * 32 : vocab_size;
+            for (int64_t i = w * 32; i < last; i++)
+                if (!(mask[w] >> i % 32 & 1)) logits[i] = -INFINITY;
+        }
+    }
+    return MARLIN_OK;
+}
+
 /* logits[r, id] changes for the entries [starts[r], starts[r + 1]):
  * seen tokens: positive logits / repetition_penalty, negative * it; outputs: - count * frequency -
  * presence; then + bias.   logits float [rows, vocab]; entries PenaltyEntry [any]; starts int32

@@ -74,9 +74,9 @@ class Memory:
         )  # fmt: skip
 
 
-def step(tokens=0, tiles=0, logits=0, splits=0):
+def step(tokens=0, tiles=0, logits=0, splits=0, masks=0):
     """A step's vars in their order."""
-    return tokens, tiles, logits, splits
+    return tokens, tiles, logits, splits, masks
 
 
 def run(device, record, variables):
@@ -195,6 +195,18 @@ def attention(device, case, split=False, num_splits=None):
         variables = step(tiles=len(case.tiles), splits=num_splits)
         run(device, lambda r: record(r, *arguments), variables)
         return memory.read(out, np.float32, case.q.shape)
+
+
+def mask_logits(device, logits, masks, rows):
+    """float32 [any, vocab_size]."""
+    with Memory(device) as memory:
+        view, *rest = (memory.put(a) for a in (logits, masks, rows))
+        run(
+            device,
+            lambda r: ops.mask_logits(r, view, *rest, logits.shape[1]),
+            step(masks=len(rows)),
+        )
+        return memory.read(view, np.float32, logits.shape)
 
 
 def penalize(device, logits, entries, starts, rows):

@@ -125,8 +125,12 @@ def ctypes_of(declared):
         "const int32_t *": ctypes.POINTER(ctypes.c_int32),
         "marlin_device **": ctypes.POINTER(ctypes.c_void_p),
         "marlin_program **": ctypes.POINTER(ctypes.c_void_p),
+        "marlin_vocabulary **": ctypes.POINTER(ctypes.c_void_p),
+        "marlin_grammar **": ctypes.POINTER(ctypes.c_void_p),
     }
     opaque = ("marlin_device *", "marlin_program *", "const marlin_dispatch *")
+    opaque += ("marlin_vocabulary *", "const marlin_vocabulary *", "marlin_grammar *")
+    opaque += ("const marlin_edge *", "const uint8_t *", "const int64_t *", "uint32_t *")
     return ctypes.c_void_p if declared in opaque else pointers[declared]
 
 

@@ -91,6 +91,13 @@ def test_fewer_splits_than_the_longest_context_has(device, num_splits):
         launch.attention(device, case, split=True, num_splits=num_splits)
 
 
+@pytest.mark.parametrize("row", [-1, 2, 2**31 - 1])
+def test_a_mask_for_a_row_of_logits_that_is_not_there(device, row):
+    logits, masks = np.zeros((2, 33), np.float32), np.zeros((1, 2), np.uint32)
+    with fails_in("mask_logits"):
+        launch.mask_logits(device, logits, masks, np.array([row], np.int32))
+
+
 @pytest.mark.parametrize("token_id", WRONG_IDS)
 def test_a_penalized_token_outside_the_vocabulary(device, token_id):
     logits, rows = np.zeros((1, 33), np.float32), np.zeros(1, abi.PARAMS["SampleRow"])

@@ -260,3 +260,18 @@ def test_minus_infinity_stays_banned_under_penalties(device):
     entries, starts = penalty_arrays([[(0, 2, 5.0), (1, 0, 0.0), (2, -1, 1.0)]])
     rows = sample_rows(1, repetition_penalty=1.5, frequency_penalty=2.0)
     assert launch.penalize(device, logits, entries, starts, rows).tolist() == [[-np.inf] * 4]
+
+
+# --- masks ---
+
+
+@pytest.mark.parametrize("vocab_size", [1, 31, 32, 33, 700])
+def test_a_mask_leaves_the_logits_of_its_bits_and_no_others(device, vocab_size):
+    rng = np.random.default_rng(vocab_size)
+    logits = np.stack([logits_of(vocab_size, seed) for seed in range(4)])
+    masks = rng.integers(0, 2**32, (3, -(-vocab_size // 32))).astype(np.uint32)
+    masks[1] = 0xFFFFFFFF
+    rows = np.array([3, 0, 1], np.int32)
+    masked = launch.mask_logits(device, logits, masks, rows)
+    np.testing.assert_array_equal(masked, reference.mask_logits(logits, masks, rows))
+    np.testing.assert_array_equal(masked[[0, 2]], logits[[0, 2]])

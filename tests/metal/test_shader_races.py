@@ -159,6 +159,16 @@ def attention(shader, way=whole, cases=ATTENTION):
 attention_split = functools.partial(attention, way=split, cases=ATTENTION_SPLIT)
 
 
+def mask_logits(shader):
+    """More tokens than threads, and a vocabulary that ends within a word."""
+    logits, rows = normal(3, 700), np.array([2, 0], np.int32)
+    masks = np.random.default_rng(1).integers(0, 2**32, (2, 22)).astype(np.uint32)
+    expected = reference.mask_logits(logits, masks, rows)
+    params = ("SampleParams", {"rows_var": 0, "vocab_size": 700})
+    assert shader("sample").run("mask_logits", (2, 1, 1), [logits, masks, rows], params, [2])
+    np.testing.assert_array_equal(logits, expected)
+
+
 def penalize(shader):
     """More entries than threads."""
     logits, penalties = normal(2, 700), np.zeros(2, abi.PARAMS["SampleRow"])
@@ -241,6 +251,7 @@ RUNS = {
     "attention": attention,
     "attention_split": attention_split,
     "attention_combine": attention_split,
+    "mask_logits": mask_logits,
     "penalize": penalize,
     "sample": sample,
     "repack": repack,

@@ -31,6 +31,7 @@ test_case *make_repack(int variant);
 test_case *make_probe(int variant);
 test_case *make_rope(int variant);
 test_case *make_attention(int variant);
+test_case *make_mask_logits(int variant);
 test_case *make_penalize(int variant);
 test_case *make_sample(int variant);
 test_case *make_layer(int variant);
@@ -45,6 +46,7 @@ void check_parameter_refusals(void);
 void check_submit_refusals(void);
 void check_index_errors(void);
 void check_devices(void);
+void check_grammars(void);
 /* scratch_file: a path that may be written and is removed again. */
 void check_buffers(const char *scratch_file);
 

@@ -49,6 +49,7 @@ int main(int argc, char **argv)
         {"parameters", check_parameter_refusals},
         {"submit", check_submit_refusals},
         {"indices", check_index_errors},
+        {"grammars", check_grammars},
     };
     for (size_t i = 0; i < sizeof checks / sizeof *checks; i++)
         if (is_wanted(argc, argv, checks[i].name)) checks[i].run();

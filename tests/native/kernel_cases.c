@@ -238,6 +238,7 @@ const case_family case_families[] = {
     {make_probe, 2},
     {make_rope, 3},
     {make_attention, 8},
+    {make_mask_logits, 1},
     {make_penalize, 1},
     {make_sample, 3},
     {make_layer, 2},

@@ -108,6 +108,8 @@ static const index_change index_changes[] = {
     {"tile from row -1", make_attention, SPLIT, 4, 0, -1},
     {"tile past the last row", make_attention, SPLIT, 4, 8, 18},
     {"tile past the table", make_attention, SPLIT, 4, 7, 34 * 16},
+    {"mask of row -1", make_mask_logits, 0, 2, 0, -1},
+    {"mask of row 3", make_mask_logits, 0, 2, 1, 3},
     {"first entry -1", make_penalize, 0, 2, 0, -1},
     {"entries that end before they begin", make_penalize, 0, 2, 1, 3},
     {"entries past the last", make_penalize, 0, 2, 3, 6},

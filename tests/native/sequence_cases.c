@@ -138,6 +138,21 @@ test_case *make_penalize(int variant)
     return c;
 }
 
+/* Two masks of three rows, over a vocabulary that ends within a word. */
+test_case *make_mask_logits(int variant)
+{
+    int vocab = 37, rows = 3, masks = 2;
+    test_case *c = new_case(905 + variant, "mask_logits vocab=%d", vocab);
+    struct SampleParams p = {.rows_var = 0, .vocab_size = vocab};
+    marlin_dispatch *record = add_record(c, "mask_logits", &p, sizeof p, 3);
+    int logits = add_floats(c, EXACT, rows * vocab, -5.0f, 5.0f);
+    bind(c, record, 0, logits, MARLIN_READ | MARLIN_WRITE);
+    bind(c, record, 1, add_integers(c, 4, (int32_t[]){-2, 31, -1, 16}), MARLIN_READ);
+    bind(c, record, 2, add_integers(c, 2, (int32_t[]){2, 0}), MARLIN_READ);
+    c->vars[0] = masks;
+    return c;
+}
+
 /* Every way to narrow a distribution, over a vocabulary of no round size, over a tiny one, and over
  * one in which every third logit, and in the first two rows each, is not a number. */
 test_case *make_sample(int variant)

@@ -195,3 +195,57 @@ def test_the_model_card_tells_its_size(served):
     }
     assert card.config["max_context_length"] in (2048, 8192)
     assert card.capabilities["chat_completions"] is True
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "minLength": 1, "maxLength": 20},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+    },
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_an_answer_keeps_to_its_schema_streamed_or_not(served, temperature):
+    schema = {"name": "person", "strict": True, "schema": PERSON}
+    asked = {
+        "response_format": {"type": "json_schema", "json_schema": schema},
+        **{"temperature": temperature, "seed": 3, "max_tokens": 100},
+    }
+    answer = served.ask("Describe someone.", **asked).choices[0]
+    person = json.loads(answer.message.content)
+    assert list(person) == ["name", "age"] and 0 <= person["age"] <= 120
+    assert 1 <= len(person["name"]) <= 20 and answer.finish_reason == "stop"
+    chunks = served.ask("Describe someone.", stream=True, **asked)
+    streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert streamed == answer.message.content
+
+
+def test_an_answer_is_an_object_or_one_of_the_choices(served):
+    asked = {"response_format": {"type": "json_object"}, "max_tokens": 200}
+    answer = served.ask('Answer {"colour": "..."} with a colour.', **asked).choices[0]
+    assert answer.finish_reason == "length" or isinstance(json.loads(answer.message.content), dict)
+    for output, pattern in (
+        ({"choice": ["north", "south"]}, "north|south"),
+        ({"regex": r"\d{2}:\d{2}"}, r"\d\d:\d\d"),
+        ({"grammar": 'root ::= "<" [a-z]{3} ">"'}, "<[a-z]{3}>"),
+        ({"json": '{"enum": [1, null]}'}, "1|null"),
+    ):
+        answer = served.ask("When?", extra_body={"structured_outputs": output}).choices[0]
+        assert re.fullmatch(pattern, answer.message.content) and answer.finish_reason == "stop"
+
+
+def test_a_schema_that_cannot_be_kept_to_is_refused_by_its_pointer(served):
+    schema = {"type": "object", "properties": {"a": {"contains": {}}}}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    with pytest.raises(openai.UnprocessableEntityError) as caught:
+        served.ask("Hi", response_format=wanted)
+    param = "response_format.json_schema.schema#/properties/a/contains"
+    assert caught.value.body["param"] == param
+    impossible = {"structured_outputs": {"json": {"enum": []}}}
+    with pytest.raises(openai.UnprocessableEntityError, match="nothing satisfies") as caught:
+        served.ask("Hi", extra_body=impossible)
+    assert caught.value.body["param"] == "structured_outputs.json"

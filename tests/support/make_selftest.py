@@ -48,11 +48,11 @@ class Tensor:
 class CaseWriter:
     """Records one case, as program.Recorder would."""
 
-    def __init__(self, name, tokens=0, tiles=0, logits=0, splits=0):
+    def __init__(self, name, tokens=0, tiles=0, logits=0, splits=0, masks=0):
         self.name = name
         self.fields = {
             "name": name,
-            "variables": [tokens, tiles, logits, splits],
+            "variables": [tokens, tiles, logits, splits, masks],
             "dispatches": [],
             "sizes": {},
             "tolerances": {},
@@ -309,6 +309,20 @@ def sample_cases():
     yield case.answer("logits", reference.Expected(value, np.abs(value) + np.abs(logits)))
 
 
+def mask_cases():
+    """Two masks of three rows, and the likeliest tokens that they leave."""
+    logits, masks = normal(3, 100, seed=9), np.zeros((2, 4), np.uint32)
+    masks[0, 3], masks[1, 0] = 2, 1 << 31 | 1  # token 97 alone; tokens 0 and 31
+    greedy_rows = Tensor("settings", sample_rows([({"temperature": 0.0}, 0, 0)] * 3).view(np.uint8))
+    shown, ids = Tensor("logits", logits), room("ids", 3)
+    case = CaseWriter("mask_logits", logits=3, masks=2)
+    rows = Tensor("rows", np.array([2, 0], np.int32))
+    ops.mask_logits(case, shown, Tensor("masks", masks.view(np.int32)), rows, 100)
+    ops.sample(case, shown, greedy_rows, ids, 100)
+    expected = [31 if logits[0, 31] > logits[0, 0] else 0, logits[1].argmax(), 97]
+    yield case.answer("ids", np.array(expected, np.int32), EXACT)
+
+
 def repack_cases():
     """Blocks are repacked, and the rows read back by the embedding kernel."""
     for ggml_type, row in REPACKED.items():
@@ -357,7 +371,7 @@ def probe_cases():
 def make_vectors():
     """({name: array}, [fields of each case])."""
     makers = (embed_cases, linear_cases, row_cases, rope_cases, attention_cases)
-    makers += (sample_cases, repack_cases, probe_cases)
+    makers += (sample_cases, mask_cases, repack_cases, probe_cases)
     cases = [case for maker in makers for case in maker()]
     tensors = {}
     for case in cases:

@@ -55,7 +55,8 @@ PARTS = (
     ),
     (
         "From messages to token ids, and back",
-        "The template interpreter and its budget; tokenizers made from a file's own tables.",
+        "The template interpreter and its budget; tokenizers of a file's own tables; schemas and "
+        "expressions as automata of bounded size.",
         (
             "marlin/text/chat_template.py",
             "marlin/text/template/limits.py",
@@ -63,6 +64,12 @@ PARTS = (
             "marlin/text/template/expressions.py",
             "marlin/text/template/statements.py",
             "marlin/text/template/*.py",
+            "marlin/text/grammar/constraint.py",
+            "marlin/text/grammar/automaton.py",
+            "marlin/text/grammar/keywords.py",
+            "marlin/text/grammar/schema.py",
+            "marlin/text/grammar/json_rules.py",
+            "marlin/text/grammar/*.py",
             "marlin/text/*.py",
             "marlin/text/tool_calls/scanner.py",
         ),

@@ -227,6 +227,20 @@ def embed(weight, token_ids):
     return weight[token_ids]
 
 
+def mask_logits(logits, masks, rows):
+    """A copy of logits, float32 [any, vocab_size], with minus infinity where a mask's bit is 0.
+
+    Args:
+        masks: uint32 [num_masks, ceil(vocab_size / 32)]; bit i of a word is token 32 * word + i.
+        rows: the row of logits of each mask.
+    """
+    logits = logits.copy()
+    for row, words in zip(rows, masks, strict=True):
+        bits = [int(words[i // 32]) >> i % 32 & 1 for i in range(logits.shape[1])]
+        logits[row, np.array(bits) == 0] = -np.inf
+    return logits
+
+
 def penalize(logits, entries, row):
     """Penalties and biases of one row of logits, float32 in the documented order.
 

@@ -89,7 +89,18 @@ class Generation:
         whose = self.check_wanted, self.handler.client
         prompts = [prompt.encode(self.model, *whose) for prompt in self.call.prompts]
         check_biases(self.call.sampling.logit_bias, self.model.engine)
+        for prompt in prompts:  # now, while an error still has a status
+            self.model.engine.guide_of(self._constrained(prompt))
         return prompts
+
+    def _constrained(self, prompt):
+        """The call's SamplingParams for one prompt: a thought may come before what is asked for."""
+        sampling = self.call.sampling
+        if sampling.constraint is None:
+            return sampling
+        reader = prompt.new_reader and prompt.new_reader()
+        before = reader and reader.may_begin_with()
+        return replace(sampling, grammar=self.model.grammar(sampling.constraint, before))
 
     def run(self, prompts: list[ModelPrompt]) -> None:
         """Answer with call.num_choices choices for each of encode()'s prompts.
@@ -114,13 +125,14 @@ class Generation:
             send(deltas, prefixes, requests)
 
     def _start(self, prompts):
-        engine, sampling = self.model.engine, self.call.sampling
-        # No output can be longer than the context; a larger wish means "until it is full".
-        if sampling.max_tokens > engine.max_context_tokens:
-            sampling = replace(sampling, max_tokens=engine.max_context_tokens)
+        engine = self.model.engine
         client, streams = self.handler.client, []
         try:
             for asked, prompt in zip(self.call.prompts, prompts, strict=True):
+                sampling = self._constrained(prompt)
+                # No output can be longer than the context; more means "until it is full".
+                if sampling.max_tokens > engine.max_context_tokens:
+                    sampling = replace(sampling, max_tokens=engine.max_context_tokens)
                 for offset in range(self.call.num_choices):
                     params = _seeded(sampling, offset)
                     request_id = f"{self.answer.id}-{len(streams)}"

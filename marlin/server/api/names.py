@@ -98,6 +98,7 @@ def _objects(place, value):
 _PARAMETER = "parameter of this endpoint"
 _HONOURED_BY_BOTH = (
     *("model", "stream", "stream_options", "stop", "n", "best_of", "logprobs", "logit_bias"),
+    *("response_format", "structured_outputs"),
     *(row.name for row in PARAMETERS),
 )
 _ACCEPTED_BY_BOTH = {
@@ -109,6 +110,15 @@ _ACCEPTED_BY_BOTH = {
     "service_tier": str,
     "parallel_tool_calls": bool,
     "store": bool,  # nothing is stored
+}
+_JSON_SCHEMA = Names("field of a schema", ("name", "schema", "strict"), {"description": str})
+_FORMATS = {
+    "response_format": Names(
+        "field of response_format", ("type", "json_schema"), inside={"json_schema": _JSON_SCHEMA}
+    ),
+    "structured_outputs": Names(
+        "field of structured_outputs", ("json", "json_object", "regex", "choice", "grammar")
+    ),
 }
 STREAM_OPTIONS = Names("stream option", ("include_usage",), {}, {"include_obfuscation": (False,)})
 REASONING = Names(
@@ -154,7 +164,6 @@ CHAT = Names(
     ),
     {**_ACCEPTED_BY_BOTH, "verbosity": str},
     {
-        "response_format": ({"type": "text"},),
         "modalities": (["text"],),
         "audio": (),
         "prediction": (),
@@ -164,6 +173,7 @@ CHAT = Names(
         "messages": MESSAGE,
         "reasoning": REASONING,
         "stream_options": STREAM_OPTIONS,
+        **_FORMATS,
         "tools": TOOL,
         "functions": FUNCTION,
     },
@@ -173,5 +183,5 @@ COMPLETION = Names(
     ("prompt", "echo", *_HONOURED_BY_BOTH),
     _ACCEPTED_BY_BOTH,
     {"suffix": ("",)},
-    {"stream_options": STREAM_OPTIONS},
+    {"stream_options": STREAM_OPTIONS, **_FORMATS},
 )

@@ -28,6 +28,7 @@ from marlin.server.api.openai_answers import (
 )
 from marlin.server.api.openai_messages import parse_messages
 from marlin.server.api.openai_tools import parse_tools
+from marlin.server.api.output_format import parse_output
 from marlin.server.api.template_options import parse_conversation
 from marlin.server.http.limits import Limits
 from marlin.text.detokenizer import Detokenizer
@@ -179,6 +180,7 @@ def _parse_options(given, limits, max_tokens, num_logprobs):
         max_tokens=max_tokens,
         logit_bias=_parse_logit_bias(given.section("logit_bias")),
         num_logprobs=num_logprobs,
+        constraint=parse_output(given.values),
     )
     return {
         "sampling": sampling,

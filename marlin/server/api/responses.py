@@ -18,6 +18,7 @@ from marlin.server.api.names import REASONING, Names
 from marlin.server.api.openai_answers import error_body, error_status
 from marlin.server.api.openai_messages import parse_message
 from marlin.server.api.openai_tools import parse_function, tool_use
+from marlin.server.api.output_format import response_format
 from marlin.server.api.responses_answers import ResponsesAnswer, error_events
 from marlin.server.api.template_options import parse_conversation
 from marlin.server.http.limits import Limits
@@ -80,14 +81,13 @@ class Responses:
         is_parallel = fields.flag("parallel_tool_calls", True)
         offered, choice = _tools(body, skipped)
         tools = tool_use(offered, choice, is_parallel)
-        _check_format(fields)
         max_tokens = fields.count("max_output_tokens", None, maximum=limits.num_output_tokens)
         most = limits.num_output_tokens or WHOLE_CONTEXT
         reasoning = fields.of_type(dict, "reasoning", {})
         return ResponsesCall(
             model,
             [ChatPrompt(parse_conversation(body, messages, tools))],
-            parse_sampling(fields, max_tokens=max_tokens or most),
+            parse_sampling(fields, max_tokens=max_tokens or most, constraint=_format(fields)),
             stop=(),
             stream=fields.flag("stream", False),
             num_choices=1,
@@ -123,11 +123,9 @@ def _echoed(body, max_tokens):
     }
 
 
-def _check_format(fields):
+def _format(fields):
     text = fields.section("text")
-    form = None if text is None else text.section("format")
-    if form is not None and form.text("type") != "text":
-        refuse("text.format", f"is not supported by this server, got {shown(form.raw('type'))}")
+    return text and response_format(text.values.get("format"), "text.format", is_flat=True)
 
 
 def _tools(body, skipped):
