@@ -7,7 +7,7 @@ import ipaddress
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from marlin.errors import ConfigError
 
@@ -121,8 +121,7 @@ def _host(text):
     return text
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(NamedTuple):
     """One option of `serve`, which some other commands have, too.
 
     Attributes:

@@ -3,8 +3,8 @@
 Knows their options as plain facts, for whatever is written from them: completions, the manual page.
 """
 
-from dataclasses import dataclass
 from importlib import import_module
+from typing import NamedTuple
 
 from marlin.commands.parser import Parser
 
@@ -20,8 +20,7 @@ COMMANDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class OptionFacts:
+class OptionFacts(NamedTuple):
     """One option, or with no flags an argument.
 
     Attributes:
@@ -44,8 +43,7 @@ class OptionFacts:
         return tuple(self.metavar.split("|")) if "|" in self.metavar else ()
 
 
-@dataclass(frozen=True, slots=True)
-class CommandFacts:
+class CommandFacts(NamedTuple):
     """One command.
 
     Attributes:

@@ -4,7 +4,7 @@ Functions append to a Recorder. Arguments named `*_var` are indices into a step'
 Shapes are in the heads of metal_shim/cpu/kernels_*.c and shaders/*.metal.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from marlin.device import abi
 from marlin.device.program import View, make_params
@@ -20,8 +20,7 @@ VAR_MASKS = 4  # rows of logits that have a mask
 NUM_VARS = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Weight:
+class Weight(NamedTuple):
     """A matrix W [n, k] on the device.
 
     Attributes:
@@ -50,8 +49,7 @@ def weight_flags(has_f32_scales: bool, has_biases: bool) -> int:
     return has_f32_scales * abi.SCALE_F32 | has_biases * abi.WEIGHT_BIAS
 
 
-@dataclass(frozen=True, slots=True)
-class KvLayout:
+class KvLayout(NamedTuple):
     """The KV cache's shape: K half [num_blocks, num_kv_heads, block_size / 16, head_dim, 16], V
     half [num_blocks, num_kv_heads, block_size, head_dim]; a sequence holds up to table_stride
     blocks."""
@@ -152,8 +150,7 @@ def _cache_shape(layout):
     return {name: getattr(layout, name) for name in names}
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionInputs:
+class AttentionInputs(NamedTuple):
     """What a layer's attention reads besides q and its own cache.
 
     Attributes:

@@ -2,7 +2,7 @@
 (ops.py)."""
 
 import ctypes
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,8 +11,7 @@ from marlin.device.buffer import Buffer
 from marlin.errors import DeviceError
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(NamedTuple):
     """A byte range of a buffer, as a dispatch binds it."""
 
     buffer: Buffer

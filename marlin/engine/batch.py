@@ -4,7 +4,7 @@ Owns the input buffers and their paging. Knows no programs, no caches and no pol
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,8 +20,7 @@ PENALTY_ENTRY = abi.PARAMS["PenaltyEntry"]
 _KERNEL_PARAMETERS = [row.name for row in PARAMETERS if row.in_row]
 
 
-@dataclass(frozen=True, slots=True)
-class BatchSizes:
+class BatchSizes(NamedTuple):
     """How much of a Batch a step uses.
 
     Attributes:

@@ -5,7 +5,7 @@ in every layer, so a sequence has one block table. Knows no requests: who has wh
 block_pool.py's.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from marlin.device import abi
 from marlin.device.device import Device
@@ -15,8 +15,7 @@ from marlin.models.layers import LayerCache
 from marlin.models.spec import KvSpec, ModelSpec
 
 
-@dataclass(frozen=True, slots=True)
-class Paging:
+class Paging(NamedTuple):
     """Blocks of a cache, in every layer alike.
 
     Attributes:

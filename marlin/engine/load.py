@@ -2,8 +2,8 @@
 
 import logging
 import os
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from marlin.device.device import Device
 from marlin.device.slabs import PrivateSlabs, SharedSlabs
@@ -34,8 +34,7 @@ logger = logging.getLogger(__name__)
 PREFILL_STEP_TOKENS = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Batching:
+class Batching(NamedTuple):
     """A paged KV cache that requests share.
 
     Attributes:

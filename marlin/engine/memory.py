@@ -4,7 +4,7 @@ Weights are there once for all processes that serve the model; each process has 
 activations of its own. Knows sizes only; allocates nothing.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from marlin.engine.kv_cache import Paging, kv_token_bytes
 from marlin.errors import ConfigError
@@ -23,8 +23,7 @@ def activation_bytes(spec: ModelSpec, sizes: StepSizes) -> int:
     return sum(4 * rows * width for rows, width in activation_shapes(spec, sizes).values())
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryBudget:
+class MemoryBudget(NamedTuple):
     """A device's memory, and what of it is spoken for before the KV cache.
 
     Attributes:

@@ -4,8 +4,9 @@ Owns the KV cache, the activations and the recorded programs. Knows no queues an
 tokens of which requests are in a step is decided above, and batch.py writes them down.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,8 +23,7 @@ NO_TOKEN = -1
 NOT_NUMBERS = "the model's logits are not numbers: its weights may be damaged"
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
+class _Step(NamedTuple):
     """A recorded step; its first num_forward dispatches end with the logits."""
 
     program: Program

@@ -1,10 +1,9 @@
 """How several processes that serve one model divide the machine. Starts none of them."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
+class Share(NamedTuple):
     """One such process's part.
 
     Attributes:

@@ -6,7 +6,8 @@ together. Knows no routes and no dialect.
 
 import time
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from marlin.engine.bounds import check_biases
 from marlin.engine.sampling import SamplingParams
@@ -43,8 +44,7 @@ class Deadline:
         return TimedOutError(f"the answer was not complete within {self._timeout_s:g} s")
 
 
-@dataclass(frozen=True, slots=True)
-class Generation:
+class Generation(NamedTuple):
     """A call and what answers it.
 
     Attributes:

@@ -3,7 +3,7 @@
 Owns which name is taken and which one answers give; knows nothing else of the model.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from marlin.errors import ModelNotFoundError
 from marlin.files.fields import shown
@@ -11,8 +11,7 @@ from marlin.files.fields import shown
 ANY_NAME = "*"
 
 
-@dataclass(frozen=True, slots=True)
-class ModelNames:
+class ModelNames(NamedTuple):
     """names: at least one, the first of which answers give; takes_any: requests may give others."""
 
     names: tuple[str, ...]

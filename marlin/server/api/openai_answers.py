@@ -7,8 +7,7 @@ import functools
 import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from marlin import __version__
 from marlin.engine.interface import ModelTokenizer
@@ -23,8 +22,7 @@ from marlin.text.tool_calls.scanner import Part
 _DONE_EVENT = b"data: [DONE]\n\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """What every body and chunk of one answer repeats. created: seconds since the epoch."""
 
     id: str

@@ -7,7 +7,7 @@ endpoint answers is api/endpoints.py.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from marlin.config import ServeConfig
 from marlin.engine.served_model import ServedModel
@@ -25,8 +25,7 @@ DEFAULT_DIALECT: Dialect = openai_requests.CHAT
 _ID = "{id}"  # at the end of a path: the rest of it, whatever that is
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """One endpoint.
 
     Attributes:

@@ -6,7 +6,7 @@ differently is a 400 and the end of the connection.
 """
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from marlin.errors import FramingError
 
@@ -27,8 +27,7 @@ _SINGLE_FIELDS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class RequestHead:
+class RequestHead(NamedTuple):
     """A parsed request head.
 
     Attributes:

@@ -14,7 +14,7 @@ import time
 from array import array
 from bisect import bisect_left
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _PREFIX = "metal_marlin_"
 # Endpoints that are told apart: their labels are whoever counts them's to know. The last one is for
@@ -40,8 +40,7 @@ _DURATION_BOUNDS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Family:
+class Family(NamedTuple):
     """One metric and its cells.
 
     Attributes:
