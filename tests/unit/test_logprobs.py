@@ -2,6 +2,7 @@
 
 import json
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from marlin.engine.logprobs import Distribution, likeliest
 from marlin.engine.request import TokenLogprobs
 from marlin.engine.stream import ShownToken
 from marlin.server.api import openai_logprobs
+from marlin.server.api.encoding import encode, joined
+from marlin.server.api.openai_answers import ChatAnswer
 
 
 class Tokenizer:
@@ -106,3 +109,29 @@ def test_what_json_cannot_hold_becomes_the_lowest(impossible):
     for shape in (openai_logprobs.chat_shape, openai_logprobs.completion_shape):
         text = json.dumps(shape(Tokenizer(), tokens), allow_nan=False)
         assert text.count("-9999.0") >= 2
+
+
+class Texts(Tokenizer):
+    def token_bytes(self, token_id):
+        return f'{token_id} \0"'.encode()
+
+
+@pytest.mark.parametrize("shape", [openai_logprobs.chat_shape, openai_logprobs.completion_shape])
+def test_runs_of_tokens_joined_are_the_tokens_of_one_run(shape):
+    tokens = [shown(i, -0.5, *((i + j, -0.5 - j) for j in range(5))) for i in range(100)]
+    runs = [shape(Texts(), tokens[start : start + 7]) for start in range(0, 100, 7)]
+    body = {"a": "x", "choices": [{"logprobs": joined(iter(runs)), "b": [1]}, joined(runs[:1])]}
+    whole = {"a": "x", "choices": [{"logprobs": shape(Texts(), tokens), "b": [1]}, runs[0]]}
+    assert encode(body) == encode(whole)
+
+
+def test_a_whole_answer_takes_memory_in_proportion_to_its_bytes():
+    answer = object.__new__(ChatAnswer)
+    answer._tokenizer = Texts()
+    tokens = [shown(i, -0.5, *((j, -0.5 - j) for j in range(20))) for i in range(2000)]
+    tracemalloc.start()
+    data = encode({"choices": [answer._logprobs(tokens)]})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(json.loads(data)["choices"][0]["logprobs"]["content"]) == 2000
+    assert peak < 5 * len(data)  # as objects it was eight times

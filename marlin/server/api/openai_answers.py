@@ -16,10 +16,12 @@ from marlin.engine.stream import ShownToken
 from marlin.errors import MarlinError
 from marlin.server.api import openai_logprobs
 from marlin.server.api.dialect import Answer, Choice, ToolCall, Usage
-from marlin.server.api.encoding import encode, event
+from marlin.server.api.encoding import encode, event, joined
 from marlin.text.tool_calls.scanner import Part
 
 _DONE_EVENT = b"data: [DONE]\n\n"
+# Log-probabilities are objects for so many tokens at once, some 7 KB each, and else bytes.
+_TOKENS_AT_ONCE = 32
 
 
 class Envelope(NamedTuple):
@@ -179,7 +181,13 @@ class OpenAiAnswer(Answer):
     def _logprobs(self, tokens):
         if self._tokenizer is None:
             return {}
-        return {"logprobs": self.show_logprobs(self._tokenizer, tokens)}
+        if len(tokens) <= _TOKENS_AT_ONCE:
+            return {"logprobs": self.show_logprobs(self._tokenizer, tokens)}
+        runs = (
+            tokens[start : start + _TOKENS_AT_ONCE]
+            for start in range(0, len(tokens), _TOKENS_AT_ONCE)
+        )
+        return {"logprobs": joined(self.show_logprobs(self._tokenizer, run) for run in runs)}
 
 
 class ChatAnswer(OpenAiAnswer):
