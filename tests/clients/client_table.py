@@ -26,6 +26,36 @@ class Client:
     below_python: tuple[int, int] | None = None
 
 
+_LOOP = ("chat", "chat stream")
+_AI_SDK = ("responses", "chat", "compatible", "anthropic")
+TOOL_CLIENTS = (
+    Client(
+        *("openai-python", "tools_openai.py"),
+        (*_LOOP, "responses", "responses stream"),
+        ("openai==2.54.0",),
+    ),
+    Client(
+        *("anthropic-python", "tools_anthropic.py"),
+        ("messages", "messages stream"),
+        ("anthropic==2.14.0",),
+    ),
+    Client(
+        *("openai-and-anthropic-node", "tools_openai.mjs"),
+        ("runTools", "runTools stream", "responses", "anthropic"),
+        ("openai@6.49.0", "@anthropic-ai/sdk@1.14.0"),
+    ),
+    Client("langchain", "tools_langchain.py", ("invoke", "stream"), ("langchain-openai==1.7.4",)),
+    Client("haystack", "tools_haystack.py", ("agent", "agent stream"), ("haystack-ai==3.4.1",)),
+    Client(
+        *("ai-sdk", "tools_ai_sdk.mjs"),
+        tuple(f"{name}{how}" for name in _AI_SDK for how in ("", " stream")),
+        (
+            *("ai@6.0.326", "@ai-sdk/openai@3.0.141", "@ai-sdk/anthropic@3.0.140", "zod@4.6.7"),
+            "@ai-sdk/openai-compatible@2.0.92",
+        ),
+    ),
+)
+
 CLIENTS = (
     Client(
         "openai-python",

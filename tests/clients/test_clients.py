@@ -1,4 +1,5 @@
-"""Unmodified clients against a real server process; run with `-m clients`.
+"""Unmodified clients against a real server process; run with `-m clients`. Those that call tools
+have a scripted model to talk to.
 
 The server is the contract suite's: the mock, or with METAL_MARLIN_MOCK_MODEL=0 the demo model. A
 client that cannot be installed is skipped with the reason; what it would send anywhere but to the
@@ -11,8 +12,10 @@ import subprocess
 
 import client_environments
 import pytest
-from client_table import CLIENTS
+from client_table import CLIENTS, TOOL_CLIENTS
 from contract import CHAT, COMPLETIONS, MODEL, QUESTION, content_of
+from scripted_model import MODEL as SCRIPTED
+from scripted_model import WEATHER, scripted_server
 
 pytestmark = [pytest.mark.clients, pytest.mark.slow]
 
@@ -21,7 +24,7 @@ PATIENCE_S = 300  # aider takes a minute to start on a busy machine
 _CLOSED_PORT = "http://127.0.0.1:9"
 
 
-def _environ(served, home):
+def _environ(home, **more):
     """A driver's variables: none of the user's keys and settings, and no way out."""
     return {
         "PATH": os.environ["PATH"],
@@ -31,11 +34,31 @@ def _environ(served, home):
         "HTTP_PROXY": _CLOSED_PORT,
         "HTTPS_PROXY": _CLOSED_PORT,
         "NO_PROXY": "127.0.0.1",
-        "MARLIN_BASE_URL": served.base_url,
-        "MARLIN_MODEL": MODEL,
-        "MARLIN_QUESTION": QUESTION[0]["content"],
-        "MARLIN_MAX_TOKENS": str(MAX_TOKENS),
+        **more,
     }
+
+
+def _reports(client, load_script, home, **settings):
+    """What a client's driver reports, installed first where it is not yet."""
+    cache = load_script("bin/fetch_model.py").cache_folder(os.environ) / "clients"
+    try:
+        command = client_environments.driver_command(client, cache)
+    except client_environments.Unavailable as reason:
+        pytest.skip(f"{client.name}: {reason}")
+    ended = subprocess.run(
+        command,
+        cwd=home,
+        env=_environ(home, **settings),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    # Some clients write to standard output, too.
+    lines = [line for line in ended.stdout.splitlines() if line.startswith('{"check"')]
+    reports = [json.loads(line) for line in lines]
+    assert [report["check"] for report in reports] == list(client.checks)
+    return reports
 
 
 def _plain_answer(served, request):
@@ -48,21 +71,22 @@ def _plain_answer(served, request):
 
 @pytest.mark.parametrize("client", CLIENTS, ids=lambda client: client.name)
 def test_a_client_gets_the_same_answer_as_a_plain_request(client, served, load_script, tmp_path):
-    cache = load_script("bin/fetch_model.py").cache_folder(os.environ) / "clients"
-    try:
-        command = client_environments.driver_command(client, cache)
-    except client_environments.Unavailable as reason:
-        pytest.skip(f"{client.name}: {reason}")
-    ended = subprocess.run(
-        command,
-        cwd=tmp_path,
-        env=_environ(served, tmp_path),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
+    reports = _reports(
+        *(client, load_script, tmp_path),
+        MARLIN_BASE_URL=served.base_url,
+        MARLIN_MODEL=MODEL,
+        MARLIN_QUESTION=QUESTION[0]["content"],
+        MARLIN_MAX_TOKENS=str(MAX_TOKENS),
     )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    reports = [json.loads(line) for line in ended.stdout.splitlines()]
-    assert [report["check"] for report in reports] == list(client.checks)
     for report in reports:
         assert report["text"] == _plain_answer(served, report["request"]), report["check"]
+
+
+@pytest.mark.parametrize("client", TOOL_CLIENTS, ids=lambda client: client.name)
+def test_a_client_calls_a_tool_and_gets_an_answer_of_its_result(client, load_script, tmp_path):
+    with scripted_server() as url:
+        reports = _reports(
+            *(client, load_script, tmp_path), MARLIN_ROOT_URL=url, MARLIN_MODEL=SCRIPTED
+        )
+    for report in reports:
+        assert report["text"] == WEATHER, report["check"]

@@ -133,10 +133,14 @@ def test_what_another_service_would_do_is_left_out_and_told(start):
     server = start("Hi")
     tools = [WEATHER, {"type": "web_search"}, {"type": "namespace", "name": "n", "tools": []}]
     items = [{"type": "web_search_call", "id": "x"}, {"role": "user", "content": "Hi"}]
+    items.append({"type": "item_reference", "id": "rs_1"})
     answer = ask(server, tools=tools, input=items)
     assert answer.status == 200
     told = answer.headers["x-ignored-parameters"]
-    assert told == 'input[0] "web_search_call", tools[1] "web_search", tools[2] "namespace"'
+    assert told.split(", ") == [
+        *('input[0] "web_search_call"', 'input[2] "item_reference"'),
+        *('tools[1] "web_search"', 'tools[2] "namespace"'),
+    ]
     assert "namespace" not in prompt_of(server)
 
 

@@ -23,6 +23,7 @@ def without_effect(checkout):
         ("chat alone", set(names.CHAT.accepted) - set(names.COMPLETION.accepted)),
         ("`reasoning`", names.REASONING.accepted),
         ("a message", names.MESSAGE.accepted),
+        ("a call's `function`", names.CALLED.accepted),
         ("a text part", names.CONTENT_PART.accepted),
     ],
 )

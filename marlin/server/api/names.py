@@ -133,7 +133,7 @@ CONTENT_PART = Names(
     {"annotations": list, "cache_control": dict},
     type="text",
 )
-CALLED = Names("field of a call", ("name", "arguments"))
+CALLED = Names("field of a call", ("name", "arguments"), {"parsed_arguments": dict})
 TOOL_CALL = Names(
     "field of a tool call", ("id", "type", "function"), {"index": int}, {}, {"function": CALLED}
 )
@@ -150,7 +150,10 @@ MESSAGE = Names(
         *("role", "content", "name", "reasoning_content", "reasoning", "refusal"),
         *("tool_calls", "tool_call_id", "function_call"),
     ),
-    {"id": str, "reasoning_details": list, "annotations": list, "cache_control": dict},
+    {
+        **{"id": str, "reasoning_details": list, "annotations": list, "cache_control": dict},
+        "parsed": dict,
+    },
     {"audio": ([],)},
     {"content": CONTENT_PART, "tool_calls": TOOL_CALL, "function_call": CALLED},
 )

@@ -19,7 +19,11 @@ from marlin.server.api.openai_answers import error_body, error_status
 from marlin.server.api.openai_messages import parse_message
 from marlin.server.api.openai_tools import parse_function, tool_use
 from marlin.server.api.output_format import response_format
-from marlin.server.api.responses_answers import ResponsesAnswer, error_events
+from marlin.server.api.responses_answers import (
+    REASONING_PREFIX,
+    ResponsesAnswer,
+    error_events,
+)
 from marlin.server.api.template_options import parse_conversation
 from marlin.server.http.limits import Limits
 
@@ -194,9 +198,16 @@ class _History:
                     self._reasoning.append(text)
                     break
         elif kind == "item_reference":
-            refuse(f"{param}.type", "is item_reference, but this server keeps no items")
+            self._add_reference(item, param)
         else:
             self._skipped.append(f"{param} {shown(kind)}")
+
+    def _add_reference(self, item, param):
+        """A thought can be left out; what else is referred to was said to be kept, and is not."""
+        if not str(item.get("id")).startswith(REASONING_PREFIX):
+            kept = "is item_reference, but this server keeps no items; send store: false"
+            refuse(f"{param}.type", kept)
+        self._skipped.append(f'{param} "item_reference"')
 
     def say(self, role, text, param):
         self._append({"role": role, "content": text}, param)

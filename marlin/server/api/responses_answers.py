@@ -12,6 +12,8 @@ from marlin.server.api.dialect import Answer, Choice, ToolCall, Usage
 from marlin.server.api.encoding import encode
 from marlin.text.tool_calls.scanner import Part
 
+REASONING_PREFIX = "rs"  # of the ids of thoughts
+
 
 def _event(kind, number, fields):
     data = encode({"type": kind, "sequence_number": number, **fields})
@@ -75,7 +77,12 @@ class ResponsesAnswer(Answer):
         }
 
     def _thought(self, text, status="completed"):
-        item = {"type": "reasoning", "id": self._item_id("rs"), "summary": [], "status": status}
+        item = {
+            "type": "reasoning",
+            "id": self._item_id(REASONING_PREFIX),
+            "summary": [],
+            "status": status,
+        }
         kind = "summary_text" if self._thoughts == "summary" else "reasoning_text"
         return item | {self._thoughts: [{"type": kind, "text": text}] if text else []}
 
