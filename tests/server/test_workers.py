@@ -72,8 +72,11 @@ def test_a_lost_worker_is_replaced_while_the_other_streams_on_and_no_total_goes_
         os.kill(killed.pid, ended_by)
 
         def replaced():
-            assert pair.ask("/health").status == 200
-            now = pair.ask("/metrics").json()
+            try:
+                assert pair.ask("/health").status == 200
+                now = pair.ask("/metrics").json()
+            except ConnectionError:  # the dying worker took it, in the moment before
+                return False
             for name in ("requests_total", "tokens_generated_total"):
                 assert now[name] >= before[name]
             return len(pair.pids()) == 3

@@ -46,7 +46,8 @@ def part():
 
 def model():
     stats = EngineStats(0, 0, seconds_since_step=0.0)
-    return SimpleNamespace(engine=SimpleNamespace(alive=True, stats=lambda: stats))
+    engine = SimpleNamespace(alive=True, stats=lambda: stats)
+    return SimpleNamespace(engine=engine, tokenizing_s=lambda: 0.0)
 
 
 @pytest.mark.parametrize(
