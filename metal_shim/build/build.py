@@ -223,10 +223,10 @@ def build(root, toolchain, output, isas, sanitizers=()):
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             job = partial(_compile, root, toolchain, cache, headers)
             compiled = list(pool.map(job, units))
-        failures = [said for _, status, said in compiled if status == "failed"]
-        if failures:
-            is_full = shutil.disk_usage(cache).free < LITTLE_BYTES
-            why = f"no space left in {cache}" if is_full else "\n\n" + "\n".join(failures)
+        if failures := [said for _, status, said in compiled if status == "failed"]:
+            why = f"{len(failures)} times, first here:\n\n" + "\n".join(failures[:3])
+            if shutil.disk_usage(cache).free < LITTLE_BYTES:
+                why = f"no space left in {cache}"
             raise BuildError(f"the C compiler failed: {why}")
         objects = [path for path, _, _ in compiled]
         linked = _link(root, toolchain, cache, objects, sanitizers)

@@ -272,7 +272,7 @@ def test_a_compiler_named_in_cc_that_does_not_exist_is_named_back(tree):
 def test_an_odd_cc_is_a_sentence(tree, cc, said):
     done, _ = tree.build(CC=cc.format(root=tree.root))
     assert done.returncode == 1 and said in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) < 15
     assert list((tree.root / "marlin" / "device").iterdir()) == []
 
 
