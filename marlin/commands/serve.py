@@ -25,10 +25,10 @@ def run(arguments):
     """Serve until told to stop. Returns the exit code."""
     given = vars(arguments)
     settings = config.serve_config(given, arguments.environ)
-    if arguments.check:
-        return 0
     set_up_logging(settings)
     _warn(given, settings, arguments.environ)
+    if arguments.check:
+        return 0
     overridden = config.overridden_model(given, arguments.environ)
     try:
         if settings.model_path and not settings.mock_model:

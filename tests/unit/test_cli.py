@@ -232,11 +232,12 @@ def test_a_wrong_value_is_one_line_in_one_style_and_code_2(words, environ, said,
     assert error.startswith(f"metal-marlin: {said}") and error.count("\n") == 1
 
 
-def test_unknown_variables_are_named_when_a_server_starts(monkeypatch, caplog):
+@pytest.mark.parametrize("words", [["serve"], ["serve", "--check"]])
+def test_unknown_variables_are_named_when_a_server_starts(words, monkeypatch, caplog):
     monkeypatch.setattr("marlin.commands.serve.set_up_logging", lambda _settings: None)
     monkeypatch.setattr("marlin.server.process.serve.serve", lambda _settings, _load: 0)
     environ = {"METAL_MARLIN_TEMPERATURE": "1", "METAL_MARLIN_TIMEOUT": "5", "HOME": "/root"}
-    assert cli.main(["serve"], environ) == 0
+    assert cli.main(words, environ) == 0
     (record,) = caplog.records
     assert record.getMessage() == "no such variable, nothing reads it: METAL_MARLIN_TEMPERATURE"
 
@@ -253,7 +254,8 @@ def test_an_error_names_the_variable_that_overrode_the_model_that_was_typed(
 
 
 @pytest.mark.parametrize(("words", "code"), [([], 0), (["--port", "70000"], 2), (["--zzz"], 2)])
-def test_serve_can_check_its_options_and_serve_nothing(words, code, capsys):
+def test_serve_can_check_its_options_and_serve_nothing(words, code, capsys, monkeypatch):
+    monkeypatch.setattr("marlin.commands.serve.set_up_logging", lambda _settings: None)
     assert cli.main(["serve", "M", "--check", *words], {}) == code
     assert capsys.readouterr().out == ""
 
