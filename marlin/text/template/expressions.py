@@ -354,6 +354,9 @@ class ExpressionParser(TokenReader):
 
 
 def _evaluated(positional, keywords, stars):
+    if not keywords and not stars:
+        return lambda scope: ([node(scope) for node in positional], {})
+
     def evaluate(scope):
         args = [node(scope) for node in positional]
         kwargs = {name: node(scope) for name, node in keywords}

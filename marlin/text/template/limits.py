@@ -153,7 +153,8 @@ class Budget:
 
     def take(self, limit, amount):
         """Ask for `amount` of what a Limit counts, before it is made."""
-        self.check(limit, amount)
+        if amount > limit.most:
+            raise Fault(limit.message.format(limit.most))
         self.spend(max(0, amount) // limit.per_work)
 
     def scan(self, num_chars, num_compared=0):

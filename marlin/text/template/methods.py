@@ -214,7 +214,9 @@ def path_getter(budget, path, default=None):
 
     Where a step gives an Undefined and `default` is not None, it reads as `default`.
     """
-    keys = [] if path is None else [path]
+    if path is None:
+        return lambda value: value
+    keys = [path]
     if isinstance(path, str):
         budget.check(PATH, len(path))
         keys = [int(part) if part.isdecimal() else part for part in path.split(".")]

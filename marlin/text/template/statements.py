@@ -22,7 +22,6 @@ from marlin.text.template.values import (
     to_text,
 )
 
-BREAK = "break"
 _REFUSED_TAGS = ("include", "import", "from", "extends")
 
 
@@ -36,6 +35,14 @@ def parse(source):
         TemplateError: with the line, for what is not valid or breaks a limit.
     """
     return _TemplateParser(tokenize(source)).template()
+
+
+def _data(text):
+    def execute(scope, out):
+        scope.budget.write(text)
+        out.append(text)
+
+    return execute
 
 
 def _writing(node):
@@ -86,7 +93,7 @@ class _TemplateParser(ExpressionParser):
         while self.token.kind != "end":
             token = self.advance()
             if token.kind == "data":
-                parsed.append((token.line, _writing(lambda scope, text=token.value: text)))
+                parsed.append((token.line, _data(token.value)))
             elif token.kind == "begin_print":
                 parsed.append((token.line, _writing(self.tuple_or_expression())))
                 self.expect_kind("end_print")
@@ -174,7 +181,7 @@ class _TemplateParser(ExpressionParser):
             while item is not MISSING:
                 inner = scope.child({"loop": loop})
                 assign(inner, item)
-                if body(inner, out) == BREAK:
+                if body(inner, out) == "break":
                     break
                 item = loop.advance()
             return None
@@ -204,7 +211,7 @@ class _TemplateParser(ExpressionParser):
         start = self.position
         assign = self._target(with_namespace=True)
         if not self.at("="):
-            filters = self._filter_chain()
+            filters = self._filter_chain([])
             return self._captured(self._closed_body("endset"), filters, assign)
         target = [token.value for token in self.tokens[start : self.position]]
         start = self.advance() and self.position
@@ -257,11 +264,10 @@ class _TemplateParser(ExpressionParser):
         return execute
 
     def _filter_block(self, word):
-        filters = self._filter_chain(self.filter())
+        filters = self._filter_chain([self.filter()])
         return self._captured(self._closed_body("endfilter"), filters)
 
-    def _filter_chain(self, *first):
-        filters = [*first]
+    def _filter_chain(self, filters):
         while self.accept("|"):
             filters.append(self.filter())
         return filters
