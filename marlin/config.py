@@ -20,6 +20,8 @@ SPECULATIVE_METHODS = ("ngram",)
 SWITCH = "true|false"
 VARIABLE_PREFIX = "METAL_MARLIN_"
 MODEL_PATH_VARIABLE = "METAL_MARLIN_MODEL_PATH"
+# What no one can try all of; shorter keys are warned of.
+API_KEY_BYTES = 16
 API_KEY_VARIABLE = "METAL_MARLIN_API_KEY"
 MOCK_MODEL_VARIABLE = "METAL_MARLIN_MOCK_MODEL"
 # Enough for every alias that clients insist on; all of them are listed by /v1/models.

@@ -101,3 +101,8 @@ def _warn(given, settings, environ):
         log.warning("no effect without --enable-batching: %s", ", ".join(unused))
     if unknown := config.unknown_variables(environ):
         log.warning("no such variable, nothing reads it: %s", ", ".join(unknown))
+    if settings.api_key is not None and len(settings.api_key) < config.API_KEY_BYTES:
+        log.warning(
+            "%s has fewer than %d bytes and may be guessed; `openssl rand -hex 16` makes a good one",
+            *(config.API_KEY_VARIABLE, config.API_KEY_BYTES),
+        )

@@ -45,6 +45,15 @@ def test_a_busy_worker_leaves_a_connection_to_an_idle_one(pair):
         assert {first.pid, second.pid} == set(pair.pids())
 
 
+def test_workers_do_not_have_the_key_in_their_environment(start):
+    workers = start("gated", "--workers", "2", METAL_MARLIN_API_KEY="plugh")
+    for pid in workers.wait_for_workers(2):
+        environ = Path(f"/proc/{pid}/environ").read_bytes()
+        assert b"GATE=" in environ and b"plugh" not in environ
+    assert workers.ask("/v1/models").status == 401
+    assert workers.ask("/v1/models", "Authorization: Bearer plugh").status == 200
+
+
 def test_metrics_of_either_worker_speak_for_both(pair):
     pair.open_gate()
     with ExitStack() as stack:

@@ -242,6 +242,14 @@ def test_unknown_variables_are_named_when_a_server_starts(words, monkeypatch, ca
     assert record.getMessage() == "no such variable, nothing reads it: METAL_MARLIN_TEMPERATURE"
 
 
+@pytest.mark.parametrize(("key", "warns"), [("x" * 15, True), ("\u00e9" * 8, False), ("", False)])
+def test_a_key_that_can_be_guessed_is_warned_of(key, warns, monkeypatch, caplog):
+    monkeypatch.setattr("marlin.commands.serve.set_up_logging", lambda _settings: None)
+    assert cli.main(["serve", "--check"], {"METAL_MARLIN_API_KEY": key}) == 0
+    assert ("METAL_MARLIN_API_KEY has fewer than 16 bytes" in caplog.text) == warns
+    assert "xxx" not in caplog.text
+
+
 def test_an_error_names_the_variable_that_overrode_the_model_that_was_typed(
     tmp_path, capfd, monkeypatch
 ):

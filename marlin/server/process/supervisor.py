@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 
+from marlin.config import API_KEY_VARIABLE
 from marlin.errors import ModelFileError, SharedWeightsError
 from marlin.files.snapshot import Snapshot
 from marlin.server.api.app import NoWorker
@@ -220,6 +221,8 @@ class Supervisor:
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 pass_fds=(job.listener_fd, job.table_fd, job.weights_fd, writer),
+                # The key is in the job; an environment can be read for as long as a process lives.
+                env={name: v for name, v in os.environ.items() if name != API_KEY_VARIABLE},
                 # Ctrl-C on a terminal goes to this process alone, which passes it on.
                 start_new_session=True,
             )
