@@ -103,6 +103,6 @@ def _warn(given, settings, environ):
         log.warning("no such variable, nothing reads it: %s", ", ".join(unknown))
     if settings.api_key is not None and len(settings.api_key) < config.API_KEY_BYTES:
         log.warning(
-            "%s has fewer than %d bytes and may be guessed; `openssl rand -hex 16` makes a good one",
+            "%s has fewer than %d bytes and may be guessed; `openssl rand -hex 16` makes one",
             *(config.API_KEY_VARIABLE, config.API_KEY_BYTES),
         )
