@@ -19,6 +19,7 @@ from marlin.text.chat_template import ChatTemplate
 from marlin.text.conversation import Conversation, Prompter
 from marlin.text.grammar.automaton import Grammar
 from marlin.text.grammar.constraint import Constraint, Part
+from marlin.text.tool_calls.shape import ToolGrammar
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +42,12 @@ class ModelPrompt:
 
     Attributes:
         new_reader: makes what reads one answer to it; None where answers are content alone.
+        tool_grammar: what it asks of calls; None where there are none.
     """
 
     token_ids: list[int]
     new_reader: Callable[[], AnswerReader] | None = None
+    tool_grammar: ToolGrammar | None = None
 
 
 class ServedModel:
@@ -132,7 +135,8 @@ class ServedModel:
         prompter = self._prompter
         text = prompter.prompt(conversation)
         token_ids = self._encode(text, still_wanted, client, add_special_tokens=False)
-        return ModelPrompt(token_ids, prompter.new_reader(conversation, text))
+        new_reader = prompter.new_reader(conversation, text)
+        return ModelPrompt(token_ids, new_reader, prompter.tool_grammar(conversation))
 
     def encode_prompt(
         self,

@@ -17,6 +17,7 @@ from marlin.text.message_shapes import Message
 from marlin.text.template.globals import make_globals
 from marlin.text.tool_calls.families import family_of
 from marlin.text.tool_calls.family import ShowCalls
+from marlin.text.tool_calls.shape import ToolGrammar
 
 # Names that only the server gives to a template, and the functions that a template can call.
 RESERVED_VARIABLES = frozenset(
@@ -41,6 +42,8 @@ class Conversation:
         variables: further variables of the template, none of RESERVED_VARIABLES.
         tools: that the answer may call, as the OpenAI API has them.
         max_calls: the answer is over after so many calls; None is no limit.
+        must_call: names of tools, of which one must be called; () leaves that to the model.
+        is_strict: arguments must be as the tools' schemas say.
     """
 
     messages: Sequence[Message]
@@ -48,6 +51,8 @@ class Conversation:
     variables: Mapping[str, Any] = field(default_factory=dict)
     tools: Sequence[Mapping[str, Any]] = ()
     max_calls: int | None = None
+    must_call: Sequence[str] = ()
+    is_strict: bool = False
 
     @property
     def schemas(self) -> dict[str, Any]:
@@ -125,6 +130,21 @@ class Prompter:
             last = conversation.messages[-1].get("content", "") if conversation.continues else ""
             thinks = form.thought.is_open_at_end(prompt) or form.thought.is_open_in(last)
         return partial(AnswerReader, form, conversation.schemas, thinks, conversation.max_calls)
+
+    def tool_grammar(self, conversation: Conversation) -> ToolGrammar | None:
+        """What a conversation with tools asks of its answer."""
+        family, tools = self.form.family, conversation.schemas
+        if family is None or not tools:
+            return None
+        forced = conversation.must_call
+        return ToolGrammar(
+            family.shape,
+            family.markers,
+            {name: tools[name] for name in forced} if forced else tools,
+            conversation.max_calls,
+            bool(forced),
+            conversation.is_strict,
+        )
 
     def _prompt(self, messages, conversation):
         variables = dict(conversation.variables)

@@ -28,6 +28,7 @@ class Client:
 
 _LOOP = ("chat", "chat stream")
 _AI_SDK = ("responses", "chat", "compatible", "anthropic")
+_PYDANTIC = ("chat", "responses", "anthropic")
 TOOL_CLIENTS = (
     Client(
         *("openai-python", "tools_openai.py"),
@@ -46,6 +47,18 @@ TOOL_CLIENTS = (
     ),
     Client("langchain", "tools_langchain.py", ("invoke", "stream"), ("langchain-openai==1.7.4",)),
     Client("haystack", "tools_haystack.py", ("agent", "agent stream"), ("haystack-ai==3.4.1",)),
+    Client(
+        *("openai-agents", "tools_agents.py"),
+        ("responses", "responses streamed", "chat", "chat streamed"),
+        ("openai-agents==0.24.0",),
+    ),
+    Client(
+        *("pydantic-ai", "tools_pydantic_ai.py"),
+        tuple(f"{name}{how}" for name in _PYDANTIC for how in ("", " stream", " data")),
+        ("pydantic-ai-slim[openai,anthropic]==2.68.0",),
+    ),
+    Client("smolagents", "tools_smolagents.py", ("agent",), ("smolagents[openai]==1.26.0",)),
+    Client("instructor", "tools_instructor.py", ("tools", "json"), ("instructor==1.17.0",)),
     Client(
         *("ai-sdk", "tools_ai_sdk.mjs"),
         tuple(f"{name}{how}" for name in _AI_SDK for how in ("", " stream")),

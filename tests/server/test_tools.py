@@ -123,6 +123,56 @@ def test_with_tools_an_answer_may_fill_the_context(start):
     assert server.engine.requests[-1].params.max_tokens == 512
 
 
+@pytest.fixture
+def constraints(monkeypatch):
+    """Places of the constraints that engines were given, which scripted ones then do not keep."""
+    given = []
+
+    def guide_of(_engine, params):
+        given.append(params.constraint and params.constraint.place)
+
+    monkeypatch.setattr(FakeEngine, "guide_of", guide_of)
+    return given
+
+
+NAMED = {"type": "function", "function": {"name": "weather"}}
+ALLOWED = {"mode": "required", "tools": [NAMED]}
+
+
+@pytest.mark.parametrize(
+    ("choice", "num_calls"),
+    [
+        ("required", 2),
+        (NAMED, 1),
+        ({"type": "allowed_tools", "allowed_tools": ALLOWED}, 2),
+        ("auto", 2),
+    ],
+)
+def test_a_call_that_must_come_is_a_constraint_of_the_answer(start, constraints, choice, num_calls):
+    message = ask(start(CALL + CALL), tool_choice=choice).json()["choices"][0]["message"]
+    assert len(message["tool_calls"]) == num_calls
+    assert set(constraints) == {None if choice == "auto" else "tools"}
+
+
+def test_a_strict_tool_is_a_constraint_and_nothing_that_the_template_hears(start, constraints):
+    server = start("Hi")
+    strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
+    with server.connect() as client:
+        body = chat_body(tools=[strict])
+        assert client.ask("POST", CHAT, body).status == 200
+        assert client.ask("POST", CHAT, {**body, "tool_choice": "none"}).status == 200
+    assert constraints[0] == "tools" and constraints[-1] is None
+    assert "strict" not in prompt_of(server)
+
+
+def test_a_schema_that_cannot_be_kept_to_is_refused_before_an_answer(start, constraints):
+    odd = {"type": "object", "properties": {"a": {"type": "string", "pattern": "(?=a)b"}}}
+    tool = {"type": "function", "function": {"name": "f", "parameters": odd}}
+    with start("Hi").connect() as client:
+        answer = client.ask("POST", CHAT, chat_body(tools=[tool], tool_choice="required"))
+    assert answer.status == 422 and answer.error["param"].startswith("tools")
+
+
 def test_the_template_is_given_the_tools_that_may_be_called(start):
     server = start("Hi")
     other = {"type": "function", "function": {"name": "other"}}
@@ -172,6 +222,7 @@ def test_functions_are_the_older_words_for_tools(start):
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
         ({"tools": [WEATHER, WEATHER]}, "tools"),
         ({"tools": [WEATHER], "tool_choice": "maybe"}, "tool_choice"),
+        ({"tools": [], "tool_choice": "required"}, "tool_choice"),
         (
             {
                 "tools": [WEATHER],

@@ -82,6 +82,11 @@ ANSWERS = {
         f"[THINK]Hm <f>[/THINK]Look.[TOOL_CALLS]f[CALL_ID]abcdefgh1[ARGS]{JSON}"
         "[TOOL_CALLS]g[ARGS]{}",
     ),
+    "mistral array": (
+        BRACKETS,
+        f'[THINK]Hm <f>[/THINK]Look.[TOOL_CALLS][{{"name": "f", "arguments": {JSON}, "id": "1"}}, '
+        '{"name": "g", "arguments": {}}]',
+    ),
     "harmony": (
         None,
         "<|channel|>analysis<|message|>Hm <f><|end|><|start|>assistant<|channel|>commentary"

@@ -26,7 +26,7 @@ FAMILIES = {
     "ibm-granite-granite-4.0": "hermes",
     "meta-llama-Llama-3.1-8B-Instruct": "llama",
     "meta-llama-Llama-3.2-3B-Instruct": "llama",
-    "mistralai-Mistral-Nemo-Instruct-2407": "mistral",
+    "mistralai-Mistral-Nemo-Instruct-2407": "mistral array",
     "openai-gpt-oss-120b": "harmony",
     "unsloth-mistral-Devstral-Small-2507": "mistral",
     # The tools are not in their prompts.

@@ -96,11 +96,15 @@ class Generation(NamedTuple):
     def _constrained(self, prompt):
         """The call's SamplingParams for one prompt: a thought may come before what is asked for."""
         sampling = self.call.sampling
-        if sampling.constraint is None:
+        constraint = sampling.constraint
+        if prompt.tool_grammar is not None:
+            constraint = prompt.tool_grammar.constraint(constraint)
+        if constraint is None:
             return sampling
         reader = prompt.new_reader and prompt.new_reader()
         before = reader and reader.may_begin_with()
-        return replace(sampling, grammar=self.model.grammar(sampling.constraint, before))
+        grammar = self.model.grammar(constraint, before)
+        return replace(sampling, constraint=constraint, grammar=grammar)
 
     def run(self, prompts: list[ModelPrompt]) -> None:
         """Answer with call.num_choices choices for each of encode()'s prompts.

@@ -7,7 +7,7 @@ No I/O and no model: how a model is told of tools, and how it calls one, are tex
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from marlin.files.fields import shown, type_name
 from marlin.files.strict_json import JsonError, parse_json
@@ -24,10 +24,14 @@ class ToolUse:
     Attributes:
         offered: those that the answer may call, as templates want them.
         max_calls: of one answer; None is no limit.
+        must_call: names of those of which one must be called; () leaves that to the model.
+        is_strict: arguments must be as the schemas say.
     """
 
     offered: Sequence[Mapping[str, Any]] = ()
     max_calls: int | None = None
+    must_call: Sequence[str] = ()
+    is_strict: bool = False
 
 
 def parse_tools(body: Mapping[str, Any]) -> ToolUse:
@@ -53,8 +57,12 @@ def tool_use(offered: list[dict[str, Any]], choice: Any, is_parallel: bool) -> T
         if name in names:
             refuse("tools", f"has more than one tool of the name {shown(name)}")
         names.add(name)
-    offered = _chosen(choice, offered)
-    return ToolUse(offered, None if is_parallel or not offered else 1)
+    # Of what templates are told, this is no part.
+    is_strict = True in [tool["function"].pop("strict") for tool in offered]
+    offered, must_call = _chosen(choice, offered)
+    is_named = type(choice) is dict and choice.get("type") == "function"
+    one = bool(offered) and (is_named or not is_parallel)
+    return ToolUse(offered, 1 if one else None, must_call, is_strict and bool(offered))
 
 
 def _parse_offered(body):
@@ -75,17 +83,16 @@ def _parse_tool(tool, param):
 
 
 def parse_function(function: Any, param: str) -> dict[str, Any]:
-    """A tool as templates want it, from what APIs say of a function; RequestError as above."""
+    """A tool for tool_use(), from what APIs say of a function; RequestError as above."""
     if type(function) is not dict:
         refuse(param, f"must be an object, got {type_name(function)}")
     fields = request_fields(function, f"{param}.")
     name = fields.text("name")
     if not _NAME.fullmatch(name):
         refuse(f"{param}.name", f"must be letters, digits, _ and -, got {shown(name)}")
-    if fields.flag("strict", False):
-        refuse(f"{param}.strict", "is not supported by this server, got true")
     checked = {
         "name": name,
+        "strict": fields.flag("strict", False),
         "description": checked_text(fields.text("description", ""), f"{param}.description"),
         "parameters": fields.of_type(dict, "parameters", {"type": "object", "properties": {}}),
     }
@@ -100,18 +107,30 @@ def _older_choice(choice):
 
 
 def _chosen(choice, offered):
-    """Those of the tools that may be called."""
+    """(tools that may be called, names of those of which one must be)."""
     if choice in (None, "auto"):
-        return offered
+        return offered, ()
     if choice == "none":
-        return []
+        return [], ()
+    if choice == "required":
+        return offered, _forced(offered)
+    if type(choice) is dict and choice.get("type") == "function":
+        return offered, _forced([_offered(_named(choice, "tool_choice"), offered)])
     if type(choice) is dict and choice.get("type") == "allowed_tools":
         allowed = request_fields(choice, "tool_choice.").object("allowed_tools")
         tools = allowed.of_type(list, "tools")
         names = [_named(tool, "tool_choice.allowed_tools") for tool in tools]
-        if allowed.choice("mode", ("auto", "required")) == "auto":
-            return [_offered(name, offered) for name in names]
-    _refuse_forced(choice, offered)
+        chosen = [_offered(name, offered) for name in dict.fromkeys(names)]
+        is_auto = allowed.choice("mode", ("auto", "required")) == "auto"
+        return chosen, () if is_auto else _forced(chosen)
+    kinds = "none, auto or required, name a tool, or be allowed_tools"
+    refuse("tool_choice", f"must be {kinds}, got {shown(choice)}")
+
+
+def _forced(tools):
+    if not tools:
+        refuse("tool_choice", "asks for a call, but there are no tools")
+    return tuple(tool["function"]["name"] for tool in tools)
 
 
 def _named(tool, param):
@@ -126,14 +145,6 @@ def _offered(name, offered):
         if tool["function"]["name"] == name:
             return tool
     refuse("tool_choice", f"names {shown(name)}, which is not among the tools")
-
-
-def _refuse_forced(choice, offered) -> NoReturn:
-    if type(choice) is dict and choice.get("type") == "function":
-        _offered(_named(choice, "tool_choice"), offered)
-    elif choice != "required" and type(choice) is not dict:
-        refuse("tool_choice", f"must be none or auto, or name a tool, got {shown(choice)}")
-    refuse("tool_choice", f"is not supported by this server, got {shown(choice)}")
 
 
 def parse_arguments(value: Any, param: str) -> Any:

@@ -26,7 +26,8 @@ def parse_conversation(
         RequestError: with `param` naming the field.
     """
     continues, variables = _parse_continues(body, messages), _parse_variables(body)
-    return Conversation(messages, continues, variables, tools.offered, tools.max_calls)
+    use = tools.offered, tools.max_calls, tools.must_call, tools.is_strict
+    return Conversation(messages, continues, variables, *use)
 
 
 def _parse_variables(body):

@@ -89,6 +89,13 @@ class Until(Part):
 
 
 @dataclass(frozen=True, slots=True)
+class Without(Part):
+    """Any text that this one is not in; no special tokens."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class AnyText(Part):
     """Any text at all, special tokens apart."""
 
@@ -162,6 +169,8 @@ def _add(automaton, part, source, target):
     elif isinstance(part, Until):
         _until(automaton, part.end.encode(), source, target)
         _add(automaton, InOrder((AnyText(), SpecialToken(part.end))), source, target)
+    elif isinstance(part, Without):
+        _without(automaton, part.text.encode(), source, target)
     elif isinstance(part, Repeated):
         rule = automaton.new_rule()
         _add(automaton, part.part, *rule)
@@ -181,8 +190,16 @@ def _add(automaton, part, source, target):
         _add(automaton, part.parts[-1], source, target)
 
 
+def _without(automaton, text, source, target):
+    first, dead = automaton.state(), automaton.state()
+    automaton.empty(source, first)
+    for state in _until(automaton, text, first, dead):
+        automaton.empty(state, target)
+
+
 def _until(automaton, end, source, target):
-    """Bytes up to the first `end`: a state for each beginning of it (Knuth, Morris, Pratt 1977)."""
+    """Bytes up to the first `end`: a state for each beginning of it (Knuth, Morris, Pratt 1977),
+    which are returned."""
     states = [source, *(automaton.state() for _ in end[1:]), target]
     for length, state in enumerate(states[:-1]):
         following = {
@@ -199,3 +216,4 @@ def _until(automaton, end, source, target):
                 automaton.byte(state, low + 1, high - 1, source)
         for byte, size in following.items():
             automaton.byte(state, byte, byte, states[size])
+    return states[:-1]

@@ -2,6 +2,7 @@
 
 from marlin.text.tool_calls.family import Family, between, json_arguments
 from marlin.text.tool_calls.scanner import Reading, Scanner
+from marlin.text.tool_calls.shape import Shape, in_tags, named_json
 from marlin.text.tool_calls.tagged import Tags, tagged_call
 
 _BAR, _BLANK = "\uff5c", "\u2581"
@@ -33,6 +34,7 @@ def _call(scan: Scanner) -> Reading[bool]:
 FAMILY = Family(
     *("deepseek", (CALL, SEPARATOR), between(OPENING, CLOSING, CALL, _call)),
     (OPENING, CLOSING, CALL, SEPARATOR, CALL_END),
+    Shape(named_json(CALL, SEPARATOR, CALL_END), OPENING, CLOSING),
 )
 
 _DSML = f"{_BAR}DSML{_BAR}"
@@ -40,13 +42,19 @@ _TAGS = Tags(
     *(('">',), f'<{_DSML}parameter name="', '">', f"</{_DSML}parameter>"),
     (f"</{_DSML}invoke>",),
 )
+_dsml_call = in_tags(
+    lambda name: f'<{_DSML}invoke name="{name}">\n',
+    lambda key, is_text: f'<{_DSML}parameter name="{key}" string="{str(is_text).lower()}">',
+    *(f"</{_DSML}parameter>\n", f"</{_DSML}invoke>\n"),
+)
 
 
 def _dsml(word):
     """Versions differ in the word of the outer tag."""
     tags = f"<{_DSML}{word}>", f"</{_DSML}{word}>"
     calls = between(*tags, f'<{_DSML}invoke name="', lambda scan: tagged_call(scan, _TAGS))
-    return Family(f"dsml {word}", (f"{_DSML}invoke", tags[0]), calls, (_DSML, *tags))
+    shape = Shape(_dsml_call, f"{tags[0]}\n", tags[1])
+    return Family(f"dsml {word}", (f"{_DSML}invoke", tags[0]), calls, (*tags, _DSML), shape)
 
 
 DSML = tuple(map(_dsml, ("function_calls", "tool_calls")))

@@ -28,6 +28,7 @@ FAMILIES = (
     gemma.FAMILY,
     gemma.FUNCTION,
     mistral.FAMILY,
+    mistral.ARRAY,
     hermes.NEMOTRON,
     hermes.APRIEL,
     hermes.FAMILY,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from marlin.text.tool_calls.scanner import Reading, Scanner, Sink, decoded, drop
+from marlin.text.tool_calls.shape import Shape
 
 # From a message's calls, as the OpenAI API has them, to text.
 ShowCalls = Callable[[Sequence[Mapping[str, Any]]], str]
@@ -22,6 +23,7 @@ class Family:
         written: a template writes this family if its text of a call has all of these.
         read: reads the whole of an answer that is no thought: content and calls.
         markers: texts that may be special tokens, which must then reach the reader.
+        shape: of the calls, for grammars.
         reads_all: read is needed for every answer, with or without tools, and reads thoughts, too.
         show: the text of calls, for templates that do not write them.
     """
@@ -30,6 +32,7 @@ class Family:
     written: tuple[str, ...]
     read: Callable[[Scanner], Reading[None]]
     markers: tuple[str, ...]
+    shape: Shape
     reads_all: bool = False
     show: ShowCalls | None = None
 

@@ -2,9 +2,12 @@
 
 import json
 
+from marlin.errors import RequestError
+from marlin.text.grammar.constraint import InOrder, Text
 from marlin.text.tool_calls.family import Family
 from marlin.text.tool_calls.pythonic import MAX_DEPTH, bare_word
 from marlin.text.tool_calls.scanner import Reading, Scanner, drop
+from marlin.text.tool_calls.shape import Shape, listed, text_value
 from marlin.text.tool_calls.tagged import escaped
 
 
@@ -72,8 +75,20 @@ def _value(scan, quote, depth):
 
 
 def _family(name, opening, closing, quote):
-    read = _reader(opening, closing, quote)
-    return Family(name, (f"{opening}call:",), read, (opening, closing, quote))
+    read, markers = _reader(opening, closing, quote), (opening, closing, quote)
+
+    def argument(key, value, write):
+        text = text_value(key, value, quote)
+        if text is not None:
+            return InOrder([write(f"{key}:{quote}"), text])
+        said = value.schema.get("type") if isinstance(value.schema, dict) else None
+        if said not in ("integer", "number", "boolean", "null"):
+            refusal = f"argument {key!r:.80} of a tool cannot be held to its schema by this model"
+            raise RequestError(refusal, param="tools")
+        return InOrder([Text(f"{key}:"), value])
+
+    call = listed(lambda name: f"{opening}call:{name}{{", argument, "}" + closing)
+    return Family(name, (f"{opening}call:",), read, markers, Shape(call))
 
 
 FAMILY = _family("gemma", "<|tool_call>", "<tool_call|>", '<|"|>')

@@ -2,6 +2,7 @@
 
 from marlin.text.tool_calls.family import Family
 from marlin.text.tool_calls.scanner import Reading, Scanner
+from marlin.text.tool_calls.shape import Shape, in_tags
 from marlin.text.tool_calls.tagged import Tags, tagged_call
 
 OPENING, CLOSING, KEY = "<tool_call>", "</tool_call>", "<arg_key>"
@@ -14,4 +15,11 @@ def read(scan: Scanner) -> Reading[None]:
 
 
 TEXTS = (KEY, "</arg_key>", "<arg_value>", "</arg_value>")
-FAMILY = Family("glm", (OPENING, KEY), read, (OPENING, CLOSING, *TEXTS))
+_call = in_tags(
+    lambda name: f"{OPENING}{name}\n",
+    lambda key, is_text: f"{KEY}{key}</arg_key>\n<arg_value>",
+    *("</arg_value>\n", CLOSING),
+)
+FAMILY = Family(
+    *("glm", (OPENING, KEY), read, (OPENING, CLOSING, *TEXTS), Shape(_call, between="\n"))
+)

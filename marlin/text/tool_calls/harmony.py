@@ -4,6 +4,7 @@ import re
 
 from marlin.text.tool_calls.family import Family, json_arguments
 from marlin.text.tool_calls.scanner import Reading, Scanner, drop
+from marlin.text.tool_calls.shape import Shape, named_json
 
 START, CHANNEL, MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
 ENDS = ("<|end|>", "<|call|>", "<|return|>", START)
@@ -46,8 +47,10 @@ def _message(scan, head):
         yield from scan.content(*ENDS)
 
 
+_CALL = named_json(f"{CHANNEL}commentary to=functions.", f" <|constrain|>json{MESSAGE}")
 FAMILY = Family(
     *("harmony", (CHANNEL, MESSAGE), read),
     (CHANNEL, MESSAGE, "<|constrain|>", *ENDS),
+    Shape(_CALL, between=None),
     reads_all=True,
 )

@@ -4,9 +4,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from marlin.text.grammar.constraint import InOrder, Text
 from marlin.text.tool_calls.family import Family
 from marlin.text.tool_calls.pythonic import python_arguments
 from marlin.text.tool_calls.scanner import Reading, Scanner, drop
+from marlin.text.tool_calls.shape import Shape, listed
 
 OPENING, CLOSING = "<|tool_call_start|>", "<|tool_call_end|>"
 
@@ -41,7 +43,14 @@ def _python(value):
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
+def _argument(key, value, write):
+    """JSON, whose words are read like Python's."""
+    return InOrder([Text(f"{key}="), value])
+
+
 _MARKERS = OPENING, CLOSING
-FAMILY = Family("lfm2", (OPENING,), read, _MARKERS)
+_CALL = listed(lambda name: f"{name}(", _argument, ")")
+_SHAPE = Shape(_CALL, f"{OPENING}[", f"]{CLOSING}", ", ")
+FAMILY = Family("lfm2", (OPENING,), read, _MARKERS, _SHAPE)
 # Some of its templates list the tools, and say nothing of calls.
-LISTED = Family("lfm2 listed", ("List of tools: ",), read, _MARKERS, show=show)
+LISTED = Family("lfm2 listed", ("List of tools: ",), read, _MARKERS, _SHAPE, show=show)

@@ -3,6 +3,7 @@
 from marlin.text.tool_calls.family import Family, json_call
 from marlin.text.tool_calls.pythonic import python_arguments
 from marlin.text.tool_calls.scanner import Reading, Scanner, drop
+from marlin.text.tool_calls.shape import Shape, json_object
 
 CODE = "<|python_tag|>"
 
@@ -50,4 +51,5 @@ def _built_in(scan):
     yield from scan.until((), drop)
 
 
-FAMILY = Family("llama", ('"name"', '"parameters": {"word"'), read, (CODE,))
+_SHAPE = Shape(json_object(arguments="parameters"), between=None)
+FAMILY = Family("llama", ('"name"', '"parameters": {"word"'), read, (CODE,), _SHAPE)

@@ -2,6 +2,7 @@
 
 from marlin.text.tool_calls.family import Family, json_arguments, json_calls
 from marlin.text.tool_calls.scanner import Reading, Scanner
+from marlin.text.tool_calls.shape import Shape, json_object, named_json
 
 CALLS, ID, ARGUMENTS = "[TOOL_CALLS]", "[CALL_ID]", "[ARGS]"
 
@@ -27,4 +28,7 @@ def _named_call(scan):
         scan.end_call()
 
 
-FAMILY = Family("mistral", (CALLS,), read, (CALLS, ID, ARGUMENTS))
+_MARKERS = CALLS, ID, ARGUMENTS
+_NAMED, _ARRAY = Shape(named_json(CALLS, ARGUMENTS)), Shape(json_object(), f"{CALLS}[", "]", ", ")
+FAMILY = Family("mistral", (CALLS, ARGUMENTS), read, _MARKERS, _NAMED)
+ARRAY = Family("mistral array", (CALLS,), read, _MARKERS, _ARRAY)

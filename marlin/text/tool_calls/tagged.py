@@ -119,7 +119,19 @@ def schema_types(schema: Any, key: str) -> set[str] | None:
     """JSON types that a parameter may have; None where its schema does not say."""
     properties = schema.get("properties") if isinstance(schema, dict) else None
     parameter = properties.get(key) if isinstance(properties, dict) else None
-    return _types(parameter, 4)
+    return _types(resolved(schema, parameter), 4)
+
+
+def resolved(schema: Any, parameter: Any) -> dict[str, Any]:
+    """A parameter's schema, where it is a reference to a definition of the tool's."""
+    for _ in range(4):
+        reference = parameter.get("$ref") if isinstance(parameter, dict) else None
+        if not isinstance(reference, str):
+            break
+        _, _, name = reference.rpartition("/")
+        where = "$defs" if reference.startswith("#/$defs/") else "definitions"
+        parameter = schema.get(where, {}).get(name)
+    return parameter if isinstance(parameter, dict) else {}
 
 
 def _types(schema, depth):

@@ -1,0 +1,143 @@
+"""Grammars of calls: what templates write of a call is in them, and what they let a model write
+reads back as calls that the schemas allow."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+from json_texts import END, byte_vocabulary
+
+from marlin.device.grammar import DEAD, START, Automaton
+from marlin.errors import RequestError
+from marlin.text.answer import AnswerForm, AnswerReader
+from marlin.text.grammar.constraint import Constraint, JsonSchema
+from marlin.text.tool_calls.families import FAMILIES
+from marlin.text.tool_calls.shape import ToolGrammar
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "kind": {"$ref": "#/$defs/Kind"},
+        "days": {"type": "integer", "minimum": 1, "maximum": 99},
+        "note": {"anyOf": [{"type": "string"}, {"type": "null"}]},
+    },
+    "required": ["kind", "days"],
+    "additionalProperties": False,
+    "$defs": {"Kind": {"type": "string", "enum": ["sun", "rain"]}},
+}
+TOOLS = {"weather": SCHEMA, "now": {"type": "object", "properties": {}}}
+SOME = [family for family in FAMILIES if not family.reads_all]
+each_family = pytest.mark.parametrize("family", SOME, ids=lambda family: family.name)
+
+
+@pytest.fixture(scope="module")
+def vocabulary():
+    return byte_vocabulary()
+
+
+def automaton_of(vocabulary, family, asked=None, tools=TOOLS, **changes):
+    options = {"max_calls": None, "is_forced": True, "is_strict": False, **changes}
+    made = ToolGrammar(family.shape, family.markers, tools, **options)
+    return Automaton(vocabulary, made.constraint(asked).compiled())
+
+
+def takes(automaton, text):
+    position = automaton.advance(START, text.encode())
+    return position != DEAD and automaton.accepts(position)
+
+
+def written(automaton, seed, most=3000):
+    """An answer of a model that chooses at random, but says little where it may say anything."""
+    chooser, position, text = random.Random(seed), START, bytearray()
+    mask = np.zeros(END // 32 + 1, np.uint32)
+    while len(text) < most:
+        automaton.mask(position, mask)
+        bits = np.unpackbits(mask.view(np.uint8), bitorder="little")[: END + 1]
+        allowed = np.flatnonzero(bits[:0xFF]).tolist()  # 0xFF begins special tokens
+        if bits[END] and (not allowed or chooser.random() < 0.5):
+            return bytes(text).decode()
+        assert allowed, bytes(text)
+        likely = [byte for byte in allowed if byte in b'<>"/}]|parmetc_value ' or byte > 0xEF]
+        choice = chooser.choice(likely if likely and chooser.random() < 0.9 else allowed)
+        text.append(choice)
+        position = automaton.advance(position, bytes([choice]))
+    return None
+
+
+def calls_of(family, text):
+    """[(name, arguments)] of an answer; all of them whole, and nothing beside them."""
+    reader = AnswerReader(AnswerForm(None, family), TOOLS)
+    parts = reader.push(text) + reader.finish(False)
+    assert not [part for part in parts if part.kind == "content"], text
+    names = [part.text for part in parts if part.kind == "call"]
+    assert len([part for part in parts if part.kind == "called"]) == len(names), text
+    arguments = [""] * len(names)
+    for part in parts:
+        if part.kind == "arguments":
+            arguments[part.call] += part.text
+    return [(name, json.loads(text)) for name, text in zip(names, arguments, strict=True)]
+
+
+def test_a_call_that_must_come_is_one_of_the_tools_with_such_arguments(vocabulary):
+    hermes = next(family for family in FAMILIES if family.name == "hermes")
+    automaton = automaton_of(vocabulary, hermes)
+    call = '<tool_call>\n{"name": "weather", "arguments": {"kind": "sun", "days": 3}}\n</tool_call>'
+    assert takes(automaton, call)
+    assert takes(automaton, f"{call}\n{call}")
+    assert not takes(automaton, "Looking.")
+    assert not takes(automaton, call.replace("weather", "other"))
+    assert not takes(automaton, call.replace("sun", "snow"))
+    assert not takes(automaton, call.replace("</tool_call>", ""))
+    assert not takes(automaton_of(vocabulary, hermes, max_calls=1), f"{call}\n{call}")
+
+
+@each_family
+def test_what_a_grammar_lets_a_model_write_reads_back_as_calls(vocabulary, family):
+    tools = {**TOOLS, "weather": dict(SCHEMA, properties=dict(SCHEMA["properties"]))}
+    if "gemma" in family.name:  # it has no way to say that one of two types is meant
+        tools["weather"]["properties"].pop("note")
+    automaton = automaton_of(vocabulary, family, tools=tools)
+    answers = [text for seed in range(12) if (text := written(automaton, seed)) is not None]
+    assert len(answers) >= 4
+    names = set()
+    for text in answers:
+        found = calls_of(family, text)
+        assert found, text
+        for name, arguments in found:
+            names.add(name)
+            if name == "weather":
+                assert arguments["kind"] in ("sun", "rain"), text
+                assert 1 <= arguments["days"] <= 99, text
+                assert set(arguments) <= {"kind", "days", "note"}
+    assert names <= {"weather", "now"}
+
+
+@each_family
+def test_a_strict_tool_leaves_words_free_and_binds_calls(vocabulary, family):
+    tools = {"now": TOOLS["now"]}
+    automaton = automaton_of(vocabulary, family, tools=tools, is_forced=False, is_strict=True)
+    assert takes(automaton, "") and takes(automaton, "It is < noon, said [he].\n")
+    forced = automaton_of(vocabulary, family, tools=tools)
+    call = next(text for seed in range(50) if (text := written(forced, seed)) is not None)
+    assert takes(automaton, call)
+    assert not takes(automaton, call.replace("now", "new"))
+    if family.shape.between is not None:
+        assert takes(automaton, f"I look. {call}")
+        assert not takes(automaton, "I look. " + call.replace("now", "new"))
+
+
+def test_an_answer_in_a_format_may_be_a_call_instead(vocabulary):
+    hermes = next(family for family in FAMILIES if family.name == "hermes")
+    asked = Constraint(JsonSchema({"type": "object", "properties": {"a": {"const": 1}}}), "format")
+    automaton = automaton_of(vocabulary, hermes, asked, is_forced=False)
+    assert takes(automaton, '{"a": 1}')
+    assert takes(automaton, '<tool_call>\n{"name": "now", "arguments": {}}\n</tool_call>')
+    assert not takes(automaton, '{"a": 2}') and not takes(automaton, "Hello")
+
+
+def test_a_string_that_no_tags_can_bound_is_refused(vocabulary):
+    coder = next(family for family in FAMILIES if family.name == "qwen_coder")
+    tools = {"f": {"type": "object", "properties": {"a": {"type": "string", "maxLength": 3}}}}
+    with pytest.raises(RequestError, match="maxLength"):
+        automaton_of(vocabulary, coder, tools=tools)
