@@ -10,11 +10,13 @@ import secrets
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from marlin.engine.bounds import Bounds, check_biases, check_prompt
-from marlin.engine.constraint import Guide
 from marlin.engine.sampling import SamplingParams
+
+if TYPE_CHECKING:  # The command line reads this file, and needs no numbers for its help.
+    from marlin.engine.constraint import Guide
 
 
 class TokenLogprobs(NamedTuple):
@@ -80,7 +82,7 @@ class Request:
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     drafter: object = None
-    guide: Guide | None = None
+    guide: "Guide | None" = None
     num_draft_tokens: int = 0
     num_accepted_draft_tokens: int = 0
     client: str = ""
