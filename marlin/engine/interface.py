@@ -5,12 +5,14 @@ Declarations alone.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from marlin.engine.bounds import Bounds
-from marlin.engine.constraint import Guide
 from marlin.engine.request import Request
 from marlin.engine.sampling import SamplingParams
+
+if TYPE_CHECKING:  # As in request.py.
+    from marlin.engine.constraint import Guide
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class ModelEngine(Bounds, Protocol):
         client: str = "",
     ) -> Request: ...
 
-    def guide_of(self, params: SamplingParams) -> Guide | None: ...
+    def guide_of(self, params: SamplingParams) -> "Guide | None": ...
 
     def wait_for_end(self) -> BaseException | None: ...
 
