@@ -148,6 +148,30 @@ def test_a_body_has_its_time_from_its_head_on(start_server):
         assert client.send(request[-5:]).read().status == 200
 
 
+@pytest.mark.parametrize("leaves", [False, True])
+def test_an_unread_body_that_does_not_come_delays_its_answer_a_little_only(start_server, leaves):
+    server = start_server(linger_s=0.2, body_s=30.0)
+    request = request_bytes("POST", "/nowhere", b"0123456789")
+    with server.connect() as client:
+        client.send(request[:-5])
+        if leaves:
+            client.sock.shutdown(socket.SHUT_WR)
+        answer = client.read()
+        assert (answer.status, answer.headers["connection"]) == (404, "close")
+        assert client.at_end()
+
+
+def test_an_answer_of_500_or_more_is_logged_with_its_reason_and_its_request(start_server, caplog):
+    engine = FakeEngine(say_then_hang())
+    server = start_server(engine, options={"timeout_s": "0.1"}, poll_s=0.01)
+    with server.connect() as client:
+        answer = client.ask("POST", CHAT, chat_body(), headers=["X-Request-ID: mine"])
+        assert answer.status == 504
+        assert client.ask("GET", "/nowhere").status == 404
+    warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert warned == ["mine: the answer was not complete within 0.1 s"]
+
+
 def test_nobody_is_told_to_continue_who_did_not_ask(server):
     request = request_bytes("POST", CHAT, chat_body())
     head, _, body = request.partition(b"\r\n\r\n")

@@ -26,6 +26,21 @@ def test_help_loads_nothing_heavy(words):
     assert "usage: metal-marlin" in done.stdout
 
 
+def test_a_reader_that_left_is_no_reason_to_complain():
+    code = (
+        "import sys; from marlin import cli\n"
+        "def told(*_): print('much ' * 9999, flush=True)\n"
+        "cli._run = told\n"
+        "sys.exit(cli.main())"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", code, "version"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 @pytest.mark.parametrize("words", [["version"], ["--version"], ["serve", "--version"]])
 def test_version_is_the_packages(words, capsys):
     assert cli.main(words, {}) == 0
