@@ -177,8 +177,10 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="this system answers 
 def test_slow_bodies_of_one_client_give_their_room_to_another_client(start_server):
     limits = {"bodies_bytes": 125_000, "body_bytes": 40_000, "bodies_wait_s": 10}
     server = start_server(**limits, body_grace_s=0.3, body_s=60)
-    slow = [begin(server) for _ in range(2)] + [begin(server, "127.0.0.3")]
-    wait_until(lambda: used_bytes(server) > 90_000)
+    slow = []
+    for source in (None, None, "127.0.0.3"):
+        slow.append(begin(server, source))
+        wait_until(lambda: used_bytes(server) > 30_000 * len(slow))
     began = time.monotonic()
     with server.connect("127.0.0.2") as other:
         body = chat_body(messages=[{"role": "user", "content": "a" * 38_000}])
