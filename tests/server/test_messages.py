@@ -119,6 +119,11 @@ def test_thinking_and_effort_reach_the_template(start):
     assert not prompt_of(server).endswith("</think>\n\n")
 
 
+def test_a_budget_of_thoughts_is_told_to_be_without_effect(start):
+    answer = ask(start("Hi"), thinking={"type": "enabled", "budget_tokens": 1024})
+    assert answer.headers["x-ignored-parameters"] == "thinking.budget_tokens"
+
+
 def test_choices_of_tools_have_this_apis_names(start):
     server = start(CALL + CALL)
     one = {"type": "auto", "disable_parallel_tool_use": True}

@@ -77,7 +77,7 @@ class Messages:
         max_tokens = fields.count("max_tokens", WHOLE_CONTEXT, maximum=limits.num_output_tokens)
         return MessagesCall(
             model,
-            [ChatPrompt(parse_conversation(_options(fields), messages, tools))],
+            [ChatPrompt(parse_conversation(_options(fields, skipped), messages, tools))],
             parse_sampling(fields, max_tokens=max_tokens),
             stop=parse_stop({"stop": body.get("stop_sequences")}, limits),
             stream=fields.flag("stream", False),
@@ -89,12 +89,14 @@ class Messages:
 MESSAGES, COUNT_TOKENS = Messages(), Messages(counts=True)
 
 
-def _options(fields):
+def _options(fields, skipped):
     """What is asked of thoughts, in the words of chat."""
     options: dict[str, Any] = {}
     thinking = fields.section("thinking")
     if thinking is not None:
         kind = thinking.choice("type", ("enabled", "adaptive", "disabled"))
+        if thinking.raw("budget_tokens") is not None:
+            skipped.append("thinking.budget_tokens")
         switches = "enable_thinking", "thinking"
         options["chat_template_kwargs"] = dict.fromkeys(switches, kind != "disabled")
     output = fields.section("output_config")
