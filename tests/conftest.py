@@ -4,9 +4,12 @@ Owns no model code: the model's place is bin/fetch_model.py's business, the comp
 """
 
 import importlib.util
+import logging
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -57,6 +60,30 @@ def pytest_collection_finish(session):
     built = subprocess.run(command, capture_output=True, text=True)
     if built.returncode != 0:
         pytest.exit(f"the native library cannot be built\n{built.stderr}", returncode=1)
+
+
+def _threads():
+    """Those of this process, but for what a library keeps for as long as it is loaded."""
+    return {thread for thread in threading.enumerate() if thread.name != "tqdm_monitor"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left_behind():
+    """A file's tests leave threads, log handlers and the folder as they found them."""
+
+    def state():
+        root = logging.getLogger()
+        # pytest's own handlers come and go with each phase of a test.
+        handlers = [one for one in root.handlers if not type(one).__module__.startswith("_pytest")]
+        return handlers, root.level, os.getcwd()
+
+    before, threads = state(), _threads()
+    yield
+    end = time.monotonic() + 10  # of threads that are about to end
+    while (left := _threads() - threads) and time.monotonic() < end:
+        time.sleep(0.02)
+    assert [thread.name for thread in left] == []
+    assert state() == before
 
 
 @pytest.fixture(scope="session")

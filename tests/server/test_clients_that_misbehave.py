@@ -133,9 +133,9 @@ def wait_until(condition):
 def test_a_reader_that_stops_reading_is_dropped(start_server):
     class WideTokenizer(ByteTokenizer):
         def token_bytes(self, token_id):
-            return b"x" * 4096  # fills the socket's buffers, a few MB, with few tokens
+            return b"x" * 65536  # fills the socket's buffers, 10 MB at most, with few tokens
 
-    flood = say_then_hang(b"x" * 20_000)
+    flood = say_then_hang(b"x" * 1_000)
     server = start_server(FakeEngine(flood), WideTokenizer(), write_s=0.2, poll_s=0.02)
     with server.connect() as client:
         client.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)

@@ -130,6 +130,20 @@ def test_a_line_has_the_beginning_of_a_long_path(caplog):
 
 
 @pytest.fixture
+def log_writer():
+    """log_writer(stream, ...) -> a LogWriter, whose thread ends with the test."""
+    writers = []
+
+    def make(*arguments, **options):
+        writers.append(LogWriter(*arguments, **options))
+        return writers[-1]
+
+    yield make
+    for writer in writers:
+        writer.close()
+
+
+@pytest.fixture
 def pipe():
     """(descriptor to read, text stream to write) of a pipe."""
     reader, writer = os.pipe()
@@ -145,9 +159,9 @@ def lines_of(reader, count):
     return data.decode().splitlines()
 
 
-def test_lines_come_out_in_order_and_flush_waits_for_them(pipe):
+def test_lines_come_out_in_order_and_flush_waits_for_them(pipe, log_writer):
     reader, stream = pipe
-    writer = LogWriter(stream)
+    writer = log_writer(stream)
     for number in range(500):
         writer.handle(record("%d", number))
     writer.flush()
@@ -155,9 +169,9 @@ def test_lines_come_out_in_order_and_flush_waits_for_them(pipe):
     assert os.read(reader, 65536).decode().split() == [str(number) for number in range(500)]
 
 
-def test_a_stream_that_is_closed_has_its_lines_and_no_other_file_gets_them(pipe):
+def test_a_stream_that_is_closed_has_its_lines_and_no_other_file_gets_them(pipe, log_writer):
     reader, stream = pipe
-    writer = LogWriter(stream)
+    writer = log_writer(stream)
     with tempfile.TemporaryFile() as other:
         os.dup2(other.fileno(), stream.fileno())
         writer.handle(record("for the pipe"))
@@ -165,9 +179,9 @@ def test_a_stream_that_is_closed_has_its_lines_and_no_other_file_gets_them(pipe)
         assert os.fstat(other.fileno()).st_size == 0
 
 
-def test_who_logs_never_waits_for_a_reader_and_what_was_lost_is_counted(pipe):
+def test_who_logs_never_waits_for_a_reader_and_what_was_lost_is_counted(pipe, log_writer):
     reader, stream = pipe
-    writer = LogWriter(stream, num_lines=10)
+    writer = log_writer(stream, num_lines=10)
     writer.handle(record("x" * 200_000))  # more than a pipe takes
     end = time.monotonic() + 10
     while writer._lines:
@@ -183,9 +197,19 @@ def test_who_logs_never_waits_for_a_reader_and_what_was_lost_is_counted(pipe):
     assert (writer.take_lost(), writer.take_lost()) == (90, 0)
 
 
-def test_a_stream_that_fails_loses_lines_and_nothing_else():
+def test_a_writer_that_is_closed_writes_what_it_has_and_ends_its_thread(pipe, log_writer):
+    reader, stream = pipe
+    writer = log_writer(stream)
+    writer.handle(record("the last"))
+    writer.close()
+    assert lines_of(reader, 1) == ["the last"]
+    writer._thread.join(10)
+    assert not writer.is_alive
+
+
+def test_a_stream_that_fails_loses_lines_and_nothing_else(log_writer):
     with open("/dev/full", "w") as stream:
-        writer = LogWriter(stream)
+        writer = log_writer(stream)
         for number in range(3):
             writer.handle(record("%d", number))
             writer.flush()
@@ -194,12 +218,12 @@ def test_a_stream_that_fails_loses_lines_and_nothing_else():
 
 
 @pytest.fixture
-def root_writer():
+def root_writer(log_writer):
     """root_writer(stream): a LogWriter of the root logger, for the test."""
     writers = []
 
     def add(stream):
-        writers.append(LogWriter(stream))
+        writers.append(log_writer(stream))
         logging.getLogger().addHandler(writers[-1])
         return writers[-1]
 

@@ -35,8 +35,8 @@ class LogWriter(logging.Handler):
         self._lines: deque[str] = deque()
         self._changed = threading.Condition()
         self._num_dropped = self._num_lost = 0  # since a line told of them, since take_lost()
-        self._is_writing = False
-        self._thread = threading.Thread(target=self._write_for_ever, name="log", daemon=True)
+        self._is_writing = self._is_closed = False
+        self._thread = threading.Thread(target=self._write_until_closed, name="log", daemon=True)
         self._thread.start()
 
     @property
@@ -71,12 +71,21 @@ class LogWriter(logging.Handler):
                 if not self._changed.wait(end - time.monotonic()):
                     return
 
-    def _write_for_ever(self):
+    def close(self) -> None:
+        """Let the thread end once it has written what is queued; waits for nothing."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        super().close()
+
+    def _write_until_closed(self):
         while True:
             with self._changed:
                 self._is_writing = False
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._lines)
+                self._changed.wait_for(lambda: self._lines or self._is_closed)
+                if not self._lines:
+                    break
                 lines, num_dropped = list(self._lines), self._num_dropped
                 self._lines.clear()
                 self._num_dropped, self._is_writing = 0, True
@@ -88,6 +97,7 @@ class LogWriter(logging.Handler):
                 with self._changed:
                     self._num_dropped += num_dropped + num_lines
                     self._num_lost += num_lines
+        os.close(self._fd)
 
     def _told(self, num_dropped):
         message = "%d log lines were lost: whoever reads them was too slow, or they failed"
