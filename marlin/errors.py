@@ -235,7 +235,7 @@ def said_by_system(error: BaseException) -> str | None:
     if isinstance(error, ImportError) and "map segment" in str(error):  # of the dynamic linker
         return "there is not enough memory to load a library"
     if isinstance(error, RuntimeError) and "start new thread" in str(error):
-        return "no thread can be started: a limit of processes (ulimit -u, pids.max) is reached"
+        return "no thread can be started: a limit (ulimit -u, ulimit -v, pids.max) is reached"
     if isinstance(error, OSError) and error.strerror:
         where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
         return where + error.strerror

@@ -91,7 +91,7 @@ class Arena:
         self.tally["injected"] += count
 
     @contextmanager
-    def load(self, victim, num_clients=6, numbers=NUMBERS):
+    def load(self, victim, num_clients=4, numbers=NUMBERS):
         """Clients that ask without a pause meanwhile, several streams under way at the start."""
         self.reference.prepare(numbers)
         self.num_clients += num_clients
@@ -102,10 +102,10 @@ class Arena:
         finally:
             self.tally.count(load.outcomes)
 
-    def serves(self, victim, seconds=20):
+    def serves(self, victim, seconds=60):
         """It is well within this time, and then every answer is right."""
         try:
-            until(lambda: victim.health() == 200, f"it is well again: {victim.log()}", seconds)
+            until(lambda: victim.health() == 200, "it is well again", seconds, victim.log)
         except AssertionError:
             if victim.process.poll() is None and victim.health() != 503:
                 self.tally.silent(f"neither well nor ended: {victim.log()[-500:]}")
@@ -125,7 +125,7 @@ class Arena:
             time.sleep(outcome.retry_after)
         return outcome
 
-    def ends(self, victim, codes, seconds=20, says=None):
+    def ends(self, victim, codes, seconds=60, says=None):
         """All of it has ended within this time, with one of the codes, and said why.
 
         Args:

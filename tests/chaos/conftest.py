@@ -5,7 +5,7 @@ import pytest
 _COLUMNS = ("injected", "right", "refused", "lost", "wrong", "silent")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def reference(demo_model_path):
     """The right answers: a sequential server's that nothing happens to."""
     from judge import Reference

@@ -14,29 +14,39 @@ from victim import until
 _CLOSED = (">&-", "2>&-", "<&-", "<&- >&- 2>&-")
 
 
-def _serves_or_says_why_not(arena, how, numbers=(0, 1, 2, 3), num_clients=6):
+def _serves_or_says_why_not(arena, how, numbers=(0, 1, 2, 3), num_clients=4):
     """Started with less than it wants, a server answers right, or ends with a line of reason."""
     victim = arena.begin(**how)
     arena.injected()
 
     def is_settled():
-        return victim.process.poll() is not None or victim.health() == 200
+        no_worker_can = "replaced in 1 s" in victim.log()  # nor could one before
+        return victim.process.poll() is not None or victim.health() == 200 or no_worker_can
 
-    until(is_settled, f"it serves or ends: {victim.log()}", 30)
-    if victim.process.poll() is not None:
-        log = victim.log()
-        assert victim.process.returncode in (1, 2) and "Traceback" not in log, log
-        if not log.strip():
-            arena.tally.silent(f"it did not start, with {how}")
-        arena.tally["refused"] += 1
-        arena.tally.notes[f"refused at the start: {log.splitlines()[-1][:150]}"] += 1
+    until(is_settled, f"it serves or ends with {how}", log=victim.log)
+    if victim.process.poll() is not None or victim.health() != 200:
+        _says_why_not(arena, victim, how)
         return
     with arena.load(victim, num_clients, numbers):
         time.sleep(1)
     arena.serves(victim)
     victim.metrics()
     victim.process.terminate()
-    arena.ends(victim, {0}, 35)
+    arena.ends(victim, {0})
+
+
+def _says_why_not(arena, victim, how):
+    victim.process.terminate()
+    victim.wait_for_end(60)
+    log = victim.log()
+    # 0: it was told to stop. 130: OpenBLAS, which numpy loads, interrupts a process that has no
+    # room for its threads.
+    assert victim.process.returncode in (0, 1, 2, 130) and "Traceback" not in log, log
+    reasons = [line for line in log.splitlines() if "metal-marlin: " in line or "OpenBLAS" in line]
+    if not reasons:
+        arena.tally.silent(f"it did not start, with {how}: {log[-300:]}")
+    arena.tally["refused"] += 1
+    arena.tally.notes[f"refused at the start: {''.join(reasons[-1:])[:150]}"] += 1
 
 
 @fault("limits", modes=ALL)
@@ -84,7 +94,7 @@ def _while_limited(arena, victim, what, limit):
     arena.serves(victim)
 
 
-@fault("limits", modes=ALL, quick=("one",))
+@fault("limits", modes=ALL)
 def no_descriptor_is_left_for_a_while(arena):
     _while_limited(arena, arena.start(), resource.RLIMIT_NOFILE, lambda pid: 3)
 
@@ -118,7 +128,7 @@ def _without(arena, all_redirections):
             pass
         arena.serves(victim)
         victim.process.terminate()
-        arena.ends(victim, {0}, 35)
+        arena.ends(victim, {0})
 
 
 @fault("descriptors", modes=("one", "workers"))
@@ -126,7 +136,7 @@ def standard_descriptors_are_odd(arena):
     """Open to read what is to be written and the other way round; many open files beside them."""
     held = " ".join(f"{fd}>{arena.folder}/held{fd}" for fd in range(3, 10))
     for redirections in (
-        "</",
+        "</dev/full",
         ">/dev/null </dev/full",
         "1</dev/null 2</dev/null",
         held,
@@ -139,7 +149,7 @@ def standard_descriptors_are_odd(arena):
         arena.serves(victim)
         assert [path.name for path in arena.folder.iterdir() if path.stat().st_size] == []
         victim.process.terminate()
-        arena.ends(victim, {0}, 35)
+        arena.ends(victim, {0})
 
 
 @fault("disks", modes=("one", "workers"))
@@ -154,7 +164,7 @@ def output_goes_to_a_full_disk(arena):
             time.sleep(1)
         arena.serves(victim)
         victim.process.terminate()
-        arena.ends(victim, {0}, 35)
+        arena.ends(victim, {0})
 
 
 @fault("disks", modes=("one", "workers"))
@@ -173,7 +183,7 @@ def every_file_system_is_full_or_read_only(arena):
         _serves_or_says_why_not(arena, {"shell": shell, "environ": environ})
 
 
-@fault("pipes", modes=("one", "workers"), quick=("one",))
+@fault("pipes", modes=("one", "workers"), quick=("one",), may_lose=True)
 def nobody_reads_the_log(arena):
     """The pipe is full from the beginning; a stop takes no longer for it."""
     fifo = arena.folder / "log"
@@ -195,7 +205,7 @@ def nobody_reads_the_log(arena):
             until(lambda: len(victim.workers()) == 2, "it is replaced")
     arena.serves(victim)
     victim.process.terminate()
-    arena.ends(victim, {0}, 35)
+    arena.ends(victim, {0})
     os.close(reader)
 
 
@@ -218,10 +228,10 @@ def the_time_of_day_jumps_in_mid_stream(arena):
         for seconds in (-2 * 365 * day, 10 * 365 * day, -day, -50 * 365 * day, 3.5):
             steps.write_text(str(seconds))
             arena.injected()
-            time.sleep(0.4)
+            time.sleep(0.2)
     arena.serves(victim)
     victim.process.terminate()
-    arena.ends(victim, {0}, 35)
+    arena.ends(victim, {0})
 
 
 @fault("names", modes=("one", "workers"))
@@ -243,10 +253,10 @@ def locales_that_lack_letters(arena):
         arena.injected()
         arena.serves(victim)
         victim.process.terminate()
-        arena.ends(victim, {0}, 35)
+        arena.ends(victim, {0})
     for name in (named, os.fsencode(arena.folder) + b"/m\xff.gguf"):
         environ = ascii_only if name is named else {}
         victim = arena.begin(model=name, environ=environ)
         arena.injected()
-        arena.ends(victim, {2}, 20, says="path is not UTF-8")
+        arena.ends(victim, {2}, 20, says="not UTF-8")
         arena.tally["refused"] += 1

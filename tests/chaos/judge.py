@@ -25,7 +25,7 @@ def request(number):
     """(path, body) of a request; of any four in a row one has penalties and one is drawn."""
     chosen = random.Random(number)
     words = " ".join(chosen.choices(_WORDS, k=chosen.randint(3, 24)))
-    body = {"model": MODEL, "max_tokens": chosen.randint(8, 24), "temperature": 0}
+    body = {"model": MODEL, "max_tokens": chosen.randint(8, 16), "temperature": 0}
     body.update(
         (
             {},

@@ -30,11 +30,11 @@ _RUN = "import sys; from marlin.__main__ import main; sys.exit(main())"
 _POLL_S = 0.02
 
 
-def until(condition, what, seconds=PATIENCE_S):
-    """Poll until condition() is true; returns its value."""
+def until(condition, what, seconds=PATIENCE_S, log=lambda: ""):
+    """Poll until condition() is true; returns its value. log: called when it never is."""
     end = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < end, f"never happened: {what}"
+        assert time.monotonic() < end, f"never happened: {what}: {log()}"
         time.sleep(_POLL_S)
     return value
 
@@ -144,8 +144,16 @@ class Victim:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/metrics", headers={"Accept": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
-            return json.load(answer)
+
+        def answer():
+            try:
+                with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
+                    return json.load(answer)
+            except urllib.error.HTTPError as error:
+                assert error.code == 503, error
+                return None
+
+        return until(answer, "metrics are told", log=self.log)
 
     def wait_until_well(self):
         """It serves; an assertion error with its log when it ends instead."""
@@ -162,8 +170,8 @@ class Victim:
             code = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"it still ran after {seconds} s: {self.log()}") from None
-        until(lambda: not self.pids(), f"all of its processes end: {self.log()}", seconds)
-        until(self._port_is_free, f"its port is free: {self.log()}", seconds)
+        until(lambda: not self.pids(), "all of its processes end", seconds, self.log)
+        until(self._port_is_free, "its port is free", seconds, self.log)
         return code
 
     def _port_is_free(self):

@@ -70,7 +70,7 @@ def test_words_that_nothing_could_say_are_refused_whatever_the_command(command, 
         (OSError(errno.ENOSPC, "No space left on device", "/a/b"), "/a/b: No space left on device"),
         (OSError(errno.EFBIG, "File too large"), "File too large"),
         (MemoryError(), "there is not enough memory"),
-        (RuntimeError("can't start new thread"), "no thread can be started: a limit of processes"),
+        (RuntimeError("can't start new thread"), "no thread can be started: a limit (ulimit"),
     ],
 )
 def test_what_the_system_refuses_is_a_sentence(monkeypatch, capsys, error, said):
