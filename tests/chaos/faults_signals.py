@@ -231,7 +231,7 @@ def an_engine_hangs_and_its_process_ends(arena):
     with arena.load(victim):
         _hang(arena)
         until(lambda: victim.health() != 200, "/health tells of it", 5)
-        arena.ends(victim, {1}, 15, says="the engine has completed no step")
+        arena.ends(victim, {1}, 15, says="has done nothing for")
 
 
 @fault("hung engine", modes=WITH_WORKERS, quick=("workers",), may_lose=True)
