@@ -82,6 +82,20 @@ def test_a_connection_whose_request_may_come_at_any_moment_does_not_go_for_one_o
     assert first.gone and gone(third) == []
 
 
+def test_a_peers_own_late_request_goes_for_its_new_one_while_another_only_just_connected():
+    now = 0.0
+
+    places = Places(3, 0, arrival_s=1.0, clock=lambda: now)
+    [late] = entered(places, "one")
+    [other] = entered(places, "two")
+    for sock in (late, other):
+        places.begin(sock)
+    now = 2.0
+    [fresh] = entered(places, "one")
+    assert places.enter(Socket(), "one") is Place.OWN
+    assert (late.gone, other.gone, fresh.gone) == (True, False, False)
+
+
 def test_a_peer_with_most_makes_room_for_others_at_once_and_costs_nobody_else_a_place():
     now = 0.0
     places = Places(4, 0, arrival_s=1.0, clock=lambda: now)

@@ -120,6 +120,7 @@ class Places:
 
     def _shed(self, peer, now):
         """Have one go for a new one of this peer; returns whether one could."""
+        own_only = False  # its own idle ones are the most, and each is expected
         for group in (self._idle, self._receiving):
             held: dict[str, list[socket.socket]] = {}
             for sock in group:
@@ -127,15 +128,16 @@ class Places:
                     held.setdefault(self._peers[sock], []).append(sock)
             if not held:
                 continue
-            most = max(held, key=lambda other: len(held[other]))
+            most = peer if own_only else max(held, key=lambda other: len(held[other]))
             may_go = [
                 sock
-                for sock in held[most]
+                for sock in held.get(most, ())
                 if most != peer or self._expected.get(sock, -math.inf) <= now
             ]
             if may_go:
                 self._send_away(min(may_go, key=group.__getitem__))
-            return bool(may_go)
+                return True
+            own_only = True
         return False
 
     def _send_away(self, sock):
