@@ -298,7 +298,7 @@ static const parameter_change parameter_changes[] = {
     OTHER(make_attention, 4, AttentionParams, splits_var, 8),
     OTHER(make_mask_logits, 0, SampleParams, rows_var, 8),
     OTHER(make_mask_logits, 0, SampleParams, vocab_size, 0),
-    OTHER(make_mask_logits, 0, SampleParams, vocab_size, 65),
+    OTHER(make_mask_logits, 0, SampleParams, vocab_size, 4 * 32 + 1),
     OTHER(make_penalize, 0, SampleParams, rows_var, 8),
     OTHER(make_penalize, 0, SampleParams, vocab_size, 0),
     OTHER(make_penalize, 0, SampleParams, vocab_size, 3 * 38),
