@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         # The reader of our output left; a second flush at exit must not complain about it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception as error:
+    except Exception as error:  # raised again, unless the system's own refusal
         if (said := said_by_system(error)) is None:
             raise
         print(f"metal-marlin: {said}", file=sys.stderr)

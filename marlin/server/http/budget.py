@@ -66,7 +66,7 @@ class BodyBudget:
                 while waiting in self._waiting:
                     self._send_away_for(waiting)
                     self._wait(end, num_bytes)
-            except BaseException:
+            except BaseException:  # however it ends, nobody waits behind who left
                 self._waiting.remove(waiting)
                 raise
             self._receiving.setdefault(share, time.monotonic())

@@ -134,7 +134,7 @@ def main(load, set_up_logging):
         if isinstance(error, SharedWeightsError):
             return BAD_WEIGHTS
         return 2 if isinstance(error, ConfigError) else 1
-    except Exception as error:
+    except Exception as error:  # raised again, unless the system's own refusal
         if (said := said_by_system(error)) is None:
             raise
         print(f"metal-marlin: {said}", file=sys.stderr)
