@@ -5,6 +5,7 @@ The model path is the script's name. GATE is a file that the scripts wait for.
 
 import logging
 import os
+import signal
 import sys
 import threading
 
@@ -56,6 +57,14 @@ def _dumb():
     return script
 
 
+def _stop_the_first():
+    try:
+        os.close(os.open(os.environ["GATE"], os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def _load(settings, share):
     if settings.model_path == "broken":
         raise ModelFileError("broken", "cannot be read")
@@ -64,6 +73,8 @@ def _load(settings, share):
         threading.Event().wait()
     if settings.model_path == "only-once" and not share.writes_weights:
         os._exit(3)
+    if settings.model_path == "stopped-at-birth" and not share.writes_weights:
+        _stop_the_first()
     engine, tokenizer = FakeEngine(_gated), ByteTokenizer()
     if settings.model_path == "failing":
         engine = failing_engine()

@@ -310,6 +310,14 @@ def test_a_worker_that_is_stopped_is_replaced(start):
     until(lambda: workers.logged("was ended by signal 9; replaced in"), "its replacement")
 
 
+def test_a_worker_that_is_stopped_before_it_ever_served_is_replaced(start):
+    workers = start("stopped-at-birth", "--workers", "2", HUNG_S="1")
+    until(lambda: workers.logged(r"worker \d \(process \d+\) hangs: nothing was"), "its end")
+    until(lambda: workers.logged("was ended by signal 9; replaced in"), "its replacement")
+    workers.wait_for_workers(2)
+    assert len(workers.logged("hangs")) == 1
+
+
 def test_a_worker_that_is_stopped_ends_when_its_supervisor_is_killed(pair):
     for pid in pair.pids():
         os.kill(pid, signal.SIGSTOP)

@@ -203,7 +203,7 @@ def test_a_worker_s_sign_of_life_is_renewed_for_as_long_as_it_serves(table):
         while not table.any_well(time.monotonic(), STUCK_S):
             assert time.monotonic() < end, "it is not renewed"
             time.sleep(0.005)
-    assert row.silent_s(time.monotonic()) < 10
+    assert row.silent_s(time.monotonic(), born=0.0, start_s=0.0) < 10
     alive = False
     thread.join(10)
     assert not thread.is_alive()
@@ -267,13 +267,18 @@ def test_an_engine_that_hangs_ends_its_process_and_one_that_has_ended_does_not(c
 
 def test_a_worker_is_silent_since_its_last_sign_of_life_or_its_last_step(table):
     row = table.rows[0]
-    assert row.silent_s(5000.0) == 0.0  # it has not begun
     row.heartbeat(1000.0, 0.0)
-    assert row.silent_s(1007.0) == 7.0
+    assert row.silent_s(1007.0, born=900.0, start_s=60.0) == 7.0
     row.heartbeat(1000.0, 30.0)
-    assert row.silent_s(1007.0) == 30.0
-    row.heartbeat(1000.0, math.inf)
-    assert row.silent_s(1007.0) == 0.0
+    assert row.silent_s(1007.0, born=900.0, start_s=60.0) == 30.0
+    row.heartbeat(1000.0, math.inf)  # its engine has ended, its process not yet
+    assert row.silent_s(1007.0, born=900.0, start_s=60.0) == 7.0
+
+
+def test_a_worker_s_birth_is_its_first_sign_of_life_and_it_has_time_to_start(table):
+    row = table.rows[0]
+    seen = [row.silent_s(now, born=1000.0, start_s=60.0) for now in (1001.0, 1060.0, 1067.0)]
+    assert seen == [0.0, 0.0, 7.0]
 
 
 def test_a_worker_gives_way_while_its_engine_is_slow_and_another_s_is_not(table):

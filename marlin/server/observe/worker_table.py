@@ -78,13 +78,20 @@ class WorkerRow:
         beat = self._cells[_BEAT]
         return beat > 0 and now - beat < stuck_s and self._cells[_WAITED] < stuck_s
 
-    def silent_s(self, now):
-        """How long nothing has been heard of its worker, or its engine has completed no step; 0
-        before its first sign of life, and once its engine has ended."""
+    def silent_s(self, now, born, start_s):
+        """How long nothing has been heard of its worker, or its engine has completed no step.
+
+        Args:
+            now: time.monotonic().
+            born: when its process was started, which is its first sign of life.
+            start_s: seconds that it may then take until the next.
+        """
         beat, waited_s = self._cells[_BEAT], self._cells[_WAITED]
-        if beat == 0 or math.isinf(waited_s):
-            return 0.0
-        return max(now - beat, waited_s)
+        if beat == 0:
+            return max(0.0, now - born - start_s)
+        # An engine that has ended waits for nothing; its process has to go on beating until it,
+        # too, has ended.
+        return max(now - beat, 0.0 if math.isinf(waited_s) else waited_s)
 
     def vacate(self, now):
         """Its worker is gone: what it was busy with ends, what it counted stays."""

@@ -33,6 +33,9 @@ from marlin.server.process.worker import BAD_WEIGHTS, Job
 _log = logging.getLogger("marlin.server")
 # How often workers that run are looked at.
 _LOOK_S = 0.5
+# A worker maps and checks weights that one process, alone, has read and repacked: less work, but
+# all workers may do it at once, with a share of the cores each, and beside requests.
+_START_FACTOR = 2
 _STOP = (signal.SIGTERM, signal.SIGINT)
 # The worker imports what this process would import, from wherever it was started.
 _PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from {} import {} as main; sys.exit(main())"
@@ -141,6 +144,7 @@ class Supervisor:
             for index in range(config.workers)
         ]
         self._model_files = None  # a Snapshot, of a model that is read from files
+        self._start_s = 0.0  # that a worker may need until its first sign of life
         self._announced = False
         self._listener.setblocking(False)  # one flag for all who have the socket
         self._kill_at = None  # while stopping: when the workers' time is over
@@ -151,9 +155,12 @@ class Supervisor:
         if self._config.model_path and not self._config.mock_model:
             self._model_files = Snapshot(self._config.model_path)
         if self._config.model_path:
+            began = self._clock()
             code = self._fill_weights()
             if code is not None:
                 return code
+            load_s = self._clock() - began
+            self._start_s = _START_FACTOR * self._config.workers * load_s
         while True:
             now = self._clock()
             self._manager.alive()
@@ -258,7 +265,8 @@ class Supervisor:
 
     def _end_if_hung(self, worker, now):
         """First by a signal that has it say where it hangs, then by one that nothing resists."""
-        silent_s = self._table.rows[worker.index].silent_s(now)
+        row = self._table.rows[worker.index]
+        silent_s = row.silent_s(now, worker.started, self._start_s)
         hung_s = worker.patience.look(silent_s, now)
         if hung_s >= self._limits.hung_s and not worker.is_aborted:
             worker.is_aborted = True
