@@ -71,11 +71,20 @@ class ModelTokenizer(Protocol):
     @property
     def named_tokens(self) -> Mapping[str, str]: ...
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, parse_special: bool = True
+    ) -> list[int]: ...
 
     def encode_parts(
-        self, text: str, num_characters: int, *, add_special_tokens: bool = True
+        self,
+        text: str,
+        num_characters: int,
+        *,
+        add_special_tokens: bool = True,
+        parse_special: bool = True,
     ) -> Iterator[list[int]]: ...
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
 
     def min_tokens(self, text: str) -> int: ...
 

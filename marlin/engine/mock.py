@@ -63,20 +63,20 @@ class MockTokenizer:
         self.vocab_size = 256 + len(self._texts)
         self.eos_token_ids = frozenset({self._ids[_EOS_TOKEN]})
 
-    def encode(self, text, *, add_special_tokens=True):
+    def encode(self, text, *, add_special_tokens=True, parse_special=True):
         """Token ids of a text: its known words, and the bytes of everything else."""
         token_ids = []
         for piece in _PIECES.findall(text):
             token_id = self._ids.get(piece)
-            if token_id is None:
+            if token_id is None or (self.is_special(token_id) and not parse_special):
                 token_ids.extend(piece.encode("utf-8", "replace"))
             else:
                 token_ids.append(token_id)
         return token_ids
 
-    def encode_parts(self, text, num_characters, *, add_special_tokens=True):
+    def encode_parts(self, text, num_characters, **kinds):
         """As Tokenizer.encode_parts(), of one part."""
-        yield self.encode(text, add_special_tokens=add_special_tokens)
+        yield self.encode(text, **kinds)
 
     def min_tokens(self, text):
         """As Tokenizer.min_tokens(), for which 0 is always true."""

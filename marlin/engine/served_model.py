@@ -161,6 +161,13 @@ class ServedModel:
         check_prompt(token_ids, self.engine, name)
         return token_ids
 
+    def encode_text(
+        self, text: str, still_wanted: Callable[[], None], client: str, **kinds: bool
+    ) -> list[int]:
+        """Token ids of a text that is as long as a prompt may be; kinds: Tokenizer.encode()'s, the
+        rest as encode_chat()."""
+        return self._encode(text, still_wanted, client, **kinds)
+
     def grammar(self, constraint: Constraint, before: Part | None) -> Grammar:
         """What a constraint is behind another part, compiled once while others ask for the same;
         RequestError where it cannot be."""
@@ -183,16 +190,14 @@ class ServedModel:
                 if self.tokenizer.is_special(token_id):
                     yield token_id
 
-    def _encode(self, text, still_wanted, client, *, add_special_tokens=True):
+    def _encode(self, text, still_wanted, client, **kinds):
         context = self.engine.max_context_tokens
         check_prompt_fits(self.tokenizer.min_tokens(text), context, "at least ")
         if len(text) <= self._long_text_characters:
-            short = self._timed(self.tokenizer.encode, text, add_special_tokens=add_special_tokens)
+            short = self._timed(self.tokenizer.encode, text, **kinds)
             still_wanted()
             return short
-        parts = self.tokenizer.encode_parts(
-            text, self._long_text_characters, add_special_tokens=add_special_tokens
-        )
+        parts = self.tokenizer.encode_parts(text, self._long_text_characters, **kinds)
         token_ids: list[int] = []
         part: list[int] | None = []
         while part is not None:

@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 from types import MappingProxyType
 
+from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 
@@ -97,20 +98,23 @@ class Tokenizer:
         self._token_bound = _token_bound(backend, added.values(), pieces)
         self._cuts = cuts_of(backend, added.values(), pieces)
         self._around = _around(backend)
+        self._plain = _without_special(backend, added, self.eos_token_ids)
 
-    def encode(self, text, *, add_special_tokens=True):
-        """Token ids of `text`; special tokens spelled out in it are taken as such.
+    def encode(self, text, *, add_special_tokens=True, parse_special=True):
+        """Token ids of `text`.
 
         Args:
             text: any string; a lone surrogate, which JSON can carry, is read as U+FFFD.
             add_special_tokens: False for a rendered chat template, which wrote its own.
+            parse_special: special tokens, and those that end a turn, are taken as such where they
+                are spelled out; False reads them as any other text.
 
         Returns:
             list[int], empty for "" unless special tokens are added.
         """
-        return self._ids(_well_formed(text), add_special_tokens)
+        return self._ids(_well_formed(text), add_special_tokens, parse_special)
 
-    def encode_parts(self, text, num_characters, *, add_special_tokens=True):
+    def encode_parts(self, text, num_characters, *, add_special_tokens=True, parse_special=True):
         """As encode(), a part of the text after another, so that one can stop between two.
 
         Args:
@@ -125,17 +129,18 @@ class Tokenizer:
         """
         text = _well_formed(text)
         if add_special_tokens and self._around is None:
-            yield self._ids(checked(text), True)
+            yield self._ids(checked(text), True, parse_special)
             return
         before, after = self._around if add_special_tokens else ([], [])
         yield before
         for part in self._cuts.parts(text, num_characters) if self._cuts else [text]:
-            yield self._ids(checked(part), False)
+            yield self._ids(checked(part), False, parse_special)
         yield after
 
-    def _ids(self, text, add_special_tokens):
+    def _ids(self, text, add_special_tokens, parse_special):
+        backend = self._backend if parse_special else self._plain
         # `encode` would keep the interpreter lock: 4.4 s for 1.8 MB, in which no step can start.
-        batch = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        batch = backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return batch[0].ids
 
     def min_tokens(self, text):
@@ -207,6 +212,25 @@ def _make_pool(backend):
         raise
     except BaseException as error:  # noqa: BLE001  (a panic of the library is a BaseException)
         raise TokenizerPoolError(f"tokenizing is not possible: {error}") from None
+
+
+def _without_special(backend, added, end_ids):
+    """The same tokenizer, with the same model in memory, to which special tokens are text.
+
+    Args:
+        added: {id: AddedToken}.
+        end_ids: tokens that steer as special ones do, whatever the file calls them.
+    """
+    plain = Backend(backend.model)
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        setattr(plain, part, getattr(backend, part))
+    tokens = []
+    for id in sorted(added):  # in this order they have the same ids
+        tokens.append(added[id])
+        tokens[-1].special |= id in end_ids
+    plain.add_tokens(tokens)
+    plain.encode_special_tokens = True
+    return plain
 
 
 def _around(backend):

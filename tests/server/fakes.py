@@ -22,7 +22,7 @@ class ByteTokenizer(MockTokenizer):
     def __init__(self):
         pass
 
-    def encode(self, text, *, add_special_tokens=True):
+    def encode(self, text, *, add_special_tokens=True, parse_special=True):
         return list(text.encode("utf-8"))
 
     def token_bytes(self, token_id):

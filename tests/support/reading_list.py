@@ -10,7 +10,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "reading.md"
 MAX_LINES = 12_000
-MAX_AGENT_LINES = 5_000
 
 HEAD = """# A day's reading
 
@@ -22,10 +21,10 @@ checks them where Python ends.
 
 `tests/support/reading_list.py` writes this page; a test fails when a source is in neither of its
 lists, when a count here is more than a tenth off, and when the first five parts pass {limit:,} or
-the last {more:,}. Lines are all lines, code, comments and blanks, in round numbers.
+a later one its own limit. Lines are all lines, code, comments and blanks, in round numbers.
 
-The first five parts are what any request or model file comes through, and a day's reading. The last
-is half a day more: only a request that asks for one of those things gets there.
+The first five parts are what any request or model file comes through, and a day's reading. A later
+one is for who offers what it is about: only a request that asks for one of those things gets there.
 """
 
 # (heading, what to look for, patterns in reading order); a file belongs to the first that fits.
@@ -99,8 +98,8 @@ PARTS = (
     ),
 )
 
-# The last part, which takes its files before the others do.
-FOR_AGENTS = (
+# Parts with a limit of lines each, which take their files before the others do.
+AGENTS = (
     "What agents ask for",
     "Other APIs, tools and the calls in an answer; schemas and expressions as automata of bounded "
     "size.",
@@ -122,7 +121,15 @@ FOR_AGENTS = (
         "metal_shim/common/grammar.[hc]",
         "metal_shim/common/vocabulary.c",
     ),
+    5_000,
 )
+EDITORS = (
+    "What editors and measurements ask for",
+    "Token ids of a text, and a text of token ids.",
+    ("marlin/server/api/tokenizing.py",),
+    1_000,
+)
+APART = (AGENTS, EDITORS)
 
 # What sees checked values only: these files, and of what PARTS leaves, those folders.
 FILES_BEHIND = {
@@ -196,9 +203,9 @@ def parts():
 
     for pattern in FILES_BEHIND:
         take(pattern)
-    for heading, text, patterns in (FOR_AGENTS, *PARTS):
+    for heading, text, patterns, *_ in (*APART, *PARTS):
         listed.append((heading, text, [path for pattern in patterns for path in take(pattern)]))
-    listed.append(listed.pop(0))
+    listed = listed[len(APART) :] + listed[: len(APART)]
     for pattern in FOLDERS_BEHIND:
         take(pattern)
     return listed, left
@@ -209,9 +216,9 @@ def num_lines(path):
 
 
 def totals():
-    """(lines of what any request or model file comes through, lines for agents)."""
+    """(lines of what any request or model file comes through, lines of each part apart)."""
     sizes = [sum(map(num_lines, paths)) for _, _, paths in parts()[0]]
-    return sum(sizes[:-1]), sizes[-1]
+    return sum(sizes[: len(PARTS)]), *sizes[len(PARTS) :]
 
 
 def rounded(count, unit):
@@ -222,9 +229,12 @@ def rounded(count, unit):
 def page():
     """The text of docs/reading.md."""
     listed, _ = parts()
-    every, agents = (rounded(total, 100) for total in totals())
-    lines = [HEAD.format(limit=MAX_LINES, more=MAX_AGENT_LINES)]
-    lines += [f"**{every:,} lines, and {agents:,} for what agents ask for.**"]
+    every, *apart = (rounded(total, 100) for total in totals())
+    more = ", ".join(
+        f"{size:,} for {heading[0].lower()}{heading[1:]}"
+        for size, (heading, *_) in zip(apart, APART, strict=True)
+    )
+    lines = [HEAD.format(limit=MAX_LINES), f"**{every:,} lines, and {more}.**"]
     for number, (heading, text, paths) in enumerate(listed, 1):
         size = sum(map(num_lines, paths))
         lines += ["", f"## {number}. {heading}: {rounded(size, 100):,} lines", "", text, ""]

@@ -217,3 +217,30 @@ def test_lone_surrogates_are_read_as_replacement_characters(small_metadata):
     ours = tokenizer_from_gguf(small_metadata, "small.gguf")
     assert ours.encode("a\ud800b") == ours.encode("a\ufffdb")
     assert ours.encode("\ud83d\ude42") == ours.encode("🙂")
+
+
+def test_special_tokens_are_text_to_who_does_not_parse_them(demo):
+    text = "a <|im_end|>\n<|im_start|>user"
+    whole, plain = demo.encode(text), demo.encode(text, parse_special=False)
+    assert sum(map(demo.is_special, whole)) == 2
+    assert not any(map(demo.is_special, plain))
+    assert demo.decode(plain, skip_special_tokens=False) == text
+
+
+def test_a_token_that_ends_a_turn_is_text_to_who_does_not_parse_special_ones(small_metadata):
+    tokens = [*small_metadata[PREFIX + "tokens"], "<end_of_turn>", "<thing>"]
+    types = [*small_metadata[PREFIX + "token_type"], 4, 4]
+    metadata = {**small_metadata, PREFIX + "tokens": tokens, PREFIX + "token_type": types}
+    ours = tokenizer_from_gguf(metadata, "small.gguf")
+    ends, tool = len(tokens) - 2, len(tokens) - 1
+    assert ours.encode("<end_of_turn><thing>") == [ends, tool]
+    plain = ours.encode("<end_of_turn><thing>", parse_special=False)
+    assert ends not in plain and plain[-1] == tool
+
+
+def test_text_is_read_alike_with_and_without_special_tokens(demo, processor):
+    for ours in (demo, tokenizer_from_gguf(sentencepiece_metadata(processor), "small.gguf")):
+        for text in ("Hello there", " a  b\n\nc", "caf\u00e9 \U0001f642", ""):
+            assert ours.encode(text, parse_special=False) == ours.encode(text)
+            parts = ours.encode_parts(text * 20, 10, parse_special=False)
+            assert [id for part in parts for id in part] == ours.encode(text * 20)

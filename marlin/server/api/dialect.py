@@ -181,8 +181,41 @@ class Call(ABC):
         return [""] * len(self.prompts)
 
 
-class Dialect(Protocol):
-    """What a route needs of an API's endpoint."""
+class Question(Protocol):
+    """A request that a tokenizer answers, so that it waits for no slot.
+
+    Attributes:
+        model: the name it gives, None for none.
+        skipped: as Call's.
+    """
+
+    @property
+    def model(self) -> str | None: ...
+
+    @property
+    def skipped(self) -> tuple[str, ...]: ...
+
+    def told(
+        self, model: ServedModel, still_wanted: Callable[[], None], client: str
+    ) -> dict[str, Any]:
+        """The JSON that answers it; arguments and errors as ServedModel.encode_text()'s."""
+
+
+class Errors(Protocol):
+    """How an API tells of errors."""
+
+    def error_status(self, error: MarlinError) -> int:
+        """The status that answers a request with an error."""
+
+    def error_body(self, error: MarlinError) -> dict[str, Any]:
+        """The JSON that answers a request with an error."""
+
+    def error_events(self, error: MarlinError) -> bytes:
+        """The same as the last events of a stream that has begun."""
+
+
+class Dialect(Errors, Protocol):
+    """What a route needs of an API's endpoint that generates."""
 
     def parse(
         self, body: dict[str, Any], limits: Limits, max_tokens: int, ignored: list[str] | None
@@ -197,11 +230,11 @@ class Dialect(Protocol):
             RequestError: with `param` naming the field, e.g. `messages[2].content`.
         """
 
-    def error_status(self, error: MarlinError) -> int:
-        """The status that answers a request with an error."""
 
-    def error_body(self, error: MarlinError) -> dict[str, Any]:
-        """The JSON that answers a request with an error."""
+class Questions(Errors, Protocol):
+    """What a route needs of an API's endpoint that a tokenizer answers."""
 
-    def error_events(self, error: MarlinError) -> bytes:
-        """The same as the last events of a stream that has begun."""
+    def parse(
+        self, body: dict[str, Any], limits: Limits, max_tokens: int, ignored: list[str] | None
+    ) -> Question:
+        """As Dialect.parse()."""

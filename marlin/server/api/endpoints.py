@@ -16,7 +16,7 @@ from marlin.engine.served_model import ServedModel
 from marlin.errors import ModelNotFoundError, NoModelError
 from marlin.files.fields import shown
 from marlin.server.api import openai_answers
-from marlin.server.api.dialect import Dialect
+from marlin.server.api.dialect import Dialect, Questions
 from marlin.server.api.encoding import JSON_TYPE, encode
 from marlin.server.api.event_stream import EventStream
 from marlin.server.api.fields import memory_bytes, parse_json
@@ -126,17 +126,22 @@ class Endpoints:
                 with self._gate.slot(generation.keep_waiting, handler.client):
                     generation.run(prompts)
 
-    def count_tokens(self, handler: Handler, _record: RequestRecord, dialect: Dialect) -> None:
-        """How many tokens a request's prompts have, which then waits for no slot."""
+    def ask(self, handler: Handler, _record: RequestRecord, dialect: Questions) -> None:
+        """Answer a dialect.Question, which waits for no slot."""
         content = handler.read_body()
         deadline = Deadline(self._config.timeout_s)
-        call = self._parse(handler, dialect, content, deadline)
+        question = self._parse(handler, dialect, content, deadline)
         model = self._loaded_model()
-        self._names.check(call.model)
+        if question.model is not None:
+            self._names.check(question.model)
+
+        def check_wanted():
+            handler.check_peer()
+            deadline.check()
+
         with self._gate.place(handler.client):
-            asked = model, deadline.check, handler.client
-            prompts = [prompt.encode(*asked) for prompt in call.prompts]
-        reply_json(handler, {"input_tokens": sum(len(prompt.token_ids) for prompt in prompts)})
+            told = question.told(model, check_wanted, handler.client)
+        reply_json(handler, told)
 
     def _parse(self, handler, dialect, content, deadline):
         """The dialect's Call. Large bodies one at a time: their JSON takes many times their size,

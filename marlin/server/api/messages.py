@@ -4,6 +4,7 @@ Blocks become the messages of chat, and tools and choices chat's, so that what t
 once. No I/O and no model.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +50,13 @@ class MessagesCall(Call):
 
     def answer(self, model: ServedModel, name: str, key: str, created: int) -> MessagesAnswer:
         return MessagesAnswer(key, name)
+
+    def told(
+        self, model: ServedModel, still_wanted: Callable[[], None], client: str
+    ) -> dict[str, Any]:
+        """A dialect.Question's: how many tokens the prompt has."""
+        prompts = [prompt.encode(model, still_wanted, client) for prompt in self.prompts]
+        return {"input_tokens": sum(len(prompt.token_ids) for prompt in prompts)}
 
 
 class Messages:

@@ -181,6 +181,18 @@ CHAT = Names(
         "functions": FUNCTION,
     },
 )
+TOKENIZE_CONTENT = Names(
+    _PARAMETER, ("model", "content", "add_special", "parse_special", "with_pieces")
+)
+TOKENIZE = Names(
+    _PARAMETER,
+    (
+        *("model", "prompt", "messages", "add_special_tokens", "return_token_strs", "tools"),
+        *("add_generation_prompt", "continue_final_message", "chat_template_kwargs"),
+    ),
+    inside={"messages": MESSAGE, "tools": TOOL},
+)
+DETOKENIZE = Names(_PARAMETER, ("model", "tokens"))
 COMPLETION = Names(
     _PARAMETER,
     ("prompt", "echo", *_HONOURED_BY_BOTH),

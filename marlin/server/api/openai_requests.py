@@ -153,16 +153,17 @@ def _parse_prompts(value):
 
 def _parse_prompt(value, param):
     if type(value) is list:
-        return Prompt(_parse_token_ids(value, param), param)
+        if not value:
+            refuse(param, "must not be empty")
+        return Prompt(parse_token_ids(value, param), param)
     if type(value) is not str:
         got = type_name(value)
         refuse(param, f"must be a string or an array of token ids, got {got}")
     return Prompt(checked_text(value, param), param)
 
 
-def _parse_token_ids(value, param):
-    if not value:
-        refuse(param, "must not be empty")
+def parse_token_ids(value: list[Any], param: str) -> list[int]:
+    """An array that may hold token ids alone, whatever the vocabulary."""
     for index, token_id in enumerate(value):
         if type(token_id) is not int or token_id < 0:
             refuse(f"{param}[{index}]", f"must be a token id, got {shown(token_id)}")

@@ -13,10 +13,11 @@ from marlin.config import ServeConfig
 from marlin.engine.served_model import ServedModel
 from marlin.errors import MethodError
 from marlin.server.api import openai_requests
-from marlin.server.api.dialect import Dialect
+from marlin.server.api.dialect import Dialect, Errors, Questions
 from marlin.server.api.endpoints import Endpoints
 from marlin.server.api.messages import COUNT_TOKENS, MESSAGES
 from marlin.server.api.responses import RESPONSES
+from marlin.server.api.tokenizing import DETOKENIZE_IDS, TOKENIZE_TEXT
 from marlin.server.http.handler import Handler
 from marlin.server.observe.metrics import NUM_ENDPOINTS, OTHER_ENDPOINT, RequestRecord
 
@@ -43,7 +44,7 @@ class Route(NamedTuple):
     method: str
     path: str
     answer: Callable[[Endpoints, Handler, RequestRecord], None]
-    dialect: Dialect = DEFAULT_DIALECT
+    dialect: Errors = DEFAULT_DIALECT
     needs_key: bool = True
     quiet: bool = False
     setting: str | None = None
@@ -54,6 +55,12 @@ class Route(NamedTuple):
 def generation_route(path: str, dialect: Dialect, **more: Any) -> Route:
     """An endpoint that generates."""
     answer = partial(Endpoints.generate, dialect=dialect)
+    return Route("POST", path, answer, dialect=dialect, **more)
+
+
+def question_route(path: str, dialect: Questions, **more: Any) -> Route:
+    """An endpoint that a tokenizer answers."""
+    answer = partial(Endpoints.ask, dialect=dialect)
     return Route("POST", path, answer, dialect=dialect, **more)
 
 
@@ -76,11 +83,9 @@ ROUTES = (
     generation_route(
         "/v1/messages", MESSAGES, capability="messages", offered=lambda model: model.has_chat
     ),
-    Route(
-        *("POST", "/v1/messages/count_tokens"),
-        partial(Endpoints.count_tokens, dialect=COUNT_TOKENS),
-        dialect=COUNT_TOKENS,
-    ),
+    question_route("/v1/messages/count_tokens", COUNT_TOKENS),
+    question_route("/tokenize", TOKENIZE_TEXT),
+    question_route("/detokenize", DETOKENIZE_IDS),
 )
 
 
@@ -101,7 +106,7 @@ class Path:
         return any(route.needs_key for route in self.routes.values())
 
     @cached_property
-    def dialect(self) -> Dialect:
+    def dialect(self) -> Errors:
         return next(iter(self.routes.values())).dialect
 
     @cached_property

@@ -19,7 +19,7 @@ from typing import NamedTuple
 _PREFIX = "metal_marlin_"
 # Endpoints that are told apart: their labels are whoever counts them's to know. The last one is for
 # all others, so that what clients make up does not become a new series.
-NUM_ENDPOINTS = 16
+NUM_ENDPOINTS = 24
 OTHER_ENDPOINT = NUM_ENDPOINTS - 1
 DISCONNECTED = "disconnected"
 STATUSES = (
