@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from marlin.engine.bounds import Bounds
 from marlin.engine.request import Request
 from marlin.engine.sampling import SamplingParams
+from marlin.text.special_tokens import FillTokens
 
 if TYPE_CHECKING:  # As in request.py.
     from marlin.engine.constraint import Guide
@@ -65,6 +66,9 @@ class ModelTokenizer(Protocol):
     eos_token_ids: frozenset[int]
     byte_exact: bool
     strips_leading_space: bool
+    add_bos_token: bool
+    bos_token_id: int | None
+    fill_tokens: FillTokens | None
     chat_template: str | None
     tool_template: str | None
 

@@ -19,6 +19,7 @@ from marlin.engine.interface import EngineStats
 from marlin.engine.request import FinishEvent, TokenEvent, TokenLogprobs, new_request
 from marlin.engine.served_model import ServedModel
 from marlin.errors import RequestError, StoppingError
+from marlin.text.special_tokens import FillTokens
 
 _log = logging.getLogger(__name__)
 
@@ -53,6 +54,9 @@ class MockTokenizer:
     named_tokens: Mapping[str, str] = MappingProxyType({"eos_token": _EOS_TOKEN})
     byte_exact = True
     strips_leading_space = False
+    add_bos_token = False
+    bos_token_id: int | None = None
+    fill_tokens: FillTokens | None = None
     chat_template: str | None = _CHAT_TEMPLATE
     tool_template: str | None = None
 

@@ -20,7 +20,7 @@ from tokenizers.processors import TemplateProcessing
 
 from marlin.errors import TokenizerPoolError
 from marlin.text.cuts import SPACE_PIECE, checked, cuts_of, steps_of
-from marlin.text.special_tokens import end_of_turn_ids
+from marlin.text.special_tokens import end_of_turn_ids, fill_tokens
 
 # Names of chat templates, where a model has several.
 DEFAULT_TEMPLATE, TOOL_TEMPLATE = "default", "tool_use"
@@ -56,6 +56,7 @@ class Tokenizer:
         chat_template: source of the model's (default) chat template, or None.
         tool_template: source of the one for conversations with tools, where that is another.
         add_bos_token: whether `encode` with special tokens starts with `bos_token_id`.
+        fill_tokens: special_tokens.FillTokens, or None.
         byte_exact: whether `token_bytes` is exact; False only for a decoder this project does not
             know, whose text has to come from decoding whole runs of tokens.
         strips_leading_space: the decoder drops one space at the start of a text, which the
@@ -71,9 +72,14 @@ class Tokenizer:
         eos_token_ids=(),
         chat_template=None,
         tool_template=None,
+        fill=None,
     ):
-        """pieces: those of the backend's model, added tokens apart, from whoever has them at hand:
-        asked for, the backend spells all of them anew."""
+        """
+        Args:
+            fill: FillTokens that the files name; None looks for them by their texts.
+            pieces: those of the backend's model, added tokens apart, from whoever has them at hand:
+                asked for, the backend spells all of them anew.
+        """
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
@@ -98,7 +104,9 @@ class Tokenizer:
         self._token_bound = _token_bound(backend, added.values(), pieces)
         self._cuts = cuts_of(backend, added.values(), pieces)
         self._around = _around(backend)
-        self._plain = _without_special(backend, added, self.eos_token_ids)
+        self.fill_tokens = fill or fill_tokens(backend.token_to_id)
+        marks = self.fill_tokens.ids if self.fill_tokens else set()
+        self._plain = _without_special(backend, added, self.eos_token_ids | marks)
 
     def encode(self, text, *, add_special_tokens=True, parse_special=True):
         """Token ids of `text`.
@@ -106,8 +114,8 @@ class Tokenizer:
         Args:
             text: any string; a lone surrogate, which JSON can carry, is read as U+FFFD.
             add_special_tokens: False for a rendered chat template, which wrote its own.
-            parse_special: special tokens, and those that end a turn, are taken as such where they
-                are spelled out; False reads them as any other text.
+            parse_special: special tokens, and those that end a turn or mark a gap, are taken as
+                such where they are spelled out; False reads them as any other text.
 
         Returns:
             list[int], empty for "" unless special tokens are added.

@@ -125,8 +125,8 @@ AGENTS = (
 )
 EDITORS = (
     "What editors and measurements ask for",
-    "Token ids of a text, and a text of token ids.",
-    ("marlin/server/api/tokenizing.py",),
+    "Token ids of a text, a text of token ids, and gaps to be filled.",
+    ("marlin/server/api/tokenizing.py", "marlin/server/api/infill.py"),
     1_000,
 )
 APART = (AGENTS, EDITORS)

@@ -147,7 +147,7 @@ REFUSED_IN_COMPLETIONS = [
     ({"logprobs": -1}, "logprobs"),
     ({"logprobs": True}, "logprobs"),
     ({"top_logprobs": 2}, "top_logprobs"),
-    ({"suffix": "end"}, "suffix"),
+    ({"suffix": 1}, "suffix"),
     ({"max_completion_tokens": 5}, "max_completion_tokens"),
     ({"messages": []}, "messages"),
 ]

@@ -80,10 +80,17 @@ def test_without_its_setting_a_path_is_not_there():
 
 
 def test_a_models_capabilities_are_those_of_the_routes():
-    chatty, plain = SimpleNamespace(has_chat=True), SimpleNamespace(has_chat=False)
+    chatty = SimpleNamespace(has_chat=True, fills_gaps=False)
+    plain = SimpleNamespace(has_chat=False, fills_gaps=True)
     chat = "chat_completions", "responses", "messages"
-    assert capabilities(chatty) == {"completions": True, **dict.fromkeys(chat, True)}
-    assert capabilities(plain) == {"completions": True, **dict.fromkeys(chat, False)}
+    assert capabilities(chatty) == {
+        **{"completions": True, "infill": False},
+        **dict.fromkeys(chat, True),
+    }
+    assert capabilities(plain) == {
+        **{"completions": True, "infill": True},
+        **dict.fromkeys(chat, False),
+    }
 
 
 def test_two_methods_of_a_path_share_its_label():

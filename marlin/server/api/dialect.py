@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 from marlin.engine.interface import ModelTokenizer
 from marlin.engine.sampling import SamplingParams
-from marlin.engine.served_model import ModelPrompt, ServedModel
+from marlin.engine.served_model import Gap, ModelPrompt, ServedModel
 from marlin.engine.stream import ShownToken
 from marlin.errors import MarlinError
 from marlin.server.http.limits import Limits
@@ -56,6 +56,24 @@ class Prompt:
         self, model: ServedModel, still_wanted: Callable[[], None], client: str
     ) -> ModelPrompt:
         return ModelPrompt(model.encode_prompt(self.content, self.param, still_wanted, client))
+
+
+@dataclass(frozen=True, slots=True)
+class GapPrompt:
+    """A gap to be filled; param: what errors call the field that asks for it."""
+
+    continues: ClassVar[bool] = True
+    gap: Gap
+    param: str
+
+    @property
+    def content(self) -> str:
+        return self.gap.before
+
+    def encode(
+        self, model: ServedModel, still_wanted: Callable[[], None], client: str
+    ) -> ModelPrompt:
+        return ModelPrompt(model.encode_fill(self.gap, self.param, still_wanted, client))
 
 
 class Usage(NamedTuple):
@@ -149,7 +167,7 @@ class Call(ABC):
     """What a request asks for.
 
     Attributes:
-        model: the name it gives.
+        model: the name it gives; None where the API needs none.
         prompts: at least one.
         sampling: its max_tokens may be more than the context holds.
         stop: strings that end a text, not part of it.
@@ -158,8 +176,8 @@ class Call(ABC):
         skipped: what of the request was left out, which the client and the log are told.
     """
 
-    model: str
-    prompts: Sequence[ChatPrompt | Prompt]
+    model: str | None
+    prompts: Sequence[ChatPrompt | Prompt | GapPrompt]
     sampling: SamplingParams
     stop: tuple[str, ...]
     stream: bool

@@ -132,8 +132,7 @@ class Endpoints:
         deadline = Deadline(self._config.timeout_s)
         question = self._parse(handler, dialect, content, deadline)
         model = self._loaded_model()
-        if question.model is not None:
-            self._names.check(question.model)
+        self._names.check(question.model)
 
         def check_wanted():
             handler.check_peer()

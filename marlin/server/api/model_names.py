@@ -17,9 +17,9 @@ class ModelNames(NamedTuple):
     names: tuple[str, ...]
     takes_any: bool = False
 
-    def check(self, name: str) -> None:
-        """Raise ModelNotFoundError for a name that is not served."""
-        if name not in self.names and not self.takes_any:
+    def check(self, name: str | None) -> None:
+        """Raise ModelNotFoundError for a name that is not served; None is no name."""
+        if name is not None and name not in self.names and not self.takes_any:
             raise ModelNotFoundError(f"model {shown(name)} is not served here", param="model")
 
 

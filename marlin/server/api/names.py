@@ -195,8 +195,22 @@ TOKENIZE = Names(
 DETOKENIZE = Names(_PARAMETER, ("model", "tokens"))
 COMPLETION = Names(
     _PARAMETER,
-    ("prompt", "echo", *_HONOURED_BY_BOTH),
+    ("prompt", "echo", "suffix", *_HONOURED_BY_BOTH),
     _ACCEPTED_BY_BOTH,
-    {"suffix": ("",)},
-    {"stream_options": STREAM_OPTIONS, **_FORMATS},
+    inside={"stream_options": STREAM_OPTIONS, **_FORMATS},
+)
+_FILE = Names("field of a file", ("filename", "text"), {"time": int})
+INFILL = Names(
+    _PARAMETER,
+    (
+        *("model", "input_prefix", "input_suffix", "input_extra", "prompt", "n_predict"),
+        *("stop", "stream", *(row.name for row in PARAMETERS if row.name != "max_tokens")),
+    ),
+    {
+        **{"cache_prompt": bool, "id_slot": int, "return_progress": bool},
+        # What came of it is in every answer.
+        **{"timings_per_token": bool},
+    },
+    {"repeat_penalty": (1, 1.0, 0, 0.0), "n_probs": (0,), "grammar": ("",), "n_keep": (0, -1)},
+    {"input_extra": _FILE},
 )

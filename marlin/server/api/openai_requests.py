@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 from marlin.engine.bounds import check_num_biases
 from marlin.engine.interface import ModelTokenizer
 from marlin.engine.sampling import parse_sampling
-from marlin.engine.served_model import ServedModel
+from marlin.engine.served_model import Gap, ServedModel
 from marlin.files.fields import shown, type_name
 from marlin.server.api import names, openai_logprobs
-from marlin.server.api.dialect import WHOLE_CONTEXT, Call, ChatPrompt, Dialect, Prompt
+from marlin.server.api.dialect import WHOLE_CONTEXT, Call, ChatPrompt, Dialect, GapPrompt, Prompt
 from marlin.server.api.fields import checked_text, plain, refuse, request_fields, required
 from marlin.server.api.openai_answers import (
     ChatAnswer,
@@ -70,7 +70,7 @@ class CompletionCall(OpenAiCall):
     """
 
     kind = CompletionAnswer
-    prompts: Sequence[Prompt]
+    prompts: Sequence[Prompt | GapPrompt]
     echo: bool = False
 
     def prefixes(self, tokenizer: ModelTokenizer) -> list[str]:
@@ -126,8 +126,10 @@ def parse_completion(
     """Dialect.parse of /v1/completions."""
     names.COMPLETION.check(body, ignored)
     model = checked_text(required(body, "model"), "model")
-    prompts = _parse_prompts(required(body, "prompt"))
     given = request_fields(body)
+    prompts: Sequence[Prompt | GapPrompt] = _parse_prompts(required(body, "prompt"))
+    if suffix := checked_text(given.text("suffix", ""), "suffix"):
+        prompts = [_gap(prompt, suffix) for prompt in prompts]
     max_tokens = given.count("max_tokens", max_tokens, maximum=limits.num_output_tokens)
     num_logprobs = openai_logprobs.parse_completion(body)
     options = _parse_options(given, limits, max_tokens, num_logprobs)
@@ -149,6 +151,12 @@ def _parse_prompts(value):
             params = (f"prompt[{index}]" for index in range(len(value)))
             return [_parse_prompt(*pair) for pair in zip(value, params, strict=False)]
     return [_parse_prompt(value, "prompt")]
+
+
+def _gap(prompt, suffix):
+    if not isinstance(prompt.content, str):
+        refuse("suffix", f"needs text before it, and {prompt.param} has token ids")
+    return GapPrompt(Gap(prompt.content, suffix), "suffix")
 
 
 def _parse_prompt(value, param):

@@ -15,6 +15,7 @@ from marlin.errors import MethodError
 from marlin.server.api import openai_requests
 from marlin.server.api.dialect import Dialect, Errors, Questions
 from marlin.server.api.endpoints import Endpoints
+from marlin.server.api.infill import INFILL
 from marlin.server.api.messages import COUNT_TOKENS, MESSAGES
 from marlin.server.api.responses import RESPONSES
 from marlin.server.api.tokenizing import DETOKENIZE_IDS, TOKENIZE_TEXT
@@ -77,6 +78,9 @@ ROUTES = (
         offered=lambda model: model.has_chat,
     ),
     generation_route("/v1/completions", openai_requests.COMPLETIONS, capability="completions"),
+    generation_route(
+        "/infill", INFILL, capability="infill", offered=lambda model: model.fills_gaps
+    ),
     generation_route(
         "/v1/responses", RESPONSES, capability="responses", offered=lambda model: model.has_chat
     ),
