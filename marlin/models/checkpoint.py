@@ -25,7 +25,8 @@ class Checkpoint(Protocol):
         path: the file or folder.
         device: where it will be loaded.
         spec: the model, in its family's words.
-        format: "gguf", "safetensors", or a native folder's "fp4", "int4", "int8".
+        format: "gguf", "safetensors", a native folder's "fp4", "int4", "int8", or the name of the
+            program that quantized a folder (weights/foreign).
         weight_bytes: device memory that load() will take.
         mapped_paths: files that are read from as long as the model is used.
     """
@@ -53,8 +54,7 @@ def open_checkpoint(path, device: Device, slabs=None) -> Checkpoint:
 
     Args:
         path: of the file or folder.
-        slabs: device.slabs memory for what is repacked; None is memory of this process. Folders
-            are used in place and need none.
+        slabs: device.slabs memory for what is repacked; None is memory of this process.
 
     Raises:
         ModelFileError: nothing is there, it is not one of the three, or its tensors are not those
@@ -62,5 +62,5 @@ def open_checkpoint(path, device: Device, slabs=None) -> Checkpoint:
     """
     path = os.fspath(path)
     if is_folder(path):
-        return FolderCheckpoint(path, device)
+        return FolderCheckpoint(path, device, slabs)
     return GgufCheckpoint(path, device, slabs)

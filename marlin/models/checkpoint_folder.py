@@ -1,16 +1,22 @@
-"""A folder's tensors on a device: which are mapped and which copied."""
+"""A folder's tensors on a device: which are mapped, copied, and repacked from another program's
+form.
+"""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from marlin.device.device import Device
 from marlin.device.ops import Weight, weight_flags
 from marlin.device.program import View
+from marlin.device.slabs import PrivateSlabs
+from marlin.models.checkpoint_slabs import SlabWeights
 from marlin.models.plan_folder import plan_folder
 from marlin.text.folder_tokenizer import load_tokenizer
 from marlin.text.tokenizer import Tokenizer
 from marlin.weights import ggml_types
+from marlin.weights.foreign.matrix import chunks
 from marlin.weights.tensor_file import read_bytes
 
 
@@ -18,14 +24,19 @@ class FolderCheckpoint:
     """A folder with config.json and safetensors: Hugging Face's, or native packed ones.
 
     Files are mapped once each and never copied, but for norms and biases: whole, or tensor by
-    tensor where a file is longer than the device's largest buffer.
+    tensor where a file is longer than the device's largest buffer. Matrices of other programs are
+    repacked, once.
+
+    Args:
+        slabs: device.slabs memory for what is repacked; None is memory of this process.
     """
 
-    def __init__(self, path: str, device: Device):
+    def __init__(self, path: str, device: Device, slabs=None):
         self.path = path
         self.device = device
-        self.spec, native_format, self.plan = plan_folder(path)
-        self.format = native_format or "safetensors"
+        self.spec, format, self.plan, self._slab_bytes = plan_folder(path)
+        self.format = format or "safetensors"
+        self._slabs = SlabWeights(slabs or PrivateSlabs(device), self._slab_bytes)
         limits = device.info()
         self._max_buffer_bytes = limits["max_buffer_bytes"]
         self._page_bytes = limits["page_bytes"]
@@ -33,10 +44,10 @@ class FolderCheckpoint:
 
     @property
     def weight_bytes(self) -> int:
-        """Files or tensors that are mapped, each once, and what is copied."""
-        ranges, copied = set(), 0
+        """Files or tensors that are mapped, each once, what is copied, and slabs."""
+        ranges, copied = set(), sum(self._slab_bytes)
         for stored in self.plan:
-            for info in stored.parts:
+            for info in () if stored.foreign else stored.parts:
                 if self._is_copied(stored, info):
                     copied += info.num_bytes if stored.kind else 4 * info.shape[0]
                 else:
@@ -45,17 +56,21 @@ class FolderCheckpoint:
 
     @property
     def mapped_paths(self) -> list[str]:
-        infos = [(stored, info) for stored in self.plan for info in stored.parts]
+        in_place = [stored for stored in self.plan if stored.foreign is None]
+        infos = [(stored, info) for stored in in_place for info in stored.parts]
         return sorted({info.path for stored, info in infos if not self._is_copied(stored, info)})
 
     def load(self) -> dict[str, Weight | View]:
-        return {stored.tensor.name: self._load(stored) for stored in self.plan}
+        with ThreadPoolExecutor(max(1, self.device.info()["num_threads"])) as pool:
+            return {stored.tensor.name: self._load(stored, pool) for stored in self.plan}
 
     def load_tokenizer(self, allow_unknown_pretokenizer: bool = False) -> Tokenizer:
         return load_tokenizer(self.path, allow_unknown_pretokenizer=allow_unknown_pretokenizer)
 
-    def _load(self, stored):
+    def _load(self, stored, pool):
         info = stored.info
+        if stored.foreign is not None:
+            return self._repack(stored, pool)
         if stored.kind is None:
             values = ggml_types.dequantize(info.dtype, read_bytes(info), info.shape)
             values = values.astype(np.float32)
@@ -68,6 +83,25 @@ class FolderCheckpoint:
         data, scales, biases, *_ = [*views, None, None]
         n, k = stored.tensor.shape
         return Weight(stored.kind, n, k, data, stored.group_size, flags, scales, biases)
+
+    def _repack(self, stored, pool):
+        foreign = stored.foreign
+        form, (n, k) = foreign.form, foreign.shape
+        weight = self._slabs.weight(form, n, k, stored.slab, stored.offset)
+        if self._slabs.filled:
+            return weight
+        rows = form.padded_rows(n)
+        views = [view for view in (weight.data, weight.scales, weight.biases) if view is not None]
+
+        def convert(start, stop):
+            for view, array in zip(views, foreign.arrays(start, stop), strict=True):
+                raw = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
+                at = view.offset + start * (view.num_bytes // rows)
+                view.buffer.array(np.uint8, raw.shape, at)[...] = raw
+
+        for job in [pool.submit(convert, *piece) for piece in chunks(n, k)]:
+            job.result()
+        return weight
 
     def _view(self, stored, info):
         if self._is_copied(stored, info):

@@ -11,12 +11,14 @@ from marlin.device.device import Device
 from marlin.device.ops import Weight
 from marlin.device.program import Recorder, View
 from marlin.device.slabs import PrivateSlabs
+from marlin.models.checkpoint_slabs import SlabWeights
 from marlin.models.plan_gguf import plan_gguf
 from marlin.text.gguf_tokenizer import tokenizer_from_gguf
 from marlin.text.tokenizer import Tokenizer
 from marlin.weights import ggml_types
 from marlin.weights.block_types import DENSE_KINDS
 from marlin.weights.gguf import GGUFFile
+from marlin.weights.kinds import Form
 from marlin.weights.rows import unpermute_rows
 from marlin.weights.tensor_file import read_bytes
 
@@ -39,8 +41,7 @@ class GgufCheckpoint:
         self.device = device
         self._file = GGUFFile(path)
         self.spec, self.plan, self._slab_bytes = plan_gguf(self._file)
-        self._slab_source = slabs or PrivateSlabs(device)
-        self._slabs = []
+        self._slabs = SlabWeights(slabs or PrivateSlabs(device), self._slab_bytes)
 
     @property
     def weight_bytes(self) -> int:
@@ -60,7 +61,7 @@ class GgufCheckpoint:
         weights, pending, num_bytes = {}, [], 0
         for planned in self.plan:
             weight = weights[planned.tensor.name] = self._load(planned)
-            if planned.form is None or self._slab_source.filled:
+            if planned.form is None or self._slabs.filled:
                 continue
             pending.append((planned, weight))
             num_bytes += planned.info.num_bytes
@@ -87,30 +88,15 @@ class GgufCheckpoint:
         if planned.slab < 0:
             view = View.of(self.device.map(self.path, info.offset, info.num_bytes))
             return Weight(DENSE_KINDS[info.dtype], n, k, view)
-        buffer, start = self._slab(planned.slab), planned.offset
-        if form is None:
-            return self._reordered(planned, View(buffer, start, info.num_bytes))
-        code_bytes, scale_bytes, bias_bytes = planned.part_bytes
-        flags = ops.weight_flags(form.scale_bytes == 4, form.has_bias)
-        scales = View(buffer, start + code_bytes, scale_bytes)
-        biases = None
-        if form.has_bias:
-            biases = View(buffer, start + code_bytes + scale_bytes, bias_bytes)
-        codes = View(buffer, start, code_bytes)
-        return Weight(form.kind, n, k, codes, form.group_size, flags, scales, biases)
-
-    def _reordered(self, planned, view):
-        n, k = planned.tensor.shape
-        if not self._slab_source.filled:
-            rows = read_bytes(planned.info).reshape(n, -1)
-            rows = unpermute_rows(rows, planned.tensor.rope_heads)
+        place = planned.slab, planned.offset
+        if form is not None:
+            return self._slabs.weight(form.form, n, k, *place)
+        weight = self._slabs.weight(Form(DENSE_KINDS[info.dtype]), n, k, *place)
+        if not self._slabs.filled:
+            rows, view = read_bytes(info).reshape(n, -1), weight.data
+            rows = unpermute_rows(rows, tensor.rope_heads)
             view.buffer.array(np.uint8, rows.shape, view.offset)[...] = rows
-        return Weight(DENSE_KINDS[planned.info.dtype], n, k, view)
-
-    def _slab(self, index):
-        while len(self._slabs) <= index:
-            self._slabs.append(self._slab_source.new(self._slab_bytes[len(self._slabs)]))
-        return self._slabs[index]
+        return weight
 
     def _repack(self, pending):
         """Fill weights from their blocks."""

@@ -1,17 +1,21 @@
-"""Folders with config.json and safetensors: which tensors there are, Hugging Face's or the
-project's own packed ones, and what these must look like. Refuses to know devices.
+"""Folders with config.json and safetensors: which tensors there are, Hugging Face's, the project's
+own packed ones, whose look is said here, or those of another program (weights/foreign). Refuses to
+know devices.
 """
 
 import os
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from marlin.errors import ModelFileError
-from marlin.files.fields import file_fields
+from marlin.files.fields import Fields, file_fields
 from marlin.files.strict_json import read_json_object
-from marlin.models.plan import check_dtype, check_found, check_leftovers
+from marlin.models.plan import SlabPlan, check_dtype, check_found, check_leftovers
 from marlin.models.registry import config_from_hf, spec_of
 from marlin.models.spec import ModelSpec, Tensor
 from marlin.weights.block_types import BLOCK_TYPES, DENSE_KINDS
+from marlin.weights.foreign.matrix import ForeignMatrix
+from marlin.weights.foreign.table import reader_of
 from marlin.weights.kinds import GROUP_SIZES, KINDS, MAY, MUST, PACKED_KINDS, ROW_TILE
 from marlin.weights.native import PADDING_PREFIX, VERSION
 from marlin.weights.safetensors_file import SafetensorsFolder
@@ -31,12 +35,13 @@ TEXT_PREFIXES = {
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor of a folder: as it is, or packed in the project's own form.
+    """A tensor of a folder: as it is, packed in the project's own form, or to be repacked.
 
     Attributes:
         info: its values, or a packed one's codes.
         kind: a Weight's kind; None of what is no matrix.
         group_size, scales, biases: of a packed one, where biases may be None.
+        foreign: of one that is to be repacked, with the slab and the offset where it will lie.
     """
 
     tensor: Tensor
@@ -45,9 +50,14 @@ class StoredTensor:
     group_size: int = 0
     scales: TensorInfo | None = None
     biases: TensorInfo | None = None
+    foreign: ForeignMatrix | None = None
+    slab: int = -1
+    offset: int = 0
 
     @property
     def parts(self) -> tuple[TensorInfo, ...]:
+        if self.foreign is not None:
+            return self.foreign.parts
         return tuple(p for p in (self.info, self.scales, self.biases) if p is not None)
 
     @property
@@ -58,35 +68,61 @@ class StoredTensor:
         return BLOCK_TYPES[self.info.dtype].bytes
 
 
-def plan_folder(path: str) -> tuple[ModelSpec, str | None, list[StoredTensor]]:
-    """Find every tensor of the model in a folder.
+class FolderPlan(NamedTuple):
+    """What a folder holds.
 
-    Returns:
-        (the model, the native format or None, its tensors).
+    Attributes:
+        spec: the model.
+        format: a native folder's, or the name of another program's; None of a plain one.
+        tensors: all of the model's.
+        slab_bytes: of each slab of repacked ones.
+    """
+
+    spec: ModelSpec
+    format: str | None
+    tensors: list[StoredTensor]
+    slab_bytes: list[int]
+
+
+def plan_folder(path: str) -> FolderPlan:
+    """Find every tensor of the model in a folder.
 
     Raises:
         ModelFileError: config or tensors cannot be read, or contradict each other.
     """
     tensors = _text_names(path, SafetensorsFolder(path).tensors)
     spec = spec_of(config_from_hf(path))
-    quantization = read_quantization(path)
-    format = quantization["format"] if quantization else None
-    plan, known = [], set()
+    config_path = os.path.join(path, "config.json")
+    config = file_fields(config_path, read_json_object(config_path))
+    native = _native_format(config)
+    reader = None if native else reader_of(config, tensors)
+    plan, known, slabs = [], set(), SlabPlan()
     for tensor in spec.tensors:
         stem = tensor.name.removesuffix(".weight")
-        if tensor.is_matrix and f"{stem}.codes" in tensors:
-            plan.append(_plan_packed(tensor, stem, tensors, format))
+        foreign = reader.matrix(stem, tensor.shape) if reader and tensor.is_matrix else None
+        if foreign is not None:
+            place = slabs.place(sum(foreign.form.part_bytes(*foreign.shape)))
+            kind = foreign.form.kind
+            plan.append(StoredTensor(tensor, foreign.info, kind, 0, None, None, foreign, *place))
+        elif tensor.is_matrix and f"{stem}.codes" in tensors:
+            plan.append(_plan_packed(tensor, stem, tensors, native))
         elif check_found(path, tensor, tensor.name, tensors.get(tensor.name), DENSE_KINDS):
             info = tensors[tensor.name]
-            kind = DENSE_KINDS[info.dtype] if tensor.is_matrix else None
-            plan.append(StoredTensor(tensor, info, kind))
+            plan.append(
+                StoredTensor(tensor, info, DENSE_KINDS[info.dtype] if tensor.is_matrix else None)
+            )
         else:
             continue
         known |= {_text_name(info.name) for info in plan[-1].parts}
-    if quantization:
+    if native:
         known |= {name for name in tensors if name.startswith(PADDING_PREFIX)}
+    if reader:
+        known |= {name for name in tensors if reader.is_companion(name)}
+        if not slabs.sizes:
+            message = f"says that {reader.name} has quantized these weights, and no matrix is"
+            raise ModelFileError(config_path, message)
     check_leftovers(spec, tensors, known)
-    return spec, format, plan
+    return FolderPlan(spec, reader.name if reader else native, plan, slabs.sizes)
 
 
 def _text_names(path, tensors):
@@ -151,29 +187,21 @@ def _packed_kind(codes, n, k, format):
     return format
 
 
-def read_quantization(folder: str) -> dict | None:
-    """The "quantization" object of a native folder's config.json, or None for a plain checkpoint.
+def _native_format(config: Fields) -> str | None:
+    """The format of a native folder, by `quantization` of its config.json; None of another one.
 
     Raises:
-        ModelFileError: it is of a version or format that this package does not know, or another
-            program's quantized checkpoint.
+        ModelFileError: it is of a version or format that this package does not know.
     """
-    path = os.path.join(folder, "config.json")
-    fields = file_fields(path, read_json_object(path))
-    if fields.raw("quantization_config") is not None:
-        fields.fail(
-            "quantization_config", "a plain checkpoint or one that `metal-marlin quantize` wrote"
-        )
-    quantization = fields.raw("quantization")
-    if quantization is None:
+    quantization = config.raw("quantization")
+    if not isinstance(quantization, dict) or "version" not in quantization:
         return None
-    if not isinstance(quantization, dict) or quantization.get("version") != VERSION:
-        fields.fail(
-            "quantization",
-            f"version {VERSION} of what `metal-marlin quantize` writes from an original checkpoint",
-        )
-    native = fields.object("quantization")
-    native.choice("format", PACKED_KINDS)
+    if config.raw("quantization_config") is not None:
+        config.fail("quantization_config", "nothing beside quantization")
+    native = config.object("quantization")
+    if native.raw("version") != VERSION:
+        native.fail("version", f"{VERSION}, of what `metal-marlin quantize` writes")
+    format = native.choice("format", PACKED_KINDS)
     if native.raw("tile_rows") != ROW_TILE:
         native.fail("tile_rows", f"{ROW_TILE}, the only tiles that kernels read")
-    return quantization
+    return format

@@ -4,18 +4,12 @@ will lie, before any of them is read. Refuses to know devices.
 
 from dataclasses import dataclass
 
-from marlin.models.plan import check_found, check_leftovers
+from marlin.models.plan import SlabPlan, check_found, check_leftovers
 from marlin.models.registry import config_from_gguf, spec_of
 from marlin.models.spec import ModelSpec, Tensor
 from marlin.weights.block_types import DENSE_KINDS, REPACKED, BlockType
 from marlin.weights.gguf import GGUFFile
 from marlin.weights.tensor_file import TensorInfo
-
-# Repacked weights share buffers of this size: a huge page is 2 MiB, most matrices are smaller.
-SLAB_BYTES = 32 << 20
-# Weights in a slab begin at multiples of a cache line, which is the largest vector a kernel loads.
-SLAB_ALIGNMENT = 64
-
 
 _MATRIX_TYPES = (*DENSE_KINDS, *REPACKED)
 
@@ -52,7 +46,7 @@ def plan_gguf(file: GGUFFile) -> tuple[ModelSpec, list[GgufTensor], list[int]]:
         ModelFileError: header or tensors cannot be read, or contradict each other.
     """
     spec = spec_of(config_from_gguf(file))
-    plan, slabs, used = [], [], 0
+    plan, slabs = [], SlabPlan()
     for tensor in spec.tensors:
         info = file.tensors.get(tensor.gguf)
         dtypes = _MATRIX_TYPES if tensor.is_matrix else DENSE_KINDS
@@ -60,12 +54,8 @@ def plan_gguf(file: GGUFFile) -> tuple[ModelSpec, list[GgufTensor], list[int]]:
             continue
         planned = GgufTensor(tensor, info, REPACKED.get(info.dtype))
         if tensor.is_matrix and (planned.form or tensor.rope_heads):
-            num_bytes = sum(planned.part_bytes)
-            if not slabs or used + num_bytes > slabs[-1]:
-                slabs.append(max(SLAB_BYTES, num_bytes))
-                used = 0
-            planned = GgufTensor(tensor, info, planned.form, len(slabs) - 1, used)
-            used += -(-num_bytes // SLAB_ALIGNMENT) * SLAB_ALIGNMENT
+            place = slabs.place(sum(planned.part_bytes))
+            planned = GgufTensor(tensor, info, planned.form, *place)
         plan.append(planned)
     check_leftovers(spec, file.tensors, {planned.info.name for planned in plan})
-    return spec, plan, slabs
+    return spec, plan, slabs.sizes

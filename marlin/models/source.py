@@ -20,6 +20,7 @@ from marlin.text.folder_tokenizer import TEMPLATE_FOLDER
 from marlin.text.gguf_tokenizer import tokenizer_from_gguf
 from marlin.weights.convert import SourceTensor
 from marlin.weights.gguf import GGUFFile
+from marlin.weights.kinds import PACKED_KINDS
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -59,6 +60,7 @@ class Source:
         """
         if os.path.isdir(self.path):
             config = read_json_object(os.path.join(self.path, "config.json"))
+            config.pop("quantization_config", None)  # what another program has made of them
             _copy_tokenizer(self.path, folder)
         else:
             config = family_of(self.config).hf_config(self.config)
@@ -101,14 +103,13 @@ def open_source(path) -> Source:
 
 
 def _open_folder(path):
-    config_path = os.path.join(path, "config.json")
-    values = read_json_object(config_path)
-    for field in ("quantization", "quantization_config"):
-        if values.get(field) is not None:
-            message = f"{field} says that the weights are quantized already; give the original"
-            raise ModelFileError(config_path, message)
-    spec, _, plan = plan_folder(path)
-    found = [SourceTensor(at.tensor.name, at.info, at.tensor.role) for at in plan]
+    spec, format, plan, _ = plan_folder(path)
+    if format in PACKED_KINDS:
+        message = "quantization says that the weights are quantized already; give the original"
+        raise ModelFileError(os.path.join(path, "config.json"), message)
+    found = [
+        SourceTensor(at.tensor.name, at.info, at.tensor.role, foreign=at.foreign) for at in plan
+    ]
     return _in_file_order(path, spec, found)
 
 

@@ -8,7 +8,7 @@ test holds the two together.
 
 from dataclasses import dataclass
 
-from marlin.weights.kinds import KINDS, ROW_TILE
+from marlin.weights.kinds import Form
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,14 @@ class BlockType:
     scale_bytes: int = 0
     has_bias: bool = False
 
+    @property
+    def form(self) -> Form:
+        """What a repacked matrix becomes."""
+        return Form(self.kind, self.group_size, self.scale_bytes, self.has_bias)
+
     def part_bytes(self, n: int, k: int) -> tuple[int, int, int]:
-        """Bytes of the codes, scales and biases (0 without) of a repacked matrix [n, k]."""
-        rows = -(-n // ROW_TILE) * ROW_TILE
-        scale_bytes = rows * (k // self.group_size) * self.scale_bytes
-        code_bytes = rows * k * KINDS[self.kind].bits // 8
-        return code_bytes, scale_bytes, scale_bytes if self.has_bias else 0
+        """Form.part_bytes() of a repacked matrix [n, k]."""
+        return self.form.part_bytes(n, k)
 
 
 BLOCK_TYPES = {

@@ -12,6 +12,7 @@ import numpy as np
 
 from marlin.errors import ModelFileError
 from marlin.weights import ggml_types
+from marlin.weights.foreign.matrix import ForeignMatrix
 from marlin.weights.formats import dequantize, quantize
 from marlin.weights.kinds import KINDS, ROW_TILE
 from marlin.weights.native import NativeEntry
@@ -36,6 +37,7 @@ class SourceTensor:
         role: "embedding", "lm_head", "attention", "mlp", or "other" for what is never quantized.
         num_heads: heads whose rows are to be put into Hugging Face's order; 0 if they are in it.
         excess: what its values are larger by than Hugging Face's.
+        foreign: of a matrix that another program has quantized, how it stored it.
     """
 
     name: str
@@ -43,14 +45,21 @@ class SourceTensor:
     role: str
     num_heads: int = 0
     excess: float = 0.0
+    foreign: ForeignMatrix | None = None
+
+    @property
+    def shape(self):
+        return self.info.shape if self.foreign is None else self.foreign.shape
 
     @property
     def num_values(self):
-        return math.prod(self.info.shape)
+        return math.prod(self.shape)
 
     def rows(self, start, stop):
         """float32 [stop - start, ...] as Hugging Face stores them; whole heads where their order
         differs."""
+        if self.foreign is not None:
+            return self.foreign.values(start, stop)
         shape = (stop - start, *self.info.shape[1:])
         row_bytes = self.info.num_bytes // self.info.shape[0]
         raw = read_bytes(self.info, start * row_bytes, (stop - start) * row_bytes)
@@ -67,8 +76,8 @@ class SourceTensor:
 
     def chunks(self):
         """[(start, stop)] of rows to convert at a time: whole tiles, and whole heads."""
-        num_rows = self.info.shape[0]
-        row_values = math.prod(self.info.shape[1:])
+        num_rows = self.shape[0]
+        row_values = math.prod(self.shape[1:])
         unit = math.lcm(ROW_TILE, num_rows // self.num_heads if self.num_heads else 1)
         step = max(1, CHUNK_VALUES // (unit * row_values)) * unit
         return [(start, min(start + step, num_rows)) for start in range(0, num_rows, step)]
@@ -92,7 +101,7 @@ def plan_entry(tensor, format, group_size):
     Linear weights take the format asked for; embedding and output matrix take EDGE_FORMAT when that
     format has 4 bits; a matrix that the group size does not divide stays F16; the rest is F32.
     """
-    shape = tensor.info.shape
+    shape = tensor.shape
     if tensor.role == "other":
         return NativeEntry(tensor.name, shape, "F32")
     if tensor.role in ("embedding", "lm_head") and KINDS[format].bits < 8:
@@ -129,7 +138,7 @@ def convert(tensors, entries, writer, num_threads, progress):
                         found = errors.setdefault(tensor.role, RoleError())
                         found.squared_error += squared_error
                         found.squared_norm += squared_norm
-                    progress((stop - start) * math.prod(tensor.info.shape[1:]))
+                    progress((stop - start) * math.prod(tensor.shape[1:]))
             finally:
                 for job in jobs:
                     job.cancel()

@@ -50,4 +50,34 @@ KINDS = {
         WeightKind("int8", 8, 16, MAY),
     )
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a matrix of a file becomes on a device.
+
+    Attributes:
+        kind: a key of KINDS.
+        group_size, scale_bytes, has_bias: of a packed kind; 0, 0 and False of a dense one.
+    """
+
+    kind: str
+    group_size: int = 0
+    scale_bytes: int = 0
+    has_bias: bool = False
+
+    def padded_rows(self, n: int) -> int:
+        """Rows that a matrix of n rows takes: whole tiles of a packed kind."""
+        return -(-n // ROW_TILE) * ROW_TILE if self.group_size else n
+
+    def part_bytes(self, n: int, k: int) -> tuple[int, int, int]:
+        """Bytes of the codes or values, scales and biases (0 without) of a matrix [n, k]."""
+        rows = self.padded_rows(n)
+        code_bytes = rows * k * KINDS[self.kind].bits // 8
+        if not self.group_size:
+            return code_bytes, 0, 0
+        scale_bytes = rows * (k // self.group_size) * self.scale_bytes
+        return code_bytes, scale_bytes, scale_bytes if self.has_bias else 0
+
+
 PACKED_KINDS = tuple(name for name, kind in KINDS.items() if kind.least_group)

@@ -144,17 +144,28 @@ def test_a_head_size_that_the_kernels_cannot_run_is_refused_by_name(tmp_path, de
     assert "head_dim is 24" in text and "16" in text
 
 
-@pytest.mark.parametrize("quantization", [{"bits": 4, "group_size": 64}, {"version": 2}, "int4"])
-def test_another_programs_quantization_is_refused(folder, device, quantization):
+@pytest.mark.parametrize(
+    "quantization, expected",
+    [
+        ({"bits": 4, "group_size": 64}, "mlx has quantized these weights, and no matrix is"),
+        ({"version": 2}, "quantization.version is 2; expected 1, of what `metal-marlin quantize`"),
+        ("int4", "quantization is 'int4'; expected an object"),
+    ],
+)
+def test_a_quantization_that_the_tensors_or_this_package_do_not_know_is_refused(
+    folder, device, quantization, expected
+):
     change_config(folder, quantization=quantization)
     text = refusal(folder, device)
-    assert "config.json" in text and "metal-marlin quantize" in text
+    assert "config.json" in text and expected in text
 
 
-def test_a_quantization_config_is_refused(folder, device):
-    change_config(folder, quantization_config={"quant_method": "gptq", "bits": 4})
+@pytest.mark.parametrize("method", ["vptq", None, 4])
+def test_an_unknown_method_of_quantization_is_refused_by_name(folder, device, method):
+    change_config(folder, quantization_config={"quant_method": method, "bits": 4})
     text = refusal(folder, device)
-    assert "config.json" in text and "gptq" in text
+    assert "config.json" in text and "quantization_config.quant_method" in text
+    assert repr(method) in text or "is missing" in text
 
 
 def test_an_unknown_native_format_is_refused(native, device):

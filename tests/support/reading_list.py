@@ -24,7 +24,7 @@ lists, when a count here is more than a tenth off, and when the first five parts
 a later one its own limit. Lines are all lines, code, comments and blanks, in round numbers.
 
 The first five parts are what any request or model file comes through, and a day's reading. A later
-one is for who offers what it is about: only a request that asks for one of those things gets there.
+one is for who offers what it is about: only a request or a file that asks for it gets there.
 """
 
 # (heading, what to look for, patterns in reading order); a file belongs to the first that fits.
@@ -129,7 +129,18 @@ EDITORS = (
     ("marlin/server/api/tokenizing.py", "marlin/server/api/infill.py"),
     1_000,
 )
-APART = (AGENTS, EDITORS)
+FORMATS = (
+    "Foreign formats",
+    "Folders that other programs quantized: each matrix's tensors, at the shapes its config says.",
+    (
+        "marlin/weights/foreign/table.py",
+        "marlin/weights/foreign/numbers.py",
+        "marlin/weights/foreign/matrix.py",
+        "marlin/weights/foreign/*.py",
+    ),
+    1_500,
+)
+APART = (AGENTS, EDITORS, FORMATS)
 
 # What sees checked values only: these files, and of what PARTS leaves, those folders.
 FILES_BEHIND = {

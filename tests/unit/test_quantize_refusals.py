@@ -116,8 +116,11 @@ def change_config(folder, **changes):
 @pytest.mark.parametrize(
     "changes, expected",
     [
-        ({"quantization": {"bits": 4, "group_size": 64}}, "quantized already"),
-        ({"quantization_config": {"quant_method": "awq"}}, "quantized already"),
+        (
+            {"quantization": {"bits": 4, "group_size": 64}},
+            "mlx has quantized these weights, and no",
+        ),
+        ({"quantization_config": {"quant_method": "vptq"}}, "quant_method is 'vptq'; expected one"),
         ({"num_hidden_layers": 3}, "model.layers.2.input_layernorm.weight': is missing"),
         ({"num_hidden_layers": 1}, "'model.layers.1.*is not a tensor of this llama"),
         ({"intermediate_size": 256}, r"shape \[192, 64\]; the config implies \[256, 64\]"),

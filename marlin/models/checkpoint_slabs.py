@@ -1,0 +1,39 @@
+"""Weights in slabs, large buffers whose places a plan has given out: repacked, or put in another
+order. Refuses to know files.
+"""
+
+from marlin.device.ops import Weight, weight_flags
+from marlin.device.program import View
+from marlin.weights.kinds import Form
+
+
+class SlabWeights:
+    """The slabs of one checkpoint.
+
+    Args:
+        source: device.slabs memory.
+        sizes: bytes of each slab.
+
+    Attributes:
+        filled: another process has put the weights there.
+    """
+
+    def __init__(self, source, sizes: list[int]):
+        self._source = source
+        self._sizes = sizes
+        self._slabs = []
+        self.filled: bool = source.filled
+
+    def weight(self, form: Form, n: int, k: int, slab: int, offset: int) -> Weight:
+        """The Weight of a matrix [n, k] that begins at `offset` of a slab."""
+        views = []
+        for num_bytes in filter(None, form.part_bytes(n, k)):
+            views.append(View(self._slab(slab), offset, num_bytes))
+            offset += num_bytes
+        flags = weight_flags(form.scale_bytes == 4, form.has_bias)
+        return Weight(form.kind, n, k, views[0], form.group_size, flags, *views[1:])
+
+    def _slab(self, index):
+        while len(self._slabs) <= index:
+            self._slabs.append(self._source.new(self._sizes[len(self._slabs)]))
+        return self._slabs[index]

@@ -1,0 +1,108 @@
+"""How foreign writers store numbers: streams of codes, one-byte floats, and rows of a tensor.
+
+Owns these and no layout of any one writer. Sources: OCP Microscaling Formats v1.0 (E2M1, E4M3,
+E8M0); the rest is arithmetic.
+"""
+
+import math
+import os
+from collections.abc import Collection
+
+import numpy as np
+
+from marlin.errors import ModelFileError
+from marlin.weights import ggml_types
+from marlin.weights.formats import E2M1
+from marlin.weights.tensor_file import TensorInfo, read_bytes
+
+# Twice E2M1's sixteen values: integers.
+DOUBLED_E2M1 = np.concatenate([2 * E2M1, -2 * E2M1]).astype(np.int8)
+
+
+def _e4m3():
+    bits = np.arange(256)
+    exponent, mantissa = bits >> 3 & 15, bits & 7
+    values = np.where(
+        exponent == 0, mantissa * 2.0**-9, (1 + mantissa / 8) * 2.0 ** (exponent - 7.0)
+    )
+    values[(bits & 127) == 127] = np.nan
+    return np.where(bits & 128, -values, values).astype(np.float32)
+
+
+# By byte; 0x7F and 0xFF are no numbers.
+E4M3 = _e4m3()
+# By byte: 2^(byte - 127); 0xFF is no number.
+E8M0 = np.append(np.ldexp(np.float32(1), np.arange(255) - 127), np.float32("nan"))
+
+
+def row_bytes(info: TensorInfo, start: int, stop: int) -> np.ndarray:
+    """uint8 [stop - start, bytes of a row]; all dimensions but the last count as rows."""
+    num_rows = math.prod(info.shape[:-1])
+    size = info.num_bytes // num_rows if num_rows else 0
+    return read_bytes(info, start * size, (stop - start) * size).reshape(stop - start, size)
+
+
+def row_floats(info: TensorInfo, start: int, stop: int) -> np.ndarray:
+    """float32 [stop - start, columns] of a plain floating type."""
+    raw = row_bytes(info, start, stop)
+    return ggml_types.dequantize(info.dtype, raw, (stop - start, info.shape[-1]))
+
+
+def column_bytes(info: TensorInfo, start: int, stop: int) -> np.ndarray:
+    """uint8 [rows, (stop - start) * bytes of an element]: these columns of all rows."""
+    num_rows, num_columns = info.shape
+    size = info.num_bytes // (num_rows * num_columns)
+    if 4 * (stop - start) >= num_columns:
+        return row_bytes(info, 0, num_rows)[:, start * size : stop * size]
+    found = np.empty((num_rows, (stop - start) * size), np.uint8)
+    with open(info.path, "rb", buffering=0) as file:
+        for row, wanted in enumerate(found):
+            at = info.offset + (row * num_columns + start) * size
+            if os.preadv(file.fileno(), [wanted.data], at) != len(wanted):
+                raise ModelFileError(info.path, "became shorter", tensor=info.name)
+    return found
+
+
+def stream_codes(rows: np.ndarray, bits: int) -> np.ndarray:
+    """Codes of a row's little-endian bit stream: uint8 [rows, bytes] to uint8 [rows, codes].
+
+    Eight codes are `bits` bytes, whatever the words that a file says they are.
+    """
+    if bits == 8:
+        return rows
+    eights = rows.reshape(len(rows), -1, bits)
+    word_type: type = np.uint32 if bits <= 4 else np.uint64
+    words = np.zeros(eights.shape[:2], word_type)
+    for index in range(bits):
+        words |= eights[:, :, index].astype(word_type) << word_type(8 * index)
+    codes = np.empty((*words.shape, 8), np.uint8)
+    for index in range(8):
+        codes[:, :, index] = words >> word_type(bits * index) & word_type((1 << bits) - 1)
+    return codes.reshape(len(rows), -1)
+
+
+def e2m1_as_int8(nibbles: np.ndarray) -> np.ndarray:
+    """int8 codes (value + 128) of twice each E2M1 value."""
+    return (DOUBLED_E2M1[nibbles].astype(np.int16) + 128).astype(np.uint8)
+
+
+def scalar(info: TensorInfo) -> np.float32:
+    """The number of a tensor of one."""
+    if int(np.prod(info.shape)) != 1:
+        message = f"has shape {list(info.shape)}, expected one number"
+        raise ModelFileError(info.path, message, tensor=info.name)
+    return ggml_types.dequantize(info.dtype, read_bytes(info), (1,))[0]
+
+
+def missing(beside: TensorInfo, name: str) -> ModelFileError:
+    """The error of a tensor that another one needs."""
+    return ModelFileError(beside.path, f"is missing beside {beside.name}", tensor=name)
+
+
+def check(info: TensorInfo, dtypes: Collection[str], shape: tuple[int, ...]) -> TensorInfo:
+    """Refuse a tensor of another type or shape."""
+    if info.dtype not in dtypes or info.shape != shape:
+        expected = f"{' or '.join(dtypes)} {list(shape)}"
+        message = f"is {info.dtype} {list(info.shape)}, expected {expected}"
+        raise ModelFileError(info.path, message, tensor=info.name)
+    return info

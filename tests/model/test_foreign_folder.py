@@ -1,0 +1,122 @@
+"""Folders that other programs quantized, against transformers running the weights they stand for,
+and against the logits of mlx-lm."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from foreign_files import bf16, bf16_values, mlx_affine, write_tensors
+from reference_models import build, logits_of, tensors_of, with_weights
+from test_native_folder import SIZES, assert_near, convert, stored_weights
+from test_shared_weights import fd, load  # noqa: F401
+from tiny_models import (
+    INSTRUCTION_SETS,
+    logits_by_chunks,
+    logits_of_positions,
+    random_tokens,
+    running,
+    weight_values,
+)
+
+from marlin.models.checkpoint import open_checkpoint
+
+# A random Gemma 3 that mlx-lm quantized to 4 bits, and its logits in float32.
+MLX_GEMMA3 = Path(__file__).parents[1] / "data" / "mlx_gemma3_text"
+
+
+def test_a_folder_that_mlx_lm_wrote_gives_its_logits():
+    token_ids, expected = (np.load(MLX_GEMMA3 / f"{name}.npy") for name in ("ids", "logits"))
+    with running(MLX_GEMMA3, sequences=token_ids.size) as runner:
+        found = logits_of_positions(runner, token_ids.reshape(-1).tolist())
+        assert open_checkpoint(MLX_GEMMA3, runner.device).format == "mlx"
+    assert_near(found, expected.reshape(found.shape))
+
+
+def mixed(name):
+    """Settings of a module: what mixtures of bits do to a folder, one dense matrix among them."""
+    if "down_proj" in name:
+        return {"bits": 6, "group_size": 64}
+    if "layers.1.self_attn.v_proj" in name:
+        return False
+    return {"bits": 8, "group_size": 32} if "embed" in name or "lm_head" in name else None
+
+
+def write_mlx(folder, model, bits, group_size, own=lambda name: None):
+    """The folder that MLX makes of a model; returns the values of its tensors."""
+    folder.mkdir()
+    config = json.loads(model.config.to_json_string(use_diff=False)) | {
+        "quantization": {"group_size": group_size, "bits": bits, "mode": "affine"}
+    }
+    tensors, stored = {}, {}
+    for name, values in tensors_of(model).items():
+        stem, said = name.removesuffix(".weight"), own(name)
+        if said is not None:
+            config["quantization"][stem] = said
+        if values.ndim < 2 or said is False:
+            tensors[name], stored[name] = bf16(values), bf16_values(values)
+            continue
+        settings = said or {"bits": bits, "group_size": group_size}
+        parts, stored[name] = mlx_affine(values, **settings)
+        tensors |= {f"{stem}.{part}": tensor for part, tensor in parts.items()}
+    config["quantization_config"] = config["quantization"]
+    write_tensors(folder / "model.safetensors", tensors)
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer.json").write_text('{"model": {}}')
+    return {name: values.astype(np.float32) for name, values in stored.items()}
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3"])
+def test_a_mixture_of_bits_agrees_with_transformers_running_its_weights(family, tmp_path):
+    model = build(family, **SIZES)
+    stored = write_mlx(tmp_path / "mlx", model, 4, 32, mixed)
+    token_ids = random_tokens(80, 97)
+    expected = logits_of(with_weights(model, stored), token_ids)
+    with running(tmp_path / "mlx", sequences=16) as runner:
+        assert_near(logits_of_positions(runner, token_ids), expected)
+        found = logits_by_chunks(runner, token_ids, [33])
+    assert_near(np.stack(list(found.values())), expected[list(found)])
+
+
+@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+def test_bits_that_become_int8_with_a_bias_run_on_each_instruction_set(isa, tmp_path):
+    model = build("llama", **SIZES, tie_word_embeddings=True)
+    stored = write_mlx(tmp_path / "mlx", model, 5, 64)
+    token_ids = random_tokens(80, 97)
+    expected = logits_of(with_weights(model, stored), token_ids)
+    with running(tmp_path / "mlx", isa=isa, sequences=16) as runner:
+        assert_near(logits_of_positions(runner, token_ids), expected)
+
+
+def test_workers_share_what_one_of_them_has_repacked(tmp_path, fd, load):  # noqa: F811
+    model = build("llama", **SIZES)
+    stored = write_mlx(tmp_path / "mlx", model, 4, 64, mixed)
+    load(tmp_path / "mlx", fd)
+    reader, mapped = load(tmp_path / "mlx", fd, filled=True)
+    for name, values in stored.items():
+        if values.ndim == 2:
+            np.testing.assert_array_equal(weight_values(mapped.weights[name]), values)
+    # What it holds itself is its norms, and the mapped slab is counted apart.
+    assert reader.info()["allocated_bytes"] < 1 << 16
+
+
+def test_memory_is_counted_before_any_weight_is_repacked(tmp_path, load):  # noqa: F811
+    model = build("llama", **SIZES)
+    write_mlx(tmp_path / "mlx", model, 4, 64, mixed)
+    device, _loaded = load(tmp_path / "mlx")
+    planned = open_checkpoint(tmp_path / "mlx", device).weight_bytes
+    info = device.info()
+    held = info["allocated_bytes"] + info["mapped_bytes"]
+    # RoPE's frequencies are held, and not of the file.
+    assert abs(held - planned) < 1 << 10
+
+
+def test_quantize_makes_a_native_folder_of_one_that_mlx_wrote(tmp_path):
+    model = build("llama", **SIZES)
+    stored = write_mlx(tmp_path / "mlx", model, 4, 32, mixed)
+    native = convert(tmp_path / "mlx", tmp_path / "native", "int8", 32)
+    assert "quantization_config" not in json.loads((native / "config.json").read_text())
+    for name, values in stored_weights(native, model).items():
+        # int8 in groups of 32 (docs/formats.md, "How codes are chosen"); what is no matrix is kept.
+        error = (values - stored[name]).std() / stored[name].std()
+        assert error < (0.0065 if values.ndim == 2 else 1e-9), name
