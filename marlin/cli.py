@@ -5,6 +5,7 @@ mistakes answer at once.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -105,7 +106,16 @@ def _run(words, environ):
     if "-h" in rest or "--help" in rest:
         parser_of(first).print_help()
         return 0
-    return module_of(first).run(read([first, *rest], environ))
+    module, arguments = module_of(first), read([first, *rest], environ)
+    if first != "serve":  # which has nothing to clean up before it waits for signals itself
+        _interrupt_by_exception()
+    return module.run(arguments)
+
+
+def _interrupt_by_exception():
+    """Take back what __main__ did: from now on what was begun is cleaned up."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _overview():

@@ -7,8 +7,10 @@ Nothing is downloaded and nothing is served.
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import venv
 from pathlib import Path
 
@@ -102,7 +104,7 @@ def test_demo_serves_the_model_with_the_users_options_last(ready):
     _, calls = ready.run("demo", "--port", "8123", "--alias", "two words")
     command = str(ready.root / "bin" / "metal-marlin")
     assert calls[-1] == (
-        f"<{command}><serve><{MODEL}><--host><127.0.0.1><--port><8000>"
+        f"<-S><{command}><serve><{MODEL}><--host><127.0.0.1><--port><8000>"
         "<--port><8123><--alias><two words>"
     )
 
@@ -299,7 +301,7 @@ def test_any_other_path_is_installed_from_where_it_lies(tmp_path, checkout, name
     assert Path(f"{odd.log}.pip").read_text() == f"{odd.root}\n"
     done, calls = odd.run("demo")
     assert done.returncode == 0, done.stderr
-    assert calls[-1].startswith(f"<{odd.root}/bin/metal-marlin><serve>")
+    assert calls[-1].startswith(f"<-S><{odd.root}/bin/metal-marlin><serve>")
 
 
 def run_command(bare, *arguments, script=None, cwd=None):
@@ -361,6 +363,29 @@ def test_a_command_that_is_interrupted_while_it_loads_says_nothing(bare):
     (bare.root / "marlin" / "cli.py").write_text("raise KeyboardInterrupt\n")
     done = run_command(bare, "serve")
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_interrupt_at_any_moment_from_the_start_on_ends_serve_without_a_word(checkout, workers):
+    options = ["--host", "127.0.0.1", "--port", "0", "--workers", workers]
+    command = [checkout / "bin" / "metal-marlin", "serve", *options]
+    path = f"{Path(sys.executable).resolve().parent}:{os.environ['PATH']}"  # no shell script of it
+    codes = []
+    for moment_ms in range(0, 300, 15):
+        process = subprocess.Popen(
+            command,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PATH": path},
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+        time.sleep(moment_ms / 1000)
+        process.send_signal(signal.SIGINT)  # a Python that is interrupted itself says so at length
+        _, said = process.communicate(timeout=60)
+        codes.append(process.returncode)
+        assert "Traceback" not in said and "ignored" not in said, (moment_ms, said)
+    assert set(codes) <= {-signal.SIGINT, 130, 0}  # 0: it served
+    assert -signal.SIGINT in codes
 
 
 def test_every_script_is_executable(checkout):

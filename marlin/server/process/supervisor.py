@@ -222,6 +222,8 @@ class Supervisor:
             weights_fd=self._weights_fd,
             ready_fd=writer,
         )
+        # Nor is a worker interrupted before it is ready for that, which would be a traceback.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process = subprocess.Popen(
                 [sys.executable, "-c", self._program, *sys.path],
@@ -237,6 +239,7 @@ class Supervisor:
             os.close(ready_fd)
             raise
         finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             os.close(writer)
         assert process.stdin is not None, "a pipe was asked for"
         try:

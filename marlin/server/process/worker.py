@@ -121,6 +121,8 @@ def main(load, set_up_logging):
     Returns:
         Exit code: 0, or after a message as the command line gives it 1, 2 or BAD_WEIGHTS.
     """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # as SIGTERM, until _serve() waits for both
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # the supervisor blocks it
     job = Job.decode(_read_line(sys.stdin.fileno()))
     faulthandler.enable(file=2, all_threads=True)  # the supervisor's ABRT asks where it hangs
     _continue_when_orphaned()
