@@ -22,6 +22,7 @@ from marlin.engine.runner import Runner
 from marlin.engine.served_model import ServedModel
 from marlin.errors import ConfigError
 from marlin.files.snapshot import Snapshot
+from marlin.files.split_name import prefix_of
 from marlin.models.checkpoint import open_checkpoint
 from marlin.models.layers import StepSizes
 from marlin.models.model import Model
@@ -117,7 +118,7 @@ def _load_on(
     runner = Runner(device, model, paging, step_tokens, max_sequences, draft_tokens)
     tokenizer = checkpoint.load_tokenizer(allow_unknown)
     snapshot.check_same()
-    name = os.path.basename(os.path.abspath(path)).removesuffix(".gguf")
+    name = prefix_of(os.path.basename(os.path.abspath(path)))
     watch = partial(snapshot.check_in_place, checkpoint.mapped_paths)
     more = tokenizer.vocab_size, watch, Grammars(device.library, tokenizer, config.vocab_size)
     engine = Engine(runner, tokenizer.eos_token_ids, context, *more)

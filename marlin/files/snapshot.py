@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable
 
 from marlin.errors import ModelFileError
+from marlin.files.split_name import parts_of
 
 # Of a folder: what a model is read from.
 _SUFFIXES = (".safetensors", ".json", ".jinja")
@@ -17,12 +18,13 @@ class Snapshot:
     """What the files of a model were like: which they are, their lengths and times of change.
 
     Args:
-        path: a file, or a folder, of which the files a model may be read from count.
+        path: a file, which counts with its other parts, or a folder, of which the files a model
+            may be read from count.
     """
 
     def __init__(self, path: str | os.PathLike):
         path = os.fspath(path)
-        paths = [path]
+        paths = parts_of(path)[1]
         if os.path.isdir(path):
             names = sorted(name for name in os.listdir(path) if name.endswith(_SUFFIXES))
             paths = [os.path.join(path, name) for name in names]

@@ -17,7 +17,7 @@ from marlin.text.gguf_tokenizer import tokenizer_from_gguf
 from marlin.text.tokenizer import Tokenizer
 from marlin.weights import ggml_types
 from marlin.weights.block_types import DENSE_KINDS
-from marlin.weights.gguf import GGUFFile
+from marlin.weights.gguf_parts import read_gguf
 from marlin.weights.kinds import Form
 from marlin.weights.rows import unpermute_rows
 from marlin.weights.tensor_file import read_bytes
@@ -28,7 +28,7 @@ REPACK_BATCH_BYTES = 16 << 20
 
 
 class GgufCheckpoint:
-    """One GGUF file on a device.
+    """One GGUF model on a device.
 
     Args:
         slabs: device.slabs memory for what is repacked; None is memory of this process.
@@ -39,7 +39,7 @@ class GgufCheckpoint:
     def __init__(self, path: str, device: Device, slabs=None):
         self.path = path
         self.device = device
-        self._file = GGUFFile(path)
+        self._file = read_gguf(path)
         self.spec, self.plan, self._slab_bytes = plan_gguf(self._file)
         self._slabs = SlabWeights(slabs or PrivateSlabs(device), self._slab_bytes)
 
@@ -54,8 +54,8 @@ class GgufCheckpoint:
 
     @property
     def mapped_paths(self) -> list[str]:
-        in_place = any(planned.tensor.is_matrix and planned.slab < 0 for planned in self.plan)
-        return [self.path] if in_place else []
+        in_place = (at for at in self.plan if at.tensor.is_matrix and at.slab < 0)
+        return sorted({at.info.path for at in in_place})
 
     def load(self) -> dict[str, Weight | View]:
         weights, pending, num_bytes = {}, [], 0
@@ -86,7 +86,7 @@ class GgufCheckpoint:
             return View.of(self.device.create_from(values.astype(np.float32)))
         n, k = tensor.shape
         if planned.slab < 0:
-            view = View.of(self.device.map(self.path, info.offset, info.num_bytes))
+            view = View.of(self.device.map(info.path, info.offset, info.num_bytes))
             return Weight(DENSE_KINDS[info.dtype], n, k, view)
         place = planned.slab, planned.offset
         if form is not None:
@@ -106,7 +106,7 @@ class GgufCheckpoint:
         sources = []
         for planned, weight in pending:
             info = planned.info
-            source = self.device.map(self.path, info.offset, info.num_bytes)
+            source = self.device.map(info.path, info.offset, info.num_bytes)
             sources.append(source)
             heads = planned.tensor.rope_heads
             ops.repack(recorder, View.of(source), weight, planned.form.number, heads)

@@ -68,7 +68,5 @@ def _text_fields(fields, model_type):
 def config_from_gguf(file: GGUFFile) -> ModelConfig:
     """Read the hyperparameters out of a GGUF header; raises as config_from_hf()."""
     general = file_fields(file.path, file.metadata)
-    if general.count("split.count", 1, minimum=0) > 1:
-        general.fail("split.count", "1: put the parts together first (llama-gguf-split --merge)")
     architecture = general.choice("general.architecture", tuple(_BY_GGUF))
     return _BY_GGUF[architecture].config_from_gguf(file)

@@ -19,7 +19,7 @@ from marlin.models.registry import config_from_hf, family_of
 from marlin.text.folder_tokenizer import TEMPLATE_FOLDER
 from marlin.text.gguf_tokenizer import tokenizer_from_gguf
 from marlin.weights.convert import SourceTensor
-from marlin.weights.gguf import GGUFFile
+from marlin.weights.gguf_parts import read_gguf
 from marlin.weights.kinds import PACKED_KINDS
 
 TOKENIZER_FILES = (
@@ -64,7 +64,7 @@ class Source:
             _copy_tokenizer(self.path, folder)
         else:
             config = family_of(self.config).hf_config(self.config)
-            tokenizer_from_gguf(GGUFFile(self.path).metadata, self.path).save(folder)
+            tokenizer_from_gguf(read_gguf(self.path).metadata, self.path).save(folder)
         config["quantization"] = quantization
         with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
             json.dump(config, file, indent=1)
@@ -114,7 +114,7 @@ def _open_folder(path):
 
 
 def _open_gguf(path):
-    spec, plan, _ = plan_gguf(GGUFFile(path))
+    spec, plan, _ = plan_gguf(read_gguf(path))
     found = [
         SourceTensor(at.tensor.name, at.info, at.tensor.role, at.tensor.rope_heads, at.tensor.plus)
         for at in plan

@@ -93,7 +93,9 @@ def interleave_rows(values, num_heads):
     return heads[:, order].reshape(values.shape)
 
 
-def write_gguf(path, model, kind_of, metadata=None, rope_factors=None, has_tokenizer=False):
+def write_gguf(
+    path, model, kind_of, metadata=None, rope_factors=None, has_tokenizer=False, **split
+):
     """Write a transformers model.
 
     Args:
@@ -101,13 +103,14 @@ def write_gguf(path, model, kind_of, metadata=None, rope_factors=None, has_token
         metadata: {key without the architecture: number, string or list}, besides the usual.
         rope_factors: float32 [head_dim / 2] for rope_freqs.weight, or None.
         has_tokenizer: add a vocabulary of characters, which `quantize` wants.
+        split: how GGUFWriter cuts the model into files; their names are made of path's.
 
     Returns:
         {Hugging Face name: float32 array}, the weights that the file stands for.
     """
     config = model.config
     architecture = GGUF_ARCHITECTURES.get(config.model_type, config.model_type)
-    writer = gguf.GGUFWriter(str(path), architecture)
+    writer = gguf.GGUFWriter(str(path), architecture, **split)
     _add_metadata(writer, config, metadata or {})
     if has_tokenizer:
         _add_tokenizer(writer, config.vocab_size)

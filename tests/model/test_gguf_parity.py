@@ -168,6 +168,22 @@ def test_a_mistral_gguf_keeps_its_window(tmp_path):
     assert np.abs(found - logits_of(model, token_ids)).max() < TOLERANCE
 
 
+def test_a_model_in_several_files_has_the_bits_of_one(tmp_path):
+    model = build("llama", **SIZES)
+
+    def kind_of(name):
+        return "F16" if ".o_proj." in name else q4_k_m(name)
+
+    write_gguf(tmp_path / "m.gguf", model, kind_of)
+    write_gguf(tmp_path / "s.gguf", model, kind_of, split_max_tensors=8)
+    first, *others = sorted(tmp_path.glob("s-*.gguf"))
+    assert first.name == f"s-00001-of-{1 + len(others):05}.gguf" and others
+    token_ids = random_tokens(40, 97)
+    np.testing.assert_array_equal(
+        all_logits(first, token_ids), all_logits(tmp_path / "m.gguf", token_ids)
+    )
+
+
 def test_interleaving_brings_the_rows_of_a_rotated_pair_together():
     rows = np.arange(8)  # two heads of four: pairs (0, 2), (1, 3) and (4, 6), (5, 7)
     assert interleave_rows(rows, 2).tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
