@@ -16,6 +16,7 @@ LOG_FORMATS = ("text", "json")
 DEVICE_KINDS = ("metal", "cpu")
 UNKNOWN_PARAMETERS = ("refuse", "warn")
 SPECULATIVE_METHODS = ("ngram",)
+POOLINGS = ("last", "mean", "cls", "rank")
 # What --help shows as the value of a switch, and how one is known.
 SWITCH = "true|false"
 VARIABLE_PREFIX = "METAL_MARLIN_"
@@ -212,6 +213,8 @@ class ServeConfig:
         "draft tokens from the text so far and check them together (default: off)")
     allow_unknown_pretokenizer: bool = _option("--allow-unknown-pretokenizer", False, _switch,
         SWITCH, "read a tokenizer.json whose regular expressions nobody has published")
+    pooling: str | None = _option("--pooling", None, one_of(POOLINGS), "|".join(POOLINGS),
+        "make embeddings of texts so, or scores (default: as the model's files say, or none)")
     mock_model: bool = False
     api_key: bytes | None = field(default=None, repr=False)
 # fmt: on

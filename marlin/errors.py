@@ -100,6 +100,13 @@ class RequestError(MarlinError):
     type = "invalid_request_error"
 
 
+class NotServedError(RequestError):
+    """Something that other models do, and the served one does not."""
+
+    status = 400
+    code = "not_supported_by_model"
+
+
 class MissingFieldError(RequestError):
     """A field that must be there is not."""
 

@@ -74,7 +74,7 @@ def load(settings, share=None):
     if settings.mock_model:
         from marlin.engine.mock import load_mock
 
-        return load_mock(settings.model_path, settings.max_context_tokens)
+        return load_mock(settings.model_path, settings.max_context_tokens, settings.pooling)
     from marlin.engine.load import Batching, load_model
 
     batching = None
@@ -92,6 +92,7 @@ def load(settings, share=None):
             share=share,
             speculative=settings.speculative,
             allow_unknown_pretokenizer=settings.allow_unknown_pretokenizer,
+            pooling=settings.pooling,
         )
 
 

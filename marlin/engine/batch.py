@@ -109,7 +109,7 @@ class Batch:
             num_tokens += count
             num_drafts += len(drafts)
             last_position = max(last_position, chunk.start + count - 1)
-            if chunk.is_last:
+            if chunk.wants_logits:
                 rows = range(num_samples, num_samples + 1 + len(drafts))
                 self._logit_rows[rows.start : rows.stop] = range(num_tokens - len(rows), num_tokens)
                 num_entries = self._fill_sampling(rows, num_entries, chunk)

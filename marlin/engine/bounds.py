@@ -29,9 +29,24 @@ def check_prompt(token_ids: Sequence[int], bounds: Bounds, name: str = "prompt")
         RequestError: it has no tokens, or one outside the vocabulary.
         ContextLengthError: it leaves no room for a token of output; the message has both numbers.
     """
+    _check_any(token_ids, name)
+    check_prompt_fits(len(token_ids), bounds.max_context_tokens)
+    _check_vocabulary(token_ids, bounds, name)
+
+
+def check_text(token_ids: Sequence[int], bounds: Bounds, name: str = "input") -> None:
+    """As check_prompt(), of a text that nothing follows, so that it may fill the context."""
+    _check_any(token_ids, name)
+    check_text_fits(len(token_ids), bounds.max_context_tokens, name)
+    _check_vocabulary(token_ids, bounds, name)
+
+
+def _check_any(token_ids, name):
     if len(token_ids) == 0:
         raise RequestError(f"{name} has no tokens; at least 1 is needed", param=name)
-    check_prompt_fits(len(token_ids), bounds.max_context_tokens)
+
+
+def _check_vocabulary(token_ids, bounds, name):
     if not 0 <= min(token_ids) <= max(token_ids) < bounds.vocab_size:
         index, token_id = next(
             (index, token_id)
@@ -52,6 +67,18 @@ def check_prompt_fits(num_tokens: int, max_context_tokens: int, bound: str = "")
             "and at least 1 of them must be left for the answer",
             num_tokens,
             max_context_tokens - 1,
+        )
+
+
+def check_text_fits(
+    num_tokens: int, max_context_tokens: int, name: str = "input", bound: str = ""
+) -> None:
+    """The length alone, as check_prompt_fits()."""
+    if num_tokens > max_context_tokens:
+        raise ContextLengthError(
+            f"{name} has {bound}{num_tokens} tokens; a text may have {max_context_tokens}",
+            num_tokens,
+            max_context_tokens,
         )
 
 

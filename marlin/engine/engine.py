@@ -11,7 +11,13 @@ import time
 from marlin.engine.block_pool import BlockPool
 from marlin.engine.draft import Drafter
 from marlin.engine.interface import EngineStats
-from marlin.engine.request import FinishEvent, TokenEvent, new_request
+from marlin.engine.request import (
+    FinishEvent,
+    TokenEvent,
+    VectorEvent,
+    new_pooled_request,
+    new_request,
+)
 from marlin.engine.runner import NO_TOKEN, NOT_NUMBERS
 from marlin.engine.scheduler import Scheduler
 from marlin.errors import DeviceError, ModelFileError, RequestError, StoppingError
@@ -101,6 +107,14 @@ class Engine:
         request.guide = self.guide_of(params)
         if self._runner.max_draft_tokens:
             request.drafter = self._drafter(request)
+        return self._enqueue(request)
+
+    def pool(self, token_ids, pooler, request_id, client=""):
+        """Queue a request for a text's vector or score, with what shall make it: an
+        engine.pooler.Pooler. The rest as submit()'s."""
+        return self._enqueue(new_pooled_request(token_ids, pooler, request_id, self, client))
+
+    def _enqueue(self, request):
         with self._lock:
             if not self.alive:
                 raise StoppingError("the engine has stopped")
@@ -235,8 +249,11 @@ class Engine:
         self._scheduler.shares.charge(chunks, self._stepped_at - started)
         sampled = zip(token_lists, self._runner.logprobs, strict=True)
         for chunk in chunks:
-            if chunk.is_last:
-                self._publish(chunk, *next(sampled))
+            tokens = next(sampled) if chunk.wants_logits else ((), ())
+            if chunk.is_last and chunk.request.pooler is not None:
+                self._publish_vector(chunk)
+            elif chunk.is_last:
+                self._publish(chunk, *tokens)
             else:
                 self._scheduler.advance(chunk)
 
@@ -260,6 +277,17 @@ class Engine:
             request.events.put(TokenEvent(tuple(kept), tuple(logprobs[: len(kept)])))
         if finish is not None:
             self._finish(request, finish, keep=not is_broken)
+
+    def _publish_vector(self, chunk):
+        """End a request with its vector."""
+        request = chunk.request
+        self._scheduler.advance(chunk)
+        vector = request.pooler.result()
+        finish = FinishEvent("error", DeviceError(NOT_NUMBERS))
+        if vector is not None:
+            request.events.put(VectorEvent(vector))
+            finish = FinishEvent("stop")
+        self._finish(request, finish, keep=vector is not None)
 
     def _until_end(self, request, token_ids):
         """(the tokens to keep, the FinishEvent that follows them or None)."""

@@ -14,6 +14,7 @@ from marlin.text.special_tokens import FillTokens
 
 if TYPE_CHECKING:  # As in request.py.
     from marlin.engine.constraint import Guide
+    from marlin.engine.pooler import Pooler
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,10 @@ class ModelEngine(Bounds, Protocol):
         params: SamplingParams,
         request_id: str,
         client: str = "",
+    ) -> Request: ...
+
+    def pool(
+        self, token_ids: Sequence[int], pooler: "Pooler", request_id: str, client: str = ""
     ) -> Request: ...
 
     def guide_of(self, params: SamplingParams) -> "Guide | None": ...

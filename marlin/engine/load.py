@@ -18,6 +18,7 @@ from marlin.engine.memory import (
     activation_bytes,
     check_memory,
 )
+from marlin.engine.pooler import Pooler
 from marlin.engine.runner import Runner
 from marlin.engine.served_model import ServedModel
 from marlin.errors import ConfigError
@@ -26,6 +27,7 @@ from marlin.files.split_name import prefix_of
 from marlin.models.checkpoint import open_checkpoint
 from marlin.models.layers import StepSizes
 from marlin.models.model import Model
+from marlin.models.pooling import RANK, Pooling
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,7 @@ def load_model(
     device_kind=None,
     speculative=None,
     allow_unknown_pretokenizer=False,
+    pooling=None,
 ):
     """Open a model and start its engine; returns the ServedModel.
 
@@ -73,6 +76,8 @@ def load_model(
         speculative: "ngram" drafts tokens that a sequence's own earlier ones suggest; None does
             not.
         allow_unknown_pretokenizer: see text/folder_tokenizer.py.
+        pooling: one of models.pooling.POOLINGS, how a text's vector is made; None is what the
+            model's files declare, which is then all that it is for.
 
     Raises:
         ModelFileError: the model cannot be read.
@@ -87,7 +92,7 @@ def load_model(
     try:
         return _load_on(
             *(device, path, snapshot, max_context_tokens, batching, share, speculative),
-            allow_unknown_pretokenizer,
+            *(allow_unknown_pretokenizer, pooling),
         )
     except BaseException:
         device.close()  # its threads and memory, which nothing else would end
@@ -95,11 +100,12 @@ def load_model(
 
 
 def _load_on(
-    device, path, snapshot, max_context_tokens, batching, share, speculative, allow_unknown
+    device, path, snapshot, max_context_tokens, batching, share, speculative, allow_unknown, asked
 ):
     num_processes = share.num_processes if share else 1
     slabs = _slabs(device, share)
     checkpoint = open_checkpoint(path, device, slabs)
+    pooling = checkpoint.pooling() if asked is None else Pooling(asked)
     spec, config = checkpoint.spec, checkpoint.spec.config
     budget = MemoryBudget(device.info()["memory_bytes"], checkpoint.weight_bytes, num_processes)
     max_sequences = min(batching.max_sequences, batching.num_blocks) if batching else 1
@@ -120,10 +126,31 @@ def _load_on(
     snapshot.check_same()
     name = prefix_of(os.path.basename(os.path.abspath(path)))
     watch = partial(snapshot.check_in_place, checkpoint.mapped_paths)
+    if pooling is not None and pooling.max_tokens is not None:
+        context = min(context, pooling.max_tokens)
     more = tokenizer.vocab_size, watch, Grammars(device.library, tokenizer, config.vocab_size)
     engine = Engine(runner, tokenizer.eos_token_ids, context, *more)
     isa = _log_memory(name, device, runner.kv_bytes)
-    return ServedModel(name, engine, tokenizer, checkpoint.format, isa, config.num_layers)
+    facts = checkpoint.format, isa, config.num_layers
+    return ServedModel(
+        *(name, engine, tokenizer, *facts),
+        new_pooler=_new_pooler(pooling, tokenizer),
+        vector_dim=config.hidden_dim,
+        ranks=pooling is not None and pooling.kind == RANK,
+        generates=pooling is None or not pooling.is_declared,
+    )
+
+
+def _new_pooler(pooling, tokenizer):
+    """ServedModel.new_pooler; a model that ranks has a token for yes and one for no."""
+    if pooling is None:
+        return None
+    if pooling.kind != RANK:
+        return partial(Pooler, pooling)
+    found = [tokenizer.encode(word, add_special_tokens=False) for word in ("yes", "no")]
+    if [len(token_ids) for token_ids in found] != [1, 1]:
+        raise ConfigError("--pooling rank is for models with one token for each of yes and no")
+    return partial(Pooler, pooling, (found[0][0], found[1][0]))
 
 
 def _slabs(device, share):

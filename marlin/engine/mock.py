@@ -13,12 +13,24 @@ import threading
 import time
 import zlib
 from collections.abc import Mapping
+from functools import partial
 from types import MappingProxyType
 
+import numpy as np
+
 from marlin.engine.interface import EngineStats
-from marlin.engine.request import FinishEvent, TokenEvent, TokenLogprobs, new_request
+from marlin.engine.pooler import Pooler
+from marlin.engine.request import (
+    FinishEvent,
+    TokenEvent,
+    TokenLogprobs,
+    VectorEvent,
+    new_pooled_request,
+    new_request,
+)
 from marlin.engine.served_model import ServedModel
 from marlin.errors import RequestError, StoppingError
+from marlin.models.pooling import RANK, Pooling
 from marlin.text.special_tokens import FillTokens
 
 _log = logging.getLogger(__name__)
@@ -27,6 +39,8 @@ _log = logging.getLogger(__name__)
 CONTEXT_TOKENS = 8192
 # Time of a token: fast for a model, and slow enough that a stream is several writes.
 STEP_S = 0.001
+# Values of a made-up hidden state.
+STATE_DIM = 64
 
 _EOS_TOKEN = "<|im_end|>"
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", _EOS_TOKEN)
@@ -136,11 +150,19 @@ class MockEngine:
     def submit(self, prompt_token_ids, params, request_id, client=""):
         """Begin a request; arguments, result and errors are Engine.submit's."""
         request = new_request(prompt_token_ids, params, request_id, self, client)
+        return self._begin(request, self._generate)
+
+    def pool(self, token_ids, pooler, request_id, client=""):
+        """As Engine.pool(), of made-up hidden states."""
+        request = new_pooled_request(token_ids, pooler, request_id, self, client)
+        return self._begin(request, self._pool)
+
+    def _begin(self, request, work):
         with self._lock:
             if self._closed:
                 raise StoppingError("the engine has stopped")
             self._running.add(request)
-        threading.Thread(target=self._run, args=(request,), name="mock", daemon=True).start()
+        threading.Thread(target=self._run, args=(request, work), name="mock", daemon=True).start()
         return request
 
     @property
@@ -165,15 +187,26 @@ class MockEngine:
                 request.abort()
         self._ended.set()
 
-    def _run(self, request):
+    def _run(self, request, work):
         request.num_computed_tokens = len(request.prompt_token_ids)
         try:
-            event = FinishEvent(self._generate(request))
+            event = FinishEvent(work(request))
         except Exception as error:  # noqa: BLE001 (whoever waits for the answer must hear of it)
             event = FinishEvent("error", error)
         with self._lock:
             self._running.discard(request)
         request.events.put(event)
+
+    def _pool(self, request):
+        """States and logits are functions of the tokens alone."""
+        states = [np.random.default_rng(id).standard_normal(STATE_DIM)
+                  for id in request.prompt_token_ids]  # fmt: skip
+        request.pooler.add(0, np.array(states, np.float32))
+        seed = zlib.crc32(np.array(request.prompt_token_ids, np.int32).tobytes())
+        if request.pooler.reads_logits:
+            request.pooler.take_logits(np.random.default_rng(seed).standard_normal(self.vocab_size))
+        request.events.put(VectorEvent(request.pooler.result()))
+        return "stop"
 
     def _generate(self, request):
         """Publish a request's tokens; returns the finish reason."""
@@ -225,9 +258,25 @@ class MockEngine:
         return self._tokenizer.encode(text if first else " " + text)
 
 
-def load_mock(path, max_context_tokens=None):
-    """A running mock under a path's last component; the path need not exist."""
+def mock_vectors(pooling):
+    """The arguments of a ServedModel that makes vectors by a Pooling, or None for none."""
+    return {
+        "new_pooler": pooling and partial(Pooler, pooling, (ord("y"), ord("n"))),
+        "vector_dim": STATE_DIM,
+        "ranks": pooling is not None and pooling.kind == RANK,
+    }
+
+
+def load_mock(path, max_context_tokens=None, pooling=None):
+    """A running mock under a path's last component; the path need not exist.
+
+    Args:
+        pooling: as engine.load.load_model()'s.
+    """
     name = os.path.basename(os.path.abspath(path)).removesuffix(".gguf")
     _log.warning("METAL_MARLIN_MOCK_MODEL=1: %s is a mock; its answers are made up", name)
     tokenizer = MockTokenizer()
-    return ServedModel(name, MockEngine(tokenizer, max_context_tokens or CONTEXT_TOKENS), tokenizer)
+    return ServedModel(
+        *(name, MockEngine(tokenizer, max_context_tokens or CONTEXT_TOKENS), tokenizer),
+        **mock_vectors(pooling and Pooling(pooling)),
+    )

@@ -12,11 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from marlin.engine.bounds import Bounds, check_biases, check_prompt
+from marlin.engine.bounds import Bounds, check_biases, check_prompt, check_text
 from marlin.engine.sampling import SamplingParams
 
 if TYPE_CHECKING:  # The command line reads this file, and needs no numbers for its help.
+    import numpy as np
+
     from marlin.engine.constraint import Guide
+    from marlin.engine.pooler import Pooler
 
 
 class TokenLogprobs(NamedTuple):
@@ -39,6 +42,12 @@ class TokenEvent(NamedTuple):
     logprobs: tuple[TokenLogprobs, ...] = ()
 
 
+class VectorEvent(NamedTuple):
+    """The one result of a request that generates nothing, as Pooler.result()."""
+
+    vector: "np.ndarray"
+
+
 class FinishEvent(NamedTuple):
     """The last event of a request.
 
@@ -54,7 +63,7 @@ class FinishEvent(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One generation.
+    """One generation, or one text that a vector or a score is made of.
 
     Attributes:
         num_computed_tokens: tokens whose KV exists.
@@ -63,13 +72,14 @@ class Request:
         block_hashes: hash chain of its full blocks of tokens, as far as it was needed.
         drafter: engine.draft.Drafter, or None without speculation.
         guide: where its answer is in its grammar; None without one.
+        pooler: takes its hidden states; nothing is generated then, and None for a generation.
         num_draft_tokens, num_accepted_draft_tokens: guesses computed, and those that were right.
         client: whose it is: engine time is shared between clients.
         num_preemptions: how often it gave its blocks back before its end.
         num_lost_tokens: while it computes anew what it then lost, how many those were; else 0.
         turn_s, resume_s: engine seconds since it was last admitted, and those that went into
             computing anew.
-        events: yields TokenEvents and then exactly one FinishEvent.
+        events: yields TokenEvents, or one VectorEvent, and then exactly one FinishEvent.
     """
 
     request_id: str
@@ -83,6 +93,7 @@ class Request:
     block_hashes: list[bytes] = field(default_factory=list)
     drafter: object = None
     guide: "Guide | None" = None
+    pooler: "Pooler | None" = None
     num_draft_tokens: int = 0
     num_accepted_draft_tokens: int = 0
     client: str = ""
@@ -96,6 +107,11 @@ class Request:
     @property
     def num_tokens(self):
         return len(self.prompt_token_ids) + len(self.output_token_ids)
+
+    @property
+    def needs_all_states(self) -> bool:
+        """Whether all of its tokens must be computed, whatever is cached of them."""
+        return self.pooler is not None and self.pooler.needs_all
 
     @property
     def has_begun(self) -> bool:
@@ -134,8 +150,14 @@ class Chunk:
 
     @property
     def is_last(self) -> bool:
-        """Whether it computes the last of the request's tokens, so that the next is sampled."""
+        """Whether it computes the last of the request's tokens."""
         return self.start + self.num_tokens == self.request.num_tokens
+
+    @property
+    def wants_logits(self) -> bool:
+        """Whether its last token's logits are wanted: to sample the next, or for a score."""
+        pooler = self.request.pooler
+        return self.is_last and (pooler is None or pooler.reads_logits)
 
     @property
     def token_ids(self) -> list[int]:
@@ -159,3 +181,12 @@ def new_request(
     check_biases(params.logit_bias, bounds)
     seed = secrets.randbits(64) if params.seed is None else params.seed % 2**64
     return Request(request_id, list(prompt_token_ids), params, seed, client=client)
+
+
+def new_pooled_request(
+    token_ids: Sequence[int], pooler: "Pooler", request_id: str, bounds: Bounds, client: str = ""
+) -> Request:
+    """A request for a text's vector; RequestError as check_text's."""
+    check_text(token_ids, bounds)
+    params = SamplingParams(temperature=0.0, max_tokens=1)
+    return Request(request_id, list(token_ids), params, 0, pooler=pooler, client=client)

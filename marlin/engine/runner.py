@@ -67,6 +67,8 @@ class Runner:
         )
         logits = self._acts["logits"].buffer
         self.logits = logits.array(np.float32, (max_samples, config.vocab_size))
+        hidden = self._acts["normed"].buffer
+        self._hidden = hidden.array(np.float32, (max_step_tokens, config.hidden_dim))
         self.logprobs = []
         self.gpu_memory_bytes = 0 if device.kind == "cpu" else _held_bytes(device)
         self._prefill = self._record(prefill=True)
@@ -92,8 +94,8 @@ class Runner:
             chunks: list of Chunk, at most max_sequences, together at most max_step_tokens tokens.
 
         Returns:
-            list of list of int: for each chunk that is its request's last, in order, its draft
-            tokens that were right and one token more, NO_TOKEN when its logits are not numbers.
+            list of list of int: for each chunk that wants logits, in order, its draft tokens that
+            were right and one token more, NO_TOKEN when its logits are not numbers.
 
         Raises:
             DeviceError: the replay failed.
@@ -102,7 +104,18 @@ class Runner:
         # Guesses are rows like a decode's: the program that is right for one is right for them.
         is_decode = sizes.num_tokens - sizes.num_drafts == len(chunks)
         step = self._decode if is_decode else self._prefill
-        return self._replay(step, sizes.vars, [chunk for chunk in chunks if chunk.is_last])
+        sampled = self._replay(step, sizes.vars, [chunk for chunk in chunks if chunk.wants_logits])
+        self._pool(chunks)
+        return sampled
+
+    def _pool(self, chunks):
+        """Give the chunks' last hidden states to whoever takes them."""
+        at = 0
+        for chunk in chunks:
+            count = chunk.num_tokens + len(chunk.draft_token_ids)
+            if (pooler := chunk.request.pooler) is not None:
+                pooler.add(chunk.start, self._hidden[at : at + count])
+            at += count
 
     def _replay(self, step, sizes, chunks):
         """Run a step and sample each chunk's tokens."""
@@ -122,6 +135,9 @@ class Runner:
             step.program.run(*sizes, first=step.num_forward)
         else:
             step.program.run(*sizes)
+        for first, chunk in zip(starts, chunks, strict=False):
+            if chunk.request.pooler is not None:
+                chunk.request.pooler.take_logits(self.logits[first])
         sampled = self._sampled[: starts[-1]].tolist()
         accepted = [
             accept(chunk.draft_token_ids, sampled[first:end])

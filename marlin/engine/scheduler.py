@@ -71,7 +71,11 @@ class Scheduler:
         self._make_way()
         chunks = []
         budget = self._max_step_tokens
-        decodes = [r for r in self.running if r.num_tokens - r.num_computed_tokens == 1]
+        decodes = [
+            r
+            for r in self.running
+            if r.num_tokens - r.num_computed_tokens == 1 and r.pooler is None
+        ]
         for request in decodes:
             # A request may have been preempted to make room for one before it.
             if request in self.running and self._grow(request, 1):
@@ -137,7 +141,7 @@ class Scheduler:
         room = min(self._max_draft_tokens, self._max_step_tokens - num_tokens)
         drafts = [
             _draft(chunk.request, num_tokens)
-            if chunk.num_tokens == 1 and chunk.is_last and room > 0
+            if chunk.num_tokens == 1 and chunk.is_last and chunk.request.drafter and room > 0
             else []
             for chunk in chunks
         ]
@@ -237,12 +241,15 @@ class Scheduler:
 
     def _find_prefix(self, request):
         """(the known blocks of its tokens, now held; whether the pool has room for the rest)."""
-        self._hash_blocks(request, request.num_tokens - 1)
+        if not request.needs_all_states:
+            self._hash_blocks(request, request.num_tokens - 1)
         blocks = self._pool.find(request.block_hashes)
         missing = self._pool.blocks_for(request.num_tokens) - len(blocks)
         return blocks, missing <= self._pool.num_free
 
     def _common_with_kept(self, request):
+        if request.needs_all_states:
+            return 0
         kept, tokens = self._kept_token_ids, request.token_ids(0, request.num_tokens - 1)
         limit = min(len(kept), len(tokens))
         return next((i for i in range(limit) if kept[i] != tokens[i]), limit)
@@ -278,7 +285,8 @@ class Scheduler:
         request.num_computed_tokens = end
         if request.drafter is not None:
             self._learn(chunk, num_accepted)
-        if self._pool.num_blocks == 1 or chunk.start // size == end // size:
+        nothing_new = chunk.start // size == end // size
+        if self._pool.num_blocks == 1 or nothing_new or request.needs_all_states:
             return
         self._hash_blocks(request, end)
         for index in range(chunk.start // size, end // size):

@@ -9,11 +9,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
 
-from marlin.engine.bounds import check_prompt, check_prompt_fits
+from marlin.engine.bounds import check_prompt, check_prompt_fits, check_text, check_text_fits
 from marlin.engine.gate import SlotGate
 from marlin.engine.interface import ModelEngine, ModelTokenizer
-from marlin.errors import NoChatTemplateError, RequestError, TemplateError
+from marlin.errors import NoChatTemplateError, NotServedError, RequestError, TemplateError
 from marlin.text.answer import AnswerReader
 from marlin.text.chat_template import ChatTemplate
 from marlin.text.conversation import Conversation, Prompter
@@ -21,6 +23,9 @@ from marlin.text.grammar.automaton import Grammar
 from marlin.text.grammar.constraint import Constraint, Part
 from marlin.text.special_tokens import FillTokens
 from marlin.text.tool_calls.shape import ToolGrammar
+
+if TYPE_CHECKING:  # As in request.py.
+    from marlin.engine.pooler import Pooler
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +97,11 @@ class ServedModel:
             "mock" for none.
         isa: instruction set of the device, "" for none.
         num_layers: of the model.
+        new_pooler: makes what takes the hidden states of one text; None where it makes no vectors
+            and no scores of texts.
+        vector_dim: values of such a vector.
+        ranks: these are scores of documents.
+        generates: whether it goes on with texts.
         marker_ids: special tokens that the readers of its answers must see.
     """
 
@@ -104,6 +114,10 @@ class ServedModel:
         isa: str = "",
         num_layers: int = 0,
         *,
+        new_pooler: "Callable[[], Pooler] | None" = None,
+        vector_dim: int = 0,
+        ranks: bool = False,
+        generates: bool = True,
         long_text_characters: int = LONG_TEXT_CHARACTERS,
         poll_s: float = POLL_S,
     ):
@@ -113,6 +127,10 @@ class ServedModel:
         self.format = format
         self.isa = isa
         self.num_layers = num_layers
+        self.new_pooler = new_pooler
+        self.vector_dim = vector_dim
+        self.ranks = ranks
+        self.generates = generates
         self._prompter = prompter_for(tokenizer)
         self._grammars: dict[str, Grammar] = {}
         self._grammars_lock = threading.Lock()
@@ -124,7 +142,20 @@ class ServedModel:
     @property
     def has_chat(self) -> bool:
         """Whether encode_chat() works: there is a chat template that can be used."""
-        return self._prompter is not None
+        return self.generates and self._prompter is not None
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it makes vectors of texts."""
+        return self.new_pooler is not None and not self.ranks
+
+    def check_generates(self) -> None:
+        """Raise NotServedError where it does not."""
+        if not self.generates:
+            made = "scores of documents" if self.ranks else "embeddings"
+            raise NotServedError(
+                f"model {self.model_id!r} makes {made}, and generates no text", param="model"
+            )
 
     @property
     def has_tools(self) -> bool:
@@ -134,7 +165,7 @@ class ServedModel:
     @property
     def fills_gaps(self) -> bool:
         """Whether encode_fill() works."""
-        return self.tokenizer.fill_tokens is not None
+        return self.generates and self.tokenizer.fill_tokens is not None
 
     def tokenizing_s(self) -> float:
         """How long the tokenizer has been at the part of a text that it has been at longest."""
@@ -240,6 +271,29 @@ class ServedModel:
         rest as encode_chat()."""
         return self._encode(text, still_wanted, client, **kinds)
 
+    def encode_input(
+        self,
+        text: str | list[int],
+        name: str = "input",
+        still_wanted: Callable[[], None] = _wanted,
+        client: str = "",
+        *,
+        add_special_tokens: bool = True,
+    ) -> list[int]:
+        """As encode_prompt(), of a text that nothing follows, so that it may fill the context.
+
+        Args:
+            add_special_tokens: False for a text that has its own.
+        """
+        if isinstance(text, str):
+            kinds = {"add_special_tokens": add_special_tokens}
+            fits = partial(check_text_fits, name=name)
+            token_ids = self._encode(text, still_wanted, client, fits=fits, **kinds)
+        else:
+            token_ids = text
+        check_text(token_ids, self.engine, name)
+        return token_ids
+
     def grammar(self, constraint: Constraint, before: Part | None) -> Grammar:
         """What a constraint is behind another part, compiled once while others ask for the same;
         RequestError where it cannot be."""
@@ -262,9 +316,9 @@ class ServedModel:
                 if self.tokenizer.is_special(token_id):
                     yield token_id
 
-    def _encode(self, text, still_wanted, client, **kinds):
+    def _encode(self, text, still_wanted, client, *, fits=check_prompt_fits, **kinds):
         context = self.engine.max_context_tokens
-        check_prompt_fits(self.tokenizer.min_tokens(text), context, "at least ")
+        fits(self.tokenizer.min_tokens(text), context, bound="at least ")
         if len(text) <= self._long_text_characters:
             short = self._timed(self.tokenizer.encode, text, **kinds)
             still_wanted()
@@ -274,7 +328,7 @@ class ServedModel:
         part: list[int] | None = []
         while part is not None:
             token_ids += part
-            check_prompt_fits(len(token_ids), context, "at least ")
+            fits(len(token_ids), context, bound="at least ")
             with self._long_parts.slot(still_wanted, client):
                 part = self._timed(next, parts, None)
             # Nothing stops a tokenizer, and it may have taken longer than the request has.

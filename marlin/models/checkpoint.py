@@ -14,6 +14,7 @@ from marlin.device.program import View
 from marlin.models.checkpoint_folder import FolderCheckpoint
 from marlin.models.checkpoint_gguf import GgufCheckpoint
 from marlin.models.place import is_folder
+from marlin.models.pooling import Pooling
 from marlin.models.spec import ModelSpec
 from marlin.text.tokenizer import Tokenizer
 
@@ -44,6 +45,9 @@ class Checkpoint(Protocol):
 
     def load(self) -> dict[str, Weight | View]:
         """{tensor name: Weight of a matrix, View of float32 otherwise}, on the device."""
+
+    def pooling(self) -> Pooling | None:
+        """How vectors are made of texts, if the files say that the model is for that."""
 
     def load_tokenizer(self, allow_unknown_pretokenizer: bool = False) -> Tokenizer:
         """See text/folder_tokenizer.py; a GGUF file has no expressions of its own."""

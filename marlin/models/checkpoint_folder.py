@@ -13,6 +13,7 @@ from marlin.device.program import View
 from marlin.device.slabs import PrivateSlabs
 from marlin.models.checkpoint_slabs import SlabWeights
 from marlin.models.plan_folder import plan_folder
+from marlin.models.pooling import Pooling, pooling_of_folder
 from marlin.text.folder_tokenizer import load_tokenizer
 from marlin.text.tokenizer import Tokenizer
 from marlin.weights import ggml_types
@@ -63,6 +64,9 @@ class FolderCheckpoint:
     def load(self) -> dict[str, Weight | View]:
         with ThreadPoolExecutor(max(1, self.device.info()["num_threads"])) as pool:
             return {stored.tensor.name: self._load(stored, pool) for stored in self.plan}
+
+    def pooling(self) -> Pooling | None:
+        return pooling_of_folder(self.path)
 
     def load_tokenizer(self, allow_unknown_pretokenizer: bool = False) -> Tokenizer:
         return load_tokenizer(self.path, allow_unknown_pretokenizer=allow_unknown_pretokenizer)

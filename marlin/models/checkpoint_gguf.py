@@ -13,6 +13,7 @@ from marlin.device.program import Recorder, View
 from marlin.device.slabs import PrivateSlabs
 from marlin.models.checkpoint_slabs import SlabWeights
 from marlin.models.plan_gguf import plan_gguf
+from marlin.models.pooling import Pooling, pooling_of_gguf
 from marlin.text.gguf_tokenizer import tokenizer_from_gguf
 from marlin.text.tokenizer import Tokenizer
 from marlin.weights import ggml_types
@@ -70,6 +71,9 @@ class GgufCheckpoint:
                 pending, num_bytes = [], 0
         self._repack(pending)
         return weights
+
+    def pooling(self) -> Pooling | None:
+        return pooling_of_gguf(self._file)
 
     def load_tokenizer(self, allow_unknown_pretokenizer: bool = False) -> Tokenizer:
         """Read the header's vocabulary, and forget it: it is larger than all else there."""

@@ -12,6 +12,7 @@ from clients import CLIENT_TIMEOUT_S, MODEL, RawClient
 from fakes import ByteTokenizer, FakeEngine
 
 from marlin.config import serve_config
+from marlin.engine.mock import mock_vectors
 from marlin.engine.served_model import LONG_TEXT_CHARACTERS, ServedModel
 from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer, open_listener
@@ -60,6 +61,8 @@ def start_server():
             options=None,
             environ=None,
             long_text_characters=LONG_TEXT_CHARACTERS,
+            pooling=None,
+            generates=True,
             **limits,
         ):
             engine = engine or FakeEngine()
@@ -71,6 +74,8 @@ def start_server():
                 *(MODEL, engine, tokenizer),
                 long_text_characters=long_text_characters,
                 poll_s=bounds.poll_s,
+                generates=generates,
+                **mock_vectors(pooling),
             )
             app = build_app(config, served if model else None, bounds, created=1_700_000_000)
             listener = open_listener(config.host, config.port, bounds.backlog)

@@ -140,7 +140,19 @@ FORMATS = (
     ),
     1_500,
 )
-APART = (AGENTS, EDITORS, FORMATS)
+SEARCHES = (
+    "What searches ask for",
+    "Texts to make vectors of, documents to rank, and files that say how.",
+    (
+        "marlin/server/api/embeddings.py",
+        "marlin/server/api/rerank.py",
+        "marlin/server/api/vectors.py",
+        "marlin/text/rank_prompt.py",
+        "marlin/models/pooling.py",
+    ),
+    1_000,
+)
+APART = (AGENTS, EDITORS, FORMATS, SEARCHES)
 
 # What sees checked values only: these files, and of what PARTS leaves, those folders.
 FILES_BEHIND = {

@@ -55,6 +55,7 @@ VALUES = {
     "num_kv_blocks": ("8", 8),
     "block_size": ("32", 32),
     "speculative": ("ngram", "ngram"),
+    "pooling": ("mean", "mean"),
     "allow_unknown_pretokenizer": ("true", True),
 }
 
@@ -120,6 +121,7 @@ def test_an_empty_variable_counts_as_unset():
         ("num_threads", "--threads", "257"),
         ("max_context_tokens", "--max-context", "x"),
         ("speculative", "--speculative", "eagle"),
+        ("pooling", "--pooling", "max"),
     ],
 )
 def test_a_wrong_option_is_named_with_its_value(field, flag, text):

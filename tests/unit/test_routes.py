@@ -80,17 +80,19 @@ def test_without_its_setting_a_path_is_not_there():
 
 
 def test_a_models_capabilities_are_those_of_the_routes():
-    chatty = SimpleNamespace(has_chat=True, fills_gaps=False)
-    plain = SimpleNamespace(has_chat=False, fills_gaps=True)
+    no = dict.fromkeys(("has_chat", "generates", "embeds", "ranks", "fills_gaps"), False)
     chat = "chat_completions", "responses", "messages"
-    assert capabilities(chatty) == {
-        **{"completions": True, "infill": False},
-        **dict.fromkeys(chat, True),
-    }
-    assert capabilities(plain) == {
-        **{"completions": True, "infill": True},
-        **dict.fromkeys(chat, False),
-    }
+
+    def capable(**can):
+        found = capabilities(SimpleNamespace(**no | dict.fromkeys(can, True)))
+        assert found.keys() == {*chat, "completions", "embeddings", "rerank", "infill"}
+        return {name for name, does in found.items() if does}
+
+    assert capable(has_chat=1, generates=1) == {*chat, "completions"}
+    assert capable(generates=1) == {"completions"}
+    assert capable(generates=1, fills_gaps=1) == {"completions", "infill"}
+    assert capable(embeds=1) == {"embeddings"}
+    assert capable(ranks=1) == {"rerank"}
 
 
 def test_two_methods_of_a_path_share_its_label():

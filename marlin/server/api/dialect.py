@@ -8,7 +8,7 @@ and a row in the routes. Declarations, and what passes through them; knows no AP
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from marlin.engine.interface import ModelTokenizer
 from marlin.engine.sampling import SamplingParams
@@ -18,6 +18,9 @@ from marlin.errors import MarlinError
 from marlin.server.http.limits import Limits
 from marlin.text.conversation import Conversation
 from marlin.text.tool_calls.scanner import Part
+
+if TYPE_CHECKING:  # As in engine/request.py.
+    import numpy as np
 
 # SamplingParams.max_tokens of whoever takes what the context holds: none holds so many.
 WHOLE_CONTEXT = 2**31
@@ -219,6 +222,51 @@ class Question(Protocol):
         """The JSON that answers it; arguments and errors as ServedModel.encode_text()'s."""
 
 
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text that a vector or a score is made of.
+
+    Attributes:
+        content, param: as Prompt's.
+        add_special_tokens: False where it has its own.
+    """
+
+    content: str | list[int]
+    param: str
+    add_special_tokens: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class VectorCall(ABC):
+    """What a request for the vectors or scores of texts asks for; attributes as Call's."""
+
+    model: str
+    skipped: tuple[str, ...]
+
+    @abstractmethod
+    def texts(self, model: ServedModel) -> list[Text]:
+        """At least one, in the order of the answer's items.
+
+        Raises:
+            NotServedError: the model does not do this.
+            RequestError: it cannot do it as it was asked to.
+        """
+
+    @abstractmethod
+    def item(self, index: int, vector: "np.ndarray") -> Any:
+        """What the answer has of a text; large values as encoding.Encoded."""
+
+    @abstractmethod
+    def body(self, items: list[Any], name: str, key: str, num_tokens: int) -> dict[str, Any]:
+        """The answer.
+
+        Args:
+            name: that answers give the model.
+            key: as Call.answer()'s.
+            num_tokens: of all texts.
+        """
+
+
 class Errors(Protocol):
     """How an API tells of errors."""
 
@@ -230,6 +278,15 @@ class Errors(Protocol):
 
     def error_events(self, error: MarlinError) -> bytes:
         """The same as the last events of a stream that has begun."""
+
+
+class VectorDialect(Errors, Protocol):
+    """What a route needs of an API's endpoint for vectors or scores."""
+
+    def parse(
+        self, body: dict[str, Any], limits: Limits, max_tokens: int, ignored: list[str] | None
+    ) -> VectorCall:
+        """As Dialect.parse(); nothing is made of max_tokens."""
 
 
 class Dialect(Errors, Protocol):

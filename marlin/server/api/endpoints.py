@@ -16,13 +16,14 @@ from marlin.engine.served_model import ServedModel
 from marlin.errors import ModelNotFoundError, NoModelError
 from marlin.files.fields import shown
 from marlin.server.api import openai_answers
-from marlin.server.api.dialect import Dialect, Questions
+from marlin.server.api.dialect import Dialect, Questions, VectorDialect
 from marlin.server.api.encoding import JSON_TYPE, encode
 from marlin.server.api.event_stream import EventStream
 from marlin.server.api.fields import memory_bytes, parse_json
 from marlin.server.api.generation import Deadline, Generation
 from marlin.server.api.model_names import served_as
 from marlin.server.api.names import MAX_IGNORED
+from marlin.server.api.vectors import Vectors
 from marlin.server.http.handler import Handler
 from marlin.server.http.limits import Limits
 from marlin.server.observe.health import Health
@@ -112,6 +113,7 @@ class Endpoints:
             del content  # it may wait long for its slot
             model = self._loaded_model()
             self._names.check(call.model)
+            model.check_generates()
             key, created = os.urandom(12).hex(), int(time.time())
             answer = call.answer(model, self._names.names[0], key, created)
             events = EventStream(handler, self._limits.keep_alive_s)
@@ -125,6 +127,21 @@ class Endpoints:
                 prompts = generation.encode()
                 with self._gate.slot(generation.keep_waiting, handler.client):
                     generation.run(prompts)
+
+    def pool(self, handler: Handler, record: RequestRecord, dialect: VectorDialect) -> None:
+        """The vectors or scores of a request's texts."""
+        content = handler.read_body()
+        deadline = Deadline(self._config.timeout_s)
+        with record.generating():
+            call = self._parse(handler, dialect, content, deadline)
+            del content
+            model = self._loaded_model()
+            self._names.check(call.model)
+            vectors = Vectors(handler, record, model, call, deadline, self._limits.poll_s)
+            with self._gate.place(handler.client):
+                token_lists = vectors.encode()
+                with self._gate.slot(vectors.check_wanted, handler.client):
+                    vectors.run(token_lists, self._names.names[0])
 
     def ask(self, handler: Handler, _record: RequestRecord, dialect: Questions) -> None:
         """Answer a dialect.Question, which waits for no slot."""

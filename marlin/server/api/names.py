@@ -214,3 +214,12 @@ INFILL = Names(
     {"repeat_penalty": (1, 1.0, 0, 0.0), "n_probs": (0,), "grammar": ("",), "n_keep": (0, -1)},
     {"input_extra": _FILE},
 )
+EMBEDDINGS = Names(_PARAMETER, ("model", "input", "encoding_format", "dimensions"), {"user": str})
+RERANK = Names(
+    _PARAMETER,
+    ("model", "query", "documents", "top_n", "return_documents", "instruction"),
+    {"user": str, "priority": int},
+    # These leave out a part of what was asked about.
+    {"max_tokens_per_doc": (), "max_chunks_per_doc": (), "rank_fields": ()},
+    {"documents": Names("field of a document", ("text",))},
+)

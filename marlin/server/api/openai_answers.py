@@ -83,7 +83,6 @@ def model_details(model: ServedModel, capabilities: dict[str, bool]) -> dict[str
             "seed": True,
             "tools": model.has_tools,
             "vision": False,
-            "embeddings": False,
         },
         "config": {
             "format": model.format,

@@ -13,17 +13,19 @@ from marlin.config import ServeConfig
 from marlin.engine.served_model import ServedModel
 from marlin.errors import MethodError
 from marlin.server.api import openai_requests
-from marlin.server.api.dialect import Dialect, Errors, Questions
+from marlin.server.api.dialect import Dialect, Errors, Questions, VectorDialect
+from marlin.server.api.embeddings import EMBEDDINGS
 from marlin.server.api.endpoints import Endpoints
 from marlin.server.api.infill import INFILL
 from marlin.server.api.messages import COUNT_TOKENS, MESSAGES
+from marlin.server.api.rerank import RERANK, RERANK_COHERE
 from marlin.server.api.responses import RESPONSES
 from marlin.server.api.tokenizing import DETOKENIZE_IDS, TOKENIZE_TEXT
 from marlin.server.http.handler import Handler
 from marlin.server.observe.metrics import NUM_ENDPOINTS, OTHER_ENDPOINT, RequestRecord
 
 # Of errors at paths that have none.
-DEFAULT_DIALECT: Dialect = openai_requests.CHAT
+DEFAULT_DIALECT: Errors = openai_requests.CHAT
 _ID = "{id}"  # at the end of a path: the rest of it, whatever that is
 
 
@@ -65,6 +67,11 @@ def question_route(path: str, dialect: Questions, **more: Any) -> Route:
     return Route("POST", path, answer, dialect=dialect, **more)
 
 
+def vector_route(path: str, dialect: VectorDialect, **more: Any) -> Route:
+    """An endpoint that makes vectors or scores of texts."""
+    return Route("POST", path, partial(Endpoints.pool, dialect=dialect), dialect=dialect, **more)
+
+
 HEALTH = Route("GET", "/health", Endpoints.health, needs_key=False, quiet=True)
 ROUTES = (
     Route("GET", "/", Endpoints.greeting, needs_key=False),
@@ -77,7 +84,11 @@ ROUTES = (
         capability="chat_completions",
         offered=lambda model: model.has_chat,
     ),
-    generation_route("/v1/completions", openai_requests.COMPLETIONS, capability="completions"),
+    generation_route(
+        *("/v1/completions", openai_requests.COMPLETIONS),
+        capability="completions",
+        offered=lambda model: model.generates,
+    ),
     generation_route(
         "/infill", INFILL, capability="infill", offered=lambda model: model.fills_gaps
     ),
@@ -90,6 +101,13 @@ ROUTES = (
     question_route("/v1/messages/count_tokens", COUNT_TOKENS),
     question_route("/tokenize", TOKENIZE_TEXT),
     question_route("/detokenize", DETOKENIZE_IDS),
+    vector_route(
+        *("/v1/embeddings", EMBEDDINGS),
+        capability="embeddings",
+        offered=lambda model: model.embeds,
+    ),
+    vector_route("/v1/rerank", RERANK, capability="rerank", offered=lambda model: model.ranks),
+    vector_route("/v2/rerank", RERANK_COHERE),
 )
 
 

@@ -65,6 +65,7 @@ class Limits:
         num_stop_strings, stop_characters: each is searched for in every token's text.
         num_choices: `n` of a call; each is a request to the engine, all from one slot.
         num_call_choices: `n` times the prompts of a call; --max-choices sets it.
+        num_inputs: texts of a call for embeddings, or documents to rank; the bound of OpenAI's API.
         num_output_tokens: that a call may ask for a choice; None is what the context holds.
         queue_factor: requests that may wait for a slot, for each slot: a queued request then waits
             about as long as a running one runs.
@@ -117,6 +118,7 @@ class Limits:
     stop_characters: int = 1024
     num_choices: int = 16
     num_call_choices: int = 64
+    num_inputs: int = 2048
     num_output_tokens: int | None = None
     queue_factor: int = 1
     stuck_s: float = 60.0
@@ -131,7 +133,12 @@ class Limits:
     restart_reset_s: float = 60.0
     stop_s: float = 5.0
 
-    def for_context(self, max_context_tokens: int) -> "Limits":
-        """These, with the largest body that a model of this context can use."""
-        wanted = _BODY_BYTES_PER_TOKEN * max_context_tokens + _BODY_BYTES
+    def for_context(self, max_context_tokens: int, takes_many: bool = False) -> "Limits":
+        """These, with the largest body that a model of this context can use.
+
+        Args:
+            takes_many: it does more than generate, so that num_inputs texts may come at once.
+        """
+        num_tokens = max_context_tokens * (self.num_inputs if takes_many else 1)
+        wanted = _BODY_BYTES_PER_TOKEN * num_tokens + _BODY_BYTES
         return replace(self, body_bytes=min(wanted, _MAX_BODY_BYTES))

@@ -13,7 +13,7 @@ import threading
 import time
 from array import array
 from bisect import bisect_left
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import NamedTuple
 
 _PREFIX = "metal_marlin_"
@@ -260,25 +260,15 @@ class RequestRecord:
         finally:
             self._metrics.end_request()
 
-    def watch(self, streams, deltas):
-        """Pass the deltas of a request's sequences on, counting their tokens and timing them.
-
-        Args:
-            streams: engine.stream.TextStreams, all submitted.
-            deltas: engine.stream.merged(streams); closed when this is.
-        """
-        requests = [stream.request for stream in streams]
+    @contextmanager
+    def in_engine(self, requests):
+        """These engine.request.Requests are in the engine for the length of a `with` block."""
         self._metrics.watch(requests)
         self.num_prompt_tokens = sum(len(request.prompt_token_ids) for request in requests)
         self._metrics.add(prompt_tokens_total=self.num_prompt_tokens)
-        last_times = [None] * len(streams)
         try:
-            for index, delta in deltas:
-                if delta.num_tokens:
-                    last_times[index] = self._count(delta.num_tokens, last_times[index])
-                yield index, delta
+            yield
         finally:
-            deltas.close()
             self._metrics.forget(requests)
             for request in requests:
                 self.num_cached_tokens += request.num_cached_tokens
@@ -288,6 +278,20 @@ class RequestRecord:
                     draft_tokens_total=request.num_draft_tokens,
                     accepted_draft_tokens_total=request.num_accepted_draft_tokens,
                 )
+
+    def watch(self, streams, deltas):
+        """Pass the deltas of a request's sequences on, counting their tokens and timing them.
+
+        Args:
+            streams: engine.stream.TextStreams, all submitted.
+            deltas: engine.stream.merged(streams); closed when this is.
+        """
+        last_times = [None] * len(streams)
+        with self.in_engine([stream.request for stream in streams]), closing(deltas):
+            for index, delta in deltas:
+                if delta.num_tokens:
+                    last_times[index] = self._count(delta.num_tokens, last_times[index])
+                yield index, delta
 
     def _count(self, num_tokens, last):
         """Count tokens that have come; `last`: when those before came. Returns the time."""

@@ -91,7 +91,8 @@ def loaded(config, limits, load):
     gc.freeze()
     gc.enable()
     if model is not None:
-        limits = limits.for_context(model.engine.max_context_tokens)
+        takes_many = model.new_pooler is not None
+        limits = limits.for_context(model.engine.max_context_tokens, takes_many)
     return model, limits
 
 
