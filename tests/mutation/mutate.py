@@ -27,7 +27,7 @@ from recorded import Record
 from running import Run, run_pytest
 
 # Seconds of tests, as recorded, and from how many files: at first, then for what survives that.
-FIRST, MORE = (20, 4), (60, 12)
+ROUNDS = (20, 4), (60, 12), (200, 40)
 _PRELOADED = ("numpy", "hypothesis", "jinja2", "openai", "gguf", "pytest")
 
 
@@ -78,15 +78,18 @@ def draw(root, patterns, count, seed):
 def chosen(record, tests, path, budget_s, num_files):
     """Of the tests some of `num_files` files for `budget_s` seconds, quickest file first.
 
-    First come files that are named after the module, then those of which most tests run the line.
+    First come files that are named after the module or its folder, then those of which most tests
+    run the line.
     """
     files = {}
     for name in tests:
         files.setdefault(name.partition("::")[0], []).append(name)
     sizes = Counter(name.partition("::")[0] for name in record.tests)
+    names = Path(path).stem, Path(path).parent.name
 
     def rank(file):
-        return Path(path).stem not in Path(file).stem, -len(files[file]) / sizes[file], file
+        is_own = any(name in Path(file).stem for name in names)
+        return not is_own, -len(files[file]) / sizes[file], file
 
     def cost(name):
         return record.tests[name][1]
@@ -113,11 +116,12 @@ def judge(root, record, mutant, number):
     stamp = 1_000_000_000 + number * 10 + os.getpid() % 10  # no .pyc of another is taken for it
     os.utime(path, (stamp, stamp))
     try:
-        first = chosen(record, tests, mutant.path, *FIRST)
-        for order in (first, chosen(record, tests - set(first), mutant.path, *MORE)):
+        for seconds, num_files in ROUNDS:
+            order = chosen(record, tests, mutant.path, seconds, num_files)
             failed = _failing(root, record, order) if order else None
             if failed is not None:
                 return "killed", failed
+            tests = tests.difference(order)
         return "survived", ""
     finally:
         path.write_bytes(original)

@@ -17,6 +17,7 @@ _ARITHMETIC = {
     ast.BitXor: "|",
 }  # fmt: skip
 _OTHER_ERROR = "ZeroDivisionError"
+_NOTHING = ("None", "False")  # None instead of either is the same to an `if`
 
 
 class Mutant(NamedTuple):
@@ -97,7 +98,7 @@ class _Finder(ast.NodeVisitor):
 
     def visit_AnnAssign(self, node):
         if node.value is not None:
-            if self.function is not None:
+            if self.function is not None and self.text(node.value) not in _NOTHING:
                 self.add("removed statement", node, f"{self.text(node.target)} = None")
             self.visit(node.value)
 
@@ -108,7 +109,7 @@ class _Finder(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_Assign(self, node):
-        if self.function is not None and self.text(node.value) != "None":
+        if self.function is not None and self.text(node.value) not in _NOTHING:
             target = f"{self.text(node.targets[0])} = "
             if not isinstance(node.targets[0], ast.Tuple):
                 self.add("removed assignment", node, target + "None")

@@ -18,6 +18,7 @@ class Record:
     def __init__(self, path):
         self.path = path
         kept = json.loads(path.read_text()) if path.exists() else {}
+        self._early = None
         self.tests = kept.get("tests", {})
         self.sources = kept.get("sources", {})
         names = list(self.tests)
@@ -75,14 +76,16 @@ class Record:
     def covering(self, mutant, root):
         """The tests that run a mutant's line; without one, its function; at import, the module."""
         self._now(mutant.path, root)
+        if self._early is None:
+            self._early = _run_at_import(root)
         lines = self.lines.get(mutant.path, {})
         found = set()
+        around = _function(root / mutant.path, mutant.line)
         if not mutant.at_import:
             found = set().union(*(lines.get(line, ()) for line in mutant.lines))
             if not found:  # a trace may miss a line where descriptors or time run out
-                around = _function_lines(root / mutant.path, mutant.line)
-                found = set().union(*(lines.get(line, ()) for line in around))
-        else:
+                found = set().union(*(lines.get(line, ()) for line in _body(around)))
+        if mutant.at_import or (around and around.name in self._early):
             heads = _import_lines(root / mutant.path)
             found = set().union(*(ids for line, ids in lines.items() if line not in heads))
             found |= self._importers(mutant.path, root)
@@ -101,13 +104,46 @@ class Record:
         return found
 
 
-def _function_lines(path, line):
-    """The lines of the innermost function around a line."""
+def _function(path, line):
+    """The innermost function around a line, or None."""
     nodes = [
         node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)
     ]
-    around = [range(node.body[0].lineno, node.end_lineno + 1) for node in nodes]
-    return min((lines for lines in around if line in lines), key=len, default=())
+    around = [node for node in nodes if line in _body(node)]
+    return min(around, key=lambda node: len(_body(node)), default=None)
+
+
+def _body(function):
+    return range(function.body[0].lineno, function.end_lineno + 1) if function else range(0)
+
+
+def _run_at_import(root):
+    """Names of the functions that run while modules are imported, as makers of tables do: which
+    test is traced in them says nothing of which needs them."""
+    trees = [ast.parse(path.read_text()) for path in (root / "marlin").rglob("*.py")]
+    functions = {}
+    for tree in trees:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                functions.setdefault(node.name, []).append(node)
+    early, found = set(), set().union(*map(_called, trees))
+    while found:
+        early |= found
+        inner = [node for name in found for node in functions.get(name, ())]
+        found = set().union(*map(_called, inner)) - early
+    return early
+
+
+def _called(scope):
+    """Names called in a module or function, but not in the functions within it."""
+    names, nodes = set(), list(scope.body)
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            names.add(node.func.id)
+        if not isinstance(node, (ast.FunctionDef, ast.Lambda)):
+            nodes.extend(ast.iter_child_nodes(node))
+    return names
 
 
 def _import_lines(path):

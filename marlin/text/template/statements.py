@@ -34,7 +34,7 @@ def parse(source):
     Raises:
         TemplateError: with the line, for what is not valid or breaks a limit.
     """
-    return _TemplateParser(tokenize(source)).template()
+    return _TemplateParser(tokenize(source)).body(1)
 
 
 def _data(text):
@@ -75,13 +75,7 @@ class _TemplateParser(ExpressionParser):
             "with": self._with,
         }
 
-    def template(self):
-        body = self._body(1)
-        if self.token.kind != "end":
-            self.fail(f"unexpected tag {self.token.value!r}")
-        return body
-
-    def _body(self, line, *end_words):
+    def body(self, line, *end_words):
         """Statements up to a tag that opens with an end word, which becomes the current token.
 
         `line` is that of the tag that opens the body.
@@ -136,7 +130,7 @@ class _TemplateParser(ExpressionParser):
     def _block_body(self, *end_words):
         self.accept(":")
         line = self.expect_kind("end_tag").line
-        return self._body(line, *end_words)
+        return self.body(line, *end_words)
 
     def _closed_body(self, end_word):
         body = self._block_body(end_word)

@@ -16,19 +16,17 @@ OPENING, CLOSING = _token("tool calls begin"), _token("tool calls end")
 CALL, SEPARATOR, CALL_END = _token("tool call begin"), _token("tool sep"), _token("tool call end")
 
 
-def _call(scan: Scanner) -> Reading[bool]:
+def _call(scan: Scanner) -> Reading[None]:
     name = yield from scan.text(SEPARATOR)
     if name is not None and name.strip() == "function":
         # V3 and R1: the kind comes first, and the JSON stands in a fence.
         name = yield from scan.text("\n")
         yield from scan.take("```json")
     if name is None:
-        return False
+        return
     scan.begin_call(name.strip())
-    if not (yield from json_arguments(scan, scan.arguments)):
-        return False
-    scan.end_call()
-    return True
+    if (yield from json_arguments(scan, scan.arguments)):
+        scan.end_call()
 
 
 FAMILY = Family(

@@ -50,15 +50,17 @@ def between(
         read_call: reads a call from there on.
     """
 
+    markers = (opening, call, closing)
+
     def read(scan: Scanner) -> Reading[None]:
-        marker = yield from scan.content(opening, call, closing)
+        marker = yield from scan.content(*markers)
         while marker:
             if marker == call:
                 yield from read_call(scan)
             if marker == closing:
-                marker = yield from scan.content(opening, call, closing)
+                marker = yield from scan.content(*markers)
             else:  # what is between a call and a tag is none of either
-                marker = yield from scan.until((opening, call, closing), drop)
+                marker = yield from scan.until(markers, drop)
 
     return read
 

@@ -63,10 +63,10 @@ def _value(scan, quote, depth):
         if found:
             scan.arguments('"')
         return found is not None
-    if depth and (yield from scan.take("{")):
-        return (yield from _object(scan, quote, depth - 1))
-    if depth and (yield from scan.take("[")):
-        return (yield from _array(scan, quote, depth - 1))
+    if (yield from scan.take("{")):
+        return depth > 0 and (yield from _object(scan, quote, depth - 1))
+    if (yield from scan.take("[")):
+        return depth > 0 and (yield from _array(scan, quote, depth - 1))
     word = yield from scan.text(*",}]", keep=True)
     if word is None or not word.strip():
         return False

@@ -1,7 +1,7 @@
 """GLM 4.5 to 4.7: a name, then keys and values in turn."""
 
 from marlin.text.tool_calls.family import Family
-from marlin.text.tool_calls.scanner import Reading, Scanner
+from marlin.text.tool_calls.scanner import Reading, Scanner, drop
 from marlin.text.tool_calls.shape import Shape, in_tags
 from marlin.text.tool_calls.tagged import Tags, tagged_call
 
@@ -11,7 +11,8 @@ TAGS = Tags(("\n",), KEY, "</arg_key>", "</arg_value>", (CLOSING,), "<arg_value>
 
 def read(scan: Scanner) -> Reading[None]:
     while (yield from scan.content(OPENING)):
-        yield from tagged_call(scan, TAGS)
+        if not (yield from tagged_call(scan, TAGS)):
+            yield from scan.until((CLOSING,), drop)
 
 
 TEXTS = (KEY, "</arg_key>", "<arg_value>", "</arg_value>")

@@ -12,16 +12,14 @@ CALL, ARGUMENTS, CALL_END = (
 )
 
 
-def _call(scan: Scanner) -> Reading[bool]:
+def _call(scan: Scanner) -> Reading[None]:
     id = yield from scan.text(ARGUMENTS)
     if id is None:
-        return False
+        return
     id = id.strip()
     scan.begin_call(id.removeprefix("functions.").rpartition(":")[0] or id, id)
-    if not (yield from json_arguments(scan, scan.arguments)):
-        return False
-    scan.end_call()
-    return True
+    if (yield from json_arguments(scan, scan.arguments)):
+        scan.end_call()
 
 
 def _shape(name, schema, write):

@@ -16,8 +16,8 @@ OPENING, CLOSING = "<|tool_call_start|>", "<|tool_call_end|>"
 def read(scan: Scanner) -> Reading[None]:
     while (yield from scan.content(OPENING)):
         yield from scan.take("[")
-        while (name := (yield from scan.text("(", CLOSING))) is not None:
-            if not name.strip():
+        while (name := (yield from scan.text("(", CLOSING, keep=True))) is not None:
+            if not name.strip() or not (yield from scan.take("(")):
                 break
             scan.begin_call(name.strip())
             if not (yield from python_arguments(scan)):

@@ -32,11 +32,10 @@ def _value(scan, depth):
     quote = yield from scan.take('"""', "'''", '"', "'")
     if quote:
         return (yield from _string(scan, quote))
-    if depth and (yield from scan.take("{")):
-        return (yield from _items(scan, "{", "}", depth - 1))
-    for opening, closing in ("[]", "()") if depth else ():
+    for opening, closing in ("{}", "[]", "()"):
         if (yield from scan.take(opening)):
-            return (yield from _items(scan, "[", closing, depth - 1))
+            written = "{" if opening == "{" else "["
+            return depth > 0 and (yield from _items(scan, written, closing, depth - 1))
     word = yield from scan.text(*",)]}:", keep=True)
     if word is None:
         return False

@@ -18,7 +18,6 @@ def _family(name, opening, closing, line):
         while marker:
             if marker == opening:
                 marker = yield from scan.until((FUNCTION, closing), drop)
-                continue
             if marker == FUNCTION:
                 yield from tagged_call(scan, tags)
             marker = yield from scan.content(opening, FUNCTION, closing)
