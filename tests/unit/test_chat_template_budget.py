@@ -385,28 +385,6 @@ def test_a_growing_text_ends_at_the_limit_of_texts():
     assert growing.num_chars == len(growing.text(budget)) == 8_000_000
 
 
-NESTING, STEPS = "nesting limit: brackets or blocks more than 64", "nesting limit: more than 64 ca"
-DIGITS = "integer limit: a number of more than 1024 characters"
-SOURCES = [
-    (lambda n: "x" * n, 262_144, "source limit: the template has more than 262144 characters"),
-    (lambda n: "{{ " + "(" * n + "1" + ")" * n + " }}", 31, NESTING),
-    (lambda n: "{{ " + "[" * n + "]" * n + " }}", 63, NESTING),
-    (lambda n: "{% if 1 %}" * n + "{% endif %}" * n, 63, NESTING),
-    (lambda n: "{{ a" + ".b" * n + " }}", 64, STEPS),
-    (lambda n: "{{ 1" + "|string" * n + " }}", 64, STEPS),
-    (lambda n: "{{ " + "a" * n + " }}", 256, "name of more than 256 characters"),
-    (lambda n: "{{ " + "1" * n + " }}", 1024, DIGITS),
-    (lambda n: "{{ 1." + "1" * (n - 2) + " }}", 1024, DIGITS),
-]
-
-
-@pytest.mark.parametrize(("source", "most", "message"), SOURCES)
-def test_the_most_that_a_source_may_hold_parses_and_one_more_is_refused(source, most, message):
-    ChatTemplate(source(most))
-    with pytest.raises(TemplateError, match=message):
-        ChatTemplate(source(most + 1))
-
-
 @pytest.mark.parametrize("limit", ["TEXT", "ITEMS", "REFERENCES", "INTEGER", "RANGE"])
 def test_less_than_nothing_is_taken_for_nothing(limit):
     budget = Budget()
