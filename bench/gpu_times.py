@@ -210,6 +210,9 @@ def attention_params(num_blocks, table_stride):
         window=0,
         max_splits=-(-table_stride * BLOCK_SIZE // abi.KV_SPLIT),
         scale=HEAD_DIM**-0.5,
+        softcap=0.0,
+        position_scale=0.0,
+        scale_tokens=1,
     )
 
 

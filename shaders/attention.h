@@ -6,10 +6,11 @@
 //   tables   int32 [num_sequences, table_stride], block ids in logical order
 //   tiles    int32 [num_tiles, 4]: first row, rows (<= 16), sequence, position of the first row
 //
-// A query at position p sees positions (p - window, p]. The query heads of a KV head
-// share its keys and values: a tile's rows times these heads are its "queries", token by token, and
-// each kernel takes a few of them together. What a query gets does not depend on which queries
-// share its tile: sums run over tokens in an order that their absolute positions fix.
+// Scores are q k * scale, or softcap * tanh(q k * scale / softcap), and a query may be multiplied
+// for its position, too. A query at position p sees positions (p - window, p]. The query heads of a
+// KV head share its keys and values: a tile's rows times these heads are its "queries", token by
+// token, and each kernel takes a few of them together. What a query gets does not depend on which
+// queries share its tile: sums run over tokens in an order that their absolute positions fix.
 //
 // Bad indices: a tile outside q, the tables or its own table; a block id outside the cache, among
 // those that the tile sees; a context of more splits than the step has.
@@ -47,6 +48,22 @@ inline uint attention_first_seen(constant AttentionParams &p, uint position)
 inline bool attention_sees(constant AttentionParams &p, uint query_position, uint position)
 {
     return position <= query_position && position >= attention_first_seen(p, query_position);
+}
+
+// What q of a position is multiplied by: scores are in powers of two.
+inline float attention_scale(constant AttentionParams &p, uint position)
+{
+    float scale = p.scale * ATTENTION_LOG2_E;
+    if (p.position_scale == 0.0f) return scale;
+    return scale * (1.0f + p.position_scale * log(1.0f + float(position / p.scale_tokens)));
+}
+
+// A score of a query so scaled, capped where there is a cap.
+inline float attention_score(constant AttentionParams &p, float score)
+{
+    if (p.softcap == 0.0f) return score;
+    float cap = p.softcap * ATTENTION_LOG2_E;
+    return cap * soft_tanh(score / cap);
 }
 
 // False: the tile points outside q (binding 0), the tables (binding 3) or its own table.

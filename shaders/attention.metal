@@ -53,8 +53,9 @@ inline void prefill_stage_queries(thread const PrefillQueries &s, thread const A
         bool used = s.first + r < tile.num_queries;
         device const float *from =
             q + (used ? attention_query_offset(p, tile, s.kv_head, s.first + r) + begin : 0);
+        float scale = attention_scale(p, tile.position + (s.first + r) / HEADS_PER_KV);
         for (uint i = s.lane; i < columns; i += SIMD_THREADS)
-            s.q[r * PREFILL_Q_STRIDE + i] = used ? from[i] * (p.scale * ATTENTION_LOG2_E) : 0.0f;
+            s.q[r * PREFILL_Q_STRIDE + i] = used ? from[i] * scale : 0.0f;
     }
     simdgroup_barrier(mem_flags::mem_threadgroup);
 }
@@ -127,8 +128,11 @@ inline float prefill_softmax(thread const PrefillQueries &s, constant AttentionP
     threadgroup float *scores = s.scores + s.lane / 4 * PREFILL_SCORE_STRIDE + s.lane % 4;
     uint position = start + s.lane % 4;
     float chunk_most = most, chunk_sum = 0.0f;
-    for (uint i = 0; i < PREFILL_CHUNK; i += 4)
-        if (attention_sees(p, s.position, position + i)) chunk_most = max(chunk_most, scores[i]);
+    for (uint i = 0; i < PREFILL_CHUNK; i += 4) {
+        if (!attention_sees(p, s.position, position + i)) continue;
+        scores[i] = attention_score(p, scores[i]);
+        chunk_most = max(chunk_most, scores[i]);
+    }
     chunk_most = max(chunk_most, simd_shuffle_xor(chunk_most, ushort(1)));
     chunk_most = max(chunk_most, simd_shuffle_xor(chunk_most, ushort(2)));
     for (uint i = 0; i < PREFILL_CHUNK; i += 4) {

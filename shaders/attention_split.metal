@@ -43,7 +43,8 @@ inline void split_load_queries(thread const SplitTask &s, thread const Attention
         float value = 0.0f;
         if (query + r < tile.num_queries)
             value = q[attention_query_offset(p, tile, s.kv_head, query + r) + begin + column];
-        s.q[column * Q + r] = value * (p.scale * ATTENTION_LOG2_E);
+        s.q[column * Q + r] =
+            value * attention_scale(p, tile.position + (query + r) / HEADS_PER_KV);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 }
@@ -116,9 +117,10 @@ inline void split_score(thread const SplitTask &s, thread const AttentionTile &t
             split_share_sum(float2(four.x, four.y), float2(four.z, four.w), s.lane, ushort(2));
         uint position = tile.position + min(query + r, tile.num_queries - 1) / HEADS_PER_KV;
         uint at = s.start + token;
-        s.scores[token * Q + r] = attention_sees(p, position, at) ? two.x : ATTENTION_UNSEEN;
+        s.scores[token * Q + r] =
+            attention_sees(p, position, at) ? attention_score(p, two.x) : ATTENTION_UNSEEN;
         s.scores[(token + 1) * Q + r] =
-            attention_sees(p, position, at + 1) ? two.y : ATTENTION_UNSEEN;
+            attention_sees(p, position, at + 1) ? attention_score(p, two.y) : ATTENTION_UNSEEN;
     }
 }
 

@@ -52,6 +52,13 @@ inline void fail(device atomic_uint *status, constant MarlinCall &call)
     atomic_fetch_min_explicit(status, call.dispatch, memory_order_relaxed);
 }
 
+// tanh(x), as (1 - e) / (1 + e) with e = exp(-2 |x|), which cannot overflow.
+inline float soft_tanh(float x)
+{
+    float e = exp(-2.0f * fabs(x)), size = (1.0f - e) / (1.0f + e);
+    return x < 0.0f ? -size : size;
+}
+
 // Sum over the threadgroup, the same value in every thread. scratch: MAX_SIMDGROUPS floats, to be
 // used again after a barrier only. Uniform control flow.
 inline float group_sum(float value, threadgroup float *scratch, uint lane, uint simdgroup,

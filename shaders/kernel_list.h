@@ -46,6 +46,8 @@
     X(rope_kv_write, rope_kv_write, none, RopeKvParams,    7, row_heads,    1, 0, 128, 1, 4) \
     X(silu_mul,      gated_mul,     none, RowsParams,      3, row_pieces,   1, 0, 256, 1, 1) \
     X(gelu_mul,      gated_mul,     none, RowsParams,      3, row_pieces,   1, 0, 256, 1, 1) \
+    X(sigmoid_mul,   gated_mul,     none, RowsParams,      3, row_pieces,   1, 0, 256, 1, 1) \
+    X(scale_rows,    scale_rows,    none, ScaleParams,     2, row_pieces,   1, 0, 256, 1, 1) \
     X(gather_rows,   gather_rows,   none, RowsParams,      3, rows,         1, 0, 256, 1, 1) \
     X(attention,       attention,       none, AttentionParams, 6, kv_heads, 2, UNEVEN, 128, 1, 1) \
     X(attention_split, attention_split, none, AttentionParams, 6, splits,   3, UNEVEN, 128, 1, 1) \

@@ -53,12 +53,21 @@ struct RmsNormParams {
     uint32_t rows_per_var; /* rows = vars[rows_var] * rows_per_var: 1, or the heads of a q/k norm */
     uint32_t dim;
     uint32_t has_delta;
+    uint32_t adds; /* y += the norm, else y = the norm */
     float eps;
+    float delta_scale; /* what the delta is multiplied by; 1 changes no bit */
 };
 
 struct RowsParams {
     int32_t rows_var;
     uint32_t dim;
+};
+
+struct ScaleParams {
+    int32_t rows_var;
+    uint32_t dim;
+    float scale;
+    float cap; /* y = cap * tanh(x * scale / cap); 0: no cap */
 };
 
 struct RopeTableParams {
@@ -74,6 +83,8 @@ struct RopeKvParams {
     uint32_t head_dim;
     uint32_t block_size;
     uint32_t num_blocks;
+    uint32_t rotary_dim;  /* of a head's first dimensions, those that turn; 0: none */
+    uint32_t interleaved; /* pairs are (2i, 2i + 1), else (i, i + rotary_dim / 2) */
 };
 
 struct AttentionParams {
@@ -88,6 +99,10 @@ struct AttentionParams {
     uint32_t window;       /* tokens a query sees at most; 0: all before it */
     uint32_t max_splits;
     float scale;
+    float softcap;        /* scores become softcap * tanh(score / softcap); 0: no cap */
+    float position_scale; /* queries are multiplied by 1 + this * ln(1 + position / scale_tokens),
+                             the quotient a whole number; 0: they are not */
+    uint32_t scale_tokens;
 };
 
 struct SampleParams {

@@ -1,7 +1,7 @@
-// rows.metal: the row-by-row kernels: RMS norm, the RoPE table, RoPE with the KV write, SiLU, row
-// gather. None of them is more than a few operations a byte: what counts is that each byte moves
-// once. Rows may begin at any float, so nothing here needs more than 4-byte alignment. Rows beyond
-// the step's vars are left alone.
+// rows.metal: the row-by-row kernels: RMS norm, the RoPE table, RoPE with the KV write, gates,
+// scaled rows, row gather. None of them is more than a few operations a byte: what counts is that
+// each byte moves once. Rows may begin at any float, so nothing here needs more than 4-byte
+// alignment. Rows beyond the step's vars are left alone.
 #include <metal_stdlib>
 
 #include "common.h"
@@ -34,14 +34,16 @@ struct RmsRow {
     uint thread_index; // of this row's threads
     uint threads;
     bool has_delta;
+    bool adds;
+    float delta_scale;
 };
 
-// x += delta over floats [i, i + 4); returns them.
+// x += delta * delta_scale over floats [i, i + 4); returns them.
 inline float4 rms_add_delta(thread const RmsRow &row, uint i)
 {
     float4 values = row_load(row.x + i);
     if (row.has_delta) {
-        values += row_load(row.delta + i);
+        values = fma(row_load(row.delta + i), float4(row.delta_scale), values);
         row_store(row.x + i, values);
     }
     return values;
@@ -66,10 +68,16 @@ inline float rms_squares(thread const RmsRow &row, thread float4 *kept)
     uint last = whole + row.thread_index;
     if (last < row.dim) {
         float value = row.x[last];
-        if (row.has_delta) row.x[last] = value += row.delta[last];
+        if (row.has_delta) row.x[last] = value = fma(row.delta[last], row.delta_scale, value);
         squares += value * value;
     }
     return squares;
+}
+
+// Floats [i, i + 4) of y become the norm's, or grow by them.
+inline void rms_put(thread const RmsRow &row, uint i, float4 norm)
+{
+    row_store(row.y + i, row.adds ? row_load(row.y + i) + norm : norm);
 }
 
 inline void rms_store(thread const RmsRow &row, thread const float4 *kept, float inverse)
@@ -78,15 +86,17 @@ inline void rms_store(thread const RmsRow &row, thread const float4 *kept, float
     for (uint j = 0; j < RMS_KEPT; j++) {
         uint i = row.thread_index * ROW_WIDTH + j * stride;
         if (i >= whole) break;
-        row_store(row.y + i, kept[j] * inverse * row_load(row.w + i));
+        rms_put(row, i, kept[j] * inverse * row_load(row.w + i));
     }
     for (uint i = row.thread_index * ROW_WIDTH + RMS_KEPT * stride; i < whole; i += stride)
-        row_store(row.y + i, row_load(row.x + i) * inverse * row_load(row.w + i));
+        rms_put(row, i, row_load(row.x + i) * inverse * row_load(row.w + i));
     uint last = whole + row.thread_index;
-    if (last < row.dim) row.y[last] = row.x[last] * inverse * row.w[last];
+    if (last < row.dim)
+        row.y[last] = row.x[last] * inverse * row.w[last] + (row.adds ? row.y[last] : 0.0f);
 }
 
-// rms_norm: x += delta (if has_delta);  y = x * rsqrt(mean(x^2) + eps) * w
+// rms_norm: x += delta * delta_scale (if has_delta);  y = x * rsqrt(mean(x^2) + eps) * w, or += (if
+// adds)
 //
 //   x  float [rows, dim], in place    delta  float [rows, dim]    w  float [dim]
 //   y  float [rows, dim], may be x    rows = vars[rows_var] * rows_per_var
@@ -117,6 +127,8 @@ inline void rms_store(thread const RmsRow &row, thread const float4 *kept, float
     row.thread_index = alone ? simdgroup * SIMD_THREADS + lane : lane;
     row.threads = alone ? THREADS_rms_norm : SIMD_THREADS;
     row.has_delta = p.has_delta != 0;
+    row.adds = p.adds != 0;
+    row.delta_scale = p.delta_scale;
     float4 kept[RMS_KEPT];
     float squares = rms_squares(row, kept);
     float sum =
@@ -151,11 +163,11 @@ inline void rms_store(thread const RmsRow &row, thread const float4 *kept, float
 // The half nearest to x; out of range the largest, so that the cache holds finite values only.
 inline half row_finite_half(float x) { return half(max(min(x, ROW_MAX_HALF), -ROW_MAX_HALF)); }
 
-// rope_kv_write: rotates q and k in place (half-split pairs, as Hugging Face stores them) and
-// writes k and v to the cache.
+// rope_kv_write: rotates the first rotary_dim dimensions of q and k in place (half-split pairs, as
+// Hugging Face mostly stores them, or neighbours) and writes k and v to the cache.
 //
 //   q  float [rows, num_heads, head_dim]    k, v  float [rows, num_kv_heads, head_dim]
-//   table  float [rows, 2, head_dim / 2]    slots  int32 [rows]: block * block_size + offset
+//   table  float [rows, 2, rotary_dim / 2]    slots  int32 [rows]: block * block_size + offset
 //   k_cache  half [num_blocks, num_kv_heads, block_size / 16, head_dim, 16]
 //   v_cache  half [num_blocks, num_kv_heads, block_size, head_dim]
 //   Grid: (rows, num_heads + 2 * num_kv_heads): the heads of q, then k, then v. Group: 128 threads,
@@ -174,7 +186,7 @@ rope_kv_write(device float *q [[buffer(0)]], device float *k [[buffer(1)]],
               uint3 group [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]],
               uint simdgroup [[simdgroup_index_in_threadgroup]])
 {
-    uint dim = p.head_dim, half_dim = dim / 2, row = group.x;
+    uint dim = p.head_dim, pairs = p.rotary_dim / 2, row = group.x;
     uint head = group.y * UNITS_Y_rope_kv_write + simdgroup;
     if (row >= uint(vars[p.rows_var]) || head >= p.num_heads + 2 * p.num_kv_heads) return;
     int32_t slot = slots[row];
@@ -198,17 +210,21 @@ rope_kv_write(device float *q [[buffer(0)]], device float *k [[buffer(1)]],
                                     : k + (row * p.num_kv_heads + kv_head) * dim;
     device half *to = k_cache + base + offset / MARLIN_KEY_TILE * MARLIN_KEY_TILE * dim +
                       offset % MARLIN_KEY_TILE;
-    device const float *turn = table + row * dim;
-    for (uint i = lane; i < half_dim; i += SIMD_THREADS) {
-        float a = values[i], b = values[half_dim + i], c = turn[i], s = turn[half_dim + i];
+    device const float *turn = table + row * p.rotary_dim;
+    for (uint i = lane; i < pairs; i += SIMD_THREADS) {
+        uint one = p.interleaved ? 2 * i : i, other = p.interleaved ? 2 * i + 1 : pairs + i;
+        float a = values[one], b = values[other], c = turn[i], s = turn[pairs + i];
         float low = a * c - b * s, high = b * c + a * s;
-        values[i] = low;
-        values[half_dim + i] = high;
+        values[one] = low;
+        values[other] = high;
         if (is_key) {
-            to[i * MARLIN_KEY_TILE] = row_finite_half(low);
-            to[(half_dim + i) * MARLIN_KEY_TILE] = row_finite_half(high);
+            to[one * MARLIN_KEY_TILE] = row_finite_half(low);
+            to[other * MARLIN_KEY_TILE] = row_finite_half(high);
         }
     }
+    if (!is_key) return;
+    for (uint i = p.rotary_dim + lane; i < dim; i += SIMD_THREADS)
+        to[i * MARLIN_KEY_TILE] = row_finite_half(values[i]);
 }
 
 // x * sigmoid(z), with exp of -|z| only, so that it cannot overflow: sigmoid(z) = (z >= 0 ? 1 : e)
@@ -228,11 +244,16 @@ struct Gelu {
     static float of(float x) { return row_gate(x, x * fma(x * x, 0.0713548163f, 1.59576912f)); }
 };
 
-static_assert(THREADS_gelu_mul == int(THREADS_silu_mul), "they share a function");
+struct Sigmoid {
+    static float of(float x) { return (x >= 0.0f ? 1.0f : exp(x)) / (1.0f + exp(-fabs(x))); }
+};
 
-// silu_mul, gelu_mul: y = activation(gate) * up
+static_assert(THREADS_gelu_mul == int(THREADS_silu_mul), "they share a function");
+static_assert(THREADS_sigmoid_mul == int(THREADS_silu_mul), "they share a function");
+
+// silu_mul, gelu_mul, sigmoid_mul: y = activation(gate) * up
 //
-//   gate, up, y  float [rows, dim];  y may be gate
+//   gate, up, y  float [rows, dim];  y may be gate or up
 //   Grid: (rows, ceil(dim / 1024)). Group: 256 threads, 4 floats each. Bytes: 12 a float.
 template <typename Activation>
 [[kernel]] void gated_mul(device const float *gate [[buffer(0)]],
@@ -257,6 +278,27 @@ template <typename Activation>
 
 template [[host_name("silu_mul")]] [[kernel]] decltype(gated_mul<Silu>) gated_mul<Silu>;
 template [[host_name("gelu_mul")]] [[kernel]] decltype(gated_mul<Gelu>) gated_mul<Gelu>;
+template [[host_name("sigmoid_mul")]] [[kernel]] decltype(gated_mul<Sigmoid>) gated_mul<Sigmoid>;
+
+// scale_rows: y = x * scale, or cap * tanh(x * scale / cap)
+//
+//   x, y  float [rows, dim];  y may be x
+//   Grid: (rows, ceil(dim / 1024)). Group: 256 threads, 4 floats each. Bytes: 8 a float.
+[[kernel]] void scale_rows(device const float *x [[buffer(0)]], device float *y [[buffer(1)]],
+                           constant ScaleParams &p [[buffer(MARLIN_PARAMS_INDEX)]],
+                           constant int32_t *vars [[buffer(MARLIN_VARS_INDEX)]],
+                           uint3 group [[threadgroup_position_in_grid]],
+                           uint thread_index [[thread_index_in_threadgroup]])
+{
+    uint column = (group.y * THREADS_scale_rows + thread_index) * ROW_WIDTH;
+    if (group.x >= uint(vars[p.rows_var])) return;
+    ulong row = ulong(group.x) * p.dim;
+    float cap = p.cap > 0.0f ? p.cap : 1.0f, scale = p.scale / cap;
+    for (uint i = column; i < min(column + ROW_WIDTH, p.dim); i++) {
+        float value = x[row + i] * scale;
+        y[row + i] = p.cap > 0.0f ? cap * soft_tanh(value) : value;
+    }
+}
 
 // gather_rows: y[r, :] = x[rows[r], :]
 //

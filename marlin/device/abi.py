@@ -10,7 +10,7 @@ import numpy as np
 
 from marlin.device.library import library_path as library_path
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 MAX_BINDINGS = 12
 MAX_PARAM_BYTES = 64
 MAX_VARS = 8
@@ -33,7 +33,8 @@ KERNELS = (
     *("embed_f32", "embed_f16", "embed_bf16", "embed_fp4", "embed_int4", "embed_int8"),
     *("matvec_f32", "matvec_f16", "matvec_bf16", "matvec_fp4", "matvec_int4", "matvec_int8"),
     *("matmul_f32", "matmul_f16", "matmul_bf16", "matmul_fp4", "matmul_int4", "matmul_int8"),
-    *("rms_norm", "rope_table", "rope_kv_write", "silu_mul", "gelu_mul", "gather_rows"),
+    *("rms_norm", "rope_table", "rope_kv_write", "silu_mul", "gelu_mul"),
+    *("sigmoid_mul", "scale_rows", "gather_rows"),
     *("attention", "attention_split", "attention_combine"),
     *("mask_logits", "penalize", "sample", "repack", "probe_read", "probe_dot"),
 )
@@ -66,16 +67,21 @@ def _params(*groups):
 PARAMS = {
     "EmbedParams": _params("i4 rows_var", "u4 vocab_size dim group_size flags", "f4 scale"),
     "LinearParams": _params("i4 rows_var", "u4 n k group_size flags"),
-    "RmsNormParams": _params("i4 rows_var", "u4 rows_per_var dim has_delta", "f4 eps"),
+    "RmsNormParams": _params(
+        "i4 rows_var", "u4 rows_per_var dim has_delta adds", "f4 eps delta_scale"
+    ),
     "RowsParams": _params("i4 rows_var", "u4 dim"),
+    "ScaleParams": _params("i4 rows_var", "u4 dim", "f4 scale cap"),
     "RopeTableParams": _params("i4 rows_var", "u4 half_dim", "f4 scale"),
     "RopeKvParams": _params(
-        "i4 rows_var", "u4 num_heads num_kv_heads head_dim block_size num_blocks"
+        "i4 rows_var",
+        "u4 num_heads num_kv_heads head_dim block_size num_blocks rotary_dim interleaved",
     ),
     "AttentionParams": _params(
         "i4 tiles_var splits_var",
         "u4 num_heads num_kv_heads head_dim block_size num_blocks table_stride window max_splits",
-        "f4 scale",
+        "f4 scale softcap position_scale",
+        "u4 scale_tokens",
     ),
     "SampleParams": _params("i4 rows_var", "u4 vocab_size"),
     "ProbeParams": _params("u4 num_units"),

@@ -109,18 +109,23 @@ def linear(recorder, x, weight, y, rows_var=VAR_TOKENS, bias=None, many_rows=Fal
     recorder.dispatch(f"{kernel}_{weight.kind}", params, bindings, label=label)
 
 
-def rms_norm(recorder, x, weight, y, dim, eps, delta=None, rows_per_var=1, rows_var=VAR_TOKENS):
-    """x += delta (if given); y = x * rsqrt(mean(x^2) + eps) * weight; y may be x."""
+def rms_norm(
+    recorder, x, weight, y, dim, eps, delta=None, rows_per_var=1, delta_scale=1.0, adds=False
+):
+    """x += delta * delta_scale (if given); y = x * rsqrt(mean(x^2) + eps) * weight, or y += that
+    (if it adds); y may be x."""
     params = make_params(
         "RmsNormParams",
-        rows_var=rows_var,
+        rows_var=VAR_TOKENS,
         rows_per_var=rows_per_var,
         dim=dim,
         has_delta=int(delta is not None),
+        adds=int(adds),
         eps=eps,
+        delta_scale=delta_scale,
     )
     x_access = READ if delta is None else BOTH
-    bindings = [(x, x_access), _maybe(delta, READ), (weight, READ), (y, WRITE)]
+    bindings = [(x, x_access), _maybe(delta, READ), (weight, READ), (y, BOTH if adds else WRITE)]
     recorder.dispatch("rms_norm", params, bindings)
 
 
@@ -130,18 +135,28 @@ def rope_table(recorder, positions, inv_freq, table, half_dim, scale):
     recorder.dispatch("rope_table", params, [(positions, READ), (inv_freq, READ), (table, WRITE)])
 
 
-def rope_kv_write(recorder, qkv, rows, caches, layout, num_heads):
+def rope_kv_write(recorder, qkv, rows, caches, layout, num_heads, turns=None):
     """Rotate q and k in place and write k and v to their slots.
 
     Args:
         qkv: Views q, k, v.
-        rows: Views (RoPE table, slots).
+        rows: Views (RoPE table, slots); the table is None where nothing turns.
         caches: Views (K cache, V cache) of the layer.
+        turns: (the first dimensions of a head that turn, whether pairs are neighbours); None is all
+            of them in half-split pairs.
     """
-    shape = _cache_shape(layout)
-    params = make_params("RopeKvParams", rows_var=VAR_TOKENS, num_heads=num_heads, **shape)
+    rotary_dim, interleaved = turns or (layout.head_dim, False)
+    params = make_params(
+        "RopeKvParams",
+        rows_var=VAR_TOKENS,
+        num_heads=num_heads,
+        **_cache_shape(layout),
+        rotary_dim=rotary_dim,
+        interleaved=int(interleaved),
+    )
     accesses = (BOTH, BOTH, READ, READ, READ, WRITE, WRITE)
-    bindings = list(zip((*qkv, *rows, *caches), accesses, strict=True))
+    views = zip((*qkv, *rows, *caches), accesses, strict=True)
+    bindings = [_maybe(view, access) for view, access in views]
     recorder.dispatch("rope_kv_write", params, bindings)
 
 
@@ -156,6 +171,9 @@ class AttentionInputs(NamedTuple):
     Attributes:
         window: tokens that a query sees at most; None: all before it.
         scale: what the scores are multiplied by.
+        softcap: scores become softcap * tanh(score / softcap); 0: they stay.
+        position_scale, scale_tokens: queries are multiplied by 1 + position_scale * ln(1 +
+            position // scale_tokens); 0: they are not.
     """
 
     tables: View
@@ -164,6 +182,9 @@ class AttentionInputs(NamedTuple):
     num_heads: int
     window: int | None
     scale: float
+    softcap: float = 0.0
+    position_scale: float = 0.0
+    scale_tokens: int = 1
 
 
 def _attention_params(inputs):
@@ -178,6 +199,9 @@ def _attention_params(inputs):
         window=inputs.window or 0,
         max_splits=layout.max_splits,
         scale=inputs.scale,
+        softcap=inputs.softcap,
+        position_scale=inputs.position_scale,
+        scale_tokens=inputs.scale_tokens,
     )
 
 
@@ -213,9 +237,20 @@ def gelu_mul(recorder, gate, up, y, dim):
     _gated_mul(recorder, "gelu_mul", gate, up, y, dim)
 
 
+def sigmoid_mul(recorder, gate, up, y, dim):
+    """y = sigmoid(gate) * up; y may be gate or up."""
+    _gated_mul(recorder, "sigmoid_mul", gate, up, y, dim)
+
+
 def _gated_mul(recorder, kernel, gate, up, y, dim):
     params = make_params("RowsParams", rows_var=VAR_TOKENS, dim=dim)
     recorder.dispatch(kernel, params, [(gate, READ), (up, READ), (y, WRITE)])
+
+
+def scale_rows(recorder, x, y, dim, scale, cap=0.0, rows_var=VAR_LOGITS):
+    """y = x * scale, or cap * tanh(x * scale / cap) where cap is not 0; y may be x."""
+    params = make_params("ScaleParams", rows_var=rows_var, dim=dim, scale=scale, cap=cap)
+    recorder.dispatch("scale_rows", params, [(x, READ), (y, WRITE)])
 
 
 def gather_rows(recorder, rows, x, y, dim):

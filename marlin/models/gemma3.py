@@ -12,7 +12,8 @@ import numpy as np
 from marlin.files.fields import Fields
 from marlin.models import config_gguf, config_hf, config_json
 from marlin.models.config import MAX_DIM, MAX_LAYERS, ModelConfig
-from marlin.models.layers import Rope, SandwichLayer, attention, gated_feed_forward
+from marlin.models.layers import Rope, attention, gated_feed_forward
+from marlin.models.layers_residual import SandwichLayer
 from marlin.models.rope import RopeScaling
 from marlin.models.spec import IMAGE_PARTS, Family, ModelSpec, Names
 from marlin.weights.gguf import GGUFFile

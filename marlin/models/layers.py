@@ -1,7 +1,8 @@
-"""The parts that families compose, and how each is recorded: norms, attention, feed-forward.
+"""The parts that families compose, and how each is recorded: attention, feed-forward.
 
 Every part is a dataclass of Tensors and numbers, known before any weight is loaded. Activations
-are float32: "hidden" is the residual stream, "normed" what a part reads, "delta" what it adds.
+are float32: "hidden" is the residual stream, "normed" what most parts read, "delta" what they add.
+How parts are put together is layers_residual.py's.
 Knows nothing of files and requests.
 """
 
@@ -12,7 +13,7 @@ from marlin.device.ops import AttentionInputs, KvLayout, Weight
 from marlin.device.program import Recorder, View
 from marlin.models.config import ModelConfig
 from marlin.models.rope import RopeScaling
-from marlin.models.spec import FullKV, KvSpec, Linear, Names, Tensor, WindowKV
+from marlin.models.spec import FullKV, Fused, KvSpec, Linear, Names, Tensor, WindowKV
 
 # y = activation(gate) * up, by the activation's name; GELU as tanh approximates it.
 ACTIVATIONS = {"silu": ops.silu_mul, "gelu": ops.gelu_mul}
@@ -63,15 +64,17 @@ class Rope:
     """A rotation of queries and keys by their position; layers of the same one share its table.
 
     Attributes:
-        dim: dimensions of a head that it rotates.
+        dim: the first dimensions of a head, which it rotates.
         theta, scaling: see rope.py.
         factors: float [dim / 2] that divide the frequencies, where a checkpoint has them.
+        interleaved: pairs are neighbours (2i, 2i + 1), and not halves of dim.
     """
 
     dim: int
     theta: float
     scaling: RopeScaling
     factors: Tensor | None = None
+    interleaved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ class Step:
         acts: {name: View} of the activations that the parts have asked for.
         ropes: {Rope: View of float32 [num_tokens, 2, dim / 2], cos and sin}.
         prefill: many tokens a sequence, not one.
+        residual_scale: what a delta is multiplied by when hidden grows by it.
     """
 
     recorder: Recorder
@@ -92,21 +96,24 @@ class Step:
     acts: dict[str, View]
     ropes: dict[Rope, View]
     prefill: bool
+    residual_scale: float = 1.0
 
     def norm(self, weight: Tensor, delta: View | None = None) -> None:
-        """hidden += delta; normed = rms_norm(hidden)."""
-        self._norm("hidden", weight, "normed", delta)
+        """hidden += delta * residual_scale; normed = rms_norm(hidden)."""
+        self._norm("hidden", weight, "normed", delta=delta, delta_scale=self.residual_scale)
 
-    def norm_delta(self, weight: Tensor) -> None:
-        """delta = rms_norm(delta)."""
-        self._norm("delta", weight, "delta")
+    def norm_delta(self, weight: Tensor, eps: float | None = None) -> None:
+        """delta = rms_norm(delta); eps None is the model's."""
+        self._norm("delta", weight, "delta", eps)
 
-    def _norm(self, x, weight, y, delta=None):
-        values, sizes = (
-            self.weights[weight.name],
-            (self.config.hidden_dim, self.config.rms_norm_eps),
-        )
-        ops.rms_norm(self.recorder, self.acts[x], values, self.acts[y], *sizes, delta=delta)
+    def add_norm(self, weight: Tensor) -> None:
+        """hidden += rms_norm(delta)."""
+        self._norm("delta", weight, "hidden", adds=True)
+
+    def _norm(self, x, weight, y, eps=None, **options):
+        values, dim = self.weights[weight.name], self.config.hidden_dim
+        eps = self.config.rms_norm_eps if eps is None else eps
+        ops.rms_norm(self.recorder, self.acts[x], values, self.acts[y], dim, eps, **options)
 
     def linear(self, x: str, layer: Linear, y: str, label: str) -> None:
         """The activations y = layer(the activations x)."""
@@ -123,11 +130,14 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Queries, keys and values of "normed", the cache, and the output into "delta".
+    """Queries, keys and values of x, the cache, and the output into "delta".
 
     Attributes:
-        q_norm, k_norm: over each head, before RoPE; None where the family has none.
-        scale: what scores are multiplied by.
+        q_norm, k_norm: before RoPE, over each head, or over all of them where they are as long;
+            None where the family has none.
+        rope: None where positions turn nothing.
+        scale, softcap, position_scale, scale_tokens: of ops.AttentionInputs.
+        gate: its sigmoid multiplies what is attended, before o; None where the family has none.
     """
 
     q_norm: Tensor | None
@@ -136,17 +146,27 @@ class Attention:
     k: Linear
     v: Linear
     o: Linear
-    rope: Rope
+    rope: Rope | None
     cache: KvSpec
     num_heads: int
     scale: float
+    softcap: float = 0.0
+    position_scale: float = 0.0
+    scale_tokens: int = 1
+    gate: Linear | None = None
+
+    @property
+    def fused(self) -> tuple[Fused, ...]:
+        """The matrix that some files hold in place of q, k and v."""
+        return Fused.of((self.q, self.k, self.v), "q_proj", "qkv_proj", "attn_q", "attn_qkv")
 
     def activations(self, sizes: StepSizes) -> dict[str, tuple[int, int]]:
         """{name: (rows, float32 values a row)} of what record() reads and writes."""
         head_dim = self.cache.head_dim
         q_dim, kv_dim = (n * head_dim for n in (self.num_heads, self.cache.num_kv_heads))
         num_rows = min(sizes.max_tokens, sizes.max_logits)
-        return {
+        gate = {"gate": (sizes.max_tokens, q_dim)} if self.gate else {}
+        return gate | {
             "q": (sizes.max_tokens, q_dim),
             "k": (sizes.max_tokens, kv_dim),
             "v": (sizes.max_tokens, kv_dim),
@@ -155,13 +175,17 @@ class Attention:
             "partials": (num_rows * self.num_heads * sizes.max_splits, head_dim + 2),
         }
 
-    def record(self, step: Step, index: int) -> None:
+    def record(self, step: Step, index: int, x: str = "normed") -> None:
         label = f"layer {index}"
-        for name, layer in (("q", self.q), ("k", self.k), ("v", self.v)):
-            step.linear("normed", layer, name, f"{label} {name}")
+        for name, layer in (("q", self.q), ("k", self.k), ("v", self.v), ("gate", self.gate)):
+            if layer is not None:
+                step.linear(x, layer, name, f"{label} {name}")
         self._head_norm(step, "q", self.q_norm, self.num_heads)
         self._head_norm(step, "k", self.k_norm, self.cache.num_kv_heads)
         self._attend(step, index)
+        if self.gate is not None:
+            attended, dim = step.acts["attended"], self.gate.weight.shape[0]
+            ops.sigmoid_mul(step.recorder, step.acts["gate"], attended, attended, dim)
         step.linear("attended", self.o, "delta", f"{label} o")
 
     def _head_norm(self, step, name, weight, num_heads):
@@ -169,17 +193,21 @@ class Attention:
             return
         x, eps = step.acts[name], step.config.rms_norm_eps
         values = step.weights[weight.name]
-        dim = self.cache.head_dim
-        ops.rms_norm(step.recorder, x, values, x, dim, eps, rows_per_var=num_heads)
+        dim = weight.shape[0]
+        num_rows = num_heads * self.cache.head_dim // dim
+        ops.rms_norm(step.recorder, x, values, x, dim, eps, rows_per_var=num_rows)
 
     def _attend(self, step, index):
         acts, inputs, cache = step.acts, step.inputs, step.inputs.caches[index]
         caches, qkv = (cache.k, cache.v), (acts["q"], acts["k"], acts["v"])
-        rows = step.ropes[self.rope], inputs.slots
-        ops.rope_kv_write(step.recorder, qkv, rows, caches, cache.layout, self.num_heads)
+        table, turns = None, (0, False)
+        if self.rope is not None:
+            table, turns = step.ropes[self.rope], (self.rope.dim, self.rope.interleaved)
+        rows, heads = (table, inputs.slots), self.num_heads
+        ops.rope_kv_write(step.recorder, qkv, rows, caches, cache.layout, heads, turns)
         window = self.cache.window if isinstance(self.cache, WindowKV) else None
-        heads = cache.layout, self.num_heads
-        seen = AttentionInputs(inputs.tables, inputs.tiles, *heads, window, self.scale)
+        scores = self.scale, self.softcap, self.position_scale, self.scale_tokens
+        seen = AttentionInputs(inputs.tables, inputs.tiles, cache.layout, heads, window, *scores)
         if step.prefill:
             ops.attention(step.recorder, acts["q"], caches, seen, acts["attended"])
             return
@@ -194,10 +222,13 @@ class Attention:
 def attention(
     names: Names,
     config: ModelConfig,
-    rope: Rope,
+    rope: Rope | None,
     window: int | None,
     rows_interleaved: bool = False,
     scale: float | None = None,
+    *,
+    norms_all_heads: bool = False,
+    **features,
 ) -> Attention:
     """The attention of a layer under its usual names.
 
@@ -205,6 +236,8 @@ def attention(
         window: tokens that a query sees, or None for all.
         scale: what scores are multiplied by; None is head_dim^-1/2.
         rows_interleaved: whether GGUF files store the rows of q and k in pairs that RoPE rotates.
+        norms_all_heads: a norm of q or k is over the whole row, and not over each head.
+        features: other fields of Attention.
     """
     dim, head_dim = config.hidden_dim, config.head_dim
     heads, kv_heads = config.num_heads, config.num_kv_heads
@@ -213,16 +246,17 @@ def attention(
         name = f"self_attn.{letter}_proj"
         return names.linear(name, gguf, shape, "attention", has_bias, rope_heads)
 
-    def norm(letter):
+    def norm(letter, num_heads):
         if not config.qk_norm:
             return None
-        return names.norm(f"self_attn.{letter}_norm", f"attn_{letter}_norm", head_dim)
+        size = head_dim * num_heads if norms_all_heads else head_dim
+        return names.norm(f"self_attn.{letter}_norm", f"attn_{letter}_norm", size)
 
     q_shape, kv_shape = (heads * head_dim, dim), (kv_heads * head_dim, dim)
     has_bias = config.qkv_bias
     return Attention(
-        q_norm=norm("q"),
-        k_norm=norm("k"),
+        q_norm=norm("q", heads),
+        k_norm=norm("k", kv_heads),
         q=linear("q", "attn_q", q_shape, has_bias, heads * rows_interleaved),
         k=linear("k", "attn_k", kv_shape, has_bias, kv_heads * rows_interleaved),
         v=linear("v", "attn_v", kv_shape, has_bias),
@@ -231,27 +265,33 @@ def attention(
         cache=FullKV(kv_heads, head_dim) if not window else WindowKV(kv_heads, head_dim, window),
         num_heads=heads,
         scale=head_dim**-0.5 if scale is None else scale,
+        **features,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class GatedFeedForward:
-    """delta = down(activation(gate(normed)) * up(normed)); activation is one of ACTIVATIONS."""
+    """delta = down(activation(gate(x)) * up(x)); activation is one of ACTIVATIONS."""
 
     gate: Linear
     up: Linear
     down: Linear
     activation: str
 
+    @property
+    def fused(self) -> tuple[Fused, ...]:
+        """The matrix that some files hold in place of gate and up, under up's name in GGUF."""
+        return Fused.of((self.gate, self.up), "gate_proj", "gate_up_proj", "ffn_gate", "ffn_up")
+
     def activations(self, sizes: StepSizes) -> dict[str, tuple[int, int]]:
         """{name: (rows, float32 values a row)} of what record() reads and writes."""
         shape = sizes.max_tokens, self.gate.weight.shape[0]
         return {"gate": shape, "up": shape}
 
-    def record(self, step: Step, index: int) -> None:
+    def record(self, step: Step, index: int, x: str = "normed") -> None:
         label, acts = f"layer {index}", step.acts
-        step.linear("normed", self.gate, "gate", f"{label} gate")
-        step.linear("normed", self.up, "up", f"{label} up")
+        step.linear(x, self.gate, "gate", f"{label} gate")
+        step.linear(x, self.up, "up", f"{label} up")
         dim = self.gate.weight.shape[0]
         multiply = ACTIVATIONS[self.activation]
         multiply(step.recorder, acts["gate"], acts["up"], acts["gate"], dim)
@@ -269,49 +309,3 @@ def gated_feed_forward(
 
     gate, up, down = linear("gate", shape), linear("up", shape), linear("down", shape[::-1])
     return GatedFeedForward(gate, up, down, activation)
-
-
-@dataclass(frozen=True, slots=True)
-class PreNormLayer:
-    """hidden += attention(norm(hidden)); hidden += feed_forward(norm(hidden))."""
-
-    attn_norm: Tensor
-    attention: Attention
-    ffn_norm: Tensor
-    feed_forward: GatedFeedForward
-
-    def activations(self, sizes: StepSizes) -> dict[str, tuple[int, int]]:
-        """{name: (rows, float32 values a row)} of what record() reads and writes."""
-        return self.attention.activations(sizes) | self.feed_forward.activations(sizes)
-
-    def record(self, step: Step, index: int) -> None:
-        """Add the layer before this one to hidden, and leave what this one adds in delta."""
-        step.norm(self.attn_norm, delta=step.acts["delta"] if index else None)
-        self.attention.record(step, index)
-        step.norm(self.ffn_norm, delta=step.acts["delta"])
-        self.feed_forward.record(step, index)
-
-
-@dataclass(frozen=True, slots=True)
-class SandwichLayer:
-    """hidden += norm(attention(norm(hidden))); hidden += norm(feed_forward(norm(hidden)))."""
-
-    attn_norm: Tensor
-    attention: Attention
-    post_attn_norm: Tensor
-    ffn_norm: Tensor
-    feed_forward: GatedFeedForward
-    post_ffn_norm: Tensor
-
-    def activations(self, sizes: StepSizes) -> dict[str, tuple[int, int]]:
-        """{name: (rows, float32 values a row)} of what record() reads and writes."""
-        return self.attention.activations(sizes) | self.feed_forward.activations(sizes)
-
-    def record(self, step: Step, index: int) -> None:
-        """As PreNormLayer's."""
-        step.norm(self.attn_norm, delta=step.acts["delta"] if index else None)
-        self.attention.record(step, index)
-        step.norm_delta(self.post_attn_norm)
-        step.norm(self.ffn_norm, delta=step.acts["delta"])
-        self.feed_forward.record(step, index)
-        step.norm_delta(self.post_ffn_norm)

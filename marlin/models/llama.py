@@ -6,7 +6,8 @@ The layer is also that of Mistral, Qwen2 and Qwen3, whose files say how they dif
 from marlin.files.fields import Fields
 from marlin.models import config_gguf, config_hf, config_json
 from marlin.models.config import ModelConfig
-from marlin.models.layers import PreNormLayer, Rope, attention, gated_feed_forward
+from marlin.models.layers import Rope, attention, gated_feed_forward
+from marlin.models.layers_residual import PreNormLayer
 from marlin.models.spec import Family, ModelSpec, Names, Tensor
 from marlin.weights.gguf import GGUFFile
 

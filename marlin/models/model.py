@@ -32,7 +32,8 @@ def activation_shapes(spec: ModelSpec, sizes: StepSizes) -> dict[str, tuple[int,
 
 def ropes_of(spec: ModelSpec) -> tuple[Rope, ...]:
     """Each RoPE of a model once, in the order of its layers."""
-    return tuple(dict.fromkeys(layer.attention.rope for layer in spec.layers))
+    found = dict.fromkeys(layer.attention.rope for layer in spec.layers)
+    return tuple(rope for rope in found if rope is not None)
 
 
 class Model:
@@ -100,10 +101,15 @@ class Model:
         for rope, (inv_freq, scale) in self._ropes.items():
             table = ropes[rope]
             ops.rope_table(recorder, inputs.positions, inv_freq, table, rope.dim // 2, scale)
-        step = Step(recorder, self.config, inputs, self.weights, acts, ropes, prefill)
+        scale = spec.residual_scale
+        step = Step(recorder, self.config, inputs, self.weights, acts, ropes, prefill, scale)
         for index, layer in enumerate(spec.layers):
             layer.record(step, index)
-        step.norm(spec.norm, delta=acts["delta"])
+        step.norm(spec.norm, delta=acts["delta"] if spec.layers[-1].leaves_delta else None)
         ops.gather_rows(recorder, inputs.logit_rows, acts["normed"], acts["last"], dim)
         lm_head = self.weights[spec.lm_head.name]
-        ops.linear(recorder, acts["last"], lm_head, acts["logits"], ops.VAR_LOGITS, label="lm_head")
+        logits = acts["logits"]
+        ops.linear(recorder, acts["last"], lm_head, logits, ops.VAR_LOGITS, label="lm_head")
+        if spec.logit_scale != 1.0 or spec.logit_cap:
+            sizes = self.config.vocab_size, spec.logit_scale, spec.logit_cap
+            ops.scale_rows(recorder, logits, logits, *sizes)

@@ -4,6 +4,7 @@ that its family says, and nothing left over.
 
 import re
 from collections.abc import Collection
+from dataclasses import replace
 
 from marlin.errors import ModelFileError
 from marlin.models.spec import ModelSpec, Tensor
@@ -76,6 +77,41 @@ def check_dtype(info: TensorInfo, dtypes: Collection[str]) -> None:
     if info.dtype not in dtypes:
         message = f"is {info.dtype}, expected {' or '.join(dtypes)}"
         raise ModelFileError(info.path, message, tensor=info.name)
+
+
+def split_fused(
+    spec: ModelSpec, tensors: dict[str, TensorInfo], attribute: str
+) -> dict[str, TensorInfo]:
+    """A file's tensors with those cut up, by rows, that it holds as one.
+
+    Args:
+        attribute: "name" or "gguf", what this kind of file calls a Tensor.
+    """
+    found = dict(tensors)
+    for fused in spec.fused:
+        stem, _, end = getattr(fused, attribute).rpartition(".")
+        ends = (end,) if end == "bias" else (end, "scales", "biases")
+        names = [getattr(part, attribute).rpartition(".")[0] for part in fused.parts]
+        rows = [part.shape[0] for part in fused.parts]
+        for end in ends:
+            info = tensors.get(f"{stem}.{end}")
+            if info is None or not info.shape or info.shape[0] != sum(rows):
+                continue
+            del found[f"{stem}.{end}"]
+            row_bytes, start = info.num_bytes // sum(rows), 0
+            for name, count in zip(names, rows, strict=True):
+                if f"{name}.{end}" in found:
+                    message = f"holds {name}.{end}, which is there, too"
+                    raise ModelFileError(info.path, message, tensor=info.name)
+                found[f"{name}.{end}"] = replace(
+                    info,
+                    name=f"{name}.{end}",
+                    shape=(count, *info.shape[1:]),
+                    offset=info.offset + start * row_bytes,
+                    num_bytes=count * row_bytes,
+                )
+                start += count
+    return found
 
 
 def check_leftovers(spec: ModelSpec, tensors: dict[str, TensorInfo], known: set[str]) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from marlin.errors import ModelFileError
 from marlin.files.fields import Fields, file_fields
 from marlin.files.strict_json import read_json_object
-from marlin.models.plan import SlabPlan, check_dtype, check_found, check_leftovers
+from marlin.models.plan import SlabPlan, check_dtype, check_found, check_leftovers, split_fused
 from marlin.models.registry import config_from_hf, spec_of
 from marlin.models.spec import ModelSpec, Tensor
 from marlin.weights.block_types import BLOCK_TYPES, DENSE_KINDS
@@ -92,6 +92,7 @@ def plan_folder(path: str) -> FolderPlan:
     """
     tensors = _text_names(path, SafetensorsFolder(path).tensors)
     spec = spec_of(config_from_hf(path))
+    tensors = split_fused(spec, tensors, "name")
     config_path = os.path.join(path, "config.json")
     config = file_fields(config_path, read_json_object(config_path))
     native = _native_format(config)

@@ -4,7 +4,7 @@ will lie, before any of them is read. Refuses to know devices.
 
 from dataclasses import dataclass
 
-from marlin.models.plan import SlabPlan, check_found, check_leftovers
+from marlin.models.plan import SlabPlan, check_found, check_leftovers, split_fused
 from marlin.models.registry import config_from_gguf, spec_of
 from marlin.models.spec import ModelSpec, Tensor
 from marlin.weights.block_types import DENSE_KINDS, REPACKED, BlockType
@@ -46,9 +46,10 @@ def plan_gguf(file: GGUFFile) -> tuple[ModelSpec, list[GgufTensor], list[int]]:
         ModelFileError: header or tensors cannot be read, or contradict each other.
     """
     spec = spec_of(config_from_gguf(file))
+    tensors = split_fused(spec, file.tensors, "gguf")
     plan, slabs = [], SlabPlan()
     for tensor in spec.tensors:
-        info = file.tensors.get(tensor.gguf)
+        info = tensors.get(tensor.gguf)
         dtypes = _MATRIX_TYPES if tensor.is_matrix else DENSE_KINDS
         if not check_found(file.path, tensor, tensor.gguf, info, dtypes):
             continue

@@ -57,6 +57,34 @@ class Linear:
 
 
 @dataclass(frozen=True, slots=True)
+class Fused:
+    """Tensors that a file may hold as one, the rows of the first one first.
+
+    Attributes:
+        name, gguf: what that one is called, up to ".weight", ".bias" and what else a file has.
+    """
+
+    name: str
+    gguf: str
+    parts: tuple[Tensor, ...]
+
+    @classmethod
+    def of(
+        cls, layers: tuple[Linear, ...], name: str, fused: str, gguf: str, fused_gguf: str
+    ) -> "tuple[Fused, ...]":
+        """Of linear layers whose first is called `name`, and `gguf`; all of them have a bias, or
+        none of them."""
+        weights = tuple(layer.weight for layer in layers)
+        names = weights[0].name.replace(name, fused), weights[0].gguf.replace(gguf, fused_gguf)
+        found = [cls(*names, weights)]
+        biases = tuple(layer.bias for layer in layers if layer.bias is not None)
+        if biases:
+            names = biases[0].name.replace(name, fused), biases[0].gguf.replace(gguf, fused_gguf)
+            found.append(cls(*names, biases))
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
 class Names:
     """How the names of one layer's tensors begin, in both kinds of file.
 
@@ -140,6 +168,9 @@ class ModelSpec:
         norm: of the last hidden state.
         lm_head: [vocab_size, hidden_dim]; the embedding again where the two are tied.
         embed_scale: what embeddings are multiplied by.
+        residual_scale: what each part's delta is multiplied by when hidden grows by it.
+        logit_scale, logit_cap: logits are cap * tanh(logits * scale / cap); without a cap, which is
+            0, logits * scale.
         unused: how the names of tensors begin that may lie beside the model's.
     """
 
@@ -150,6 +181,9 @@ class ModelSpec:
     lm_head: Tensor
     embed_scale: float = 1.0
     unused: tuple[str, ...] = ()
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_cap: float = 0.0
 
     @classmethod
     def usual(
@@ -157,13 +191,13 @@ class ModelSpec:
         config: ModelConfig,
         layers: tuple,
         norm_plus: float = 0.0,
-        embed_scale: float = 1.0,
-        unused: tuple[str, ...] = (),
+        **others,
     ) -> "ModelSpec":
         """A model whose embedding, norm and output matrix have their usual names.
 
         Args:
             norm_plus: Tensor.plus of the norm.
+            others: other fields of ModelSpec.
         """
         dim, shape = config.hidden_dim, (config.vocab_size, config.hidden_dim)
         embedding = Tensor("model.embed_tokens.weight", "token_embd.weight", shape, "embedding")
@@ -171,7 +205,7 @@ class ModelSpec:
         lm_head = embedding
         if not config.tie_embeddings:
             lm_head = Tensor("lm_head.weight", "output.weight", shape, "lm_head")
-        return cls(config, embedding, layers, norm, lm_head, embed_scale, unused)
+        return cls(config, embedding, layers, norm, lm_head, **others)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -179,6 +213,12 @@ class ModelSpec:
         found = dict.fromkeys(tensors_of(self))
         assert len({tensor.name for tensor in found}) == len(found)
         return tuple(found)
+
+    @property
+    def fused(self) -> tuple[Fused, ...]:
+        """What a file may hold in place of several tensors."""
+        parts = (part for layer in self.layers for part in (layer.attention, layer.feed_forward))
+        return tuple(fused for part in parts for fused in getattr(part, "fused", ()))
 
 
 class Family(Generic[Config]):

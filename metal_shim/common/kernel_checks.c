@@ -139,6 +139,7 @@ static void check_rms_norm(marlin_check *c)
     need_rows(c, 3, p->rows_var, p->rows_per_var, 0, row_bytes);
     if (p->has_delta) writes(c, 0);
     writes(c, 3);
+    require(c, !p->adds || c->record->access[3] & MARLIN_READ, "adds to what it does not read");
 }
 
 static void check_rope_table(marlin_check *c)
@@ -174,11 +175,13 @@ static void check_rope_kv_write(marlin_check *c)
     const struct RopeKvParams *p = params_of(c);
     require(c, p->num_heads >= 1 && p->num_heads <= 4096, "has a num_heads out of range");
     check_cache(c, 5, p->num_kv_heads, p->head_dim, p->block_size, p->num_blocks);
+    require(c, p->rotary_dim <= p->head_dim && p->rotary_dim % 2 == 0,
+            "has a rotary_dim that is odd or beyond the head");
     if (c->problem) return;
     need_rows(c, 0, p->rows_var, 1, 0, 4 * (int64_t)p->num_heads * p->head_dim);
     need_rows(c, 1, p->rows_var, 1, 0, 4 * (int64_t)p->num_kv_heads * p->head_dim);
     need_rows(c, 2, p->rows_var, 1, 0, 4 * (int64_t)p->num_kv_heads * p->head_dim);
-    need_rows(c, 3, p->rows_var, 1, 0, 4 * (int64_t)p->head_dim);
+    if (p->rotary_dim) need_rows(c, 3, p->rows_var, 1, 0, 4 * (int64_t)p->rotary_dim);
     need_rows(c, 4, p->rows_var, 1, 0, 4);
     static const int written[] = {0, 1, 5, 6};
     for (int i = 0; i < 4; i++) writes(c, written[i]);
@@ -191,6 +194,16 @@ static void check_gated_mul(marlin_check *c)
     if (c->problem) return;
     for (int i = 0; i < 3; i++) need_rows(c, i, p->rows_var, 1, 0, 4 * (int64_t)p->dim);
     writes(c, 2);
+}
+
+static void check_scale_rows(marlin_check *c)
+{
+    const struct ScaleParams *p = params_of(c);
+    require(c, p->dim >= 1 && p->dim <= MAX_VOCAB, "has a dim out of range");
+    require(c, p->cap >= 0.0f, "has a cap below 0");
+    if (c->problem) return;
+    for (int i = 0; i < 2; i++) need_rows(c, i, p->rows_var, 1, 0, 4 * (int64_t)p->dim);
+    writes(c, 1);
 }
 
 static void check_gather_rows(marlin_check *c)
@@ -218,6 +231,8 @@ static void check_attention_params(marlin_check *c)
             "has a head_dim that is no multiple of 16 up to 1024");
     require(c, p->table_stride >= 1 && p->table_stride <= INT32_MAX / 4,
             "has a table_stride out of range");
+    require(c, p->softcap >= 0.0f, "has a softcap below 0");
+    require(c, p->position_scale == 0.0f || p->scale_tokens >= 1, "has no scale_tokens");
 }
 
 static void check_attention(marlin_check *c)

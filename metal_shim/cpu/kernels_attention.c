@@ -6,11 +6,12 @@
  *   tables   int32 [num_sequences, table_stride], block ids in logical order
  *   tiles    int32 [num_tiles, 4]: first row, rows (<= 16), sequence, position of the first row
  *
- * A query at position p sees positions (p - window, p]. A contiguous cache is one block as long as
- * the context. The context is cut into splits of 256 tokens at fixed places. Each gives a softmax
- * partial (max, sum, weighted values), and partials merge in order: `attention` does both for a
- * tile, `attention_split` leaves the partials for `attention_combine`, so that threads can share
- * one long context. The numbers are the same either way, and whatever rows share a tile. */
+ * Scores are q k * scale, or softcap * tanh(q k * scale / softcap). A query at position p sees
+ * positions (p - window, p]. A contiguous cache is one block as long as the context. The context is
+ * cut into splits of 256 tokens at fixed places. Each gives a softmax partial (max, sum, weighted
+ * values), and partials merge in order: `attention` does both for a tile, `attention_split` leaves
+ * the partials for `attention_combine`, so that threads can share one long context. The numbers are
+ * the same either way, and whatever rows share a tile. */
 #include "cpu/cpu.h"
 #include "cpu/simd.h"
 
@@ -53,6 +54,13 @@ static void attention_begin(attention *a, const marlin_call *call, uint8_t *scra
     a->last = (int32_t *)(a->merged + rows * (dim + 2));
 }
 
+/* What a query is multiplied by for its position. */
+static float query_scale(const struct AttentionParams *p, int64_t position)
+{
+    if (p->position_scale == 0.0f) return 1.0f;
+    return 1.0f + p->position_scale * logf(1.0f + (float)(position / (int64_t)p->scale_tokens));
+}
+
 /* Take tile `tile` for one KV head: its rows, ordered token by token, and where its sequence's
  * blocks are. */
 static int load_tile(attention *a, const marlin_call *call, int64_t tile, int64_t kv_head)
@@ -73,8 +81,8 @@ static int load_tile(attention *a, const marlin_call *call, int64_t tile, int64_
         if (a->table[i] < 0 || a->table[i] >= (int64_t)p->num_blocks) return 0;
     a->kv_head = kv_head;
     a->rows = (int)(t[1] * heads);
-    float scale = p->scale * 1.44269504f;
     for (int64_t r = 0; r < a->rows; r++) {
+        float scale = p->scale * 1.44269504f * query_scale(p, t[3] + r / heads);
         int64_t row = t[0] + r / heads, head = kv_head * heads + r % heads;
         const float *q = (const float *)call->at[0] + (row * p->num_heads + head) * dim;
         for (int64_t i = 0; i < dim; i++) a->q[r * dim + i] = q[i] * scale;
@@ -129,6 +137,11 @@ static void softmax_row(const attention *a, int row, int64_t start, int64_t coun
     int64_t seen = a->last[row] - start + 1;
     int64_t hidden = a->p->window ? a->last[row] - (int64_t)a->p->window + 1 - start : 0;
     if (seen < 0) seen = 0;
+    if (a->p->softcap > 0.0f) {
+        float cap = a->p->softcap * 1.44269504f; /* scores are in powers of two */
+        for (int64_t i = 0; i < count; i += V_LANES)
+            vf_store(s + i, vf_mul(vf_set1(cap), vf_tanh(vf_div(vf_load(s + i), vf_set1(cap)))));
+    }
     for (int64_t i = seen; i < count; i++) s[i] = -INFINITY;
     for (int64_t i = 0; i < hidden && i < count; i++) s[i] = -INFINITY;
     vf most = vf_set1(-INFINITY);

@@ -1,5 +1,5 @@
-/* kernels_rows.c: the row-by-row kernels: embedding, RMS norm, RoPE with the KV write, gated SiLU
- * and GELU, row gather. Unit of work: one row (for rms_norm of heads, one head of one token). */
+/* kernels_rows.c: the row-by-row kernels: embedding, RMS norm, RoPE with the KV write, gates,
+ * scaled rows, row gather. Unit of work: one row (for rms_norm of heads, one head of one token). */
 #include "cpu/cpu.h"
 #include "cpu/simd.h"
 
@@ -66,7 +66,7 @@ INLINE int embed(const marlin_call *call, int64_t begin, int64_t end, int kind)
 MARLIN_WEIGHT_KINDS(X)
 #undef X
 
-/* x += delta (if has_delta);  y = x * rsqrt(mean(x^2) + eps) * w
+/* x += delta * delta_scale (if has_delta);  y = x * rsqrt(mean(x^2) + eps) * w, or += (if adds)
  * x float [rows, dim], in place; delta float [rows, dim]; w float [dim]; y float [rows, dim], may
  * be x */
 KERNEL(rms_norm)
@@ -83,18 +83,23 @@ KERNEL(rms_norm)
         float tail = 0.0f;
         for (int64_t i = 0; i < whole; i += V_LANES) {
             vf v = vf_load(x + i);
-            if (delta) vf_store(x + i, v = vf_add(v, vf_load(delta + i)));
+            if (delta) vf_store(x + i, v = vf_fma(vf_load(delta + i), vf_set1(p->delta_scale), v));
             squares = vf_fma(v, v, squares);
         }
         for (int64_t i = whole; i < dim; i++) {
-            if (delta) x[i] += delta[i];
+            if (delta) x[i] = fmaf(delta[i], p->delta_scale, x[i]);
             tail += x[i] * x[i];
         }
         float mean = (vf_reduce_add(squares) + tail) / (float)dim;
         float inverse = 1.0f / sqrtf(mean + p->eps);
-        for (int64_t i = 0; i < whole; i += V_LANES)
-            vf_store(y + i, vf_mul(vf_mul(vf_load(x + i), vf_set1(inverse)), vf_load(w + i)));
-        for (int64_t i = whole; i < dim; i++) y[i] = x[i] * inverse * w[i];
+        for (int64_t i = 0; i < whole; i += V_LANES) {
+            vf norm = vf_mul(vf_mul(vf_load(x + i), vf_set1(inverse)), vf_load(w + i));
+            vf_store(y + i, p->adds ? vf_add(vf_load(y + i), norm) : norm);
+        }
+        for (int64_t i = whole; i < dim; i++) {
+            float norm = x[i] * inverse * w[i];
+            y[i] = p->adds ? y[i] + norm : norm;
+        }
     }
     return MARLIN_OK;
 }
@@ -118,8 +123,17 @@ KERNEL(rope_table)
     return MARLIN_OK;
 }
 
-INLINE void rotate(float *head, const float *table, int64_t half)
+INLINE void rotate(float *head, const float *table, const struct RopeKvParams *p)
 {
+    int64_t half = p->rotary_dim / 2;
+    if (p->interleaved) {
+        for (int64_t i = 0; i < half; i++) {
+            float a = head[2 * i], b = head[2 * i + 1], c = table[i], s = table[half + i];
+            head[2 * i] = a * c - b * s;
+            head[2 * i + 1] = b * c + a * s;
+        }
+        return;
+    }
     for (int64_t i = 0; i < half; i++) {
         float a = head[i], b = head[half + i], c = table[i], s = table[half + i];
         head[i] = a * c - b * s;
@@ -127,31 +141,31 @@ INLINE void rotate(float *head, const float *table, int64_t half)
     }
 }
 
-/* Rotate q and k in place (half-split pairs, as Hugging Face stores them), then write k and v to
- * the cache.
+/* Rotate the first rotary_dim dimensions of q and k in place (half-split pairs, as Hugging Face
+ * mostly stores them, or neighbours), then write k and v to the cache.
  *
  *   q float [rows, num_heads, head_dim]    k, v float [rows, num_kv_heads, head_dim]
- *   table float [rows, 2, head_dim / 2]    slots int32 [rows]: block * block_size + offset
- *   k_cache half [num_blocks, num_kv_heads, block_size / 16, head_dim, 16]
- *   v_cache half [num_blocks, num_kv_heads, block_size, head_dim] */
+ *   table float [rows, 2, rotary_dim / 2], not bound where nothing turns    slots int32 [rows]:
+ * block * block_size + offset k_cache half [num_blocks, num_kv_heads, block_size / 16, head_dim,
+ * 16] v_cache half [num_blocks, num_kv_heads, block_size, head_dim] */
 KERNEL(rope_kv_write)
 {
     (void)scratch;
     const struct RopeKvParams *p = call->params;
     const int32_t *slots = (const int32_t *)call->at[4];
     uint16_t *k_cache = (uint16_t *)call->at[5], *v_cache = (uint16_t *)call->at[6];
-    int64_t dim = p->head_dim, half = dim / 2;
+    int64_t dim = p->head_dim;
     for (int64_t t = begin; t < end; t++) {
-        const float *table = (const float *)call->at[3] + t * dim;
+        const float *table = (const float *)call->at[3] + t * p->rotary_dim;
         float *q = (float *)call->at[0] + t * p->num_heads * dim;
         float *k = (float *)call->at[1] + t * p->num_kv_heads * dim;
         const float *v = (const float *)call->at[2] + t * p->num_kv_heads * dim;
         int64_t slot = slots[t];
         if (slot < 0 || slot >= (int64_t)p->num_blocks * p->block_size) return MARLIN_EDEVICE;
         int64_t block = slot / p->block_size, offset = slot % p->block_size;
-        for (int64_t h = 0; h < p->num_heads; h++) rotate(q + h * dim, table, half);
+        for (int64_t h = 0; h < p->num_heads; h++) rotate(q + h * dim, table, p);
         for (int64_t h = 0; h < p->num_kv_heads; h++) {
-            rotate(k + h * dim, table, half);
+            rotate(k + h * dim, table, p);
             int64_t base = (block * p->num_kv_heads + h) * p->block_size * dim;
             uint16_t *k_to = k_cache + base + offset / MARLIN_KEY_TILE * MARLIN_KEY_TILE * dim;
             k_to += offset % MARLIN_KEY_TILE;
@@ -165,45 +179,45 @@ KERNEL(rope_kv_write)
     return MARLIN_OK;
 }
 
-/* y = gate * sigmoid(z) * up     gate, up, y float [rows, dim]; y may be gate
+/* y = gate * sigmoid(z) * up     gate, up, y float [rows, dim]; y may be gate or up
  *
- * SiLU: z = gate. GELU, as its tanh form gives: z = 2 sqrt(2 / pi) (gate + 0.044715 gate^3), since
- * (1 + tanh(u)) / 2 = sigmoid(2u). z has the sign of gate. */
-typedef enum { SILU, GELU } activation;
+ * Sigmoid: z = gate, and a 1 stands for gate. SiLU: z = gate. GELU, as its tanh form gives: z = 2
+ * sqrt(2 / pi) (gate + 0.044715 gate^3), since (1 + tanh(u)) / 2 = sigmoid(2u). z has the sign of
+ * gate. */
+typedef enum { SILU, GELU, SIGMOID } activation;
 
 #define GELU_LINEAR 1.59576912f
 #define GELU_CUBIC 0.0713548163f
 
-INLINE vf gate_slope(activation which, vf x)
+INLINE vf gate_value(activation which, vf x)
 {
-    if (which == SILU) return x;
-    return vf_mul(x, vf_fma(vf_mul(x, x), vf_set1(GELU_CUBIC), vf_set1(GELU_LINEAR)));
+    const vf one = vf_set1(1.0f), half = vf_set1(0.5f);
+    if (which == SIGMOID) return vf_fma(vf_tanh(vf_mul(x, half)), half, half);
+    vf z = x;
+    if (which == GELU)
+        z = vf_mul(x, vf_fma(vf_mul(x, x), vf_set1(GELU_CUBIC), vf_set1(GELU_LINEAR)));
+    /* exp2 of -|z| only, so that it cannot overflow: sigmoid(z) = (z >= 0 ? 1 : e) / (1 + e). */
+    vf e = vf_exp2(vf_mul(vf_abs(z), vf_set1(-1.44269504f)));
+    /* x * (x >= 0 ? 1 : e) = max(x, 0) - max(-x, 0) * e */
+    vf positive = vf_max(x, vf_zero());
+    vf scaled = vf_sub(positive, vf_mul(vf_sub(positive, x), e));
+    return vf_div(scaled, vf_add(one, e));
 }
 
 INLINE int gated_mul(const marlin_call *call, int64_t begin, int64_t end, activation which)
 {
     const struct RowsParams *p = call->params;
-    const vf minus_log2e = vf_set1(-1.44269504f), one = vf_set1(1.0f);
     int64_t dim = p->dim, whole = dim / V_LANES * V_LANES;
     for (int64_t row = begin; row < end; row++) {
         const float *gate = (const float *)call->at[0] + row * dim;
         const float *up = (const float *)call->at[1] + row * dim;
         float *y = (float *)call->at[2] + row * dim;
-        for (int64_t i = 0; i < whole; i += V_LANES) {
-            /* exp2 of -|z| only, so that it cannot overflow: sigmoid(z) = (z >= 0 ? 1 : e) / (1 +
-             * e). */
-            vf x = vf_load(gate + i);
-            vf e = vf_exp2(vf_mul(vf_abs(gate_slope(which, x)), minus_log2e));
-            /* x * (x >= 0 ? 1 : e) = max(x, 0) - max(-x, 0) * e */
-            vf positive = vf_max(x, vf_zero());
-            vf negative = vf_sub(positive, x);
-            vf scaled = vf_sub(positive, vf_mul(negative, e));
-            vf_store(y + i, vf_mul(vf_div(scaled, vf_add(one, e)), vf_load(up + i)));
-        }
+        for (int64_t i = 0; i < whole; i += V_LANES)
+            vf_store(y + i, vf_mul(gate_value(which, vf_load(gate + i)), vf_load(up + i)));
         for (int64_t i = whole; i < dim; i++) {
             float x = gate[i];
-            float z = which == SILU ? x : x * fmaf(x * x, GELU_CUBIC, GELU_LINEAR);
-            y[i] = x / (1.0f + expf(-z)) * up[i];
+            float z = which != GELU ? x : x * fmaf(x * x, GELU_CUBIC, GELU_LINEAR);
+            y[i] = (which == SIGMOID ? 1.0f : x) / (1.0f + expf(-z)) * up[i];
         }
     }
     return MARLIN_OK;
@@ -219,6 +233,35 @@ KERNEL(gelu_mul)
 {
     (void)scratch;
     return gated_mul(call, begin, end, GELU);
+}
+
+KERNEL(sigmoid_mul)
+{
+    (void)scratch;
+    return gated_mul(call, begin, end, SIGMOID);
+}
+
+/* y = x * scale, or cap * tanh(x * scale / cap)     x, y float [rows, dim]; y may be x */
+KERNEL(scale_rows)
+{
+    (void)scratch;
+    const struct ScaleParams *p = call->params;
+    int64_t dim = p->dim;
+    float cap = p->cap > 0.0f ? p->cap : 1.0f, scale = p->scale / cap;
+    for (int64_t row = begin; row < end; row++) {
+        const float *x = (const float *)call->at[0] + row * dim;
+        float *y = (float *)call->at[1] + row * dim;
+        for (int64_t i = 0; i < dim; i += V_LANES) {
+            float part[V_LANES] = {0};
+            size_t count = (size_t)(dim - i < V_LANES ? dim - i : V_LANES);
+            memcpy(part, x + i, count * sizeof *part);
+            vf value = vf_mul(vf_load(part), vf_set1(scale));
+            if (p->cap > 0.0f) value = vf_mul(vf_tanh(value), vf_set1(cap));
+            vf_store(part, value);
+            memcpy(y + i, part, count * sizeof *part);
+        }
+    }
+    return MARLIN_OK;
 }
 
 /* y[r, :] = x[rows[r], :]     rows int32 [rows]; x float [any, dim]; y float [rows, dim] */

@@ -119,4 +119,15 @@ INLINE vf vf_exp2(vf x)
     return vf_scale2(p, whole);
 }
 
+/* tanh(x) of any x, within 1e-7: (1 - e) / (1 + e) with e = exp(-2 |x|), and the sign of x. From
+ * 20 on it is 1. */
+INLINE vf vf_tanh(vf x)
+{
+    vf one = vf_set1(1.0f), least = vf_set1(-20.0f);
+    x = vf_sub(vf_zero(), vf_max(vf_sub(vf_zero(), vf_max(x, least)), least));
+    vf size = vf_abs(x), e = vf_exp2(vf_mul(size, vf_set1(-2.88539008f)));
+    vf sign = vf_div(x, vf_max(size, vf_set1(1e-30f)));
+    return vf_mul(vf_div(vf_sub(one, e), vf_add(one, e)), sign);
+}
+
 #endif

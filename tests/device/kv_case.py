@@ -1,6 +1,6 @@
 """Attention inputs: sequences scattered over a dirty KV cache, and what the oracle says of them."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import reference
@@ -21,6 +21,7 @@ class KvCase:
         k_cache, v_cache: float16, as the kernels' heads say.
         tables: int32 [num_sequences, table_stride]; -1 where no position may be looked up.
         tiles: int32 [num_tiles, 4]: first row, rows, sequence, position of the first row.
+        scores: softcap, position_scale and scale_tokens of ops.AttentionInputs, where they are set.
     """
 
     sequences: list
@@ -31,6 +32,7 @@ class KvCase:
     tiles: np.ndarray
     window: int
     scale: float
+    scores: dict = field(default_factory=dict)
 
     @property
     def layout(self):
@@ -55,7 +57,8 @@ class KvCase:
             keys, values = reference.read_kv(self.k_cache, self.v_cache, table, context_len)
             positions = np.arange(context_len - num_queries, context_len)
             q = self.q[self.rows_of(index)]
-            parts.append(reference.attention(q, keys, values, positions, self.window, self.scale))
+            sizes = self.window, self.scale
+            parts.append(reference.attention(q, keys, values, positions, *sizes, **self.scores))
         return reference.Expected(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
     def alone(self, index):
@@ -94,6 +97,7 @@ def make_case(
     window=0,
     loudness=1.0,
     scale=None,
+    **scores,
 ):
     """A KvCase with shuffled blocks.
 
@@ -101,6 +105,7 @@ def make_case(
         block_size: tokens a block; None is one contiguous block as long as the longest context.
         loudness: factor on the queries: large ones make a sharp softmax.
         scale: of the scores; None is head_dim ** -0.5.
+        scores: KvCase.scores.
     """
     rng = np.random.default_rng(len(sequences) + head_dim + num_heads)
     longest = max(length for length, _ in sequences)
@@ -121,4 +126,5 @@ def make_case(
         reference.write_kv(k_cache, v_cache, k, v, slots)
     q = (rng.standard_normal((num_rows, num_heads, head_dim)) * loudness).astype(np.float32)
     scale = head_dim**-0.5 if scale is None else scale
-    return KvCase(sequences, q, k_cache, v_cache, tables, tiles_of(sequences), window, scale)
+    tiles = tiles_of(sequences)
+    return KvCase(sequences, q, k_cache, v_cache, tables, tiles, window, scale, scores)

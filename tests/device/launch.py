@@ -113,15 +113,19 @@ def embed(device, token_ids, weight, scale=1.0):
         return memory.read(y, np.float32, (len(token_ids), w.k))
 
 
-def rms_norm(device, x, weight, eps, delta=None, rows_per_var=1, in_place=False):
-    """(y, x afterwards), float32 [rows, dim] each."""
+def rms_norm(
+    device, x, weight, eps, delta=None, rows_per_var=1, in_place=False, added_to=None, **options
+):
+    """(y, x afterwards), float32 [rows, dim] each; added_to: what y held, where it grows."""
     with Memory(device) as memory:
         x_view, w = memory.put(x), memory.put(weight)
         d = None if delta is None else memory.put(delta)
         y = x_view if in_place else memory.floats(*x.shape)
+        if added_to is not None:
+            y, options = memory.put(added_to), {"adds": True, **options}
         run(
             device,
-            lambda r: ops.rms_norm(r, x_view, w, y, x.shape[1], eps, d, rows_per_var),
+            lambda r: ops.rms_norm(r, x_view, w, y, x.shape[1], eps, d, rows_per_var, **options),
             step(tokens=len(x) // rows_per_var),
         )
         return memory.read(y, np.float32, x.shape), memory.read(x_view, np.float32, x.shape)
@@ -140,16 +144,17 @@ def rope_table(device, positions, inv_freq, scale):
         return memory.read(table, np.float32, shape)
 
 
-def rope_kv_write(device, q, k, v, table, slots, k_cache, v_cache):
-    """(q, k, k_cache, v_cache) after the kernel has rotated and stored."""
+def rope_kv_write(device, q, k, v, table, slots, k_cache, v_cache, turns=None):
+    """(q, k, k_cache, v_cache) after the kernel has rotated and stored; table None: no rotation."""
     num_blocks, num_kv_heads, block_size, head_dim = v_cache.shape
     layout = ops.KvLayout(num_blocks, block_size, num_blocks, num_kv_heads, head_dim)
     with Memory(device) as memory:
         arrays = (q, k, v, table, np.asarray(slots, np.int32), k_cache, v_cache)
-        views = [memory.put(array) for array in arrays]
+        views = [None if array is None else memory.put(array) for array in arrays]
+        parts = views[:3], views[3:5], views[5:]
         run(
             device,
-            lambda r: ops.rope_kv_write(r, views[:3], views[3:5], views[5:], layout, q.shape[1]),
+            lambda r: ops.rope_kv_write(r, *parts, layout, q.shape[1], turns),
             step(tokens=len(slots)),
         )
         changed = [(views[i], arrays[i]) for i in (0, 1, 5, 6)]
@@ -157,12 +162,25 @@ def rope_kv_write(device, q, k, v, table, slots, k_cache, v_cache):
 
 
 def gated_mul(device, op, gate, up, in_place=False):
-    """float32 [rows, dim] of ops.silu_mul or ops.gelu_mul."""
+    """float32 [rows, dim] of ops.silu_mul, ops.gelu_mul or ops.sigmoid_mul."""
     with Memory(device) as memory:
         g, u = memory.put(gate), memory.put(up)
         y = g if in_place else memory.floats(*gate.shape)
         run(device, lambda r: op(r, g, u, y, gate.shape[1]), step(tokens=len(gate)))
         return memory.read(y, np.float32, gate.shape)
+
+
+def scale_rows(device, x, scale, cap, in_place):
+    """float32 [rows, dim]."""
+    with Memory(device) as memory:
+        view = memory.put(x)
+        y = view if in_place else memory.floats(*x.shape)
+        run(
+            device,
+            lambda r: ops.scale_rows(r, view, y, x.shape[1], scale, cap),
+            step(logits=len(x)),
+        )
+        return memory.read(y, np.float32, x.shape)
 
 
 def gather_rows(device, rows, x):
@@ -182,7 +200,9 @@ def attention(device, case, split=False, num_splits=None):
     with Memory(device) as memory:
         q, k_cache, v_cache = (memory.put(a) for a in (case.q, case.k_cache, case.v_cache))
         tables, tiles, num_heads = memory.put(case.tables), memory.put(case.tiles), case.q.shape[1]
-        inputs = ops.AttentionInputs(tables, tiles, layout, num_heads, case.window, case.scale)
+        inputs = ops.AttentionInputs(
+            tables, tiles, layout, num_heads, case.window, case.scale, **case.scores
+        )
         out = memory.floats(*case.q.shape)
         if split:
             shape = (*case.q.shape[:2], layout.max_splits, layout.head_dim + 2)

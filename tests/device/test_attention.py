@@ -42,6 +42,42 @@ def test_scores_are_multiplied_by_the_scale_that_a_model_asks_for(device, split)
     reference.assert_close(launch.attention(device, case, split), case.expected())
 
 
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
+@pytest.mark.parametrize("shape", SHAPES[1:4], ids=name_of)
+@pytest.mark.parametrize("loudness", [1.0, 30.0])
+def test_scores_are_capped_softly(device, shape, split, loudness):
+    case = make_case([*DECODE, (273, 20)], **shape, loudness=loudness, softcap=5.0)
+    reference.assert_close(launch.attention(device, case, split), case.expected())
+    plain = replace(case, scores={}).expected().value
+    assert np.abs(plain - case.expected().value).max() > 0.1 or shape["window"] == 1
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
+@pytest.mark.parametrize("shape", SHAPES[1:4], ids=name_of)
+def test_queries_grow_with_their_position(device, shape, split):
+    case = make_case([*DECODE, (273, 20)], **shape, position_scale=0.4, scale_tokens=8)
+    reference.assert_close(launch.attention(device, case, split), case.expected())
+    plain = replace(case, scores={}).expected().value
+    assert np.abs(plain - case.expected().value).max() > 0.05
+    scores = {"position_scale": 0.4, "scale_tokens": 1000}
+    small = replace(case, scores=scores)
+    np.testing.assert_array_equal(
+        launch.attention(device, small, split),
+        launch.attention(device, replace(case, scores={}), split),
+    )
+
+
+@pytest.mark.parametrize("scores", [{"softcap": 4.0}, {"position_scale": 0.4, "scale_tokens": 8}])
+def test_a_cap_and_a_growth_keep_the_bits_however_a_context_is_divided(isa, devices, scores):
+    case = make_case([*DECODE, (273, 20)], **SHAPES[2], **scores)
+    whole = launch.attention(devices.get(isa, 1), case)
+    for num_threads in (1, 3):
+        device = devices.get(isa, num_threads)
+        np.testing.assert_array_equal(launch.attention(device, case, split=True), whole)
+        parts = launch.attention(device, case.in_tiles_of(5))
+        np.testing.assert_array_equal(parts, whole)
+
+
 @pytest.mark.parametrize("shape", SHAPES[1:4], ids=name_of)
 def test_sharing_a_context_over_threads_gives_the_same_bits(isa, devices, shape):
     case = make_case([*DECODE, (273, 20)], **shape)

@@ -1,4 +1,4 @@
-"""The row-by-row kernels: embedding, RMS norm, RoPE with the KV write, gated SiLU and GELU, row
+"""The row-by-row kernels: embedding, RMS norm, RoPE with the KV write, gates, scaled rows, row
 gather."""
 
 import launch
@@ -95,6 +95,24 @@ def test_rms_norm_of_heads_takes_each_head_for_itself_in_place(device, dim):
     reference.assert_close(y, expected)
 
 
+@pytest.mark.parametrize("dim", [15, 33, 576])
+def test_a_delta_is_scaled_before_it_is_added(device, dim):
+    x, delta, weight = normal(3, dim), normal(3, dim, seed=2), normal(dim, seed=1)
+    expected, summed = reference.rms_norm(x, weight, 1e-5, delta, 0.22)
+    y, x_after = launch.rms_norm(device, x, weight, 1e-5, delta, delta_scale=0.22)
+    reference.assert_close(y, expected)
+    np.testing.assert_array_equal(x_after, summed)
+
+
+@pytest.mark.parametrize("dim", [1, 15, 33, 576])
+def test_a_norm_is_added_to_what_is_there(device, dim):
+    x, before, weight = normal(3, dim) * 40, normal(3, dim, seed=2), normal(dim, seed=1)
+    expected, _ = reference.rms_norm(x, weight, 1e-5, added_to=before)
+    y, x_after = launch.rms_norm(device, x, weight, 1e-5, added_to=before)
+    reference.assert_close(y, expected)
+    np.testing.assert_array_equal(x_after, x)
+
+
 def test_eps_keeps_the_norm_of_zeros_at_zero(device):
     zeros = np.zeros((2, 33), np.float32)
     y, _ = launch.rms_norm(device, zeros, normal(33), 1e-5)
@@ -153,6 +171,39 @@ def test_keys_and_values_land_in_their_slots_and_nowhere_else(
     np.testing.assert_array_equal(actual[3], v_cache)
 
 
+@pytest.mark.parametrize("rotary_dim", [2, 30, 48, 80])
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_a_part_of_a_head_turns_and_the_rest_stays(device, rotary_dim, interleaved):
+    q, k, v, _, slots, k_cache, v_cache = rope_inputs(5, 3, 2, 80, 16, 2)
+    table = reference.rope_table(np.arange(5) * 7, normal(rotary_dim // 2) ** 2, 1.2).value
+    table, turns = table.astype(np.float32), (rotary_dim, interleaved)
+    actual = launch.rope_kv_write(device, q, k, v, table, slots, k_cache, v_cache, turns)
+    turned_q, turned_k = (reference.rotate(heads, table, interleaved) for heads in (q, k))
+    np.testing.assert_array_equal(turned_q[..., rotary_dim:], q[..., rotary_dim:])
+    reference.write_kv(k_cache, v_cache, turned_k, v, slots)
+    for got, want in zip(actual[:2], (turned_q, turned_k), strict=True):
+        reference.assert_close(got, reference.Expected(want, np.abs(want) + 1))
+    reference.assert_close(actual[2], reference.Expected(k_cache, np.abs(k_cache)), "float16")
+    np.testing.assert_array_equal(actual[3], v_cache)
+
+
+def test_heads_without_rope_are_stored_as_they_are(device):
+    q, k, v, _, slots, k_cache, v_cache = rope_inputs(5, 3, 2, 48, 16, 2)
+    actual = launch.rope_kv_write(device, q, k, v, None, slots, k_cache, v_cache, (0, False))
+    reference.write_kv(k_cache, v_cache, k, v, slots)
+    for got, want in zip(actual, (q, k, k_cache, v_cache), strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
+def test_neighbours_turn_where_a_model_pairs_them(device):
+    q, k, v, table, slots, k_cache, v_cache = rope_inputs(1, 1, 1, 16, 16, 1)
+    q[:], table[:, 0], table[:, 1] = 0, 0, 1
+    q[0, 0, 4] = 5.0  # a quarter turn takes element 4 to 5
+    turns = (16, True)
+    actual = launch.rope_kv_write(device, q, k, v, table, slots, k_cache, v_cache, turns)
+    assert np.flatnonzero(actual[0]).tolist() == [5] and actual[0][0, 0, 5] == 5.0
+
+
 def test_position_zero_leaves_q_and_k_as_they_are(device):
     q, k, v, table, slots, k_cache, v_cache = rope_inputs(2, 3, 1, 48, 16, 1)
     table[:, 0], table[:, 1] = 1, 0
@@ -179,7 +230,11 @@ def test_values_out_of_half_range_are_stored_as_the_largest_half(device):
 
 # --- gates and gather ---
 
-GATES = [(ops.silu_mul, reference.silu_mul), (ops.gelu_mul, reference.gelu_mul)]
+GATES = [
+    (ops.silu_mul, reference.silu_mul),
+    (ops.gelu_mul, reference.gelu_mul),
+    (ops.sigmoid_mul, reference.sigmoid_mul),
+]
 
 
 @pytest.mark.parametrize("op, oracle", GATES)
@@ -195,6 +250,27 @@ def test_a_gate_of_a_large_value_is_the_value_or_zero(device, op, oracle):
     gate = np.tile(np.array([200, -200, 3e38, -3e38, 0, -88, -127, 88], np.float32), (1, 5))
     ones = np.ones_like(gate)
     reference.assert_close(launch.gated_mul(device, op, gate, ones), oracle(gate, ones))
+
+
+def test_a_sigmoid_multiplies_the_row_alone(device):
+    gate = np.array([[0.0, 2.0, -2.0, 30.0, -30.0]], np.float32)
+    actual = launch.gated_mul(device, ops.sigmoid_mul, gate, np.full_like(gate, 2))
+    np.testing.assert_allclose(actual[0], [1, 1.761594, 0.238406, 2, 0], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows, dim", [(1, 1), (3, 16), (5, 33), (2, 1100)])
+@pytest.mark.parametrize("cap", [0.0, 5.0])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_rows_are_scaled_and_capped_softly(device, rows, dim, cap, in_place):
+    x = normal(rows, dim) * 40
+    expected = reference.scale_rows(x, 0.125, cap)
+    reference.assert_close(launch.scale_rows(device, x, 0.125, cap, in_place), expected)
+
+
+def test_a_cap_of_a_huge_value_is_the_cap(device):
+    x = np.array([[3e38, -3e38, 1e4, -1e4, 0.0]], np.float32)
+    actual = launch.scale_rows(device, x, 1.0, 30.0, False)
+    np.testing.assert_allclose(actual[0], [30, -30, 30, -30, 0], rtol=1e-6)
 
 
 def test_gelu_is_the_tanh_form(device):

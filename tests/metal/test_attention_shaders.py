@@ -48,6 +48,7 @@ def attention_params(case):
         "window": case.window,
         "max_splits": layout.max_splits,
         "scale": layout.head_dim**-0.5,
+        **{"softcap": 0.0, "position_scale": 0.0, "scale_tokens": 1, **case.scores},
     }
     heads = num_heads // layout.num_kv_heads
     return ("AttentionParams", fields), {"HEAD_DIM": layout.head_dim, "HEADS_PER_KV": heads}
@@ -159,7 +160,9 @@ def test_rms_norm_of_rows_longer_than_registers(
         "rows_per_var": rows_per_var,
         "dim": dim,
         "has_delta": int(has_delta),
+        "adds": 0,
         "eps": 1e-5,
+        "delta_scale": 1.0,
     }
     bindings, units = [x, delta, weight, y], (steps + 1, rows_per_var, 1)
     assert shader("rows").run("rms_norm", units, bindings, ("RmsNormParams", fields), (steps,))

@@ -85,6 +85,7 @@ def rms_norm(shader):
         y = np.full((rows, dim), np.nan, np.float32)
         expected, summed = reference.rms_norm(x, weight, 1e-5, delta)
         sizes = {"rows_per_var": rows_per_var, "dim": dim, "has_delta": 1, "eps": 1e-5}
+        sizes |= {"adds": 0, "delta_scale": 1.0}
         params, units = ("RmsNormParams", {"rows_var": 0, **sizes}), (2, rows_per_var, 1)
         assert shader("rows").run("rms_norm", units, [x, delta, weight, y], params, [2])
         reference.assert_close(y, expected)
@@ -112,6 +113,7 @@ def rope_kv_write(shader):
     turned_q, turned_k = reference.rotate(q, table), reference.rotate(k, table)
     reference.write_kv(expected_k, expected_v, turned_k, v, slots)
     sizes = {"num_heads": heads, "num_kv_heads": 1, "head_dim": head_dim}
+    sizes |= {"rotary_dim": head_dim, "interleaved": 0}
     fields = {"rows_var": 0, **sizes, "block_size": block_size, "num_blocks": blocks}
     bindings, units = [q, k, v, table, slots, k_cache, v_cache], (rows, heads + 2, 1)
     assert shader("rows").run("rope_kv_write", units, bindings, ("RopeKvParams", fields), [rows])
@@ -119,6 +121,13 @@ def rope_kv_write(shader):
         reference.assert_close(got, reference.Expected(want, np.abs(want) + 1))
     reference.assert_close(k_cache, reference.Expected(expected_k, np.abs(expected_k)), "float16")
     np.testing.assert_array_equal(v_cache, expected_v)
+
+
+def scale_rows(shader):
+    x, y = normal(2, 1030) * 9, np.full((2, 1030), np.nan, np.float32)
+    params = ("ScaleParams", {"rows_var": 0, "dim": 1030, "scale": 0.5, "cap": 3.0})
+    assert shader("rows").run("scale_rows", (2, 2, 1), [x, y], params, [2])
+    reference.assert_close(y, reference.scale_rows(x, 0.5, 3.0))
 
 
 def gated_mul(shader, kernel, oracle):
@@ -247,6 +256,8 @@ RUNS = {
     "rope_kv_write": rope_kv_write,
     "silu_mul": functools.partial(gated_mul, kernel="silu_mul", oracle=reference.silu_mul),
     "gelu_mul": functools.partial(gated_mul, kernel="gelu_mul", oracle=reference.gelu_mul),
+    "sigmoid_mul": functools.partial(gated_mul, kernel="sigmoid_mul", oracle=reference.sigmoid_mul),
+    "scale_rows": scale_rows,
     "gather_rows": gather_rows,
     "attention": attention,
     "attention_split": attention_split,

@@ -27,6 +27,7 @@ test_case *make_linear(int variant);
 test_case *make_embed(int variant);
 test_case *make_rms_norm(int variant);
 test_case *make_rows(int variant);
+test_case *make_scale(int variant);
 test_case *make_repack(int variant);
 test_case *make_probe(int variant);
 test_case *make_rope(int variant);
@@ -37,7 +38,7 @@ test_case *make_sample(int variant);
 test_case *make_layer(int variant);
 
 /* Variants of make_attention() from here on are attention_split and attention_combine. */
-#define FIRST_SPLIT_ATTENTION 4
+#define FIRST_SPLIT_ATTENTION 5
 
 void check_kernels(void);
 void check_replays(void);

@@ -126,7 +126,9 @@ test_case *make_embed(int variant)
  */
 test_case *make_rms_norm(int variant)
 {
-    static const int dims[] = {1, 16, 37, 103}, deltas[] = {1, 0, 0, 1}, heads[] = {1, 3, 1, 2};
+    static const int dims[] = {1, 16, 37, 103, 37}, deltas[] = {1, 0, 0, 1, 1};
+    static const int heads[] = {1, 3, 1, 2, 1};
+    bool adds = variant == 4;
     int dim = dims[variant], rows = 5;
     test_case *c = new_case(300 + variant, "rms_norm dim=%d delta=%d rows_per_var=%d", dim,
                             deltas[variant], heads[variant]);
@@ -134,24 +136,42 @@ test_case *make_rms_norm(int variant)
                               .rows_per_var = heads[variant],
                               .dim = dim,
                               .has_delta = deltas[variant],
-                              .eps = 1e-5f};
+                              .adds = adds,
+                              .eps = 1e-5f,
+                              .delta_scale = adds ? 0.25f : 1.0f};
     marlin_dispatch *record = add_record(c, "rms_norm", &p, sizeof p, 4);
     int count = rows * heads[variant] * dim;
     int x = add_floats(c, p.has_delta ? EXACT : INPUT, count, -2.0f, 2.0f);
     bind(c, record, 0, x, p.has_delta ? MARLIN_READ | MARLIN_WRITE : MARLIN_READ);
     if (p.has_delta) bind(c, record, 1, add_floats(c, INPUT, count, -1.0f, 1.0f), MARLIN_READ);
     bind(c, record, 2, add_floats(c, INPUT, dim, 0.5f, 1.5f), MARLIN_READ);
-    bind(c, record, 3, add_bytes(c, SUMMED, 4 * count), MARLIN_WRITE);
+    int y = adds ? add_floats(c, SUMMED, count, -1.0f, 1.0f) : add_bytes(c, SUMMED, 4 * count);
+    bind(c, record, 3, y, adds ? MARLIN_READ | MARLIN_WRITE : MARLIN_WRITE);
     c->vars[1] = rows;
     return c;
 }
 
-/* silu_mul, silu_mul in place, gather_rows, gelu_mul. */
+/* Capped and not, in place and not. */
+test_case *make_scale(int variant)
+{
+    int dim = 45, rows = 4;
+    struct ScaleParams p = {.rows_var = 3, .dim = dim, .scale = 0.5f, .cap = variant ? 3.0f : 0.0f};
+    test_case *c = new_case(450 + variant, "scale_rows cap=%g", (double)p.cap);
+    marlin_dispatch *record = add_record(c, "scale_rows", &p, sizeof p, 2);
+    c->vars[3] = rows;
+    int x = add_floats(c, variant ? SUMMED : INPUT, rows * dim, -20.0f, 20.0f);
+    bind(c, record, 0, x, MARLIN_READ);
+    bind(c, record, 1, variant ? x : add_bytes(c, EXACT, 4 * rows * dim), MARLIN_WRITE);
+    return c;
+}
+
+/* silu_mul, silu_mul in place, gather_rows, gelu_mul, sigmoid_mul. */
 test_case *make_rows(int variant)
 {
     int dim = 45, rows = 4;
     struct RowsParams p = {.rows_var = 3, .dim = dim};
-    static const char *const kernels[] = {"silu_mul", "silu_mul", "gather_rows", "gelu_mul"};
+    static const char *const kernels[] = {"silu_mul", "silu_mul", "gather_rows", "gelu_mul",
+                                          "sigmoid_mul"};
     const char *kernel = kernels[variant];
     test_case *c = new_case(400 + variant, "%s%s", kernel, variant == 1 ? " in place" : "");
     marlin_dispatch *record = add_record(c, kernel, &p, sizeof p, 3);
@@ -232,12 +252,13 @@ test_case *make_probe(int variant)
 const case_family case_families[] = {
     {make_linear, (NUM_WEIGHTS + NUM_PACKED) * NUM_ROW_COUNTS},
     {make_embed, NUM_WEIGHTS},
-    {make_rms_norm, 4},
-    {make_rows, 4},
+    {make_rms_norm, 5},
+    {make_rows, 5},
+    {make_scale, 2},
     {make_repack, 2 * NUM_TYPES},
     {make_probe, 2},
-    {make_rope, 3},
-    {make_attention, 8},
+    {make_rope, 5},
+    {make_attention, 2 * FIRST_SPLIT_ATTENTION},
     {make_mask_logits, 1},
     {make_penalize, 1},
     {make_sample, 3},

@@ -19,21 +19,26 @@ test_case *make_rope(int variant)
         c->vars[4] = 3;
         return c;
     }
+    /* All of a head, neighbours of a part of it, and nothing of it turns. */
     int rows = variant == 1 ? 1 : 4, heads = 3, kv_heads = 2, dim = 48;
-    test_case *c = new_case(700 + variant, "rope_kv_write rows=%d", rows);
+    int rotary_dim = variant == 3 ? 22 : variant == 4 ? 0 : dim;
+    test_case *c = new_case(700 + variant, "rope_kv_write rows=%d rotary_dim=%d", rows, rotary_dim);
     struct RopeKvParams p = {.rows_var = 0,
                              .num_heads = heads,
                              .num_kv_heads = kv_heads,
                              .head_dim = dim,
                              .block_size = 16,
-                             .num_blocks = 3};
+                             .num_blocks = 3,
+                             .rotary_dim = rotary_dim,
+                             .interleaved = variant == 3};
     marlin_dispatch *record = add_record(c, "rope_kv_write", &p, sizeof p, 7);
     int access = MARLIN_READ | MARLIN_WRITE;
     bind(c, record, 0, add_floats(c, EXACT, rows * heads * dim, -1.0f, 1.0f), access);
     bind(c, record, 1, add_floats(c, EXACT, rows * kv_heads * dim, -1e-4f, 1e-4f), access);
     /* Past the largest half, 65504: stored values are never infinite. */
     bind(c, record, 2, add_floats(c, INPUT, rows * kv_heads * dim, -9e4f, 9e4f), MARLIN_READ);
-    bind(c, record, 3, add_floats(c, INPUT, rows * dim, -1.0f, 1.0f), MARLIN_READ);
+    if (rotary_dim)
+        bind(c, record, 3, add_floats(c, INPUT, rows * rotary_dim, -1.0f, 1.0f), MARLIN_READ);
     bind(c, record, 4, add_integers(c, rows, (int32_t[]){47, 0, 20, 17}), MARLIN_READ);
     bind(c, record, 5, add_halves(c, EXACT, 3 * 16 * kv_heads * dim), MARLIN_WRITE);
     bind(c, record, 6, add_halves(c, EXACT, 3 * 16 * kv_heads * dim), MARLIN_WRITE);
@@ -43,15 +48,15 @@ test_case *make_rope(int variant)
 
 typedef struct {
     int heads, kv_heads, dim, block_size, window;
+    float softcap, position_scale;
 } attention_shape;
 
 /* Heads of one vector and of several, one to eight query heads a KV head, a window shorter and one
- * longer than a split, and a contiguous cache: one block as long as the context. */
+ * longer than a split, and a contiguous cache: one block as long as the context; a cap of scores,
+ * and queries that grow with their position. */
 static const attention_shape attention_shapes[FIRST_SPLIT_ATTENTION] = {
-    {6, 2, 48, 16, 0},
-    {4, 4, 80, 32, 40},
-    {8, 1, 16, 16, 300},
-    {2, 1, 64, 544, 0},
+    {6, 2, 48, 16, 0, 0.0f, 0.0f},  {4, 4, 80, 32, 40, 0.0f, 0.0f}, {8, 1, 16, 16, 300, 0.0f, 0.0f},
+    {2, 1, 64, 544, 0, 0.0f, 0.0f}, {3, 1, 48, 16, 0, 1.5f, 0.5f},
 };
 
 /* The caches at bindings 1 and 2, and the tables at 3: two sequences, of 530 and 17 tokens, whose
@@ -90,7 +95,10 @@ test_case *make_attention(int variant)
                                 .head_dim = s->dim,
                                 .block_size = s->block_size,
                                 .window = s->window,
-                                .scale = 0.2f};
+                                .scale = 0.2f,
+                                .softcap = s->softcap,
+                                .position_scale = s->position_scale,
+                                .scale_tokens = 8};
     marlin_dispatch *record =
         add_record(c, is_split ? "attention_split" : "attention", &p, sizeof p, 6);
     bind(c, record, 0, add_floats(c, INPUT, values, -1.0f, 1.0f), MARLIN_READ);
@@ -201,8 +209,12 @@ static int activations(layer *l, block_kind kind, int dim)
 
 static void add_norm(layer *l, bool has_delta)
 {
-    struct RmsNormParams p = {
-        .rows_var = 0, .rows_per_var = 1, .dim = HIDDEN, .has_delta = has_delta, .eps = 1e-5f};
+    struct RmsNormParams p = {.rows_var = 0,
+                              .rows_per_var = 1,
+                              .dim = HIDDEN,
+                              .has_delta = has_delta,
+                              .eps = 1e-5f,
+                              .delta_scale = 1.0f};
     marlin_dispatch *record = add_record(l->c, "rms_norm", &p, sizeof p, 4);
     bind(l->c, record, 0, l->h, has_delta ? MARLIN_READ | MARLIN_WRITE : MARLIN_READ);
     if (has_delta) bind(l->c, record, 1, l->delta, MARLIN_READ);
@@ -236,7 +248,8 @@ static void add_attention(layer *l, int slots, int out)
                                  .num_kv_heads = 1,
                                  .head_dim = HEAD_DIM,
                                  .block_size = BLOCK_SIZE,
-                                 .num_blocks = 4};
+                                 .num_blocks = 4,
+                                 .rotary_dim = HEAD_DIM};
     marlin_dispatch *record = add_record(c, "rope_kv_write", &write, sizeof write, 7);
     bind(c, record, 0, l->q, MARLIN_READ | MARLIN_WRITE);
     bind(c, record, 1, l->k, MARLIN_READ | MARLIN_WRITE);

@@ -7,7 +7,6 @@ again and compares. Activations are whole multiples of a power of two, at most 1
 a device that quantizes them to int8 loses nothing and owes the same answer as one that does not.
 """
 
-import hashlib
 import json
 import sys
 from pathlib import Path
@@ -20,135 +19,24 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support"), str(ROOT / "tests" /
 
 import reference
 from kv_case import make_case
-from matrices import bias_of, dense_weight, packed_weight
+from matrices import bias_of
+from selftest_writer import (
+    EXACT,
+    FLOAT16,
+    CaseWriter,
+    Tensor,
+    activations,
+    matrices,
+    normal,
+    room,
+    weight_of,
+)
 
 from marlin.device import abi, ops
-from marlin.weights import formats, ggml_types
+from marlin.weights import ggml_types
 from marlin.weights.block_types import REPACKED
 
 VECTORS = ROOT / "marlin" / "commands" / "selftest.safetensors"
-FLOAT32, FLOAT16 = (list(reference.TOLERANCES[name]) for name in ("float32", "float16"))
-EXACT = [0.0, 0.0]
-
-
-class Tensor:
-    """Stands for a View while ops.py records: a buffer's name, and what is known of it.
-
-    Attributes:
-        value: array that it holds before, or None.
-        num_bytes: its length; a longer one than its value's repeats it.
-    """
-
-    def __init__(self, name, value=None, num_bytes=None):
-        self.name = name
-        self.value = None if value is None else np.ascontiguousarray(value)
-        self.num_bytes = self.value.nbytes if num_bytes is None else num_bytes
-
-
-class CaseWriter:
-    """Records one case, as program.Recorder would."""
-
-    def __init__(self, name, tokens=0, tiles=0, logits=0, splits=0, masks=0):
-        self.name = name
-        self.fields = {
-            "name": name,
-            "variables": [tokens, tiles, logits, splits, masks],
-            "dispatches": [],
-            "sizes": {},
-            "tolerances": {},
-        }
-        self._tensors = {"inputs": {}, "answers": {}, "magnitudes": {}}
-
-    def dispatch(self, kernel, params, bindings, label=""):
-        """Recorder.dispatch() with Tensors for Views."""
-        for tensor, _ in (bound for bound in bindings if bound is not None):
-            self.fields["sizes"][tensor.name] = tensor.num_bytes
-            if tensor.value is not None:
-                self._tensors["inputs"][tensor.name] = tensor.value
-        self.fields["dispatches"].append(
-            {
-                "kernel": kernel,
-                "params": params.tobytes().hex(),
-                "bindings": [bound and [bound[0].name, bound[1]] for bound in bindings],
-            }
-        )
-
-    def answer(self, name, expected, tolerance=FLOAT32):
-        """What a buffer holds afterwards: a reference.Expected, or an array."""
-        if isinstance(expected, reference.Expected):
-            self._tensors["magnitudes"][name] = expected.magnitude.astype(np.float32)
-            expected = expected.value.astype(np.float32)
-        self._tensors["answers"][name] = np.ascontiguousarray(expected)
-        self.fields["tolerances"][name] = tolerance
-        return self
-
-    def tensors(self):
-        """{name in the file: array}; names them in the case's fields. Equal arrays are one."""
-        found = {}
-        for part, arrays in self._tensors.items():
-            names = {name: _digest(array) for name, array in arrays.items()}
-            found |= {names[name]: array for name, array in arrays.items()}
-            self.fields[part] = names
-        return found
-
-
-def _digest(array):
-    facts = f"{array.dtype.str}{array.shape}".encode()
-    return hashlib.sha256(facts + array.tobytes()).hexdigest()[:16]
-
-
-def room(name, *shape, itemsize=4):
-    """A Tensor that a kernel fills."""
-    return Tensor(name, num_bytes=itemsize * int(np.prod(shape)))
-
-
-def normal(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def activations(rows, k, seed=0):
-    """float32 [rows, k] that int8 codes in groups of 32 can hold without loss."""
-    rng = np.random.default_rng(seed)
-    codes = rng.integers(-127, 128, (rows, -(-k // 32), 32))
-    codes[:, :, 0] = 127
-    steps = np.exp2(rng.integers(-12, -4, codes.shape[:2]))[:, :, None]
-    return (codes * steps).reshape(rows, -1)[:, :k].astype(np.float32)
-
-
-def weight_of(weight):
-    """ops.Weight of Tensors, of a PackedWeight or a dense (kind, array)."""
-    if not isinstance(weight, formats.PackedWeight):
-        kind, array = weight
-        return ops.Weight(kind, *array.shape, Tensor("w", array))
-    flags = abi.SCALE_F32 if weight.scales.dtype == np.float32 else 0
-    biases = None
-    if weight.biases is not None:
-        flags |= abi.WEIGHT_BIAS
-        biases = Tensor("biases", weight.biases)
-    return ops.Weight(
-        weight.format, *weight.shape, Tensor("codes", weight.codes), weight.group_size, flags,
-        Tensor("scales", weight.scales), biases,
-    )  # fmt: skip
-
-
-def matrices(n, k):
-    """(kind and group, weight, its values, the size of what cancels in them) of every kind."""
-    for kind in ("f32", "f16", "bf16"):
-        stored, values = dense_weight(kind, n, k)
-        yield kind, stored, values, np.abs(values)
-    for kind, group_size, dtype in (
-        ("int8", 16, np.float32),
-        ("int8", 64, np.float16),
-        ("int4", 32, np.float32),
-        ("int4", 64, np.float16),
-        ("fp4", 32, np.float16),
-        ("fp4", 64, np.float32),
-    ):
-        packed = packed_weight(kind, n, k, group_size, dtype)
-        values, size = formats.dequantize(packed), 0
-        if packed.biases is not None:
-            size = np.repeat(np.abs(formats.unpack(packed)[2].astype(np.float32)), group_size, 1)
-        yield f"{kind}-{group_size}", packed, values, np.abs(values) + 2 * size
 
 
 def embed_cases():
@@ -191,11 +79,26 @@ def row_cases():
     expected, summed = reference.rms_norm(x, weight, 1e-5, delta)
     yield case.answer("y", expected).answer("x", summed)
 
+    case = CaseWriter("rms_norm of a scaled sum, added", tokens=5)
+    before = normal(5, 200, seed=3)
+    tensors = Tensor("x", x), Tensor("w", weight), Tensor("y", before)
+    options = {"delta": Tensor("delta", delta), "delta_scale": 0.22, "adds": True}
+    ops.rms_norm(case, *tensors, 200, 1e-5, **options)
+    expected, summed = reference.rms_norm(x, weight, 1e-5, delta, 0.22, before)
+    yield case.answer("y", expected).answer("x", summed)
+
     heads, weight = normal(15, 80) * 40, normal(80, seed=1)
     case, tensor = CaseWriter("rms_norm of heads, in place", tokens=5), Tensor("x", heads)
     ops.rms_norm(case, tensor, Tensor("w", weight), tensor, 80, 1e-6, rows_per_var=3)
     yield case.answer("x", reference.rms_norm(heads, weight, 1e-6)[0])
 
+    rows = np.array([16, 0, 3, 3, 15], np.int32)
+    case, x = CaseWriter("gather_rows", logits=5), normal(17, 33)
+    ops.gather_rows(case, Tensor("rows", rows), Tensor("x", x), room("y", 5, 33), 33)
+    yield case.answer("y", x[rows], EXACT)
+
+
+def gate_cases():
     gate, up = normal(2, 1100) * 5, normal(2, 1100, seed=1)
     case = CaseWriter("silu_mul", tokens=2)
     ops.silu_mul(case, Tensor("gate", gate), Tensor("up", up), room("y", 2, 1100), 1100)
@@ -205,10 +108,15 @@ def row_cases():
     ops.gelu_mul(case, Tensor("gate", gate), Tensor("up", up), room("y", 2, 1100), 1100)
     yield case.answer("y", reference.gelu_mul(gate, up))
 
-    rows = np.array([16, 0, 3, 3, 15], np.int32)
-    case, x = CaseWriter("gather_rows", logits=5), normal(17, 33)
-    ops.gather_rows(case, Tensor("rows", rows), Tensor("x", x), room("y", 5, 33), 33)
-    yield case.answer("y", x[rows], EXACT)
+    gate, up = gate[:, :70].copy(), up[:, :70].copy()
+    case = CaseWriter("sigmoid_mul", tokens=2)
+    ops.sigmoid_mul(case, Tensor("gate", gate), Tensor("up", up), room("y", 2, 70), 70)
+    yield case.answer("y", reference.sigmoid_mul(gate, up))
+
+    for cap in (0.0, 5.0):
+        case = CaseWriter(f"scale_rows, cap {cap:g}", logits=2)
+        ops.scale_rows(case, Tensor("gate", gate), room("y", 2, 70), 70, 0.5, cap)
+        yield case.answer("y", reference.scale_rows(gate, 0.5, cap))
 
 
 def rope_cases():
@@ -238,13 +146,30 @@ def rope_cases():
         case.answer(name, reference.Expected(value, np.abs(value) + 1))
     yield case.answer("k_cache", k_cache, FLOAT16).answer("v_cache", v_cache, FLOAT16)
 
+    names = ("q", "k", "v", "table", "slots")
+    arrays = {name: arrays[name][:2].copy() for name in names}
+    arrays["table"] = arrays["table"][:, :, :9].copy()
+    k_cache, v_cache = np.full_like(k_cache, 7), np.full_like(v_cache, 9)
+    arrays |= {"k_cache": k_cache.copy(), "v_cache": v_cache.copy()}
+    tensors = [Tensor(name, array) for name, array in arrays.items()]
+    case = CaseWriter("rope_kv_write, neighbours of a part", tokens=2)
+    ops.rope_kv_write(case, tensors[:3], tensors[3:5], tensors[5:], layout, num_heads, (18, True))
+    q, k = (reference.rotate(arrays[name], arrays["table"], True) for name in "qk")
+    reference.write_kv(k_cache, v_cache, k, arrays["v"], arrays["slots"])
+    case.answer("q", reference.Expected(q, np.abs(q) + 1))
+    yield case.answer("k_cache", k_cache, FLOAT16)
+
 
 def attention_cases():
     """Chunks and single tokens over one split of 256 and two; windows; a contiguous cache."""
     for name, case in {
-        "paged": make_case([(270, 1), (37, 20), (16, 1)], num_heads=4, num_kv_heads=2, head_dim=16),
+        "paged": make_case([(37, 20), (16, 1)], num_heads=4, num_kv_heads=2, head_dim=16),
+        "long": make_case([(270, 1)], num_heads=4, num_kv_heads=2, head_dim=16),
         "contiguous, window": make_case(
             [(260, 3)], num_heads=3, num_kv_heads=1, head_dim=48, block_size=None, window=100
+        ),
+        "capped and grown": make_case(
+            [(20, 5)], loudness=8.0, softcap=5.0, position_scale=0.4, scale_tokens=8
         ),
     }.items():
         expected = case.expected()
@@ -252,7 +177,9 @@ def attention_cases():
         caches = Tensor("k_cache", case.k_cache), Tensor("v_cache", case.v_cache)
         layout, num_heads = case.layout, case.q.shape[1]
         inputs = ops.AttentionInputs(
-            tensors["tables"], tensors["tiles"], layout, num_heads, case.window, case.scale
+            *(tensors[name] for name in ("tables", "tiles")),
+            *(layout, num_heads, case.window, case.scale),
+            **case.scores,
         )
         out = room("out", *case.q.shape)
         writer = CaseWriter(f"attention, {name}", tiles=len(case.tiles))
@@ -370,7 +297,7 @@ def probe_cases():
 
 def make_vectors():
     """({name: array}, [fields of each case])."""
-    makers = (embed_cases, linear_cases, row_cases, rope_cases, attention_cases)
+    makers = (embed_cases, linear_cases, row_cases, gate_cases, rope_cases, attention_cases)
     makers += (sample_cases, mask_cases, repack_cases, probe_cases)
     cases = [case for maker in makers for case in maker()]
     tensors = {}

@@ -114,19 +114,26 @@ def bfloat16(values):
     return (bits.astype(np.uint32) << 16).view(np.float32), bits
 
 
-def rms_norm(x, weight, eps, delta=None):
-    """y = s * weight / sqrt(mean(s^2) + eps) with s = x + delta.
+def rms_norm(x, weight, eps, delta=None, delta_scale=1.0, added_to=None):
+    """y = s * weight / sqrt(mean(s^2) + eps) with s = x + delta * delta_scale.
 
     Args:
         x, delta: float32 [rows, dim]; weight: [dim].
+        added_to: float32 [rows, dim] that y is added to, or None.
 
     Returns:
-        (Expected y, float32 s exactly).
+        (Expected y, float32 s, each product and sum rounded once together).
     """
-    summed = x if delta is None else x + delta
+    summed = x
+    if delta is not None:
+        summed = (x.astype(np.float64) + delta.astype(np.float64) * np.float32(delta_scale)).astype(
+            np.float32
+        )
     wide = summed.astype(np.float64)
     y = wide * weight / np.sqrt(np.mean(wide * wide, axis=1, keepdims=True) + eps)
-    return Expected(y, np.abs(y)), summed
+    if added_to is None:
+        return Expected(y, np.abs(y)), summed
+    return Expected(y + added_to, np.abs(y) + np.abs(added_to)), summed
 
 
 def rope_table(positions, inv_freq, scale):
@@ -136,15 +143,21 @@ def rope_table(positions, inv_freq, scale):
     return Expected(value * scale, np.full(value.shape, scale))
 
 
-def rotate(heads, table):
-    """RoPE on half-split pairs (i, i + head_dim / 2), float32 with each product rounded.
+def rotate(heads, table, interleaved=False):
+    """RoPE on the first rotary_dim dimensions, in half-split pairs (i, i + rotary_dim / 2) or
+    neighbours (2i, 2i + 1), float32 with each product rounded.
 
     Args:
-        heads: float32 [rows, num_heads, head_dim]; table: float32 [rows, 2, head_dim / 2].
+        heads: float32 [rows, num_heads, head_dim]; table: float32 [rows, 2, rotary_dim / 2].
     """
-    cos, sin = table[:, None, 0], table[:, None, 1]
-    low, high = np.split(heads, 2, axis=2)
-    return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=2)
+    cos, sin, pairs = table[:, None, 0], table[:, None, 1], table.shape[2]
+    turned = heads.copy()
+    one, other = slice(0, pairs), slice(pairs, 2 * pairs)
+    if interleaved:
+        one, other = slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
+    low, high = heads[..., one], heads[..., other]
+    turned[..., one], turned[..., other] = low * cos - high * sin, high * cos + low * sin
+    return turned
 
 
 def to_half(values):
@@ -177,23 +190,41 @@ def read_kv(k_cache, v_cache, table, count):
     return keys, values
 
 
-def attention(q, keys, values, positions, window=0, scale=None):
+def attention(
+    q,
+    keys,
+    values,
+    positions,
+    window=0,
+    scale=None,
+    softcap=0.0,
+    position_scale=0.0,
+    scale_tokens=1,
+):
     """Causal attention of one sequence.
 
     Args:
         q: [rows, num_heads, head_dim]; keys, values: [context, num_kv_heads, head_dim].
         positions: int [rows]; a query sees (position - window, position], or all before it for 0.
         scale: of the scores; None is head_dim ** -0.5.
+        softcap: scores become softcap * tanh(score / softcap); 0: they stay.
+        position_scale, scale_tokens: a query is multiplied by 1 + position_scale * ln(1 + position
+            // scale_tokens).
     """
+    growth = 1 + position_scale * np.log1p(np.asarray(positions) // scale_tokens)
     q, keys, values = (array.astype(np.float64) for array in (q, keys, values))
     repeats = q.shape[1] // keys.shape[1]
     keys, values = np.repeat(keys, repeats, axis=1), np.repeat(values, repeats, axis=1)
     scale = q.shape[2] ** -0.5 if scale is None else scale
     distance = np.asarray(positions)[:, None] - np.arange(len(keys))
     seen = (distance >= 0) & (distance < (window or len(keys)))
+    q = q * growth[:, None, None]
     scores = np.einsum("rhd,chd->rhc", q, keys) * scale
     # An error of a score changes its weight by as large a share; its own size is its terms'.
     terms = np.einsum("rhd,chd->rhc", np.abs(q), np.abs(keys)) * scale
+    if softcap:
+        scores = softcap * np.tanh(scores / softcap)
+        terms = terms + softcap
     scores = np.where(seen[:, None], scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=2, keepdims=True))
     weights /= weights.sum(axis=2, keepdims=True)
@@ -220,6 +251,24 @@ def gelu_mul(gate, up):
     small = np.exp(-np.abs(slope))
     value = wide * np.where(wide >= 0, 1, small) / (1 + small) * up
     return Expected(value, np.abs(value) * (1 + np.abs(slope)))
+
+
+def sigmoid_mul(gate, up):
+    """up / (1 + exp(-gate))."""
+    wide = gate.astype(np.float64)
+    small = np.exp(-np.abs(wide))
+    value = np.where(wide >= 0, 1, small) / (1 + small) * up
+    # A sigmoid near 0 may have an error of a float32's last place near 1.
+    return Expected(value, np.abs(up).astype(np.float64))
+
+
+def scale_rows(x, scale, cap=0.0):
+    """x * scale, or cap * tanh(x * scale / cap)."""
+    wide = x.astype(np.float64) * np.float32(scale)
+    if not cap:
+        return Expected(wide, np.abs(wide))
+    value = cap * np.tanh(wide / cap)
+    return Expected(value, np.full(value.shape, float(cap)))
 
 
 def embed(weight, token_ids):
