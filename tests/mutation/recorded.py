@@ -92,7 +92,8 @@ class Record:
         return {name for name in found if self.tests[name][0] == "passed"}
 
     def _importers(self, path, root):
-        """The tests of modules that import this one, where its own functions say little."""
+        """The tests of modules that import this one, where its own functions say little, and those
+        that import it themselves."""
         module = path[: -len(".py")].replace("/", ".")
         package, _, name = module.rpartition(".")
         found = set()
@@ -101,6 +102,10 @@ class Record:
             if module in text or f"from {package} import {name}" in text:
                 heads = _import_lines(root / file)
                 found |= set().union(*(ids for line, ids in lines.items() if line not in heads))
+        for file in {name.partition("::")[0] for name in self.tests}:  # whoever reads its values
+            text = (root / file).read_text() if (root / file).exists() else ""
+            if f"from {module} import" in text or f"from {package} import {name}" in text:
+                found |= {test for test in self.tests if test.startswith(f"{file}::")}
         return found
 
 

@@ -95,7 +95,7 @@ class Connection:
             end = self._buffer.find(b"\r\n\r\n", max(0, checked - 3))
             stop = len(self._buffer) if end < 0 else end
             self._refuse_bare_line_feed(checked, stop)
-            if stop > max_bytes:
+            if (stop if end >= 0 else stop - 3) > max_bytes:  # 3 bytes of its end may be there
                 raise LineTooLong
             if end >= 0:
                 return self._take(end + 4)[:-4]
