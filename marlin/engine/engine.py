@@ -124,6 +124,11 @@ class Engine:
             self._incoming.put(request)
         return request
 
+    def prepare(self):
+        """Make what only some requests need, once everything else is there; for a thread."""
+        if self._grammars is not None:
+            self._grammars.prepare()
+
     def guide_of(self, params):
         """The beginning of an answer to a request with a grammar, None without one; RequestError or
         OverloadedError where it cannot be."""

@@ -139,6 +139,9 @@ class MockEngine:
         self._closed = False
         self._ended = threading.Event()
 
+    def prepare(self):
+        """As Engine.prepare(), of nothing."""
+
     def guide_of(self, params):
         """As Engine.guide_of(); made-up answers keep to no grammar."""
         if params.grammar is not None:

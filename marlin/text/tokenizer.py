@@ -42,6 +42,8 @@ def _byte_alphabet():
 # Byte-level BPE spells every byte as one visible character (GPT-2's table): a printable Latin-1
 # byte as itself, the n-th of the others as U+0100 + n.
 BYTE_OF_CHAR = _byte_alphabet()
+# The same for str.translate(); no byte for what else looks like one.
+_BYTES = {**dict.fromkeys(range(256), 0x100), **{ord(c): byte for c, byte in BYTE_OF_CHAR.items()}}
 
 
 class Tokenizer:
@@ -185,8 +187,8 @@ class Tokenizer:
             return BYTE_PIECES.get(piece) or piece.replace(SPACE_PIECE, " ").encode()
         if self._spelling == "byte_level" and id not in self._added_ids:
             try:
-                return bytes([BYTE_OF_CHAR[char] for char in piece])
-            except KeyError:
+                return piece.translate(_BYTES).encode("latin-1")
+            except UnicodeEncodeError:
                 return piece.encode()
         return piece.encode()
 

@@ -68,10 +68,16 @@ static int32_t intern_frame(grammar *g, int32_t edge, int32_t x, int32_t y, int3
 
 /* ---- making a set of places ---- */
 
+/* Whether something has failed in this call; one step more of it. */
+static int works(grammar *g)
+{
+    if (!g->code && ++g->work > MAX_WORK) g->code = MARLIN_EINVAL;
+    return g->code;
+}
+
 static void add(grammar *g, int32_t state, int32_t frame_of_it)
 {
-    if (g->code || frame_of_it < 0) return;
-    if (++g->work > MAX_WORK) g->code = MARLIN_EINVAL;
+    if (frame_of_it < 0 || works(g)) return;
     uint32_t at = mix(mix(1, (uint32_t)state), (uint32_t)frame_of_it) >> 18;
     while (g->marks[at].stamp == g->stamp) {
         if (g->marks[at].at.state == state && g->marks[at].at.frame == frame_of_it) return;
@@ -224,6 +230,7 @@ static int goes_on(const grammar *g, const marlin_edge *e, int32_t x, int32_t y)
 static pair step_pair(grammar *g, int32_t edge, int32_t x, int32_t y, int32_t class)
 {
     const marlin_edge *e = &g->edges[edge];
+    if (works(g)) return (pair){DEAD, DEAD, UNKNOWN};
     if (g->nesting == MAX_NESTING) g->code = MARLIN_EINVAL;
     g->nesting++;
     int32_t a = marlin_automaton_step(g, x == BEGINNING ? beginning(g, e->a) : x, class);
@@ -356,7 +363,7 @@ void marlin_automaton_begin(grammar *g)
     memset(g->frame_heads, 0, sizeof g->frame_heads);
     memset(g->position_heads, 0, sizeof g->position_heads);
     memset(g->start, -1, (size_t)g->num_states * sizeof *g->start);
-    g->bytes = g->work = 0;
+    g->bytes = 0;
     g->code = MARLIN_OK;
     if (extend(g, &g->frames, 1, sizeof(frame)) < 0) return;
     if (extend(g, &g->positions, 1, sizeof(position)) < 0) return;

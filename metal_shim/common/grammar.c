@@ -40,6 +40,18 @@ static int take_edges(grammar *g, const marlin_edge *edges)
     return MARLIN_OK;
 }
 
+/* What has failed in a call. */
+static int failed(const grammar *g)
+{
+    if (g->code == MARLIN_ENOMEM)
+        return marlin_fail(g->code, "the grammar's memory of %lld MiB is full",
+                           (long long)(MAX_BYTES >> 20));
+    if (g->work > MAX_WORK)
+        return marlin_fail(g->code, "the grammar takes more than %d steps to look at", MAX_WORK);
+    return marlin_fail(g->code, "the text is at more than %d places of the grammar at once",
+                       MAX_PLACES);
+}
+
 /* Number the runs of bytes that no edge tells apart. */
 static void number_classes(grammar *g)
 {
@@ -121,7 +133,7 @@ static int prepare(grammar *g)
     } while (!g->code && drop_empty_pairs(g));
     int has_end = ends[0];
     free(ends);
-    if (g->code) return marlin_fail(MARLIN_EINVAL, "the grammar has too many places at once");
+    if (g->code) return failed(g);
     return has_end ? MARLIN_OK : marlin_fail(MARLIN_EINVAL, "nothing satisfies the grammar");
 }
 
@@ -151,7 +163,11 @@ int marlin_grammar_create(const marlin_vocabulary *vocabulary, const marlin_edge
     return MARLIN_OK;
 }
 
-void marlin_grammar_reset(marlin_grammar *g) { marlin_automaton_begin(g); }
+void marlin_grammar_reset(marlin_grammar *g)
+{
+    g->work = 0;
+    marlin_automaton_begin(g);
+}
 
 void marlin_grammar_destroy(marlin_grammar *g)
 {
@@ -173,15 +189,6 @@ static int begins(grammar *g, int32_t at)
     g->pairs.count = 0;
     if (g->code) marlin_fail(g->code, "no position of the grammar has number %d", at);
     return !g->code;
-}
-
-static int failed(const grammar *g)
-{
-    if (g->code == MARLIN_ENOMEM)
-        return marlin_fail(g->code, "the grammar's memory of %lld MiB is full",
-                           (long long)(MAX_BYTES >> 20));
-    return marlin_fail(g->code, "the text is at more than %d places of the grammar at once",
-                       MAX_PLACES);
 }
 
 int32_t marlin_grammar_advance(marlin_grammar *g, int32_t at, const uint8_t *bytes, int64_t count)

@@ -39,7 +39,8 @@ struct marlin_vocabulary {
 
 /* Places of one position, and frames of one place. */
 #define MAX_PLACES 4096
-/* Places looked at in one call: a hundredth of a second to a tenth. */
+/* Places looked at in one call, which may be the making of a grammar: a hundredth of a second to a
+ * tenth. */
 #define MAX_WORK 4000000
 /* What a grammar remembers. */
 #define MAX_BYTES ((int64_t)16 << 20)

@@ -167,6 +167,13 @@ def test_a_grammar_that_no_token_can_follow_ends_its_request_alone(folder):
         assert re.fullmatch("[a-z]{20}", read(other)[0])
 
 
+def test_a_prepared_engine_looks_at_no_token_when_a_grammar_comes(folder, monkeypatch):
+    with serving(folder) as engine:
+        engine.prepare()
+        monkeypatch.setattr(Characters, "token_bytes", None)
+        assert re.fullmatch("[a-c]{5}", read(submit(engine, PROMPTS[0], matching("[a-c]{5}")))[0])
+
+
 def test_a_grammar_that_nothing_satisfies_is_refused_when_it_comes(folder):
     with serving(folder) as engine, pytest.raises(RequestError, match="nothing satisfies"):
         submit(engine, PROMPTS[0], grammar(JsonSchema(False)))

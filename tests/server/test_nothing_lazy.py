@@ -121,7 +121,7 @@ def test_no_request_imports_anything_or_starts_a_thread(traced):
     answers(port, b"\x00\x01\r\n\r\n")
     leave_in_the_middle(port)
     before_listening, since = said()
-    assert "THREAD " in before_listening
+    assert "THREAD Engine.prepare" in before_listening
     assert re.findall(r"^(?:IMPORT|THREAD) .*$", since, re.MULTILINE) == []
     # Native code's threads are traced by none of this: those of ended connections aside, they are
     # the same. The last connection's thread may still be ending.

@@ -1,11 +1,15 @@
 """JSON Schemas as automata: what they take, and what is refused by its pointer."""
 
 import json
+import time
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 from json_texts import Taker, byte_vocabulary
 
 from marlin.errors import DeviceError, RequestError
+from marlin.text.grammar import automaton
 from marlin.text.grammar.constraint import JsonSchema, compile_grammar
 
 pytestmark = pytest.mark.native
@@ -191,3 +195,21 @@ def test_hostile_schemas_end_in_refusals_and_soon():
         with pytest.raises(RequestError):
             compile_grammar(JsonSchema(schema), "schema")
     compile_grammar(JsonSchema(nested), "schema")
+
+
+def test_patterns_that_would_take_minutes_to_tell_apart_are_refused_by_their_limit(vocabulary):
+    patterns = ("^a.*b.{5}$", "c.{4}d", "e.{6}f", "(gh|hg){3}.{5}g")
+    several = {"type": "object", "patternProperties": dict.fromkeys(patterns, INTEGER)}
+    started = time.process_time()
+    with pytest.raises(DeviceError, match="takes more than 4000000 steps to look at"):
+        Taker(JsonSchema(several), vocabulary)
+    assert time.process_time() - started < 1.5, "6 s without the limit"
+
+
+def test_a_large_schema_leaves_others_their_turn(monkeypatch):
+    """As if each look at the clock were a thousandth of a second later than the last one."""
+    looks, turns = count(), []
+    clock = SimpleNamespace(monotonic=lambda: next(looks) / 1000, sleep=turns.append)
+    monkeypatch.setattr(automaton, "time", clock)
+    compile_grammar(JsonSchema(closed(**{f"p{i}": STRING for i in range(50)})), "schema")
+    assert len(turns) > 20 and max(turns) < 0.001

@@ -71,6 +71,7 @@ def serve(config, load, limits=None):
     begin_end = end_in_time(limits, signals.wait_for)
     threading.Thread(target=server.serve_forever, name="accept", daemon=True).start()
     start_beating(app, limits, manager.alive, signals.finish)
+    prepare(model)
     announce(config, model and model.model_id, listener, limits)
     manager.ready()
     signum = signals.wait()
@@ -187,6 +188,16 @@ def watch_engine(model, signals):
 
     if model is not None:
         threading.Thread(target=watch, name="engine watch", daemon=True).start()
+
+
+def prepare(model):
+    """Have the model make what only some requests need, while others are answered.
+
+    Args:
+        model: ServedModel or None.
+    """
+    if model is not None:
+        threading.Thread(target=model.engine.prepare, name="prepare", daemon=True).start()
 
 
 def stop(signum, model, server, limits):

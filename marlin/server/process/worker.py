@@ -33,6 +33,7 @@ from marlin.server.process.serve import (
     end_in_time,
     libraries,
     loaded,
+    prepare,
     stop,
     watch_engine,
 )
@@ -176,6 +177,7 @@ def _serve(job, load):
     # The supervisor ends a worker that hangs; one without a supervisor ends itself a little later.
     patient = replace(limits, hung_s=limits.hung_s + 5 * limits.abort_s)
     start_beating(app, patient, finish=signals.finish)
+    prepare(model)
     _report_ready(job, model)
     _log.info("worker %d (process %d) serves", job.index, os.getpid())
     # One signal or many: the supervisor kills when there is to be no more waiting, and a service

@@ -6,6 +6,7 @@ numbers; a rule is a (start, end) pair of them, and 0 is the start of the whole.
 """
 
 import json
+import time
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,9 @@ from marlin.errors import RequestError
 
 # Each takes 24 bytes and a microsecond to make.
 MAX_EDGES = 200_000
+# How long edges are made before other threads have their turn, and how long that is: a step that
+# waits for the interpreter's lock would wait 5 ms for it.
+AT_ONCE_S, TURN_S = 0.0005, 0.00005
 
 BYTE, EMPTY, REPEAT, TEXT, BOTH, RETURN = range(6)
 NO_END = -1
@@ -61,6 +65,7 @@ class Automaton:
         self._edges = array("i")
         self._num_states = 0
         self._rules: dict[Any, Rule] = {}
+        self._turn_ends = time.monotonic() + AT_ONCE_S
         self.start = self.state()
 
     def state(self) -> int:
@@ -71,9 +76,13 @@ class Automaton:
         self._edges.extend(edge)
 
     def check_size(self) -> None:
-        """Refuse to grow past MAX_EDGES; whoever adds many edges asks now and then."""
+        """Refuse to grow past MAX_EDGES, and let other threads have their turn; whoever adds many
+        edges asks now and then."""
         if len(self._edges) > 6 * MAX_EDGES:
             raise RequestError(f"it needs an automaton of more than {MAX_EDGES} edges")
+        if time.monotonic() > self._turn_ends:
+            time.sleep(TURN_S)
+            self._turn_ends = time.monotonic() + AT_ONCE_S
 
     def byte(self, source: int, low: int, high: int, target: int) -> None:
         self._edge(source, BYTE, low, high, 0, target)

@@ -129,6 +129,7 @@ class _Chain:
                 self._automaton.byte(state, ord("}"), ord("}"), target)
 
     def take(self, add, is_required):
+        self._automaton.check_size()
         before = {count: self._before(count) for count in {*self._states, *self._commas}}
         self._states, self._commas = {}, {}
         for count, state in before.items():
