@@ -4,6 +4,7 @@ Owns the input buffers and their paging. Knows no programs, no caches and no pol
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -49,13 +50,15 @@ class Batch:
         max_step_tokens: tokens a step may compute, guesses included.
         max_sequences: chunks a step may have.
         max_samples: tokens that may be sampled.
+        max_scores: prompt tokens that may be scored at once.
 
     Attributes:
         views: {name: View} of token_ids, positions and slots, int32 [max_step_tokens]; tables,
             int32 [max_sequences, paging.table_stride]; tiles, int32 [any, 4] (first row, rows,
             sequence, position of the first row); logit_rows, int32 [max_samples]; sample_rows,
             SAMPLE_ROW [max_samples]; entry_starts, int32 [max_samples + 1]; entries,
-            PENALTY_ENTRY [any]; masks, uint32 [max_samples, words]; mask_rows, int32 [max_samples].
+            PENALTY_ENTRY [any]; masks, uint32 [max_samples, words]; mask_rows, int32 [max_samples];
+            score_rows, int32 [max_scores].
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Batch:
         max_step_tokens: int,
         max_sequences: int,
         max_samples: int,
+        max_scores: int,
     ):
         self.views: dict[str, View] = {}
         self._device = device
@@ -87,6 +91,7 @@ class Batch:
         self._entries = self._input("entries", PENALTY_ENTRY, (max_entries,))
         self._masks = self._input("masks", np.uint32, (max_samples, (vocab_size + 31) // 32))
         self._mask_rows = self._input("mask_rows", np.int32, (max_samples,))
+        self._score_rows = self._input("score_rows", np.int32, (max_scores,))
         self._unknown_masks = []
 
     def _input(self, name, dtype, shape):
@@ -117,6 +122,10 @@ class Batch:
                 num_samples = rows.stop
         num_splits = last_position // abi.KV_SPLIT + 1
         return BatchSizes(num_tokens, num_tiles, num_samples, num_splits, num_drafts, num_masks)
+
+    def fill_scores(self, rows: Sequence[int]) -> None:
+        """Write the rows whose logits are wanted for scores, after the step that computed them."""
+        self._score_rows[: len(rows)] = rows
 
     def _fill_tokens(self, at, start, token_ids, table):
         """Write tokens at positions start, start + 1, ... to rows `at`, at + 1, ..."""

@@ -255,7 +255,10 @@ class Engine:
         sampled = zip(token_lists, self._runner.logprobs, strict=True)
         for chunk in chunks:
             tokens = next(sampled) if chunk.wants_logits else ((), ())
-            if chunk.is_last and chunk.request.pooler is not None:
+            if chunk.request.is_score_broken:
+                error = DeviceError(NOT_NUMBERS)
+                self._finish(chunk.request, FinishEvent("error", error), keep=False)
+            elif chunk.is_last and chunk.request.pooler is not None:
                 self._publish_vector(chunk)
             elif chunk.is_last:
                 self._publish(chunk, *tokens)
@@ -300,6 +303,8 @@ class Engine:
             self.max_context_tokens - request.num_tokens,
             request.params.max_tokens - len(request.output_token_ids),
         )
+        if room == 0:  # only the prompt was asked for
+            return [], FinishEvent("length")
         for index, token_id in enumerate(token_ids):
             if token_id in self._eos_token_ids and not request.params.ignore_eos:
                 return token_ids[:index], FinishEvent("stop")

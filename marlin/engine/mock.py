@@ -214,6 +214,11 @@ class MockEngine:
     def _generate(self, request):
         """Publish a request's tokens; returns the finish reason."""
         params = request.params
+        if params.score_prompt:
+            for token_id in request.prompt_token_ids[1:]:
+                request.prompt_logprobs += self._logprobs(request, token_id)
+        if params.max_tokens == 0:
+            return "length"
         eos_token_ids = () if params.ignore_eos else self._tokenizer.eos_token_ids
         for token_id in self._answer(request):
             if request.aborted:

@@ -5,6 +5,7 @@ request reads events and may abort. Text (detokenizing, stop strings) belongs to
 the engine.
 """
 
+import math
 import queue
 import secrets
 import threading
@@ -79,6 +80,8 @@ class Request:
         num_lost_tokens: while it computes anew what it then lost, how many those were; else 0.
         turn_s, resume_s: engine seconds since it was last admitted, and those that went into
             computing anew.
+        prompt_logprobs: of the prompt's tokens but for the first, as far as they are computed; all
+            of them before its first event. Empty unless its params ask for them.
         events: yields TokenEvents, or one VectorEvent, and then exactly one FinishEvent.
     """
 
@@ -101,6 +104,7 @@ class Request:
     num_lost_tokens: int = 0
     turn_s: float = 0.0
     resume_s: float = 0.0
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     events: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
     _aborted: threading.Event = field(default_factory=threading.Event)
 
@@ -117,6 +121,22 @@ class Request:
     def has_begun(self) -> bool:
         """Whether it has been in a step, or is in one."""
         return bool(self.block_ids or self.num_computed_tokens or self.num_preemptions)
+
+    @property
+    def is_score_broken(self) -> bool:
+        """Whether the last of its prompt's scores is not a number."""
+        return bool(self.prompt_logprobs) and math.isnan(self.prompt_logprobs[-1].logprob)
+
+    @property
+    def num_reusable_tokens(self) -> int:
+        """Of its first tokens, those whose KV may be another request's: not where what is computed
+        of them is wanted itself."""
+        if self.needs_all_states:
+            return 0
+        num_scored = len(self.prompt_logprobs)
+        if self.params.score_prompt and num_scored < len(self.prompt_token_ids) - 1:
+            return num_scored
+        return self.num_tokens - 1
 
     def token_ids(self, begin, end):
         """Tokens [begin, end) of prompt and output together; fewer past their end."""

@@ -17,6 +17,7 @@ from marlin.engine.draft import accept
 from marlin.engine.kv_cache import KvCache
 from marlin.engine.logprobs import Distribution
 from marlin.models.layers import StepInputs, StepSizes
+from marlin.models.model import SCORED_ROWS
 
 # What the sampling kernel gives instead of a token for logits of which none is a number.
 NO_TOKEN = -1
@@ -57,7 +58,8 @@ class Runner:
         config = model.config
         self._cache = KvCache(device, model.spec, paging)
         self._batch = Batch(
-            device, paging, config.vocab_size, max_step_tokens, max_sequences, max_samples
+            *(device, paging, config.vocab_size, max_step_tokens, max_sequences, max_samples),
+            SCORED_ROWS,
         )
         sampled = device.create(max_samples * np.dtype(np.int32).itemsize)
         self._sampled_view = View.of(sampled)
@@ -73,6 +75,10 @@ class Runner:
         self.gpu_memory_bytes = 0 if device.kind == "cpu" else _held_bytes(device)
         self._prefill = self._record(prefill=True)
         self._decode = self._record(prefill=False)
+        self._scores = self._acts["scores"].buffer.array(
+            np.float32, (SCORED_ROWS, config.vocab_size)
+        )
+        self._scoring = self._record_scoring()
 
     def _record(self, prefill):
         vocab_size, views = self.model.config.vocab_size, self._batch.views
@@ -86,6 +92,11 @@ class Runner:
         ops.penalize(recorder, logits, views["entries"], views["entry_starts"], rows, vocab_size)
         ops.sample(recorder, logits, rows, self._sampled_view, vocab_size)
         return _Step(recorder.finish(), num_forward)
+
+    def _record_scoring(self):
+        recorder = Recorder(self.device)
+        self.model.record_scores(recorder, self._batch.views["score_rows"], self._acts)
+        return recorder.finish()
 
     def step(self, chunks):
         """Compute the chunks' tokens and sample where asked.
@@ -106,6 +117,7 @@ class Runner:
         step = self._decode if is_decode else self._prefill
         sampled = self._replay(step, sizes.vars, [chunk for chunk in chunks if chunk.wants_logits])
         self._pool(chunks)
+        self._score(chunks)
         return sampled
 
     def _pool(self, chunks):
@@ -116,6 +128,23 @@ class Runner:
             if (pooler := chunk.request.pooler) is not None:
                 pooler.add(chunk.start, self._hidden[at : at + count])
             at += count
+
+    def _score(self, chunks):
+        """Add to the prompt_logprobs of requests that ask for them; up to the first that is not a
+        number."""
+        wanted, first_row = [], 0
+        for chunk in chunks:
+            if chunk.request.params.score_prompt:
+                wanted += _to_score(chunk, first_row)
+            first_row += chunk.num_tokens + len(chunk.draft_token_ids)
+        for start in range(0, len(wanted), SCORED_ROWS):
+            group = wanted[start : start + SCORED_ROWS]
+            self._batch.fill_scores([row for row, _, _ in group])
+            self._scoring.run(*(len(group) if var == ops.VAR_LOGITS else 0 for var in range(5)))
+            for logits, (_, request, token_id) in zip(self._scores, group, strict=False):
+                if not request.is_score_broken:
+                    scored = Distribution(logits, request.params.num_logprobs).of(token_id)
+                    request.prompt_logprobs.append(scored)
 
     def _replay(self, step, sizes, chunks):
         """Run a step and sample each chunk's tokens."""
@@ -162,6 +191,17 @@ class Runner:
         """Destroy the programs."""
         self._prefill.program.close()
         self._decode.program.close()
+        self._scoring.close()
+
+
+def _to_score(chunk, first_row):
+    """(row of the step, request, token that follows it) for each token of a prompt that a chunk's
+    tokens predict, and that has no score yet."""
+    request = chunk.request
+    prompt = request.prompt_token_ids
+    begin = max(chunk.start, len(request.prompt_logprobs))
+    end = min(chunk.start + chunk.num_tokens, len(prompt) - 1)
+    return [(first_row + at - chunk.start, request, prompt[at + 1]) for at in range(begin, end)]
 
 
 def _held_bytes(device):

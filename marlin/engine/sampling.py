@@ -74,6 +74,8 @@ class SamplingParams:
             MAX_LOGIT_BIASES.
         constraint: what the answer must be; None for anything.
         grammar: the same, compiled for a model's way of thinking.
+        score_prompt: report the prompt's tokens, too (Request.prompt_logprobs); with num_logprobs
+            alone. max_tokens may then be 0: nothing is generated.
         num_logprobs: report each token's log-probability and those of this many of the likeliest
             tokens, 0 to MAX_LOGPROBS; None reports none.
     """
@@ -103,6 +105,7 @@ class SamplingParams:
     ignore_eos: bool = _row(False, None, None, "go on past an end-of-sequence token", in_row=False)
     logit_bias: tuple[tuple[int, float], ...] = ()
     num_logprobs: int | None = None
+    score_prompt: bool = False
     constraint: Constraint | None = None
     grammar: Grammar | None = None
 

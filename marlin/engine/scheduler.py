@@ -231,7 +231,7 @@ class Scheduler:
                 self._kept_token_ids = []
             return self._pool.num_free > 0
         blocks, has_room = self._find_prefix(request)
-        rest = request.block_hashes[len(blocks) : len(blocks) + 1]
+        rest = self._reusable_hashes(request)[len(blocks) : len(blocks) + 1]
         if not has_room or any(self._is_pending(value) for value in rest):
             self._pool.give_back(blocks)
             return False
@@ -241,16 +241,16 @@ class Scheduler:
 
     def _find_prefix(self, request):
         """(the known blocks of its tokens, now held; whether the pool has room for the rest)."""
-        if not request.needs_all_states:
-            self._hash_blocks(request, request.num_tokens - 1)
-        blocks = self._pool.find(request.block_hashes)
+        blocks = self._pool.find(self._reusable_hashes(request))
         missing = self._pool.blocks_for(request.num_tokens) - len(blocks)
         return blocks, missing <= self._pool.num_free
 
+    def _reusable_hashes(self, request):
+        self._hash_blocks(request, request.num_reusable_tokens)
+        return request.block_hashes[: request.num_reusable_tokens // self._pool.block_size]
+
     def _common_with_kept(self, request):
-        if request.needs_all_states:
-            return 0
-        kept, tokens = self._kept_token_ids, request.token_ids(0, request.num_tokens - 1)
+        kept, tokens = self._kept_token_ids, request.token_ids(0, request.num_reusable_tokens)
         limit = min(len(kept), len(tokens))
         return next((i for i in range(limit) if kept[i] != tokens[i]), limit)
 

@@ -26,12 +26,12 @@ class ShownToken(NamedTuple):
 
     Attributes:
         text_offset: where its text begins, in characters from the start of the answer.
-        logprobs: engine.request.TokenLogprobs.
+        logprobs: engine.request.TokenLogprobs; None of the first token, which nothing predicts.
     """
 
     token_id: int
     text_offset: int
-    logprobs: TokenLogprobs
+    logprobs: TokenLogprobs | None
 
 
 class TextDelta(NamedTuple):

@@ -15,6 +15,10 @@ from marlin.models.layers import Rope, Step, StepInputs, StepSizes
 from marlin.models.rope import rope_inv_freq
 from marlin.models.spec import ModelSpec, tensors_of
 
+# Prompt tokens whose logits are computed at once: one reading of the output matrix, and 10 MB for
+# 150,000 tokens of vocabulary.
+SCORED_ROWS = 16
+
 
 def activation_shapes(spec: ModelSpec, sizes: StepSizes) -> dict[str, tuple[int, int]]:
     """{name: (rows, float32 values a row)} of a step's activations."""
@@ -22,6 +26,8 @@ def activation_shapes(spec: ModelSpec, sizes: StepSizes) -> dict[str, tuple[int,
     shapes = dict.fromkeys(("hidden", "normed", "delta"), (max_tokens, config.hidden_dim))
     shapes["last"] = sizes.max_logits, config.hidden_dim
     shapes["logits"] = sizes.max_logits, config.vocab_size
+    shapes["scored"] = SCORED_ROWS, config.hidden_dim
+    shapes["scores"] = SCORED_ROWS, config.vocab_size
     for index, rope in enumerate(ropes_of(spec)):
         shapes[f"rope {index}"] = max_tokens, rope.dim
     for layer in spec.layers:
@@ -94,7 +100,7 @@ class Model:
         Args:
             prefill: True for steps with many tokens a sequence, False for one token a sequence.
         """
-        spec, dim = self.spec, self.config.hidden_dim
+        spec = self.spec
         ropes = {rope: acts[f"rope {index}"] for index, rope in enumerate(self._ropes)}
         embedding = self.weights[spec.embedding.name]
         ops.embed(recorder, inputs.token_ids, embedding, acts["hidden"], scale=spec.embed_scale)
@@ -106,10 +112,16 @@ class Model:
         for index, layer in enumerate(spec.layers):
             layer.record(step, index)
         step.norm(spec.norm, delta=acts["delta"] if spec.layers[-1].leaves_delta else None)
-        ops.gather_rows(recorder, inputs.logit_rows, acts["normed"], acts["last"], dim)
-        lm_head = self.weights[spec.lm_head.name]
-        logits = acts["logits"]
-        ops.linear(recorder, acts["last"], lm_head, logits, ops.VAR_LOGITS, label="lm_head")
-        if spec.logit_scale != 1.0 or spec.logit_cap:
-            sizes = self.config.vocab_size, spec.logit_scale, spec.logit_cap
+        self._record_head(recorder, inputs.logit_rows, acts["normed"], acts["last"], acts["logits"])
+
+    def record_scores(self, recorder: Recorder, rows: View, acts: dict[str, View]) -> None:
+        """Record the logits of more rows of the step that was last run, up to SCORED_ROWS."""
+        self._record_head(recorder, rows, acts["normed"], acts["scored"], acts["scores"])
+
+    def _record_head(self, recorder, rows, normed, last, logits):
+        ops.gather_rows(recorder, rows, normed, last, self.config.hidden_dim)
+        lm_head = self.weights[self.spec.lm_head.name]
+        ops.linear(recorder, last, lm_head, logits, ops.VAR_LOGITS, label="lm_head")
+        if self.spec.logit_scale != 1.0 or self.spec.logit_cap:
+            sizes = self.config.vocab_size, self.spec.logit_scale, self.spec.logit_cap
             ops.scale_rows(recorder, logits, logits, *sizes)

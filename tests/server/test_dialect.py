@@ -10,7 +10,7 @@ from fakes import EngineDown, FakeEngine, StoppedByEngine
 
 from marlin.engine.sampling import parse_sampling
 from marlin.server.api import routes
-from marlin.server.api.dialect import Answer, Call, Prompt
+from marlin.server.api.dialect import Answer, Call, Echo, Prompt
 from marlin.server.api.encoding import encode
 from marlin.server.api.fields import request_fields
 
@@ -26,8 +26,8 @@ class OtherCall(Call):
     def answer(self, model, name, key, created):
         return OtherAnswer(f"{name}/{len(key)}")
 
-    def prefixes(self, tokenizer):
-        return ["> " for _ in self.prompts]
+    def beginning(self, prompt, request, tokenizer):
+        return Echo("> ")
 
 
 class OtherAnswer(Answer):

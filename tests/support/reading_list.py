@@ -125,8 +125,12 @@ AGENTS = (
 )
 EDITORS = (
     "What editors and measurements ask for",
-    "Token ids of a text, a text of token ids, and gaps to be filled.",
-    ("marlin/server/api/tokenizing.py", "marlin/server/api/infill.py"),
+    "Token ids of a text, a text of token ids, gaps to be filled, and a prompt's scores.",
+    (
+        "marlin/server/api/tokenizing.py",
+        "marlin/server/api/infill.py",
+        "marlin/server/api/openai_echo.py",
+    ),
     1_000,
 )
 FORMATS = (

@@ -4,7 +4,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from marlin.engine.mock import MockTokenizer
 from marlin.errors import MarlinError, RequestError
 from marlin.server.api import fields, names, openai_requests
 from marlin.server.http.limits import Limits
@@ -142,7 +141,9 @@ REFUSED_IN_COMPLETIONS = [
     ({"prompt": [1, "a"]}, "prompt[1]"),
     ({"prompt": "\ud83d"}, "prompt"),
     ({"echo": 1}, "echo"),
-    ({"echo": True, "logprobs": 0}, "echo"),
+    ({"echo": True, "logprobs": 0, "suffix": "b"}, "suffix"),
+    ({"echo": True, "logprobs": 6}, "logprobs"),
+    ({"echo": True, "max_tokens": -1}, "max_tokens"),
     ({"logprobs": 6}, "logprobs"),
     ({"logprobs": -1}, "logprobs"),
     ({"logprobs": True}, "logprobs"),
@@ -345,15 +346,6 @@ def test_logit_bias_maps_token_ids_to_numbers():
     bias = chat(logit_bias={"0": -100, "42": 0.5}).sampling.logit_bias
     assert bias == ((0, -100.0), (42, 0.5))
     assert chat(logit_bias={}).sampling.logit_bias == ()
-
-
-def test_echo_is_off_unless_asked_for():
-    tokenizer = MockTokenizer()
-    assert completion(prompt=["a", "b"]).prefixes(tokenizer) == ["", ""]
-    asked = completion(prompt=["a", "b"], echo=True)
-    assert asked.prefixes(tokenizer) == ["a", "b"]
-    assert completion(prompt=[[104, 105]], echo=True).prefixes(tokenizer) == ["hi"]
-    assert chat().prefixes(tokenizer) == [""]
 
 
 @pytest.mark.parametrize("body", [b"[]", b'"a"', b"1", b"null", b"true", b"1.5"])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
 from marlin.engine.interface import ModelTokenizer
+from marlin.engine.request import Request
 from marlin.engine.sampling import SamplingParams
 from marlin.engine.served_model import Gap, ModelPrompt, ServedModel
 from marlin.engine.stream import ShownToken
@@ -165,6 +166,13 @@ class Answer(ABC):
         return None
 
 
+class Echo(NamedTuple):
+    """What a choice begins with; tokens: behind it, if its log-probabilities were asked for."""
+
+    text: str = ""
+    tokens: Sequence[ShownToken] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Call(ABC):
     """What a request asks for.
@@ -197,9 +205,11 @@ class Call(ABC):
             created: now, in seconds since the epoch.
         """
 
-    def prefixes(self, tokenizer: ModelTokenizer) -> list[str]:
-        """For each prompt, what the texts of its choices begin with."""
-        return [""] * len(self.prompts)
+    def beginning(
+        self, prompt: ChatPrompt | Prompt | GapPrompt, request: Request, tokenizer: ModelTokenizer
+    ) -> Echo:
+        """What a choice begins with, once its request has its first event."""
+        return Echo()
 
 
 class Question(Protocol):

@@ -14,7 +14,7 @@ from marlin.engine.sampling import SamplingParams
 from marlin.engine.served_model import ModelPrompt, ServedModel
 from marlin.engine.stream import TextStream, merged
 from marlin.errors import StoppingError, TimedOutError
-from marlin.server.api.dialect import Answer, Call, Choice, ToolCall, Usage
+from marlin.server.api.dialect import Answer, Call, Choice, Echo, ToolCall, Usage
 from marlin.server.api.encoding import JSON_TYPE, encode
 from marlin.server.api.event_stream import EventStream
 from marlin.server.http.handler import Handler
@@ -119,14 +119,14 @@ class Generation(NamedTuple):
         """
         streams = self._start(prompts)
         requests = [stream.request for stream in streams]
-        prefixes = [
-            prefix
-            for prefix in self.call.prefixes(self.model.tokenizer)
-            for _ in range(self.call.num_choices)
-        ]
         send = self._send_stream if self.call.stream else self._send_whole
         with closing(self.record.watch(streams, merged(streams))) as deltas:
-            send(deltas, prefixes, requests)
+            send(deltas, requests)
+
+    def _echo(self, index, requests):
+        """The Echo of a choice, whose first event has come."""
+        prompt = self.call.prompts[index // self.call.num_choices]
+        return self.call.beginning(prompt, requests[index], self.model.tokenizer)
 
     def _start(self, prompts):
         engine = self.model.engine
@@ -162,33 +162,38 @@ class Generation(NamedTuple):
             marker_ids=frozenset() if reader is None else self.model.marker_ids,
         )
 
-    def _send_whole(self, deltas, prefixes, requests):
-        choices = [_Gathered(prefix) for prefix in prefixes]
+    def _send_whole(self, deltas, requests):
+        choices = [_Gathered() for _ in requests]
         num_output_tokens = num_reasoning_tokens = 0
         for index, delta in deltas:
             self._check_finish(delta.finish_reason)
             choices[index].add(delta)
             num_output_tokens += delta.num_tokens
             num_reasoning_tokens += delta.num_reasoning_tokens
-        whole = [choice.whole(index) for index, choice in enumerate(choices)]
+        whole = [
+            choice.whole(index, self._echo(index, requests)) for index, choice in enumerate(choices)
+        ]
         usage = self._usage(requests, num_output_tokens, num_reasoning_tokens)
         body = self.answer.body(whole, usage)
         self.handler.reply(200, encode(body), JSON_TYPE)
 
-    def _send_stream(self, deltas, prefixes, requests):
+    def _send_stream(self, deltas, requests):
         """One write for each delta; the head comes with the first, or with a keep-alive."""
         answer = self.answer
-        unopened, unfinished = set(range(len(prefixes))), set(range(len(prefixes)))
+        unopened, unfinished = set(range(len(requests))), set(range(len(requests)))
+        echoed: dict[int, int] = {}  # characters, by choice
         num_output_tokens = num_reasoning_tokens = 0
         for index, delta in deltas:
             num_output_tokens += delta.num_tokens
             num_reasoning_tokens += delta.num_reasoning_tokens
-            events, prefix = [], ""
+            events, echo = [], Echo()
             if index in unopened:
                 unopened.remove(index)
                 events.append(answer.opening(index, self._usage(requests)))
-                prefix = prefixes[index]
-            events += self._events(index, prefix, delta)
+                echo = self._echo(index, requests)
+                echoed[index] = len(echo.text)
+            tokens = *echo.tokens, *_moved(delta.tokens, echoed[index])
+            events += self._events(index, echo.text, delta, tokens)
             reason = delta.finish_reason
             ending = reason if reason in _FINISHED else None
             if ending is not None:
@@ -201,9 +206,9 @@ class Generation(NamedTuple):
                 self.events.send(b"".join(events), last=not unfinished)
             self._check_finish(reason)
 
-    def _events(self, index, prefix, delta):
+    def _events(self, index, prefix, delta, tokens):
         """The events of a delta's text and tokens."""
-        answer, tokens = self.answer, delta.tokens
+        answer = self.answer
         if delta.parts is None:
             text = prefix + delta.text
             return [answer.text(index, text, tokens)] if text or tokens else []
@@ -236,8 +241,8 @@ class Generation(NamedTuple):
 class _Gathered:
     """A choice while its deltas come."""
 
-    def __init__(self, prefix):
-        self._texts = {"content": [prefix], "reasoning": []}
+    def __init__(self):
+        self._texts = {"content": [], "reasoning": []}
         self._tokens, self._calls = [], []
         self._reason = self._stop_string = None
 
@@ -256,12 +261,20 @@ class _Gathered:
             else:
                 self._calls[part.call].is_whole = True
 
-    def whole(self, index):
+    def whole(self, index, echo):
         """A call that the end of its tokens cut is none."""
         calls = [call for call in self._calls if call.is_whole or self._reason != "length"]
         content, reasoning = map("".join, self._texts.values())
-        ended = self._reason, self._tokens, reasoning, calls, self._stop_string
-        return Choice(index, content, *ended)
+        tokens = [*echo.tokens, *_moved(self._tokens, len(echo.text))]
+        ended = self._reason, tokens, reasoning, calls, self._stop_string
+        return Choice(index, echo.text + content, *ended)
+
+
+def _moved(tokens, num_characters):
+    """ShownTokens of an answer that begins so much later."""
+    if not num_characters:
+        return tokens
+    return [token._replace(text_offset=token.text_offset + num_characters) for token in tokens]
 
 
 def _seeded(sampling: SamplingParams, offset: int) -> SamplingParams:

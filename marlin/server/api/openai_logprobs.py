@@ -49,8 +49,8 @@ def completion_shape(tokenizer, tokens):
     """
     return {
         "tokens": [token_text(tokenizer, token.token_id) for token in tokens],
-        "token_logprobs": [_finite(token.logprobs.logprob) for token in tokens],
-        "top_logprobs": [_top_by_text(tokenizer, token) for token in tokens],
+        "token_logprobs": [token.logprobs and _finite(token.logprobs.logprob) for token in tokens],
+        "top_logprobs": [token.logprobs and _top_by_text(tokenizer, token) for token in tokens],
         "text_offset": [token.text_offset for token in tokens],
     }
 

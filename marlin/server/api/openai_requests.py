@@ -10,11 +10,20 @@ from typing import Any, ClassVar
 
 from marlin.engine.bounds import check_num_biases
 from marlin.engine.interface import ModelTokenizer
+from marlin.engine.request import Request
 from marlin.engine.sampling import parse_sampling
 from marlin.engine.served_model import Gap, ServedModel
 from marlin.files.fields import shown, type_name
 from marlin.server.api import names, openai_logprobs
-from marlin.server.api.dialect import WHOLE_CONTEXT, Call, ChatPrompt, Dialect, GapPrompt, Prompt
+from marlin.server.api.dialect import (
+    WHOLE_CONTEXT,
+    Call,
+    ChatPrompt,
+    Dialect,
+    Echo,
+    GapPrompt,
+    Prompt,
+)
 from marlin.server.api.fields import checked_text, plain, refuse, request_fields, required
 from marlin.server.api.openai_answers import (
     ChatAnswer,
@@ -26,12 +35,12 @@ from marlin.server.api.openai_answers import (
     error_status,
     fingerprint,
 )
+from marlin.server.api.openai_echo import echo_of
 from marlin.server.api.openai_messages import parse_messages
 from marlin.server.api.openai_tools import parse_tools
 from marlin.server.api.output_format import parse_output
 from marlin.server.api.template_options import parse_conversation
 from marlin.server.http.limits import Limits
-from marlin.text.detokenizer import Detokenizer
 
 # One spelling for each id, so that no id can come twice; far more digits than any vocabulary.
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")
@@ -73,18 +82,12 @@ class CompletionCall(OpenAiCall):
     prompts: Sequence[Prompt | GapPrompt]
     echo: bool = False
 
-    def prefixes(self, tokenizer: ModelTokenizer) -> list[str]:
-        if not self.echo:
-            return [""] * len(self.prompts)
-        return [_text_of(prompt.content, tokenizer) for prompt in self.prompts]
-
-
-def _text_of(content, tokenizer):
-    """A prompt as its client gave it; token ids do not tell a text, so that is not decoded."""
-    if isinstance(content, str):
-        return content
-    detokenizer = Detokenizer(tokenizer, continues=False, skip_special_tokens=False)
-    return "".join([*map(detokenizer.push, content), detokenizer.flush()])
+    def beginning(
+        self, prompt: ChatPrompt | Prompt | GapPrompt, request: Request, tokenizer: ModelTokenizer
+    ) -> Echo:
+        if not self.echo or isinstance(prompt, ChatPrompt):
+            return Echo()
+        return echo_of(prompt.content, self.sampling.score_prompt, request, tokenizer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,18 +131,21 @@ def parse_completion(
     model = checked_text(required(body, "model"), "model")
     given = request_fields(body)
     prompts: Sequence[Prompt | GapPrompt] = _parse_prompts(required(body, "prompt"))
-    if suffix := checked_text(given.text("suffix", ""), "suffix"):
+    suffix = checked_text(given.text("suffix", ""), "suffix")
+    if suffix:
         prompts = [_gap(prompt, suffix) for prompt in prompts]
-    max_tokens = given.count("max_tokens", max_tokens, maximum=limits.num_output_tokens)
+    echo = given.flag("echo", False)
+    least, most = 0 if echo else 1, limits.num_output_tokens
+    max_tokens = given.count("max_tokens", max_tokens, minimum=least, maximum=most)
     num_logprobs = openai_logprobs.parse_completion(body)
-    options = _parse_options(given, limits, max_tokens, num_logprobs)
+    scores = echo and num_logprobs is not None
+    if scores and suffix:
+        refuse("suffix", "is not supported together with echo and logprobs")
+    options = _parse_options(given, limits, max_tokens, num_logprobs, scores)
     num_choices = len(prompts) * options["num_choices"]
     if num_choices > limits.num_call_choices:
         most = limits.num_call_choices
         refuse("prompt", f"and n ask for {num_choices} choices; a call may have {most}")
-    echo = given.flag("echo", False)
-    if echo and num_logprobs is not None:
-        refuse("echo", "is not supported together with logprobs")
     return CompletionCall(model, prompts, **options, echo=echo)
 
 
@@ -178,7 +184,7 @@ def parse_token_ids(value: list[Any], param: str) -> list[int]:
     return value
 
 
-def _parse_options(given, limits, max_tokens, num_logprobs):
+def _parse_options(given, limits, max_tokens, num_logprobs, score_prompt=False):
     """What both endpoints share, as arguments of an OpenAiCall."""
     stream = given.flag("stream", False)
     num_choices = given.count("n", 1, maximum=limits.num_choices)
@@ -189,6 +195,7 @@ def _parse_options(given, limits, max_tokens, num_logprobs):
         max_tokens=max_tokens,
         logit_bias=_parse_logit_bias(given.section("logit_bias")),
         num_logprobs=num_logprobs,
+        score_prompt=score_prompt,
         constraint=parse_output(given.values),
     )
     return {
