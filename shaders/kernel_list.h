@@ -42,12 +42,14 @@
     X(matmul_int4, linear, int4, LinearParams, 6, linear, 1, QUANTIZES, 128, 4, 64) \
     X(matmul_int8, linear, int8, LinearParams, 6, linear, 1, QUANTIZES, 128, 4, 64) \
     X(rms_norm,      rms_norm,      none, RmsNormParams,   4, row_parts,    2, 0, 256, 1, 8) \
+    X(layer_norm,    layer_norm,    none, LayerNormParams, 5, rows,         1, 0, 256, 1, 1) \
     X(rope_table,    rope_table,    none, RopeTableParams, 3, rows,         1, 0,  64, 1, 1) \
     X(rope_kv_write, rope_kv_write, none, RopeKvParams,    7, row_heads,    1, 0, 128, 1, 4) \
     X(silu_mul,      gated_mul,     none, RowsParams,      3, row_pieces,   1, 0, 256, 1, 1) \
     X(gelu_mul,      gated_mul,     none, RowsParams,      3, row_pieces,   1, 0, 256, 1, 1) \
     X(sigmoid_mul,   gated_mul,     none, RowsParams,      3, row_pieces,   1, 0, 256, 1, 1) \
     X(scale_rows,    scale_rows,    none, ScaleParams,     2, row_pieces,   1, 0, 256, 1, 1) \
+    X(gelu,          gelu,          none, RowsParams,      2, row_pieces,   1, 0, 256, 1, 1) \
     X(gather_rows,   gather_rows,   none, RowsParams,      3, rows,         1, 0, 256, 1, 1) \
     X(attention,       attention,       none, AttentionParams, 6, kv_heads, 2, UNEVEN, 128, 1, 1) \
     X(attention_split, attention_split, none, AttentionParams, 6, splits,   3, UNEVEN, 128, 1, 1) \

@@ -58,6 +58,13 @@ struct RmsNormParams {
     float delta_scale; /* what the delta is multiplied by; 1 changes no bit */
 };
 
+struct LayerNormParams {
+    int32_t rows_var;
+    uint32_t dim;
+    uint32_t has_delta;
+    float eps;
+};
+
 struct RowsParams {
     int32_t rows_var;
     uint32_t dim;

@@ -1,7 +1,7 @@
-// rows.metal: the row-by-row kernels: RMS norm, the RoPE table, RoPE with the KV write, gates,
-// scaled rows, row gather. None of them is more than a few operations a byte: what counts is that
-// each byte moves once. Rows may begin at any float, so nothing here needs more than 4-byte
-// alignment. Rows beyond the step's vars are left alone.
+// rows.metal: the row-by-row kernels: RMS and layer norm, the RoPE table, RoPE with the KV write,
+// gates, scaled rows, GELU, row gather. None of them is more than a few operations a byte: what
+// counts is that each byte moves once. Rows may begin at any float, so nothing here needs more than
+// 4-byte alignment. Rows beyond the step's vars are left alone.
 #include <metal_stdlib>
 
 #include "common.h"
@@ -134,6 +134,45 @@ inline void rms_store(thread const RmsRow &row, thread const float4 *kept, float
     float sum =
         alone ? group_sum(squares, scratch, lane, simdgroup, simdgroups) : simd_sum(squares);
     rms_store(row, kept, precise::rsqrt(sum / float(p.dim) + p.eps));
+}
+
+// layer_norm: x += delta (if has_delta);  y = (x - mean) / sqrt(mean((x - mean)^2) + eps) * w + b
+//
+//   x  float [rows, dim], in place    delta  float [rows, dim]    w, b  float [dim]
+//   y  float [rows, dim], may be x
+//   Grid: (rows). Group: 256 threads a row; each takes the same floats three times, so that none
+//   waits for another's. Bytes: x read and y written, w and b read; the sums read x from the cache.
+[[kernel]] void layer_norm(device float *x [[buffer(0)]], device const float *delta [[buffer(1)]],
+                           device const float *w [[buffer(2)]], device const float *b [[buffer(3)]],
+                           device float *y [[buffer(4)]],
+                           constant LayerNormParams &p [[buffer(MARLIN_PARAMS_INDEX)]],
+                           constant int32_t *vars [[buffer(MARLIN_VARS_INDEX)]],
+                           uint3 group [[threadgroup_position_in_grid]],
+                           uint thread_index [[thread_index_in_threadgroup]],
+                           uint lane [[thread_index_in_simdgroup]],
+                           uint simdgroup [[simdgroup_index_in_threadgroup]])
+{
+    threadgroup float sums[MAX_SIMDGROUPS];
+    threadgroup float squares[MAX_SIMDGROUPS];
+    if (group.x >= uint(vars[p.rows_var])) return;
+    uint at = group.x * p.dim;
+    constexpr uint simdgroups = THREADS_layer_norm / SIMD_THREADS;
+    float sum = 0.0f;
+    for (uint i = thread_index; i < p.dim; i += THREADS_layer_norm) {
+        float value = x[at + i];
+        if (p.has_delta) x[at + i] = value += delta[at + i];
+        sum += value;
+    }
+    float mean = group_sum(sum, sums, lane, simdgroup, simdgroups) / float(p.dim);
+    float square = 0.0f;
+    for (uint i = thread_index; i < p.dim; i += THREADS_layer_norm) {
+        float value = x[at + i] - mean;
+        square = fma(value, value, square);
+    }
+    float variance = group_sum(square, squares, lane, simdgroup, simdgroups) / float(p.dim);
+    float inverse = precise::rsqrt(variance + p.eps);
+    for (uint i = thread_index; i < p.dim; i += THREADS_layer_norm)
+        y[at + i] = fma((x[at + i] - mean) * inverse, w[i], b[i]);
 }
 
 // rope_table: table[t, 0, :] = cos(positions[t] * inv_freq) * scale, table[t, 1, :] = sin(...) *
@@ -298,6 +337,32 @@ template [[host_name("sigmoid_mul")]] [[kernel]] decltype(gated_mul<Sigmoid>) ga
         float value = x[row + i] * scale;
         y[row + i] = p.cap > 0.0f ? cap * soft_tanh(value) : value;
     }
+}
+
+// x * (1 + erf(x / sqrt(2))) / 2, as x - x * c / 2 for x >= 0 and x * c / 2 below, where
+// c = erfc(|x| / sqrt(2)) is within 1.5e-7: Abramowitz and Stegun, 7.1.26.
+inline float row_gelu(float x)
+{
+    float size = fabs(x), t = 1.0f / fma(size, 0.231641888f, 1.0f);
+    float sum = fma(fma(1.061405429f, t, -1.453152027f), t, 1.421413741f);
+    sum = fma(fma(sum, t, -0.284496736f), t, 0.254829592f) * t;
+    return max(x, 0.0f) - sum * precise::exp(-0.5f * size * size) * (0.5f * size);
+}
+
+// gelu: y = x * (1 + erf(x / sqrt(2))) / 2
+//
+//   x, y  float [rows, dim];  y may be x
+//   Grid: (rows, ceil(dim / 1024)). Group: 256 threads, 4 floats each. Bytes: 8 a float.
+[[kernel]] void gelu(device const float *x [[buffer(0)]], device float *y [[buffer(1)]],
+                     constant RowsParams &p [[buffer(MARLIN_PARAMS_INDEX)]],
+                     constant int32_t *vars [[buffer(MARLIN_VARS_INDEX)]],
+                     uint3 group [[threadgroup_position_in_grid]],
+                     uint thread_index [[thread_index_in_threadgroup]])
+{
+    uint column = (group.y * THREADS_gelu + thread_index) * ROW_WIDTH;
+    if (group.x >= uint(vars[p.rows_var]) || column >= p.dim) return;
+    uint at = group.x * p.dim, end = min(column + ROW_WIDTH, p.dim);
+    for (uint i = column; i < end; i++) y[at + i] = row_gelu(x[at + i]);
 }
 
 // gather_rows: y[r, :] = x[rows[r], :]

@@ -33,8 +33,8 @@ KERNELS = (
     *("embed_f32", "embed_f16", "embed_bf16", "embed_fp4", "embed_int4", "embed_int8"),
     *("matvec_f32", "matvec_f16", "matvec_bf16", "matvec_fp4", "matvec_int4", "matvec_int8"),
     *("matmul_f32", "matmul_f16", "matmul_bf16", "matmul_fp4", "matmul_int4", "matmul_int8"),
-    *("rms_norm", "rope_table", "rope_kv_write", "silu_mul", "gelu_mul"),
-    *("sigmoid_mul", "scale_rows", "gather_rows"),
+    *("rms_norm", "layer_norm", "rope_table", "rope_kv_write", "silu_mul", "gelu_mul"),
+    *("sigmoid_mul", "scale_rows", "gelu", "gather_rows"),
     *("attention", "attention_split", "attention_combine"),
     *("mask_logits", "penalize", "sample", "repack", "probe_read", "probe_dot"),
 )
@@ -70,6 +70,7 @@ PARAMS = {
     "RmsNormParams": _params(
         "i4 rows_var", "u4 rows_per_var dim has_delta adds", "f4 eps delta_scale"
     ),
+    "LayerNormParams": _params("i4 rows_var", "u4 dim has_delta", "f4 eps"),
     "RowsParams": _params("i4 rows_var", "u4 dim"),
     "ScaleParams": _params("i4 rows_var", "u4 dim", "f4 scale cap"),
     "RopeTableParams": _params("i4 rows_var", "u4 half_dim", "f4 scale"),

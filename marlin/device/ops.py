@@ -129,6 +129,17 @@ def rms_norm(
     recorder.dispatch("rms_norm", params, bindings)
 
 
+def layer_norm(recorder, x, weight, bias, y, dim, eps, delta=None):
+    """x += delta (if given); y = (x - mean) / sqrt(variance + eps) * weight + bias; y may be x."""
+    has_delta = int(delta is not None)
+    params = make_params(
+        "LayerNormParams", rows_var=VAR_TOKENS, dim=dim, has_delta=has_delta, eps=eps
+    )
+    x_access = READ if delta is None else BOTH
+    more = _maybe(delta, READ), (weight, READ), (bias, READ), (y, WRITE)
+    recorder.dispatch("layer_norm", params, [(x, x_access), *more])
+
+
 def rope_table(recorder, positions, inv_freq, table, half_dim, scale):
     """table[t] = cos and sin of positions[t] * inv_freq, times scale."""
     params = make_params("RopeTableParams", rows_var=VAR_TOKENS, half_dim=half_dim, scale=scale)
@@ -251,6 +262,12 @@ def scale_rows(recorder, x, y, dim, scale, cap=0.0, rows_var=VAR_LOGITS):
     """y = x * scale, or cap * tanh(x * scale / cap) where cap is not 0; y may be x."""
     params = make_params("ScaleParams", rows_var=rows_var, dim=dim, scale=scale, cap=cap)
     recorder.dispatch("scale_rows", params, [(x, READ), (y, WRITE)])
+
+
+def gelu(recorder, x, y, dim):
+    """y = gelu(x), by the error function; y may be x."""
+    params = make_params("RowsParams", rows_var=VAR_TOKENS, dim=dim)
+    recorder.dispatch("gelu", params, [(x, READ), (y, WRITE)])
 
 
 def gather_rows(recorder, rows, x, y, dim):

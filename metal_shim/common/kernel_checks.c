@@ -142,6 +142,21 @@ static void check_rms_norm(marlin_check *c)
     require(c, !p->adds || c->record->access[3] & MARLIN_READ, "adds to what it does not read");
 }
 
+static void check_layer_norm(marlin_check *c)
+{
+    const struct LayerNormParams *p = params_of(c);
+    require(c, p->dim >= 1 && p->dim <= MAX_DIM, "has a dim out of range");
+    if (c->problem) return;
+    int64_t row_bytes = 4 * (int64_t)p->dim;
+    need_rows(c, 0, p->rows_var, 1, 0, row_bytes);
+    if (p->has_delta) need_rows(c, 1, p->rows_var, 1, 0, row_bytes);
+    need(c, 2, 4, row_bytes);
+    need(c, 3, 4, row_bytes);
+    need_rows(c, 4, p->rows_var, 1, 0, row_bytes);
+    if (p->has_delta) writes(c, 0);
+    writes(c, 4);
+}
+
 static void check_rope_table(marlin_check *c)
 {
     const struct RopeTableParams *p = params_of(c);
@@ -194,6 +209,15 @@ static void check_gated_mul(marlin_check *c)
     if (c->problem) return;
     for (int i = 0; i < 3; i++) need_rows(c, i, p->rows_var, 1, 0, 4 * (int64_t)p->dim);
     writes(c, 2);
+}
+
+static void check_gelu(marlin_check *c)
+{
+    const struct RowsParams *p = params_of(c);
+    require(c, p->dim >= 1 && p->dim <= MAX_DIM, "has a dim out of range");
+    if (c->problem) return;
+    for (int i = 0; i < 2; i++) need_rows(c, i, p->rows_var, 1, 0, 4 * (int64_t)p->dim);
+    writes(c, 1);
 }
 
 static void check_scale_rows(marlin_check *c)

@@ -2,7 +2,7 @@
  * How a device cuts them into threads is its own (kernel_list.h). */
 #include "common/kernels.h"
 
-/* Floats of a row that a unit of a gate, or of scale_rows, takes. */
+/* Floats of a row that a unit of a gate, of gelu or of scale_rows takes. */
 #define PIECE_FLOATS 1024
 
 static int64_t ceiling(int64_t count, int64_t size) { return (count + size - 1) / size; }

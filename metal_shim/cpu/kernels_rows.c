@@ -1,5 +1,6 @@
-/* kernels_rows.c: the row-by-row kernels: embedding, RMS norm, RoPE with the KV write, gates,
- * scaled rows, row gather. Unit of work: one row (for rms_norm of heads, one head of one token). */
+/* kernels_rows.c: the row-by-row kernels: embedding, RMS and layer norm, RoPE with the KV write,
+ * gates, GELU, scaled rows, row gather. Unit of work: one row (for rms_norm of heads, one head of
+ * one token). */
 #include "cpu/cpu.h"
 #include "cpu/simd.h"
 
@@ -100,6 +101,50 @@ KERNEL(rms_norm)
             float norm = x[i] * inverse * w[i];
             y[i] = p->adds ? y[i] + norm : norm;
         }
+    }
+    return MARLIN_OK;
+}
+
+/* x += delta (if has_delta);  y = (x - mean) / sqrt(mean((x - mean)^2) + eps) * w + b
+ * x float [rows, dim], in place; delta float [rows, dim]; w, b float [dim]; y float [rows, dim],
+ * may be x */
+KERNEL(layer_norm)
+{
+    (void)scratch;
+    const struct LayerNormParams *p = call->params;
+    const float *w = (const float *)call->at[2], *b = (const float *)call->at[3];
+    int64_t dim = p->dim, whole = dim / V_LANES * V_LANES;
+    for (int64_t row = begin; row < end; row++) {
+        float *x = (float *)call->at[0] + row * dim;
+        float *y = (float *)call->at[4] + row * dim;
+        const float *delta = p->has_delta ? (const float *)call->at[1] + row * dim : NULL;
+        vf sums = vf_zero(), squares = vf_zero();
+        float tail = 0.0f;
+        for (int64_t i = 0; i < whole; i += V_LANES) {
+            vf v = vf_load(x + i);
+            if (delta) vf_store(x + i, v = vf_add(v, vf_load(delta + i)));
+            sums = vf_add(sums, v);
+        }
+        for (int64_t i = whole; i < dim; i++) {
+            if (delta) x[i] += delta[i];
+            tail += x[i];
+        }
+        float mean = (vf_reduce_add(sums) + tail) / (float)dim;
+        vf mean_v = vf_set1(mean);
+        tail = 0.0f;
+        for (int64_t i = 0; i < whole; i += V_LANES) {
+            vf v = vf_sub(vf_load(x + i), mean_v);
+            squares = vf_fma(v, v, squares);
+        }
+        for (int64_t i = whole; i < dim; i++) tail += (x[i] - mean) * (x[i] - mean);
+        float variance = (vf_reduce_add(squares) + tail) / (float)dim;
+        float inverse = 1.0f / sqrtf(variance + p->eps);
+        vf inverse_v = vf_set1(inverse);
+        for (int64_t i = 0; i < whole; i += V_LANES) {
+            vf v = vf_mul(vf_sub(vf_load(x + i), mean_v), inverse_v);
+            vf_store(y + i, vf_fma(v, vf_load(w + i), vf_load(b + i)));
+        }
+        for (int64_t i = whole; i < dim; i++) y[i] = fmaf((x[i] - mean) * inverse, w[i], b[i]);
     }
     return MARLIN_OK;
 }
@@ -260,6 +305,44 @@ KERNEL(scale_rows)
             vf_store(part, value);
             memcpy(y + i, part, count * sizeof *part);
         }
+    }
+    return MARLIN_OK;
+}
+
+/* y = x * (1 + erf(x / sqrt(2))) / 2     x, y float [rows, dim]; y may be x
+ *
+ * As x - x * c / 2 for x >= 0 and x * c / 2 below, where c = erfc(|x| / sqrt(2)) is within 1.5e-7:
+ * Abramowitz and Stegun, 7.1.26, whose e^-(x^2 / 2) is taken by vf_exp2 in the tail as well. */
+#define ERFC_P 0.231641888f /* 0.3275911 / sqrt(2) */
+
+static const float erfc_terms[5] = {1.061405429f, -1.453152027f, 1.421413741f, -0.284496736f,
+                                    0.254829592f};
+
+INLINE vf gelu_of(vf x)
+{
+    vf positive = vf_max(x, vf_zero()), size = vf_abs(x), one = vf_set1(1.0f);
+    vf t = vf_div(one, vf_fma(size, vf_set1(ERFC_P), one));
+    vf sum = vf_set1(erfc_terms[0]);
+    for (int i = 1; i < 5; i++) sum = vf_fma(sum, t, vf_set1(erfc_terms[i]));
+    vf e = vf_exp2(vf_mul(vf_mul(size, size), vf_set1(-0.721347520f)));
+    vf half = vf_mul(vf_mul(vf_mul(sum, t), e), vf_mul(size, vf_set1(0.5f)));
+    return vf_sub(positive, half);
+}
+
+KERNEL(gelu)
+{
+    (void)scratch;
+    const struct RowsParams *p = call->params;
+    int64_t dim = p->dim, whole = dim / V_LANES * V_LANES;
+    for (int64_t row = begin; row < end; row++) {
+        const float *x = (const float *)call->at[0] + row * dim;
+        float *y = (float *)call->at[1] + row * dim;
+        for (int64_t i = 0; i < whole; i += V_LANES) vf_store(y + i, gelu_of(vf_load(x + i)));
+        if (whole == dim) continue;
+        float last[V_LANES] = {0};
+        memcpy(last, x + whole, (size_t)(dim - whole) * sizeof *last);
+        vf_store(last, gelu_of(vf_load(last)));
+        memcpy(y + whole, last, (size_t)(dim - whole) * sizeof *last);
     }
     return MARLIN_OK;
 }

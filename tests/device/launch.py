@@ -131,6 +131,17 @@ def rms_norm(
         return memory.read(y, np.float32, x.shape), memory.read(x_view, np.float32, x.shape)
 
 
+def layer_norm(device, x, weight, bias, eps, delta=None, in_place=False):
+    """(y, x afterwards), float32 [rows, dim] each."""
+    with Memory(device) as memory:
+        x_view, w, b = memory.put(x), memory.put(weight), memory.put(bias)
+        d = None if delta is None else memory.put(delta)
+        y = x_view if in_place else memory.floats(*x.shape)
+        steps = step(tokens=len(x))
+        run(device, lambda r: ops.layer_norm(r, x_view, w, b, y, x.shape[1], eps, d), steps)
+        return memory.read(y, np.float32, x.shape), memory.read(x_view, np.float32, x.shape)
+
+
 def rope_table(device, positions, inv_freq, scale):
     """float32 [rows, 2, half_dim]."""
     shape = (len(positions), 2, len(inv_freq))
@@ -180,6 +191,15 @@ def scale_rows(device, x, scale, cap, in_place):
             lambda r: ops.scale_rows(r, view, y, x.shape[1], scale, cap),
             step(logits=len(x)),
         )
+        return memory.read(y, np.float32, x.shape)
+
+
+def gelu(device, x, in_place=False):
+    """float32 [rows, dim]."""
+    with Memory(device) as memory:
+        x_view = memory.put(x)
+        y = x_view if in_place else memory.floats(*x.shape)
+        run(device, lambda r: ops.gelu(r, x_view, y, x.shape[1]), step(tokens=len(x)))
         return memory.read(y, np.float32, x.shape)
 
 

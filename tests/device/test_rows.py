@@ -125,6 +125,30 @@ def test_rms_norm_of_tiny_rows_is_ruled_by_eps(device):
     reference.assert_close(launch.rms_norm(device, x, weight, 1e-5)[0], expected)
 
 
+# --- layer norm ---
+
+
+@pytest.mark.parametrize("rows, dim", [(1, 1), (2, 15), (3, 16), (5, 33), (17, 384), (37, 64)])
+@pytest.mark.parametrize("has_delta", [False, True])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_layer_norm_adds_its_delta_first(device, rows, dim, has_delta, in_place):
+    x, weight, bias = normal(rows, dim), normal(dim, seed=1), normal(dim, seed=3)
+    delta = normal(rows, dim, seed=2) if has_delta else None
+    expected, summed = reference.layer_norm(x, weight, bias, 1e-5, delta)
+    y, x_after = launch.layer_norm(device, x, weight, bias, 1e-5, delta, in_place)
+    reference.assert_close(y, expected)
+    np.testing.assert_array_equal(x_after, y if in_place else summed)
+
+
+def test_layer_norm_takes_the_mean_off_before_it_squares(device):
+    """Squares less the mean's would lose the variance of rows far from 0."""
+    x, ones, zeros = normal(3, 400) + 4000, np.ones(400, np.float32), np.zeros(400, np.float32)
+    y, _ = launch.layer_norm(device, x, ones, zeros, 1e-12)
+    np.testing.assert_allclose(y.std(axis=1), 1, rtol=1e-3)
+    equal, _ = launch.layer_norm(device, np.full((2, 33), 7, np.float32), ones[:33], x[0, :33], 1.0)
+    np.testing.assert_array_equal(equal, [x[0, :33]] * 2)
+
+
 # --- RoPE and the KV write ---
 
 
@@ -281,6 +305,20 @@ def test_gelu_is_the_tanh_form(device):
     np.testing.assert_allclose(actual[0], 2 * np.array(expected), rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("rows, dim", [(1, 1), (2, 15), (3, 1024), (2, 2053)])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_gelu_is_the_one_of_the_error_function(device, rows, dim, in_place):
+    x = normal(rows, dim) * 4
+    reference.assert_close(launch.gelu(device, x, in_place), reference.gelu(x))
+
+
+def test_gelu_of_a_large_value_is_the_value_or_zero(device):
+    x = np.array([[0.0, -0.0, 1.0, 40.0, -40.0, 1e30, -1e30]], np.float32)
+    actual = launch.gelu(device, x)[0]
+    np.testing.assert_allclose(actual[2], 0.8413447, rtol=0, atol=2e-7)
+    np.testing.assert_array_equal(np.delete(actual, 2), [0, 0, 40, 0, np.float32(1e30), 0])
+
+
 def test_gather_rows_takes_rows_in_any_order_and_more_than_once(device):
     x = normal(17, 33)
     rows = [16, 0, 3, 3, 15]
@@ -296,6 +334,8 @@ def test_rows_get_the_same_bits_whatever_rows_and_threads_share_the_work(isa, de
     alone = devices.get(isa, 1)
     whole_norm = launch.rms_norm(alone, x, weight, 1e-5, delta)[0]
     whole_gate = launch.gated_mul(alone, ops.gelu_mul, x, delta)
+    whole_layer = launch.layer_norm(alone, x, weight, weight, 1e-5, delta)[0]
+    whole_gelu = launch.gelu(alone, x)
     for num_threads in (1, 2, 3):
         device = devices.get(isa, num_threads)
         for part in (slice(0, num_rows), slice(37 - num_rows, 37), slice(0, 37)):
@@ -303,6 +343,9 @@ def test_rows_get_the_same_bits_whatever_rows_and_threads_share_the_work(isa, de
             np.testing.assert_array_equal(norm, whole_norm[part])
             gate = launch.gated_mul(device, ops.gelu_mul, x[part], delta[part])
             np.testing.assert_array_equal(gate, whole_gate[part])
+            layer = launch.layer_norm(device, x[part], weight, weight, 1e-5, delta[part])[0]
+            np.testing.assert_array_equal(layer, whole_layer[part])
+            np.testing.assert_array_equal(launch.gelu(device, x[part]), whole_gelu[part])
 
 
 def test_instruction_sets_agree_within_the_order_of_their_sums(isa, devices):

@@ -92,6 +92,17 @@ def rms_norm(shader):
         np.testing.assert_array_equal(x, summed)
 
 
+def layer_norm(shader):
+    x, delta, y = normal(2, 1030), normal(2, 1030, seed=1), np.full((2, 1030), np.nan, np.float32)
+    weight, bias = normal(1030, seed=2), normal(1030, seed=3)
+    expected, summed = reference.layer_norm(x, weight, bias, 1e-5, delta)
+    params = ("LayerNormParams", {"rows_var": 0, "dim": 1030, "has_delta": 1, "eps": 1e-5})
+    bindings = [x, delta, weight, bias, y]
+    assert shader("rows").run("layer_norm", (2, 1, 1), bindings, params, [2])
+    reference.assert_close(y, expected)
+    np.testing.assert_array_equal(x, summed)
+
+
 def rope_table(shader):
     positions, inv_freq = np.array([0, 17, 8191], np.int32), normal(70) ** 2
     table = np.full((3, 2, 70), np.nan, np.float32)
@@ -136,6 +147,13 @@ def gated_mul(shader, kernel, oracle):
     params = ("RowsParams", {"rows_var": 0, "dim": 1030})
     assert shader("rows").run(kernel, (2, 2, 1), [gate, up, gate], params, [2])
     reference.assert_close(gate, expected)
+
+
+def gelu(shader):
+    x = normal(2, 1030) * 3
+    expected, params = reference.gelu(x), ("RowsParams", {"rows_var": 0, "dim": 1030})
+    assert shader("rows").run("gelu", (2, 2, 1), [x, x], params, [2])
+    reference.assert_close(x, expected)
 
 
 def gather_rows(shader):
@@ -252,12 +270,14 @@ RUNS = {
         for kind in KINDS
     },
     "rms_norm": rms_norm,
+    "layer_norm": layer_norm,
     "rope_table": rope_table,
     "rope_kv_write": rope_kv_write,
     "silu_mul": functools.partial(gated_mul, kernel="silu_mul", oracle=reference.silu_mul),
     "gelu_mul": functools.partial(gated_mul, kernel="gelu_mul", oracle=reference.gelu_mul),
     "sigmoid_mul": functools.partial(gated_mul, kernel="sigmoid_mul", oracle=reference.sigmoid_mul),
     "scale_rows": scale_rows,
+    "gelu": gelu,
     "gather_rows": gather_rows,
     "attention": attention,
     "attention_split": attention_split,

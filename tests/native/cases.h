@@ -26,6 +26,8 @@ marlin_dispatch *add_linear(test_case *c, const weight_shape *w, int rows_var, i
 test_case *make_linear(int variant);
 test_case *make_embed(int variant);
 test_case *make_rms_norm(int variant);
+test_case *make_layer_norm(int variant);
+test_case *make_gelu(int variant);
 test_case *make_rows(int variant);
 test_case *make_scale(int variant);
 test_case *make_repack(int variant);

@@ -151,6 +151,39 @@ test_case *make_rms_norm(int variant)
     return c;
 }
 
+/* Dims below, at and past the vectors, with a delta and without. */
+test_case *make_layer_norm(int variant)
+{
+    static const int dims[] = {1, 16, 103}, deltas[] = {1, 0, 1};
+    int dim = dims[variant], rows = 5, count = rows * dim;
+    test_case *c = new_case(350 + variant, "layer_norm dim=%d delta=%d", dim, deltas[variant]);
+    struct LayerNormParams p = {
+        .rows_var = 1, .dim = dim, .has_delta = deltas[variant], .eps = 1e-5f};
+    marlin_dispatch *record = add_record(c, "layer_norm", &p, sizeof p, 5);
+    int x = add_floats(c, p.has_delta ? EXACT : INPUT, count, -2.0f, 2.0f);
+    bind(c, record, 0, x, p.has_delta ? MARLIN_READ | MARLIN_WRITE : MARLIN_READ);
+    if (p.has_delta) bind(c, record, 1, add_floats(c, INPUT, count, -1.0f, 1.0f), MARLIN_READ);
+    bind(c, record, 2, add_floats(c, INPUT, dim, 0.5f, 1.5f), MARLIN_READ);
+    bind(c, record, 3, add_floats(c, INPUT, dim, -0.5f, 0.5f), MARLIN_READ);
+    bind(c, record, 4, add_bytes(c, SUMMED, 4 * count), MARLIN_WRITE);
+    c->vars[1] = rows;
+    return c;
+}
+
+/* gelu, and in place. */
+test_case *make_gelu(int variant)
+{
+    int dim = 45, rows = 4;
+    struct RowsParams p = {.rows_var = 3, .dim = dim};
+    test_case *c = new_case(475 + variant, "gelu%s", variant ? " in place" : "");
+    marlin_dispatch *record = add_record(c, "gelu", &p, sizeof p, 2);
+    int x = add_floats(c, variant ? SUMMED : INPUT, rows * dim, -8.0f, 8.0f);
+    bind(c, record, 0, x, MARLIN_READ);
+    bind(c, record, 1, variant ? x : add_bytes(c, SUMMED, 4 * rows * dim), MARLIN_WRITE);
+    c->vars[3] = rows;
+    return c;
+}
+
 /* Capped and not, in place and not. */
 test_case *make_scale(int variant)
 {
@@ -253,8 +286,10 @@ const case_family case_families[] = {
     {make_linear, (NUM_WEIGHTS + NUM_PACKED) * NUM_ROW_COUNTS},
     {make_embed, NUM_WEIGHTS},
     {make_rms_norm, 5},
+    {make_layer_norm, 3},
     {make_rows, 5},
     {make_scale, 2},
+    {make_gelu, 2},
     {make_repack, 2 * NUM_TYPES},
     {make_probe, 2},
     {make_rope, 5},

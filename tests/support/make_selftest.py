@@ -118,6 +118,17 @@ def gate_cases():
         ops.scale_rows(case, Tensor("gate", gate), room("y", 2, 70), 70, 0.5, cap)
         yield case.answer("y", reference.scale_rows(gate, 0.5, cap))
 
+    x, delta, weight, bias = normal(2, 40), normal(2, 40, seed=2), normal(40), normal(40, seed=3)
+    case = CaseWriter("layer_norm of a sum", tokens=2)
+    tensors = Tensor("x", x), Tensor("w", weight), Tensor("b", bias), room("y", 2, 40)
+    ops.layer_norm(case, *tensors, 40, 1e-5, delta=Tensor("delta", delta))
+    expected, summed = reference.layer_norm(x, weight, bias, 1e-5, delta)
+    yield case.answer("y", expected).answer("x", summed)
+
+    case = CaseWriter("gelu", tokens=2)
+    ops.gelu(case, Tensor("x", x), room("y", 2, 40), 40)
+    yield case.answer("y", reference.gelu(x))
+
 
 def rope_cases():
     positions = np.array([0, 1, 17, 255, 8191, 131071], np.int32)

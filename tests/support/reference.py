@@ -7,6 +7,7 @@ Sums are float64. What a kernel only moves or computes element by element is flo
 the same order, and is compared bit by bit.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -134,6 +135,16 @@ def rms_norm(x, weight, eps, delta=None, delta_scale=1.0, added_to=None):
     if added_to is None:
         return Expected(y, np.abs(y)), summed
     return Expected(y + added_to, np.abs(y) + np.abs(added_to)), summed
+
+
+def layer_norm(x, weight, bias, eps, delta=None):
+    """y = (s - mean) / sqrt(variance + eps) * weight + bias with s = x + delta; as rms_norm()."""
+    summed = x if delta is None else x + delta
+    wide = summed.astype(np.float64)
+    mean = wide.mean(axis=1, keepdims=True)
+    inverse = 1 / np.sqrt(np.mean((wide - mean) ** 2, axis=1, keepdims=True) + eps)
+    magnitude = (np.abs(wide) + np.abs(mean)) * inverse * np.abs(weight) + np.abs(bias)
+    return Expected((wide - mean) * inverse * weight + bias, magnitude), summed
 
 
 def rope_table(positions, inv_freq, scale):
@@ -269,6 +280,12 @@ def scale_rows(x, scale, cap=0.0):
         return Expected(wide, np.abs(wide))
     value = cap * np.tanh(wide / cap)
     return Expected(value, np.full(value.shape, float(cap)))
+
+
+def gelu(x):
+    """x * (1 + erf(x / sqrt(2))) / 2; its sum of 1 and erf rounds like one of numbers near 1."""
+    erf = np.array([math.erf(value) for value in x.ravel() / math.sqrt(2)]).reshape(x.shape)
+    return Expected(x * (1 + erf) / 2, np.abs(x))
 
 
 def embed(weight, token_ids):
