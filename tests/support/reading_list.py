@@ -130,6 +130,7 @@ EDITORS = (
         "marlin/server/api/tokenizing.py",
         "marlin/server/api/infill.py",
         "marlin/server/api/openai_echo.py",
+        "marlin/server/api/ollama.py",
     ),
     1_000,
 )

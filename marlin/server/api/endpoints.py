@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import unquote
 
@@ -15,7 +16,7 @@ from marlin.engine.gate import SlotGate
 from marlin.engine.served_model import ServedModel
 from marlin.errors import ModelNotFoundError, NoModelError
 from marlin.files.fields import shown
-from marlin.server.api import openai_answers
+from marlin.server.api import ollama, openai_answers
 from marlin.server.api.dialect import Dialect, Questions, VectorDialect
 from marlin.server.api.encoding import JSON_TYPE, encode
 from marlin.server.api.event_stream import EventStream
@@ -98,6 +99,27 @@ class Endpoints:
             raise ModelNotFoundError(f"model {shown(model_id)} is not served here", param="model")
         details = openai_answers.model_details(self._model, self._capabilities)
         reply_json(handler, found[0] | details)
+
+    def describe(
+        self,
+        handler: Handler,
+        _record: RequestRecord,
+        description: Callable[[ollama.Facts], dict[str, Any]],
+    ) -> None:
+        """What is served, in the words of another API."""
+        reply_json(handler, description(self._facts()))
+
+    def show_model(self, handler: Handler, _record: RequestRecord) -> None:
+        """Ollama's /api/show."""
+        body = parse_json(handler.read_body(), self._limits.num_values)
+        ignored: list[str] | None = [] if self._config.unknown_parameters == "warn" else None
+        name = ollama.asked_for(body, ignored)
+        model = self._loaded_model()
+        self._names.check(name)
+        reply_json(handler, ollama.show(self._facts(), model))
+
+    def _facts(self):
+        return ollama.Facts(self._model, self._names.names, self._created)
 
     def _cards(self):
         if self._model is None:

@@ -200,6 +200,7 @@ COMPLETION = Names(
     inside={"stream_options": STREAM_OPTIONS, **_FORMATS},
 )
 _FILE = Names("field of a file", ("filename", "text"), {"time": int})
+OLLAMA_SHOW = Names(_PARAMETER, ("model", "name"), {"verbose": bool, "system": str})
 INFILL = Names(
     _PARAMETER,
     (

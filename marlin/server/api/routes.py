@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from marlin.config import ServeConfig
 from marlin.engine.served_model import ServedModel
 from marlin.errors import MethodError
-from marlin.server.api import openai_requests
+from marlin.server.api import ollama, openai_requests
 from marlin.server.api.dialect import Dialect, Errors, Questions, VectorDialect
 from marlin.server.api.embeddings import EMBEDDINGS
 from marlin.server.api.endpoints import Endpoints
@@ -72,6 +72,12 @@ def vector_route(path: str, dialect: VectorDialect, **more: Any) -> Route:
     return Route("POST", path, partial(Endpoints.pool, dialect=dialect), dialect=dialect, **more)
 
 
+def description_route(path: str, description: Callable[[ollama.Facts], dict[str, Any]]) -> Route:
+    """An endpoint of Ollama's API that says what is served."""
+    answer = partial(Endpoints.describe, description=description)
+    return Route("GET", path, answer, dialect=ollama.ERRORS)
+
+
 HEALTH = Route("GET", "/health", Endpoints.health, needs_key=False, quiet=True)
 ROUTES = (
     Route("GET", "/", Endpoints.greeting, needs_key=False),
@@ -108,6 +114,10 @@ ROUTES = (
     ),
     vector_route("/v1/rerank", RERANK, capability="rerank", offered=lambda model: model.ranks),
     vector_route("/v2/rerank", RERANK_COHERE),
+    description_route("/api/version", ollama.version),
+    description_route("/api/tags", ollama.tags),
+    description_route("/api/ps", ollama.running),
+    Route("POST", "/api/show", Endpoints.show_model, dialect=ollama.ERRORS),
 )
 
 
