@@ -148,13 +148,15 @@ def _offered(name, offered):
 
 
 def parse_arguments(value: Any, param: str) -> Any:
-    """The arguments of a call in a conversation: an object, which they are the JSON of, or the
-    text itself where it is none."""
+    """The arguments of a call in a conversation: an object, which they are the JSON of (no text is
+    none of them), or the text itself where it is none."""
     if type(value) is dict:
         return value
     text = checked_text(value, param)
+    if not text.strip():
+        return {}
     try:
         arguments = parse_json(text.encode())
     except JsonError:
         return text
-    return arguments if isinstance(arguments, dict) else text if text.strip() else {}
+    return arguments if isinstance(arguments, dict) else text
