@@ -215,6 +215,10 @@ class ServeConfig:
         SWITCH, "read a tokenizer.json whose regular expressions nobody has published")
     pooling: str | None = _option("--pooling", None, one_of(POOLINGS), "|".join(POOLINGS),
         "make embeddings of texts so, or scores (default: as the model's files say, or none)")
+    manifest: str | None = _option("--manifest", None, str, "FILE",
+        "serve only what `metal-marlin manifest` has written down, from sealed copies in memory")
+    manifest_key: str | None = _option("--manifest-key", None, str, "FILE",
+        "minisign public key that has signed the manifest, in a file of its name and .minisig")
     mock_model: bool = False
     api_key: bytes | None = field(default=None, repr=False)
 # fmt: on

@@ -79,6 +79,10 @@ class ModelFileError(MarlinError):
         self.tensor = tensor
 
 
+class ManifestError(MarlinError):
+    """A model that is not what its manifest says, or a manifest that says nothing to rely on."""
+
+
 class TemplateError(MarlinError):
     """A chat template that cannot be parsed or rendered, or that exceeded a limit."""
 

@@ -9,7 +9,7 @@ import sys
 
 from marlin import config
 from marlin.commands.progress import waiting
-from marlin.errors import ModelFileError
+from marlin.errors import ConfigError, ModelFileError
 from marlin.models.place import is_folder
 
 
@@ -36,7 +36,7 @@ def run(arguments):
         if settings.workers > 1:
             from marlin.server.process.supervisor import supervise
 
-            return supervise(settings, run_worker)
+            return supervise(settings, run_worker, model=sealed(settings))
         _stop_collecting()
         from marlin.server.process.serve import serve
 
@@ -69,12 +69,47 @@ def set_up_logging(settings):
     logs.configure(settings.log_level, settings.log_format, sys.stderr)
 
 
+def sealed(settings):
+    """Copies of the model's files that are what its manifest says, a SealedModel; else None."""
+    if not settings.manifest:
+        if settings.manifest_key:
+            raise ConfigError("--manifest-key is of a manifest, and there is none: add --manifest")
+        return None
+    if settings.mock_model or not settings.model_path:
+        raise ConfigError("--manifest is of a model's files, and there are none here")
+    from marlin.files.manifest import read_manifest, seal_model
+
+    manifest = read_manifest(settings.manifest, settings.manifest_key)
+    with waiting(sys.stderr, f"checking {settings.model_path}"):
+        model = seal_model(settings.model_path, manifest)
+    log = logging.getLogger(__name__)
+    signed = f", signed by {settings.manifest_key}" if settings.manifest_key else ""
+    log.info("%d files are those of manifest %s%s", len(model.files), model.digest, signed)
+    return model
+
+
 def load(settings, share=None):
     """The ServedModel that the settings ask for."""
+    model = sealed(settings) if share is None else share.model
     if settings.mock_model:
         from marlin.engine.mock import load_mock
 
         return load_mock(settings.model_path, settings.max_context_tokens, settings.pooling)
+    if model is None:
+        return _load(settings, settings.model_path, share)
+    with model.path() as path:
+        try:
+            served = _load(settings, path, share)
+        except ModelFileError as error:
+            error.message = error.message.replace(path, settings.model_path)
+            raise
+    if share is None:
+        model.close()
+    served.manifest_digest = model.digest
+    return served
+
+
+def _load(settings, path, share):
     from marlin.engine.load import Batching, load_model
 
     batching = None
@@ -84,7 +119,7 @@ def load(settings, share=None):
         )
     with waiting(sys.stderr, f"loading {settings.model_path}"):
         return load_model(
-            settings.model_path,
+            path,
             device_kind=settings.device,
             num_threads=settings.num_threads,
             max_context_tokens=settings.max_context_tokens,

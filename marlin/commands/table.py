@@ -13,6 +13,7 @@ COMMANDS = {
     "generate": "write a model's answer to standard output",
     "quantize": "make a packed model folder from safetensors or GGUF",
     "bench": "measure prefill and decode speed",
+    "manifest": "write down which bytes a model consists of",
     "info": "show versions, devices and their kernels",
     "selftest": "run every kernel on stored vectors",
     "completion": "print completions for bash, zsh or fish",

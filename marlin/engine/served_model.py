@@ -102,6 +102,7 @@ class ServedModel:
         vector_dim: values of such a vector.
         ranks: these are scores of documents.
         generates: whether it goes on with texts.
+        manifest_digest: of the manifest that its files were compared with, "" for none.
         marker_ids: special tokens that the readers of its answers must see.
     """
 
@@ -131,6 +132,7 @@ class ServedModel:
         self.vector_dim = vector_dim
         self.ranks = ranks
         self.generates = generates
+        self.manifest_digest = ""
         self._prompter = prompter_for(tokenizer)
         self._grammars: dict[str, Grammar] = {}
         self._grammars_lock = threading.Lock()

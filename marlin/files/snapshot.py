@@ -1,4 +1,4 @@
-"""Whether a model's files are still what they were when it was opened.
+"""Which files a model is read from, and whether they still are what they were when it was opened.
 
 Weights are used where they lie, so that a file that is written to while it is served changes
 answers without a word. Knows which files a model may have; reads none of them.
@@ -12,6 +12,21 @@ from marlin.files.split_name import parts_of
 
 # Of a folder: what a model is read from.
 _SUFFIXES = (".safetensors", ".json", ".jinja")
+TEMPLATE_FOLDER = "additional_chat_templates"
+
+
+def model_files(path: str | os.PathLike) -> dict[str, str]:
+    """{name: path} in the order of names, of all files that the model at `path` may be read from:
+    the one file or its parts, or what a folder has of them, named as they are inside it."""
+    path = os.fspath(path)
+    if not os.path.isdir(path):
+        parts = filter(os.path.exists, parts_of(path)[1])
+        return {os.path.basename(part): part for part in sorted(parts)}
+    names = [name for name in os.listdir(path) if name.endswith(_SUFFIXES)]
+    templates = os.path.join(path, TEMPLATE_FOLDER)
+    if os.path.isdir(templates):
+        names += [f"{TEMPLATE_FOLDER}/{name}" for name in os.listdir(templates)]
+    return {name: os.path.join(path, name) for name in sorted(names)}
 
 
 class Snapshot:
@@ -23,12 +38,7 @@ class Snapshot:
     """
 
     def __init__(self, path: str | os.PathLike):
-        path = os.fspath(path)
-        paths = parts_of(path)[1]
-        if os.path.isdir(path):
-            names = sorted(name for name in os.listdir(path) if name.endswith(_SUFFIXES))
-            paths = [os.path.join(path, name) for name in names]
-        self._seen = {path: _look(path) for path in paths}
+        self._seen = {path: _look(path) for path in model_files(path).values()}
 
     def check_same(self) -> None:
         """Raises ModelFileError where one has been changed, replaced or removed."""

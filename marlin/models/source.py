@@ -10,13 +10,13 @@ import shutil
 from dataclasses import dataclass, fields
 
 from marlin.errors import ModelFileError
+from marlin.files.snapshot import TEMPLATE_FOLDER
 from marlin.files.strict_json import read_json_object
 from marlin.models.config import ModelConfig
 from marlin.models.place import is_folder
 from marlin.models.plan_folder import plan_folder
 from marlin.models.plan_gguf import plan_gguf
 from marlin.models.registry import config_from_hf, family_of
-from marlin.text.folder_tokenizer import TEMPLATE_FOLDER
 from marlin.text.gguf_tokenizer import tokenizer_from_gguf
 from marlin.weights.convert import SourceTensor
 from marlin.weights.gguf_parts import read_gguf

@@ -19,6 +19,7 @@ from tokenizers import AddedToken
 from marlin.errors import ModelFileError
 from marlin.files.fields import Fields, file_fields
 from marlin.files.regular import read_regular
+from marlin.files.snapshot import TEMPLATE_FOLDER
 from marlin.files.strict_json import MAX_FILE_BYTES, parse_json_object, read_json_object
 from marlin.text.pretokenizer import UnknownPatternError, make_safe
 from marlin.text.special_tokens import NAMES, declared_token, declared_tokens
@@ -28,7 +29,6 @@ from marlin.text.tokenizer import DEFAULT_TEMPLATE, TOOL_TEMPLATE, Tokenizer, se
 MAX_TEMPLATE_BYTES = 1 << 20
 # Token ids are indices of an embedding; no vocabulary comes near.
 MAX_TOKEN_ID = 1 << 31
-TEMPLATE_FOLDER = "additional_chat_templates"
 
 # How many times longer a text may become by all steps of a normalizer or decoder together, and how
 # long a piece or word may be where a text costs as many tries for each character. Published ones

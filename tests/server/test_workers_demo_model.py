@@ -13,8 +13,8 @@ RUN = "import sys; from marlin.cli import main; sys.exit(main())"
 SPOILED = """
 import os
 import marlin.server.process.supervisor as supervisor
-seal = supervisor._seal
-supervisor._seal = lambda fd: (os.pwrite(fd, b"!!", 40 << 20), seal(fd))
+seal = supervisor.seal
+supervisor.seal = lambda fd: (os.pwrite(fd, b"!!", 40 << 20), seal(fd))
 """
 MODEL = "SmolLM2-135M-Instruct.Q4_1"
 MIB = 1024 * 1024

@@ -57,6 +57,8 @@ VALUES = {
     "speculative": ("ngram", "ngram"),
     "pooling": ("mean", "mean"),
     "allow_unknown_pretokenizer": ("true", True),
+    "manifest": ("m.json", "m.json"),
+    "manifest_key": ("m.pub", "m.pub"),
 }
 
 

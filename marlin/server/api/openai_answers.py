@@ -89,13 +89,15 @@ def model_details(model: ServedModel, capabilities: dict[str, bool]) -> dict[str
             "max_context_length": model.engine.max_context_tokens,
             "num_layers": model.num_layers,
             "vocab_size": model.tokenizer.vocab_size,
+            "manifest": model.manifest_digest or None,
         },
     }
 
 
 def fingerprint(model: ServedModel) -> str:
     """Names all that decides what a seed gives: package, model, weights and device."""
-    return _fingerprint(__version__, model.model_id, model.format, model.isa)
+    facts = __version__, model.model_id, model.format, model.isa
+    return _fingerprint(*facts, *filter(None, [model.manifest_digest]))
 
 
 @functools.lru_cache(maxsize=1)  # a process serves one model

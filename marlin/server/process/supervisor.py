@@ -5,18 +5,17 @@ Loads no model and generates nothing: it starts processes, replaces those that e
 While there is none it says so to whoever asks.
 """
 
-import fcntl
 import logging
 import os
 import select
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 
 from marlin.config import API_KEY_VARIABLE
 from marlin.errors import ModelFileError, SharedWeightsError
+from marlin.files.sealed import SealedModel, nameless_file, seal
 from marlin.files.snapshot import Snapshot
 from marlin.server.api.app import NoWorker
 from marlin.server.http.limits import Limits
@@ -41,7 +40,7 @@ _STOP = (signal.SIGTERM, signal.SIGINT)
 _PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from {} import {} as main; sys.exit(main())"
 
 
-def supervise(config, worker_main, limits=None):
+def supervise(config, worker_main, limits=None, model=None):
     """Serve with config.workers processes until SIGTERM or SIGINT; call it from the main thread.
 
     Args:
@@ -49,6 +48,7 @@ def supervise(config, worker_main, limits=None):
         worker_main: function without arguments that calls process.worker.main(); the workers import
             it by its module and name.
         limits: http.limits.Limits, or None for the standard ones.
+        model: SealedModel that all workers read, or None where they read the files themselves.
 
     Returns:
         Exit code: 0 after the first signal, 128 and the signal's number after a second one; what
@@ -62,7 +62,7 @@ def supervise(config, worker_main, limits=None):
     manager = ServiceManager(os.environ)
     lock_down((), program=sys.executable)
     limits = fitted(limits, config.workers)
-    return Supervisor(config, worker_main, limits, listen(config, limits), manager).run()
+    return Supervisor(config, worker_main, limits, listen(config, limits), manager, model).run()
 
 
 class Backoff:
@@ -111,7 +111,7 @@ class Supervisor:
     """Owns the processes.
 
     Args:
-        config, worker_main, limits: as supervise()'s.
+        config, worker_main, limits, model: as supervise()'s.
         listener: listening socket; closed when stopping begins.
         manager: ServiceManager.
         clock: seconds since a moment that all processes share.
@@ -125,25 +125,28 @@ class Supervisor:
         limits,
         listener,
         manager,
+        model: SealedModel | None = None,
         clock=time.monotonic,
         wall_clock=time.time,
     ):
         self._config = config
         self._manager = manager
+        self._model = model
         self._program = _PROGRAM.format(worker_main.__module__, worker_main.__qualname__)
         self._limits = limits
         self._listener = listener
         self._no_worker_server = HttpServer(listener, NoWorker(config), limits)
         self._clock = clock
         self._created = int(wall_clock())
-        self._weights_fd = _nameless_file("metal-marlin-weights")
-        self._table_fd = _nameless_file("metal-marlin-workers")
+        self._weights_fd = nameless_file("metal-marlin-weights")
+        self._table_fd = nameless_file("metal-marlin-workers")
         self._table = WorkerTable.create(self._table_fd, config.workers)
         self._workers = [
             _Worker(index, Backoff(limits.restart_s, limits.restart_max_s, limits.restart_reset_s))
             for index in range(config.workers)
         ]
-        self._model_files = None  # a Snapshot, of a model that is read from files
+        # Of a model that is read from files.
+        self._model_files: Snapshot | None = None
         self._start_s = 0.0  # that a worker may need until its first sign of life
         self._announced = False
         self._listener.setblocking(False)  # one flag for all who have the socket
@@ -152,7 +155,7 @@ class Supervisor:
 
     def run(self):
         """Start the workers and look after them; returns the exit code."""
-        if self._config.model_path and not self._config.mock_model:
+        if self._config.model_path and not self._config.mock_model and self._model is None:
             self._model_files = Snapshot(self._config.model_path)
         if self._config.model_path:
             began = self._clock()
@@ -202,7 +205,7 @@ class Supervisor:
             return 1
         if process.returncode:
             return process.returncode
-        _seal(self._weights_fd)
+        seal(self._weights_fd)
         return None
 
     def _spawn(self, index):
@@ -221,6 +224,7 @@ class Supervisor:
             table_fd=self._table_fd,
             weights_fd=self._weights_fd,
             ready_fd=writer,
+            model=self._model,
         )
         # Nor is a worker interrupted before it is ready for that, which would be a traceback.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -229,7 +233,7 @@ class Supervisor:
                 [sys.executable, "-c", self._program, *sys.path],
                 bufsize=0,
                 stdin=subprocess.PIPE,
-                pass_fds=(job.listener_fd, job.table_fd, job.weights_fd, writer),
+                pass_fds=(job.listener_fd, job.table_fd, job.weights_fd, writer, *job.model_fds),
                 # The key is in the job; an environment can be read for as long as a process lives.
                 env={name: v for name, v in os.environ.items() if name != API_KEY_VARIABLE},
                 # Ctrl-C on a terminal goes to this process alone, which passes it on.
@@ -357,18 +361,3 @@ class Supervisor:
             process.kill()
         for process in self._processes():
             process.wait()
-
-
-def _nameless_file(name):
-    """Descriptor of an empty file that goes away with the last process that has it."""
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with tempfile.TemporaryFile(prefix=name) as file:
-        return os.dup(file.fileno())
-
-
-def _seal(fd):
-    """From now on no process can change or shorten the file, which others compute with."""
-    if hasattr(fcntl, "F_ADD_SEALS") and hasattr(os, "memfd_create"):
-        seals = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)

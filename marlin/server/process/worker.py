@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass, replace
 from marlin.config import ServeConfig
 from marlin.engine.share import Share
 from marlin.errors import ConfigError, MarlinError, SharedWeightsError, said_by_system
+from marlin.files.sealed import SealedModel
 from marlin.server.api.app import App
 from marlin.server.http import allocator
 from marlin.server.http.limits import Limits
@@ -59,6 +60,7 @@ class Job:
         created: when the server was started, seconds since the epoch; all workers say the same.
         listener_fd, table_fd, weights_fd: inherited descriptors.
         ready_fd: inherited pipe; the model's name is written to it once the worker serves.
+        model: sealed copies of the model's files, whose descriptors are inherited, or None.
     """
 
     config: ServeConfig
@@ -69,6 +71,11 @@ class Job:
     table_fd: int
     weights_fd: int
     ready_fd: int
+    model: SealedModel | None = None
+
+    @property
+    def model_fds(self):
+        return () if self.model is None else tuple(self.model.files.values())
 
     def encode(self):
         """One line of bytes."""
@@ -86,11 +93,13 @@ class Job:
             **values["config"], api_key=None if key is None else key.encode("utf-8")
         )
         values["limits"] = Limits(**values["limits"])
+        if values["model"] is not None:
+            values["model"] = SealedModel(*values["model"])
         return cls(**values)
 
     @property
     def share(self):
-        return Share(self.config.workers, self.weights_fd, writes_weights=self.index is None)
+        return Share(self.config.workers, self.weights_fd, self.index is None, self.model)
 
 
 class WorkerServer(HttpServer):
