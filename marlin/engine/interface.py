@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Protocol
 from marlin.engine.bounds import Bounds
 from marlin.engine.request import Request
 from marlin.engine.sampling import SamplingParams
-from marlin.text.special_tokens import FillTokens
 
 if TYPE_CHECKING:  # As in request.py.
     from marlin.engine.constraint import Guide
     from marlin.engine.pooler import Pooler
+    from marlin.text.special_tokens import FillTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class ModelTokenizer(Protocol):
     strips_leading_space: bool
     add_bos_token: bool
     bos_token_id: int | None
-    fill_tokens: FillTokens | None
+    fill_tokens: "FillTokens | None"
     chat_template: str | None
     tool_template: str | None
 

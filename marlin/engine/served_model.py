@@ -21,11 +21,11 @@ from marlin.text.chat_template import ChatTemplate
 from marlin.text.conversation import Conversation, Prompter
 from marlin.text.grammar.automaton import Grammar
 from marlin.text.grammar.constraint import Constraint, Part
-from marlin.text.special_tokens import FillTokens
 from marlin.text.tool_calls.shape import ToolGrammar
 
 if TYPE_CHECKING:  # As in request.py.
     from marlin.engine.pooler import Pooler
+    from marlin.text.special_tokens import FillTokens
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class Gap:
     after: str
     files: Sequence[tuple[str, str]] = ()
 
-    def parts(self, marks: FillTokens) -> Iterator[tuple[str, list[int]]]:
+    def parts(self, marks: "FillTokens") -> Iterator[tuple[str, list[int]]]:
         """(text, the ids that stand before it), in order."""
         if self.files and marks.file is not None and marks.project is not None:
             yield "project\n", [marks.project]
