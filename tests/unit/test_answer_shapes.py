@@ -102,9 +102,9 @@ def test_the_last_item_of_a_response_that_is_cut_is_incomplete():
     assert body == response("incomplete", output)
 
 
-def test_the_events_of_a_response_build_its_items():
-    answer = responses()
-    data = b"".join(
+def built(answer, *ending):
+    """The events of an answer of a thought, words, a call and one that does not end."""
+    return b"".join(
         [
             answer.opening(0, USAGE),
             *(answer.part(0, Part("reasoning", text)) for text in ("Hm", ".")),
@@ -114,53 +114,63 @@ def test_the_events_of_a_response_build_its_items():
             answer.part(0, Part("called", "", 0)),
             answer.part(0, Part("call", "g", 1, "own")),
             answer.part(0, Part("arguments", "{", 1)),
-            answer.ending(0, "length", None),
+            answer.ending(0, *ending),
             answer.closing(USAGE),
         ]
     )
-    begun = response("in_progress", [], None)
-    at = {"item_id": "rs_ab00", "output_index": 0, "content_index": 0}
-    words = {"item_id": "msg_ab01", "output_index": 1, "content_index": 0}
-    first, second = (
-        {"item_id": f"fc_ab0{number}", "output_index": number} for number in (2, 3)
-    )  # fmt: skip
-    empty, whole = ({"type": "reasoning_text", "text": text} for text in ("", "Hm."))
-    done = [
-        thought("completed", ["Hm."]),
-        message(1, "completed", "Look"),
-        call(2, "completed", "f", "{}", "call_ab02"),
-        call(3, "incomplete", "g", "{", "own"),
-    ]
-    assert numbered(data) == [
-        ("created", {"response": begun}),
-        ("in_progress", {"response": begun}),
-        ("output_item.added", {"output_index": 0, "item": thought("in_progress", [])}),
-        ("content_part.added", {**at, "part": empty}),
-        ("reasoning_text.delta", {**at, "delta": "Hm"}),
-        ("reasoning_text.delta", {**at, "delta": "."}),
-        ("reasoning_text.done", {**at, "text": "Hm."}),
-        ("content_part.done", {**at, "part": whole}),
-        ("output_item.done", {"output_index": 0, "item": done[0]}),
-        ("output_item.added", {"output_index": 1, "item": message(1, "in_progress")}),
-        ("content_part.added", {**words, "part": text_part("")}),
-        ("output_text.delta", {**words, "delta": "Lo", "logprobs": []}),
-        ("output_text.delta", {**words, "delta": "ok", "logprobs": []}),
-        ("output_text.done", {**words, "text": "Look", "logprobs": []}),
-        ("content_part.done", {**words, "part": text_part("Look")}),
-        ("output_item.done", {"output_index": 1, "item": done[1]}),
-        (
-            "output_item.added",
-            {"output_index": 2, "item": call(2, "in_progress", "f", "", "call_ab02")},
-        ),
-        ("function_call_arguments.delta", {**first, "delta": "{}"}),
-        ("function_call_arguments.done", {**first, "arguments": "{}"}),
-        ("output_item.done", {"output_index": 2, "item": done[2]}),
-        ("output_item.added", {"output_index": 3, "item": call(3, "in_progress", "g", "", "own")}),
-        ("function_call_arguments.delta", {**second, "delta": "{"}),
-        ("function_call_arguments.done", {**second, "arguments": "{"}),
-        ("output_item.done", {"output_index": 3, "item": done[3]}),
-        ("incomplete", {"response": response("incomplete", done)}),
-    ]
+
+
+def added(index, item):
+    return "output_item.added", {"output_index": index, "item": item}
+
+
+def ended(index, item):
+    return "output_item.done", {"output_index": index, "item": item}
+
+
+AT, WORDS = (
+    {"item_id": id, "output_index": index, "content_index": 0}
+    for index, id in enumerate(("rs_ab00", "msg_ab01"))
+)
+FIRST, SECOND = ({"item_id": f"fc_ab0{index}", "output_index": index} for index in (2, 3))
+EMPTY, WHOLE = ({"type": "reasoning_text", "text": text} for text in ("", "Hm."))
+DONE = [
+    thought("completed", ["Hm."]),
+    message(1, "completed", "Look"),
+    call(2, "completed", "f", "{}", "call_ab02"),
+    call(3, "incomplete", "g", "{", "own"),
+]
+BUILT = [
+    ("created", {"response": response("in_progress", [], None)}),
+    ("in_progress", {"response": response("in_progress", [], None)}),
+    added(0, thought("in_progress", [])),
+    ("content_part.added", {**AT, "part": EMPTY}),
+    ("reasoning_text.delta", {**AT, "delta": "Hm"}),
+    ("reasoning_text.delta", {**AT, "delta": "."}),
+    ("reasoning_text.done", {**AT, "text": "Hm."}),
+    ("content_part.done", {**AT, "part": WHOLE}),
+    ended(0, DONE[0]),
+    added(1, message(1, "in_progress")),
+    ("content_part.added", {**WORDS, "part": text_part("")}),
+    ("output_text.delta", {**WORDS, "delta": "Lo", "logprobs": []}),
+    ("output_text.delta", {**WORDS, "delta": "ok", "logprobs": []}),
+    ("output_text.done", {**WORDS, "text": "Look", "logprobs": []}),
+    ("content_part.done", {**WORDS, "part": text_part("Look")}),
+    ended(1, DONE[1]),
+    added(2, call(2, "in_progress", "f", "", "call_ab02")),
+    ("function_call_arguments.delta", {**FIRST, "delta": "{}"}),
+    ("function_call_arguments.done", {**FIRST, "arguments": "{}"}),
+    ended(2, DONE[2]),
+    added(3, call(3, "in_progress", "g", "", "own")),
+    ("function_call_arguments.delta", {**SECOND, "delta": "{"}),
+    ("function_call_arguments.done", {**SECOND, "arguments": "{"}),
+    ended(3, DONE[3]),
+    ("incomplete", {"response": response("incomplete", DONE)}),
+]
+
+
+def test_the_events_of_a_response_build_its_items():
+    assert numbered(built(responses(), "length", None)) == BUILT
 
 
 def test_the_events_of_a_summary_are_its_own():
@@ -168,15 +178,15 @@ def test_the_events_of_a_summary_are_its_own():
     data = answer.part(0, Part("reasoning", "Hm.")) + answer.ending(0, "stop", None)
     at = {"item_id": "rs_ab00", "output_index": 0, "summary_index": 0}
     empty, whole = ({"type": "summary_text", "text": text} for text in ("", "Hm."))
-    added = {"type": "reasoning", "id": "rs_ab00", "summary": [], "status": "in_progress"}
+    begun = {"type": "reasoning", "id": "rs_ab00", "summary": [], "status": "in_progress"}
     item = thought("completed", ["Hm."], "summary")
     assert numbered(data) == [
-        ("output_item.added", {"output_index": 0, "item": added}),
+        added(0, begun),
         ("reasoning_summary_part.added", {**at, "part": empty}),
         ("reasoning_summary_text.delta", {**at, "delta": "Hm."}),
         ("reasoning_summary_text.done", {**at, "text": "Hm."}),
         ("reasoning_summary_part.done", {**at, "part": whole}),
-        ("output_item.done", {"output_index": 0, "item": item}),
+        ended(0, item),
     ]
     assert numbered(responses().closing(USAGE)) == [
         ("completed", {"response": response("completed", [])})
@@ -247,30 +257,16 @@ def test_a_whole_message_is_its_blocks():
     assert body == whole_message([], "stop_sequence", "\n")
 
 
+def block(index, start, *deltas):
+    yield "content_block_start", {"index": index, "content_block": start}
+    for delta in deltas:
+        yield "content_block_delta", {"index": index, "delta": delta}
+    yield "content_block_stop", {"index": index}
+
+
 def test_the_events_of_a_message_build_its_blocks():
-    answer = MessagesAnswer("ab", "m")
-    data = b"".join(
-        [
-            answer.opening(0, USAGE),
-            *(answer.part(0, Part("reasoning", text)) for text in ("Hm", ".")),
-            *(answer.text(0, text, ()) for text in ("", "Lo", "ok")),
-            answer.part(0, Part("call", "f", 0)),
-            answer.part(0, Part("arguments", "{}", 0)),
-            answer.part(0, Part("called", "", 0)),
-            answer.part(0, Part("call", "g", 1, "own")),
-            answer.ending(0, "stop", "x"),
-            answer.closing(USAGE),
-        ]
-    )
-    found = events(data)
+    found = events(built(MessagesAnswer("ab", "m"), "stop", "x"))
     assert all(fields.pop("type") == name for name, fields in found)
-
-    def block(index, start, *deltas):
-        yield "content_block_start", {"index": index, "content_block": start}
-        for delta in deltas:
-            yield "content_block_delta", {"index": index, "delta": delta}
-        yield "content_block_stop", {"index": index}
-
     tool = {"type": "tool_use", "input": {}}
     delta = {"stop_reason": "stop_sequence", "stop_sequence": "x"}
     assert found == [
@@ -288,7 +284,10 @@ def test_the_events_of_a_message_build_its_blocks():
             *(2, {**tool, "id": "toolu_ab00", "name": "f"}),
             {"type": "input_json_delta", "partial_json": "{}"},
         ),
-        *block(3, {**tool, "id": "own", "name": "g"}),
+        *block(
+            *(3, {**tool, "id": "own", "name": "g"}),
+            {"type": "input_json_delta", "partial_json": "{"},
+        ),
         ("message_delta", {"delta": delta, "usage": MESSAGES_USAGE}),
         ("message_stop", {}),
     ]

@@ -43,34 +43,35 @@ def block(kind, **fields):
     return {"type": kind, **fields}
 
 
+HISTORY = [
+    user([block("text", text="A"), block("text", text="B")]),
+    {
+        "role": "assistant",
+        "content": [
+            *(block("thinking", thinking=text, signature="s") for text in ("S", "T")),
+            block("redacted_thinking", data="x"),
+            *(block("text", text=text) for text in ("C", "D")),
+            block("tool_use", id="a", name="f", input={"x": 1}),
+            block("server_tool_use"),
+        ],
+    },
+    user(
+        [
+            block("text", text="E"),
+            block("tool_result", tool_use_id="a", content=[block("text", text="R")] * 2),
+            block("tool_result", tool_use_id="z", content="S"),
+            block("tool_result", tool_use_id="a"),
+        ]
+    ),
+    {"role": "system", "content": "Later."},
+    {"role": "assistant", "content": "F"},
+    user(""),
+    user([block("tool_result", tool_use_id="a", content="")]),
+]
+
+
 def test_blocks_become_messages_of_chat():
-    use = block("tool_use", id="a", name="f", input={"x": 1})
-    history = [
-        user([block("text", text="A"), block("text", text="B")]),
-        {
-            "role": "assistant",
-            "content": [
-                *(block("thinking", thinking=text, signature="s") for text in ("S", "T")),
-                block("redacted_thinking", data="x"),
-                *(block("text", text=text) for text in ("C", "D")),
-                use,
-                block("server_tool_use"),
-            ],
-        },
-        user(
-            [
-                block("text", text="E"),
-                block("tool_result", tool_use_id="a", content=[block("text", text="R")] * 2),
-                block("tool_result", tool_use_id="z", content="S"),
-                block("tool_result", tool_use_id="a"),
-            ]
-        ),
-        {"role": "system", "content": "Later."},
-        {"role": "assistant", "content": "F"},
-        user(""),
-        user([block("tool_result", tool_use_id="a", content="")]),
-    ]
-    call = messages(messages=history, system="Help.")
+    call = messages(messages=HISTORY, system="Help.")
     assert call.skipped == ('messages[1].content[6] "server_tool_use"',)
     assert conversation(call).messages == [
         {"role": "system", "content": "Help."},

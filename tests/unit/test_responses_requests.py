@@ -69,24 +69,26 @@ def called(id, name="f", arguments=None):
     return {"id": id, "type": "function", "function": function}
 
 
+ITEMS = [
+    {"role": "developer", "content": [item("input_text", text="A"), item("text", text="B")]},
+    item("message", role="user", content=[item("input_text", text="Hi")]),
+    item("reasoning", summary=[item("summary_text", text="S")]),
+    item("reasoning", content=[item("reasoning_text", text="C")], summary=[]),
+    item("reasoning", content=None, summary=None),
+    item("function_call", call_id="a", name="f", arguments='{"x": 1}'),
+    item("function_call", call_id="b", name="g"),
+    item("function_call_output", call_id="b", output="B"),
+    item("function_call_output", call_id="a", output=[item("output_text", text="A")]),
+    {"role": "assistant", "content": [item("refusal", refusal="No.")]},
+    item("function_call", call_id="c", name="h", arguments="{}"),
+    item("reasoning", summary=[item("summary_text", text="T")]),
+    item("function_call", call_id="d", name="h", arguments="{}"),
+    user("End"),
+]
+
+
 def test_items_become_messages_of_chat():
-    items = [
-        {"role": "developer", "content": [item("input_text", text="A"), item("text", text="B")]},
-        item("message", role="user", content=[item("input_text", text="Hi")]),
-        item("reasoning", summary=[item("summary_text", text="S")]),
-        item("reasoning", content=[item("reasoning_text", text="C")], summary=[]),
-        item("reasoning", content=None, summary=None),
-        item("function_call", call_id="a", name="f", arguments='{"x": 1}'),
-        item("function_call", call_id="b", name="g"),
-        item("function_call_output", call_id="b", output="B"),
-        item("function_call_output", call_id="a", output=[item("output_text", text="A")]),
-        {"role": "assistant", "content": [item("refusal", refusal="No.")]},
-        item("function_call", call_id="c", name="h", arguments="{}"),
-        item("reasoning", summary=[item("summary_text", text="T")]),
-        item("function_call", call_id="d", name="h", arguments="{}"),
-        user("End"),
-    ]
-    call = responses(input=items, instructions="Help.")
+    call = responses(input=ITEMS, instructions="Help.")
     assert conversation(call).messages == [
         {"role": "system", "content": "Help."},
         {"role": "system", "content": "A\nB"},
