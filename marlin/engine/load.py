@@ -119,7 +119,7 @@ def _load_on(
     else:
         context, paging = _paged(config, batching, max_context_tokens)
     check_memory(budget, spec, paging, step_tokens, max_logits)
-    model = Model(checkpoint)
+    model = Model(checkpoint, context)
     slabs.settle()
     runner = Runner(device, model, paging, step_tokens, max_sequences, draft_tokens)
     tokenizer = checkpoint.load_tokenizer(allow_unknown)

@@ -11,6 +11,7 @@ from marlin.models.config import (
     GGUF,
     MAX_CONTEXT_TOKENS,
     MAX_DIM,
+    MAX_LAYERS,
     MAX_VOCAB,
     context_tokens,
     read_sizes,
@@ -25,12 +26,24 @@ def fields_of(file: GGUFFile, gguf_architecture: str) -> Fields:
     return file_fields(file.path, _without_uniform_arrays(file.metadata), f"{gguf_architecture}.")
 
 
-def shared(file: GGUFFile, fields: Fields, architecture: str) -> dict:
+def shared(
+    file: GGUFFile,
+    fields: Fields,
+    architecture: str,
+    *,
+    turns_partly: bool = False,
+    scaling: RopeScaling | None = None,
+    has_log_multiplier: bool = False,
+) -> dict:
     """The fields of ModelConfig that GGUF files spell alike in every family.
 
     Args:
         fields: fields_of(file).
         architecture: ModelConfig's.
+        turns_partly: the family reads rope.dimension_count.
+        scaling: what the family has read of RoPE's; None is what every file says in the same words.
+        has_log_multiplier: YaRN's yarn_log_multiplier is DeepSeek's mscale_all_dim, beside an
+            mscale of 1.
 
     Raises:
         ModelFileError: one is missing or wrong, or the model needs what is not supported.
@@ -39,11 +52,13 @@ def shared(file: GGUFFile, fields: Fields, architecture: str) -> dict:
     if fields.count("expert_count", 0, minimum=0, maximum=MAX_DIM):
         fields.fail("expert_count", "0 (mixtures of experts are not supported)")
     sizes = read_sizes(fields, GGUF)
-    for name in ("attention.value_length", "rope.dimension_count"):
+    names = ("attention.value_length", "rope.dimension_count")
+    for name in names[:1] if turns_partly else names:
         if fields.count(name, sizes["head_dim"], maximum=MAX_DIM) != sizes["head_dim"]:
             fields.fail(name, f"the head's {sizes['head_dim']} dimensions")
     vocab_size = _vocab_size(general, tensors)
-    scaling = _rope_scaling(fields, sizes["max_context_tokens"])
+    if scaling is None:
+        scaling = _rope_scaling(fields, sizes["max_context_tokens"], has_log_multiplier)
     return {
         "architecture": architecture,
         **sizes,
@@ -53,12 +68,39 @@ def shared(file: GGUFFile, fields: Fields, architecture: str) -> dict:
         "rope_theta": fields.number("rope.freq_base", 10000.0, above=1.0),
         "rope_scaling": scaling,
         "tie_embeddings": "output.weight" not in tensors,
-        "qkv_bias": "blk.0.attn_q.bias" in tensors,
+        "qkv_bias": not tensors.keys().isdisjoint(("blk.0.attn_q.bias", "blk.0.attn_qkv.bias")),
         "o_bias": "blk.0.attn_output.bias" in tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in tensors,
         "qk_norm": "blk.0.attn_q_norm.weight" in tensors,
         "eos_token_ids": _eos_token_ids(general, vocab_size),
     }
+
+
+def windows(fields: Fields, num_layers: int, period: int) -> tuple[int | None, ...]:
+    """The window of each layer. The pattern is a period, or says of each layer if it has one.
+
+    Args:
+        period: every how many layers one has no window, where the file does not say.
+    """
+    window = fields.count("attention.sliding_window", 0, minimum=0, maximum=1 << 31) or None
+    name = "attention.sliding_window_pattern"
+    pattern = fields.raw(name)
+    if isinstance(pattern, bool):  # the same of every layer
+        pattern = np.array([pattern] * num_layers)
+    if isinstance(pattern, np.ndarray):
+        if pattern.dtype != np.bool_ or len(pattern) != num_layers:
+            fields.fail(name, f"{num_layers} of true and false")
+        return tuple(window if slides else None for slides in pattern)
+    period = fields.count(name, period, maximum=MAX_LAYERS)
+    return tuple(None if (i + 1) % period == 0 else window for i in range(num_layers))
+
+
+def rotary_dim(fields: Fields, head_dim: int) -> int:
+    """The first dimensions of a head that RoPE turns."""
+    dim = fields.count("rope.dimension_count", head_dim, maximum=head_dim)
+    if dim % 2:
+        fields.fail("rope.dimension_count", "an even number")
+    return dim
 
 
 def _without_uniform_arrays(metadata):
@@ -85,12 +127,12 @@ def _vocab_size(general, tensors):
     return shape[0]
 
 
-def _rope_scaling(fields, max_tokens):
+def _rope_scaling(fields, max_tokens, has_log_multiplier):
     # As llama.cpp reads it: no type is "linear", and no factor, or 0, is 1.
     kind = fields.choice("rope.scaling.type", ("none", "linear", "yarn"), "linear")
     scale = fields.number("rope.scaling.attn_factor", 1.0)
     if kind == "yarn":
-        return _yarn(fields, max_tokens, scale)
+        return _yarn(fields, max_tokens, scale, has_log_multiplier)
     if scale != 1.0:
         fields.fail("rope.scaling.attn_factor", "1, or beside the scaling type yarn")
     older = fields.number("rope.scale_linear", 0.0, minimum=0.0)
@@ -100,8 +142,14 @@ def _rope_scaling(fields, max_tokens):
     return RopeScaling("linear", factor)
 
 
-def _yarn(fields, max_tokens, scale):
-    for name, neutral in (("ext_factor", 1.0), ("attn_factor", 1.0), ("log_multiplier", 0.0)):
+def _yarn(fields, max_tokens, scale, has_log_multiplier):
+    only = {"ext_factor": 1.0, "attn_factor": 1.0}
+    log_multiplier = None
+    if has_log_multiplier:
+        log_multiplier = fields.number("rope.scaling.yarn_log_multiplier", None, minimum=0.0)
+    else:
+        only["log_multiplier"] = 0.0
+    for name, neutral in only.items():
         if fields.number(f"rope.scaling.yarn_{name}", neutral, minimum=0.0) != neutral:
             fields.fail(f"rope.scaling.yarn_{name}", f"{neutral:g}")
     factor = fields.number("rope.scaling.factor")
@@ -109,7 +157,7 @@ def _yarn(fields, max_tokens, scale):
         "rope.scaling.original_context_length", max_tokens, maximum=MAX_CONTEXT_TOKENS
     )
     # GGUF states a multiple of YaRN's own number, Hugging Face the number itself.
-    scale *= yarn_attention_factor(factor)
+    scale *= yarn_attention_factor(factor, log_multiplier and 1.0, log_multiplier)
     return yarn(fields, "rope.scaling.yarn_", factor, original, scale)
 
 

@@ -31,6 +31,7 @@ def shared(
     activation: str = "hidden_act",
     activations: tuple[str, ...] = ("silu", "swish"),
     rope: Fields | None = None,
+    turns_partly: bool = False,
 ) -> dict:
     """The fields of ModelConfig that config.json spells alike in every family.
 
@@ -41,16 +42,19 @@ def shared(
         activation, activations: the field of the feed-forward's activation, and what it may say;
             a file without it means the first.
         rope: the section that scales RoPE; None is rope_scaling, or rope_parameters.
+        turns_partly: the family reads partial_rotary_factor, by rotary_dim().
 
     Raises:
         ModelFileError: one is missing or wrong, or the model needs what is not supported.
     """
     fields.choice(activation, activations, activations[0])
     _refuse_unsupported(fields)
+    if not turns_partly and fields.number("partial_rotary_factor", 1.0) != 1.0:
+        fields.fail("partial_rotary_factor", "1 (RoPE over the whole head)")
     sizes = read_sizes(fields, HF, implies_kv_heads)
     vocab_size = fields.count("vocab_size", maximum=MAX_VOCAB)
-    rope = rope or _rope_section(fields)
-    theta, scaling, max_tokens = _rope(fields, rope, sizes["max_context_tokens"])
+    rope = rope or rope_section(fields)
+    theta, scaling, max_tokens = _rope(fields, rope, sizes["max_context_tokens"], turns_partly)
     return {
         "architecture": architecture,
         **sizes,
@@ -98,8 +102,42 @@ def _refuse_unsupported(fields):
         listed = isinstance(names, list) and all(isinstance(name, str) for name in names)
         if not listed or not any(name.endswith("ForCausalLM") for name in names):
             fields.fail("architectures", "a causal language model (…ForCausalLM)")
-    if fields.number("partial_rotary_factor", 1.0) != 1.0:
-        fields.fail("partial_rotary_factor", "1 (RoPE over the whole head)")
+
+
+def rotary_dim(fields: Fields, head_dim: int, implied: float = 1.0) -> int:
+    """The first dimensions of a head that RoPE turns."""
+    rope, stated = rope_section(fields), None
+    if rope is not None:
+        stated = rope.number("partial_rotary_factor", None, maximum=1.0)
+    if stated is None:
+        stated = fields.number("partial_rotary_factor", implied, maximum=1.0)
+    dim = int(head_dim * stated)
+    if dim < 2 or dim % 2:
+        fields.fail("partial_rotary_factor", f"an even part of the head's {head_dim} dimensions")
+    return dim
+
+
+def ropes_by_kind(fields: Fields, flat: tuple[str, ...] = ()) -> tuple[Fields, Fields] | None:
+    """The sections (of layers without a window, with one) of rope_parameters, each of which may be
+    empty; None where the file has no such section.
+
+    Args:
+        flat: fields that may stand beside the sections and mean nothing.
+    """
+    ropes = fields.section("rope_parameters")
+    if ropes is None or not ropes.values:
+        return None
+    if fields.raw("rope_scaling"):
+        fields.fail("rope_scaling", "nothing beside rope_parameters")
+    kinds = "full_attention", "sliding_attention"
+    for name in ropes.values:
+        if name not in (*kinds, *flat) or not {*kinds} & {*ropes.values}:
+            ropes.fail(name, "in full_attention or sliding_attention")
+    both = ropes.with_defaults({kind: {} for kind in kinds})
+    local = both.object("sliding_attention")
+    local.choice("rope_type", ("default",), "default")
+    refuse_lost_scaling(local)
+    return both.object("full_attention"), local
 
 
 def _eos_token_ids(fields, vocab_size):
@@ -111,16 +149,16 @@ def _eos_token_ids(fields, vocab_size):
     return tuple(dict.fromkeys(found))
 
 
-def _rope_section(fields):
+def rope_section(fields: Fields) -> Fields | None:
     """The section that transformers takes: rope_scaling where it holds anything, and then the other
     one's numbers are lost."""
     older, newer = fields.section("rope_scaling"), fields.section("rope_parameters")
     if older is None or not older.values:
         return newer if newer is not None and newer.values else None
     elsewhere = [source.raw("rope_theta") for source in (older, fields)]
-    lost = newer and newer.number("rope_theta", None, above=1.0)
-    if elsewhere == [None, None] and lost not in (None, IMPLIED_THETA):
-        newer.fail("rope_theta", "in rope_scaling, which replaces this section")
+    if newer is not None and elsewhere == [None, None]:
+        if newer.number("rope_theta", None, above=1.0) not in (None, IMPLIED_THETA):
+            newer.fail("rope_theta", "in rope_scaling, which replaces this section")
     return older
 
 
@@ -135,13 +173,13 @@ def refuse_lost_scaling(rope: Fields) -> None:
             rope.fail(name, "absent, or beside a rope_type that scales")
 
 
-def _rope(fields, rope, max_tokens):
+def _rope(fields, rope, max_tokens, turns_partly):
     """(theta, RopeScaling, max_context_tokens) from either spelling."""
     theta_fields = rope if rope and rope.raw("rope_theta") is not None else fields
     theta = theta_fields.number("rope_theta", IMPLIED_THETA, above=1.0)
     if rope is None:
         return theta, RopeScaling(), max_tokens
-    if rope.number("partial_rotary_factor", 1.0) != 1.0:
+    if not turns_partly and rope.number("partial_rotary_factor", 1.0) != 1.0:
         rope.fail("partial_rotary_factor", "1 (RoPE over the whole head)")
     for name, value in rope.values.items():
         if isinstance(value, dict):

@@ -7,8 +7,6 @@ norm. Embeddings are multiplied by the root of their size.
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from marlin.files.fields import Fields
 from marlin.models import config_gguf, config_hf, config_json
 from marlin.models.config import MAX_DIM, MAX_LAYERS, ModelConfig
@@ -93,7 +91,7 @@ class Gemma3(Family[Gemma3Config]):
             scalar = round(scale**-2, 3)
         return Gemma3Config(
             **shared,
-            windows=_gguf_windows(fields, shared["num_layers"]),
+            windows=config_gguf.windows(fields, shared["num_layers"], PATTERN),
             local_rope_theta=fields.number("rope.freq_base_swa", LOCAL_THETA, above=1.0),
             query_pre_attn_scalar=float(scalar),
         )
@@ -102,14 +100,12 @@ class Gemma3(Family[Gemma3Config]):
         values = config_json.shared_values(config, self.hf_class)
         del values["hidden_act"], values["mlp_bias"]
         kinds = ["sliding_attention" if window else "full_attention" for window in config.windows]
-        scalar = config.query_pre_attn_scalar
         return values | {
             "hidden_activation": "gelu_pytorch_tanh",
             "layer_types": kinds,
             "sliding_window": next(filter(None, config.windows), 4096),
             "rope_local_base_freq": config.local_rope_theta,
-            # transformers takes no float for a whole number.
-            "query_pre_attn_scalar": int(scalar) if scalar.is_integer() else scalar,
+            "query_pre_attn_scalar": whole(config.query_pre_attn_scalar),
         }
 
     def spec(self, config: Gemma3Config) -> ModelSpec:
@@ -118,15 +114,30 @@ class Gemma3(Family[Gemma3Config]):
         return ModelSpec.usual(config, layers, 1.0, embed_scale=scale, unused=IMAGE_PARTS)
 
 
+def whole(scalar: float) -> float:
+    """A number for config.json: transformers takes no float for a whole one."""
+    return int(scalar) if scalar.is_integer() else scalar
+
+
 def _layer(config, index):
-    names, dim = Names.of_layer(index, norm_plus=1.0), config.hidden_dim
-    window = config.windows[index]
     rope = Rope(config.head_dim, config.rope_theta, config.rope_scaling)
-    if window:
+    if config.windows[index]:
         rope = Rope(config.head_dim, config.local_rope_theta, RopeScaling())
+    return gemma_layer(config, index, rope)
+
+
+def gemma_layer(config, index: int, rope: Rope, **features) -> SandwichLayer:
+    """A layer of Gemma 2 or 3.
+
+    Args:
+        config: with query_pre_attn_scalar.
+        features: fields of Attention.
+    """
+    names, dim = Names.of_layer(index, norm_plus=1.0), config.hidden_dim
+    scale = config.query_pre_attn_scalar**-0.5
     return SandwichLayer(
         names.norm("input_layernorm", "attn_norm", dim),
-        attention(names, config, rope, window, scale=config.query_pre_attn_scalar**-0.5),
+        attention(names, config, rope, config.windows[index], scale=scale, **features),
         names.norm("post_attention_layernorm", "post_attention_norm", dim),
         names.norm("pre_feedforward_layernorm", "ffn_norm", dim),
         gated_feed_forward(names, config, "gelu"),
@@ -140,19 +151,11 @@ def _ropes(fields):
     transformers 5 says a RoPE for each kind of layer, 4 says one and the other's theta.
     """
     local_theta = fields.number("rope_local_base_freq", above=1.0)
-    ropes = fields.section("rope_parameters")
-    if ropes is None or not ropes.values:
+    ropes = config_hf.ropes_by_kind(fields)
+    if ropes is None:
         return local_theta, None
-    if fields.raw("rope_scaling"):
-        fields.fail("rope_scaling", "nothing beside rope_parameters")
-    for name in ropes.values:
-        if name not in ("full_attention", "sliding_attention"):
-            ropes.fail(name, "in full_attention or sliding_attention")
-    both = ropes.with_defaults({"full_attention": {}, "sliding_attention": {}})
-    local = both.object("sliding_attention")
-    local.choice("rope_type", ("default",), "default")
-    config_hf.refuse_lost_scaling(local)
-    return local.number("rope_theta", local_theta, above=1.0), both.object("full_attention")
+    full, local = ropes
+    return local.number("rope_theta", local_theta, above=1.0), full
 
 
 def _refuse_unsupported(fields):
@@ -163,16 +166,3 @@ def _refuse_unsupported(fields):
         fields.fail("sliding_window", "the window of the layers that have one")
     if fields.flag("use_bidirectional_attention", False):
         fields.fail("use_bidirectional_attention", "false (a model that generates)")
-
-
-def _gguf_windows(fields, num_layers):
-    """The window of each layer. The pattern is a period, or says of each layer if it has one."""
-    window = fields.count("attention.sliding_window", 0, minimum=0, maximum=1 << 31) or None
-    pattern = fields.raw("attention.sliding_window_pattern")
-    if isinstance(pattern, np.ndarray):
-        if pattern.dtype != np.bool_ or len(pattern) != num_layers:
-            fields.fail("attention.sliding_window_pattern", f"{num_layers} of true and false")
-        return tuple(window if slides else None for slides in pattern)
-    name = "attention.sliding_window_pattern"
-    period = fields.count(name, PATTERN, maximum=MAX_LAYERS)
-    return tuple(None if (i + 1) % period == 0 else window for i in range(num_layers))

@@ -8,7 +8,7 @@ from marlin.models import config_gguf, config_hf, config_json
 from marlin.models.config import ModelConfig
 from marlin.models.layers import Rope, attention, gated_feed_forward
 from marlin.models.layers_residual import PreNormLayer
-from marlin.models.spec import Family, ModelSpec, Names, Tensor
+from marlin.models.spec import Config, Family, ModelSpec, Names, Tensor
 from marlin.weights.gguf import GGUFFile
 
 # Divisors of the RoPE frequencies (Llama 3 scaling in GGUF); Hugging Face keeps the rule in
@@ -16,16 +16,40 @@ from marlin.weights.gguf import GGUFFile
 ROPE_FACTORS = "rope_freqs.weight"
 
 
-class Llama(Family[ModelConfig]):
-    """Attributes of the line:
+class LlamaLine(Family[Config]):
+    """Families of that layer.
 
-    rows_interleaved: whether GGUF files store the rows of q and k in pairs that RoPE rotates.
+    Attributes:
+        rows_interleaved: whether GGUF files store the rows of q and k in pairs that RoPE rotates.
     """
 
+    rows_interleaved = True
+
+    def hf_config(self, config: Config) -> dict:
+        """As Family's."""
+        return config_json.shared_values(config, self.hf_class)
+
+    def spec(self, config: Config) -> ModelSpec:
+        """As Family's."""
+        factors = Tensor(ROPE_FACTORS, ROPE_FACTORS, (config.head_dim // 2,), optional=True)
+        rope = Rope(config.head_dim, config.rope_theta, config.rope_scaling, factors)
+        layers = tuple(self._layer(config, rope, index) for index in range(config.num_layers))
+        return ModelSpec.usual(config, layers)
+
+    def _layer(self, config, rope, index):
+        names, dim = Names.of_layer(index), config.hidden_dim
+        return PreNormLayer(
+            names.norm("input_layernorm", "attn_norm", dim),
+            attention(names, config, rope, config.windows[index], self.rows_interleaved),
+            names.norm("post_attention_layernorm", "ffn_norm", dim),
+            gated_feed_forward(names, config),
+        )
+
+
+class Llama(LlamaLine[ModelConfig]):
     model_type = "llama"
     hf_class = "LlamaForCausalLM"
     gguf_architecture: str | None = "llama"
-    rows_interleaved = True
 
     def config_from_hf(self, fields: Fields) -> ModelConfig:
         has_bias = fields.flag("attention_bias", False)
@@ -46,21 +70,3 @@ class Llama(Family[ModelConfig]):
         architecture = "llama" if window is None else "mistral"
         shared = config_gguf.shared(file, fields, architecture)
         return ModelConfig(**shared, windows=(window,) * shared["num_layers"])
-
-    def hf_config(self, config: ModelConfig) -> dict:
-        return config_json.shared_values(config, self.hf_class)
-
-    def spec(self, config: ModelConfig) -> ModelSpec:
-        factors = Tensor(ROPE_FACTORS, ROPE_FACTORS, (config.head_dim // 2,), optional=True)
-        rope = Rope(config.head_dim, config.rope_theta, config.rope_scaling, factors)
-        layers = tuple(self._layer(config, rope, index) for index in range(config.num_layers))
-        return ModelSpec.usual(config, layers)
-
-    def _layer(self, config, rope, index):
-        names, dim = Names.of_layer(index), config.hidden_dim
-        return PreNormLayer(
-            names.norm("input_layernorm", "attn_norm", dim),
-            attention(names, config, rope, config.windows[index], self.rows_interleaved),
-            names.norm("post_attention_layernorm", "ffn_norm", dim),
-            gated_feed_forward(names, config),
-        )

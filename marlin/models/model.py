@@ -45,6 +45,9 @@ def ropes_of(spec: ModelSpec) -> tuple[Rope, ...]:
 class Model:
     """Weights of one model on a device, and how to record its forward step.
 
+    Args:
+        context_tokens: the longest context that will be asked for; None is the model's own.
+
     Attributes:
         weights: {tensor name: Weight of a matrix, View of float32 otherwise}.
 
@@ -52,7 +55,7 @@ class Model:
         ModelFileError: a tensor cannot be read, or a size is one that the kernels cannot run.
     """
 
-    def __init__(self, checkpoint):
+    def __init__(self, checkpoint, context_tokens=None):
         self.spec: ModelSpec = checkpoint.spec
         self.config = self.spec.config
         for layer in self.spec.layers:
@@ -61,6 +64,7 @@ class Model:
                 raise ModelFileError(checkpoint.path, message)
         self.weights = checkpoint.load()
         device = checkpoint.device
+        self._context_tokens = context_tokens or self.config.max_context_tokens
         self._ropes = {rope: self._frequencies(rope, device) for rope in ropes_of(self.spec)}
 
     def _frequencies(self, rope, device):
@@ -68,7 +72,8 @@ class Model:
         factors = rope.factors and self.weights.get(rope.factors.name)
         if factors is not None:
             factors = factors.buffer.array(np.float32, (rope.dim // 2,), factors.offset)
-        inv_freq, scale = rope_inv_freq(rope.dim, rope.theta, rope.scaling, factors)
+        sizes = factors, self._context_tokens
+        inv_freq, scale = rope_inv_freq(rope.dim, rope.theta, rope.scaling, *sizes)
         return View.of(device.create_from(inv_freq)), scale
 
     def _layer_weights(self) -> list[Weight]:

@@ -49,14 +49,15 @@ def plan_gguf(file: GGUFFile) -> tuple[ModelSpec, list[GgufTensor], list[int]]:
     tensors = split_fused(spec, file.tensors, "gguf")
     plan, slabs = [], SlabPlan()
     for tensor in spec.tensors:
-        info = tensors.get(tensor.gguf)
+        found = tensors.get(tensor.gguf)
         dtypes = _MATRIX_TYPES if tensor.is_matrix else DENSE_KINDS
-        if not check_found(file.path, tensor, tensor.gguf, info, dtypes):
+        if not check_found(file.path, tensor, tensor.gguf, found, dtypes):
             continue
+        info = tensors[tensor.gguf]
         planned = GgufTensor(tensor, info, REPACKED.get(info.dtype))
         if tensor.is_matrix and (planned.form or tensor.rope_heads):
             place = slabs.place(sum(planned.part_bytes))
             planned = GgufTensor(tensor, info, planned.form, *place)
         plan.append(planned)
-    check_leftovers(spec, file.tensors, {planned.info.name for planned in plan})
+    check_leftovers(spec, tensors, {planned.info.name for planned in plan})
     return spec, plan, slabs.sizes

@@ -8,15 +8,26 @@ import os
 from marlin.files.fields import file_fields
 from marlin.files.strict_json import read_json_object
 from marlin.models.config import ModelConfig
+from marlin.models.exaone4 import Exaone4
+from marlin.models.gemma2 import Gemma2
 from marlin.models.gemma3 import Gemma3
+from marlin.models.glm4 import Glm4
+from marlin.models.granite import Granite
 from marlin.models.llama import Llama
+from marlin.models.ministral3 import Ministral3
 from marlin.models.mistral import Mistral
+from marlin.models.olmo2 import Olmo2, Olmo3
+from marlin.models.phi3 import Phi3
 from marlin.models.qwen2 import Qwen2
 from marlin.models.qwen3 import Qwen3
+from marlin.models.smollm3 import SmolLM3
 from marlin.models.spec import Family, ModelSpec
 from marlin.weights.gguf import GGUFFile
 
-FAMILIES = (Llama(), Mistral(), Qwen2(), Qwen3(), Gemma3())
+FAMILIES = (
+    *(Llama(), Mistral(), Qwen2(), Qwen3(), Gemma3()),
+    *(SmolLM3(), Granite(), Olmo2(), Olmo3(), Phi3(), Gemma2(), Ministral3(), Exaone4(), Glm4()),
+)
 
 _BY_MODEL_TYPE = {family.model_type: family for family in FAMILIES}
 _BY_WRAPPER = {

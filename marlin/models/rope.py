@@ -14,15 +14,17 @@ class RopeScaling:
     """How a model stretches RoPE past the context it was first trained with.
 
     Attributes:
-        type: None (no scaling), "linear", "llama3" or "yarn". The other fields belong to the types
-            named; a type's own are never None but for attention_factor.
-        factor: all: how much longer the context becomes, >= 1.
-        original_max_tokens: llama3, yarn: the context before stretching.
+        type: None (no scaling), "linear", "llama3", "yarn" or "longrope". The other fields belong
+            to the types named; a type's own are never None but for attention_factor.
+        factor: all but longrope: how much longer the context becomes, >= 1.
+        original_max_tokens: llama3, yarn, longrope: the context before stretching.
         low_freq_factor, high_freq_factor: llama3: rotations within the original context below which
             a frequency is divided by factor, and above which it is kept.
         beta_fast, beta_slow: yarn: the same two bounds, in the other order.
         truncate: yarn: round those bounds outwards to whole dimensions.
-        attention_factor: yarn: what cos and sin are multiplied by.
+        attention_factor: yarn, longrope: what cos and sin are multiplied by.
+        short_factors, long_factors: longrope: what each frequency is divided by in contexts up to
+            original_max_tokens, and in longer ones.
     """
 
     type: str | None = None
@@ -34,9 +36,11 @@ class RopeScaling:
     beta_slow: float | None = None
     truncate: bool = True
     attention_factor: float = 1.0
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
 
 
-def rope_inv_freq(head_dim, theta, scaling, factors=None):
+def rope_inv_freq(head_dim, theta, scaling, factors=None, context_tokens=None):
     """Angles per position of the rotated pairs.
 
     Pair i is dimensions i and i + head_dim / 2 of a head (Hugging Face's order of rows).
@@ -46,6 +50,9 @@ def rope_inv_freq(head_dim, theta, scaling, factors=None):
         scaling: RopeScaling.
         factors: float [head_dim / 2] that divide the frequencies, the tensor `rope_freqs.weight`
             of a GGUF file, or None.
+        context_tokens: the longest context that will be asked for; None is longer than any original
+            one. Only longrope asks: a choice for each sequence would change the keys of its first
+            tokens when it grows.
 
     Returns:
         (float32 [head_dim / 2] radians per position, float that cos and sin are multiplied by).
@@ -58,6 +65,10 @@ def rope_inv_freq(head_dim, theta, scaling, factors=None):
         inv_freq = _llama3(inv_freq, scaling)
     elif scaling.type == "yarn":
         inv_freq = _yarn(inv_freq, scaling, head_dim, theta)
+    elif scaling.type == "longrope":
+        is_short = context_tokens is not None and context_tokens <= scaling.original_max_tokens
+        chosen = scaling.short_factors if is_short else scaling.long_factors
+        inv_freq = inv_freq / np.asarray(chosen, np.float64)
     if factors is not None:
         inv_freq = inv_freq / np.asarray(factors, np.float64)
     return inv_freq.astype(np.float32), float(scaling.attention_factor)
@@ -75,6 +86,16 @@ def yarn_attention_factor(factor, mscale=None, mscale_all_dim=None):
     if mscale and mscale_all_dim:
         return grown(mscale) / grown(mscale_all_dim)
     return grown(1.0)
+
+
+def longrope_attention_factor(factor, original_max_tokens):
+    """What LongRoPE multiplies cos and sin by when the model states no number of its own.
+
+    Source: LongRoPE (arXiv 2402.13753), as its authors' models have it.
+    """
+    if factor <= 1:
+        return 1.0
+    return math.sqrt(1 + math.log(factor) / math.log(original_max_tokens))
 
 
 def _llama3(inv_freq, scaling):

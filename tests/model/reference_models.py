@@ -1,6 +1,8 @@
 """Tiny random models of the families as transformers builds, saves and runs them: the reference."""
 
 import numpy as np
+import transformers
+from dense_families import FAMILIES, SIZES
 from pytorch import torch
 from tiny_models import random_tensor
 from transformers import (
@@ -39,27 +41,18 @@ GEMMA3 = {
         "full_attention": {"rope_type": "linear", "factor": 2.5, "rope_theta": 500.0},
     },
 }
-SIZES = {
-    "num_hidden_layers": 2,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 97,
-    "max_position_embeddings": 512,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
 
 
 def build(family, seed=0, **changes):
-    """A float32 model of one of CLASSES with tiny_models.random_tensor's values; changes are
-    config fields."""
-    config_class, model_class = CLASSES[family]
+    """A float32 model of one of CLASSES, or of dense_families.FAMILIES, with
+    tiny_models.random_tensor's values; changes are config fields."""
     own = GEMMA3 if family == "gemma3" else {}
+    if family in CLASSES:
+        config_class, model_class = CLASSES[family]
+    else:
+        name, own = FAMILIES[family]
+        config_class = getattr(transformers, f"{name}Config")
+        model_class = getattr(transformers, f"{name}ForCausalLM")
     model = model_class(config_class(**SIZES | own | changes)).eval()
     rng = np.random.default_rng(seed)
     with torch.no_grad():
@@ -73,7 +66,8 @@ def build(family, seed=0, **changes):
 
 def stores_less_one(model, name):
     """Whether a tensor is a norm that the model adds 1 to."""
-    return model.config.model_type == "gemma3_text" and name.endswith("norm.weight")
+    gemmas = ("gemma2", "gemma3_text")
+    return model.config.model_type in gemmas and name.endswith("norm.weight")
 
 
 def with_weights(model, tensors):

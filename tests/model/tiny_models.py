@@ -7,11 +7,14 @@ Owns how a test opens a model and reads logits off the runner; knows nothing of 
 import json
 import os
 import platform
+import tempfile
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
+from dense_families import FAMILIES, SIZES
 from safetensors.numpy import save_file
 
 from marlin.device import abi
@@ -25,7 +28,7 @@ from marlin.models.checkpoint import open_checkpoint
 from marlin.models.config import ModelConfig
 from marlin.models.gemma3 import Gemma3Config
 from marlin.models.model import Model
-from marlin.models.registry import family_of, spec_of
+from marlin.models.registry import config_from_hf, family_of, spec_of
 from marlin.models.rope import RopeScaling
 from marlin.weights import formats, ggml_types
 from marlin.weights.kinds import KINDS
@@ -69,6 +72,17 @@ def tiny_gemma3_config(**changes):
     )
     own = {"local_rope_theta": 1000.0, "query_pre_attn_scalar": 24.0}
     return Gemma3Config(**{f.name: getattr(tiny, f.name) for f in fields(tiny)} | own | changes)
+
+
+def tiny_family_config(model_type):
+    """The config of a model as small of one of dense_families.FAMILIES, or of the others'."""
+    if model_type not in FAMILIES:
+        own = {"gemma3_text": tiny_gemma3_config}.get(model_type, tiny_config)
+        return own(architecture=model_type)
+    values = SIZES | FAMILIES[model_type][1] | {"model_type": model_type}
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(values))
+        return config_from_hf(folder)
 
 
 def random_tensor(name, shape, rng):
@@ -140,8 +154,8 @@ def running(
     """
     device = open_device(isa, num_threads)
     try:
-        model = Model(open_checkpoint(path, device))
         num_blocks, block_size = blocks or (1, context)
+        model = Model(open_checkpoint(path, device), num_blocks * block_size)
         paging = Paging(num_blocks, block_size, num_blocks)
         runner = Runner(device, model, paging, max_step_tokens, sequences, drafts)
         try:

@@ -157,7 +157,18 @@ SEARCHES = (
     ),
     1_000,
 )
-APART = (AGENTS, EDITORS, FORMATS, SEARCHES)
+FAMILIES = (
+    "Families beyond the first",
+    "What each reads of a config in words of its own, on the readers above.",
+    tuple(
+        f"marlin/models/{name}.py"
+        for name in (
+            *("smollm3", "granite", "olmo2", "phi3", "gemma2", "ministral3", "exaone4", "glm4"),
+        )
+    ),
+    2_000,
+)
+APART = (AGENTS, EDITORS, FORMATS, SEARCHES, FAMILIES)
 
 # What sees checked values only: these files, and of what PARTS leaves, those folders.
 FILES_BEHIND = {

@@ -1,0 +1,107 @@
+"""The dense families beyond the first, against transformers: its folders, and GGUF files that
+llama.cpp's own converter wrote.
+"""
+
+import json
+
+import numpy as np
+import pytest
+from dense_families import FAMILIES, FEATURES
+from reference_models import build, logits_of
+from test_parity import SENSITIVITY, TOLERANCE, assert_close
+from tiny_models import logits_by_chunks, logits_of_positions, random_tokens, running
+
+from marlin.models.registry import config_from_hf, family_of
+
+CASES = {name: (name, {}) for name in FAMILIES} | {
+    "granite with biases, tied": (
+        "granite",
+        {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    ),
+    "olmo2 with biases": ("olmo2", {"attention_bias": True}),
+    "phi3 without longrope": (
+        "phi3",
+        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+    ),
+    "gemma2 uncapped, tied": (
+        "gemma2",
+        {
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "exaone4 without windows": (
+        "exaone4",
+        {"sliding_window": None, "layer_types": ["full_attention"] * 2},
+    ),
+    "glm4 without biases, of wide heads": (
+        "glm4",
+        {"attention_bias": False, "head_dim": 256, "num_key_value_heads": 1},
+    ),
+}
+LENGTH = 305
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda name: name.replace(" ", "-"))
+def case(request, tmp_path_factory):
+    """(folder, token ids, their reference logits)."""
+    family, changes = CASES[request.param]
+    model = build(family, **changes)
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    token_ids = random_tokens(LENGTH, model.config.vocab_size)
+    return folder, token_ids, logits_of(model, token_ids)
+
+
+def test_every_position_decoded_and_a_prefill_in_chunks_agree_with_transformers(case):
+    folder, token_ids, expected = case
+    with running(folder, sequences=16) as runner:
+        decoded = logits_of_positions(runner, token_ids)
+    assert_close(dict(enumerate(decoded)), expected)
+    with running(folder) as runner:
+        chunks = logits_by_chunks(runner, token_ids, [64, 33, 1, 2])
+    assert max(chunks) == LENGTH - 1
+    for position, logits in chunks.items():
+        np.testing.assert_array_equal(logits, decoded[position])
+
+
+def test_a_config_survives_being_written(case, tmp_path):
+    config = config_from_hf(case[0])
+    values = family_of(config).hf_config(config)
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert config_from_hf(tmp_path) == config
+
+
+@pytest.mark.parametrize("family, change", FEATURES, ids=lambda value: "-".join(value))
+def test_the_reference_would_show_a_feature_that_is_ignored(family, change):
+    token_ids = random_tokens(300, 97)
+    on, off = (logits_of(build(family, **changes), token_ids) for changes in ({}, change))
+    assert np.abs(on - off).max() > SENSITIVITY
+
+
+@pytest.mark.parametrize("beta, original", [(0.0, 32), (0.3, 400)])
+def test_the_reference_would_show_queries_that_do_not_grow(beta, original):
+    model = build("ministral3")
+    rope = model.config.rope_parameters
+    other = build("ministral3", rope_parameters=rope | {"llama_4_scaling_beta": beta})
+    if beta:
+        other = build(
+            "ministral3", rope_parameters=rope | {"original_max_position_embeddings": original}
+        )
+    token_ids = random_tokens(300, 97)
+    on, off = (logits_of(model, token_ids) for model in (model, other))
+    assert np.abs(on - off).max() > SENSITIVITY
+
+
+def test_longrope_takes_its_short_factors_where_the_context_is_short(tmp_path):
+    model = build("phi3", original_max_position_embeddings=64)
+    model.save_pretrained(tmp_path)
+    token_ids = random_tokens(64, 97)
+    expected = logits_of(model, token_ids)
+    with running(tmp_path, sequences=16, context=64) as runner:
+        found = logits_of_positions(runner, token_ids)
+    assert np.abs(found - expected).max() < TOLERANCE
+    with running(tmp_path, sequences=16, context=80) as runner:
+        found = logits_of_positions(runner, token_ids)
+    assert np.abs(found - expected).max() > SENSITIVITY
