@@ -55,6 +55,10 @@ class DeviceError(MarlinError):
     """Native code refused a call or a replay failed; the text is the library's own."""
 
 
+class NoMemoryError(DeviceError):
+    """The system has no memory for it now."""
+
+
 class NoDeviceError(DeviceError):
     """This machine or installation has no device of the kind asked for; the text says why."""
 

@@ -14,7 +14,7 @@ import numpy as np
 from marlin.config import MAX_THREADS
 from marlin.device import abi
 from marlin.device.buffer import Buffer
-from marlin.errors import ConfigError, DeviceError, NoDeviceError
+from marlin.errors import ConfigError, DeviceError, NoDeviceError, NoMemoryError
 
 # Where Linux says how much processor time a container may use (cgroup v2: "quota period" in µs).
 CPU_QUOTA_FILE = "/sys/fs/cgroup/cpu.max"
@@ -119,7 +119,8 @@ class Device:
     def check(self, code):
         """Pass on a result >= 0; raise DeviceError with the library's text for a negative one."""
         if code < 0:
-            raise DeviceError(self.library.marlin_last_error().decode("utf-8", "replace"))
+            kind = NoMemoryError if code == abi.ENOMEM else DeviceError
+            raise kind(self.library.marlin_last_error().decode("utf-8", "replace"))
         return code
 
     def info(self):

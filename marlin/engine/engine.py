@@ -20,7 +20,13 @@ from marlin.engine.request import (
 )
 from marlin.engine.runner import NO_TOKEN, NOT_NUMBERS
 from marlin.engine.scheduler import Scheduler
-from marlin.errors import DeviceError, ModelFileError, RequestError, StoppingError
+from marlin.errors import (
+    DeviceError,
+    ModelFileError,
+    NoMemoryError,
+    RequestError,
+    StoppingError,
+)
 
 # Between two looks at the files of the model: a few microseconds each.
 FILE_CHECK_S = 1.0
@@ -241,7 +247,7 @@ class Engine:
             token_lists = self._runner.step(chunks)
         except (DeviceError, MemoryError) as failure:
             no_memory = isinstance(failure, MemoryError)
-            error = DeviceError("there was no memory for a step") if no_memory else failure
+            error = NoMemoryError("there was no memory for a step") if no_memory else failure
             for chunk in chunks:
                 self._finish(chunk.request, FinishEvent("error", error), keep=False)
             self._num_failed_steps += 1

@@ -15,6 +15,7 @@ from marlin.errors import DeviceError
 # lets the first token reach its client; its logits are not numbers.
 DEVICE_FAILS, ENGINE_BREAKS, NO_NUMBERS = "#device", "#engine", "#numbers"
 DEVICE_HANGS = "#hangs"  # for ever
+NO_MEMORY = "#memory"
 BREAKS = "#breaks"  # the tokenizer, for ever
 PAUSE_S = 0.3
 REASON = "the device fell over"
@@ -36,6 +37,8 @@ class FailingRunner:
         prompt, num_out = bytes(request.prompt_token_ids), len(request.output_token_ids)
         if DEVICE_FAILS.encode() in prompt:
             raise DeviceError(REASON)
+        if NO_MEMORY.encode() in prompt:
+            raise MemoryError
         if DEVICE_HANGS.encode() in prompt:
             time.sleep(1000)
         if ENGINE_BREAKS.encode() in prompt and num_out:

@@ -68,6 +68,7 @@ def main():
     logs.configure(settings.log_level, settings.log_format, sys.stderr)
     times = {name: float(os.environ.get(name.upper(), "5")) for name in ("drain_s", "stop_s")}
     times["failing_s"] = float(os.environ.get("FAILING_S", "10"))
+    times["slow_s"] = float(os.environ.get("SLOW_S", "5"))
     times["hung_s"] = float(os.environ.get("HUNG_S", "90"))
     return serve(settings, _load, Limits(**times))
 

@@ -104,6 +104,8 @@ def test_a_connection_that_gets_no_thread_gives_its_place_back(start_server, mon
                 with server.connect() as client:
                     assert client.read().status == 503
                     assert client.at_end()
+        assert kept.ask("GET", "/health").json()["part"] == "threads"
+        server.app.heartbeat()  # looks whether there are some again
         assert kept.ask("GET", "/health").status == 200
 
 

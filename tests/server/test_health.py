@@ -1,9 +1,12 @@
-"""/health of an engine that has stopped completing steps."""
+"""/health of an engine that has stopped completing steps, and of a process that lacked memory."""
 
+import time
 from dataclasses import replace
 
 import pytest
-from fakes import FakeEngine
+from clients import chat_body
+from failing_engine import NO_MEMORY, failing_engine
+from fakes import ByteTokenizer, FakeEngine
 
 from marlin.server.http.limits import Limits
 
@@ -36,3 +39,27 @@ def test_health_is_well_again_after_the_next_step(start_server):
         assert client.ask("GET", "/health").status == 503
         engine.waited_s = 0.0
         assert client.ask("GET", "/health").status == 200
+
+
+class ForgetfulTokenizer(ByteTokenizer):
+    """Has no memory for such a text."""
+
+    def encode_parts(self, text, num_characters, **kinds):
+        if NO_MEMORY in text:
+            raise MemoryError
+        return super().encode_parts(text, num_characters, **kinds)
+
+
+@pytest.mark.parametrize("tokenizer", [ByteTokenizer, ForgetfulTokenizer])
+def test_a_request_without_memory_degrades_health_for_a_while(start_server, tokenizer):
+    server = start_server(failing_engine(), tokenizer(), scarce_s=1.0)
+    body = chat_body(messages=[{"role": "user", "content": NO_MEMORY}])
+    with server.connect() as client:
+        assert client.ask("GET", "/health").status == 200
+        assert client.ask("POST", "/v1/chat/completions", body).status == 500
+        answer = client.ask("GET", "/health")
+        assert answer.status == 503
+        assert answer.json() == {"status": "degraded", "model_loaded": True, "part": "memory"}
+        assert client.ask("POST", "/v1/chat/completions", chat_body()).status == 200
+        time.sleep(1.0)
+        assert client.ask("GET", "/health").json() == {"status": "ok", "model_loaded": True}

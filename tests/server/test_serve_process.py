@@ -4,11 +4,13 @@ nobody."""
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -338,3 +340,38 @@ def test_a_process_whose_engine_hangs_says_where_and_exits_with_1(start):
         assert process.popen.wait(CLIENT_TIMEOUT_S) == 1
     log = process.popen.stderr.read()
     assert "done nothing for 1 s" in log and "failing_engine.py" in log
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="takes its limit from /proc")
+def test_a_process_that_can_start_no_thread_any_more_ends_and_says_why(start):
+    process = start("hello", "--host", "127.0.0.1", FAILING_S="1", SLOW_S="1")
+    pages = int(Path(f"/proc/{process.popen.pid}/statm").read_text().split()[0])
+    now = pages * resource.getpagesize()
+    with ExitStack() as stack:
+        resource.prlimit(process.popen.pid, resource.RLIMIT_AS, (now, now))
+        for _ in range(24):  # stacks of threads that have ended are used again
+            stack.enter_context(process.connect())
+        status, log = process.wait()
+    assert status == 1
+    # A thread that came as far as to lack memory for its own start leaves the listener waiting.
+    assert re.search("ends: (RuntimeError: can't start new thread|nobody was let in)", log)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS holds for stacks")
+def test_a_server_that_has_room_for_no_connection_does_not_start():
+    before = "import resource, threading; import sys; sys.argv[1:1] = ['hello']; import serve_fake"
+    program = (
+        f"{before}; from marlin.server.process import serve as s; check = s.check_threads;"
+        "pages = lambda: int(open('/proc/self/statm').read().split()[0]) * 4096;"
+        "limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (pages(), pages()));"
+        "s.check_threads = lambda limits: (limit(), check(limits)); sys.exit(serve_fake.main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, "--port", "0", "--host", "127.0.0.1"],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT}:{HERE}"},
+        capture_output=True,
+        text=True,
+        timeout=CLIENT_TIMEOUT_S,
+    )
+    assert done.returncode == 1 and "can't start new thread" in done.stderr
+    assert "serving" not in done.stdout

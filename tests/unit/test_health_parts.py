@@ -1,12 +1,13 @@
 """Health of the parts beside the engine, on a clock of the test's own, and of answers."""
 
 import tempfile
+import threading
 from types import SimpleNamespace
 
 import pytest
 
 from marlin.engine.interface import EngineStats
-from marlin.server.observe.health import Failures, Health
+from marlin.server.observe.health import MEMORY, THREADS, Failures, Health, Shortages
 from marlin.server.observe.worker_table import WorkerTable
 
 STUCK_S = 60.0
@@ -141,3 +142,53 @@ def test_one_success_takes_it_all_back_and_no_other_answer_does(clock):
     assert failures.check() is None
     clock.now += 0.1
     assert failures.check() is not None
+
+
+def test_memory_that_was_missing_is_scarce_for_a_while_and_no_reason_to_end(clock):
+    shortages = Shortages(15.0, clock)
+    health = Health(model(), STUCK_S, clock=clock, shortages=shortages)
+    for _ in range(2):
+        shortages.missed(MEMORY)
+        assert (health.is_well(), health.scarce) == (False, "memory")
+        clock.now += 14.0
+        health.look()
+        assert not health.is_well() and health.failing(0.0) is None
+    clock.now += 1.0
+    assert (health.is_well(), health.scarce) == (True, None)
+
+
+def test_a_worker_that_lacked_memory_leaves_health_and_connections_to_the_others(clock):
+    with tempfile.TemporaryFile() as file:
+        table = WorkerTable.create(file.fileno(), 2)
+        shortages = Shortages(15.0, clock)
+        short = Health(model(), STUCK_S, table.rows[0], clock, shortages=shortages)
+        other = Health(model(), STUCK_S, table.rows[1], clock)
+        other.heartbeat()
+        assert not short.gives_way()
+        shortages.missed(MEMORY)
+        assert short.gives_way() and short.is_well()  # as a whole
+        other.heartbeat()
+        table.rows[1].vacate(clock.now)
+        assert not short.gives_way() and not short.is_well()
+
+
+def test_threads_are_missing_until_one_can_be_started_and_meanwhile_that_may_end_it(
+    clock, monkeypatch
+):
+    def refuse(_):
+        raise RuntimeError("can't start new thread")
+
+    shortages = Shortages(15.0, clock)
+    health = Health(model(), STUCK_S, clock=clock, parts=[shortages.threads], shortages=shortages)
+    health.look()
+    assert health.is_well()
+    shortages.missed(THREADS)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        health.look()
+        clock.now += 20
+        health.look()
+        assert (health.is_well(), health.scarce) == (False, "threads")
+        assert health.failing(20.0) == "RuntimeError: can't start new thread"
+    health.look()
+    assert health.is_well() and health.failing(0.0) is None

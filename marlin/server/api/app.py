@@ -8,12 +8,14 @@ neither.
 import hmac
 import logging
 import time
+from collections.abc import Callable
 
 from marlin.config import ServeConfig
 from marlin.errors import (
     AuthenticationError,
     InternalError,
     MarlinError,
+    NoMemoryError,
     OverloadedError,
     UnknownPathError,
 )
@@ -22,7 +24,7 @@ from marlin.server.api.endpoints import Endpoints, canonical, reply_json
 from marlin.server.api.routes import DEFAULT_DIALECT, HEALTH, Path, Router
 from marlin.server.http.connection import PeerGone
 from marlin.server.http.handler import Handler, Progress
-from marlin.server.observe.health import Failures
+from marlin.server.observe.health import MEMORY, Failures, Shortages
 from marlin.server.observe.logs import log_access, log_fields, log_refusal
 from marlin.server.observe.metrics import DISCONNECTED, OTHER_ENDPOINT, Metrics, RequestRecord
 
@@ -35,6 +37,7 @@ class App:
     Args:
         api_key: what clients must present, or None; bytes.
         failures: is told of every generation request's answer.
+        shortages: are told of what could not be had for one.
     """
 
     def __init__(
@@ -44,8 +47,10 @@ class App:
         metrics: Metrics,
         api_key: bytes | None,
         failures: Failures,
+        shortages: Shortages,
     ):
         self._failures = failures
+        self._shortages = shortages
         self._router = router
         self._endpoints = endpoints
         self._metrics = metrics
@@ -70,6 +75,13 @@ class App:
         self._metrics.answered(OTHER_ENDPOINT, error.status)
         _reply_error(handler, DEFAULT_DIALECT, error)
         log_refusal(handler, error)
+
+    def missed(self, what: str) -> None:
+        self._shortages.missed(what)
+
+    def depends_on(self, part: Callable[[], str | None]) -> None:
+        """One more part that /health looks at (observe.health.Health)."""
+        self._endpoints.health_here.add(part)
 
     def heartbeat(self) -> None:
         """Bring up to date what the other workers tell about this one; several times a second."""
@@ -102,6 +114,8 @@ class App:
             record.outcome = DISCONNECTED
             raise
         except MarlinError as error:
+            if isinstance(error, NoMemoryError):
+                self.missed(MEMORY)
             if error.status >= 500:
                 _log.warning("%s: %s", handler.request_id, error.message, extra=log_fields(handler))
             self._answer_error(handler, record, dialect, error)
@@ -109,7 +123,9 @@ class App:
             raise
         # The one boundary: a bug in one request must not take down its neighbours. A panic of the
         # tokenizers library is a BaseException.
-        except BaseException:  # noqa: BLE001
+        except BaseException as error:  # noqa: BLE001
+            if isinstance(error, MemoryError):
+                self.missed(MEMORY)
             _log.exception("%s: internal error", handler.request_id, extra=log_fields(handler))
             self._answer_error(handler, record, dialect, InternalError())
 
@@ -157,6 +173,9 @@ class NoWorker:
 
     def refuse(self, handler: Handler, error: MarlinError) -> None:
         _reply_error(handler, DEFAULT_DIALECT, error)
+
+    def missed(self, what: str) -> None:
+        """It has nothing to tell it to: /health is 503 as it is."""
 
 
 def _reply_error(handler, dialect, error):

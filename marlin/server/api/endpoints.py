@@ -82,7 +82,7 @@ class Endpoints:
 
     def health(self, handler: Handler, _record: RequestRecord) -> None:
         is_well = self._health.is_well()
-        content = _health_content(is_well, self._model is not None)
+        content = _health_content(is_well, self._health.scarce, self._model is not None)
         handler.reply(200 if is_well else 503, content, JSON_TYPE)
 
     def metrics(self, handler: Handler, _record: RequestRecord) -> None:
@@ -214,8 +214,10 @@ class Endpoints:
 
 
 @functools.cache
-def _health_content(is_well, is_loaded):
-    return encode({"status": "ok" if is_well else "error", "model_loaded": is_loaded})
+def _health_content(is_well, scarce, is_loaded):
+    if is_well or scarce is None:
+        return encode({"status": "ok" if is_well else "error", "model_loaded": is_loaded})
+    return encode({"status": "degraded", "model_loaded": is_loaded, "part": scarce})
 
 
 def _tell_of_ignored(handler, names):

@@ -57,13 +57,16 @@ def client_of(address: str) -> str:
 
 
 class Application(Protocol):
-    """What a server serves. Both methods may raise PeerGone, which ends the connection."""
+    """What a server serves. handle() and refuse() may raise PeerGone, which ends the connection."""
 
     def handle(self, handler: "Handler") -> None:
         """Answer the request in hand."""
 
     def refuse(self, handler: "Handler", error: MarlinError) -> None:
         """Answer what was not a readable request."""
+
+    def missed(self, what: str) -> None:
+        """The system had no "threads" for a connection, or no "memory" for what came on one."""
 
 
 class Progress(enum.Enum):

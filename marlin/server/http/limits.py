@@ -78,6 +78,7 @@ class Limits:
         num_failures, failing_s: after so many internal errors in a row, over so long, a process
             counts as one that answers nothing else. After failing_s more in that state, or in one
             in which it cannot tokenize, it ends, so that another takes its place.
+        scarce_s: for so long after a request got no memory /health says so; most ask more often.
         slow_s: while its engine takes longer for a step, a worker leaves new connections to others.
         heartbeat_s: how often a worker process gives its signs of life.
         restart_s, restart_max_s: the pause before a worker that ended is replaced, doubled each
@@ -126,6 +127,7 @@ class Limits:
     abort_s: float = 2.0
     num_failures: int = 10
     failing_s: float = 10.0
+    scarce_s: float = 15.0
     slow_s: float = 5.0
     heartbeat_s: float = 0.25
     restart_s: float = 0.25

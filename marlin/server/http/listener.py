@@ -8,6 +8,7 @@ import errno
 import logging
 import math
 import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -79,6 +80,7 @@ class HttpServer(ThreadingHTTPServer):
             grace_s=limits.body_grace_s,
         )
         self.places = Places(limits.num_connections, limits.num_extra_connections, limits.arrival_s)
+        self._looked = math.inf  # for connections, last; it has not begun
         self._draining = threading.Event()
         self._refusals = Seldom(limits.log_pause_s)
         self._refused: deque[tuple[float, socket.socket]] = deque()  # when to close each
@@ -101,13 +103,30 @@ class HttpServer(ThreadingHTTPServer):
             True when all of them finished within grace_s.
         """
         self._draining.set()
-        self.shutdown()
+        if not self.hangs():  # else that would not return
+            self.shutdown()
         self.server_close()
         return self.wait_idle(grace_s)
+
+    def hangs(self):
+        """Why nobody is let in, or None. A thread whose memory runs out while it starts leaves who
+        started it waiting for ever."""
+        silent_s = time.monotonic() - self._looked
+        return f"nobody was let in for {silent_s:.0f} s" if silent_s > self.limits.slow_s else None
 
     def wait_idle(self, seconds):
         """Wait until no connection has a request in hand; returns whether that came in time."""
         return self.places.wait_until_none_is_busy(seconds)
+
+    def serve_forever(self, poll_interval=0.5):
+        """Until drain(), through moments without memory, too."""
+        while not self.draining:
+            self._looked = time.monotonic()
+            try:
+                super().serve_forever(poll_interval)
+            except MemoryError:
+                self.application.missed("memory")
+                time.sleep(ACCEPT_PAUSE_S)
 
     def get_request(self):
         try:
@@ -125,8 +144,9 @@ class HttpServer(ThreadingHTTPServer):
             return
         try:
             super().process_request(request, client_address)
-        except RuntimeError:
+        except (RuntimeError, MemoryError):
             self.places.leave(request)
+            self.application.missed("threads")
             self._refuse(request, "no thread can be started for it")
 
     def _refuse(self, request, why):
@@ -141,6 +161,7 @@ class HttpServer(ThreadingHTTPServer):
     def service_actions(self):
         """Close what was refused once its client has had time to read that: what it still sends
         would reset a closed connection, and the answer would be lost with it."""
+        self._looked = time.monotonic()
         self._close_refused(time.monotonic())
 
     def _close_refused(self, now):
@@ -158,4 +179,6 @@ class HttpServer(ThreadingHTTPServer):
             self.places.leave(request)
 
     def handle_error(self, request, client_address):
+        if isinstance(sys.exc_info()[1], MemoryError):
+            self.application.missed("memory")
         _log.exception("connection from %s failed", client_address[0])

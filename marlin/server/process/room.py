@@ -8,6 +8,7 @@ import logging
 import os
 import resource
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +49,26 @@ def fitted(limits: Limits, num_processes: int = 1, root: Path = Path("/")) -> Li
             *(num_connections, limits.num_connections, why),
         )
     return replace(limits, num_connections=num_connections)
+
+
+def check_threads(limits: Limits) -> None:
+    """The fewest connections that a server may have get their threads, all at once.
+
+    No limit tells beforehand how many stacks memory has room for.
+
+    Raises:
+        RuntimeError: the system's own, where they do not.
+    """
+    over, threads = threading.Event(), []
+    try:
+        for _ in range(1 + limits.num_extra_connections):
+            thread = threading.Thread(target=over.wait, daemon=True)
+            thread.start()
+            threads.append(thread)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join()
 
 
 def _descriptors(limits):

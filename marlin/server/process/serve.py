@@ -24,12 +24,12 @@ from marlin.server.api.routes import Router, capabilities
 from marlin.server.http import allocator
 from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer, open_listener
-from marlin.server.observe.health import Failures, Health
+from marlin.server.observe.health import Failures, Health, Shortages
 from marlin.server.observe.logs import writer_ended
 from marlin.server.observe.metrics import Metrics
 from marlin.server.observe.metrics_page import MetricsPage
 from marlin.server.process.lockdown import lock_down
-from marlin.server.process.room import fitted
+from marlin.server.process.room import check_threads, fitted
 from marlin.server.process.service_manager import ServiceManager
 from marlin.server.process.signals import StopSignals
 from marlin.server.process.watchdog import start_beating
@@ -69,9 +69,9 @@ def serve(config, load, limits=None):
     signals = StopSignals()
     watch_engine(model, signals)
     begin_end = end_in_time(limits, signals.wait_for)
-    threading.Thread(target=server.serve_forever, name="accept", daemon=True).start()
     start_beating(app, limits, manager.alive, signals.finish)
     prepare(model)
+    accept(server, app)
     announce(config, model and model.model_id, listener, limits)
     manager.ready()
     signum = signals.wait()
@@ -118,7 +118,13 @@ def build_app(config, model, limits, row=None, created=None):
 
     router = Router(config)
     failures = Failures(limits.num_failures, limits.failing_s)
-    health = Health(model, limits.stuck_s, row, slow_s=limits.slow_s, parts=parts(model, failures))
+    shortages = Shortages(limits.scarce_s)
+    health = Health(
+        *(model, limits.stuck_s, row),
+        slow_s=limits.slow_s,
+        parts=(*parts(model, failures), shortages.threads),
+        shortages=shortages,
+    )
     page = MetricsPage(metrics, model, gate, router.labels, snapshots)
     created = int(time.time()) if created is None else created
     limits = replace(
@@ -131,7 +137,7 @@ def build_app(config, model, limits, row=None, created=None):
         *(model, created, config, gate, limits, health, page),
         capabilities={} if model is None else capabilities(model),
     )
-    return App(router, endpoints, metrics, config.api_key, failures)
+    return App(router, endpoints, metrics, config.api_key, failures, shortages)
 
 
 def parts(model, failures):
@@ -167,6 +173,14 @@ def end_in_time(limits, wait_for):
 
     threading.Thread(target=watch, name="deadline", daemon=True).start()
     return begun.set
+
+
+def accept(server, app):
+    """Let connections in from now on, on a thread of its own. Call it last: what had no room for
+    its thread before is not announced."""
+    check_threads(server.limits)
+    threading.Thread(target=server.serve_forever, name="accept", daemon=True).start()
+    app.depends_on(lambda: None if server.draining else server.hangs())
 
 
 def watch_engine(model, signals):

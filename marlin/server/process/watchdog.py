@@ -51,25 +51,34 @@ def beat(app, limits, tell=lambda: None, finish=lambda: None, exit_process=os._e
     patience, is_ending = Patience(time.monotonic()), False
     while True:
         time.sleep(limits.heartbeat_s)
-        waited_s = app.waited_s()
-        if math.isinf(waited_s):  # it has ended, and the process is about to
-            waited_s = 0.0
-        if patience.look(waited_s, time.monotonic()) >= limits.hung_s:
-            saying = threading.Thread(target=_say_last_word, args=(limits.hung_s,), daemon=True)
-            with suppress(RuntimeError):  # no thread can be started
-                saying.start()
-                saying.join(_LAST_WORD_S)
-            exit_process(1)
-            return
-        tell()
         try:
+            if _hangs(app, patience, limits.hung_s):
+                exit_process(1)
+                return
+            tell()
             app.heartbeat()
+            if not is_ending and (what := app.failing(limits.failing_s)):
+                _log.critical("this process cannot answer, and ends: %s", what)
+                finish()
+                is_ending = True
         except OSError as error:  # such as no descriptor left to read how much memory is used
             _log.warning("this process's sign of life is late: %s", error.strerror)
-        if not is_ending and (what := app.failing(limits.failing_s)):
-            is_ending = True
-            _log.critical("this process cannot answer, and ends: %s", what)
-            finish()
+        except MemoryError:
+            app.missed("memory")
+
+
+def _hangs(app, patience, hung_s):
+    """Whether the process hangs; it has then said where, if it can."""
+    waited_s = app.waited_s()
+    if math.isinf(waited_s):  # it has ended, and the process is about to
+        waited_s = 0.0
+    if patience.look(waited_s, time.monotonic()) < hung_s:
+        return False
+    saying = threading.Thread(target=_say_last_word, args=(hung_s,), daemon=True)
+    with suppress(RuntimeError, MemoryError):  # no thread can be started
+        saying.start()
+        saying.join(_LAST_WORD_S)
+    return True
 
 
 def start_beating(app, limits, tell=lambda: None, finish=lambda: None):

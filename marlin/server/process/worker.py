@@ -29,7 +29,9 @@ from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer
 from marlin.server.observe.worker_table import WorkerTable
 from marlin.server.process.lockdown import lock_down
+from marlin.server.process.room import check_threads
 from marlin.server.process.serve import (
+    accept,
     build_app,
     end_in_time,
     libraries,
@@ -168,7 +170,9 @@ def _read_line(fd):
 def _fill_weights(job, load):
     """Load the whole model: what is wrong with it or its settings comes out once, here."""
     _when_orphaned(lambda: os._exit(0))
-    load(job.config, job.share).engine.close()
+    model = load(job.config, job.share)
+    check_threads(job.limits)  # as a worker needs them
+    model.engine.close()
     return 0
 
 
@@ -182,11 +186,11 @@ def _serve(job, load):
     server = WorkerServer(socket.socket(fileno=job.listener_fd), app, limits)
     watch_engine(model, signals)
     begin_end = end_in_time(limits, time.sleep)  # for when the supervisor is gone
-    threading.Thread(target=server.serve_forever, name="accept", daemon=True).start()
     # The supervisor ends a worker that hangs; one without a supervisor ends itself a little later.
     patient = replace(limits, hung_s=limits.hung_s + 5 * limits.abort_s)
     start_beating(app, patient, finish=signals.finish)
     prepare(model)
+    accept(server, app)
     _report_ready(job, model)
     _log.info("worker %d (process %d) serves", job.index, os.getpid())
     # One signal or many: the supervisor kills when there is to be no more waiting, and a service
