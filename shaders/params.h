@@ -123,6 +123,7 @@ struct RepackParams {
     uint32_t k;
     uint32_t permute_heads; /* heads whose rows are put back from interleaved to half-split RoPE; 0:
                                none */
+    float factor;           /* of the whole matrix: multiplies every scale and bias */
 };
 
 struct ProbeParams {

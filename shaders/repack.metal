@@ -60,6 +60,35 @@ inline uint repack_code_q6_k(device const uchar *block, uint i)
     return (repack_nibble(low, quarter >= 2) | high << 4) + 128 - 32;
 }
 
+// Code i of a block of 256, of two bits: of each half the bits 0-1 of all its 32 bytes, then 2-3.
+inline uint repack_two_bits(device const uchar *qs, uint i)
+{
+    return qs[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3;
+}
+
+// What a code of IQ4_NL and IQ4_XS stands for, as stored.
+inline uint repack_iq4(uint code)
+{
+    const uint values[16] = {1,   24,  45,  63,  79,  93,  106, 118,
+                             129, 141, 153, 166, 181, 197, 217, 241};
+    return values[code];
+}
+
+// A digit of base 3 of a byte, the first one in its highest places.
+inline uint repack_third(uint byte, uint digit)
+{
+    const uint powers[5] = {1, 3, 9, 27, 81};
+    return ((byte * powers[digit] & 255) * 3) >> 8;
+}
+
+// Code i of a block of 256, TQ1_0: five digits a byte, four in the last four bytes.
+inline uint repack_code_tq1_0(device const uchar *p, uint i)
+{
+    if (i < 160) return repack_third(p[i % 32], i / 32);
+    if (i < 240) return repack_third(p[32 + (i - 160) % 16], (i - 160) / 16);
+    return repack_third(p[48 + (i - 240) % 4], (i - 240) / 4);
+}
+
 inline uint repack_code(uint type, device const uchar *block, uint i)
 {
     switch (type) {
@@ -67,6 +96,17 @@ inline uint repack_code(uint type, device const uchar *block, uint i)
     case MARLIN_GGML_Q5_K: return repack_code_k(type, block, i);
     case MARLIN_GGML_Q6_K: return repack_code_q6_k(block, i);
     case MARLIN_GGML_MXFP4: return repack_nibble(block[1 + i % 16], i >= 16);
+    case MARLIN_GGML_NVFP4: return repack_nibble(block[4 + i / 16 * 8 + i % 8], i % 16 >= 8);
+    case MARLIN_GGML_IQ4_NL: return repack_iq4(repack_nibble(block[2 + i % 16], i >= 16));
+    case MARLIN_GGML_IQ4_XS:
+        return repack_iq4(repack_nibble(block[8 + i / 32 * 16 + i % 16], i % 32 >= 16));
+    case MARLIN_GGML_Q2_K: return repack_two_bits(block + 16, i);
+    case MARLIN_GGML_Q3_K:
+        return repack_two_bits(block + 32, i) | (block[i % 32] >> (i / 32) & 1) << 2;
+    case MARLIN_GGML_TQ1_0: return repack_code_tq1_0(block, i);
+    case MARLIN_GGML_TQ2_0: return repack_two_bits(block, i);
+    case MARLIN_GGML_Q1_0: return (block[2 + i / 8] >> i % 8 & 1) * 2;
+    case MARLIN_GGML_Q2_0: return block[2 + i / 4] >> i % 4 * 2 & 3;
     default: return repack_code_32(type, block, i);
     }
 }
@@ -92,6 +132,40 @@ inline float repack_power(uint e)
     return as_type<float>(e == 255 ? 0x7fc00000u : e ? e << 23 : 0x00400000u);
 }
 
+// Six bits of which the lower four and the upper two lie apart, less 32.
+inline float repack_six_bits(uint low, uint high)
+{
+    return float(int((low & 15) | (high & 3) << 4) - 32);
+}
+
+inline float repack_scale_q3_k(device const uchar *block, uint g)
+{
+    device const uchar *s = block + 96;
+    const uint low = s[g % 8] >> (g / 8 * 4), high = s[8 + g % 4] >> (g / 4 * 2);
+    return repack_half(block + 108) * repack_six_bits(low, high);
+}
+
+inline float repack_scale_iq4_xs(device const uchar *block, uint g)
+{
+    const uint low = block[4 + g / 2] >> (g % 2 * 4), high = block[2 + g / 4] >> (g % 4 * 2);
+    return repack_half(block) * repack_six_bits(low, high);
+}
+
+// E4M3 without a sign; 0x7f is 0.
+inline float repack_e4m3(uint bits)
+{
+    const uint exponent = bits >> 3 & 15, mantissa = bits & 7;
+    if (bits == 0x7f) return 0.0f;
+    return exponent ? as_type<float>((exponent + 120) << 23 | mantissa << 20)
+                    : float(mantissa) / 512.0f;
+}
+
+// The scale, less which a code's value is, for which code 1 is zero.
+inline float2 repack_around_one(device const uchar *d)
+{
+    return float2(repack_half(d), -repack_half(d));
+}
+
 // (scale, bias) of group g of a block.
 inline float2 repack_scale(uint type, device const uchar *block, uint g)
 {
@@ -101,6 +175,16 @@ inline float2 repack_scale(uint type, device const uchar *block, uint g)
     case MARLIN_GGML_Q6_K:
         return float2(repack_half(block + 208) * float(as_type<char>(block[192 + g])), 0.0f);
     case MARLIN_GGML_MXFP4: return float2(repack_power(block[0]), 0.0f);
+    case MARLIN_GGML_NVFP4: return float2(repack_e4m3(block[g]), 0.0f);
+    case MARLIN_GGML_IQ4_XS: return float2(repack_scale_iq4_xs(block, g), 0.0f);
+    case MARLIN_GGML_Q2_K:
+        return float2(repack_half(block + 80) * float(block[g] & 15),
+                      -repack_half(block + 82) * float(block[g] >> 4));
+    case MARLIN_GGML_Q3_K: return float2(1.0f, -4.0f) * repack_scale_q3_k(block, g);
+    case MARLIN_GGML_TQ1_0: return repack_around_one(block + 52);
+    case MARLIN_GGML_TQ2_0: return repack_around_one(block + 64);
+    case MARLIN_GGML_Q1_0:
+    case MARLIN_GGML_Q2_0: return repack_around_one(block);
     case MARLIN_GGML_Q4_0: return float2(repack_half(block), -8.0f * repack_half(block));
     default:
         return float2(repack_half(block), repack_has_minimum(type) ? repack_half(block + 2) : 0.0f);
@@ -158,7 +242,9 @@ inline void repack_store(device uchar *to, bool is_f32, uint at, float value)
     for (uint g = first; g < num_groups; g += stride) {
         const uint column = g * type.group;
         device const uchar *block = blocks + column / type.values * type.bytes;
-        const float2 value = repack_scale(p.type, block, column % type.values / type.group);
+        float2 value = repack_scale(p.type, block, column % type.values / type.group);
+        // A product with 1 could lose the smallest power of two, a denormal float.
+        if (p.factor != 1.0f) value *= p.factor;
         const uint at = (tile * num_groups + g) * MARLIN_ROW_TILE + lane;
         repack_store(scales, is_f32, at, value.x);
         if (call.words[3]) repack_store(biases, is_f32, at, value.y);

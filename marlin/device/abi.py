@@ -86,7 +86,7 @@ PARAMS = {
     ),
     "SampleParams": _params("i4 rows_var", "u4 vocab_size"),
     "ProbeParams": _params("u4 num_units"),
-    "RepackParams": _params("u4 type n k permute_heads"),
+    "RepackParams": _params("u4 type n k permute_heads", "f4 factor"),
     "SampleRow": _params(
         "f4 temperature top_p min_p",
         "u4 top_k seed_low seed_high position",

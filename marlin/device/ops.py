@@ -295,10 +295,19 @@ def sample(recorder, logits, rows, token_ids, vocab_size):
     recorder.dispatch("sample", params, [(logits, READ), (rows, READ), (token_ids, WRITE)])
 
 
-def repack(recorder, source, weight, type_number, permute_heads=0):
-    """Fill a packed weight from the GGUF blocks in `source`, of ggml's type of that number."""
+def repack(recorder, source, weight, type_number, permute_heads=0, factor=1.0):
+    """Fill a packed weight from the GGUF blocks in `source`, of ggml's type of that number.
+
+    Args:
+        factor: of the whole matrix; 1 where scales are float16.
+    """
     params = make_params(
-        "RepackParams", type=type_number, n=weight.n, k=weight.k, permute_heads=permute_heads
+        "RepackParams",
+        type=type_number,
+        n=weight.n,
+        k=weight.k,
+        permute_heads=permute_heads,
+        factor=factor,
     )
     recorder.dispatch(
         "repack",

@@ -112,8 +112,8 @@ class GgufCheckpoint:
             info = planned.info
             source = self.device.map(info.path, info.offset, info.num_bytes)
             sources.append(source)
-            heads = planned.tensor.rope_heads
-            ops.repack(recorder, View.of(source), weight, planned.form.number, heads)
+            more = planned.form.number, planned.tensor.rope_heads, planned.factor
+            ops.repack(recorder, View.of(source), weight, *more)
         program = recorder.finish()
         program.run()
         program.close()

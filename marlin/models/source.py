@@ -116,7 +116,10 @@ def _open_folder(path):
 def _open_gguf(path):
     spec, plan, _ = plan_gguf(read_gguf(path))
     found = [
-        SourceTensor(at.tensor.name, at.info, at.tensor.role, at.tensor.rope_heads, at.tensor.plus)
+        SourceTensor(
+            *(at.tensor.name, at.info, at.tensor.role, at.tensor.rope_heads, at.tensor.plus),
+            factor=at.factor,
+        )
         for at in plan
     ]
     return _in_file_order(path, spec, found)

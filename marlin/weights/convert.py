@@ -37,6 +37,7 @@ class SourceTensor:
         role: "embedding", "lm_head", "attention", "mlp", or "other" for what is never quantized.
         num_heads: heads whose rows are to be put into Hugging Face's order; 0 if they are in it.
         excess: what its values are larger by than Hugging Face's.
+        factor: what its values are to be multiplied by.
         foreign: of a matrix that another program has quantized, how it stored it.
     """
 
@@ -45,6 +46,7 @@ class SourceTensor:
     role: str
     num_heads: int = 0
     excess: float = 0.0
+    factor: float = 1.0
     foreign: ForeignMatrix | None = None
 
     @property
@@ -67,6 +69,8 @@ class SourceTensor:
             values = ggml_types.dequantize(self.info.dtype, raw, shape)
         except ValueError as error:
             raise ModelFileError(self.info.path, str(error), tensor=self.info.name) from error
+        if self.factor != 1.0:
+            values *= np.float32(self.factor)
         if self.excess:
             values -= np.float32(self.excess)
         if not self.num_heads:

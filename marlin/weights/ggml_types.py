@@ -25,6 +25,15 @@ Q5_K = np.dtype(
     [("d", HALF), ("dmin", HALF), ("scales", "u1", 12), ("qh", "u1", 32), ("qs", "u1", 128)]
 )
 MXFP4 = np.dtype([("e", "u1"), ("qs", "u1", 16)])
+NVFP4 = np.dtype([("es", "u1", 4), ("qs", "u1", (4, 8))])
+IQ4_NL = np.dtype([("d", HALF), ("qs", "u1", 16)])
+IQ4_XS = np.dtype([("d", HALF), ("high", "<u2"), ("low", "u1", 4), ("qs", "u1", (8, 16))])
+Q1_0 = np.dtype([("d", HALF), ("qs", "u1", 16)])
+Q2_0 = np.dtype([("d", HALF), ("qs", "u1", 16)])
+Q2_K = np.dtype([("scales", "u1", 16), ("qs", "u1", (2, 32)), ("d", HALF), ("dmin", HALF)])
+Q3_K = np.dtype([("hmask", "u1", 32), ("qs", "u1", (2, 32)), ("scales", "u1", 12), ("d", HALF)])
+TQ1_0 = np.dtype([("qs", "u1", 48), ("qh", "u1", 4), ("d", HALF)])
+TQ2_0 = np.dtype([("qs", "u1", (2, 32)), ("d", HALF)])
 Q6_K = np.dtype([("ql", "u1", 128), ("qh", "u1", 64), ("scales", "i1", 16), ("d", HALF)])
 
 
@@ -151,6 +160,84 @@ def _mxfp4(blocks):
         return scales[:, None] * np.concatenate([E2M1, -E2M1])[_nibbles(blocks["qs"])]
 
 
+def _nvfp4(blocks):
+    # Four groups of 16 with a scale each: E4M3 whose sign counts for nothing; 0x7F is 0.
+    bits = blocks["es"].astype(np.int32)
+    exponent, mantissa = bits >> 3 & 15, (bits & 7).astype(np.float32)
+    scales = np.where(exponent == 0, mantissa / 512, np.ldexp(1 + mantissa / 8, exponent - 7))
+    scales = np.where(bits == 127, 0, scales).astype(np.float32)[:, :, None]
+    codes = np.concatenate([blocks["qs"] & 15, blocks["qs"] >> 4], axis=2)
+    return (scales * np.concatenate([E2M1, -E2M1])[codes]).reshape(-1, 64)
+
+
+# What the sixteen codes of IQ4_NL and IQ4_XS stand for.
+IQ4 = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
+)
+
+
+def _iq4_nl(blocks):
+    return _f32(blocks["d"]) * IQ4[_nibbles(blocks["qs"])]
+
+
+def _iq4_xs(blocks):
+    groups = np.arange(8)
+    low = blocks["low"][:, groups // 2] >> (4 * (groups % 2)).astype(np.uint8) & 15
+    high = blocks["high"][:, None] >> (2 * groups).astype(np.uint16) & 3
+    scales = _f32(blocks["d"]) * ((low | high << 4).astype(np.float32) - 32)
+    codes = np.concatenate([blocks["qs"] & 15, blocks["qs"] >> 4], axis=2)
+    return (scales[:, :, None] * IQ4[codes]).reshape(-1, 256)
+
+
+def _two_bits(qs):
+    """[num_blocks, 2, 32] to codes [num_blocks, 256]: of each half the bits 0-1 of all bytes, then
+    2-3, and so on."""
+    shifts = np.array([0, 2, 4, 6], np.uint8)[None, None, :, None]
+    return (qs[:, :, None, :] >> shifts & 3).reshape(-1, 256)
+
+
+def _q2_k(blocks):
+    codes = _two_bits(blocks["qs"]).reshape(-1, 16, 16)
+    scales = _f32(blocks["d"]) * (blocks["scales"] & 15)
+    minima = _f32(blocks["dmin"]) * (blocks["scales"] >> 4)
+    return (scales[:, :, None] * codes - minima[:, :, None]).reshape(-1, 256)
+
+
+def _q3_k(blocks):
+    # Scales are six bits: the low four of 0-7 and of 8-15 in the nibbles of bytes 0-7, the upper
+    # two of all in bytes 8-11. A bit of hmask is a code's third.
+    packed, groups = blocks["scales"], np.arange(16)
+    low = packed[:, groups % 8] >> (groups // 8 * 4).astype(np.uint8) & 15
+    high = packed[:, 8 + groups % 4] >> (groups // 4 * 2).astype(np.uint8) & 3
+    scales = _f32(blocks["d"]) * ((low | high << 4).astype(np.float32) - 32)
+    third = blocks["hmask"][:, None, :] >> np.arange(8, dtype=np.uint8)[None, :, None] & 1
+    codes = (_two_bits(blocks["qs"]) | third.reshape(-1, 256) << 2).astype(np.float32) - 4
+    return (scales[:, :, None] * codes.reshape(-1, 16, 16)).reshape(-1, 256)
+
+
+def _tq1_0(blocks):
+    # Five digits of base 3 a byte, as a fraction of 256; four in each byte of qh.
+    runs = (blocks["qs"][:, :32], 5), (blocks["qs"][:, 32:], 5), (blocks["qh"], 4)
+    powers = np.array([1, 3, 9, 27, 81], np.uint8)[None, :, None]
+    shifted = [(run[:, None, :] * powers[:, :n]).reshape(len(run), -1) for run, n in runs]
+    digits = np.concatenate(shifted, axis=1).astype(np.uint16) * 3 >> 8
+    return _f32(blocks["d"]) * (digits.astype(np.float32) - 1)
+
+
+def _tq2_0(blocks):
+    return _f32(blocks["d"]) * (_two_bits(blocks["qs"]).astype(np.float32) - 1)
+
+
+def _q1_0(blocks):
+    bits = np.unpackbits(blocks["qs"], axis=1, bitorder="little").astype(np.float32)
+    return _f32(blocks["d"]) * (2 * bits - 1)
+
+
+def _q2_0(blocks):
+    codes = blocks["qs"][:, :, None] >> np.array([0, 2, 4, 6], np.uint8) & 3
+    return _f32(blocks["d"]) * (codes.reshape(-1, 64).astype(np.float32) - 1)
+
+
 DECODERS: dict[str, tuple[np.dtype, Callable[[np.ndarray], np.ndarray]]] = {
     "F64": (np.dtype("<f8"), _plain),
     "F32": (np.dtype("<f4"), _plain),
@@ -165,4 +252,13 @@ DECODERS: dict[str, tuple[np.dtype, Callable[[np.ndarray], np.ndarray]]] = {
     "Q5_K": (Q5_K, _q5_k),
     "Q6_K": (Q6_K, _q6_k),
     "MXFP4": (MXFP4, _mxfp4),
+    "NVFP4": (NVFP4, _nvfp4),
+    "IQ4_NL": (IQ4_NL, _iq4_nl),
+    "IQ4_XS": (IQ4_XS, _iq4_xs),
+    "Q1_0": (Q1_0, _q1_0),
+    "Q2_0": (Q2_0, _q2_0),
+    "Q2_K": (Q2_K, _q2_k),
+    "Q3_K": (Q3_K, _q3_k),
+    "TQ1_0": (TQ1_0, _tq1_0),
+    "TQ2_0": (TQ2_0, _tq2_0),
 }

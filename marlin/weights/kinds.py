@@ -45,8 +45,8 @@ KINDS = {
         WeightKind("f32", 32, 0, NEVER),
         WeightKind("f16", 16, 0, NEVER),
         WeightKind("bf16", 16, 0, NEVER),
-        WeightKind("fp4", 4, 32, NEVER),
-        WeightKind("int4", 4, 32, MUST),
+        WeightKind("fp4", 4, 16, NEVER),
+        WeightKind("int4", 4, 16, MUST),
         WeightKind("int8", 8, 16, MAY),
     )
 }

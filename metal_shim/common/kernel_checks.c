@@ -79,13 +79,11 @@ static void check_weight(marlin_check *c, int64_t n, int64_t k, uint32_t group, 
         need(c, 1, kind->bits / 8, n * k * kind->bits / 8);
         return;
     }
-    bool group_known = group == 32 || group == 64 || group == 128;
-    require(c, group_known || (group == 16 && kind->group == 16),
-            "has a group size other than 32, 64 or 128 (16 for int8)");
+    require(c, group == 16 || group == 32 || group == 64 || group == 128,
+            "has a group size other than 16, 32, 64 or 128");
     bool has_bias = flags & MARLIN_WEIGHT_BIAS;
     require(c, has_bias || kind->bias != MARLIN_MUST, "int4 needs a weight bias");
-    require(c, !has_bias || (kind->bias != MARLIN_NEVER && group != 16),
-            "fp4 and int8 in groups of 16 have no weight bias");
+    require(c, !has_bias || kind->bias != MARLIN_NEVER, "fp4 has no weight bias");
     if (c->problem) return;
     require(c, k % 32 == 0 && k % group == 0,
             "has a width that is no multiple of 32 and of the group size");
@@ -366,6 +364,8 @@ static void check_repack(marlin_check *c)
     require(c, p->k >= 1 && p->k <= MAX_DIM, "has a k out of range");
     if (c->problem) return;
     require(c, p->k % type.values == 0, "has a k that is no multiple of the block");
+    require(c, p->factor == 1.0f || type.scale_bytes == 4,
+            "has a factor that float16 scales may not hold");
     if (p->permute_heads)
         require(c, p->n % p->permute_heads == 0 && p->n / p->permute_heads % 2 == 0,
                 "has rows that heads do not divide");

@@ -42,7 +42,15 @@ typedef struct {
 /* 2 * e2m1 + 12 for each fp4 code: unsigned, as the dot product wants it. */
 static const uint8_t fp4_table[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
 
-typedef enum { FP4, INT4, INT8, INT8_G16 } weight_kind;
+/* The last three: two halves of a group, each of 16 columns, have their scales. */
+typedef enum { FP4, INT4, INT8, FP4_G16, INT4_G16, INT8_G16 } weight_kind;
+
+INLINE int has_halves(weight_kind kind) { return kind >= FP4_G16; }
+
+INLINE weight_kind codes_of(weight_kind kind)
+{
+    return has_halves(kind) ? (weight_kind)(kind - FP4_G16) : kind;
+}
 
 typedef struct {
     const uint8_t *codes;
@@ -162,7 +170,7 @@ void ISA(quantize_rows)(const float *x, int64_t k, int64_t begin, int64_t end, u
 /* Eight registers: columns 4i .. 4i + 3 of V_LANES rows, for the 32 columns of a group. */
 INLINE void load_group(weight_kind kind, const uint8_t *p, vi w[8])
 {
-    if (kind == INT8 || kind == INT8_G16) {
+    if (codes_of(kind) == INT8) {
         for (int i = 0; i < 8; i++) w[i] = vi_load(p + 64 * i);
         return;
     }
@@ -170,7 +178,7 @@ INLINE void load_group(weight_kind kind, const uint8_t *p, vi w[8])
         vi word = vi_load(p + 64 * i);
         w[2 * i] = vi_low_nibbles(word);
         w[2 * i + 1] = vi_high_nibbles(word);
-        if (kind == FP4) {
+        if (codes_of(kind) == FP4) {
             w[2 * i] = vi_lookup(w[2 * i], fp4_table);
             w[2 * i + 1] = vi_lookup(w[2 * i + 1], fp4_table);
         }
@@ -184,18 +192,21 @@ INLINE int32_t load_four(const int8_t *p)
     return four;
 }
 
+/* The sum of the codes of one half of a group of activations. */
+INLINE int32_t half_sum(const act_begin *begin, int half) { return begin->int8_half[half] / -128; }
+
 /* Integer dot product of quads [first, last) of a group with one x row. */
 INLINE vi dot_quads(weight_kind kind, const vi w[8], const int8_t *x, const act_begin *begin,
                     int first, int last)
 {
     vi sum = vi_set1(0);
     if (kind == FP4) sum = vi_set1(begin->fp4);
+    if (kind == FP4_G16) sum = vi_set1(-12 * half_sum(begin, first / 4));
     if (kind == INT8) sum = vi_begin_off(begin->int8);
     if (kind == INT8_G16) sum = vi_begin_off(begin->int8_half[first / 4]);
     for (int i = first; i < last; i++) {
         vi quad = vi_set1(load_four(x + 4 * i));
-        sum = kind == INT8 || kind == INT8_G16 ? vi_dot4_off(sum, w[i], quad)
-                                               : vi_dot4(sum, w[i], quad);
+        sum = codes_of(kind) == INT8 ? vi_dot4_off(sum, w[i], quad) : vi_dot4(sum, w[i], quad);
     }
     return sum;
 }
@@ -204,7 +215,7 @@ INLINE vf load_scale(const linear *a, weight_kind kind, const uint8_t *scales, i
 {
     vf scale = a->scale_f32 ? vf_load((const float *)scales + at)
                             : vf_load_f16((const uint16_t *)scales + at);
-    return kind == FP4 ? vf_mul(scale, vf_set1(0.5f)) : scale;
+    return codes_of(kind) == FP4 ? vf_mul(scale, vf_set1(0.5f)) : scale;
 }
 
 INLINE void store_rows(const linear *a, int64_t row, int num_rows, int64_t column, const vf *sums)
@@ -224,9 +235,9 @@ INLINE void store_rows(const linear *a, int64_t row, int num_rows, int64_t colum
     }
 }
 
-/* Scales and biases of one group of V_LANES weight rows; scale[1] is INT8_G16's second half. */
+/* Scales and biases of one group of V_LANES weight rows; [1] is of a second half. */
 typedef struct {
-    vf scale[2], bias;
+    vf scale[2], bias[2];
     int has_bias;
 } group_scales;
 
@@ -234,23 +245,30 @@ INLINE group_scales load_scales(const linear *a, weight_kind kind, int64_t tile,
                                 int64_t lane)
 {
     int64_t at = (tile * a->scale_groups + (g >> a->scale_shift)) * 16 + lane;
-    if (kind == INT8_G16) at = (tile * a->scale_groups + g * 2) * 16 + lane;
-    return (group_scales){
-        .scale[0] = load_scale(a, kind, a->scales, at),
-        .scale[1] = kind == INT8_G16 ? load_scale(a, kind, a->scales, at + 16) : vf_zero(),
-        .bias = a->biases ? load_scale(a, kind, a->biases, at) : vf_zero(),
-        .has_bias = kind == INT4 || (kind == INT8 && a->biases),
+    if (has_halves(kind)) at = (tile * a->scale_groups + g * 2) * 16 + lane;
+    group_scales found = {
+        .scale = {load_scale(a, kind, a->scales, at), vf_zero()},
+        .bias = {vf_zero(), vf_zero()},
+        .has_bias = codes_of(kind) == INT4 || (codes_of(kind) == INT8 && a->biases),
     };
+    if (has_halves(kind)) found.scale[1] = load_scale(a, kind, a->scales, at + 16);
+    if (!found.has_bias) return found;
+    found.bias[0] = load_scale(a, kind, a->biases, at);
+    if (has_halves(kind)) found.bias[1] = load_scale(a, kind, a->biases, at + 16);
+    return found;
 }
 
-/* What one group adds to a row's sum. dots: of the group, or of each half for INT8_G16. */
+/* What one group adds to a row's sum. dots: of the group, or of each half. */
 INLINE vf add_group(weight_kind kind, const group_scales *s, const act_group *group,
-                    const vi dots[2], vf sum)
+                    const act_begin *begin, const vi dots[2], vf sum)
 {
     vf x_scale = vf_set1(group->scale);
     sum = vf_fma(vf_from_i32(dots[0]), vf_mul(s->scale[0], x_scale), sum);
-    if (kind == INT8_G16) sum = vf_fma(vf_from_i32(dots[1]), vf_mul(s->scale[1], x_scale), sum);
-    if (s->has_bias) sum = vf_fma(s->bias, vf_set1(group->scaled_sum), sum);
+    if (has_halves(kind)) sum = vf_fma(vf_from_i32(dots[1]), vf_mul(s->scale[1], x_scale), sum);
+    if (!s->has_bias) return sum;
+    if (!has_halves(kind)) return vf_fma(s->bias[0], vf_set1(group->scaled_sum), sum);
+    for (int i = 0; i < 2; i++)
+        sum = vf_fma(s->bias[i], vf_set1(group->scale * (float)half_sum(begin, i)), sum);
     return sum;
 }
 
@@ -263,9 +281,9 @@ INLINE void add_rows(const linear *a, weight_kind kind, int num_rows, const vi w
         const int8_t *x = a->x_codes + (at + m) * MARLIN_ACT_GROUP;
         const act_begin *begin = a->x_begins + at + m;
         vi dots[2];
-        dots[0] = dot_quads(kind, w, x, begin, 0, kind == INT8_G16 ? 4 : 8);
-        if (kind == INT8_G16) dots[1] = dot_quads(kind, w, x, begin, 4, 8);
-        sums[m] = add_group(kind, s, a->x_groups + at + m, dots, sums[m]);
+        dots[0] = dot_quads(kind, w, x, begin, 0, has_halves(kind) ? 4 : 8);
+        if (has_halves(kind)) dots[1] = dot_quads(kind, w, x, begin, 4, 8);
+        sums[m] = add_group(kind, s, a->x_groups + at + m, begin, dots, sums[m]);
     }
 }
 
@@ -274,7 +292,7 @@ INLINE void add_rows(const linear *a, weight_kind kind, int num_rows, const vi w
 INLINE void pair_weights(weight_kind kind, const vi w[8], vi pairs[8])
 {
     for (int i = 0; i < 8; i += 2) {
-        int is_off = kind == INT8 || kind == INT8_G16;
+        int is_off = codes_of(kind) == INT8;
         vi left = is_off ? vi_remove_off(w[i]) : w[i];
         vi right = is_off ? vi_remove_off(w[i + 1]) : w[i + 1];
         pairs[i] = vi_zip_low(left, right);
@@ -305,12 +323,15 @@ INLINE void add_row_pairs(const linear *a, weight_kind kind, int num_rows, const
     for (int m = 0; m < num_rows; m += 2) {
         const int8_t *x = a->x_codes + (at + m) * MARLIN_ACT_GROUP;
         vi halves[2][2];
-        dot_pair(pairs, x, 0, kind == INT8_G16 ? 4 : 8, halves[0]);
-        if (kind == INT8_G16) dot_pair(pairs, x, 4, 8, halves[1]);
+        dot_pair(pairs, x, 0, has_halves(kind) ? 4 : 8, halves[0]);
+        if (has_halves(kind)) dot_pair(pairs, x, 4, 8, halves[1]);
         for (int i = 0; i < 2; i++) {
-            vi dots[2] = {halves[0][i], kind == INT8_G16 ? halves[1][i] : vi_set1(0)};
-            if (kind == FP4) dots[0] = vi_add(dots[0], vi_set1(a->x_begins[at + m + i].fp4));
-            sums[m + i] = add_group(kind, s, a->x_groups + at + m + i, dots, sums[m + i]);
+            const act_begin *begin = a->x_begins + at + m + i;
+            vi dots[2] = {halves[0][i], has_halves(kind) ? halves[1][i] : vi_set1(0)};
+            if (kind == FP4) dots[0] = vi_add(dots[0], vi_set1(begin->fp4));
+            for (int half = 0; kind == FP4_G16 && half < 2; half++)
+                dots[half] = vi_add(dots[half], vi_set1(-12 * half_sum(begin, half)));
+            sums[m + i] = add_group(kind, s, a->x_groups + at + m + i, begin, dots, sums[m + i]);
         }
     }
 }
@@ -320,7 +341,7 @@ INLINE void add_row_pairs(const linear *a, weight_kind kind, int num_rows, const
 INLINE void dot_rows(const linear *a, weight_kind kind, int num_rows, int64_t row, int64_t tile,
                      int part)
 {
-    const int64_t group_bytes = kind == FP4 || kind == INT4 ? 256 : 512;
+    const int64_t group_bytes = codes_of(kind) == INT8 ? 512 : 256;
     const uint8_t *codes = a->codes + tile * a->groups_of_32 * group_bytes + part * V_LANES * 4;
     int64_t at = group_place(row, a->groups_of_32), step = block_rows(a->rows, row);
     vf sums[MAX_ROW_BLOCK];
@@ -385,13 +406,13 @@ INLINE int run_linear(const marlin_call *call, int64_t begin, int64_t end, weigh
     return MARLIN_OK;
 }
 
-INLINE int run_int8(const marlin_call *call, int64_t begin, int64_t end)
+INLINE int run_either(const marlin_call *call, int64_t begin, int64_t end, weight_kind kind)
 {
     const struct LinearParams *p = call->params;
-    if (p->group_size == 16) return run_linear(call, begin, end, INT8_G16);
-    return run_linear(call, begin, end, INT8);
+    if (p->group_size == 16) return run_linear(call, begin, end, (weight_kind)(kind + FP4_G16));
+    return run_linear(call, begin, end, kind);
 }
 
-LINEAR_KERNELS(fp4, run_linear(call, begin, end, FP4))
-LINEAR_KERNELS(int4, run_linear(call, begin, end, INT4))
-LINEAR_KERNELS(int8, run_int8(call, begin, end))
+LINEAR_KERNELS(fp4, run_either(call, begin, end, FP4))
+LINEAR_KERNELS(int4, run_either(call, begin, end, INT4))
+LINEAR_KERNELS(int8, run_either(call, begin, end, INT8))

@@ -98,6 +98,117 @@ static void decode_mxfp4(const uint8_t *p, uint8_t *codes, float *scale)
     }
 }
 
+/* Code i of 256, of two bits: of each half the bits 0-1 of all its 32 bytes, then 2-3, and so on.
+ */
+INLINE int two_bits(const uint8_t *qs, int i)
+{
+    return qs[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3;
+}
+
+/* One block of 256: Q2_K, sixteen groups of 16. */
+static void decode_q2_k(const uint8_t *p, uint8_t *codes, float *scales, float *biases)
+{
+    float d = half_at(p + 80), d_min = half_at(p + 82);
+    for (int j = 0; j < 16; j++) {
+        scales[j] = d * (float)(p[j] & 15);
+        biases[j] = -d_min * (float)(p[j] >> 4);
+    }
+    for (int i = 0; i < 256; i++) codes[i] = (uint8_t)two_bits(p + 16, i);
+}
+
+/* One block of 256: Q3_K, sixteen groups of 16; a code is stored 4 too large. */
+static void decode_q3_k(const uint8_t *p, uint8_t *codes, float *scales, float *biases)
+{
+    const uint8_t *s = p + 96;
+    float d = half_at(p + 108);
+    for (int j = 0; j < 16; j++) {
+        int scale = (s[j % 8] >> (j / 8 * 4) & 15) | (s[8 + j % 4] >> (j / 4 * 2) & 3) << 4;
+        scales[j] = d * (float)(scale - 32);
+        biases[j] = -4.0f * scales[j];
+    }
+    for (int i = 0; i < 256; i++)
+        codes[i] = (uint8_t)(two_bits(p + 32, i) | (p[i % 32] >> (i / 32) & 1) << 2);
+}
+
+/* What the codes of IQ4_NL and IQ4_XS stand for, as stored: with 128 added. */
+static const uint8_t iq4_values[16] = {1,   24,  45,  63,  79,  93,  106, 118,
+                                       129, 141, 153, 166, 181, 197, 217, 241};
+
+/* 32 of them, as in Q4_0. */
+static void decode_iq4(const uint8_t *qs, uint8_t *codes)
+{
+    for (int i = 0; i < 16; i++) {
+        codes[i] = iq4_values[qs[i] & 15];
+        codes[16 + i] = iq4_values[qs[i] >> 4];
+    }
+}
+
+/* One block of 256: IQ4_XS, eight groups of 32. */
+static void decode_iq4_xs(const uint8_t *p, uint8_t *codes, float *scales)
+{
+    float d = half_at(p);
+    int high = p[2] | p[3] << 8;
+    for (int j = 0; j < 8; j++) {
+        int scale = (p[4 + j / 2] >> (j % 2 * 4) & 15) | (high >> (2 * j) & 3) << 4;
+        scales[j] = d * (float)(scale - 32);
+        decode_iq4(p + 8 + 16 * j, codes + 32 * j);
+    }
+}
+
+/* A digit of base 3 of a byte, the first one in its highest places: five or four of them. */
+INLINE uint8_t third_digit(uint8_t byte, int digit)
+{
+    static const uint8_t powers[5] = {1, 3, 9, 27, 81};
+    return (uint8_t)((uint8_t)(byte * powers[digit]) * 3 >> 8);
+}
+
+/* One block of 256: TQ1_0, two groups of 128; its last 16 values have four digits a byte. */
+static void decode_tq1_0(const uint8_t *p, uint8_t *codes)
+{
+    for (int i = 0; i < 160; i++) codes[i] = third_digit(p[i % 32], i / 32);
+    for (int i = 0; i < 80; i++) codes[160 + i] = third_digit(p[32 + i % 16], i / 16);
+    for (int i = 0; i < 16; i++) codes[240 + i] = third_digit(p[48 + i % 4], i / 4);
+}
+
+/* One block of TQ1_0, TQ2_0, Q1_0 or Q2_0: codes 0 to 2 (Q2_0: 3) of which 1 is zero. */
+static void decode_few(uint32_t type, const uint8_t *p, uint8_t *codes, float *scales,
+                       float *biases)
+{
+    int at = type == MARLIN_GGML_TQ1_0 ? 52 : type == MARLIN_GGML_TQ2_0 ? 64 : 0;
+    int groups = at ? 2 : 1;
+    for (int j = 0; j < groups; j++) {
+        scales[j] = half_at(p + at);
+        biases[j] = -scales[j];
+    }
+    switch (type) {
+    case MARLIN_GGML_TQ1_0: decode_tq1_0(p, codes); break;
+    case MARLIN_GGML_TQ2_0:
+        for (int i = 0; i < 256; i++) codes[i] = (uint8_t)two_bits(p, i);
+        break;
+    case MARLIN_GGML_Q1_0:
+        for (int i = 0; i < 128; i++) codes[i] = (uint8_t)((p[2 + i / 8] >> i % 8 & 1) * 2);
+        break;
+    case MARLIN_GGML_Q2_0:
+        for (int i = 0; i < 64; i++) codes[i] = p[2 + i / 4] >> i % 4 * 2 & 3;
+        break;
+    }
+}
+
+/* One block of 64: NVFP4, four groups of 16, whose scales are E4M3 without a sign; 0x7f is 0. */
+static void decode_nvfp4(const uint8_t *p, uint8_t *codes, float *scales)
+{
+    for (int j = 0; j < 4; j++) {
+        uint32_t exponent = p[j] >> 3 & 15, mantissa = p[j] & 7;
+        float scale = exponent ? f32_from_bits((exponent + 120) << 23 | mantissa << 20)
+                               : (float)mantissa * 0x1p-9f;
+        scales[j] = p[j] == 0x7f ? 0.0f : scale;
+        for (int i = 0; i < 8; i++) {
+            codes[16 * j + i] = p[4 + 8 * j + i] & 15;
+            codes[16 * j + 8 + i] = p[4 + 8 * j + i] >> 4;
+        }
+    }
+}
+
 static void decode_block(uint32_t type, const uint8_t *p, uint8_t *codes, float *scales,
                          float *biases)
 {
@@ -106,6 +217,18 @@ static void decode_block(uint32_t type, const uint8_t *p, uint8_t *codes, float 
     case MARLIN_GGML_Q5_K: decode_k(type, p, codes, scales, biases); break;
     case MARLIN_GGML_Q6_K: decode_q6_k(p, codes, scales); break;
     case MARLIN_GGML_MXFP4: decode_mxfp4(p, codes, scales); break;
+    case MARLIN_GGML_NVFP4: decode_nvfp4(p, codes, scales); break;
+    case MARLIN_GGML_Q2_K: decode_q2_k(p, codes, scales, biases); break;
+    case MARLIN_GGML_Q3_K: decode_q3_k(p, codes, scales, biases); break;
+    case MARLIN_GGML_IQ4_XS: decode_iq4_xs(p, codes, scales); break;
+    case MARLIN_GGML_IQ4_NL:
+        *scales = half_at(p);
+        decode_iq4(p + 2, codes);
+        break;
+    case MARLIN_GGML_TQ1_0:
+    case MARLIN_GGML_TQ2_0:
+    case MARLIN_GGML_Q1_0:
+    case MARLIN_GGML_Q2_0: decode_few(type, p, codes, scales, biases); break;
     case MARLIN_GGML_Q4_0:
     case MARLIN_GGML_Q4_1:
     case MARLIN_GGML_Q5_0:
@@ -151,8 +274,8 @@ static void store_row(const marlin_call *call, const struct MarlinBlockType *typ
     int64_t groups = k / type->group;
     for (int64_t g = 0; g < groups; g++) {
         int64_t at = (tile * groups + g) * MARLIN_ROW_TILE + lane;
-        store_scale(call->at[2], is_f32, at, d->scales[g]);
-        if (call->bytes[3]) store_scale(call->at[3], is_f32, at, d->biases[g]);
+        store_scale(call->at[2], is_f32, at, d->scales[g] * p->factor);
+        if (call->bytes[3]) store_scale(call->at[3], is_f32, at, d->biases[g] * p->factor);
     }
 }
 

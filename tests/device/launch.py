@@ -273,12 +273,12 @@ def sample(device, logits, rows):
         return memory.read(ids, np.int32, (len(rows),))
 
 
-def repack(device, raw, packed, ggml_type, permute_heads=0):
+def repack(device, raw, packed, ggml_type, permute_heads=0, factor=1.0):
     """Fill the arrays of a blank PackedWeight from GGUF blocks."""
     number = BLOCK_TYPES[ggml_type].number
     with Memory(device) as memory:
         source, weight = memory.put(raw), memory.weight(packed)
-        run(device, lambda r: ops.repack(r, source, weight, number, permute_heads), step())
+        run(device, lambda r: ops.repack(r, source, weight, number, permute_heads, factor), step())
         views = (weight.data, weight.scales, weight.biases)
         for view, array in zip(views, (packed.codes, packed.scales, packed.biases), strict=True):
             if array is not None:

@@ -49,6 +49,11 @@ def test_packed_weights_multiply_the_activations(device, kind, rows, n, k, group
         ("int8", 128, np.float16, True),
         ("int8", 16, np.float32, False),
         ("int8", 16, np.float16, False),
+        ("int8", 16, np.float32, True),
+        ("fp4", 16, np.float16, False),
+        ("fp4", 16, np.float32, False),
+        ("int4", 16, np.float16, True),
+        ("int4", 16, np.float32, True),
     ],
 )
 @pytest.mark.parametrize("rows", [1, 17])
@@ -66,10 +71,10 @@ def test_an_output_bias_is_added_once(device, kind, rows, n):
     reference.assert_close(launch.linear(device, x, packed, bias), expected)
 
 
-@pytest.mark.parametrize("kind", [*formats.FORMATS, "int8-16"])
+@pytest.mark.parametrize("kind", [*formats.FORMATS, "int8-16", "int4-16", "fp4-16"])
 def test_a_row_gets_the_same_bits_whatever_rows_and_threads_share_the_work(isa, devices, kind):
     x = np.random.default_rng(3).standard_normal((37, 160)).astype(np.float32)
-    weight = packed_weight(kind[:4].rstrip("-"), 33, 160, 16 if kind == "int8-16" else 32)
+    weight = packed_weight(kind.partition("-")[0], 33, 160, 16 if "-" in kind else 32)
     every = launch.linear(devices.get(isa, 1), x, weight, bias_of(33))
     for num_threads, rows in [(1, 1), (1, 2), (1, 3), (2, 5), (3, 16), (2, 17), (3, 37), (2, 2)]:
         device = devices.get(isa, num_threads)

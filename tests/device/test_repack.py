@@ -4,6 +4,7 @@ import launch
 import numpy as np
 import pytest
 import reference
+from foreign_files import golden
 from ggml_blocks import blank, random_blocks, width_of
 from matrices import activations
 
@@ -42,6 +43,23 @@ def test_the_scale_of_an_mxfp4_block_is_any_power_of_two_or_no_number(device):
     scales = formats.unpack(packed)[1][:, 0]
     assert scales[:5].tolist() == [2.0**-127, 2.0**-126, 0.5, 1.0, 2.0**127]
     assert np.isnan(scales[5])
+
+
+@pytest.mark.parametrize(
+    "name", ["IQ4_NL", "IQ4_XS", "NVFP4", "Q1_0", "Q2_0", "Q2_K", "Q3_K", "TQ1_0", "TQ2_0"]
+)
+def test_blocks_of_a_foreign_writer_are_repacked_without_loss(device, name):
+    stored = golden(f"gguf_{name}")
+    packed = blank(name, *stored["values"].shape)
+    launch.repack(device, stored["blocks"], packed, name)
+    np.testing.assert_array_equal(formats.dequantize(packed), stored["values"])
+
+
+def test_a_factor_of_the_whole_matrix_multiplies_its_scales(device):
+    stored = golden("gguf_NVFP4")
+    packed = blank("NVFP4", *stored["values"].shape)
+    launch.repack(device, stored["blocks"], packed, "NVFP4", factor=0.25)
+    np.testing.assert_array_equal(formats.dequantize(packed), stored["values"] / 4)
 
 
 @pytest.mark.parametrize("ggml_type", REPACKED)

@@ -33,6 +33,8 @@ def assert_dequantized(device, actual, expected):
         ("int4", 64, np.float16),
         ("int4", 32, np.float32),
         ("int8", 16, np.float32),
+        ("fp4", 16, np.float16),
+        ("int4", 16, np.float32),
         ("int8", 128, np.float16),
     ],
 )

@@ -123,7 +123,13 @@ def repacked_by_cpu(source, ggml_type, n, k, heads):
 def test_repacking_gives_the_cpus_bytes(shader, any_order, ggml_type, n, heads):
     k = width_of(ggml_type, 2)
     source, arrays = random_blocks(ggml_type, n, k), arrays_of(blank(ggml_type, n, k))
-    fields = {"type": REPACKED[ggml_type].number, "n": n, "k": k, "permute_heads": heads}
+    fields = {
+        "type": REPACKED[ggml_type].number,
+        "n": n,
+        "k": k,
+        "permute_heads": heads,
+        "factor": 1.0,
+    }
     units = (-(-n // ROW_TILE), 1, 1)
     assert shader("repack").run("repack", units, [source, *arrays], ("RepackParams", fields), [])
     found = [None if array is None else array.tobytes() for array in arrays]

@@ -237,6 +237,7 @@ def repack(shader):
     n, k = 17, 512
     source, arrays = random_blocks("Q4_K", n, k), arrays_of(blank("Q4_K", n, k))
     fields = {"type": REPACKED["Q4_K"].number, "n": n, "k": k, "permute_heads": 0}
+    fields |= {"factor": 1.0}
     params, units = ("RepackParams", fields), (-(-n // ROW_TILE), 1, 1)
     assert shader("repack").run("repack", units, [source, *arrays], params, [])
     found = [array.tobytes() for array in arrays]

@@ -9,8 +9,8 @@ from reference_models import stores_less_one, tensors_of
 
 # The package's own quantizers know these; `K_KINDS` rows are blocks of 256 weights.
 DENSE_KINDS = ("F32", "F16", "BF16")
-BLOCK_KINDS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "MXFP4")
-K_KINDS = ("Q4_K", "Q5_K", "Q6_K")
+BLOCK_KINDS = ("Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "MXFP4", "NVFP4")
+K_KINDS = ("Q4_K", "Q5_K", "Q6_K", "TQ1_0", "TQ2_0")
 
 
 GGUF_ARCHITECTURES = {"mistral": "llama", "gemma3_text": "gemma3"}
@@ -22,6 +22,8 @@ def encode(kind, values):
         return _encode_k(values, 15 if kind == "Q4_K" else 31)
     if kind == "Q6_K":
         return _encode_q6_k(values)
+    if kind == "NVFP4":
+        return _encode_nvfp4(values)
     return gguf.quants.quantize(values, Kind[kind])
 
 
@@ -74,6 +76,18 @@ def _encode_q6_k(values):
     return _rows([low, high, scales.astype(np.int8).view(np.uint8), _halves(d.T)], values)
 
 
+def _encode_nvfp4(values):
+    """Four groups of 16 a block: w = scale * E2M1, scale an E4M3 byte."""
+    groups = values.reshape(-1, 4, 16)
+    bits = gguf.quants.NVFP4.fp32_to_ue4m3(np.abs(groups).max(axis=2) / 6)
+    scales = 2 * gguf.quants.NVFP4.ue4m3_to_fp32(bits)[:, :, None]
+    ratios = np.divide(np.abs(groups), scales, out=np.zeros_like(groups), where=scales > 0)
+    grid = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    codes = np.abs(ratios[..., None] - grid).argmin(axis=3).astype(np.uint8)
+    codes |= np.signbit(groups).astype(np.uint8) << 3
+    return _rows([bits, codes[:, :, :8] | codes[:, :, 8:] << 4], values)
+
+
 def _halves(factors):
     """float16 [n, num_blocks] as bytes [num_blocks, 2n]."""
     return np.ascontiguousarray(factors.T).view(np.uint8)
@@ -94,7 +108,14 @@ def interleave_rows(values, num_heads):
 
 
 def write_gguf(
-    path, model, kind_of, metadata=None, rope_factors=None, has_tokenizer=False, **split
+    path,
+    model,
+    kind_of,
+    metadata=None,
+    rope_factors=None,
+    has_tokenizer=False,
+    factors=None,
+    **split,
 ):
     """Write a transformers model.
 
@@ -103,6 +124,7 @@ def write_gguf(
         metadata: {key without the architecture: number, string or list}, besides the usual.
         rope_factors: float32 [head_dim / 2] for rope_freqs.weight, or None.
         has_tokenizer: add a vocabulary of characters, which `quantize` wants.
+        factors: {GGUF name without its suffix: number} of NVFP4 matrices, for `NAME.scale`.
         split: how GGUFWriter cuts the model into files; their names are made of path's.
 
     Returns:
@@ -129,6 +151,7 @@ def write_gguf(
             values = interleave_rows(values, heads)
         gguf_name = names.get_name(name, try_suffixes=(".weight", ".bias"))
         writer.add_tensor(gguf_name, encode(kind, values), raw_dtype=Kind[kind])
+        stored[name] = stored[name] * _add_factor(writer, gguf_name, factors or {})
     if rope_factors is not None:
         writer.add_tensor("rope_freqs.weight", rope_factors)
     writer.write_header_to_file()
@@ -136,6 +159,17 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return stored
+
+
+def _add_factor(writer, name, factors):
+    """The number that a matrix is multiplied by, which `.scale` beside it says; `.input_scale` is
+    for programs that round activations."""
+    stem = name.removesuffix(".weight")
+    factor = np.array([factors.get(stem, 1)], np.float32)
+    if stem in factors:
+        writer.add_tensor(f"{stem}.scale", factor)
+        writer.add_tensor(f"{stem}.input_scale", factor)
+    return factor
 
 
 def _add_metadata(writer, config, metadata):

@@ -159,6 +159,15 @@ def test_rope_scaling_of_gguf_metadata_is_that_of_transformers(scaling, metadata
     assert np.abs(found - logits_of(model, token_ids)).max() < TOLERANCE
 
 
+def test_a_matrix_of_nvfp4_is_multiplied_by_its_factor(tmp_path):
+    model = build("llama", **SIZES)
+    factors = {"blk.0.ffn_up": 3.0, "blk.1.attn_q": 0.7}
+    stored = write_gguf(tmp_path / "m.gguf", model, lambda name: "NVFP4", factors=factors)
+    token_ids = random_tokens(80, 97)
+    expected = logits_of(with_weights(model, stored), token_ids)
+    assert_near(all_logits(tmp_path / "m.gguf", token_ids), expected)
+
+
 def test_a_mistral_gguf_keeps_its_window(tmp_path):
     model = build("mistral", **SIZES, sliding_window=33)
     metadata = {"attention.sliding_window": 33}

@@ -16,12 +16,15 @@ static const weight_shape weights[] = {
     {"int8", 5, 128, 64, MARLIN_WEIGHT_BIAS | MARLIN_SCALE_F32},
     {"int8", 31, 256, 16, MARLIN_SCALE_F32 | MARLIN_OUTPUT_BIAS},
     {"int8", 16, 128, 128, MARLIN_OUTPUT_BIAS},
+    {"int8", 9, 64, 16, MARLIN_WEIGHT_BIAS},
+    {"fp4", 20, 96, 16, MARLIN_OUTPUT_BIAS},
+    {"int4", 35, 64, 16, MARLIN_WEIGHT_BIAS | MARLIN_SCALE_F32},
     {"f32", 21, 37, 0, MARLIN_OUTPUT_BIAS},
     {"f16", 3, 1, 0, 0},
     {"f16", 20, 100, 0, MARLIN_OUTPUT_BIAS},
     {"bf16", 18, 99, 0, 0},
 };
-#define NUM_PACKED 9
+#define NUM_PACKED 12
 #define NUM_WEIGHTS (int)(sizeof weights / sizeof *weights)
 /* One row, a pair, and counts that take every block of rows a set has: 16, 8, 4, 2, 1. */
 static const int row_counts[] = {1, 2, 7, 19};
@@ -240,7 +243,7 @@ static const ggml_type types[] = {
 };
 #define NUM_TYPES (int)(sizeof types / sizeof *types)
 
-/* Random blocks whose float16 scales, first or last in a block, are finite. */
+/* Random blocks whose float16 scales, the first or the last two in a block, are finite. */
 static int add_ggml_blocks(test_case *c, const ggml_type *type, int64_t count)
 {
     int number = add_random_bytes(c, count * type->bytes);
@@ -250,6 +253,7 @@ static int add_ggml_blocks(test_case *c, const ggml_type *type, int64_t count)
         p[1] &= 0xbf;
         p[3] &= 0xbf;
         p[type->bytes - 1] &= 0xbf;
+        p[type->bytes - 3] &= 0xbf;
     }
     return number;
 }
@@ -261,7 +265,11 @@ test_case *make_repack(int variant)
     int heads = variant >= NUM_TYPES ? 3 : 0, n = heads ? 18 : 21,
         k = type->values * (heads ? 1 : 3);
     test_case *c = new_case(500 + variant, "repack %s n=%d k=%d heads=%d", type->name, n, k, heads);
-    struct RepackParams p = {.type = type->type, .n = n, .k = k, .permute_heads = heads};
+    struct RepackParams p = {.type = type->type,
+                             .n = n,
+                             .k = k,
+                             .permute_heads = heads,
+                             .factor = heads && type->scale_bytes == 4 ? 0.3f : 1.0f};
     marlin_dispatch *record = add_record(c, "repack", &p, sizeof p, 4);
     int64_t padded = 32, scale_bytes = padded * (k / type->group) * type->scale_bytes;
     bind(c, record, 0, add_ggml_blocks(c, type, (int64_t)n * (k / type->values)), MARLIN_READ);

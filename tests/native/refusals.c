@@ -211,7 +211,7 @@ typedef struct {
 #define OTHER(make, variant, params, field, value)                                                 \
     {make, variant, #field, FIELD(params, field), (uint32_t)(value)}
 
-/* Linear variants: 2 is int4, 14 fp4, 22 int8, 30 int8 in groups of 16, 38 f32. */
+/* Linear variants: 2 is int4, 14 fp4, 22 int8, 30 int8 in groups of 16, 50 f32. */
 static const parameter_change parameter_changes[] = {
     LINEAR(2, rows_var, -1u),
     LINEAR(2, rows_var, MARLIN_MAX_VARS),
@@ -223,20 +223,20 @@ static const parameter_change parameter_changes[] = {
     LINEAR(2, k, 48),
     LINEAR(2, k, -1u),
     LINEAR(2, group_size, 0),
-    LINEAR(2, group_size, 16),
     LINEAR(2, group_size, 48),
     LINEAR(2, group_size, 64), /* of k = 96 */
     LINEAR(2, flags, 0),       /* int4 has a bias */
     LINEAR(2, flags, MARLIN_WEIGHT_BIAS | MARLIN_SCALE_F32),
     LINEAR(2, flags, MARLIN_WEIGHT_BIAS | MARLIN_OUTPUT_BIAS),
-    LINEAR(14, group_size, 16),
     LINEAR(14, flags, MARLIN_WEIGHT_BIAS),
     LINEAR(22, group_size, 8),
     LINEAR(22, flags, MARLIN_WEIGHT_BIAS),
     LINEAR(30, flags, MARLIN_SCALE_F32 | MARLIN_WEIGHT_BIAS | MARLIN_OUTPUT_BIAS),
-    LINEAR(38, k, 0),
-    LINEAR(38, k, 38),
-    LINEAR(38, n, 22),
+    LINEAR(38, flags, MARLIN_WEIGHT_BIAS | MARLIN_SCALE_F32),
+    LINEAR(42, flags, MARLIN_WEIGHT_BIAS | MARLIN_OUTPUT_BIAS),
+    LINEAR(50, k, 0),
+    LINEAR(50, k, 38),
+    LINEAR(50, n, 22),
     EMBED(0, rows_var, -1u),
     EMBED(0, vocab_size, 0),
     EMBED(0, vocab_size, 33),
@@ -245,8 +245,8 @@ static const parameter_change parameter_changes[] = {
     EMBED(0, group_size, 0),
     EMBED(0, flags, 0),
     EMBED(3, flags, MARLIN_WEIGHT_BIAS),
-    EMBED(9, vocab_size, 22),
-    EMBED(9, dim, 1u << 31),
+    EMBED(12, vocab_size, 22),
+    EMBED(12, dim, 1u << 31),
     OTHER(make_rms_norm, 0, RmsNormParams, rows_var, 8),
     OTHER(make_rms_norm, 0, RmsNormParams, rows_per_var, 0),
     OTHER(make_rms_norm, 0, RmsNormParams, rows_per_var, 6),
@@ -330,6 +330,7 @@ static const parameter_change parameter_changes[] = {
     OTHER(make_repack, 0, RepackParams, k, 0),
     OTHER(make_repack, 0, RepackParams, k, 80),
     OTHER(make_repack, 0, RepackParams, k, 128),
+    OTHER(make_repack, 0, RepackParams, factor, 0x3f000000), /* 0.5 times a float16 scale */
     OTHER(make_repack, 0, RepackParams, permute_heads, 2),
     OTHER(make_repack, 0, RepackParams, permute_heads, 7),
     OTHER(make_repack, 0, RepackParams, permute_heads, -1),

@@ -264,7 +264,7 @@ def mask_cases():
 def repack_cases():
     """Blocks are repacked, and the rows read back by the embedding kernel."""
     for ggml_type, row in REPACKED.items():
-        n, k = (16, 256) if row.values == 256 else (17, 64)
+        n, k = (16, 256) if row.values == 256 else (17, max(64, row.values))
         rng = np.random.default_rng(len(ggml_type) + ord(ggml_type[1]))
         layout, _ = ggml_types.DECODERS[ggml_type]
         num_blocks = n * k // row.values

@@ -136,8 +136,11 @@ EDITORS = (
 )
 FORMATS = (
     "Foreign formats",
-    "Folders that other programs quantized: each matrix's tensors, at the shapes its config says.",
+    "Folders that other programs quantized: each matrix's tensors, at the shapes its config says; "
+    "and one file in parts.",
     (
+        "marlin/files/split_name.py",
+        "marlin/weights/gguf_parts.py",
         "marlin/weights/foreign/table.py",
         "marlin/weights/foreign/numbers.py",
         "marlin/weights/foreign/matrix.py",

@@ -33,8 +33,8 @@ def test_affine_codes_stand_for_what_mlx_makes_of_them(bits, group_size, tmp_pat
     "mode, kind, tensors",
     [
         ("mxfp4", "fp4", "mlx_mxfp4"),
-        ("nvfp4", "int8", "mlx_nvfp4"),
-        ("nvfp4", "int8", "mlx_nvfp4_global"),
+        ("nvfp4", "fp4", "mlx_nvfp4"),
+        ("nvfp4", "fp4", "mlx_nvfp4_global"),
         ("mxfp8", "bf16", "mlx_mxfp8"),
     ],
 )

@@ -125,17 +125,15 @@ def _byte_scaled(shape, parts, mode, factor):
         parts += (factor,)
 
     def codes(start, stop):
-        nibbles = numbers.stream_codes(numbers.row_bytes(weight, start, stop), 4)
-        return nibbles if mode == "mxfp4" else numbers.e2m1_as_int8(nibbles)
+        return numbers.stream_codes(numbers.row_bytes(weight, start, stop), 4)
 
     def factors(start, stop):
         raw = numbers.row_bytes(scales, start, stop)
         if mode == "mxfp4":
             return numbers.E8M0[raw], None
-        return numbers.E4M3[raw] * per_tensor / 2, None
+        return numbers.E4M3[raw] * per_tensor, None
 
-    kind, group_size = ("fp4", 32) if mode == "mxfp4" else ("int8", 16)
-    return matrix.packed(kind, shape, parts, codes, factors, group_size)
+    return matrix.packed("fp4", shape, parts, codes, factors, BYTE_SCALES[mode][1])
 
 
 def _mxfp8(weight, scales, start, stop):

@@ -12,11 +12,7 @@ import numpy as np
 
 from marlin.errors import ModelFileError
 from marlin.weights import ggml_types
-from marlin.weights.formats import E2M1
 from marlin.weights.tensor_file import TensorInfo, read_bytes
-
-# Twice E2M1's sixteen values: integers.
-DOUBLED_E2M1 = np.concatenate([2 * E2M1, -2 * E2M1]).astype(np.int8)
 
 
 def _e4m3():
@@ -79,11 +75,6 @@ def stream_codes(rows: np.ndarray, bits: int) -> np.ndarray:
     for index in range(8):
         codes[:, :, index] = words >> word_type(bits * index) & word_type((1 << bits) - 1)
     return codes.reshape(len(rows), -1)
-
-
-def e2m1_as_int8(nibbles: np.ndarray) -> np.ndarray:
-    """int8 codes (value + 128) of twice each E2M1 value."""
-    return (DOUBLED_E2M1[nibbles].astype(np.int16) + 128).astype(np.uint8)
 
 
 def scalar(info: TensorInfo) -> np.float32:
