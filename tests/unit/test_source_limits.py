@@ -107,3 +107,9 @@ def test_no_c_function_is_longer_than_eighty_lines(checkout):
 def test_the_files_looked_at_include_every_kind_of_source(checkout):
     assert {path.suffix for path in source_files(checkout, set(MAX_LINES))} >= {".py", ".c", ".h"}
     assert Path(__file__) in source_files(checkout, {".py"})
+
+
+def test_no_two_files_of_tests_have_one_name(checkout):
+    """pytest takes the second for the first, and collects nothing at all."""
+    names = [path.name for path in (checkout / "tests").rglob("test_*.py")]
+    assert sorted({name for name in names if names.count(name) > 1}) == []

@@ -12,9 +12,10 @@ import pytest
 
 from marlin.config import serve_config
 from marlin.errors import SharedWeightsError
+from marlin.files.sealed import nameless_file, seal
 from marlin.server.http.limits import Limits
 from marlin.server.process import supervisor
-from marlin.server.process.supervisor import Supervisor, _nameless_file, _seal
+from marlin.server.process.supervisor import Supervisor
 from marlin.server.process.worker import BAD_WEIGHTS
 
 LIMITS = Limits(
@@ -78,7 +79,8 @@ def supervised(monkeypatch):
             interval_s=None, heard=heard,
         )  # fmt: skip
         clock = SimpleNamespace(now=100.0)
-        one = Supervisor(config, make, LIMITS, listener, manager, lambda: clock.now, lambda: 7.9)
+        clocks = {"clock": lambda: clock.now, "wall_clock": lambda: 7.9}
+        one = Supervisor(config, make, LIMITS, listener, manager, **clocks)
         one.clock, one.manager, one.spawned, one.pipes = clock, manager, [], []
 
         def spawn(index):
@@ -317,11 +319,11 @@ def test_model_files_are_looked_at_before_each_start(supervised):
 
 
 def test_a_nameless_file_is_empty_and_ends_with_whoever_has_it():
-    fd = _nameless_file("test")
+    fd = nameless_file("test")
     try:
         assert os.fstat(fd).st_size == 0 and not os.get_inheritable(fd)
         os.write(fd, b"ab")
-        _seal(fd)
+        seal(fd)
         if hasattr(os, "memfd_create"):
             for change in (lambda: os.write(fd, b"c"), lambda: os.ftruncate(fd, 1)):
                 with pytest.raises(PermissionError):
