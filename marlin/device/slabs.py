@@ -1,8 +1,9 @@
-"""Where repacked weights live: memory of this process alone, or a file that several processes map.
+"""Where weights live that several processes use: repacked ones in slabs, memory of a process alone
+or a file that all map, others in the model's own files.
 
 Hands out whole slabs and knows nothing of what is in them. The same calls give the same places in
-the file, so a process that only reads finds what another wrote, and behind the last slab their
-digests, by which it knows that it is still that.
+the file, so a process that only reads finds what another wrote, and behind the last slab digests,
+by which it knows that it is still that, and that both read the same files.
 """
 
 import hashlib
@@ -16,6 +17,9 @@ from marlin.errors import DeviceError, SharedWeightsError
 
 # Slabs of a shared file begin at multiples of this: a page on every system, and a huge page.
 _ALIGNMENT = 2 << 20
+# Of files that are mapped a digest has a page of each so many bytes, at most so many, and the last:
+# all of 8 GB would take ten seconds, for which nobody maps files.
+_SAMPLE_BYTES, _SAMPLE_STEP, _NUM_SAMPLES = 4096, 1 << 20, 256
 
 
 class PrivateSlabs:
@@ -30,7 +34,11 @@ class PrivateSlabs:
         """A Buffer of num_bytes."""
         return self._device.create(num_bytes)
 
-    def settle(self):
+    def map(self, path, offset, num_bytes):
+        """As Device.map()."""
+        return self._device.map(path, offset, num_bytes)
+
+    def settle(self, files):
         """All slabs are there and filled."""
 
 
@@ -49,6 +57,12 @@ class SharedSlabs:
         self.filled = filled
         self._end = 0
         self._slabs = []
+        self._mapped = []
+
+    def map(self, path, offset, num_bytes):
+        """As Device.map(), of weights that all processes use where they lie."""
+        self._mapped.append(self._device.map(path, offset, num_bytes))
+        return self._mapped[-1]
 
     def new(self, num_bytes):
         """A Buffer of num_bytes: zeroed, or with what the writer put there.
@@ -74,20 +88,32 @@ class SharedSlabs:
             sizes = f"{self._end >> 20} MiB of weights that workers share"
             raise DeviceError(f"no room for {sizes}: {error.strerror}") from error
 
-    def settle(self):
-        """All slabs are there: leave their digests behind them, or compare with those.
+    def settle(self, files):
+        """All weights are there: leave digests behind the slabs, or compare with those.
+
+        Args:
+            files: bytes that are others when the model's files are.
 
         Raises:
-            SharedWeightsError: a slab is not what the writer made.
+            SharedWeightsError: a slab is not what the writer made, or a file not what it read.
         """
-        digests = self._digests()
+        digests = [self._digest_of_files(files), *self._digests()]
         if not self.filled:
             os.pwrite(self._fd, b"".join(digests), self._end)
             return
         for index, digest in enumerate(digests):
             if os.pread(self._fd, len(digest), self._end + index * len(digest)) != digest:
-                part = f"part {index + 1} of {len(digests)}"
+                part = f"part {index} of {len(digests) - 1}" if index else "the model's files"
                 raise SharedWeightsError(f"the weights that workers share have changed: {part}")
+
+    def _digest_of_files(self, files):
+        digest = hashlib.sha256(files)
+        for buffer in self._mapped:
+            data = buffer.array(np.uint8)
+            step = max(_SAMPLE_STEP, len(data) // _NUM_SAMPLES)
+            for start in (*range(0, len(data), step), max(0, len(data) - _SAMPLE_BYTES)):
+                digest.update(data[start : start + _SAMPLE_BYTES])
+        return digest.digest()
 
     def _digests(self):
         """SHA-256 of each slab, on as many threads as the device has."""

@@ -120,7 +120,7 @@ def _load_on(
         context, paging = _paged(config, batching, max_context_tokens)
     check_memory(budget, spec, paging, step_tokens, max_logits)
     model = Model(checkpoint, context)
-    slabs.settle()
+    slabs.settle(snapshot.encode())
     runner = Runner(device, model, paging, step_tokens, max_sequences, draft_tokens)
     tokenizer = checkpoint.load_tokenizer(allow_unknown)
     snapshot.check_same()

@@ -40,6 +40,10 @@ class Snapshot:
     def __init__(self, path: str | os.PathLike):
         self._seen = {path: _look(path) for path in model_files(path).values()}
 
+    def encode(self) -> bytes:
+        """Other bytes for other files."""
+        return repr(sorted(self._seen.items())).encode("utf-8", "surrogateescape")
+
     def check_same(self) -> None:
         """Raises ModelFileError where one has been changed, replaced or removed."""
         for path, seen in self._seen.items():

@@ -112,7 +112,7 @@ class FolderCheckpoint:
             return View.of(self.device.create_from(read_bytes(info)))
         place = path, start, num_bytes = self._range(info)
         if place not in self._mapped:
-            self._mapped[place] = self.device.map(path, start, num_bytes)
+            self._mapped[place] = self._slabs.map(path, start, num_bytes)
         return View(self._mapped[place], info.offset - start, info.num_bytes)
 
     def _is_copied(self, stored, info):

@@ -90,7 +90,7 @@ class GgufCheckpoint:
             return View.of(self.device.create_from(values.astype(np.float32)))
         n, k = tensor.shape
         if planned.slab < 0:
-            view = View.of(self.device.map(info.path, info.offset, info.num_bytes))
+            view = View.of(self._slabs.map(info.path, info.offset, info.num_bytes))
             return Weight(DENSE_KINDS[info.dtype], n, k, view)
         place = planned.slab, planned.offset
         if form is not None:

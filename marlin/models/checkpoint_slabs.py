@@ -1,7 +1,8 @@
 """Weights in slabs, large buffers whose places a plan has given out: repacked, or put in another
-order. Refuses to know files.
+order; and those that stay in their file. Refuses to know what files hold.
 """
 
+from marlin.device.buffer import Buffer
 from marlin.device.ops import Weight, weight_flags
 from marlin.device.program import View
 from marlin.weights.kinds import Form
@@ -32,6 +33,10 @@ class SlabWeights:
             offset += num_bytes
         flags = weight_flags(form.scale_bytes == 4, form.has_bias)
         return Weight(form.kind, n, k, views[0], form.group_size, flags, *views[1:])
+
+    def map(self, path: str, start: int, num_bytes: int) -> Buffer:
+        """Weights that are used where they lie in a file."""
+        return self._source.map(path, start, num_bytes)
 
     def _slab(self, index):
         while len(self._slabs) <= index:

@@ -1,6 +1,7 @@
 """Weights that one process repacks into a file and others map: the same numbers, held once."""
 
 import os
+import shutil
 import tempfile
 
 import numpy as np
@@ -12,6 +13,7 @@ from tiny_models import open_device, weight_values
 from marlin.device.ops import Weight
 from marlin.device.slabs import PrivateSlabs, SharedSlabs
 from marlin.errors import DeviceError, SharedWeightsError
+from marlin.files.snapshot import Snapshot
 from marlin.models.checkpoint import open_checkpoint
 from marlin.models.model import Model
 
@@ -45,7 +47,7 @@ def load():
         devices.append(device)
         slabs = PrivateSlabs(device) if fd is None else SharedSlabs(device, fd, filled)
         model = Model(open_checkpoint(path, device, slabs))
-        slabs.settle()
+        slabs.settle(Snapshot(path).encode())
         return device, model
 
     yield run
@@ -99,7 +101,7 @@ def test_every_slab_is_looked_at(fd):
         device = open_device(None)
         slabs = SharedSlabs(device, fd, filled)
         made = [slabs.new(num_bytes) for num_bytes in (4096, 3 << 20, 100, 4096, 4096)]
-        slabs.settle()
+        slabs.settle(b"")
         device.close()
         return made
 
@@ -108,3 +110,35 @@ def test_every_slab_is_looked_at(fd):
     os.pwrite(fd, b"!", 8 << 20)  # of 2, 4, 2, 2 and 2 MiB
     with pytest.raises(SharedWeightsError, match="part 4 of 5"):
         run(filled=True)
+
+
+@pytest.fixture
+def dense(tmp_path):
+    """A model that is used where it lies."""
+    write_gguf(tmp_path / "dense.gguf", build("llama", **SIZES), lambda name: "F32")
+    return tmp_path / "dense.gguf"
+
+
+@pytest.mark.parametrize("place", [0.5, 1.0], ids=["its middle", "its end"])
+def test_a_file_that_is_mapped_is_compared_with_what_the_writer_mapped(fd, dense, load, place):
+    load(dense, fd)
+    load(dense, fd, filled=True)
+    before = dense.stat()
+    with open(dense, "r+b") as file:
+        at = int((before.st_size - 1) * place)
+        pages = range(0, before.st_size, 4096) if place < 1 else [at]
+        for start in pages:  # a page of each 1 MiB is looked at
+            file.seek(start if start else at)
+            (byte,) = file.read(1)
+            file.seek(-1, os.SEEK_CUR)
+            file.write(bytes([byte ^ 1]))
+    os.utime(dense, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(SharedWeightsError, match="have changed: the model's files"):
+        load(dense, fd, filled=True)
+
+
+def test_a_file_that_was_replaced_by_its_copy_is_another_file(fd, path, load):
+    load(path, fd)
+    os.replace(shutil.copy(path, f"{path}.new"), path)
+    with pytest.raises(SharedWeightsError, match="have changed: the model's files"):
+        load(path, fd, filled=True)
