@@ -48,8 +48,6 @@ class Phi3(LlamaLine[Phi3Config]):
         if scaling is not None:
             shared["rope_scaling"] = scaling
             _check_factors(fields, scaling, dim)
-        elif shared["rope_scaling"].type is not None:
-            fields.fail("rope_scaling", "of the type longrope, or default")
         window = fields.count("sliding_window", None, maximum=1 << 31)
         return Phi3Config(**shared, windows=(window,) * shared["num_layers"], rotary_dim=dim)
 
@@ -94,7 +92,9 @@ def _longrope(fields):
     rope = config_hf.rope_section(fields)
     name = "rope_type" if rope is not None and rope.raw("rope_type") is not None else "type"
     # What transformers takes for LongRoPE in this family; Microsoft's first files say "su".
-    if rope is None or rope.raw(name) not in ("longrope", "su", "yarn"):
+    if rope is None:
+        return None, None
+    if rope.choice(name, ("default", "longrope", "su", "yarn"), "default") == "default":
         return None, None
     longest = fields.count("max_position_embeddings", maximum=MAX_CONTEXT_TOKENS)
     outer = fields.count("original_max_position_embeddings", None, maximum=MAX_CONTEXT_TOKENS)
