@@ -17,6 +17,8 @@ DEVICE_KINDS = ("metal", "cpu")
 UNKNOWN_PARAMETERS = ("refuse", "warn")
 SPECULATIVE_METHODS = ("ngram",)
 POOLINGS = ("last", "mean", "cls", "rank")
+AUDIT_KEY_FILE_OPTION = "--audit-key-file"
+AUDIT_SYNCS = ("disk", "system")
 # What --help shows as the value of a switch, and how one is known.
 SWITCH = "true|false"
 VARIABLE_PREFIX = "METAL_MARLIN_"
@@ -219,6 +221,14 @@ class ServeConfig:
         "serve only what `metal-marlin manifest` has written down, from sealed copies in memory")
     manifest_key: str | None = _option("--manifest-key", None, str, "FILE",
         "minisign public key that has signed the manifest, in a file of its name and .minisig")
+    audit_log: str | None = _option("--audit-log", None, str, "FILE",
+        "record every request before it is worked on; FILE.0, FILE.1, ... with --workers")
+    audit_key_file: str | None = _option(AUDIT_KEY_FILE_OPTION, None, str, "FILE",
+        "secret that chains the audit log's records")
+    audit_content: bool = _option("--audit-content", False, _switch, SWITCH,
+        "have requests and answers themselves in the audit log, and not only their HMACs")
+    audit_sync: str = _option("--audit-sync", "disk", one_of(AUDIT_SYNCS), "|".join(AUDIT_SYNCS),
+        "what a record must have reached before its request is worked on")
     mock_model: bool = False
     api_key: bytes | None = field(default=None, repr=False)
 # fmt: on

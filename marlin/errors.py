@@ -87,6 +87,21 @@ class ManifestError(MarlinError):
     """A model that is not what its manifest says, or a manifest that says nothing to rely on."""
 
 
+class AuditFileError(MarlinError):
+    """An audit log that cannot be begun or continued."""
+
+
+class AuditError(MarlinError):
+    """A request that cannot be recorded, and so is not worked on."""
+
+    status = 503
+    code = "audit_unavailable"
+    headers = (("Retry-After", "1"),)
+
+    def __init__(self, problem: str):
+        super().__init__(f"nothing is answered that is not recorded: {problem}")
+
+
 class TemplateError(MarlinError):
     """A chat template that cannot be parsed or rendered, or that exceeded a limit."""
 

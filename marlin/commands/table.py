@@ -14,6 +14,7 @@ COMMANDS = {
     "quantize": "make a packed model folder from safetensors or GGUF",
     "bench": "measure prefill and decode speed",
     "manifest": "write down which bytes a model consists of",
+    "audit": "check an audit log, or show what is in it",
     "info": "show versions, devices and their kernels",
     "selftest": "run every kernel on stored vectors",
     "completion": "print completions for bash, zsh or fish",

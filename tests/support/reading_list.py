@@ -171,7 +171,18 @@ FAMILIES = (
     ),
     2_000,
 )
-APART = (AGENTS, EDITORS, FORMATS, SEARCHES, FAMILIES)
+LOCKED_PLACES = (
+    "What locked-down places ask for",
+    "A model's bytes compared with what was written down, and requests recorded.",
+    (
+        "marlin/files/manifest.py",
+        "marlin/files/signature.py",
+        "marlin/files/sealed.py",
+        "marlin/server/observe/audit.py",
+    ),
+    1_500,
+)
+APART = (AGENTS, EDITORS, FORMATS, SEARCHES, FAMILIES, LOCKED_PLACES)
 
 # What sees checked values only: these files, and of what PARTS leaves, those folders.
 FILES_BEHIND = {

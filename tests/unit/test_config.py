@@ -59,6 +59,10 @@ VALUES = {
     "allow_unknown_pretokenizer": ("true", True),
     "manifest": ("m.json", "m.json"),
     "manifest_key": ("m.pub", "m.pub"),
+    "audit_log": ("a", "a"),
+    "audit_key_file": ("k", "k"),
+    "audit_content": ("true", True),
+    "audit_sync": ("system", "system"),
 }
 
 

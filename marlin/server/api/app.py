@@ -63,6 +63,12 @@ class App:
         try:
             self._answer(handler, record, path)
         finally:
+            if handler.witness is not None:
+                handler.witness.end(
+                    outcome=record.outcome or handler.status,
+                    prompt_tokens=record.num_prompt_tokens,
+                    output_tokens=record.num_output_tokens,
+                )
             endpoint = OTHER_ENDPOINT if path is None else path.endpoint
             self._metrics.answered(endpoint, record.outcome or handler.status)
             if record.is_generation:

@@ -27,6 +27,7 @@ from marlin.server.api.names import MAX_IGNORED
 from marlin.server.api.vectors import Vectors
 from marlin.server.http.handler import Handler
 from marlin.server.http.limits import Limits
+from marlin.server.observe.audit import AuditLog, parameters_digest
 from marlin.server.observe.health import Health
 from marlin.server.observe.logs import log_fields
 from marlin.server.observe.metrics import RequestRecord
@@ -43,6 +44,7 @@ class Endpoints:
         created: when it was loaded, seconds since the epoch.
         gate: that generation requests pass.
         capabilities: what the routes do with this model, {name: whether they do}.
+        audit: records requests, or None.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Endpoints:
         health: Health,
         metrics_page: MetricsPage,
         capabilities: dict[str, bool],
+        audit: AuditLog | None = None,
     ):
         self._model = model
         self._names = served_as(config.served_names, "" if model is None else model.model_id)
@@ -66,6 +69,7 @@ class Endpoints:
         self._health = health
         self._metrics_page = metrics_page
         self._capabilities = capabilities
+        self._audit = audit
 
     @property
     def health_here(self) -> Health:
@@ -128,7 +132,7 @@ class Endpoints:
         return [openai_answers.model_card(name, *facts) for name in self._names.names]
 
     def generate(self, handler: Handler, record: RequestRecord, dialect: Dialect) -> None:
-        content = handler.read_body()
+        content = self._body(handler)
         deadline = Deadline(self._config.timeout_s)
         with record.generating():
             call = self._parse(handler, dialect, content, deadline)
@@ -152,7 +156,7 @@ class Endpoints:
 
     def pool(self, handler: Handler, record: RequestRecord, dialect: VectorDialect) -> None:
         """The vectors or scores of a request's texts."""
-        content = handler.read_body()
+        content = self._body(handler)
         deadline = Deadline(self._config.timeout_s)
         with record.generating():
             call = self._parse(handler, dialect, content, deadline)
@@ -167,7 +171,7 @@ class Endpoints:
 
     def ask(self, handler: Handler, _record: RequestRecord, dialect: Questions) -> None:
         """Answer a dialect.Question, which waits for no slot."""
-        content = handler.read_body()
+        content = self._body(handler)
         deadline = Deadline(self._config.timeout_s)
         question = self._parse(handler, dialect, content, deadline)
         model = self._loaded_model()
@@ -180,6 +184,14 @@ class Endpoints:
         with self._gate.place(handler.client):
             told = question.told(model, check_wanted, handler.client)
         reply_json(handler, told)
+
+    def _body(self, handler):
+        """A request's body, recorded before anything is made of it."""
+        content = handler.read_body()
+        if self._audit is not None:
+            whose = {"client": handler.client_address[0], "endpoint": canonical(handler.path)}
+            handler.witness = self._audit.begin(content, request_id=handler.request_id, **whose)
+        return content
 
     def _parse(self, handler, dialect, content, deadline):
         """The dialect's Call. Large bodies one at a time: their JSON takes many times their size,
@@ -199,6 +211,8 @@ class Endpoints:
 
     def _call(self, handler, dialect, body):
         self._loaded_model()
+        if handler.witness is not None:
+            handler.witness.parameters = parameters_digest(body)
         ignored: list[str] | None = [] if self._config.unknown_parameters == "warn" else None
         most = self._limits.num_output_tokens
         max_tokens = min(self._config.max_tokens, most or self._config.max_tokens)

@@ -69,6 +69,22 @@ class Application(Protocol):
         """The system had no "threads" for a connection, or no "memory" for what came on one."""
 
 
+class Witness(Protocol):
+    """What records an answer.
+
+    Attributes:
+        parameters: digest of what was asked for beside the texts, once that is known.
+    """
+
+    parameters: str | None
+
+    def saw(self, content: bytes) -> None:
+        """A next part of it goes out."""
+
+    def end(self, **facts: Any) -> None:
+        """It is over; facts: what became of it."""
+
+
 class Progress(enum.Enum):
     """How far the answer to the request in hand has come."""
 
@@ -90,6 +106,7 @@ class Handler(BaseHTTPRequestHandler):
             after the request.
         status: the status sent, None before.
         answer_fields: (name, value) pairs of headers for whatever answers the request.
+        witness: hears of all that is answered, once there is one.
         failing: an error to the last bytes of a stream that has begun, where its owner has some.
         is_extra: all places are taken, and this one is for a request that takes no time.
         close_connection: no request may follow on this connection.
@@ -144,6 +161,7 @@ class Handler(BaseHTTPRequestHandler):
         self.request_id = self.status = None
         self.progress, self.answer_fields = Progress.NOT_BEGUN, []
         self.failing: Callable[[MarlinError], bytes | None] | None = None
+        self.witness: Witness | None = None
         self._chunked = self._body_unread = False
 
     def parse_request(self):
@@ -226,6 +244,8 @@ class Handler(BaseHTTPRequestHandler):
         self._settle_unread_body()
         fields = [*self._common_fields(content_type), ("Content-Length", str(len(content)))]
         content = b"" if self.command == "HEAD" else content
+        if self.witness is not None:
+            self.witness.saw(content)
         self._send(status, [*fields, *headers], content, Progress.WHOLE)
 
     def stream(self, content_type: str, data: bytes, last: bool = False) -> None:
@@ -233,6 +253,8 @@ class Handler(BaseHTTPRequestHandler):
 
         The first call sends the head before it; the call with `last` ends the body after it.
         """
+        if self.witness is not None:
+            self.witness.saw(data)
         first = self.progress is Progress.NOT_BEGUN
         if first:
             self._settle_unread_body()

@@ -93,6 +93,7 @@ class Health:
         slow_s: work that waits for so long is better done by another worker.
         parts: callables that return what is wrong with a part, or None; or raise.
         shortages: Shortages, which may pass; None for none.
+        outside: as parts, of what a new process would find as it is, such as a full disk.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Health:
         slow_s=5.0,
         parts=(),
         shortages=None,
+        outside=(),
     ):
         self._model = model
         self._stuck_s = stuck_s
@@ -112,7 +114,8 @@ class Health:
         self._clock = clock
         self._parts = parts
         self._shortages = shortages
-        self._wrong = None
+        self._outside = outside
+        self._wrong = self._wrong_outside = None
         self._wrong_since = 0.0
         self._looked = clock()
 
@@ -127,9 +130,10 @@ class Health:
         if self._wrong is None:
             self._wrong_since = self._looked
         self._wrong = wrong
+        self._wrong_outside = next(filter(None, map(_wrong_with, self._outside)), None)
 
     def failing(self, seconds):
-        """What has been wrong with a part for so long; None when nothing has."""
+        """What has been wrong with a part of the process for so long; None when nothing has."""
         has_lasted = self._clock() - self._wrong_since >= seconds
         return self._wrong if has_lasted else None
 
@@ -140,7 +144,7 @@ class Health:
 
     @property
     def _works(self):
-        return self._wrong is None and self.scarce is None
+        return self._wrong is None and self._wrong_outside is None and self.scarce is None
 
     def waited_s(self):
         """Seconds that the work in hand has waited for a step, or a part of a text to be tokenized;

@@ -24,6 +24,7 @@ from marlin.server.api.routes import Router, capabilities
 from marlin.server.http import allocator
 from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer, open_listener
+from marlin.server.observe.audit import AuditLog, read_key
 from marlin.server.observe.health import Failures, Health, Shortages
 from marlin.server.observe.logs import writer_ended
 from marlin.server.observe.metrics import Metrics
@@ -64,7 +65,8 @@ def serve(config, load, limits=None):
     limits = fitted(limits)
     listener = listen(config, limits)
     model, limits = loaded(config, limits, lambda: load(config))
-    app = build_app(config, model, limits)
+    audit = open_audit(config, model)
+    app = build_app(config, model, limits, audit=audit)
     server = HttpServer(listener, app, limits)
     signals = StopSignals()
     watch_engine(model, signals)
@@ -77,7 +79,7 @@ def serve(config, load, limits=None):
     signum = signals.wait()
     _log.info("stopping: waiting up to %g s for requests in flight", limits.drain_s)
     begin_end()
-    return stop(signum, model, server, limits)
+    return stop(signum, model, server, limits, audit)
 
 
 def loaded(config, limits, load):
@@ -97,7 +99,30 @@ def loaded(config, limits, load):
     return model, limits
 
 
-def build_app(config, model, limits, row=None, created=None):
+def open_audit(config, model, index=None):
+    """The AuditLog that the settings ask for, or None.
+
+    Args:
+        model: ServedModel or None.
+        index: of a worker among several, each of which has a log of its own.
+    """
+    if config.audit_log is None and config.audit_key_file is None:
+        return None
+    if config.audit_log is None or config.audit_key_file is None:
+        raise ConfigError("--audit-log and --audit-key-file go together")
+    facts = {
+        "version": __version__,
+        "model": model and model.model_id,
+        "manifest": (model and model.manifest_digest) or None,
+    }
+    path = config.audit_log if index is None else f"{config.audit_log}.{index}"
+    syncs = config.audit_sync == "disk"
+    log = AuditLog(path, read_key(config.audit_key_file), facts, config.audit_content, syncs)
+    _log.info("audit log %s goes on behind record %s", path, log.head)
+    return log
+
+
+def build_app(config, model, limits, row=None, created=None, audit=None):
     """The application of a server, from its settings.
 
     Args:
@@ -105,6 +130,7 @@ def build_app(config, model, limits, row=None, created=None):
         row: observe.worker_table.WorkerRow of one worker process among several; None for the only
             process.
         created: when the server was started, seconds since the epoch; None is now.
+        audit: AuditLog or None.
     """
     num_slots = config.max_concurrent_requests
     gate = SlotGate(num_slots, limits.queue_factor * num_slots, limits.poll_s)
@@ -124,6 +150,7 @@ def build_app(config, model, limits, row=None, created=None):
         slow_s=limits.slow_s,
         parts=(*parts(model, failures), shortages.threads),
         shortages=shortages,
+        outside=() if audit is None else (audit.failing,),
     )
     page = MetricsPage(metrics, model, gate, router.labels, snapshots)
     created = int(time.time()) if created is None else created
@@ -136,6 +163,7 @@ def build_app(config, model, limits, row=None, created=None):
     endpoints = Endpoints(
         *(model, created, config, gate, limits, health, page),
         capabilities={} if model is None else capabilities(model),
+        audit=audit,
     )
     return App(router, endpoints, metrics, config.api_key, failures, shortages)
 
@@ -214,8 +242,9 @@ def prepare(model):
         threading.Thread(target=model.engine.prepare, name="prepare", daemon=True).start()
 
 
-def stop(signum, model, server, limits):
-    """Let requests in flight finish, and free the engine of a ServedModel, or None.
+def stop(signum, model, server, limits, audit=None):
+    """Let requests in flight finish, free the engine of a ServedModel, or None, and close the
+    AuditLog, or None.
 
     Args:
         signum: the signal that asked for it; 0 when something of this process had failed.
@@ -225,12 +254,15 @@ def stop(signum, model, server, limits):
     """
     if not server.drain(limits.drain_s):
         _log.warning("requests still running after %g s were cut off", limits.drain_s)
-    if model is not None and not model.engine.alive:
-        return 1  # a device that failed might hang when it is closed; the process's end frees it
-    if model is not None:
+    # A device that failed might hang when it is closed; the process's end frees it.
+    has_failed = model is not None and not model.engine.alive
+    if model is not None and not has_failed:
         model.engine.close()
         server.wait_idle(limits.linger_s)  # requests that this cut off get to say so
-    return 0 if signum else 1
+    if audit is not None:
+        audit.close()
+        _log.info("audit log closed with record %s", audit.head)
+    return 0 if signum and not has_failed else 1
 
 
 def libraries():

@@ -36,6 +36,7 @@ from marlin.server.process.serve import (
     end_in_time,
     libraries,
     loaded,
+    open_audit,
     prepare,
     stop,
     watch_engine,
@@ -181,7 +182,8 @@ def _serve(job, load):
     _when_orphaned(signals.finish)
     row = WorkerTable(job.table_fd, job.config.workers).rows[job.index]
     model, limits = loaded(job.config, job.limits, lambda: load(job.config, job.share))
-    app = build_app(job.config, model, limits, row, job.created)
+    audit = open_audit(job.config, model, job.index)
+    app = build_app(job.config, model, limits, row, job.created, audit)
     app.heartbeat()
     server = WorkerServer(socket.socket(fileno=job.listener_fd), app, limits)
     watch_engine(model, signals)
@@ -197,7 +199,7 @@ def _serve(job, load):
     # manager may send the same signal to all processes of the service as the supervisor does.
     signum = signals.wait()
     begin_end()
-    return stop(signum, model, server, limits)
+    return stop(signum, model, server, limits, audit)
 
 
 def _report_ready(job, model):
