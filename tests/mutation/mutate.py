@@ -28,7 +28,8 @@ from running import Run, run_pytest
 
 # Seconds of tests, as recorded, and from how many files: at first, then for what survives that.
 ROUNDS = (20, 4), (60, 12), (200, 40)
-_PRELOADED = ("numpy", "hypothesis", "jinja2", "openai", "gguf", "pytest")
+_PRELOADED = ("numpy", "hypothesis", "jinja2", "openai", "gguf", "pytest", "tokenizers")
+_PRELOADED += ("transformers.utils.chat_template_utils",)
 
 
 def record(root, arguments):

@@ -3,7 +3,7 @@
 import pytest
 
 from marlin.errors import ModelFileError
-from marlin.files.fields import Fields, file_fields, shown
+from marlin.files.fields import Fields, file_fields, shown, type_name
 
 GOOD = {
     "layers": 12, "scale": 2, "tied": False, "kind": "yarn", "names": ["a", "b"],
@@ -102,3 +102,60 @@ def test_defaults_stand_in_for_what_is_absent_or_null_and_other_nulls_stay():
     fields = file_fields("c.json", {"a": None, "b": 2, "n": None}).with_defaults({"a": 1, "b": 1})
     assert (fields.count("a"), fields.count("b")) == (1, 2)
     assert "n" in fields.values and fields.raw("n") is None
+
+
+def test_whoever_refuses_must_raise():
+    with pytest.raises(AssertionError, match="must raise"):
+        Fields({"n": 1}, lambda name, value, expected: None).text("n")
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [({}, "an object"), ([], "an array"), ("", "a string"), (True, "a boolean"),
+     (1, "an integer"), (1.0, "a number"), (None, "null")],
+)  # fmt: skip
+def test_a_value_of_json_has_a_type_by_name(value, name):
+    assert type_name(value) == name
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({"a": 1}, "an object"), ([1], "an array"), ("a\"b", '"a\\"b"'), (True, "true"),
+        (None, "null"), (1.5, "1.5"), ("é", '"\\u00e9"'),
+        ("a" * 78, '"' + "a" * 78 + '"'), ("a" * 79, '"' + "a" * 79 + "..."),
+        (10**79, "1" + "0" * 79), (10**80, "1" + "0" * 79 + "..."),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_shown_in_eighty_characters(value, text):
+    assert shown(value) == text
+
+
+def test_numbers_are_within_their_bounds_and_one_beyond_is_refused():
+    fields = file_fields("c.json", {"x": 2, "y": 2.5, "z": [1, 3]})
+    assert fields.count("x", minimum=2, maximum=2) == 2
+    assert fields.number("y", minimum=2.5, maximum=2.5) == 2.5
+    assert fields.number("y", above=2.4) == 2.5
+    assert fields.counts("z", 1, 3) == [1, 3] and fields.counts("x") == [2]
+    assert fields.counts("absent") == []
+    for read in (
+        lambda: fields.count("x", minimum=3),
+        lambda: fields.count("x", maximum=1),
+        lambda: fields.number("y", above=2.5),
+        lambda: fields.number("y", minimum=2.6),
+        lambda: fields.number("y", maximum=2.4),
+        lambda: fields.counts("z", 1, 2),
+        lambda: fields.counts("z", 2),
+        lambda: fields.counts("y"),
+    ):
+        with pytest.raises(ModelFileError):
+            read()
+
+
+def test_items_of_an_array_are_named_by_their_place():
+    fields = file_fields("c.json", {"p.a": [{"b": 1}, "x"]}, "p.")
+    items = fields.elements("a")
+    assert list(items.values) == ["p.a[0]", "p.a[1]"]
+    assert items.object("p.a[0]").count("b") == 1
+    with pytest.raises(ModelFileError, match=r"c.json: p.a\[1\] is 'x'; expected an object"):
+        items.object("p.a[1]")

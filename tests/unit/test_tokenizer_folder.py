@@ -19,8 +19,9 @@ from vocabularies import (
 
 from marlin.engine.served_model import prompter_for
 from marlin.errors import ModelFileError
+from marlin.files.fields import file_fields
 from marlin.text.conversation import Conversation
-from marlin.text.folder_tokenizer import load_tokenizer
+from marlin.text.folder_tokenizer import _check_generation, load_tokenizer
 from marlin.text.gguf_tokenizer import tokenizer_from_gguf
 from marlin.text.pretokenizer import BLANK_END
 from marlin.text.tokenizer import Tokenizer
@@ -309,6 +310,39 @@ def test_a_generation_config_that_asks_for_what_is_not_there_is_refused(
     write_folder(tmp_path, backend, generation_config=harmless | {key: value})
     with pytest.raises(ModelFileError, match=rf"generation_config\.json: {key} is .*supported"):
         load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "neutral", "said"),
+    [
+        *((key, 1, "nothing or 1") for key in ("num_beams", "num_beam_groups", "guidance_scale")),
+        *(
+            (key, 0, "nothing or 0")
+            for key in ("no_repeat_ngram_size", "min_length", "min_new_tokens", "penalty_alpha")
+        ),
+        *(
+            (key, {}, "nothing or [] or {}")
+            for key in ("bad_words_ids", "force_words_ids", "stop_strings", "sequence_bias")
+        ),
+        *((key, [], "nothing or []") for key in ("suppress_tokens", "begin_suppress_tokens")),
+        *(
+            (key, None, "nothing")
+            for key in (
+                *("forced_bos_token_id", "forced_eos_token_id", "forced_decoder_ids"),
+                *("dola_layers", "watermarking_config", "exponential_decay_length_penalty"),
+            )
+        ),
+    ],
+)
+def test_what_a_generation_config_may_not_ask_for_is_taken_where_it_asks_for_nothing(
+    key, neutral, said
+):
+    fields = file_fields("generation_config.json", {key: neutral})
+    _check_generation(fields)
+    with pytest.raises(ModelFileError) as caught:
+        _check_generation(file_fields("generation_config.json", {key: 7}))
+    expected = f"generation_config.json: {key} is 7; expected {said}: it is not supported"
+    assert caught.value.message == expected
 
 
 def replaced(text, content):
