@@ -140,14 +140,19 @@ static int takes_bytes(const grammar *g, place p)
     return 0;
 }
 
-/* Whether a place is before a character of a string that has room for a plain token. */
+/* Whether a place is before a character of a string that has room for plain tokens. One that may
+ * become longer than any text of a list is none of them in the end. */
 static int takes_plain(const grammar *g, place p)
 {
-    if (p.state < 0 || p.frame == 0) return 0;
+    if (p.frame == 0) return 0;
     const frame *f = &FRAME(g, p.frame);
     const marlin_edge *e = &g->edges[f->edge];
+    if (p.state < 0) {
+        int is_endless = f->x > DEAD && POSITION(g, f->x).takes_plain == ENDLESS;
+        return is_endless && e->c == WITHOUT_LIST ? ENDLESS : 0;
+    }
     if (e->kind != MARLIN_TEXT || e->a != p.state) return 0;
-    return e->c < 0 || e->c - f->x >= PLAIN_CHARACTERS;
+    return e->c < 0 ? ENDLESS : e->c - f->x >= PLAIN_CHARACTERS ? ROOM : 0;
 }
 
 static int by_place(const void *left, const void *right)
@@ -178,7 +183,8 @@ static int32_t end_set(grammar *g)
     int32_t plain = 0;
     for (int32_t i = 0; i < count; i++) {
         hash = mix(mix(hash, (uint32_t)g->made[i].state), (uint32_t)g->made[i].frame);
-        plain |= takes_plain(g, g->made[i]);
+        int taken = takes_plain(g, g->made[i]);
+        if (taken > plain) plain = taken;
     }
     int32_t *head = &g->position_heads[hash >> 20];
     for (int32_t i = *head; i > 0; i = POSITION(g, i).chain) {

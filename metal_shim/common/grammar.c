@@ -122,6 +122,46 @@ static int drop_empty_pairs(grammar *g)
     return dropped > 0;
 }
 
+/* Whether a rule is seen at a glance to be a list of texts: it calls none, and every edge leads to
+ * a state of a higher number, or to the rule's end. The arrays have room for all states; `seen` is
+ * 0 before and after. */
+static int is_list(const grammar *g, int32_t rule, int32_t *queue, uint8_t *seen)
+{
+    int32_t count = 1;
+    int found = 1;
+    queue[0] = rule;
+    seen[rule] = 1;
+    for (int32_t i = 0; i < count && found; i++) {
+        for (int32_t j = g->first_edge[queue[i]]; j < g->first_edge[queue[i] + 1]; j++) {
+            const marlin_edge *e = &g->edges[j], *next = &g->edges[g->first_edge[e->target]];
+            if (e->kind == MARLIN_RETURN) continue;
+            int is_end =
+                g->first_edge[e->target + 1] == next - g->edges + 1 && next->kind == MARLIN_RETURN;
+            if (e->kind != MARLIN_BYTE || (e->target <= e->source && !is_end)) found = 0;
+            if (seen[e->target]) continue;
+            seen[e->target] = 1;
+            queue[count++] = e->target;
+        }
+    }
+    for (int32_t i = 0; i < count; i++) seen[queue[i]] = 0;
+    return found;
+}
+
+/* Note which pairs are a rule without a list. */
+static int find_lists(grammar *g)
+{
+    int32_t *queue = malloc((size_t)g->num_states * sizeof *queue);
+    uint8_t *seen = calloc((size_t)g->num_states, 1);
+    for (int32_t i = 0; queue && seen && i < g->num_edges; i++) {
+        marlin_edge *e = &g->edges[i];
+        if (e->kind == MARLIN_BOTH && e->c && is_list(g, e->b, queue, seen)) e->c = WITHOUT_LIST;
+    }
+    int code = queue && seen ? MARLIN_OK : marlin_fail(MARLIN_ENOMEM, "no memory for a grammar");
+    free(queue);
+    free(seen);
+    return code;
+}
+
 /* Trim until nothing is left that leads nowhere. */
 static int prepare(grammar *g)
 {
@@ -134,7 +174,10 @@ static int prepare(grammar *g)
     int has_end = ends[0];
     free(ends);
     if (g->code) return failed(g);
-    return has_end ? MARLIN_OK : marlin_fail(MARLIN_EINVAL, "nothing satisfies the grammar");
+    if (!has_end) return marlin_fail(MARLIN_EINVAL, "nothing satisfies the grammar");
+    int code = find_lists(g);
+    marlin_automaton_begin(g);
+    return code != MARLIN_OK || !g->code ? code : failed(g);
 }
 
 int marlin_grammar_create(const marlin_vocabulary *vocabulary, const marlin_edge *edges,

@@ -48,6 +48,10 @@ struct marlin_vocabulary {
 
 /* Positions; the first that is made is 1, the text's beginning. */
 enum { DEAD, ROOT };
+/* takes_plain: there is room for a token that is plain, or for as many as may come. */
+enum { ROOM = 1, ENDLESS };
+/* c of a MARLIN_BOTH whose second rule, which must not hold, is a list of texts. */
+#define WITHOUT_LIST 2
 /* In the place of a pair's positions: both rules' beginnings. */
 #define BEGINNING -1
 

@@ -5,9 +5,11 @@ import time
 from itertools import count
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from json_texts import Taker, byte_vocabulary
 
+from marlin.device.grammar import DEAD, START, Vocabulary
 from marlin.errors import DeviceError, RequestError
 from marlin.text.grammar import automaton
 from marlin.text.grammar.constraint import JsonSchema, compile_grammar
@@ -213,3 +215,34 @@ def test_a_large_schema_leaves_others_their_turn(monkeypatch):
     monkeypatch.setattr(automaton, "time", clock)
     compile_grammar(JsonSchema(closed(**{f"p{i}": STRING for i in range(50)})), "schema")
     assert len(turns) > 20 and max(turns) < 0.001
+
+
+NAMES = {"ab": INTEGER, "abc": STRING, "x" * 40: INTEGER}
+OPEN_OBJECTS = (
+    {"type": "object", "properties": NAMES},
+    {"type": "object", "properties": NAMES, "propertyNames": {"maxLength": 20}},
+    {"type": "object", "properties": NAMES, "patternProperties": {"^ab": INTEGER, "d$": STRING}},
+    {"type": "string", "not": {"enum": ["ab", "abc"]}},
+    {"type": "string", "not": {"enum": ["ab", "abc"]}, "maxLength": 18},
+    {"type": "string", "not": {"pattern": "^(ab|x{16,})"}},
+)
+
+
+@pytest.mark.parametrize("schema", OPEN_OBJECTS, ids=lambda schema: json.dumps(schema)[:60])
+def test_a_mask_says_of_each_token_what_its_bytes_say_one_by_one(schema):
+    """Among the tokens are those that are looked at once a vocabulary, and names of properties."""
+    texts = ["ab", "abc", "c", "bc", "x" * 16, "xx", 'ab"', '": 1', 'd": "', "\\n", "ä", '"}']
+    tokens = [bytes([i]) for i in range(256)] + [text.encode() for text in texts]
+    vocabulary = Vocabulary(byte_vocabulary().library, [*tokens, b""], [len(tokens)])
+    taker = Taker(JsonSchema(schema), vocabulary)
+    mask = np.zeros(vocabulary.num_words, np.uint32)
+    beginnings = ['{"ab', '{"abc', '{"' + "x" * 40, '{"zä', '"ab', '"abcabcabcabcabcabcabcabc']
+    for text in beginnings:
+        for size in range(len(text) + 1):
+            position = taker.automaton.advance(START, text[:size].encode())
+            if position == DEAD:
+                break
+            taker.automaton.mask(position, mask)
+            for token_id, token in enumerate(tokens):
+                may_come = mask[token_id // 32] >> (token_id % 32) & 1
+                assert may_come == (taker.automaton.advance(position, token) != DEAD), token
