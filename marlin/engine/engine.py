@@ -178,6 +178,20 @@ class Engine:
                 seconds_since_step=self._clock() - self._stepped_at if unfinished else 0.0,
             )
 
+    def abandon(self, error):
+        """The engine hangs, and its process is about to end: tell whoever waits, take nothing more.
+
+        Args:
+            error: what ends the requests in hand.
+        """
+        with self._lock:
+            self._closed = True
+            requests = self._scheduler.requests()
+            while not self._incoming.empty():
+                requests.append(self._incoming.get())
+        for request in filter(None, requests):
+            request.events.put(FinishEvent("error", error))
+
     def close(self):
         """Abort what is in hand, end the thread and free the device. Idempotent."""
         with self._lock:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from marlin.engine.bounds import Bounds
 from marlin.engine.request import Request
 from marlin.engine.sampling import SamplingParams
+from marlin.errors import MarlinError
 
 if TYPE_CHECKING:  # As in request.py.
     from marlin.engine.constraint import Guide
@@ -62,6 +63,8 @@ class ModelEngine(Bounds, Protocol):
     def wait_for_end(self) -> BaseException | None: ...
 
     def stats(self) -> EngineStats: ...
+
+    def abandon(self, error: MarlinError) -> None: ...
 
     def close(self) -> None: ...
 

@@ -182,6 +182,13 @@ class MockEngine:
         with self._lock:
             return EngineStats(num_running=len(self._running), num_waiting=0)
 
+    def abandon(self, error):
+        """As Engine.abandon()."""
+        with self._lock:
+            self._closed = True
+            for request in self._running:
+                request.events.put(FinishEvent("error", error))
+
     def close(self):
         """Abort what is in hand; nothing more is taken."""
         with self._lock:

@@ -334,9 +334,17 @@ def test_a_process_that_cannot_tokenize_is_unwell_and_ends_with_1(start):
 
 def test_a_process_whose_engine_hangs_says_where_and_exits_with_1(start):
     process = start("failing", "--host", "127.0.0.1", HUNG_S="1")
-    with process.connect() as client:
-        body = chat_body(model="failing", messages=[{"role": "user", "content": DEVICE_HANGS}])
-        client.send(request_bytes("POST", "/v1/chat/completions", body))
+    hung = {"model": "failing", "messages": [{"role": "user", "content": DEVICE_HANGS}]}
+    with process.connect() as client, process.connect() as waiting, process.connect() as reader:
+        client.send(request_bytes("POST", "/v1/chat/completions", chat_body(**hung)))
+        body = chat_body(model="failing")
+        waiting.send(request_bytes("POST", "/v1/chat/completions", body))
+        body = chat_body(model="failing", stream=True)
+        reader.send(request_bytes("POST", "/v1/chat/completions", body))
+        for told in (client, waiting, reader):  # all in hand, and one had begun
+            answer = told.read()
+            assert (answer.status, answer.error["code"]) == (503, "server_stopping")
+            assert "hangs" in answer.error["message"] and told.at_end()
         assert process.popen.wait(CLIENT_TIMEOUT_S) == 1
     log = process.popen.stderr.read()
     assert "done nothing for 1 s" in log and "failing_engine.py" in log

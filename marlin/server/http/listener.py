@@ -102,11 +102,15 @@ class HttpServer(ThreadingHTTPServer):
         Returns:
             True when all of them finished within grace_s.
         """
+        self.close_door()
+        return self.wait_idle(grace_s)
+
+    def close_door(self):
+        """Accept nothing more; as drain(), which waits for those inside."""
         self._draining.set()
         if not self.hangs():  # else that would not return
             self.shutdown()
         self.server_close()
-        return self.wait_idle(grace_s)
 
     def hangs(self):
         """Why nobody is let in, or None. A thread whose memory runs out while it starts leaves who

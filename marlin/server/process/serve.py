@@ -11,12 +11,13 @@ import os
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 
 from marlin import __version__
 from marlin.config import DEVICE_KINDS
 from marlin.device.library import library_path
 from marlin.engine.gate import SlotGate
-from marlin.errors import ConfigError, MarlinError
+from marlin.errors import ConfigError, MarlinError, StoppingError
 from marlin.server.api.app import App
 from marlin.server.api.endpoints import Endpoints
 from marlin.server.api.model_names import served_as
@@ -71,7 +72,8 @@ def serve(config, load, limits=None):
     signals = StopSignals()
     watch_engine(model, signals)
     begin_end = end_in_time(limits, signals.wait_for)
-    start_beating(app, limits, manager.alive, signals.finish)
+    give_up = partial(leave_nobody_waiting, model, server, limits)
+    start_beating(app, limits, manager.alive, signals.finish, give_up)
     prepare(model)
     accept(server, app)
     announce(config, model and model.model_id, listener, limits)
@@ -240,6 +242,14 @@ def prepare(model):
     """
     if model is not None:
         threading.Thread(target=model.engine.prepare, name="prepare", daemon=True).start()
+
+
+def leave_nobody_waiting(model, server, limits):
+    """The engine hangs, and this process ends: everybody who waits hears of that."""
+    server.close_door()
+    if model is not None:
+        model.engine.abandon(StoppingError("the engine hangs, and this process ends"))
+    server.wait_idle(limits.linger_s)
 
 
 def stop(signum, model, server, limits, audit=None):

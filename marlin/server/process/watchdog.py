@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 
 _log = logging.getLogger("marlin.server")
 # What one look counts at most: a process that was stopped itself, or had no processor, has not seen
@@ -37,7 +38,14 @@ class Patience:
         return self._hung_s
 
 
-def beat(app, limits, tell=lambda: None, finish=lambda: None, exit_process=os._exit):
+def beat(
+    app,
+    limits,
+    tell=lambda: None,
+    finish=lambda: None,
+    give_up=lambda: None,
+    exit_process=os._exit,
+):
     """Give signs of life until the process ends. End it with status 1 when its engine hangs, and
     after what is in hand when a part of it fails for good.
 
@@ -46,6 +54,7 @@ def beat(app, limits, tell=lambda: None, finish=lambda: None, exit_process=os._e
         limits: http.limits.Limits.
         tell: callable; a service manager's sign of life.
         finish: callable; begins the end of a process that can still answer.
+        give_up: callable; tells whoever waits for an engine that hangs.
         exit_process: callable(status).
     """
     patience, is_ending = Patience(time.monotonic()), False
@@ -53,6 +62,8 @@ def beat(app, limits, tell=lambda: None, finish=lambda: None, exit_process=os._e
         time.sleep(limits.heartbeat_s)
         try:
             if _hangs(app, patience, limits.hung_s):
+                _in_time(give_up, limits.linger_s + limits.abort_s)
+                _in_time(partial(_say_last_word, limits.hung_s), _LAST_WORD_S)
                 exit_process(1)
                 return
             tell()
@@ -68,23 +79,24 @@ def beat(app, limits, tell=lambda: None, finish=lambda: None, exit_process=os._e
 
 
 def _hangs(app, patience, hung_s):
-    """Whether the process hangs; it has then said where, if it can."""
     waited_s = app.waited_s()
     if math.isinf(waited_s):  # it has ended, and the process is about to
         waited_s = 0.0
-    if patience.look(waited_s, time.monotonic()) < hung_s:
-        return False
-    saying = threading.Thread(target=_say_last_word, args=(hung_s,), daemon=True)
+    return patience.look(waited_s, time.monotonic()) >= hung_s
+
+
+def _in_time(act, seconds):
+    """act(), for so long; not without a thread for it."""
+    acting = threading.Thread(target=act, daemon=True)
     with suppress(RuntimeError, MemoryError):  # no thread can be started
-        saying.start()
-        saying.join(_LAST_WORD_S)
-    return True
+        acting.start()
+        acting.join(seconds)
 
 
-def start_beating(app, limits, tell=lambda: None, finish=lambda: None):
+def start_beating(app, limits, *arguments, **named):
     """beat() on a thread of its own."""
-    arguments = app, limits, tell, finish
-    threading.Thread(target=beat, args=arguments, name="beat", daemon=True).start()
+    arguments = app, limits, *arguments
+    threading.Thread(target=beat, args=arguments, kwargs=named, name="beat", daemon=True).start()
 
 
 def _say_last_word(hung_s):

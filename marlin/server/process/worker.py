@@ -18,6 +18,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 from marlin.config import ServeConfig
 from marlin.engine.share import Share
@@ -34,6 +35,7 @@ from marlin.server.process.serve import (
     accept,
     build_app,
     end_in_time,
+    leave_nobody_waiting,
     libraries,
     loaded,
     open_audit,
@@ -190,7 +192,8 @@ def _serve(job, load):
     begin_end = end_in_time(limits, time.sleep)  # for when the supervisor is gone
     # The supervisor ends a worker that hangs; one without a supervisor ends itself a little later.
     patient = replace(limits, hung_s=limits.hung_s + 5 * limits.abort_s)
-    start_beating(app, patient, finish=signals.finish)
+    give_up = partial(leave_nobody_waiting, model, server, limits)
+    start_beating(app, patient, finish=signals.finish, give_up=give_up)
     prepare(model)
     accept(server, app)
     _report_ready(job, model)
