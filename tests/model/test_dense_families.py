@@ -3,15 +3,20 @@ llama.cpp's own converter wrote.
 """
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from dense_families import FAMILIES, FEATURES
+from gguf_models import write_gguf
 from reference_models import build, logits_of
 from test_parity import SENSITIVITY, TOLERANCE, assert_close
 from tiny_models import logits_by_chunks, logits_of_positions, random_tokens, running
 
-from marlin.models.registry import config_from_hf, family_of
+from marlin.models import plan_gguf
+from marlin.models.registry import config_from_gguf, config_from_hf, family_of
+from marlin.weights.gguf import GGUFFile
 
 CASES = {name: (name, {}) for name in FAMILIES} | {
     "granite with biases, tied": (
@@ -41,6 +46,13 @@ CASES = {name: (name, {}) for name in FAMILIES} | {
     ),
 }
 LENGTH = 305
+# Small models that llama.cpp's own converter wrote, with matrices in F16 since, and the float32
+# logits of transformers for those weights.
+CONVERTED = Path(__file__).parents[1] / "data" / "families"
+# What the converter leaves out: its own reader has another number built in.
+UNSAID = {"gemma2": {"query_pre_attn_scalar": 24.0}}
+# Of the logits' deviation: keys and values are float16 in the cache and float32 in the reference.
+FILE_TOLERANCE = 2.5e-3
 
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda name: name.replace(" ", "-"))
@@ -105,3 +117,37 @@ def test_longrope_takes_its_short_factors_where_the_context_is_short(tmp_path):
     with running(tmp_path, sequences=16, context=80) as runner:
         found = logits_of_positions(runner, token_ids)
     assert np.abs(found - expected).max() > SENSITIVITY
+
+
+@pytest.mark.parametrize("path", sorted(CONVERTED.glob("*.gguf")), ids=lambda path: path.stem)
+def test_a_file_of_llama_cpps_converter_gives_the_logits_of_transformers(path, monkeypatch):
+    stated = replace(config_from_gguf(GGUFFile(path)), **UNSAID.get(path.stem, {}))
+    monkeypatch.setattr(plan_gguf, "config_from_gguf", lambda file: stated)
+    data = np.load(path.with_suffix(".npz"))
+    token_ids, expected = data["ids"].tolist(), data["logits"]
+    context = 512 if stated.rope_scaling.type != "longrope" else len(token_ids)
+    with running(path, sequences=len(token_ids), context=-(-context // 16) * 16) as runner:
+        found = logits_of_positions(runner, token_ids)
+    assert np.abs(found - expected).max() < FILE_TOLERANCE * expected.std()
+
+
+@pytest.mark.parametrize("path", sorted(CONVERTED.glob("*.gguf")), ids=lambda path: path.stem)
+def test_the_config_of_such_a_file_survives_as_config_json(path, tmp_path):
+    config = config_from_gguf(GGUFFile(path))
+    (tmp_path / "config.json").write_text(json.dumps(family_of(config).hf_config(config)))
+    assert config_from_hf(tmp_path) == config
+
+
+def test_a_glm4_file_of_the_gguf_package_agrees_with_transformers(tmp_path):
+    model = build("glm4")
+    write_gguf(tmp_path / "m.gguf", model, lambda name: "F32", {"rope.dimension_count": 16})
+    token_ids = random_tokens(120, 97)
+    with running(tmp_path / "m.gguf", sequences=16) as runner:
+        found = logits_of_positions(runner, token_ids)
+    assert np.abs(found - logits_of(model, token_ids)).max() < TOLERANCE
+
+
+def test_every_family_has_such_a_file_or_another_proof():
+    files = {config_from_gguf(GGUFFile(path)).architecture for path in CONVERTED.glob("*.gguf")}
+    # OLMo 2 is OLMo 3's file without a window; GLM-4's is the one above.
+    assert files == FAMILIES.keys() - {"olmo2", "glm4"}
