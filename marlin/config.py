@@ -16,6 +16,8 @@ LOG_FORMATS = ("text", "json")
 DEVICE_KINDS = ("metal", "cpu")
 UNKNOWN_PARAMETERS = ("refuse", "warn")
 SPECULATIVE_METHODS = ("ngram",)
+KEY_SCOPES = ("generate", "metrics", "admin")
+PREFIX_CACHES = ("per-key", "shared", "off")
 POOLINGS = ("last", "mean", "cls", "rank")
 AUDIT_KEY_FILE_OPTION = "--audit-key-file"
 AUDIT_SYNCS = ("disk", "system")
@@ -229,6 +231,11 @@ class ServeConfig:
         "have requests and answers themselves in the audit log, and not only their HMACs")
     audit_sync: str = _option("--audit-sync", "disk", one_of(AUDIT_SYNCS), "|".join(AUDIT_SYNCS),
         "what a record must have reached before its request is worked on")
+    key_file: str | None = _option("--key-file", None, str, "FILE",
+        "named keys with limits each, see `metal-marlin keys`; read again when it changes")
+    prefix_cache: str = _option("--prefix-cache", "per-key", one_of(PREFIX_CACHES),
+        "|".join(PREFIX_CACHES),
+        "who may reuse the beginning of a prompt that another request computed")
     mock_model: bool = False
     api_key: bytes | None = field(default=None, repr=False)
 # fmt: on

@@ -166,6 +166,30 @@ class AuthenticationError(RequestError):
     headers = (("WWW-Authenticate", "Bearer"),)
 
 
+class ForbiddenError(RequestError):
+    """What was asked for is not for this client."""
+
+    status = 403
+    type = "permission_error"
+    code = "forbidden"
+
+
+class RateLimitError(RequestError):
+    """A key has had what it may have for now.
+
+    Args:
+        retry_s: after so many seconds it may have more.
+    """
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+    def __init__(self, message: str, retry_s: int):
+        super().__init__(f"{message}; try again in {retry_s} s")
+        self.headers = (("Retry-After", str(retry_s)),)
+
+
 class UnknownPathError(RequestError):
     """No endpoint has this path."""
 

@@ -12,6 +12,21 @@ from typing import Protocol, TypeVar
 _MAX_CLIENTS = 4096
 
 
+# What the names of clients begin with that a key tells apart; the others are addresses.
+_OF_KEY = "key:"
+
+
+def client_of_key(name: str) -> str:
+    """The client that a key's requests are of."""
+    return _OF_KEY + name
+
+
+def owner(client: str) -> str:
+    """Who alone may reuse what this client's requests computed: itself if a key tells it apart, and
+    else "", everybody who is no such client."""
+    return client if client.startswith(_OF_KEY) else ""
+
+
 class Waiting(Protocol):
     client: str
 

@@ -118,7 +118,7 @@ def _load(settings, path, share):
             settings.num_kv_blocks, settings.block_size, settings.max_concurrent_requests
         )
     with waiting(sys.stderr, f"loading {settings.model_path}"):
-        return load_model(
+        model = load_model(
             path,
             device_kind=settings.device,
             num_threads=settings.num_threads,
@@ -129,6 +129,8 @@ def _load(settings, path, share):
             allow_unknown_pretokenizer=settings.allow_unknown_pretokenizer,
             pooling=settings.pooling,
         )
+    model.engine.prefix_cache = settings.prefix_cache
+    return model
 
 
 def _warn(given, settings, environ):

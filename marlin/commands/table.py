@@ -17,6 +17,7 @@ COMMANDS = {
     "audit": "check an audit log, or show what is in it",
     "info": "show versions, devices and their kernels",
     "selftest": "run every kernel on stored vectors",
+    "keys": "make a named key for clients of `serve`",
     "completion": "print completions for bash, zsh or fish",
     "manual": "print the manual page",
 }

@@ -10,13 +10,19 @@ from collections import OrderedDict
 import numpy as np
 
 
+def root_hash(owner):
+    """What the first block of a prompt is hashed behind: whoever else has the same tokens, but
+    another owner, has other hashes."""
+    return hashlib.blake2b(owner.encode(), digest_size=32).digest() if owner else b""
+
+
 def block_hash(parent, token_ids):
     """Hash of a full block of tokens that follows the blocks hashed in `parent`.
 
     Cryptographic, because a collision would show one request's context to another.
 
     Args:
-        parent: bytes, the hash of the block before; b"" for the first.
+        parent: bytes, the hash of the block before; root_hash() for the first.
         token_ids: the block's tokens.
     """
     tokens = np.asarray(token_ids, np.int32).tobytes()

@@ -135,6 +135,15 @@ class Engine:
         if self._grammars is not None:
             self._grammars.prepare()
 
+    @property
+    def prefix_cache(self) -> str:
+        """As Scheduler.prefix_cache; to be set before the first request."""
+        return self._scheduler.prefix_cache
+
+    @prefix_cache.setter
+    def prefix_cache(self, mode: str) -> None:
+        self._scheduler.prefix_cache = mode
+
     def guide_of(self, params):
         """The beginning of an answer to a request with a grammar, None without one; RequestError or
         OverloadedError where it cannot be."""

@@ -41,6 +41,8 @@ class EngineStats:
 class ModelEngine(Bounds, Protocol):
     """What runs the requests: engine.engine.Engine or a mock. Any thread may call it."""
 
+    prefix_cache: str
+
     @property
     def alive(self) -> bool: ...
 

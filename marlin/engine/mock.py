@@ -130,6 +130,7 @@ class MockEngine:
 
     def __init__(self, tokenizer, max_context_tokens=CONTEXT_TOKENS, *, step_s=STEP_S, answer=None):
         self.max_context_tokens = max_context_tokens
+        self.prefix_cache = "off"  # there is none
         self.vocab_size = tokenizer.vocab_size
         self._tokenizer = tokenizer
         self._step_s = step_s

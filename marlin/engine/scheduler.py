@@ -8,10 +8,11 @@ and a resumed request are that one rule.
 from collections import Counter, deque
 from dataclasses import replace
 
-from marlin.engine.block_pool import block_hash
+from marlin.engine.block_pool import block_hash, root_hash
 from marlin.engine.draft import MAX_DRAFT_TOKENS
 from marlin.engine.request import Chunk
 from marlin.engine.shares import Shares, begin_turn_anew
+from marlin.turns import owner
 
 # Prompt tokens of a step in which others decode. On a CPU a step's time grows with its rows: a
 # small share keeps the streams' steps short, and the prompt is computed somewhat more slowly.
@@ -39,6 +40,8 @@ class Scheduler:
     Attributes:
         waiting: deque of Requests, first to be admitted first.
         running: list of Requests, first admitted first; each holds the blocks of its tokens.
+        prefix_cache: who may reuse what a request computed: "shared" is everybody, "per-key" who is
+            the same by turns.owner(), "off" nobody.
         shares: engine.shares.Shares; whoever runs the steps says there how long each took.
     """
 
@@ -50,7 +53,9 @@ class Scheduler:
         self.waiting = deque()
         self.running = []
         self.shares = Shares()
+        self.prefix_cache = "per-key"
         self._kept_token_ids = []
+        self._kept_owner = ""
 
     def requests(self):
         """Every request in hand, running ones first."""
@@ -246,10 +251,16 @@ class Scheduler:
         return blocks, missing <= self._pool.num_free
 
     def _reusable_hashes(self, request):
-        self._hash_blocks(request, request.num_reusable_tokens)
-        return request.block_hashes[: request.num_reusable_tokens // self._pool.block_size]
+        num_reusable = 0 if self.prefix_cache == "off" else request.num_reusable_tokens
+        self._hash_blocks(request, num_reusable)
+        return request.block_hashes[: num_reusable // self._pool.block_size]
+
+    def _owner(self, request):
+        return owner(request.client) if self.prefix_cache == "per-key" else ""
 
     def _common_with_kept(self, request):
+        if self.prefix_cache == "off" or self._owner(request) != self._kept_owner:
+            return 0
         kept, tokens = self._kept_token_ids, request.token_ids(0, request.num_reusable_tokens)
         limit = min(len(kept), len(tokens))
         return next((i for i in range(limit) if kept[i] != tokens[i]), limit)
@@ -258,6 +269,7 @@ class Scheduler:
         """In sequential mode, know what it leaves in the block: the next may begin with that."""
         if self._pool.num_blocks == 1:
             self._kept_token_ids = request.token_ids(0, request.num_computed_tokens)
+            self._kept_owner = self._owner(request)
 
     def _is_pending(self, value):
         """Whether a running request has yet to compute the block of this hash."""
@@ -270,7 +282,7 @@ class Scheduler:
         """Hash the full blocks among a request's first num_tokens tokens, once each."""
         size, hashes = self._pool.block_size, request.block_hashes
         for end in range((len(hashes) + 1) * size, num_tokens + 1, size):
-            parent = hashes[-1] if hashes else b""
+            parent = hashes[-1] if hashes else root_hash(self._owner(request))
             hashes.append(block_hash(parent, request.token_ids(end - size, end)))
 
     def advance(self, chunk, num_accepted=0):

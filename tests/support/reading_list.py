@@ -173,12 +173,13 @@ FAMILIES = (
 )
 LOCKED_PLACES = (
     "What locked-down places ask for",
-    "A model's bytes compared with what was written down, and requests recorded.",
+    "A model's bytes compared with what was written down, requests recorded, and keys told apart.",
     (
         "marlin/files/manifest.py",
         "marlin/files/signature.py",
         "marlin/files/sealed.py",
         "marlin/server/observe/audit.py",
+        "marlin/server/api/keys.py",
     ),
     1_500,
 )
@@ -194,6 +195,7 @@ FILES_BEHIND = {
     "marlin/streams.py": "descriptors of the process",
     "marlin/turns.py": "clients by name, and counts",
     "marlin/server/api/*_answers.py": "results and counts, which `encoding.py` makes JSON of",
+    "marlin/server/api/quotas.py": "numbers, and names of keys that were found",
     "marlin/server/api/dialect.py": "declares what a dialect is",
     "marlin/server/api/event_stream.py": "events that a dialect has made",
     "marlin/server/http/allocator.py": "the allocator's settings",

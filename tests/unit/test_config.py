@@ -56,6 +56,8 @@ VALUES = {
     "block_size": ("32", 32),
     "speculative": ("ngram", "ngram"),
     "pooling": ("mean", "mean"),
+    "key_file": ("keys.json", "keys.json"),
+    "prefix_cache": ("off", "off"),
     "allow_unknown_pretokenizer": ("true", True),
     "manifest": ("m.json", "m.json"),
     "manifest_key": ("m.pub", "m.pub"),

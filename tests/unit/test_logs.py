@@ -89,7 +89,7 @@ def access_line(caplog, path, quiet=False, **attributes):
         **{"client_address": ("10.0.0.1", 40_000), "num_prompt_tokens": 0, "num_output_tokens": 0},
         **attributes,
     }
-    both = SimpleNamespace(**given)  # the handler and the record in one
+    both = SimpleNamespace(principal=None, **given)  # the handler and the record in one
     with caplog.at_level(logging.DEBUG, logger="marlin.server"):
         log_access(both, both, 0.0125, quiet)
     return caplog.records[-1]

@@ -5,14 +5,15 @@ Sits between HTTP (http/handler.py) and the endpoints (api/endpoints.py) and kno
 neither.
 """
 
-import hmac
 import logging
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 from marlin.config import ServeConfig
 from marlin.errors import (
     AuthenticationError,
+    ForbiddenError,
     InternalError,
     MarlinError,
     NoMemoryError,
@@ -21,12 +22,15 @@ from marlin.errors import (
 )
 from marlin.server.api.encoding import SSE_TYPE
 from marlin.server.api.endpoints import Endpoints, canonical, reply_json
+from marlin.server.api.keys import Keys
+from marlin.server.api.quotas import Quotas
 from marlin.server.api.routes import DEFAULT_DIALECT, HEALTH, Path, Router
 from marlin.server.http.connection import PeerGone
 from marlin.server.http.handler import Handler, Progress
 from marlin.server.observe.health import MEMORY, Failures, Shortages
 from marlin.server.observe.logs import log_access, log_fields, log_refusal
 from marlin.server.observe.metrics import DISCONNECTED, OTHER_ENDPOINT, Metrics, RequestRecord
+from marlin.turns import client_of_key
 
 _log = logging.getLogger("marlin.server")
 
@@ -35,7 +39,7 @@ class App:
     """An http.handler.Application.
 
     Args:
-        api_key: what clients must present, or None; bytes.
+        keys: that clients must present one of, if there are any.
         failures: is told of every generation request's answer.
         shortages: are told of what could not be had for one.
     """
@@ -45,7 +49,7 @@ class App:
         router: Router,
         endpoints: Endpoints,
         metrics: Metrics,
-        api_key: bytes | None,
+        keys: Keys,
         failures: Failures,
         shortages: Shortages,
     ):
@@ -54,7 +58,8 @@ class App:
         self._router = router
         self._endpoints = endpoints
         self._metrics = metrics
-        self._api_key = api_key
+        self._keys = keys
+        self._quotas = Quotas()
 
     def handle(self, handler: Handler) -> None:
         """Answer one request. Raises PeerGone when the client leaves before its answer is out."""
@@ -91,7 +96,12 @@ class App:
 
     def heartbeat(self) -> None:
         """Bring up to date what the other workers tell about this one; several times a second."""
+        self._keys.look()
         self._endpoints.heartbeat()
+
+    def read_keys_again(self) -> None:
+        """The key file is read at the next heartbeat, changed or not."""
+        self._keys.forget()
 
     def waited_s(self) -> float:
         """How long the engine's work has waited for a step; inf when it has ended."""
@@ -115,7 +125,7 @@ class App:
             if path is None:
                 raise UnknownPathError(f"no such path: {canonical(handler.path)[:200]}")
             route = path.route(handler.command, canonical(handler.path))
-            route.answer(self._endpoints, handler, record)
+            self._answer_by(route, handler, record)
         except PeerGone:
             record.outcome = DISCONNECTED
             raise
@@ -135,6 +145,26 @@ class App:
             _log.exception("%s: internal error", handler.request_id, extra=log_fields(handler))
             self._answer_error(handler, record, dialect, InternalError())
 
+    def _answer_by(self, route, handler, record):
+        principal = handler.principal
+        if principal is None:
+            route.answer(self._endpoints, handler, record)
+            return
+        if route.needs_key and route.scope not in principal.scopes:
+            raise ForbiddenError(f"key {principal.name} may not {route.scope}")
+
+        def used():
+            return record.num_prompt_tokens + record.num_output_tokens
+
+        with ExitStack() as stack:
+            if route.method == "POST":
+                stack.enter_context(self._quotas.request(principal, used))
+            try:
+                route.answer(self._endpoints, handler, record)
+            finally:
+                if not principal.shares:
+                    self._metrics.used_by_key(principal.number, used())
+
     def _answer_error(self, handler, record, dialect, error):
         if handler.progress is Progress.STREAMING:
             record.outcome = error.status
@@ -146,19 +176,21 @@ class App:
             handler.close_connection = True
 
     def _authorize(self, handler):
-        if self._api_key is None:
+        if not self._keys.are_asked_for:
             return
         scheme, _, token = handler.headers.get("authorization", "").partition(" ")
         presented = [token] if scheme.lower() == "bearer" else []
         presented.append(handler.headers.get("x-api-key", ""))
-        # Bytes on both sides: compare_digest raises on text that is not ASCII.
         # Only blanks: in this text 0x85 and 0xA0 are parts of a key's characters, and strip() alone
         # would take them for blanks, too.
         given = [text.strip(" \t").encode("latin-1") for text in presented]
-        if not any(hmac.compare_digest(one, self._api_key) for one in given):
+        handler.principal = self._keys.find(given)
+        if handler.principal is None:
             raise AuthenticationError(
                 "missing or wrong API key; send it as Authorization: Bearer KEY or x-api-key: KEY"
             )
+        if not handler.principal.shares:
+            handler.known_as = client_of_key(handler.principal.name)
 
 
 class NoWorker:

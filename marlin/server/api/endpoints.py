@@ -8,6 +8,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote
 
@@ -94,11 +95,11 @@ class Endpoints:
         handler.reply(200, content, kind, headers=(("Vary", "Accept"),))
 
     def models(self, handler: Handler, _record: RequestRecord) -> None:
-        reply_json(handler, {"object": "list", "data": self._cards()})
+        reply_json(handler, {"object": "list", "data": self._cards(handler)})
 
     def model(self, handler: Handler, _record: RequestRecord) -> None:
         model_id = unquote(canonical(handler.path).removeprefix("/v1/models/"))
-        found = [card for card in self._cards() if card["id"] == model_id]
+        found = [card for card in self._cards(handler) if card["id"] == model_id]
         if self._model is None or not found:
             raise ModelNotFoundError(f"model {shown(model_id)} is not served here", param="model")
         details = openai_answers.model_details(self._model, self._capabilities)
@@ -111,7 +112,7 @@ class Endpoints:
         description: Callable[[ollama.Facts], dict[str, Any]],
     ) -> None:
         """What is served, in the words of another API."""
-        reply_json(handler, description(self._facts()))
+        reply_json(handler, description(self._facts(handler)))
 
     def show_model(self, handler: Handler, _record: RequestRecord) -> None:
         """Ollama's /api/show."""
@@ -119,17 +120,29 @@ class Endpoints:
         ignored: list[str] | None = [] if self._config.unknown_parameters == "warn" else None
         name = ollama.asked_for(body, ignored)
         model = self._loaded_model()
-        self._names.check(name)
-        reply_json(handler, ollama.show(self._facts(), model))
+        self._check_name(handler, name)
+        reply_json(handler, ollama.show(self._facts(handler), model))
 
-    def _facts(self):
-        return ollama.Facts(self._model, self._names.names, self._created)
+    def _facts(self, handler):
+        return ollama.Facts(self._model, self._names_for(handler), self._created)
 
-    def _cards(self):
+    def _cards(self, handler):
         if self._model is None:
             return []
         facts = self._created, self._model.engine.max_context_tokens
-        return [openai_answers.model_card(name, *facts) for name in self._names.names]
+        return [openai_answers.model_card(name, *facts) for name in self._names_for(handler)]
+
+    def _names_for(self, handler):
+        """The names that whoever asks may give."""
+        who, names = handler.principal, self._names.names
+        return tuple(name for name in names if who is None or who.may_name(name))
+
+    def _check_name(self, handler, name):
+        """Raise ModelNotFoundError for a name that is not served, or not to whoever asks."""
+        self._names.check(name)
+        who = handler.principal
+        if who is not None and not who.may_name(self._names.names[0] if name is None else name):
+            raise ModelNotFoundError(f"model {shown(name)} is not served here", param="model")
 
     def generate(self, handler: Handler, record: RequestRecord, dialect: Dialect) -> None:
         content = self._body(handler)
@@ -138,7 +151,7 @@ class Endpoints:
             call = self._parse(handler, dialect, content, deadline)
             del content  # it may wait long for its slot
             model = self._loaded_model()
-            self._names.check(call.model)
+            self._check_name(handler, call.model)
             model.check_generates()
             key, created = os.urandom(12).hex(), int(time.time())
             answer = call.answer(model, self._names.names[0], key, created)
@@ -162,7 +175,7 @@ class Endpoints:
             call = self._parse(handler, dialect, content, deadline)
             del content
             model = self._loaded_model()
-            self._names.check(call.model)
+            self._check_name(handler, call.model)
             vectors = Vectors(handler, record, model, call, deadline, self._limits.poll_s)
             with self._gate.place(handler.client):
                 token_lists = vectors.encode()
@@ -175,7 +188,7 @@ class Endpoints:
         deadline = Deadline(self._config.timeout_s)
         question = self._parse(handler, dialect, content, deadline)
         model = self._loaded_model()
-        self._names.check(question.model)
+        self._check_name(handler, question.model)
 
         def check_wanted():
             handler.check_peer()
@@ -190,6 +203,8 @@ class Endpoints:
         content = handler.read_body()
         if self._audit is not None:
             whose = {"client": handler.client_address[0], "endpoint": canonical(handler.path)}
+            if handler.principal is not None:
+                whose["principal"] = handler.principal.name
             handler.witness = self._audit.begin(content, request_id=handler.request_id, **whose)
         return content
 
@@ -214,12 +229,20 @@ class Endpoints:
         if handler.witness is not None:
             handler.witness.parameters = parameters_digest(body)
         ignored: list[str] | None = [] if self._config.unknown_parameters == "warn" else None
-        most = self._limits.num_output_tokens
+        limits = self._limits_for(handler)
+        most = limits.num_output_tokens
         max_tokens = min(self._config.max_tokens, most or self._config.max_tokens)
-        call = dialect.parse(body, self._limits, max_tokens, ignored)
+        call = dialect.parse(body, limits, max_tokens, ignored)
         if left_out := [*(ignored or ()), *call.skipped]:
             _tell_of_ignored(handler, ", ".join(left_out[:MAX_IGNORED]))
         return call
+
+    def _limits_for(self, handler):
+        own = handler.principal and handler.principal.output_tokens
+        if own is None:
+            return self._limits
+        most = self._limits.num_output_tokens
+        return replace(self._limits, num_output_tokens=own if most is None else min(own, most))
 
     def _loaded_model(self):
         if self._model is None:

@@ -38,6 +38,7 @@ class Route(NamedTuple):
         answer: method of Endpoints.
         dialect: of its errors.
         needs_key: whether a client must present the API key, where there is one.
+        scope: that its key must have.
         quiet: asked every few seconds for ever, and logged at DEBUG.
         setting: the switch of ServeConfig without which there is no such path; None for none.
         capability: what a model card calls it; None where it is no capability of a model.
@@ -49,6 +50,7 @@ class Route(NamedTuple):
     answer: Callable[[Endpoints, Handler, RequestRecord], None]
     dialect: Errors = DEFAULT_DIALECT
     needs_key: bool = True
+    scope: str = "generate"
     quiet: bool = False
     setting: str | None = None
     capability: str | None = None
@@ -82,7 +84,12 @@ HEALTH = Route("GET", "/health", Endpoints.health, needs_key=False, quiet=True)
 ROUTES = (
     Route("GET", "/", Endpoints.greeting, needs_key=False),
     HEALTH,
-    Route("GET", "/metrics", Endpoints.metrics, quiet=True, setting="enable_metrics"),
+    Route(
+        *("GET", "/metrics", Endpoints.metrics),
+        scope="metrics",
+        quiet=True,
+        setting="enable_metrics",
+    ),
     Route("GET", "/v1/models", Endpoints.models),
     Route("GET", f"/v1/models/{_ID}", Endpoints.model),
     generation_route(

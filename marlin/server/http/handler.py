@@ -107,6 +107,8 @@ class Handler(BaseHTTPRequestHandler):
         status: the status sent, None before.
         answer_fields: (name, value) pairs of headers for whatever answers the request.
         witness: hears of all that is answered, once there is one.
+        known_as: whose the request is, once that is known better than by its address.
+        principal: api.keys.Principal of the key that came with it; None for none.
         failing: an error to the last bytes of a stream that has begun, where its owner has some.
         is_extra: all places are taken, and this one is for a request that takes no time.
         close_connection: no request may follow on this connection.
@@ -129,9 +131,14 @@ class Handler(BaseHTTPRequestHandler):
             return
 
     @functools.cached_property
-    def client(self) -> str:
-        """Whose its requests are, where clients share something."""
+    def _peer(self):
         return client_of(self.client_address[0])
+
+    @property
+    def client(self) -> str:
+        """Whose the request in hand is, where clients share something: whoever has been told apart,
+        or else the peer."""
+        return self.known_as or self._peer
 
     def finish(self):
         """Nothing is left to write: every answer went out in one piece."""
@@ -160,6 +167,7 @@ class Handler(BaseHTTPRequestHandler):
         self.path: Any = None
         self.request_id = self.status = None
         self.progress, self.answer_fields = Progress.NOT_BEGUN, []
+        self.known_as = self.principal = None
         self.failing: Callable[[MarlinError], bytes | None] | None = None
         self.witness: Witness | None = None
         self._chunked = self._body_unread = False

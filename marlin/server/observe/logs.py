@@ -123,10 +123,13 @@ def log_access(handler, record, seconds, quiet=False):
         "client": client,
     }
     notes = ""
+    if handler.principal is not None:
+        fields["key"] = handler.principal.name
+        notes = f" key={handler.principal.name}"
     if record.num_prompt_tokens:
         fields["prompt_tokens"] = record.num_prompt_tokens
         fields["output_tokens"] = record.num_output_tokens
-        notes = f" prompt={record.num_prompt_tokens} output={record.num_output_tokens}"
+        notes += f" prompt={record.num_prompt_tokens} output={record.num_output_tokens}"
     if record.outcome == DISCONNECTED:
         fields["client_left"] = True
         notes += " (client left)"

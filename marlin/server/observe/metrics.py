@@ -23,7 +23,8 @@ NUM_ENDPOINTS = 24
 OTHER_ENDPOINT = NUM_ENDPOINTS - 1
 DISCONNECTED = "disconnected"
 STATUSES = (
-    *("200", "400", "401", "404", "405", "408", "411", "413", "414", "422", "431"),
+    *("200", "204", "400", "401", "403", "404", "405", "408", "411", "413", "414", "415"),
+    *("422", "429", "431"),
     *("500", "501", "503", "504", "505", DISCONNECTED, "other"),
 )
 _STATUS_INDEX = {status: index for index, status in enumerate(STATUSES)}
@@ -82,10 +83,15 @@ def _histogram(bounds):
     return {"num_cells": len(bounds) + 2, "bounds": bounds}
 
 
+# Keys of a key file: each has a number and so a series of its own.
+NUM_KEYS = 64
+_BY_KEY = {"num_cells": NUM_KEYS, "labels": ("key",)}
 _BY_OUTCOME = {"num_cells": NUM_ENDPOINTS * len(STATUSES), "labels": ("endpoint", "status")}
 
 FAMILIES = _lay_out(
     ("http_requests_total", "counter", "HTTP requests by endpoint and outcome.", _BY_OUTCOME),
+    ("key_requests_total", "counter", "Requests by the named key that came with them.", _BY_KEY),
+    ("key_tokens_total", "counter", "Prompt and output tokens by named key.", _BY_KEY),
     ("generation_requests_total", "counter", "Generation requests whose body arrived."),
     ("requests_in_flight", "gauge", "Generation requests being answered or waiting."),
     ("requests_queued", "gauge", "Generation requests waiting for a slot or for the engine."),
@@ -170,6 +176,13 @@ class Metrics:
         cell = endpoint * len(STATUSES) + known
         with self._lock:
             self._cells[cell] += 1.0
+
+    def used_by_key(self, number: int, num_tokens: int) -> None:
+        """Count a request, and its tokens, of the key that has this number."""
+        counts = ("key_requests_total", 1), ("key_tokens_total", num_tokens)
+        with self._lock:
+            for name, count in counts:
+                self._cells[FAMILIES[name].start + number] += count
 
     def add(self, **counts):
         """Add to counters by their names in FAMILIES."""

@@ -28,15 +28,17 @@ class MetricsPage:
         model: engine.served_model.ServedModel, or None.
         gate: engine.gate.SlotGate.
         endpoints: their labels, by the indices under which they are counted.
+        key_names: callable giving {number: name} of named keys.
         snapshots: callable giving one array of cells for each worker; None when this process is
             the only one.
     """
 
-    def __init__(self, metrics, model, gate, endpoints, snapshots=None):
+    def __init__(self, metrics, model, gate, endpoints, snapshots=None, key_names=dict):
         self._metrics = metrics
         self._model = model
         self._gate = gate
         self._memory = ProcessMemory()
+        self._key_names = key_names
         self._endpoints = endpoints
         self._snapshots = snapshots or (lambda: [metrics.snapshot()])
 
@@ -68,7 +70,8 @@ class MetricsPage:
         model = None if self._model is None else {"model": self._model.model_id}
         build = {"version": __version__, "python": platform.python_version()}
         labels = self._endpoints, model, build
-        return prometheus.render(snapshots, *labels, openmetrics=openmetrics), kind
+        named = {"openmetrics": openmetrics, "key_names": self._key_names()}
+        return prometheus.render(snapshots, *labels, **named), kind
 
 
 def json_body(snapshots):

@@ -14,7 +14,7 @@ _RESIDENT = "metal_marlin_resident_memory_bytes"
 _RESIDENT_HELP = "Resident memory of all workers, memory that they share counted once."
 
 
-def render(snapshots, endpoints, model_labels, build_labels, *, openmetrics=False):
+def render(snapshots, endpoints, model_labels, build_labels, *, openmetrics=False, key_names=None):
     """The exposition, of all workers together.
 
     Args:
@@ -22,6 +22,7 @@ def render(snapshots, endpoints, model_labels, build_labels, *, openmetrics=Fals
         endpoints: label of each endpoint, by its index.
         model_labels: label names to values of the model info; None when no model is loaded.
         build_labels: the same of the build info.
+        key_names: {number: name} of named keys.
         openmetrics: the OpenMetrics flavour of it.
 
     Returns:
@@ -36,6 +37,8 @@ def render(snapshots, endpoints, model_labels, build_labels, *, openmetrics=Fals
         values = cells[family.start : family.stop]
         if family.kind == "histogram":
             lines += _histogram(family, values)
+        elif family.labels == ("key",):
+            lines += _by_key(family.name, key_names or {}, values)
         elif family.labels:
             lines += _by_endpoint_and_status(family.name, endpoints, values)
         else:
@@ -74,6 +77,12 @@ def _by_endpoint_and_status(name, endpoints, values):
             label = "other" if endpoint == OTHER_ENDPOINT else endpoints[endpoint]
             labels = {"endpoint": label, "status": STATUSES[status]}
             yield f"{name}{_label_set(labels)} {_number(value)}"
+
+
+def _by_key(name, key_names, values):
+    """Of the keys that there are; one that is gone is in the totals of no other."""
+    for number, label in sorted(key_names.items()):
+        yield f"{name}{_label_set({'key': label})} {_number(values[number])}"
 
 
 def _histogram(family, values):

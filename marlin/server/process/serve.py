@@ -8,6 +8,7 @@ import gc
 import ipaddress
 import logging
 import os
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -20,6 +21,7 @@ from marlin.engine.gate import SlotGate
 from marlin.errors import ConfigError, MarlinError, StoppingError
 from marlin.server.api.app import App
 from marlin.server.api.endpoints import Endpoints
+from marlin.server.api.keys import Keys
 from marlin.server.api.model_names import served_as
 from marlin.server.api.routes import Router, capabilities
 from marlin.server.http import allocator
@@ -69,7 +71,7 @@ def serve(config, load, limits=None):
     audit = open_audit(config, model)
     app = build_app(config, model, limits, audit=audit)
     server = HttpServer(listener, app, limits)
-    signals = StopSignals()
+    signals = StopSignals(reload_signals(config))
     watch_engine(model, signals)
     begin_end = end_in_time(limits, signals.wait_for)
     give_up = partial(leave_nobody_waiting, model, server, limits)
@@ -78,10 +80,22 @@ def serve(config, load, limits=None):
     accept(server, app)
     announce(config, model and model.model_id, listener, limits)
     manager.ready()
-    signum = signals.wait()
+    signum = wait_for_end(signals, app)
     _log.info("stopping: waiting up to %g s for requests in flight", limits.drain_s)
     begin_end()
     return stop(signum, model, server, limits, audit)
+
+
+def reload_signals(config):
+    """Signals that a server does not end by: SIGHUP reads a key file again."""
+    return (signal.SIGHUP,) if config.key_file is not None else ()
+
+
+def wait_for_end(signals, app):
+    """The number of the signal that ends a server, or 0; those of reload_signals() do not."""
+    while (signum := signals.wait()) == signal.SIGHUP:
+        app.read_keys_again()
+    return signum
 
 
 def loaded(config, limits, load):
@@ -144,6 +158,7 @@ def build_app(config, model, limits, row=None, created=None, audit=None):
         def snapshots():
             return row.table.snapshots(time.monotonic())
 
+    keys = Keys(config.api_key, config.key_file)
     router = Router(config)
     failures = Failures(limits.num_failures, limits.failing_s)
     shortages = Shortages(limits.scarce_s)
@@ -154,7 +169,7 @@ def build_app(config, model, limits, row=None, created=None, audit=None):
         shortages=shortages,
         outside=() if audit is None else (audit.failing,),
     )
-    page = MetricsPage(metrics, model, gate, router.labels, snapshots)
+    page = MetricsPage(metrics, model, gate, router.labels, snapshots, lambda: keys.names)
     created = int(time.time()) if created is None else created
     limits = replace(
         limits,
@@ -167,7 +182,7 @@ def build_app(config, model, limits, row=None, created=None, audit=None):
         capabilities={} if model is None else capabilities(model),
         audit=audit,
     )
-    return App(router, endpoints, metrics, config.api_key, failures, shortages)
+    return App(router, endpoints, metrics, keys, failures, shortages)
 
 
 def parts(model, failures):
@@ -303,7 +318,8 @@ def announce(config, model_id, listener, limits):
     if ipaddress.ip_address(host).is_unspecified:
         here = "[::1]" if ":" in host else "127.0.0.1"
         say(f"on this machine: http://{here}:{port}")
-    if config.api_key is None and not ipaddress.ip_address(host).is_loopback:
+    has_keys = config.api_key is not None or config.key_file is not None
+    if not has_keys and not ipaddress.ip_address(host).is_loopback:
         _log.warning(
             "listening on %s without METAL_MARLIN_API_KEY: anyone who reaches it can use it", host
         )

@@ -23,7 +23,7 @@ from marlin.server.http.listener import HttpServer
 from marlin.server.observe.worker_table import WorkerTable
 from marlin.server.process.lockdown import lock_down
 from marlin.server.process.room import fitted
-from marlin.server.process.serve import announce, listen
+from marlin.server.process.serve import announce, listen, reload_signals
 from marlin.server.process.service_manager import ServiceManager
 from marlin.server.process.signals import StopSignals
 from marlin.server.process.watchdog import Patience
@@ -151,7 +151,7 @@ class Supervisor:
         self._announced = False
         self._listener.setblocking(False)  # one flag for all who have the socket
         self._kill_at = None  # while stopping: when the workers' time is over
-        self._signals = StopSignals((signal.SIGCHLD,))
+        self._signals = StopSignals((signal.SIGCHLD, *reload_signals(config)))
 
     def run(self):
         """Start the workers and look after them; returns the exit code."""

@@ -40,7 +40,9 @@ from marlin.server.process.serve import (
     loaded,
     open_audit,
     prepare,
+    reload_signals,
     stop,
+    wait_for_end,
     watch_engine,
 )
 from marlin.server.process.signals import StopSignals
@@ -180,7 +182,7 @@ def _fill_weights(job, load):
 
 
 def _serve(job, load):
-    signals = StopSignals()
+    signals = StopSignals(reload_signals(job.config))
     _when_orphaned(signals.finish)
     row = WorkerTable(job.table_fd, job.config.workers).rows[job.index]
     model, limits = loaded(job.config, job.limits, lambda: load(job.config, job.share))
@@ -200,7 +202,7 @@ def _serve(job, load):
     _log.info("worker %d (process %d) serves", job.index, os.getpid())
     # One signal or many: the supervisor kills when there is to be no more waiting, and a service
     # manager may send the same signal to all processes of the service as the supervisor does.
-    signum = signals.wait()
+    signum = wait_for_end(signals, app)
     begin_end()
     return stop(signum, model, server, limits, audit)
 
