@@ -78,6 +78,7 @@ BLOCK_TYPES = {
         BlockType("BOOL", None, 1, 1),
         BlockType("F8_E4M3", None, 1, 1),
         BlockType("F8_E5M2", None, 1, 1),
+        BlockType("F8_E8M0", None, 1, 1),
     )
 }
 GGUF_TYPES = {row.number: row for row in BLOCK_TYPES.values() if row.number is not None}

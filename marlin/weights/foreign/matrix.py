@@ -110,6 +110,86 @@ def packed(
     return ForeignMatrix((n, k), parts, form, values, arrays)
 
 
+def integers(
+    bits: int,
+    shape: tuple[int, ...],
+    parts: tuple[TensorInfo, ...],
+    codes: Callable[[int, int], np.ndarray],
+    scales: Callable[[int, int], np.ndarray],
+    zeros: Callable[[int, int], np.ndarray] | None,
+    group_size: int,
+) -> ForeignMatrix:
+    """A matrix of scale * (code - zero), codes from 0 to 2^bits - 1.
+
+    Args:
+        scales, zeros: (start, stop) to float32 [stop - start, groups]; zeros of None are all half
+            of 2^bits.
+    """
+    half = 1 << (bits - 1)
+    if bits <= 4:
+        kind, moved, own_zero = "int4", 0, None
+    else:  # codes of fewer bits are put in the middle of 256
+        kind, moved, own_zero = "int8", 128 - half, half
+
+    def factors(start, stop):
+        scale = scales(start, stop)
+        if zeros is None and own_zero is not None:
+            return scale, None
+        zero = np.float32(half) if zeros is None else zeros(start, stop)
+        return scale, scale * ((own_zero or 0) - zero)
+
+    def stored(start, stop):
+        return codes(start, stop) + np.uint8(moved)
+
+    return packed(kind, shape, parts, stored, factors, group_size)
+
+
+def ordered(
+    bits: int,
+    shape: tuple[int, ...],
+    parts: tuple[TensorInfo, ...],
+    codes: Callable[[int, int], np.ndarray],
+    scales: Callable[[int, int], np.ndarray],
+    zeros: np.ndarray | None,
+    order: np.ndarray,
+) -> ForeignMatrix:
+    """integers() whose groups lie in any order. Where each has whole runs of columns, scales are
+    put in the order of the columns; where groups are scattered, the matrix becomes float16.
+
+    Args:
+        zeros: float32 [N, groups], or None: all half of 2^bits.
+        order: integers [K], the group of each column.
+    """
+    half = np.float32(1 << (bits - 1))
+    if zeros is not None and (zeros == half).all():
+        zeros = None
+    run = _run(order)
+    if run is None:
+
+        def values(start, stop):
+            zero = half if zeros is None else zeros[start:stop][:, order]
+            return scales(start, stop)[:, order] * (codes(start, stop) - zero)
+
+        return dense("f16", shape, parts, values)
+    at = order[::run]
+
+    def in_order(start, stop):
+        return scales(start, stop)[:, at]
+
+    if zeros is None:
+        return integers(bits, shape, parts, codes, in_order, None, run)
+    known = zeros
+    return integers(bits, shape, parts, codes, in_order, lambda i, j: known[i:j][:, at], run)
+
+
+def _run(order):
+    """The most columns, of _GROUP_SIZES, that always share a group; None where fewer do."""
+    for size in _GROUP_SIZES:
+        if len(order) % size == 0 and (order.reshape(-1, size).T == order[::size]).all():
+            return size
+    return None
+
+
 def _is_held(kind, size):
     return size >= KINDS[kind].least_group
 

@@ -6,12 +6,10 @@ mode of all modules and, under their names, of single ones. Both must say the sa
 Source: docs/formats.md, "MLX".
 """
 
-from functools import partial
-
 import numpy as np
 
 from marlin.files.fields import Fields
-from marlin.weights.foreign import matrix, numbers
+from marlin.weights.foreign import float4, float8, matrix, numbers
 from marlin.weights.foreign.matrix import ForeignMatrix
 from marlin.weights.tensor_file import TensorInfo
 
@@ -117,27 +115,9 @@ def _affine(shape, parts, bits, group_size):
 
 def _byte_scaled(shape, parts, mode, factor):
     if mode == "mxfp8":
-        return matrix.dense("bf16", shape, parts, partial(_mxfp8, *parts))
-    weight, scales = parts
-    per_tensor = np.float32(1)
-    if factor is not None:
-        per_tensor = numbers.scalar(factor) / NVFP4_LARGEST
-        parts += (factor,)
-
-    def codes(start, stop):
-        return numbers.stream_codes(numbers.row_bytes(weight, start, stop), 4)
-
-    def factors(start, stop):
-        raw = numbers.row_bytes(scales, start, stop)
-        if mode == "mxfp4":
-            return numbers.E8M0[raw], None
-        return numbers.E4M3[raw] * per_tensor, None
-
-    return matrix.packed("fp4", shape, parts, codes, factors, BYTE_SCALES[mode][1])
-
-
-def _mxfp8(weight, scales, start, stop):
-    """Products of a four-bit mantissa and a power of two, which bfloat16 holds."""
-    values = numbers.E4M3[numbers.row_bytes(weight, start, stop)].reshape(stop - start, -1, 32)
-    powers = numbers.E8M0[numbers.row_bytes(scales, start, stop)]
-    return (values * powers[:, :, None]).reshape(stop - start, -1)
+        return float8.mxfp8(shape, parts)
+    if mode == "mxfp4":
+        return float4.mxfp4(shape, parts)
+    if factor is None:
+        return float4.nvfp4(shape, parts, np.float32(1))
+    return float4.nvfp4(shape, (*parts, factor), numbers.scalar(factor) / NVFP4_LARGEST)

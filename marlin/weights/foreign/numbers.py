@@ -77,6 +77,20 @@ def stream_codes(rows: np.ndarray, bits: int) -> np.ndarray:
     return codes.reshape(len(rows), -1)
 
 
+def column_words(info: TensorInfo, start: int, stop: int) -> np.ndarray:
+    """Words [start, stop) of all rows, as rows of bytes: uint8 [stop - start, 4 * rows].
+
+    A column of words becomes a row: what is packed along the first dimension is then a stream.
+    """
+    words = column_bytes(info, start, stop)
+    return np.ascontiguousarray(words.view("<u4").T).view(np.uint8)
+
+
+def floats(info: TensorInfo, raw: np.ndarray) -> np.ndarray:
+    """All values of a plain floating type, float32 in its shape."""
+    return ggml_types.dequantize(info.dtype, raw, info.shape)
+
+
 def scalar(info: TensorInfo) -> np.float32:
     """The number of a tensor of one."""
     if int(np.prod(info.shape)) != 1:

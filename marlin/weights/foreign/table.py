@@ -4,11 +4,20 @@ The only list of foreign writers: a new one is a file and a row here. Refuses to
 tensors mean.
 """
 
+import os
 from typing import Protocol
 
-from marlin.files.fields import Fields
+from marlin.files.fields import Fields, file_fields
+from marlin.files.strict_json import read_json_object
+from marlin.weights.foreign.awq import Awq
+from marlin.weights.foreign.bitsandbytes import BitsAndBytes
+from marlin.weights.foreign.compressed_tensors import CompressedTensors
+from marlin.weights.foreign.float8 import Float8
+from marlin.weights.foreign.gptq import Gptq
 from marlin.weights.foreign.matrix import ForeignMatrix
 from marlin.weights.foreign.mlx import Mlx
+from marlin.weights.foreign.modelopt import ModelOpt
+from marlin.weights.foreign.original import OriginalFp4, is_original
 from marlin.weights.tensor_file import TensorInfo
 
 
@@ -37,7 +46,14 @@ class Reader(Protocol):
 
 
 # By `quant_method` of config.json's quantization_config.
-METHODS: dict[str, type] = {}
+METHODS: dict[str, type] = {
+    "gptq": Gptq,
+    "awq": Awq,
+    "compressed-tensors": CompressedTensors,
+    "fp8": Float8,
+    "modelopt": ModelOpt,
+    "bitsandbytes": BitsAndBytes,
+}
 
 
 def reader_of(config: Fields, tensors: dict[str, TensorInfo]) -> Reader | None:
@@ -59,7 +75,21 @@ def reader_of(config: Fields, tensors: dict[str, TensorInfo]) -> Reader | None:
     # MLX says the same under both names.
     name = "quantization" if config.raw("quantization") is not None else "quantization_config"
     if config.raw(name) is None:
-        return None
+        return _reader_beside(os.path.dirname(config.path), tensors)
     if section not in (None, config.raw(name)):
         config.fail("quantization_config", "what quantization says, or an object with quant_method")
     return Mlx(config.object(name), tensors)
+
+
+def _reader_beside(folder, tensors):
+    """The reader of a folder whose config.json says nothing: by a file beside it, or its tensors.
+
+    ModelOpt and AutoGPTQ have written their settings to such files before, and beside config.json.
+    """
+    path = os.path.join(folder, "hf_quant_config.json")
+    if os.path.exists(path):
+        return ModelOpt(file_fields(path, read_json_object(path)).object("quantization"), tensors)
+    path = os.path.join(folder, "quantize_config.json")
+    if os.path.exists(path):
+        return Gptq(file_fields(path, read_json_object(path)), tensors)
+    return OriginalFp4(folder, tensors) if is_original(tensors) else None
