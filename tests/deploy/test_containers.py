@@ -76,7 +76,7 @@ def test_it_does_not_run_as_root(dockerfile):
 
 def test_its_command_is_one_that_the_server_takes(dockerfile):
     (entry,), (command,) = (arguments_of(dockerfile, name) for name in ("ENTRYPOINT", "CMD"))
-    assert json.loads(entry) == ["metal-marlin"]
+    assert json.loads(entry) == ["python", "-I", "-B", "-m", "marlin"]
     arguments = vars(read(json.loads(command), {}))
     config = serve_config(arguments, environment(dockerfile))
     assert (config.host, config.port) == ("0.0.0.0", 8000)

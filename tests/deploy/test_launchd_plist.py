@@ -16,8 +16,9 @@ def plist(deploy):
 
 
 def test_its_command_and_variables_are_settings_that_the_server_takes(plist):
-    program, *words = plist["ProgramArguments"]
-    assert program.endswith("/bin/metal-marlin")
+    program, *flags, marlin, command, model = plist["ProgramArguments"]
+    assert program.endswith("/bin/python") and (flags, marlin) == (["-I", "-B", "-m"], "marlin")
+    words = [command, model]
     variables = plist["EnvironmentVariables"]
     assert set(variables) <= {option.variable for option in OPTIONS}
     arguments = vars(read(words, {}))

@@ -46,7 +46,7 @@ def unit(deploy):
 def installed(deploy, tmp_path):
     """The unit with a command that exists on this machine."""
     text, count = re.subn(
-        "^ExecStart=/opt/metal-marlin/venv/bin/metal-marlin ",
+        "^ExecStart=/opt/metal-marlin/venv/bin/python -I -B -m marlin ",
         "ExecStart=/bin/true ",
         (deploy / UNIT).read_text(),
         flags=re.MULTILINE,

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from clients import chat_body, request_bytes
 from failing_engine import BREAKS, DEVICE_FAILS, DEVICE_HANGS, REASON
-from worker_processes import Stream, Workers, running, until
+from worker_processes import HERE, ROOT, Stream, Workers, running, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
@@ -52,6 +52,15 @@ def test_workers_do_not_have_the_key_in_their_environment(start):
         assert b"GATE=" in environ and b"plugh" not in environ
     assert workers.ask("/v1/models").status == 401
     assert workers.ask("/v1/models", "Authorization: Bearer plugh").status == 200
+
+
+def test_workers_run_as_isolated_as_their_supervisor(start):
+    program = f"import sys; sys.path[:0] = {[str(HERE), str(ROOT)]!r}; import serve_workers as s"
+    isolated = ("-I", "-B", "-c", f"{program}; sys.exit(s.main())")
+    workers = start("gated", "--workers", "2", program=isolated)
+    for pid in workers.wait_for_workers(2):
+        flags = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[1:3]
+        assert flags == [b"-I", b"-B"]
 
 
 def test_metrics_of_either_worker_speak_for_both(pair):

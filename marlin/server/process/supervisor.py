@@ -65,6 +65,12 @@ def supervise(config, worker_main, limits=None, model=None):
     return Supervisor(config, worker_main, limits, listen(config, limits), manager, model).run()
 
 
+def _flags():
+    """What keeps code of a user's, and writing, away from this interpreter does so for workers."""
+    given = {"-I": sys.flags.isolated, "-B": sys.flags.dont_write_bytecode}
+    return [flag for flag, is_given in given.items() if is_given]
+
+
 class Backoff:
     """How long to wait before a worker that ended is replaced.
 
@@ -230,7 +236,7 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process = subprocess.Popen(
-                [sys.executable, "-c", self._program, *sys.path],
+                [sys.executable, *_flags(), "-c", self._program, *sys.path],
                 bufsize=0,
                 stdin=subprocess.PIPE,
                 pass_fds=(job.listener_fd, job.table_fd, job.weights_fd, writer, *job.model_fds),
