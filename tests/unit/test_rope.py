@@ -8,7 +8,12 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from marlin.models.registry import config_from_hf
-from marlin.models.rope import RopeScaling, rope_inv_freq, yarn_attention_factor
+from marlin.models.rope import (
+    RopeScaling,
+    longrope_attention_factor,
+    rope_inv_freq,
+    yarn_attention_factor,
+)
 
 SCALINGS = {
     "linear": {"rope_type": "linear", "factor": 4.0},
@@ -95,3 +100,13 @@ def test_yarn_multiplies_by_one_tenth_of_the_logarithm_and_one():
     assert yarn_attention_factor(1.0) == 1.0
     assert yarn_attention_factor(np.e) == pytest.approx(1.1)
     assert yarn_attention_factor(np.e, mscale=2, mscale_all_dim=1) == pytest.approx(1.2 / 1.1)
+    # One of the two alone says nothing; a context that is not stretched is not.
+    for alone in ({"mscale": 2}, {"mscale_all_dim": 2}, {"mscale": 0, "mscale_all_dim": 2}):
+        assert yarn_attention_factor(np.e, **alone) == pytest.approx(1.1)
+    assert yarn_attention_factor(0.5, mscale=2, mscale_all_dim=1) == 1.0
+
+
+def test_the_factor_of_longrope_is_its_authors():
+    assert longrope_attention_factor(1.0, 4096) == longrope_attention_factor(0.5, 4096) == 1.0
+    assert longrope_attention_factor(4096.0, 4096) == pytest.approx(2**0.5)
+    assert longrope_attention_factor(64.0, 4096) == pytest.approx(1.5**0.5)
