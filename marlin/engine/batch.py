@@ -61,6 +61,8 @@ class Batch:
             score_rows, int32 [max_scores].
     """
 
+    TILE_ROWS = abi.QUERY_TILE  # queries of a unit of attention
+
     def __init__(
         self,
         device: Device,
@@ -74,7 +76,7 @@ class Batch:
         self.views: dict[str, View] = {}
         self._device = device
         self._block_size = paging.block_size
-        max_tiles = max_step_tokens // abi.QUERY_TILE + max_sequences
+        max_tiles = max_step_tokens // self.TILE_ROWS + max_sequences
         self._token_ids = self._input("token_ids", np.int32, (max_step_tokens,))
         self._positions = self._input("positions", np.int32, (max_step_tokens,))
         self._slots = self._input("slots", np.int32, (max_step_tokens,))
@@ -143,8 +145,8 @@ class Batch:
 
     def _fill_tiles(self, num_tiles, at, start, count, sequence):
         """Cut a chunk into attention tiles; returns the tiles so far."""
-        for offset in range(0, count, abi.QUERY_TILE):
-            rows = min(abi.QUERY_TILE, count - offset)
+        for offset in range(0, count, self.TILE_ROWS):
+            rows = min(self.TILE_ROWS, count - offset)
             self._tiles[num_tiles] = (at + offset, rows, sequence, start + offset)
             num_tiles += 1
         return num_tiles

@@ -9,6 +9,7 @@ from marlin.device.device import Device
 from marlin.device.slabs import PrivateSlabs, SharedSlabs
 from marlin.engine.constraint import Grammars
 from marlin.engine.draft import MAX_DRAFT_TOKENS, MAX_STEP_DRAFT_TOKENS
+from marlin.engine.encoder import EncoderRunner, EncoderSizes
 from marlin.engine.engine import Engine
 from marlin.engine.kv_cache import Paging
 from marlin.engine.memory import (
@@ -105,27 +106,21 @@ def _load_on(
     num_processes = share.num_processes if share else 1
     slabs = _slabs(device, share)
     checkpoint = open_checkpoint(path, device, slabs)
-    pooling = checkpoint.pooling() if asked is None else Pooling(asked)
     spec, config = checkpoint.spec, checkpoint.spec.config
+    pooling = _pooling(checkpoint, asked)
     budget = MemoryBudget(device.info()["memory_bytes"], checkpoint.weight_bytes, num_processes)
-    max_sequences = min(batching.max_sequences, batching.num_blocks) if batching else 1
-    step_tokens = max(PREFILL_STEP_TOKENS, max_sequences)
-    guessing = max_sequences if speculative else 0
-    draft_tokens = min(MAX_STEP_DRAFT_TOKENS, guessing * MAX_DRAFT_TOKENS)
-    max_logits = max_sequences + draft_tokens
-    if batching is None:
-        context = _context_tokens(spec, budget, max_context_tokens, max_logits)
-        paging = Paging.contiguous(context)
-    else:
-        context, paging = _paged(config, batching, max_context_tokens)
-    check_memory(budget, spec, paging, step_tokens, max_logits)
-    model = Model(checkpoint, context)
+    options = max_context_tokens, batching, speculative
+    sizes = (_encoder_sizes if spec.is_encoder else _sizes)(spec, budget, *options)
+    check_memory(budget, spec, sizes.paging, sizes.step_tokens, sizes.max_logits)
+    model = Model(checkpoint, sizes.context)
     slabs.settle(snapshot.encode())
-    runner = Runner(device, model, paging, step_tokens, max_sequences, draft_tokens)
+    steps = sizes.paging, sizes.step_tokens, sizes.max_sequences, sizes.draft_tokens
+    runner = (EncoderRunner if spec.is_encoder else Runner)(device, model, *steps)
     tokenizer = checkpoint.load_tokenizer(allow_unknown)
     snapshot.check_same()
     name = prefix_of(os.path.basename(os.path.abspath(path)))
     watch = partial(snapshot.check_in_place, checkpoint.mapped_paths)
+    context = sizes.context
     if pooling is not None and pooling.max_tokens is not None:
         context = min(context, pooling.max_tokens)
     more = tokenizer.vocab_size, watch, Grammars(device.library, tokenizer, config.vocab_size)
@@ -134,19 +129,70 @@ def _load_on(
     facts = checkpoint.format, isa, config.num_layers
     return ServedModel(
         *(name, engine, tokenizer, *facts),
-        new_pooler=_new_pooler(pooling, tokenizer),
+        new_pooler=_new_pooler(pooling, tokenizer, spec.is_encoder),
         vector_dim=config.hidden_dim,
         ranks=pooling is not None and pooling.kind == RANK,
-        generates=pooling is None or not pooling.is_declared,
+        generates=not spec.is_encoder and (pooling is None or not pooling.is_declared),
     )
 
 
-def _new_pooler(pooling, tokenizer):
+def _pooling(checkpoint, asked):
+    """How vectors are made: as was asked, or as the files say."""
+    pooling = checkpoint.pooling() if asked is None else Pooling(asked)
+    if checkpoint.spec.is_encoder and (pooling is None or pooling.kind == RANK):
+        raise ConfigError(
+            f"{checkpoint.path} is an encoder, which makes embeddings alone, and its files do not "
+            "say how: --pooling mean or cls does"
+        )
+    return pooling
+
+
+class _Sizes(NamedTuple):
+    """What a model's steps hold."""
+
+    context: int
+    paging: Paging
+    step_tokens: int
+    max_sequences: int
+    draft_tokens: int
+
+    @property
+    def max_logits(self) -> int:
+        return self.max_sequences + self.draft_tokens
+
+
+def _sizes(spec, budget, max_context_tokens, batching, speculative):
+    max_sequences = min(batching.max_sequences, batching.num_blocks) if batching else 1
+    guessing = max_sequences if speculative else 0
+    draft_tokens = min(MAX_STEP_DRAFT_TOKENS, guessing * MAX_DRAFT_TOKENS)
+    if batching is None:
+        max_logits = max_sequences + draft_tokens
+        context = _context_tokens(spec, budget, max_context_tokens, max_logits)
+        paging = Paging.contiguous(context)
+    else:
+        context, paging = _paged(spec.config, batching, max_context_tokens)
+    step_tokens = max(PREFILL_STEP_TOKENS, max_sequences)
+    return _Sizes(context, paging, step_tokens, max_sequences, draft_tokens)
+
+
+def _encoder_sizes(spec, _budget, max_context_tokens, batching, speculative):
+    own = spec.config.max_context_tokens
+    if max_context_tokens is not None:
+        _check_wanted(max_context_tokens, own, own)
+    if batching or speculative:
+        logger.warning(
+            "an encoder computes many texts in a step, and guesses nothing: --enable-batching and "
+            "--speculative change nothing"
+        )
+    return EncoderSizes.of(max_context_tokens or own)
+
+
+def _new_pooler(pooling, tokenizer, is_whole):
     """ServedModel.new_pooler; a model that ranks has a token for yes and one for no."""
     if pooling is None:
         return None
     if pooling.kind != RANK:
-        return partial(Pooler, pooling)
+        return partial(Pooler, pooling, is_whole=is_whole)
     found = [tokenizer.encode(word, add_special_tokens=False) for word in ("yes", "no")]
     if [len(token_ids) for token_ids in found] != [1, 1]:
         raise ConfigError("--pooling rank is for models with one token for each of yes and no")

@@ -18,16 +18,23 @@ class Pooler:
     Args:
         pooling: the model's.
         ranked: (the token of yes, that of no) where the model ranks.
+        is_whole: its tokens see those behind them, so that all of it is computed in one step.
 
     Attributes:
         needs_all: it needs the states of all tokens, so that none may be taken from a cache.
         reads_logits: it needs the last token's logits.
     """
 
-    def __init__(self, pooling: Pooling, ranked: tuple[int, int] | None = None):
+    def __init__(
+        self,
+        pooling: Pooling,
+        ranked: tuple[int, int] | None = None,
+        is_whole: bool = False,
+    ):
         self._pooling = pooling
         self._ranked = ranked
-        self.needs_all = pooling.kind in (MEAN, CLS)
+        self.is_whole = is_whole
+        self.needs_all = is_whole or pooling.kind in (MEAN, CLS)
         self.reads_logits = pooling.kind == RANK
         self._num_tokens = 0
         self._vector = np.zeros(0)

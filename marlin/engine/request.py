@@ -118,6 +118,11 @@ class Request:
         return self.pooler is not None and self.pooler.needs_all
 
     @property
+    def is_whole(self) -> bool:
+        """Whether all of its tokens must be in one step."""
+        return self.pooler is not None and self.pooler.is_whole
+
+    @property
     def has_begun(self) -> bool:
         """Whether it has been in a step, or is in one."""
         return bool(self.block_ids or self.num_computed_tokens or self.num_preemptions)

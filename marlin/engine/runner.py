@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from marlin.device import ops
+from marlin.device.device import Device
 from marlin.device.program import Program, Recorder, View
 from marlin.engine.batch import Batch
 from marlin.engine.draft import accept
@@ -72,7 +73,7 @@ class Runner:
         hidden = self._acts["normed"].buffer
         self._hidden = hidden.array(np.float32, (max_step_tokens, config.hidden_dim))
         self.logprobs = []
-        self.gpu_memory_bytes = 0 if device.kind == "cpu" else _held_bytes(device)
+        self.gpu_memory_bytes = held_bytes(device)
         self._prefill = self._record(prefill=True)
         self._decode = self._record(prefill=False)
         self._scores = self._acts["scores"].buffer.array(
@@ -204,6 +205,7 @@ def _to_score(chunk, first_row):
     return [(first_row + at - chunk.start, request, prompt[at + 1]) for at in range(begin, end)]
 
 
-def _held_bytes(device):
+def held_bytes(device: Device) -> int:
+    """What weights, cache and activations hold on a GPU; 0 on a CPU."""
     info = device.info()
-    return info["allocated_bytes"] + info["mapped_bytes"]
+    return 0 if device.kind == "cpu" else info["allocated_bytes"] + info["mapped_bytes"]

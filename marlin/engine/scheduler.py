@@ -171,8 +171,9 @@ class Scheduler:
 
     def _add_prefill(self, chunks, request, budget):
         """Give a request up to `budget` tokens; returns how many."""
-        count = min(budget, request.num_tokens - request.num_computed_tokens)
-        if count < 1 or request not in self.running:
+        left = request.num_tokens - request.num_computed_tokens
+        count = min(budget, left)
+        if count < 1 or request not in self.running or (count < left and request.is_whole):
             return 0
         has_grown = self._grow(request, count)
         # Another client's request that was in the step may have been preempted for it.

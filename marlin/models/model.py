@@ -12,8 +12,11 @@ from marlin.device.ops import Weight
 from marlin.device.program import Recorder, View
 from marlin.errors import ModelFileError
 from marlin.models.layers import Rope, Step, StepInputs, StepSizes
+from marlin.models.layers_encoder import layer_norm
 from marlin.models.rope import rope_inv_freq
 from marlin.models.spec import ModelSpec, tensors_of
+from marlin.weights import ggml_types
+from marlin.weights.block_types import DENSE_KINDS
 
 # Prompt tokens whose logits are computed at once: one reading of the output matrix, and 10 MB for
 # 150,000 tokens of vocabulary.
@@ -24,10 +27,14 @@ def activation_shapes(spec: ModelSpec, sizes: StepSizes) -> dict[str, tuple[int,
     """{name: (rows, float32 values a row)} of a step's activations."""
     config, max_tokens = spec.config, sizes.max_tokens
     shapes = dict.fromkeys(("hidden", "normed", "delta"), (max_tokens, config.hidden_dim))
-    shapes["last"] = sizes.max_logits, config.hidden_dim
-    shapes["logits"] = sizes.max_logits, config.vocab_size
-    shapes["scored"] = SCORED_ROWS, config.hidden_dim
-    shapes["scores"] = SCORED_ROWS, config.vocab_size
+    if spec.is_encoder:
+        del shapes["hidden"]
+        shapes["positions"] = config.max_context_tokens, config.hidden_dim
+    else:
+        shapes["last"] = sizes.max_logits, config.hidden_dim
+        shapes["logits"] = sizes.max_logits, config.vocab_size
+        shapes["scored"] = SCORED_ROWS, config.hidden_dim
+        shapes["scores"] = SCORED_ROWS, config.vocab_size
     for index, rope in enumerate(ropes_of(spec)):
         shapes[f"rope {index}"] = max_tokens, rope.dim
     for layer in spec.layers:
@@ -57,6 +64,7 @@ class Model:
 
     def __init__(self, checkpoint, context_tokens=None):
         self.spec: ModelSpec = checkpoint.spec
+        self._path = checkpoint.path
         self.config = self.spec.config
         for layer in self.spec.layers:
             if (head_dim := layer.attention.cache.head_dim) % 16:
@@ -82,6 +90,11 @@ class Model:
         ]
 
     @property
+    def _lm_head(self) -> Weight:
+        assert self.spec.lm_head is not None, "an encoder has no logits"
+        return self.weights[self.spec.lm_head.name]
+
+    @property
     def num_layer_weights(self) -> int:
         """Weights in the layers' matrices: each takes a multiplication a prompt token."""
         return sum(weight.n * weight.k for weight in self._layer_weights())
@@ -89,23 +102,39 @@ class Model:
     @property
     def decode_bytes(self) -> int:
         """Weight bytes that one decoded token reads: every matrix but an untied embedding."""
-        lm_head = self.weights[self.spec.lm_head.name]
+        lm_head = self._lm_head
         return lm_head.num_bytes + sum(weight.num_bytes for weight in self._layer_weights())
 
     def allocate(self, device: Device, sizes: StepSizes) -> dict[str, View]:
         """The activations of a step."""
         shapes = activation_shapes(self.spec, sizes)
-        return {name: View.of(device.create(rows * 4 * n)) for name, (rows, n) in shapes.items()}
+        acts = {name: View.of(device.create(rows * 4 * n)) for name, (rows, n) in shapes.items()}
+        if self.spec.learned is not None:
+            table = acts["positions"].buffer.array(np.float32, shapes["positions"])
+            table[...] = self._values(self.spec.learned.positions)
+            table += self._values(self.spec.learned.types)[0]
+        return acts
+
+    def _values(self, tensor):
+        """float32 [rows, columns] of a matrix that is stored as it is."""
+        weight: Weight = self.weights[tensor.name]
+        if weight.kind.upper() not in DENSE_KINDS:
+            raise ModelFileError(self._path, f"is {weight.kind}; F32, F16 or BF16 is read here")
+        stored = weight.data.buffer.array(np.uint8, (weight.data.num_bytes,), weight.data.offset)
+        return ggml_types.dequantize(weight.kind.upper(), stored, (weight.n, weight.k))
 
     def record(
         self, recorder: Recorder, inputs: StepInputs, acts: dict[str, View], prefill: bool
     ) -> None:
-        """Record one forward step, from token ids to logits.
+        """Record one forward step, from token ids to logits, or to an encoder's last states.
 
         Args:
             prefill: True for steps with many tokens a sequence, False for one token a sequence.
         """
         spec = self.spec
+        if spec.learned is not None:
+            return self._record_encoder(recorder, inputs, acts, spec.learned)
+        assert spec.norm is not None
         ropes = {rope: acts[f"rope {index}"] for index, rope in enumerate(self._ropes)}
         embedding = self.weights[spec.embedding.name]
         ops.embed(recorder, inputs.token_ids, embedding, acts["hidden"], scale=spec.embed_scale)
@@ -119,13 +148,25 @@ class Model:
         step.norm(spec.norm, delta=acts["delta"] if spec.layers[-1].leaves_delta else None)
         self._record_head(recorder, inputs.logit_rows, acts["normed"], acts["last"], acts["logits"])
 
+    def _record_encoder(self, recorder, inputs, acts, learned):
+        """The states of the last layer are left in "normed"."""
+        spec = self.spec
+        config, positions = self.config, acts["positions"]
+        shape = config.max_context_tokens, config.hidden_dim
+        ops.embed(recorder, inputs.token_ids, self.weights[spec.embedding.name], acts["normed"])
+        ops.embed(recorder, inputs.positions, Weight("f32", *shape, positions), acts["delta"])
+        step = Step(recorder, config, inputs, self.weights, acts, {}, prefill=True)
+        layer_norm(step, learned.norm)
+        for index, layer in enumerate(spec.layers):
+            layer.record(step, index)
+
     def record_scores(self, recorder: Recorder, rows: View, acts: dict[str, View]) -> None:
         """Record the logits of more rows of the step that was last run, up to SCORED_ROWS."""
         self._record_head(recorder, rows, acts["normed"], acts["scored"], acts["scores"])
 
     def _record_head(self, recorder, rows, normed, last, logits):
         ops.gather_rows(recorder, rows, normed, last, self.config.hidden_dim)
-        lm_head = self.weights[self.spec.lm_head.name]
+        lm_head = self._lm_head
         ops.linear(recorder, last, lm_head, logits, ops.VAR_LOGITS, label="lm_head")
         if self.spec.logit_scale != 1.0 or self.spec.logit_cap:
             sizes = self.config.vocab_size, self.spec.logit_scale, self.spec.logit_cap

@@ -25,11 +25,13 @@ from marlin.weights.tensor_file import TensorInfo
 PACKED_ALIGNMENT = 16
 
 
-# How names begin in the folders of multimodal models, and in those of text models.
+# How names begin in the folders of multimodal models, and in those of text models; and where an
+# encoder lies beside a head.
 TEXT_PREFIXES = {
     "model.language_model.": "model.",
     "language_model.model.": "model.",
     "language_model.lm_head.": "lm_head.",
+    "bert.": "",
 }
 
 

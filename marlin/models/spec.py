@@ -121,6 +121,28 @@ class Names:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """y = (x - mean) / sqrt(variance + eps) * weight + bias."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedInput:
+    """What an encoder adds to its embedding, and the norm of the sum.
+
+    Attributes:
+        positions: [max_context_tokens, hidden_dim].
+        types: [any, hidden_dim], of which texts have the first.
+    """
+
+    positions: Tensor
+    types: Tensor
+    norm: LayerNorm
+
+
+@dataclass(frozen=True, slots=True)
 class FullKV:
     """A layer that keeps the key and value of every token, float16."""
 
@@ -165,25 +187,33 @@ class ModelSpec:
         config: its hyperparameters.
         embedding: [vocab_size, hidden_dim].
         layers: what layers.py can record, the first one first.
-        norm: of the last hidden state.
-        lm_head: [vocab_size, hidden_dim]; the embedding again where the two are tied.
+        norm: of the last hidden state; None of an encoder.
+        lm_head: [vocab_size, hidden_dim]; the embedding again where the two are tied, and None of
+            an encoder.
         embed_scale: what embeddings are multiplied by.
         residual_scale: what each part's delta is multiplied by when hidden grows by it.
         logit_scale, logit_cap: logits are cap * tanh(logits * scale / cap); without a cap, which is
             0, logits * scale.
         unused: how the names of tensors begin that may lie beside the model's.
+        learned: of an encoder.
     """
 
     config: ModelConfig
     embedding: Tensor
     layers: tuple
-    norm: Tensor
-    lm_head: Tensor
+    norm: Tensor | None
+    lm_head: Tensor | None
     embed_scale: float = 1.0
     unused: tuple[str, ...] = ()
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     logit_cap: float = 0.0
+    learned: LearnedInput | None = None
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether its tokens see those behind them, so that it generates nothing."""
+        return self.learned is not None
 
     @classmethod
     def usual(

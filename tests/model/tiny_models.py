@@ -24,6 +24,7 @@ from marlin.engine.request import Chunk, Request
 from marlin.engine.runner import Runner
 from marlin.engine.sampling import SamplingParams
 from marlin.errors import DeviceError
+from marlin.models.bert import BertConfig
 from marlin.models.checkpoint import open_checkpoint
 from marlin.models.config import ModelConfig
 from marlin.models.gemma3 import Gemma3Config
@@ -74,11 +75,17 @@ def tiny_gemma3_config(**changes):
     return Gemma3Config(**{f.name: getattr(tiny, f.name) for f in fields(tiny)} | own | changes)
 
 
+def tiny_bert_config(**changes):
+    """BertConfig of an encoder as small."""
+    tiny = tiny_config(num_kv_heads=4)
+    return BertConfig(**{f.name: getattr(tiny, f.name) for f in fields(tiny)} | changes)
+
+
 def tiny_family_config(model_type):
     """The config of a model as small of one of dense_families.FAMILIES, or of the others'."""
     if model_type not in FAMILIES:
-        own = {"gemma3_text": tiny_gemma3_config}.get(model_type, tiny_config)
-        return own(architecture=model_type)
+        own = {"gemma3_text": tiny_gemma3_config, "bert": tiny_bert_config}
+        return own.get(model_type, tiny_config)(architecture=model_type)
     values = SIZES | FAMILIES[model_type][1] | {"model_type": model_type}
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(values))

@@ -157,6 +157,7 @@ SEARCHES = (
         "marlin/server/api/vectors.py",
         "marlin/text/rank_prompt.py",
         "marlin/models/pooling.py",
+        "marlin/models/bert.py",
     ),
     1_000,
 )

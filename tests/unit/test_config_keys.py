@@ -16,7 +16,8 @@ from marlin.models.registry import FAMILIES, config_from_hf, spec_of
 
 # What changes no logit of a model that generates: training, caching, and words of the tokenizer.
 WITHOUT_EFFECT = {
-    "attention_dropout", "resid_pdrop", "embd_pdrop", "initializer_range", "use_cache",
+    "attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob",
+    "classifier_dropout", "resid_pdrop", "embd_pdrop", "initializer_range", "use_cache",
     "bos_token_id", "pad_token_id", "eos_token_id", "pretraining_tp", "output_router_logits",
     "router_aux_loss_coef", "router_jitter_noise", "tie_encoder_decoder",
 }  # fmt: skip
@@ -38,6 +39,11 @@ BESIDE = {
 }
 
 
+OWN = {"bert": {"num_key_value_heads": None, "tie_word_embeddings": None}}
+# What says something of an output matrix, which an encoder's states do not reach.
+OF_A_HEAD = {("bert", "tie_word_embeddings")}
+
+
 def declared(model_type):
     """{key: its default} of what the family's own config class declares."""
     cls = CONFIG_MAPPING[model_type]
@@ -45,7 +51,7 @@ def declared(model_type):
 
 
 def base_of(model_type):
-    own = DENSE[model_type][1] if model_type in DENSE else {"head_dim": 32}
+    own = DENSE[model_type][1] if model_type in DENSE else OWN.get(model_type, {"head_dim": 32})
     values = SIZES | {"num_hidden_layers": 4} | own | {"model_type": model_type}
     for name in ("layer_types", "no_rope_layers"):
         if name in values:
@@ -85,7 +91,9 @@ KEYS = [
     for family in FAMILIES
     if family.model_type in CONFIG_MAPPING
     for name in declared(family.model_type)
-    if name not in WITHOUT_EFFECT and not name.startswith(("base_model_", "default_"))
+    if name not in WITHOUT_EFFECT
+    and (family.model_type, name) not in OF_A_HEAD
+    and not name.startswith(("base_model_", "default_"))
 ]
 
 
