@@ -69,7 +69,7 @@ def start_server():
             tokenizer = tokenizer or ByteTokenizer()
             arguments = {"host": "127.0.0.1", "port": "0", **(options or {})}
             config = serve_config(arguments, environ or {})
-            bounds = dataclasses.replace(Limits(linger_s=0.2), **limits)
+            bounds = dataclasses.replace(Limits(linger_s=0.2, wrong_key_s=0.01), **limits)
             served = ServedModel(
                 *(MODEL, engine, tokenizer),
                 long_text_characters=long_text_characters,

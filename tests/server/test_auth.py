@@ -1,7 +1,14 @@
 """The API key: every route but / and /health asks for it."""
 
+import select
+import threading
+import time
+from contextlib import ExitStack
+
 import pytest
 from clients import chat_body, request_bytes
+
+from marlin.server.api.keys import Guesses
 
 KEY = "s3cret-\u00fc"
 
@@ -86,3 +93,63 @@ def test_a_wrong_key_reaches_no_engine(locked):
 def test_without_a_configured_key_any_or_none_will_do(server):
     assert ask(server, "/v1/models").status == 200
     assert ask(server, "/v1/models", "Bearer whatever").status == 200
+
+
+def guess(client, key="Bearer wrong"):
+    client.send(request_bytes("GET", "/v1/models", headers=[f"Authorization: {key}"]))
+
+
+def test_a_wrong_key_costs_its_client_time_and_a_missing_or_right_one_none(start_server):
+    server = start_server(environ={"METAL_MARLIN_API_KEY": "plugh"}, wrong_key_s=0.5)
+    with server.connect() as client:
+        for key, costs in (("Bearer wrong", True), ("", False), ("Bearer plugh", False)):
+            began = time.monotonic()
+            guess(client, key)
+            client.read()
+            assert (time.monotonic() - began > 0.5) is costs, key
+
+
+def test_guessers_hold_few_places_and_delay_nobody_with_a_key(start_server):
+    server = start_server(
+        environ={"METAL_MARLIN_API_KEY": "plugh"}, num_connections=24, wrong_key_s=5.0
+    )
+    with ExitStack() as stack:
+        sources = [f"127.0.0.{n}" for n in range(1, 11)] * 2
+        guessers = [stack.enter_context(server.connect(source)) for source in sources]
+        for client in guessers:
+            guess(client)
+        time.sleep(1.0)
+        told = [client for client in guessers if select.select([client.sock], [], [], 0)[0]]
+        assert {client.read().status for client in told} == {401}
+        assert len(told) == 20 - 24 // 4
+        assert all(client.at_end() for client in told)
+        began = time.monotonic()
+        with server.connect("127.0.0.1") as client:
+            guess(client, "Bearer plugh")
+            assert client.read().status == 200
+        assert time.monotonic() - began < 3
+
+
+def test_one_client_takes_a_quarter_of_the_waits_for_wrong_keys_and_gives_them_back():
+    over, begun = threading.Event(), threading.Semaphore(0)
+
+    def wait(seconds):
+        assert seconds == 1.0
+        begun.release()
+        over.wait(10)
+
+    guesses = Guesses(1.0, 8, wait)
+    threads = [threading.Thread(target=guesses.cost, args=("one",)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+        assert begun.acquire(timeout=10)
+    assert not guesses.cost("one")
+    others = [threading.Thread(target=guesses.cost, args=(f"other {n}",)) for n in range(6)]
+    for thread in others:
+        thread.start()
+        assert begun.acquire(timeout=10)
+    assert not guesses.cost("another")
+    over.set()
+    for thread in threads + others:
+        thread.join(10)
+    assert guesses.cost("one") and guesses.cost("another")

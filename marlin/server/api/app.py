@@ -22,11 +22,11 @@ from marlin.errors import (
 )
 from marlin.server.api.encoding import SSE_TYPE
 from marlin.server.api.endpoints import Endpoints, canonical, reply_json
-from marlin.server.api.keys import Keys
+from marlin.server.api.keys import Guesses, Keys
 from marlin.server.api.quotas import Quotas
 from marlin.server.api.routes import DEFAULT_DIALECT, HEALTH, Path, Router
 from marlin.server.http.connection import PeerGone
-from marlin.server.http.handler import Handler, Progress
+from marlin.server.http.handler import Handler, Progress, client_of
 from marlin.server.observe.health import MEMORY, Failures, Shortages
 from marlin.server.observe.logs import log_access, log_fields, log_refusal
 from marlin.server.observe.metrics import DISCONNECTED, OTHER_ENDPOINT, Metrics, RequestRecord
@@ -40,6 +40,7 @@ class App:
 
     Args:
         keys: that clients must present one of, if there are any.
+        guesses: what wrong ones cost.
         failures: is told of every generation request's answer.
         shortages: are told of what could not be had for one.
     """
@@ -50,6 +51,7 @@ class App:
         endpoints: Endpoints,
         metrics: Metrics,
         keys: Keys,
+        guesses: Guesses,
         failures: Failures,
         shortages: Shortages,
     ):
@@ -59,6 +61,7 @@ class App:
         self._endpoints = endpoints
         self._metrics = metrics
         self._keys = keys
+        self._guesses = guesses
         self._quotas = Quotas()
 
     def handle(self, handler: Handler) -> None:
@@ -186,6 +189,8 @@ class App:
         given = [text.strip(" \t").encode("latin-1") for text in presented]
         handler.principal = self._keys.find(given)
         if handler.principal is None:
+            if any(given) and not self._guesses.cost(client_of(handler.client_address[0])):
+                handler.close_connection = True
             raise AuthenticationError(
                 "missing or wrong API key; send it as Authorization: Bearer KEY or x-api-key: KEY"
             )

@@ -1,7 +1,8 @@
 """Who a request is of: the keys that a server takes, and what each may.
 
 A key file holds SHA-256 of random secrets, so that who reads it cannot use it. Owns the file's
-format, when it is read again, and which key was presented; counts nothing (quotas.py).
+format, when it is read again, which key was presented, and what a wrong one costs; counts no use
+(quotas.py).
 """
 
 import hashlib
@@ -10,6 +11,10 @@ import json
 import logging
 import os
 import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,6 +65,42 @@ class Principal:
 
     def may_name(self, model: str) -> bool:
         return self.models is None or model in self.models
+
+
+class Guesses:
+    """What a wrong key costs: its answer waits, while few others do.
+
+    A wait holds a thread and a place. So no client has more than a quarter of the waits, and what
+    comes when all are taken is answered at once, on a connection that ends. A right key never
+    waits: nobody's guesses are in its way.
+
+    Args:
+        wait_s: before a wrong key is answered.
+        num_waits: at once.
+        wait: callable(seconds).
+    """
+
+    def __init__(self, wait_s: float, num_waits: int, wait: Callable[[float], None] = time.sleep):
+        self._wait_s = wait_s
+        self._num_waits = num_waits
+        self._wait = wait
+        self._lock = threading.Lock()
+        self._waiting: Counter[str] = Counter()  # of each client
+
+    def cost(self, client: str) -> bool:
+        """Wait for a wrong key of this client; returns whether there was room to."""
+        with self._lock:
+            most = max(1, self._num_waits // 4)
+            if self._waiting.total() >= self._num_waits or self._waiting[client] >= most:
+                return False
+            self._waiting[client] += 1
+        try:
+            self._wait(self._wait_s)
+        finally:
+            with self._lock:
+                self._waiting[client] -= 1
+                self._waiting += Counter()  # forgets who has none
+        return True
 
 
 class Keys:

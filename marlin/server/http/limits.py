@@ -58,6 +58,8 @@ class Limits:
             /health; whatever else they ask for is a 503.
         arrival_s: for so long after connecting, and after its first byte, a request is expected,
             and its connection does not go for another of the same peer, which is refused instead.
+        wrong_key_s: before a wrong API key is answered: a guess a second on a connection.
+        num_wrong_keys: of those that wait at once: few of the threads and places there are.
         num_own_descriptors: for what is no connection: the model's files, pipes, logs, and
             connections that end while new ones come.
         log_pause_s: between two log lines about connections that were refused.
@@ -112,6 +114,8 @@ class Limits:
     num_connections: int = 2048
     num_extra_connections: int = 16
     arrival_s: float = 1.0
+    wrong_key_s: float = 1.0
+    num_wrong_keys: int = 32
     num_own_descriptors: int = 128
     log_pause_s: float = 10.0
     backlog: int = 1024

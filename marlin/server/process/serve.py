@@ -21,7 +21,7 @@ from marlin.engine.gate import SlotGate
 from marlin.errors import ConfigError, MarlinError, StoppingError
 from marlin.server.api.app import App
 from marlin.server.api.endpoints import Endpoints
-from marlin.server.api.keys import Keys
+from marlin.server.api.keys import Guesses, Keys
 from marlin.server.api.model_names import served_as
 from marlin.server.api.routes import Router, capabilities
 from marlin.server.http import allocator
@@ -159,6 +159,7 @@ def build_app(config, model, limits, row=None, created=None, audit=None):
             return row.table.snapshots(time.monotonic())
 
     keys = Keys(config.api_key, config.key_file)
+    guesses = Guesses(limits.wrong_key_s, min(limits.num_wrong_keys, limits.num_connections // 4))
     router = Router(config)
     failures = Failures(limits.num_failures, limits.failing_s)
     shortages = Shortages(limits.scarce_s)
@@ -182,7 +183,7 @@ def build_app(config, model, limits, row=None, created=None, audit=None):
         capabilities={} if model is None else capabilities(model),
         audit=audit,
     )
-    return App(router, endpoints, metrics, keys, failures, shortages)
+    return App(router, endpoints, metrics, keys, guesses, failures, shortages)
 
 
 def parts(model, failures):
