@@ -38,6 +38,7 @@ class ModelConfig:
         eos_token_ids: tokens that end a generation as far as the model's own config names them, no
             repeats; the tokenizer knows all of them.
         qkv_bias, o_bias, mlp_bias: which linear layers have a bias.
+        num_prediction_layers: layers behind the others that guess tokens ahead; they are not read.
         qk_norm: queries and keys pass an RMS norm over head_dim before RoPE.
     """
 
@@ -61,6 +62,7 @@ class ModelConfig:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
+    num_prediction_layers: int = 0
 
 
 # What every file states: ModelConfig's name, then config.json's, a GGUF header's, and the most.

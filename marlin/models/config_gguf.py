@@ -52,6 +52,8 @@ def shared(
     if fields.count("expert_count", 0, minimum=0, maximum=MAX_DIM):
         fields.fail("expert_count", "0 (mixtures of experts are not supported)")
     sizes = read_sizes(fields, GGUF)
+    guessing = fields.count("nextn_predict_layers", 0, minimum=0, maximum=sizes["num_layers"] - 1)
+    sizes["num_layers"] -= guessing  # which block_count counts, too
     names = ("attention.value_length", "rope.dimension_count")
     for name in names[:1] if turns_partly else names:
         if fields.count(name, sizes["head_dim"], maximum=MAX_DIM) != sizes["head_dim"]:
@@ -73,6 +75,7 @@ def shared(
         "mlp_bias": "blk.0.ffn_up.bias" in tensors,
         "qk_norm": "blk.0.attn_q_norm.weight" in tensors,
         "eos_token_ids": _eos_token_ids(general, vocab_size),
+        "num_prediction_layers": guessing,
     }
 
 

@@ -12,6 +12,7 @@ from marlin.files.strict_json import read_json_object
 from marlin.models.config import (
     HF,
     MAX_CONTEXT_TOKENS,
+    MAX_LAYERS,
     MAX_VOCAB,
     context_tokens,
     read_sizes,
@@ -65,6 +66,9 @@ def shared(
         "rope_scaling": scaling,
         "tie_embeddings": fields.flag("tie_word_embeddings", False),
         "eos_token_ids": _eos_token_ids(fields, vocab_size),
+        "num_prediction_layers": fields.count(
+            "num_nextn_predict_layers", 0, minimum=0, maximum=MAX_LAYERS
+        ),
     }
 
 

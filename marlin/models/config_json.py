@@ -21,6 +21,7 @@ def shared_values(config: ModelConfig, hf_class: str) -> dict:
         "attention_bias": config.o_bias,
         "mlp_bias": config.mlp_bias,
         "eos_token_id": list(config.eos_token_ids),
+        "num_nextn_predict_layers": config.num_prediction_layers,
     }
 
 

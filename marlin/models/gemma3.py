@@ -13,7 +13,7 @@ from marlin.models.config import MAX_DIM, MAX_LAYERS, ModelConfig
 from marlin.models.layers import Rope, attention, gated_feed_forward
 from marlin.models.layers_residual import SandwichLayer
 from marlin.models.rope import RopeScaling
-from marlin.models.spec import IMAGE_PARTS, Family, ModelSpec, Names
+from marlin.models.spec import Family, ModelSpec, Names
 from marlin.weights.gguf import GGUFFile
 
 # Every how many layers one has no window, and theta of the others, in files that do not say it.
@@ -111,7 +111,7 @@ class Gemma3(Family[Gemma3Config]):
     def spec(self, config: Gemma3Config) -> ModelSpec:
         layers = tuple(_layer(config, index) for index in range(config.num_layers))
         scale = math.sqrt(config.hidden_dim)
-        return ModelSpec.usual(config, layers, 1.0, embed_scale=scale, unused=IMAGE_PARTS)
+        return ModelSpec.usual(config, layers, 1.0, embed_scale=scale)
 
 
 def whole(scalar: float) -> float:

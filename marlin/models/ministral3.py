@@ -9,7 +9,6 @@ from marlin.files.fields import Fields
 from marlin.models import config_gguf, config_hf
 from marlin.models.config import MAX_CONTEXT_TOKENS, ModelConfig
 from marlin.models.llama import LlamaLine
-from marlin.models.spec import IMAGE_PARTS, ModelSpec
 from marlin.weights.gguf import GGUFFile
 
 
@@ -69,9 +68,6 @@ class Ministral3(LlamaLine[Ministral3Config]):
             "original_max_position_embeddings": config.scale_tokens,
         }
         return values | {"sliding_window": config.windows[0], "rope_parameters": rope | own}
-
-    def spec(self, config: Ministral3Config) -> ModelSpec:
-        return replace(super().spec(config), unused=IMAGE_PARTS)
 
     def _layer(self, config, rope, index):
         layer = super()._layer(config, rope, index)

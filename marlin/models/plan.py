@@ -2,7 +2,9 @@
 that its family says, and nothing left over.
 """
 
+import logging
 import re
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import replace
 
@@ -22,6 +24,14 @@ _COMPUTED = re.compile(
     r"|blk\.[0-9]+\.attn_rot_embd",
     re.ASCII,
 )
+# What multimodal checkpoints hold beside their language model, in folders and in GGUF files.
+_TOWER = re.compile(
+    r"(model\.)?(vision_tower|vision_model|visual|audio_tower|multi_modal_projector|connector"
+    r"|embed_vision|embed_audio)\.|(v|a|mm)\."
+)
+_LAYER = re.compile(r"(model\.layers|blk)\.([0-9]{1,6})\.", re.ASCII)
+
+logger = logging.getLogger(__name__)
 
 
 class SlabPlan:
@@ -124,18 +134,34 @@ def check_leftovers(spec: ModelSpec, tensors: dict[str, TensorInfo], known: set[
     Raises:
         ModelFileError: one may not be there, and is named.
     """
+    skipped: Counter[str] = Counter()
     for name, info in tensors.items():
-        if name not in known and not is_unused(spec, name):
+        if name in known:
+            continue
+        part = unused_part(spec, name)
+        if part is None:
             message = (
                 f"is not a tensor of this {spec.config.architecture} model, as its config and its "
                 "first block describe it; answers that leave it out could be wrong"
             )
             raise ModelFileError(info.path, message, tensor=info.name)
+        skipped[part] += 1
+    if skipped:
+        named = ", ".join(f"{part} ({count} tensors)" for part, count in skipped.items())
+        logger.info("left unread, since no text is read with it: %s", named)
 
 
-def is_unused(spec: ModelSpec, name: str) -> bool:
-    """Whether published checkpoints hold this tensor although nothing reads it: the config says
-    what is in it, it is the embedding again, or it is of a part that reads no text."""
+def unused_part(spec: ModelSpec, name: str) -> str | None:
+    """What a tensor is of that published checkpoints hold although nothing reads it: the config
+    says what is in it, it is the embedding again, or it is of a part that reads no text or guesses
+    tokens ahead. None of any other tensor."""
     if spec.lm_head is spec.embedding and name == "lm_head.weight":
-        return True
-    return bool(_COMPUTED.fullmatch(name)) or name.startswith(spec.unused)
+        return "lm_head, the embedding again"
+    if _COMPUTED.fullmatch(name):
+        return "RoPE's tables"
+    if tower := _TOWER.match(name):
+        return tower[0].rstrip(".")
+    layer, first = _LAYER.match(name), spec.config.num_layers
+    if layer and first <= int(layer[2]) < first + spec.config.num_prediction_layers:
+        return f"{layer[0].rstrip('.')}, a layer that guesses tokens ahead"
+    return next((prefix for prefix in spec.unused if name.startswith(prefix)), None)

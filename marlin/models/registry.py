@@ -81,5 +81,7 @@ def _text_fields(fields, model_type):
 def config_from_gguf(file: GGUFFile) -> ModelConfig:
     """Read the hyperparameters out of a GGUF header; raises as config_from_hf()."""
     general = file_fields(file.path, file.metadata)
+    if general.raw("general.architecture") == "clip":
+        general.fail("general.architecture", "a language model: this file reads images for one")
     architecture = general.choice("general.architecture", tuple(_BY_GGUF))
     return _BY_GGUF[architecture].config_from_gguf(file)

@@ -14,10 +14,6 @@ from marlin.weights.gguf import GGUFFile
 
 Config = TypeVar("Config", bound=ModelConfig)
 
-# How the names of what multimodal models hold for images begin.
-IMAGE_PARTS = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.",
-              "model.multi_modal_projector.")  # fmt: skip
-
 
 @dataclass(frozen=True, slots=True)
 class Tensor:

@@ -70,14 +70,14 @@ def refusal(path, device):
     return str(caught.value)
 
 
-def write_gguf(path, change=lambda tensors: None, metadata=()):
+def write_gguf(path, change=lambda tensors: None, metadata=(), blocks=2):
     """A tiny llama GGUF of F32 tensors; change() edits {GGUF name: (kind, shape, raw bytes)}."""
     config = tiny_config(head_dim=32)
     entries = [
         ("general.architecture", "str", "llama"),
         ("llama.context_length", "u32", 512),
         ("llama.embedding_length", "u32", 64),
-        ("llama.block_count", "u32", 2),
+        ("llama.block_count", "u32", blocks),
         ("llama.feed_forward_length", "u32", 96),
         ("llama.attention.head_count", "u32", 4),
         ("llama.attention.head_count_kv", "u32", 2),

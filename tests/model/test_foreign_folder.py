@@ -21,15 +21,16 @@ from tiny_models import (
 
 from marlin.models.checkpoint import open_checkpoint
 
-# A random Gemma 3 that mlx-lm quantized to 4 bits, and its logits in float32.
-MLX_GEMMA3 = Path(__file__).parents[1] / "data" / "mlx_gemma3_text"
+# Random models that mlx-lm quantized to 4 bits, and its logits in float32.
+MLX = Path(__file__).parents[1] / "data" / "mlx"
 
 
-def test_a_folder_that_mlx_lm_wrote_gives_its_logits():
-    token_ids, expected = (np.load(MLX_GEMMA3 / f"{name}.npy") for name in ("ids", "logits"))
-    with running(MLX_GEMMA3, sequences=token_ids.size) as runner:
+@pytest.mark.parametrize("name", sorted(path.name for path in MLX.iterdir()))
+def test_a_folder_that_mlx_lm_wrote_gives_its_logits(name):
+    token_ids, expected = (np.load(MLX / name / f"{part}.npy") for part in ("ids", "logits"))
+    with running(MLX / name, sequences=token_ids.size) as runner:
         found = logits_of_positions(runner, token_ids.reshape(-1).tolist())
-        assert open_checkpoint(MLX_GEMMA3, runner.device).format == "mlx"
+        assert open_checkpoint(MLX / name, runner.device).format == "mlx"
     assert_near(found, expected.reshape(found.shape))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from model.tiny_models import tiny_config, tiny_family_config, tiny_gemma3_config
 
-from marlin.models.plan import is_unused
+from marlin.models.plan import unused_part
 from marlin.models.registry import FAMILIES, spec_of
 from marlin.weights.rows import unpermute_rows
 
@@ -43,7 +43,7 @@ def test_a_tied_output_matrix_is_the_embedding_and_named_once():
     tied, untied = (spec_of(tiny_config(tie_embeddings=tie)) for tie in (True, False))
     assert tied.lm_head is tied.embedding
     assert len(tied.tensors) + 1 == len(untied.tensors)
-    assert is_unused(tied, "lm_head.weight") and not is_unused(untied, "lm_head.weight")
+    assert unused_part(tied, "lm_head.weight") and not unused_part(untied, "lm_head.weight")
 
 
 @pytest.mark.parametrize(
@@ -54,12 +54,25 @@ def test_a_tied_output_matrix_is_the_embedding_and_named_once():
         ("blk.7.attn_rot_embd", True),
         ("model.layers.٣.self_attn.rotary_emb.inv_freq", False),
         ("model.layers.0.self_attn.rotary_emb.weight", False),
-        ("visual.patch_embed.weight", False),
+        ("visual.patch_embed.weight", True),
+        ("model.vision_tower.patch_embed.weight", True),
+        ("mm.0.weight", True),
+        ("v.blk.0.attn_q.weight", True),
+        ("value.weight", False),
+        ("model.layers.2.visual.weight", False),
+        ("blk.2.attn_q.weight", False),
         ("", False),
     ],
 )
-def test_only_what_the_config_says_again_is_known_to_be_unused(name, expected):
-    assert is_unused(spec_of(tiny_config()), name) == expected
+def test_only_what_the_config_says_again_and_towers_are_known_to_be_unused(name, expected):
+    assert (unused_part(spec_of(tiny_config()), name) is not None) == expected
+
+
+@pytest.mark.parametrize("name", ["model.layers.{}.eh_proj.weight", "blk.{}.nextn.eh_proj.weight"])
+def test_layers_that_guess_tokens_ahead_are_those_behind_the_others(name):
+    spec = spec_of(tiny_config(num_layers=2, num_prediction_layers=1))
+    assert [unused_part(spec, name.format(index)) for index in (1, 3)] == [None, None]
+    assert unused_part(spec, name.format(2)).endswith("a layer that guesses tokens ahead")
 
 
 def permute_as_the_gguf_converter(array, num_heads):

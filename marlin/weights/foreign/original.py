@@ -27,12 +27,13 @@ MAX_HADAMARD = 1024
 
 def is_original(tensors: dict[str, TensorInfo]) -> bool:
     """Whether some matrix of a folder is words of codes, with scales that are no bytes."""
-    return any(
-        info.dtype in _FLOATS
-        and name.endswith(".scales")
-        and f"{name.removesuffix('.scales').removesuffix('.weight')}.biases" not in tensors
-        for name, info in tensors.items()
-    )
+
+    def has_scales(stem):
+        found = (tensors.get(f"{stem}.{part}") for part in SCALES)
+        return any(info is not None and info.dtype in _FLOATS for info in found)
+
+    stems = (name.removesuffix(".weight") for name, info in tensors.items() if info.dtype == "U32")
+    return any(has_scales(stem) and f"{stem}.biases" not in tensors for stem in stems)
 
 
 class OriginalFp4:
