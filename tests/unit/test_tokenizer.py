@@ -15,7 +15,9 @@ from vocabularies import (
     train_sentencepiece,
 )
 
+from marlin.errors import TokenizerPoolError
 from marlin.text.gguf_tokenizer import tokenizer_from_gguf
+from marlin.text.tokenizer import _make_pool
 from marlin.weights.gguf import GGUFFile
 
 TEXTS = CORPUS + SPECIAL_TEXT
@@ -244,3 +246,25 @@ def test_text_is_read_alike_with_and_without_special_tokens(demo, processor):
             assert ours.encode(text, parse_special=False) == ours.encode(text)
             parts = ours.encode_parts(text * 20, 10, parse_special=False)
             assert [id for part in parts for id in part] == ours.encode(text * 20)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_while_threads_are_made_is_no_fault_of_the_tokenizer(error):
+    class Interrupted:
+        def encode_batch_fast(self, _texts):
+            raise error
+
+    with pytest.raises(error):
+        _make_pool(Interrupted())
+
+
+def test_threads_that_cannot_be_made_are_told_in_the_librarys_words():
+    class Panic(BaseException):
+        """As the library's."""
+
+    class Broken:
+        def encode_batch_fast(self, _texts):
+            raise Panic("no threads")
+
+    with pytest.raises(TokenizerPoolError, match="^tokenizing is not possible: no threads$"):
+        _make_pool(Broken())
