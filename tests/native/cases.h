@@ -50,6 +50,7 @@ void check_submit_refusals(void);
 void check_index_errors(void);
 void check_devices(void);
 void check_grammars(void);
+void check_shortages(void);
 /* scratch_file: a path that may be written and is removed again. */
 void check_buffers(const char *scratch_file);
 

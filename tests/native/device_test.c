@@ -50,6 +50,7 @@ int main(int argc, char **argv)
         {"submit", check_submit_refusals},
         {"indices", check_index_errors},
         {"grammars", check_grammars},
+        {"shortages", check_shortages},
     };
     for (size_t i = 0; i < sizeof checks / sizeof *checks; i++)
         if (is_wanted(argc, argv, checks[i].name)) checks[i].run();
