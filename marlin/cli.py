@@ -71,6 +71,10 @@ def main(argv: Sequence[str] | None = None, environ: Mapping[str, str] | None = 
         return 1
 
 
+# Commands that settle all that is served, which is more than their options.
+_SETTLING = ("serve", "lockdown")
+
+
 def read(words: Sequence[str], environ: Mapping[str, str]):
     """A command's words as its run() takes them; `environ` goes along.
 
@@ -79,7 +83,7 @@ def read(words: Sequence[str], environ: Mapping[str, str]):
     """
     parser = parser_of(words[0])
     arguments = parser.read(words[1:])
-    if words[0] != "serve":  # which settles more than its options
+    if words[0] not in _SETTLING:
         given = vars(arguments)
         given.update(config.settled(parser.fields, dict(given), environ))
     arguments.environ = environ

@@ -14,7 +14,7 @@ from marlin.errors import ConfigError
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 LOG_FORMATS = ("text", "json")
 DEVICE_KINDS = ("metal", "cpu")
-UNKNOWN_PARAMETERS = ("refuse", "warn")
+UNKNOWN_PARAMETERS = ("refuse", "warn", "strict")
 SPECULATIVE_METHODS = ("ngram",)
 KEY_SCOPES = ("generate", "metrics", "admin")
 PREFIX_CACHES = ("per-key", "shared", "off")
@@ -187,7 +187,7 @@ class ServeConfig:
         "output tokens of a request that names no limit")
     unknown_parameters: str = _option("--unknown-parameters", "refuse", one_of(UNKNOWN_PARAMETERS),
         "|".join(UNKNOWN_PARAMETERS),
-        "of a request: refuse what is in no API, or ignore it and tell the client and the log")
+        "of a request: refuse what is in no API, ignore it and tell, or refuse all without effect")
     max_output_tokens: int | None = _option("--max-output-tokens", None, whole_number(1), "N",
         "most output tokens that a request may ask for (default: what its context holds)")
     max_choices: int = _option("--max-choices", 64, whole_number(1, 1024), "N",
@@ -236,6 +236,8 @@ class ServeConfig:
     prefix_cache: str = _option("--prefix-cache", "per-key", one_of(PREFIX_CACHES),
         "|".join(PREFIX_CACHES),
         "who may reuse the beginning of a prompt that another request computed")
+    lock_down: bool = _option("--lock-down", False, _switch, SWITCH,
+        "hold all that `metal-marlin lockdown` lists, or do not start")
     mock_model: bool = False
     api_key: bytes | None = field(default=None, repr=False)
 # fmt: on

@@ -15,6 +15,7 @@ COMMANDS = {
     "bench": "measure prefill and decode speed",
     "manifest": "write down which bytes a model consists of",
     "audit": "check an audit log, or show what is in it",
+    "lockdown": "show what serve --lock-down would hold, and what is missing",
     "info": "show versions, devices and their kernels",
     "selftest": "run every kernel on stored vectors",
     "keys": "make a named key for clients of `serve`",

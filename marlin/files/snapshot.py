@@ -41,8 +41,9 @@ class Snapshot:
         self._seen = {path: _look(path) for path in model_files(path).values()}
 
     def encode(self) -> bytes:
-        """Other bytes for other files."""
-        return repr(sorted(self._seen.items())).encode("utf-8", "surrogateescape")
+        """Other bytes for other files, the same for the same by another path."""
+        seen = sorted((os.path.basename(path), str(look)) for path, look in self._seen.items())
+        return repr(seen).encode("utf-8", "surrogateescape")
 
     def check_same(self) -> None:
         """Raises ModelFileError where one has been changed, replaced or removed."""

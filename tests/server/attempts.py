@@ -13,6 +13,9 @@ import sys
 import urllib.request
 
 ADDRESS = ("127.0.0.1", 9)  # discard
+# As native code has it: opened before anything refuses to.
+_LIBC = ctypes.CDLL(None, use_errno=True)
+_SOCKADDR = socket.AF_INET.to_bytes(2, sys.byteorder) + b"\0\x09\x7f\0\0\1" + bytes(8)
 
 
 def _fork(fork):
@@ -65,4 +68,53 @@ ATTEMPTS = {
     "another program": ("os.exec", lambda: os.execv("/bin/true", ["true"])),
     "another library": ("ctypes.dlopen", lambda: ctypes.CDLL("libc.so.6")),
     "the process as a library": ("ctypes.dlopen", lambda: ctypes.CDLL(None)),
+}
+
+
+def _native(call):
+    """Do it below Python, where no audit hook looks; EPERM where a filter refuses it."""
+
+    def attempt():
+        ctypes.set_errno(0)
+        result = call()
+        if result == 0:  # the child of a fork
+            os._exit(0)
+        raise OSError(ctypes.get_errno(), f"native: {os.strerror(ctypes.get_errno())}")
+
+    return attempt
+
+
+def _on_socket(act):
+    def call():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            return act(sock.fileno())
+
+    return call
+
+
+_ARGV = (ctypes.c_char_p * 2)(b"true", None)
+NATIVE = {
+    "native connect": _native(_on_socket(lambda fd: _LIBC.connect(fd, _SOCKADDR, 16) or 1)),
+    "native sendto": _native(_on_socket(lambda fd: _LIBC.sendto(fd, b"x", 1, 0, _SOCKADDR, 16))),
+    "native sendmsg": _native(_on_socket(lambda fd: _LIBC.sendmsg(fd, bytes(56), 0))),
+    "native sendmmsg": _native(_on_socket(lambda fd: _LIBC.sendmmsg(fd, bytes(64), 1, 0))),
+    "native fork": _native(_LIBC.fork),
+    "native exec": _native(lambda: _LIBC.execve(b"/bin/true", _ARGV, None)),
+    "native ptrace": _native(lambda: _LIBC.ptrace(16, os.getppid(), None, None)),
+    "native unshare": _native(lambda: _LIBC.unshare(0x10000000)),
+    "native mount": _native(lambda: _LIBC.mount(b"none", b"/mnt", b"tmpfs", 0, None)),
+}
+
+
+def _write(path, mode):
+    def attempt():
+        open(path, mode).close()
+
+    return attempt
+
+
+WRITES = {
+    "a file": _write("/tmp/metal-marlin-test-attempt", "w"),
+    "a longer file": _write(__file__, "a"),
+    "a file both ways": _write(__file__, "r+b"),
 }

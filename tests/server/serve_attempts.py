@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 
-from attempts import ATTEMPTS
+from attempts import ATTEMPTS, NATIVE, WRITES
 from fakes import ByteTokenizer, FakeEngine
 
 from marlin import config
@@ -15,11 +15,13 @@ from marlin.server.process import worker
 from marlin.server.process.serve import serve
 from marlin.server.process.supervisor import supervise
 
+_ACTS = {**{name: act for name, (_, act) in ATTEMPTS.items()}, **NATIVE, **WRITES}
+
 
 class Tokenizer(ByteTokenizer):
     def encode(self, text, **options):
-        if text in ATTEMPTS:
-            ATTEMPTS[text][1]()
+        if text in _ACTS:
+            _ACTS[text]()
         return super().encode(text, **options)
 
 

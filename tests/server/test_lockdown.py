@@ -10,9 +10,11 @@ import subprocess
 import sys
 
 import pytest
-from attempts import ATTEMPTS
+from attempts import ATTEMPTS, NATIVE, WRITES
 from clients import CLIENT_TIMEOUT_S, RawClient
 from worker_processes import HERE, ROOT, Workers, until
+
+from marlin.server.process import seccomp
 
 PROGRAM = (str(HERE / "serve_attempts.py"),)
 COMMAND = ("-c", "import sys; from marlin.cli import main; sys.exit(main())", "serve")
@@ -41,6 +43,94 @@ def test_a_serving_process_refuses_logs_it_and_serves_on(served, name):
     assert (answer.status, answer.error["message"]) == (500, "internal error")
     until(lambda: len(served.logged(f"refused: {event} ")) == before + 1, "a line in the log")
     assert complete(served, "Hello").status == 200
+
+
+KEY = "k" * 32
+
+
+@pytest.fixture(scope="module", params=["1", "2"], ids=["one process", "workers"])
+def locked(request, tmp_path_factory):
+    """A server in lock-down, but for what the scripted model has not: files."""
+    if (why := seccomp.why_not()) is not None:
+        pytest.skip(f"no filter of system calls: {why}")
+    folder = tmp_path_factory.mktemp("locked")
+    (folder / "audit.key").write_text(KEY)
+    (folder / "audit.key").chmod(0o600)
+    words = ["--audit-log", folder / "audit", "--audit-key-file", folder / "audit.key"]
+    words += ["--manifest", folder / "none", "--workers", request.param]
+    words = ["attempts", "--lock-down", *map(str, words)]
+    workers = Workers(folder / "gate", *words, program=PROGRAM, METAL_MARLIN_API_KEY=KEY)
+    yield workers
+    workers.close()
+
+
+def complete_with_key(served, prompt, **more):
+    with served.connect() as client:
+        body = {"model": "attempts", "prompt": prompt, "max_tokens": 1, **more}
+        headers = [f"Authorization: Bearer {KEY}"]
+        return client.ask("POST", "/v1/completions", body, headers)
+
+
+@pytest.mark.parametrize("name", [*ATTEMPTS, *WRITES])
+def test_in_lock_down_python_is_refused_as_ever_and_writes_nothing(name, locked):
+    before = len(locked.logged("refused: "))
+    assert complete_with_key(locked, name).status == 500
+    until(lambda: len(locked.logged("refused: ")) > before, "a line in the log")
+    assert complete_with_key(locked, "Hello").status == 200
+
+
+@pytest.mark.parametrize("name", NATIVE)
+def test_in_lock_down_native_code_is_refused_what_python_is(name, locked):
+    said = r"PermissionError: \[Errno 1\] native: Operation not permitted"
+    before = len(locked.logged(said))
+    assert complete_with_key(locked, name).status == 500
+    until(lambda: len(locked.logged(said)) == before + 1, "a line in the log")
+    assert complete_with_key(locked, "Hello").status == 200
+
+
+def test_in_lock_down_what_has_no_effect_is_refused(locked):
+    answer = complete_with_key(locked, "Hello", user="me")
+    assert (answer.status, answer.error["param"]) == (422, "user")
+    assert "has no effect here" in answer.error["message"]
+
+
+def test_in_lock_down_every_request_is_recorded(locked):
+    answer = complete_with_key(locked, "Hello")
+    logs = list(locked.gate.parent.glob("audit*"))
+    wanted = answer.headers["x-request-id"]
+    until(lambda: any(wanted in log.read_text() for log in logs if log.suffix != ".key"), "it")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_lock_down_does_not_start_without_what_it_requires(workers, tmp_path):
+    words = ["attempts", "--lock-down", "--workers", workers]
+    server = Workers(tmp_path / "gate", *words, program=PROGRAM, announces=False)
+    try:
+        assert server.wait() != 0
+    finally:
+        server.close()
+    wanted = "give --manifest; give --audit-log; "
+    wanted += "give --key-file, or set METAL_MARLIN_API_KEY"
+    assert server.logged(f"--lock-down does not start without these: {wanted}")
+
+
+def test_the_table_says_what_is_missing_and_what_is_held():
+    words = [sys.executable, "-m", "marlin", "lockdown", "model", "--unknown-parameters", "warn"]
+    environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, capture_output=True, text=True, env=environ, check=False)
+    assert done.returncode == 1
+    assert "MISSING  every client has a key: give --key-file, or set METAL_MARLIN_API_KEY" in done.stdout
+    assert "effect is refused: --unknown-parameters warn lifts it" in done.stdout
+    assert "held     answers are a model's" in done.stdout
+    held = ["--manifest", "m", "--audit-log", "a"]
+    environ["METAL_MARLIN_API_KEY"] = KEY
+    done = subprocess.run(
+        [*words[:5], *held], capture_output=True, text=True, env=environ, check=False
+    )
+    why = seccomp.why_not()
+    assert (done.returncode, "all are held" in done.stdout) == (
+        (0, True) if why is None else (1, False)
+    )
 
 
 def run(code):

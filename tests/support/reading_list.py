@@ -181,6 +181,8 @@ LOCKED_PLACES = (
         "marlin/files/sealed.py",
         "marlin/server/observe/audit.py",
         "marlin/server/api/keys.py",
+        "marlin/server/process/requirements.py",
+        "marlin/server/process/seccomp.py",
     ),
     1_500,
 )

@@ -65,6 +65,7 @@ VALUES = {
     "audit_key_file": ("k", "k"),
     "audit_content": ("true", True),
     "audit_sync": ("system", "system"),
+    "lock_down": ("true", True),
 }
 
 

@@ -24,7 +24,7 @@ from marlin.server.api.event_stream import EventStream
 from marlin.server.api.fields import memory_bytes, parse_json
 from marlin.server.api.generation import Deadline, Generation
 from marlin.server.api.model_names import served_as
-from marlin.server.api.names import MAX_IGNORED
+from marlin.server.api.names import MAX_IGNORED, taking
 from marlin.server.api.vectors import Vectors
 from marlin.server.http.handler import Handler
 from marlin.server.http.limits import Limits
@@ -117,7 +117,7 @@ class Endpoints:
     def show_model(self, handler: Handler, _record: RequestRecord) -> None:
         """Ollama's /api/show."""
         body = parse_json(handler.read_body(), self._limits.num_values)
-        ignored: list[str] | None = [] if self._config.unknown_parameters == "warn" else None
+        ignored = taking(self._config.unknown_parameters)
         name = ollama.asked_for(body, ignored)
         model = self._loaded_model()
         self._check_name(handler, name)
@@ -228,7 +228,7 @@ class Endpoints:
         self._loaded_model()
         if handler.witness is not None:
             handler.witness.parameters = parameters_digest(body)
-        ignored: list[str] | None = [] if self._config.unknown_parameters == "warn" else None
+        ignored = taking(self._config.unknown_parameters)
         limits = self._limits_for(handler)
         most = limits.num_output_tokens
         max_tokens = min(self._config.max_tokens, most or self._config.max_tokens)

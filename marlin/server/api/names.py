@@ -21,6 +21,15 @@ _ALIKE = 0.7
 _LONGEST_COMPARED = 64
 
 
+class Strict(list[str]):
+    """Takes no names, and lets none pass that has no effect on the answer."""
+
+
+def taking(unknown_parameters: str) -> list[str] | None:
+    """What Names.check() and a dialect's parse() take as `ignored`, by the setting of that name."""
+    return {"warn": [], "strict": Strict()}.get(unknown_parameters)
+
+
 @dataclass(frozen=True, slots=True)
 class Names:
     """The names of one kind of object.
@@ -47,7 +56,8 @@ class Names:
         """Look at the names of an object and of those inside it.
 
         Args:
-            ignored: takes the names that no table has, MAX_IGNORED at most; None refuses them.
+            ignored: takes the names that no table has, MAX_IGNORED at most; None refuses them, and
+                a Strict the accepted ones, too.
             place: put before the name in errors: `messages[2].`.
 
         Raises:
@@ -61,11 +71,13 @@ class Names:
                     self.inside[name].check(item, ignored, where)
             elif name in self.honoured or (value is None and name in self.known):
                 continue
+            elif name in self.accepted and isinstance(ignored, Strict):
+                refuse(place + plain(name), "has no effect here, and this server refuses such")
             elif name in self.accepted:
                 request_fields(given, place).of_type(self.accepted[name], name)
             elif name in self.limited:
                 self._check_limited(name, value, place)
-            elif ignored is None:
+            elif ignored is None or isinstance(ignored, Strict):
                 refuse(place + plain(name), f"is not a known {self.noun}{self._hint(name)}")
             elif len(ignored) < MAX_IGNORED:
                 ignored.append(place + plain(name))

@@ -72,3 +72,24 @@ def lock_down(libraries: Iterable[str | os.PathLike], program: str | None = None
             raise LockdownError(f"a serving process does no {event}")
 
     sys.addaudithook(refuse)
+
+
+def forbid_writing(paths: Iterable[str | os.PathLike]) -> None:
+    """Refuse to open any file for writing from now on, until the process ends.
+
+    Args:
+        paths: of files that may be; /dev/null may, too. What is open stays so.
+    """
+    allowed = {os.fspath(path) for path in paths} | {os.devnull}
+
+    def refuse(event, arguments):
+        if event != "open":
+            return
+        path, _, flags = arguments
+        writes = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        if not writes or isinstance(path, int) or path in allowed:
+            return
+        _log.critical("refused: opening %r for writing", path)
+        raise LockdownError("a serving process in lock-down writes nothing but its audit log")
+
+    sys.addaudithook(refuse)

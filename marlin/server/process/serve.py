@@ -9,6 +9,7 @@ import ipaddress
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -32,7 +33,8 @@ from marlin.server.observe.health import Failures, Health, Shortages
 from marlin.server.observe.logs import writer_ended
 from marlin.server.observe.metrics import Metrics
 from marlin.server.observe.metrics_page import MetricsPage
-from marlin.server.process.lockdown import lock_down
+from marlin.server.process import requirements, seccomp
+from marlin.server.process.lockdown import forbid_writing, lock_down
 from marlin.server.process.room import check_threads, fitted
 from marlin.server.process.service_manager import ServiceManager
 from marlin.server.process.signals import StopSignals
@@ -63,12 +65,15 @@ def serve(config, load, limits=None):
     """
     limits = limits or Limits()
     manager = ServiceManager(os.environ)
+    config = locked(config, may_start=False)
     lock_down(libraries())
     allocator.keep_little()
     limits = fitted(limits)
     listener = listen(config, limits)
     model, limits = loaded(config, limits, lambda: load(config))
     audit = open_audit(config, model)
+    if config.lock_down:
+        forbid_writing([config.audit_log])
     app = build_app(config, model, limits, audit=audit)
     server = HttpServer(listener, app, limits)
     signals = StopSignals(reload_signals(config))
@@ -113,6 +118,20 @@ def loaded(config, limits, load):
         takes_many = model.new_pooler is not None
         limits = limits.for_context(model.engine.max_context_tokens, takes_many)
     return model, limits
+
+
+def locked(config, may_start):
+    """The settings of a server, locked down if they say so; call it while this is the only thread.
+
+    Raises:
+        ConfigError: it cannot be.
+    """
+    if not config.lock_down:
+        return config
+    requirements.check(config)
+    if sys.platform == "linux":
+        seccomp.install(may_start)
+    return replace(config, unknown_parameters="strict")
 
 
 def open_audit(config, model, index=None):

@@ -23,7 +23,7 @@ from marlin.server.http.listener import HttpServer
 from marlin.server.observe.worker_table import WorkerTable
 from marlin.server.process.lockdown import lock_down
 from marlin.server.process.room import fitted
-from marlin.server.process.serve import announce, listen, reload_signals
+from marlin.server.process.serve import announce, listen, locked, reload_signals
 from marlin.server.process.service_manager import ServiceManager
 from marlin.server.process.signals import StopSignals
 from marlin.server.process.watchdog import Patience
@@ -60,6 +60,7 @@ def supervise(config, worker_main, limits=None, model=None):
     """
     limits = limits or Limits()
     manager = ServiceManager(os.environ)
+    config = locked(config, may_start=True)
     lock_down((), program=sys.executable)
     limits = fitted(limits, config.workers)
     return Supervisor(config, worker_main, limits, listen(config, limits), manager, model).run()

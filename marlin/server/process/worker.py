@@ -29,7 +29,8 @@ from marlin.server.http import allocator
 from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer
 from marlin.server.observe.worker_table import WorkerTable
-from marlin.server.process.lockdown import lock_down
+from marlin.server.process import seccomp
+from marlin.server.process.lockdown import forbid_writing, lock_down
 from marlin.server.process.room import check_threads
 from marlin.server.process.serve import (
     accept,
@@ -144,6 +145,8 @@ def main(load, set_up_logging):
     faulthandler.enable(file=2, all_threads=True)  # the supervisor's ABRT asks where it hangs
     _continue_when_orphaned()
     try:
+        if job.config.lock_down and sys.platform == "linux":
+            seccomp.install(may_start=False)
         set_up_logging(job.config)
         lock_down(libraries())
         allocator.keep_little()
@@ -187,6 +190,8 @@ def _serve(job, load):
     row = WorkerTable(job.table_fd, job.config.workers).rows[job.index]
     model, limits = loaded(job.config, job.limits, lambda: load(job.config, job.share))
     audit = open_audit(job.config, model, job.index)
+    if job.config.lock_down:
+        forbid_writing([f"{job.config.audit_log}.{job.index}"])
     app = build_app(job.config, model, limits, row, job.created, audit)
     app.heartbeat()
     server = WorkerServer(socket.socket(fileno=job.listener_fd), app, limits)
