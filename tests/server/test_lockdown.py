@@ -119,7 +119,10 @@ def test_the_table_says_what_is_missing_and_what_is_held():
     environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
     done = subprocess.run(words, capture_output=True, text=True, env=environ, check=False)
     assert done.returncode == 1
-    assert "MISSING  every client has a key: give --key-file, or set METAL_MARLIN_API_KEY" in done.stdout
+    assert (
+        "MISSING  every client has a key: give --key-file, or set METAL_MARLIN_API_KEY"
+        in done.stdout
+    )
     assert "effect is refused: --unknown-parameters warn lifts it" in done.stdout
     assert "held     answers are a model's" in done.stdout
     held = ["--manifest", "m", "--audit-log", "a"]
