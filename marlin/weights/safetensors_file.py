@@ -8,12 +8,15 @@ reads none of their data. Source: https://github.com/huggingface/safetensors (RE
 """
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from marlin.errors import ModelFileError
 from marlin.files.regular import open_regular
+from marlin.files.sealed import nameless_file
 from marlin.files.strict_json import parse_json_object, read_json_object
 from marlin.weights.block_types import BLOCK_TYPES
 from marlin.weights.tensor_file import TensorInfo, num_tensor_bytes
@@ -41,9 +44,10 @@ class SafetensorsFile:
 
     def __init__(self, path):
         self.path = os.fspath(path)
-        header, data_start, size = _strict_header(self.path)
+        raw, header, size = _strict_header(self.path)
+        data_start = len(raw)
         try:
-            with safe_open(self.path, framework="numpy") as opened:
+            with _stand_in(self.path, raw, size) as place, safe_open(place, "numpy") as opened:
                 self.metadata: dict[str, str] = opened.metadata() or {}
                 slices = {name: opened.get_slice(name) for name in opened.offset_keys()}
         except (SafetensorError, OSError) as error:
@@ -83,11 +87,36 @@ class SafetensorsFolder:
             raise ModelFileError(self.path, f"holds neither {SINGLE_FILE} nor {INDEX_FILE}")
 
 
-def _strict_header(path: str) -> tuple[dict[str, Any], int, int]:
-    """(the header as strict JSON, the byte at which data begins, bytes of the file)."""
+@contextmanager
+def _stand_in(path: str, raw: bytes, size: int) -> Iterator[str]:
+    """A path that is as long as the file and has its header alone, where there can be one.
+
+    The library maps what it opens: a file that is truncated in that moment would end the process by
+    SIGBUS. Without data a stand-in takes no memory but the header's.
+    """
+    if not hasattr(os, "memfd_create"):
+        yield path
+        return
+    fd = nameless_file("metal-marlin-header")
+    try:
+        os.write(fd, raw)
+        os.ftruncate(fd, size)
+    except OSError:  # files may not be as long here (RLIMIT_FSIZE)
+        os.close(fd)
+        yield path
+        return
+    try:
+        yield f"/dev/fd/{fd}"
+    finally:
+        os.close(fd)
+
+
+def _strict_header(path: str) -> tuple[bytes, dict[str, Any], int]:
+    """(all up to the data, the header as strict JSON, bytes of the file)."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(8), "little")
+        first = file.read(8)
+        length = int.from_bytes(first, "little")
         if size < 8:
             raise ModelFileError(path, f"{size} bytes; a safetensors file has at least 8")
         if length > MAX_HEADER_BYTES:
@@ -96,7 +125,10 @@ def _strict_header(path: str) -> tuple[dict[str, Any], int, int]:
         if 8 + length > size:
             message = f"truncated: the header is {length} bytes and {size - 8} follow its length"
             raise ModelFileError(path, message)
-        return parse_json_object(path, file.read(length)), 8 + length, size
+        header = file.read(length)
+    if len(header) < length:
+        raise ModelFileError(path, "truncated: it became shorter while its header was read")
+    return first + header, parse_json_object(path, header), size
 
 
 def _refusal(path, error, header, data_start, size):

@@ -1,6 +1,9 @@
 """The safetensors reader: single files, shards, and files that lie."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -232,3 +235,36 @@ def test_an_index_without_a_weight_map_is_refused(tmp_path, weight_map):
     write_shards(tmp_path, weight_map)
     with pytest.raises(ModelFileError, match="weight_map"):
         SafetensorsFolder(tmp_path)
+
+
+TRUNCATED = """
+import os, sys
+from marlin.weights import safetensors_file
+library = safetensors_file.safe_open
+def open_truncated(place, *how):
+    os.truncate(sys.argv[1], 0)
+    return library(place, *how)
+safetensors_file.safe_open = open_truncated
+print(list(safetensors_file.SafetensorsFile(sys.argv[1]).tensors))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only Linux has memfd_create")
+def test_a_file_that_is_truncated_while_the_library_opens_it_is_no_bus_error(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": np.zeros(5000, np.float32)}, path)
+    done = subprocess.run(
+        [sys.executable, "-c", TRUNCATED, path], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "['a']\n", "")
+
+
+def test_a_limit_on_the_length_of_files_refuses_no_model(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": np.zeros(5000, np.float32)}, path)
+    code = TRUNCATED.replace("os.truncate(sys.argv[1], 0)", "")
+    code = f"import resource as r; r.setrlimit(r.RLIMIT_FSIZE, (0, 0)); {code.strip()}"
+    done = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "['a']\n"), done.stderr
