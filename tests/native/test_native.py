@@ -49,7 +49,8 @@ def build_device_test(checkout, folder, compiler, sanitize=None, machine=None, i
     sources = sorted(str(path) for path in (checkout / "tests" / "native").glob("*.c"))
     compile_program = [compiler, *COMPILE_FLAGS, "-Imetal_shim", "-Ishaders", *sources]
     compile_program += [f"-fsanitize={sanitize}"] if sanitize else []
-    compile_program += [f"-L{folder}", "-lmarlin_cpu", "-ldl", f"-Wl,-rpath,{folder}", "-o", str(program)]
+    compile_program += [f"-L{folder}", "-lmarlin_cpu", "-ldl", f"-Wl,-rpath,{folder}"]
+    compile_program += ["-o", str(program)]
     for command in (build, compile_program):
         done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
         assert done.returncode == 0 and done.stderr == "", done.stderr
