@@ -10,7 +10,7 @@ from marlin.text.grammar.automaton import json_text
 from marlin.text.grammar.constraint import JsonSchema, compile_grammar
 
 END = 256
-_STEPS = 4000
+_STEPS = 20_000
 
 
 class TooManyOrders(Exception):
@@ -33,6 +33,7 @@ class Taker:
     def __init__(self, part, vocabulary):
         self.automaton = automaton_of(part, vocabulary)
         self._orders = []
+        self._listed = set()
         if isinstance(part, JsonSchema):
             self._find_orders(part.schema)
 
@@ -56,6 +57,11 @@ class Taker:
                 names = schema.get(name)
                 if isinstance(names, (dict, list)):
                     self._orders.append([one for one in names if isinstance(one, str)])
+                    self._listed.update(self._orders[-1])
+            for name in ("dependentRequired", "dependentSchemas", "dependencies"):
+                for key, names in (schema.get(name) or {}).items():
+                    self._orders.append([key, *(names if isinstance(names, list) else ())])
+                    self._listed.update(self._orders[-1])
             schema = list(schema.values())
         for item in schema if isinstance(schema, list) else ():
             self._find_orders(item)
@@ -103,14 +109,35 @@ class Taker:
         if not left:
             found = {self._after(position, b"}")} - {DEAD}
         elif before := self._after(position, b", ") if len(left) < len(names) else position:
-            for name in names:
-                begin = self._after(before, json_text(name) + b": ") if name in left else DEAD
-                if begin == DEAD:
-                    continue
+            begins = self._begins(before, [name for name in names if name in left])
+            for name, begin in begins.items():
                 ends = self._ends(begin, value[name])
+                ends = {end for end in ends if not self._comes_too_late(end, begins, name)}
                 for end in ends:
                     found |= self._object(end, left - {name}, names, value, known)
                 if found or ends == {position}:
                     break
         known[position, left] = found
         return found
+
+    def _begins(self, before, names):
+        """{name: position} of those that may come now. Of names that no schema lists, the order
+        does not matter: the first stands for them."""
+        found, has_other = {}, False
+        for name in names:
+            is_other = name not in self._listed
+            if is_other and has_other:
+                continue
+            begin = self._after(before, json_text(name) + b": ")
+            if begin != DEAD:
+                found[name] = begin
+                has_other = has_other or is_other
+        return found
+
+    def _comes_too_late(self, end, begins, taken):
+        """Whether a listed name might have come before, and may not any more."""
+        after = self._after(end, b", ")
+        later = [name for name in begins if name != taken and name in self._listed]
+        if not later or after == DEAD:
+            return bool(later)
+        return any(self._after(after, json_text(name) + b": ") == DEAD for name in later)

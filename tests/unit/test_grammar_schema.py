@@ -27,6 +27,7 @@ def closed(**properties):
 
 
 INTEGER, STRING = {"type": "integer"}, {"type": "string"}
+DRAFT_4 = "http://json-schema.org/draft-04/schema#"
 TREE = {"$defs": {"t": closed(v=INTEGER, c={"type": "array", "items": {"$ref": "#/$defs/t"}})}}
 # (schema, texts that it takes, texts that it does not)
 CASES = [
@@ -112,6 +113,16 @@ CASES = [
     ({"type": "string", "format": "date-time"}, ['"2024-01-02T03:04:05Z"'], ['"2024-01-02 03:04"']),
     ({"type": "string", "format": "ipv6"}, ['"::1"', '"1:2:3:4:5:6:7:8"', '"fe80::1:2"'],
      ['"1::2::3"', '"12345::"', '":"']),
+    ({"type": "string", "format": "uri-reference"}, ['"a/b:c"', '"//h/x?q"', '"http:a"', '""'],
+     ['"://"', '"1:b"', '"a b"']),
+    ({"type": "string", "format": "byte"}, ['"no base64"'], ["1"]),
+    ({"$schema": DRAFT_4, "$ref": "#/definitions/a", "maximum": 2,
+      "definitions": {"a": INTEGER}}, ["3"], ["1.5"]),
+    ({"$ref": "#/$defs/a", "maximum": 2, "$defs": {"a": INTEGER}}, ["1"], ["3", "1.5"]),
+    ({"$ref": "#/$defs/a", "$defs": {"a": closed(a=INTEGER) | {"additionalProperties": True,
+      "unevaluatedProperties": False}}}, ['{"a": 1}', '{"b": 1}'], ['{"a": ""}']),
+    ({"allOf": [{"properties": {"a": INTEGER}}], "unevaluatedProperties": False, "type": "object"},
+     ['{"a": 1}', "{}"], ['{"b": 1}']),
     ({"type": "string", "format": "email"}, ['"a.b@example.org"'], ['"a@"', '"@b"', '"a b@c.d"']),
     ({"type": "string", "format": "uuid"}, ['"01234567-89ab-cdef-0123-456789ABCDEF"'], ['"0123"']),
     ({"type": "integer", "format": "int32"}, ["2147483647", "-2147483648"], ["2147483648"]),
@@ -150,6 +161,10 @@ REFUSED = [
     ({"multipleOf": 0}, "#/multipleOf"),
     ({"multipleOf": 1234.5}, "#/multipleOf"),
     ({"maximum": 10**400}, "#/maximum"),
+    ({"$schema": DRAFT_4, "items": {"const": 3}}, "#/items/const"),
+    ({"allOf": [{"properties": {"a": {}}}, {"unevaluatedProperties": False}]}, "#/allOf/1/unev"),
+    ({"if": {"required": ["a"]}, "unevaluatedProperties": False}, "#/if"),
+    ({"$ref": "b/s.json", "$defs": {"a": {"$id": "a/s.json"}, "b": {"$id": "c/s.json"}}}, "#/$ref"),
     ({"a/b": {}, "properties": {"x~/y": {"type": 3}}}, "#/properties/x~0~1y/type"),
     ({"allOf": [{"anyOf": [{"minimum": i} for i in range(20)]} for _ in range(3)]}, "#"),
 ]

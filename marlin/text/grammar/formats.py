@@ -29,8 +29,11 @@ _HEX = "[0-9A-Fa-f]"
 _PCHAR = rf"([A-Za-z0-9._~!$&'()*+,;=:@-]|%{_HEX}{{2}})"
 _AUTHORITY = rf"([A-Za-z0-9._~!$&'()*+,;=:-]|%{_HEX}{{2}})*@"
 _REST = rf"(\?({_PCHAR}|[/?])*)?(#({_PCHAR}|[/?])*)?"
-_HIER = rf"(//({_AUTHORITY})?([A-Za-z0-9._~-]+|\[({_IPV6})\])?(:\d{{0,5}})?(/{_PCHAR}*)*"
-_URI = rf"[A-Za-z][A-Za-z0-9+.-]*:({_HIER}|/?{_PCHAR}+(/{_PCHAR}*)*)){_REST}"
+_NET = rf"//({_AUTHORITY})?([A-Za-z0-9._~-]+|\[({_IPV6})\])?(:\d{{0,5}})?(/{_PCHAR}*)*"
+_URI = rf"[A-Za-z][A-Za-z0-9+.-]*:({_NET}|/?{_PCHAR}+(/{_PCHAR}*)*){_REST}"
+# The first part of a path without a scheme has no colon, which would end one.
+_NO_COLON = rf"([A-Za-z0-9._~!$&'()*+,;=@-]|%{_HEX}{{2}})"
+_RELATIVE = rf"({_NET}|/({_PCHAR}+(/{_PCHAR}*)*)?|{_NO_COLON}+(/{_PCHAR}*)*)?{_REST}"
 _DURATION_TIME = r"T(\d+H(\d+M(\d+S)?)?|\d+M(\d+S)?|\d+S)"
 _DURATION_DATE = r"(\d+Y(\d+M(\d+D)?)?|\d+M(\d+D)?|\d+D)"
 _POINTER = r"(/([^/~]|~[01])*)*"
@@ -46,10 +49,9 @@ STRING_FORMATS = {
     "ipv6": _IPV6,
     "uuid": rf"{_HEX}{{8}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{4}}-{_HEX}{{12}}",
     "uri": _URI,
-    "uri-reference": rf"{_URI}|({_PCHAR}|/{_PCHAR})*(/{_PCHAR}*)*{_REST}",
+    "uri-reference": rf"{_URI}|{_RELATIVE}",
     "json-pointer": _POINTER,
     "relative-json-pointer": rf"(0|[1-9]\d*)(#|{_POINTER})",
-    "byte": r"([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?",
 }
 STRING_FORMATS |= {
     "ip-address": _IPV4,
@@ -57,8 +59,9 @@ STRING_FORMATS |= {
     "iri": _URI,
     "idn-email": STRING_FORMATS["email"],
 }
-# Formats that say nothing of a string's text; "regex" is left to who reads it.
-ANY_STRING = {"password", "binary", "string", "text", "textarea"}
+# Formats that say nothing of a string's text: JSON Schema has none of them, and OpenAPI's "byte" is
+# of base64 only by that.
+ANY_STRING = {"password", "binary", "byte", "string", "text", "textarea"}
 INTEGER_FORMATS = {"int32": 31, "int64": 63}
 # Formats that say how a number is kept, not what it is.
 ANY_NUMBER = {"float", "double", "decimal", "number", "integer"}

@@ -4,6 +4,7 @@ A name that is none, in any draft, is an annotation, as JSON Schema says; one th
 meant to be a keyword is refused, as is a keyword that is not supported.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
@@ -23,6 +24,13 @@ UNSUPPORTED = frozenset(
     ("contains", "minContains", "maxContains", "unevaluatedItems", "$dynamicRef", "$recursiveRef")
     + ("$recursiveAnchor", "extends", "disallow", "divisibleBy")
 )
+# The first draft of what is no keyword in draft 4; 2019-09 counts as 8.
+FIRST_DRAFT = {
+    **dict.fromkeys(("const", "contains", "propertyNames"), 6),
+    **dict.fromkeys(("if", "then", "else"), 7),
+    **dict.fromkeys(("dependentRequired", "dependentSchemas", "unevaluatedProperties"), 8),
+    "prefixItems": 9,
+}
 # Keywords of schemas that negation makes; no JSON has names like these.
 NOT_IN = ("not", "enum")
 NOT_PATTERN = ("not", "pattern")
@@ -97,10 +105,25 @@ def branches(value: Any, pointer: str) -> list[tuple[Any, str]]:
     return [(item, f"{pointer}/{index}") for index, item in enumerate(value)]
 
 
-def checked_part(schema: Schema, pointer: str) -> Part:
-    """A schema's own keywords, after a look at each."""
+def draft_of(root: Any) -> int:
+    """The draft that a document says it is of; the newest, where it names none that is known."""
+    said = root.get("$schema") if type(root) is dict else None
+    found = re.search(r"/draft-0([3-7])/", said) if type(said) is str else None
+    return int(found[1]) if found else 9
+
+
+def checked_part(schema: Schema, pointer: str, draft: int = 9) -> Part:
+    """A schema's own keywords, after a look at each.
+
+    Args:
+        draft: of the document. What came later means nothing in it, though whoever wrote it there
+            meant something: it is refused.
+    """
     keywords = {}
     for name, value in schema.items():
+        if FIRST_DRAFT.get(name, 0) > draft:
+            why = f"is no keyword of draft {draft}, which the schema's $schema names"
+            refuse(f"{pointer}/{escaped(name)}", why)
         if name in SIMPLE:
             _check_value(f"{pointer}/{name}", name, value)
             keywords[name] = value

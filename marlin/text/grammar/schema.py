@@ -19,6 +19,7 @@ from marlin.text.grammar.keywords import (
     Schema,
     branches,
     checked_part,
+    draft_of,
     escaped,
     refuse,
     values_of,
@@ -46,15 +47,34 @@ class Schemas:
 
     def __init__(self, root: Schema | bool):
         self._root = root
-        self._names: dict[str, tuple[Any, str]] = {}  # when one is first asked for
+        self._draft = draft_of(root)
+        self._names: dict[str, tuple[Any, str] | None] = {}  # when one is first asked for
         self._checked: dict[int, Part | None] = {}
         self._made: list[Any] = []  # keeps every id() that is a key
         self._depth = 0  # of negations
+        self._evaluating = 0  # schemas whose unevaluatedProperties asks what holds
         self._visits = 0
 
     def alternatives(self, schemas: list[tuple[Any, str]]) -> list[Alternative]:
         """What a value may be that satisfies all of these (schema, pointer) at once."""
-        return self._all_of(schemas, ())
+        found = self._all_of(schemas, ())
+        whole = self._whole_of(schemas)
+        for part in {part for parts in found for part in parts}:
+            # It looks at what is within its own schema, and parts do not tell that from the rest.
+            if "unevaluatedProperties" in part.keywords and part is not whole:
+                part.refuse("unevaluatedProperties", "is not supported within another schema")
+        return found
+
+    def _whole_of(self, schemas):
+        """The part of the one schema that all others are within, None where there are several."""
+        if len(schemas) != 1:
+            return None
+        schema, pointer = schemas[0]
+        for _ in range(8):
+            if type(schema) is not dict or set(schema) - ANNOTATIONS != {"$ref"}:
+                break
+            schema, pointer = self._resolve(schema["$ref"], pointer)
+        return self._checked.get(id(schema))
 
     def _all_of(self, schemas, path):
         found: list[Alternative] = [()]
@@ -76,12 +96,18 @@ class Schemas:
         if id(schema) in path or len(path) > MAX_DEPTH:
             refuse(pointer, "refers to itself without anything between, or is nested too deeply")
         path = (*path, id(schema))
+        if self._draft <= 7 and type(schema) is dict and type(schema.get("$ref")) is str:
+            # Nothing that stands beside a reference holds in these drafts.
+            target, place = self._resolve(schema["$ref"], pointer)
+            return self._alternatives(target, place, path)
         part = self._part(schema, pointer)
         found: list[Alternative] = [(part,) if part.keywords else ()]
+        self._evaluating += "unevaluatedProperties" in schema
         for more in self._applied(schema, pointer, path):
             found = [_joined(one, other) for one in found for other in more]
             if len(found) > MAX_ALTERNATIVES:
                 refuse(pointer, f"comes to more than {MAX_ALTERNATIVES} alternatives")
+        self._evaluating -= "unevaluatedProperties" in schema
         return found
 
     def _part(self, schema, pointer) -> Part:
@@ -93,7 +119,7 @@ class Schemas:
         if type(schema) is not dict:
             refuse(pointer, f"must be an object or a boolean, got {type_name(schema)}")
         self._made.append(schema)
-        part = self._checked[id(schema)] = checked_part(schema, pointer)
+        part = self._checked[id(schema)] = checked_part(schema, pointer, self._draft)
         return part
 
     def _applied(self, schema, pointer, path) -> Iterator[list[Alternative]]:
@@ -159,7 +185,10 @@ class Schemas:
         if fragment and not fragment.startswith("/"):
             found = self._names.get("#" + fragment)
         if found is None:
-            refuse(f"{pointer}/$ref", f"names {shown(reference)}, which is not in this schema")
+            refuse(
+                f"{pointer}/$ref",
+                f"names {shown(reference)}, which is not in this schema, or twice",
+            )
         schema, place = found
         parts = [_unquoted(part) for part in fragment.split("/")[1:]] if "/" in fragment[:1] else []
         for part in parts:
@@ -172,6 +201,12 @@ class Schemas:
                 refuse(f"{pointer}/$ref", f"names {shown(reference)}, which is not there")
             place = f"{place}/{escaped(name)}"
         return schema, place
+
+    def _note(self, name, schema, pointer):
+        """A name that two schemas have, in places that only their bases tell apart, is none."""
+        known = self._names.setdefault(name, (schema, pointer))
+        if known is not None and known[0] is not schema:
+            self._names[name] = None
 
     def _name(self, value, pointer, depth):
         """Note which schemas have names of their own."""
@@ -186,11 +221,11 @@ class Schemas:
             name = value.get(keyword)
             if type(name) is str and name:
                 plain = name.removesuffix("#")
-                self._names.setdefault(plain, (value, pointer))
+                self._note(plain, value, pointer)
                 if not plain.startswith("#"):
-                    self._names.setdefault(plain.rsplit("/", 1)[-1], (value, pointer))
+                    self._note(plain.rsplit("/", 1)[-1], value, pointer)
         if type(value.get("$anchor")) is str:
-            self._names.setdefault("#" + value["$anchor"], (value, pointer))
+            self._note("#" + value["$anchor"], value, pointer)
         for name, item in value.items():
             if name not in ("enum", "const", "default", "examples"):
                 self._name(item, f"{pointer}/{escaped(name)}", depth + 1)
@@ -271,6 +306,8 @@ class Schemas:
         """The schema of what does not satisfy one, where that can be said."""
         if type(schema) is bool:
             return not schema, pointer
+        if self._evaluating:
+            refuse(pointer, "is not supported where unevaluatedProperties asks what holds")
         for _ in range(8):
             if set(schema) - ANNOTATIONS != {"$ref"}:
                 break
