@@ -210,7 +210,8 @@ class _Finder(ast.NodeVisitor):
 
     def visit_Call(self, node):
         plain = [value for value in node.args if not isinstance(value, ast.Starred)]
-        if len(plain) >= 2 and plain == node.args:
+        commutes = self.text(node.func) in ("min", "max")
+        if len(plain) >= 2 and plain == node.args and not commutes:
             first, second = self.text(node.args[0]), self.text(node.args[1])
             rest = [self.text(value) for value in node.args[2:]]
             rest += [self.text(value) for value in node.keywords]
