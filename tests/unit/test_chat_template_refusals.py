@@ -287,6 +287,22 @@ def test_a_block_that_cannot_be_run_is_refused_by_its_line(source):
     assert refusal(source).startswith("template line 2: " + BLOCKS[source])
 
 
+@pytest.mark.parametrize(
+    ("value", "kind", "names"),
+    [
+        ("l", "list", "append clear extend insert pop remove reverse sort"),
+        ("d", "dict", "clear pop popitem setdefault update"),
+    ],
+)
+def test_what_would_change_a_value_is_refused_by_name_and_hides_an_entry(value, kind, names):
+    for name in names.split():
+        said = f"template line 1: {name!r} of a {kind} is not allowed in a template"
+        assert refusal(f"{{{{ {value}.{name}.x }}}}") == said
+        assert refusal(f"{{{{ {value}.{name}() }}}}") == said
+        assert refusal(f"{{{{ {{'{name}': 1}}.{name}.x }}}}" if kind == "dict" else
+                       f"{{{{ {value}['{name}'].x }}}}") == said  # fmt: skip
+
+
 def test_a_block_that_is_not_closed_is_named_by_the_line_that_opened_it():
     assert refusal("\n{% if a %}x{% else %}\n\n") == "template line 2: this block has no endif"
 

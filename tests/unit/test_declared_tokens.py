@@ -91,6 +91,13 @@ def last_id(backend):
         {"tokenizer_config": {"image_token": "|more|", "extra_special_tokens": ["|in|"]}},
         {"tokenizer_config": {"additional_special_tokens": ["|in|", added("|new|")]}},
         {"tokenizer_config": {"extra_special_tokens": {"video_token": "|too|"}}},
+        {
+            "tokenizer_config": {
+                "extra_special_tokens": ["|in|"],
+                "additional_special_tokens": ["|new|", "|too|"],
+            },
+            "special_tokens_map": {"additional_special_tokens": ["|more|"]},
+        },
         {"special_tokens_map": {"additional_special_tokens": ["|in|"], "mask_token": "|too|"}},
         {"special_tokens_map": {"cls_token": {"content": "|in|", "rstrip": True}}},
         {"tokenizer_config": {"sep_token": "|in|"}, "special_tokens_map": {"sep_token": "|too|"}},
