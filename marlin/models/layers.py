@@ -13,7 +13,7 @@ from marlin.device.ops import AttentionInputs, KvLayout, Weight
 from marlin.device.program import Recorder, View
 from marlin.models.config import ModelConfig
 from marlin.models.rope import RopeScaling
-from marlin.models.spec import FullKV, Fused, KvSpec, Linear, Names, Tensor, WindowKV
+from marlin.models.spec import Constant, FullKV, Fused, KvSpec, Linear, Names, Tensor, WindowKV
 
 # y = activation(gate) * up, by the activation's name; GELU as tanh approximates it.
 ACTIVATIONS = {"silu": ops.silu_mul, "gelu": ops.gelu_mul}
@@ -140,8 +140,8 @@ class Attention:
         gate: its sigmoid multiplies what is attended, before o; None where the family has none.
     """
 
-    q_norm: Tensor | None
-    k_norm: Tensor | None
+    q_norm: Tensor | Constant | None
+    k_norm: Tensor | Constant | None
     q: Linear
     k: Linear
     v: Linear
@@ -228,6 +228,7 @@ def attention(
     scale: float | None = None,
     *,
     norms_all_heads: bool = False,
+    norms: tuple[Constant, Constant] | None = None,
     **features,
 ) -> Attention:
     """The attention of a layer under its usual names.
@@ -237,6 +238,7 @@ def attention(
         scale: what scores are multiplied by; None is head_dim^-1/2.
         rows_interleaved: whether GGUF files store the rows of q and k in pairs that RoPE rotates.
         norms_all_heads: a norm of q or k is over the whole row, and not over each head.
+        norms: those of q and k, where no file holds them.
         features: other fields of Attention.
     """
     dim, head_dim = config.hidden_dim, config.head_dim
@@ -253,13 +255,13 @@ def attention(
         return names.norm(f"self_attn.{letter}_norm", f"attn_{letter}_norm", size)
 
     q_shape, kv_shape = (heads * head_dim, dim), (kv_heads * head_dim, dim)
-    has_bias = config.qkv_bias
+    q_norm, k_norm = norms or (norm("q", heads), norm("k", kv_heads))
     return Attention(
-        q_norm=norm("q", heads),
-        k_norm=norm("k", kv_heads),
-        q=linear("q", "attn_q", q_shape, has_bias, heads * rows_interleaved),
-        k=linear("k", "attn_k", kv_shape, has_bias, kv_heads * rows_interleaved),
-        v=linear("v", "attn_v", kv_shape, has_bias),
+        q_norm=q_norm,
+        k_norm=k_norm,
+        q=linear("q", "attn_q", q_shape, config.qkv_bias, heads * rows_interleaved),
+        k=linear("k", "attn_k", kv_shape, config.qkv_bias, kv_heads * rows_interleaved),
+        v=linear("v", "attn_v", kv_shape, config.qkv_bias),
         o=linear("o", "attn_output", q_shape[::-1], config.o_bias),
         rope=rope,
         cache=FullKV(kv_heads, head_dim) if not window else WindowKV(kv_heads, head_dim, window),

@@ -1,4 +1,7 @@
-"""Mistral: a Llama whose layers see a window of tokens. GGUF files call it `llama`."""
+"""Mistral: a Llama whose layers see a window of tokens. GGUF files call it `llama`.
+
+Mistral Small 3 has it under `text_config`, as Ministral 3 has its own language model.
+"""
 
 from marlin.files.fields import Fields
 from marlin.models import config_hf
@@ -10,6 +13,7 @@ class Mistral(Llama):
     model_type = "mistral"
     hf_class = "MistralForCausalLM"
     gguf_architecture = None
+    wrapper_type = "mistral3"
 
     def config_from_hf(self, fields: Fields) -> ModelConfig:
         window = config_hf.sliding_window(fields)

@@ -14,7 +14,7 @@ from marlin.errors import ModelFileError
 from marlin.models.layers import Rope, Step, StepInputs, StepSizes
 from marlin.models.layers_encoder import layer_norm
 from marlin.models.rope import rope_inv_freq
-from marlin.models.spec import ModelSpec, tensors_of
+from marlin.models.spec import ModelSpec, constants_of, tensors_of
 from marlin.weights import ggml_types
 from marlin.weights.block_types import DENSE_KINDS
 
@@ -71,6 +71,9 @@ class Model:
                 message = f"head_dim is {head_dim}, expected a multiple of 16"
                 raise ModelFileError(checkpoint.path, message)
         self.weights = checkpoint.load()
+        for constant in constants_of(self.spec):
+            values = np.full(constant.shape, constant.value, np.float32)
+            self.weights[constant.name] = View.of(checkpoint.device.create_from(values))
         device = checkpoint.device
         self._context_tokens = context_tokens or self.config.max_context_tokens
         self._ropes = {rope: self._frequencies(rope, device) for rope in ropes_of(self.spec)}
@@ -138,6 +141,10 @@ class Model:
         ropes = {rope: acts[f"rope {index}"] for index, rope in enumerate(self._ropes)}
         embedding = self.weights[spec.embedding.name]
         ops.embed(recorder, inputs.token_ids, embedding, acts["hidden"], scale=spec.embed_scale)
+        if spec.embed_norm is not None:
+            norm, hidden = self.weights[spec.embed_norm.name], acts["hidden"]
+            sizes = self.config.hidden_dim, self.config.rms_norm_eps
+            ops.rms_norm(recorder, hidden, norm, hidden, *sizes)
         for rope, (inv_freq, scale) in self._ropes.items():
             table = ropes[rope]
             ops.rope_table(recorder, inputs.positions, inv_freq, table, rope.dim // 2, scale)

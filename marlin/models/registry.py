@@ -17,6 +17,7 @@ from marlin.models.granite import Granite
 from marlin.models.llama import Llama
 from marlin.models.ministral3 import Ministral3
 from marlin.models.mistral import Mistral
+from marlin.models.muse_glimmer import MuseGlimmer
 from marlin.models.olmo2 import Olmo2, Olmo3
 from marlin.models.phi3 import Phi3
 from marlin.models.qwen2 import Qwen2
@@ -28,13 +29,15 @@ from marlin.weights.gguf import GGUFFile
 FAMILIES = (
     *(Llama(), Mistral(), Qwen2(), Qwen3(), Gemma3()),
     *(SmolLM3(), Granite(), Olmo2(), Olmo3(), Phi3(), Gemma2(), Ministral3(), Exaone4(), Glm4()),
-    Bert(),
+    *(MuseGlimmer(), Bert()),
 )
 
 _BY_MODEL_TYPE = {family.model_type: family for family in FAMILIES}
-_BY_WRAPPER = {
-    family.wrapper_type: family for family in FAMILIES if family.wrapper_type is not None
-}
+# {model_type of a wrapper: the families that it may have under text_config, the first implied}.
+_BY_WRAPPER: dict[str, list[str]] = {}
+for family in FAMILIES:
+    if family.wrapper_type is not None:
+        _BY_WRAPPER.setdefault(family.wrapper_type, []).append(family.model_type)
 _BY_GGUF = {
     family.gguf_architecture: family for family in FAMILIES if family.gguf_architecture is not None
 }
@@ -61,21 +64,25 @@ def config_from_hf(folder) -> ModelConfig:
     model_type = fields.choice("model_type", (*_BY_MODEL_TYPE, *_BY_WRAPPER))
     if model_type in _BY_MODEL_TYPE:
         return _BY_MODEL_TYPE[model_type].config_from_hf(fields)
-    family = _BY_WRAPPER[model_type]
-    return family.config_from_hf(_text_fields(fields, family.model_type))
+    kind, text = _text_fields(fields, _BY_WRAPPER[model_type])
+    return _BY_MODEL_TYPE[kind].config_from_hf(text)
 
 
-def _text_fields(fields, model_type):
-    """The fields of a multimodal model's language model; what both levels say must agree."""
+def _text_fields(fields, kinds):
+    """(model_type, fields) of a multimodal model's language model; what both levels say must agree.
+
+    Args:
+        kinds: the model_types that it may have, the first of which is implied.
+    """
     text = fields.section("text_config")
     if text is None:
         fields.fail("text_config", "the language model's fields")
-    text.choice("model_type", (model_type,), model_type)
+    kind = text.choice("model_type", kinds, kinds[0])
     outer = {name: fields.raw(name) for name in ("tie_word_embeddings", "eos_token_id")}
     tied = outer["tie_word_embeddings"]
     if tied is not None and text.raw("tie_word_embeddings") not in (None, tied):
         text.fail("tie_word_embeddings", f"{tied}, as beside text_config")
-    return text.with_defaults(outer)
+    return kind, text.with_defaults(outer)
 
 
 def config_from_gguf(file: GGUFFile) -> ModelConfig:

@@ -45,6 +45,15 @@ class Tensor:
 
 
 @dataclass(frozen=True, slots=True)
+class Constant:
+    """A vector of one value that no file holds, in a Tensor's place."""
+
+    name: str
+    shape: tuple[int]
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class Linear:
     """y = x W^T + b; bias is None where the family has none."""
 
@@ -165,14 +174,23 @@ KvSpec = FullKV | WindowKV
 def tensors_of(part: object) -> Iterator[Tensor]:
     """Every Tensor in a part of a model: a dataclass whose fields are Tensors, parts or tuples of
     them. In the order of the fields, repeats included."""
-    if isinstance(part, Tensor):
+    return _all_of(Tensor, part)
+
+
+def constants_of(part: object) -> Iterator[Constant]:
+    """Every Constant in a part of a model, as tensors_of()."""
+    return _all_of(Constant, part)
+
+
+def _all_of(kind, part):
+    if isinstance(part, kind):
         yield part
     elif isinstance(part, tuple):
         for item in part:
-            yield from tensors_of(item)
+            yield from _all_of(kind, item)
     elif is_dataclass(part):
         for field in fields(part):
-            yield from tensors_of(getattr(part, field.name))
+            yield from _all_of(kind, getattr(part, field.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +205,7 @@ class ModelSpec:
         lm_head: [vocab_size, hidden_dim]; the embedding again where the two are tied, and None of
             an encoder.
         embed_scale: what embeddings are multiplied by.
+        embed_norm: the weights of a norm that they pass then; None where there is none.
         residual_scale: what each part's delta is multiplied by when hidden grows by it.
         logit_scale, logit_cap: logits are cap * tanh(logits * scale / cap); without a cap, which is
             0, logits * scale.
@@ -204,6 +223,7 @@ class ModelSpec:
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     logit_cap: float = 0.0
+    embed_norm: Constant | None = None
     learned: LearnedInput | None = None
 
     @property

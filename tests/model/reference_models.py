@@ -42,18 +42,26 @@ GEMMA3 = {
     },
 }
 
+# Of a tower that is skipped.
+VISION = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+          "num_attention_heads": 2}  # fmt: skip
+
 
 def build(family, seed=0, **changes):
     """A float32 model of one of CLASSES, or of dense_families.FAMILIES, with
     tiny_models.random_tensor's values; changes are config fields."""
-    own = GEMMA3 if family == "gemma3" else {}
+    own, name = GEMMA3 if family == "gemma3" else {}, None
     if family in CLASSES:
         config_class, model_class = CLASSES[family]
     else:
         name, own = FAMILIES[family]
         config_class = getattr(transformers, f"{name}Config")
-        model_class = getattr(transformers, f"{name}ForCausalLM")
-    model = model_class(config_class(**SIZES | own | changes)).eval()
+        model_class = getattr(transformers, f"{name}ForCausalLM", None)
+    config = SIZES | own | changes
+    if name == "MuseGlimmer":
+        model_class = transformers.MuseGlimmerForConditionalGeneration
+        config = {"text_config": config, "vision_config": VISION}
+    model = model_class(config_class(**config)).eval()
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -66,8 +74,12 @@ def build(family, seed=0, **changes):
 
 def stores_less_one(model, name):
     """Whether a tensor is a norm that the model adds 1 to."""
-    gemmas = ("gemma2", "gemma3_text")
-    return model.config.model_type in gemmas and name.endswith("norm.weight")
+    ends = {
+        "gemma2": "norm.weight",
+        "gemma3_text": "norm.weight",
+        "muse_glimmer": "layernorm.weight",
+    }
+    return name.endswith(ends.get(model.config.model_type, "no norm"))
 
 
 def with_weights(model, tensors):

@@ -98,6 +98,20 @@ FAMILIES = {
         },
     ),
     "exaone4": ("Exaone4", {"head_dim": 32, "sliding_window": 33, "layer_types": KINDS}),
+    "muse_glimmer_text": (
+        "MuseGlimmer",
+        {
+            "head_dim": 32,
+            "sliding_window": 33,
+            "layer_types": KINDS,
+            "layer_rope_theta": [5e3, 0],
+            "rope_parameters": {"rope_type": "default", "rope_theta": 5e3},
+            "final_logit_softcapping": 1.5,
+            "output_multiplier": 0.7,
+            "qk_scale_factor": 2.0,
+            "post_norm_eps": 0.3,
+        },
+    ),
     "glm4": ("Glm4", {"head_dim": 32, "eos_token_id": [5]}),
 }
 # (model_type, fields that are changed): each must show in the logits.
@@ -119,4 +133,10 @@ FEATURES = [
     ("exaone4", {"layer_types": ["full_attention"] * 2}),
     ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 2}),
     ("glm4", {"partial_rotary_factor": 1.0}),
+    ("muse_glimmer_text", {"layer_rope_theta": [5e3, 5e3]}),
+    ("muse_glimmer_text", {"layer_types": ["full_attention"] * 2}),
+    ("muse_glimmer_text", {"final_logit_softcapping": 20.0}),
+    ("muse_glimmer_text", {"output_multiplier": 1.0}),
+    ("muse_glimmer_text", {"qk_scale_factor": 1.0}),
+    ("muse_glimmer_text", {"post_norm_eps": 1e-8}),
 ]

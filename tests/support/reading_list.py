@@ -168,6 +168,7 @@ FAMILIES = (
         f"marlin/models/{name}.py"
         for name in (
             *("smollm3", "granite", "olmo2", "phi3", "gemma2", "ministral3", "exaone4", "glm4"),
+            "muse_glimmer",
         )
     ),
     2_000,

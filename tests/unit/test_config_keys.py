@@ -29,6 +29,7 @@ OVERRULED = {
     "max_window_layers": ("layer_types",),
     "layer_types": ("sliding_window_pattern",),
     "use_sliding_window": ("layer_types",),
+    "rope_parameters": ("layer_rope_theta",),
 }
 BESIDE = {
     "sliding_window": {"use_sliding_window": True},
@@ -53,7 +54,7 @@ def declared(model_type):
 def base_of(model_type):
     own = DENSE[model_type][1] if model_type in DENSE else OWN.get(model_type, {"head_dim": 32})
     values = SIZES | {"num_hidden_layers": 4} | own | {"model_type": model_type}
-    for name in ("layer_types", "no_rope_layers"):
+    for name in ("layer_types", "no_rope_layers", "layer_rope_theta"):
         if name in values:
             values[name] = values[name] * 2
     return {name: value for name, value in values.items() if value is not None}

@@ -180,6 +180,8 @@ def turns(config, index):
     """Whether a layer has RoPE."""
     if config.model_type == "smollm3":
         return bool(config.no_rope_layers[index])
+    if config.model_type == "muse_glimmer_text":
+        return bool(config.layer_rope_theta[index])
     if config.model_type == "exaone4" and config.sliding_window is not None:
         return config.layer_types[index] == "sliding_attention"
     return True
