@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from foreign_files import bf16, bf16_values, mlx_affine, write_tensors
+from foreign_files import bf16, bf16_values, bit_stream, mlx_affine, write_tensors
+from pytorch import torch
 from reference_models import build, logits_of, tensors_of, with_weights
 from test_native_folder import SIZES, assert_near, convert, stored_weights
 from test_shared_weights import fd, load  # noqa: F401
@@ -121,3 +122,63 @@ def test_quantize_makes_a_native_folder_of_one_that_mlx_wrote(tmp_path):
         # int8 in groups of 32 (docs/formats.md, "How codes are chosen"); what is no matrix is kept.
         error = (values - stored[name]).std() / stored[name].std()
         assert error < (0.0065 if values.ndim == 2 else 1e-9), name
+
+
+def gptq(values, group_size=32):
+    """({part: tensor}, the float32 matrix), of 4 bits with zeros, as version 1 stores them."""
+    groups = values.reshape(len(values), -1, group_size)
+    low, high = np.minimum(groups.min(axis=2), 0), np.maximum(groups.max(axis=2), 0)
+    scales = ((high - low) / 14).astype(np.float16)
+    step = scales.astype(np.float32)
+    zeros = np.clip(np.rint(-low / step), 1, 15).astype(np.uint8)
+    codes = np.clip(np.rint(groups / step[..., None]) + zeros[..., None], 0, 15).astype(np.uint8)
+    parts = {
+        "qweight": bit_stream(codes.reshape(values.shape), 4).T.copy().view(np.int32),
+        "qzeros": bit_stream(zeros.T - np.uint8(1), 4).view(np.int32),
+        "scales": scales.T.copy(),
+    }
+    stood_for = step[..., None] * (codes.astype(np.float32) - zeros[..., None])
+    return parts, stood_for.reshape(values.shape)
+
+
+def fp8(values):
+    """({part: tensor}, the float32 matrix), of E4M3 with a scale for 128 by 128."""
+    n, k = (-(-size // 128) for size in values.shape)
+    scales = np.empty((n, k), np.float32)
+    bits, stood_for = np.empty(values.shape, np.uint8), np.empty_like(values)
+    for i, j in np.ndindex(n, k):
+        block = np.s_[128 * i : 128 * i + 128, 128 * j : 128 * j + 128]
+        scales[i, j] = np.abs(values[block]).max() / 448
+        rounded = torch.from_numpy(values[block] / scales[i, j]).to(torch.float8_e4m3fn)
+        bits[block] = rounded.view(torch.uint8).numpy()
+        stood_for[block] = rounded.float().numpy() * scales[i, j]
+    return {"weight": ("F8_E4M3", bits), "weight_scale_inv": scales}, stood_for
+
+
+@pytest.mark.parametrize(
+    "family, encode, settings",
+    [
+        ("llama", gptq, {"quant_method": "gptq", "bits": 4, "group_size": 32}),
+        ("qwen3", fp8, {"quant_method": "fp8", "weight_block_size": [128, 128]}),
+    ],
+)
+def test_a_folder_of_another_program_agrees_with_transformers_running_its_weights(
+    family, encode, settings, tmp_path
+):
+    sizes = SIZES | {"vocab_size": 96, "intermediate_size": 160}
+    model, tensors, stored = build(family, **sizes), {}, {}
+    for name, values in tensors_of(model).items():
+        if "_proj." not in name:
+            tensors[name], stored[name] = bf16(values), bf16_values(values)
+            continue
+        parts, stored[name] = encode(values)
+        stem = name.removesuffix(".weight")
+        tensors |= {f"{stem}.{part}": tensor for part, tensor in parts.items()}
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": settings}))
+    write_tensors(tmp_path / "model.safetensors", tensors)
+    token_ids = random_tokens(80, 96)
+    expected = logits_of(with_weights(model, stored), token_ids)
+    with running(tmp_path, sequences=16) as runner:
+        assert open_checkpoint(tmp_path, runner.device).format == settings["quant_method"]
+        assert_near(logits_of_positions(runner, token_ids), expected)

@@ -120,9 +120,7 @@ class CompressedTensors:
         factor = self._tensors.get(f"{stem}.weight_global_scale")
         if factor is None:
             raise numbers.missing(weight, f"{stem}.weight_global_scale")
-        with np.errstate(divide="ignore"):
-            inverse = np.float32(1) / numbers.scalar(factor)
-        return float4.nvfp4(shape, (weight, scale, factor), inverse)
+        return float4.nvfp4(shape, (weight, scale, factor), numbers.inverse(factor))
 
     def _check_shape(self, stem, shape):
         info = self._tensors.get(f"{stem}.weight_shape")

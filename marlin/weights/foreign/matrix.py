@@ -25,6 +25,16 @@ _SCALE_TYPES = {2: np.float16, 4: np.float32}
 Factors = tuple[np.ndarray, np.ndarray | None]
 
 
+def _quiet(read):
+    """Without numpy's warnings: what is no finite number is refused by name."""
+
+    def run(start, stop):
+        with np.errstate(all="ignore"):
+            return read(start, stop)
+
+    return run
+
+
 def chunks(n: int, k: int) -> Iterator[tuple[int, int]]:
     """[start, stop) of rows to convert at a time: whole tiles."""
     step = max(1, CHUNK_VALUES // (ROW_TILE * max(1, k))) * ROW_TILE
@@ -85,7 +95,7 @@ def packed(
     Raises:
         ModelFileError: columns or groups that no kernel reads, or a scale that is no number.
     """
-    (n, k), info = (math.prod(shape[:-1]), shape[-1]), parts[0]
+    (n, k), info, factors = (math.prod(shape[:-1]), shape[-1]), parts[0], _quiet(factors)
     fitting = [size for size in _GROUP_SIZES if group_size % size == 0 and _is_held(kind, size)]
     if k % 32 or k % group_size or not fitting:
         message = f"has {k} columns in groups of {group_size}; {kind} holds multiples of 32"
@@ -98,12 +108,14 @@ def packed(
 
     form = Form(kind, fitting[0], *_scale_type(factors, n, k // group_size, parts))
 
+    @_quiet
     def arrays(start, stop):
         dtype = _SCALE_TYPES[form.scale_bytes]
         stored = [part if part is None else part.astype(dtype) for part in spread(start, stop)]
         made = formats.pack(kind, codes(start, stop), *stored)
         return tuple(part for part in (made.codes, made.scales, made.biases) if part is not None)
 
+    @_quiet
     def values(start, stop):
         return formats.dequantize(formats.pack(kind, codes(start, stop), *spread(start, stop)))
 
@@ -224,10 +236,10 @@ def dense(
     Args:
         values: values(start, stop) is float32 [stop - start, K].
     """
-    info = parts[0]
+    info, read = parts[0], _quiet(values)
 
     def checked(start, stop):
-        found = values(start, stop)
+        found = read(start, stop)
         if not np.isfinite(found).all():
             row = start + int(np.argwhere(~np.isfinite(found))[0][0])
             message = f"holds a value in row {row} that is no finite number"

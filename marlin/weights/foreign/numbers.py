@@ -99,6 +99,12 @@ def scalar(info: TensorInfo) -> np.float32:
     return ggml_types.dequantize(info.dtype, read_bytes(info), (1,))[0]
 
 
+def inverse(info: TensorInfo) -> np.float32:
+    """1 over the number of a tensor of one, or what is no finite number."""
+    with np.errstate(all="ignore"):
+        return np.float32(1) / scalar(info)
+
+
 def missing(beside: TensorInfo, name: str) -> ModelFileError:
     """The error of a tensor that another one needs."""
     return ModelFileError(beside.path, f"is missing beside {beside.name}", tensor=name)
