@@ -4,17 +4,18 @@ are the same alone, among others, preempted and with guesses."""
 import json
 import re
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from engine_fixture import TIMEOUT_S, GatedRunner
 from tiny_models import random_tensors, random_tokens, running, tiny_config, write_folder
 
-from marlin.engine.constraint import Grammars
+from marlin.engine.constraint import Grammars, Guide
 from marlin.engine.draft import Drafter
 from marlin.engine.engine import Engine
 from marlin.engine.request import FinishEvent, TokenEvent
 from marlin.engine.sampling import SamplingParams
-from marlin.errors import RequestError
+from marlin.errors import DeviceError, RequestError
 from marlin.text.grammar.constraint import Constraint, JsonSchema, Regex
 
 VOCAB, END = 97, 96
@@ -197,3 +198,16 @@ def test_a_grammar_whose_memory_is_full_begins_anew(folder, monkeypatch):
         monkeypatch.setattr(automaton, "mask", forgetful)
         assert read(submit(engine, PROMPTS[2], one))[0] == expected
         assert automaton.generation > 5
+
+
+def test_a_grammar_that_has_no_room_even_alone_is_an_error_in_its_words():
+    resets = []
+    guide = object.__new__(Guide)
+    guide._automaton = SimpleNamespace(reset=lambda: resets.append(1))
+
+    def fail():
+        raise MemoryError(f"full {len(resets)}")
+
+    with pytest.raises(DeviceError, match="^full 1$"):
+        guide._try(fail)
+    assert resets == [1]

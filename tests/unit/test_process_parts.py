@@ -293,6 +293,25 @@ def test_where_no_socket_is_named_or_none_is_there_nobody_is_told(address):
     manager.alive()
 
 
+def test_a_socket_that_nobody_listens_at_is_closed_again(monkeypatch):
+    opened = []
+
+    class Socket:
+        def __init__(self, *_kind):
+            opened.append(self)
+            self.is_closed = False
+
+        def connect(self, _address):
+            raise ConnectionRefusedError
+
+        def close(self):
+            self.is_closed = True
+
+    monkeypatch.setattr(service_manager.socket, "socket", Socket)
+    assert ServiceManager({"NOTIFY_SOCKET": "/run/notify"}).interval_s is None
+    assert [one.is_closed for one in opened] == [True]
+
+
 def test_a_full_socket_costs_nothing(systemd):
     path, listening = systemd
     manager = ServiceManager({"NOTIFY_SOCKET": path})
