@@ -1,5 +1,7 @@
 """`metal-marlin info`: the machine, the packages and the devices, for a bug report.
 
+Of a model: what it is and where it fits, without loading it.
+
 Tells nothing of the user: no host name, no path, no environment variable.
 """
 
@@ -13,7 +15,10 @@ from typing import Any
 from marlin import __version__
 from marlin.device import abi
 from marlin.device.device import Device, why_not
+from marlin.engine import capacity
+from marlin.engine.kv_cache import kv_token_bytes
 from marlin.errors import DeviceError
+from marlin.models.checkpoint import open_checkpoint
 
 # What memory_bytes is of each kind.
 _WHOSE_MEMORY = {"cpu": ", the machine's", "metal": ", the recommended working-set size"}
@@ -22,18 +27,75 @@ _PACKAGES = ("numpy", "safetensors", "tokenizers")
 
 def add_arguments(parser):
     """Declare the command's arguments on a Parser."""
+    parser.add_argument(
+        "model", metavar="MODEL", nargs="?", help="instead: what this file or folder holds"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(arguments):
     """Print what there is. Returns the exit code."""
-    report = {"versions": versions(), "machine": machine(), "devices": devices()}
+    if arguments.model is not None:
+        report, show = of_model(arguments.model), print_model
+    else:
+        report = {"versions": versions(), "machine": machine(), "devices": devices()}
+        show = print_report
     if arguments.json:
         json.dump(report, sys.stdout, indent=1)
         print()
     else:
-        print_report(report, sys.stdout)
+        show(report, sys.stdout)
     return 0
+
+
+def of_model(path):
+    """{fact: value} of a model, from its headers; raises ModelFileError as loading it would."""
+    device = Device(kind="cpu")
+    try:
+        checkpoint = open_checkpoint(path, device)
+        spec, config = checkpoint.spec, checkpoint.spec.config
+        weight_bytes = checkpoint.weight_bytes
+    finally:
+        device.close()
+    facts = {
+        "family": config.architecture,
+        "format": checkpoint.format,
+        "parameters": capacity.num_parameters(spec),
+        "layers": config.num_layers,
+        "layers_with_window": sum(window is not None for window in config.windows),
+        "max_context_tokens": config.max_context_tokens,
+        "weight_bytes": weight_bytes,
+    }
+    if spec.is_encoder:
+        return facts
+    return facts | {
+        "kv_bytes_per_token": kv_token_bytes(spec),
+        "context_tokens_on_macs": {
+            str(size): capacity.context_that_fits(spec, weight_bytes, capacity.gpu_bytes(size))
+            for size in capacity.MAC_GIGABYTES
+        },
+    }
+
+
+def print_model(facts, file):
+    """A model's facts as text."""
+    windows = facts["layers_with_window"]
+    beside = f", {windows} of them with a window" if windows else ""
+    lines = [
+        ("family", facts["family"]),
+        ("format", facts["format"]),
+        ("parameters", f"{facts['parameters'] / 1e6:,.1f} million"),
+        ("layers", f"{facts['layers']}{beside}"),
+        ("context", f"{facts['max_context_tokens']} tokens"),
+        ("weights", f"{-(-facts['weight_bytes'] >> 20)} MiB"),
+    ]
+    if "kv_bytes_per_token" in facts:
+        lines.append(("KV cache", f"{facts['kv_bytes_per_token'] / 1024:g} KiB a token"))
+        for size, tokens in facts["context_tokens_on_macs"].items():
+            fits = f"a context of {tokens} tokens" if tokens else "too large"
+            lines.append((f"{size} GB Mac", fits))
+    for label, value in lines:
+        print(f"{label:<14}{value}", file=file)
 
 
 def versions():

@@ -7,6 +7,7 @@ import platform
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -119,3 +120,24 @@ def test_looking_leaves_no_device_open(monkeypatch):
     monkeypatch.setattr(Device, "_open", watch)
     info.devices()
     assert opened and all(device.handle is None for device in opened)
+
+
+GEMMA2 = Path(__file__).parents[1] / "data" / "families" / "gemma2.gguf"
+
+
+def test_a_model_is_described_from_its_headers(capsys):
+    assert cli.main(["info", str(GEMMA2), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["family"] == "gemma2" and facts["format"] == "gguf"
+    assert facts["layers"] == 4 and facts["layers_with_window"] == 2
+    # Two KV heads of 32 in four layers, float16, keys and values.
+    assert facts["kv_bytes_per_token"] == 2 * 2 * 2 * 32 * 4
+    assert facts["context_tokens_on_macs"] == dict.fromkeys(("16", "24", "36", "64"), 512)
+    assert cli.main(["info", str(GEMMA2)]) == 0
+    text = capsys.readouterr().out
+    assert "64 GB Mac     a context of 512 tokens" in text and "4, 2 of them with a window" in text
+
+
+def test_what_is_no_model_is_refused_as_serving_it_would_be(capsys, tmp_path):
+    assert cli.main(["info", str(tmp_path / "none.gguf")]) != 0
+    assert "no such file or folder" in capsys.readouterr().err

@@ -1,0 +1,108 @@
+"""Writes the table of docs/models.md: what the Macs that people have can hold.
+
+    python3 tests/support/models_page.py
+
+Sizes are those of published config.json files; weights are counted at 4.5 bits, which is a 4-bit
+value and its share of a scale and a bias, or of Q4_K_M's mixture.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from marlin.engine import capacity
+from marlin.engine.kv_cache import kv_token_bytes
+from marlin.models.registry import config_from_hf, spec_of
+
+PAGE = ROOT / "docs" / "models.md"
+BEGIN, END = "<!-- made by tests/support/models_page.py -->", "<!-- to here -->"
+BITS = 4.5
+NAMES = (
+    *("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads"),
+    *("num_key_value_heads", "head_dim", "vocab_size", "max_position_embeddings"),
+)
+TIED = {"tie_word_embeddings": True}
+
+
+def _ministral(original):
+    rope = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "mscale": 1.0}
+    rope |= {"mscale_all_dim": 1.0, "original_max_position_embeddings": original}
+    return {"rope_parameters": rope | {"llama_4_scaling_beta": 0.1}, "sliding_window": None}
+
+
+# (model, model_type, its NAMES, what else its config.json says).
+MODELS = (
+    ("SmolLM3 3B", "smollm3", (36, 2048, 11008, 16, 4, 128, 128256, 65536), TIED),
+    ("Granite 3.3 8B", "granite", (40, 4096, 12800, 32, 8, 128, 49159, 131072), TIED),
+    ("Llama 3.1 8B", "llama", (32, 4096, 14336, 32, 8, 128, 128256, 131072), {}),
+    ("Llama 3.3 70B", "llama", (80, 8192, 28672, 64, 8, 128, 128256, 131072), {}),
+    ("Mistral Small 3 24B", "mistral", (40, 5120, 32768, 32, 8, 128, 131072, 131072),
+     {"sliding_window": None}),
+    ("Ministral 3 8B", "ministral3", (34, 4096, 14336, 32, 8, 128, 131072, 262144),
+     _ministral(16384)),
+    ("Qwen2.5 7B", "qwen2", (28, 3584, 18944, 28, 4, 128, 152064, 32768), {}),
+    ("Qwen3 4B", "qwen3", (36, 2560, 9728, 32, 8, 128, 151936, 40960), TIED),
+    ("Qwen3 14B", "qwen3", (40, 5120, 17408, 40, 8, 128, 151936, 40960), {}),
+    ("Qwen3 32B", "qwen3", (64, 5120, 25600, 64, 8, 128, 151936, 40960), {}),
+    ("Gemma 2 9B", "gemma2", (42, 3584, 14336, 16, 8, 256, 256000, 8192), {}),
+    ("Gemma 3 4B", "gemma3_text", (34, 2560, 10240, 8, 4, 256, 262208, 131072),
+     {"sliding_window": 1024}),
+    ("Gemma 3 12B", "gemma3_text", (48, 3840, 15360, 16, 8, 256, 262208, 131072),
+     {"sliding_window": 1024}),
+    ("Gemma 3 27B", "gemma3_text", (62, 5376, 21504, 32, 16, 128, 262208, 131072),
+     {"sliding_window": 1024, "query_pre_attn_scalar": 168}),
+    ("OLMo 2 7B", "olmo2", (32, 4096, 11008, 32, 32, 128, 100352, 4096), {}),
+    ("Olmo 3 7B", "olmo3", (32, 4096, 11008, 32, 32, 128, 100278, 65536), {}),
+    ("Phi-4 14B", "phi3", (40, 5120, 17920, 40, 10, 128, 100352, 16384), {}),
+    ("EXAONE 4 32B", "exaone4", (64, 5120, 27392, 40, 8, 128, 102400, 131072), {}),
+    ("GLM-4 9B", "glm4", (40, 4096, 13696, 32, 2, 128, 151552, 32768), {}),
+    ("Muse Glimmer 30B", "muse_glimmer_text", (52, 6656, 19968, 32, 2, 128, 202048, 131072), {}),
+)  # fmt: skip
+
+
+def _spec(model_type, sizes, others):
+    values = {
+        "model_type": model_type,
+        "rms_norm_eps": 1e-6,
+        **dict(zip(NAMES, sizes, strict=True)),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(values | others))
+        return spec_of(config_from_hf(folder))
+
+
+def _cell(tokens, longest):
+    return "-" if not tokens else "all" if tokens == longest else f"{tokens:,}"
+
+
+def table():
+    """The table's text."""
+    sizes = capacity.MAC_GIGABYTES
+    heads = ["model", "parameters", "at 4.5 bits", "KV cache a token", "context"]
+    lines = ["| " + " | ".join([*heads, *(f"{size} GB" for size in sizes)]) + " |"]
+    lines.append("|---" * (len(heads) + len(sizes)) + "|")
+    for name, model_type, dims, others in MODELS:
+        spec = _spec(model_type, dims, others)
+        count, longest = capacity.num_parameters(spec), spec.config.max_context_tokens
+        weights = int(count * BITS / 8)
+        fits = [
+            capacity.context_that_fits(spec, weights, capacity.gpu_bytes(size)) for size in sizes
+        ]
+        cells = [name, f"{count / 1e9:.1f} B", f"{weights / 1e9:.1f} GB"]
+        cells += [f"{kv_token_bytes(spec) / 1024:g} KiB", f"{longest:,}"]
+        lines.append("| " + " | ".join([*cells, *(_cell(n, longest) for n in fits)]) + " |")
+    return "\n".join(lines)
+
+
+def page(text):
+    """docs/models.md with the table in its place."""
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{rest.partition(END)[2]}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text()))
