@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 # arithmetic, keep activations in the second-level cache, and let an abort be noticed soon
 # (docs/performance.md).
 PREFILL_STEP_TOKENS = 256
+# Texts that may take a tokenizer for ever at once: each takes a core until the process ends.
+NUM_HELPERS = 4
 
 
 class Batching(NamedTuple):
@@ -133,6 +135,7 @@ def _load_on(
         vector_dim=config.hidden_dim,
         ranks=pooling is not None and pooling.kind == RANK,
         generates=not spec.is_encoder and (pooling is None or not pooling.is_declared),
+        num_helpers=NUM_HELPERS if allow_unknown else 0,
     )
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from marlin.engine.bounds import check_prompt, check_prompt_fits, check_text, check_text_fits
 from marlin.engine.gate import SlotGate
+from marlin.engine.helpers import Helpers
 from marlin.engine.interface import ModelEngine, ModelTokenizer
 from marlin.errors import NoChatTemplateError, NotServedError, RequestError, TemplateError
 from marlin.text.answer import AnswerReader
@@ -88,6 +89,8 @@ class ServedModel:
 
     Args:
         long_text_characters, poll_s: see the constants.
+        num_helpers: threads that texts are tokenized on, where nobody knows how long that takes; 0
+            is the caller's own.
 
     Attributes:
         model_id: what API calls name it by.
@@ -121,6 +124,7 @@ class ServedModel:
         generates: bool = True,
         long_text_characters: int = LONG_TEXT_CHARACTERS,
         poll_s: float = POLL_S,
+        num_helpers: int = 0,
     ):
         self.model_id = model_id
         self.engine = engine
@@ -139,6 +143,7 @@ class ServedModel:
         self.marker_ids = frozenset(self._special_ids_of_markers())
         self._long_text_characters = long_text_characters
         self._long_parts = SlotGate(1, None, poll_s)
+        self._helpers = Helpers(num_helpers, poll_s) if num_helpers else None
         self._began: dict[int, float] = {}  # by thread: of each call of the tokenizer in hand
 
     @property
@@ -311,6 +316,12 @@ class ServedModel:
                 self._grammars.pop(next(iter(self._grammars)))
         return found
 
+    def close(self) -> None:
+        """Free the engine, and end what tokenizes."""
+        self.engine.close()
+        if self._helpers is not None:
+            self._helpers.close()
+
     def _special_ids_of_markers(self):
         markers = () if self._prompter is None else self._prompter.form.markers
         for marker in markers:
@@ -322,7 +333,7 @@ class ServedModel:
         context = self.engine.max_context_tokens
         fits(self.tokenizer.min_tokens(text), context, bound="at least ")
         if len(text) <= self._long_text_characters:
-            short = self._timed(self.tokenizer.encode, text, **kinds)
+            short = self._timed(still_wanted, self.tokenizer.encode, text, **kinds)
             still_wanted()
             return short
         parts = self.tokenizer.encode_parts(text, self._long_text_characters, **kinds)
@@ -332,12 +343,16 @@ class ServedModel:
             token_ids += part
             fits(len(token_ids), context, bound="at least ")
             with self._long_parts.slot(still_wanted, client):
-                part = self._timed(next, parts, None)
+                part = self._timed(still_wanted, next, parts, None)
             # Nothing stops a tokenizer, and it may have taken longer than the request has.
             still_wanted()
         return token_ids
 
-    def _timed(self, tokenize, *arguments, **options):
+    def _timed(self, still_wanted, tokenize, *arguments, **options):
+        work = partial(self._noted, tokenize, *arguments, **options)
+        return work() if self._helpers is None else self._helpers.run(work, still_wanted)
+
+    def _noted(self, tokenize, *arguments, **options):
         thread = threading.get_ident()
         self._began[thread] = time.monotonic()
         try:

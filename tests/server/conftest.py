@@ -63,6 +63,7 @@ def start_server():
             long_text_characters=LONG_TEXT_CHARACTERS,
             pooling=None,
             generates=True,
+            num_helpers=0,
             **limits,
         ):
             engine = engine or FakeEngine()
@@ -75,6 +76,7 @@ def start_server():
                 long_text_characters=long_text_characters,
                 poll_s=bounds.poll_s,
                 generates=generates,
+                num_helpers=num_helpers,
                 **mock_vectors(pooling),
             )
             app = build_app(config, served if model else None, bounds, created=1_700_000_000)
@@ -83,7 +85,7 @@ def start_server():
             threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
             # What hangs is aborted, and no thread logs any more when the test is over.
             stack.callback(server.drain, CLIENT_TIMEOUT_S)
-            stack.callback(engine.close)
+            stack.callback(served.close)
             return RunningServer(server, engine, app)
 
         yield start

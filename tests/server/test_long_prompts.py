@@ -245,3 +245,37 @@ def test_health_tells_of_a_text_that_no_tokenizer_comes_to_an_end_with(start_ser
         assert client.read().status == 200
         server.app.heartbeat()
         assert probe.ask("GET", "/health").status == 200
+
+
+class Hostile(ByteTokenizer):
+    """Takes for ever with some texts."""
+
+    def __init__(self):
+        self.over = threading.Event()
+
+    def encode(self, text, **kinds):
+        if "hangs" in text:
+            self.over.wait(CLIENT_TIMEOUT_S)
+        return super().encode(text, **kinds)
+
+
+def test_a_text_that_a_tokenizer_may_never_end_is_504_in_time_and_holds_up_no_other(start_server):
+    tokenizer = Hostile()
+    server = start_server(
+        tokenizer=tokenizer, options={"timeout_s": "1"}, num_helpers=2, poll_s=0.05, stuck_s=60
+    )
+
+    def status(text):
+        body = chat_body(messages=[{"role": "user", "content": text}])
+        with server.connect() as client:
+            began = time.monotonic()
+            answer = client.ask("POST", "/v1/chat/completions", body)
+        assert time.monotonic() - began < 4
+        return answer.status
+
+    try:
+        assert (status("it hangs"), status("Hi")) == (504, 200)
+        assert (status("it hangs"), status("Hi")) == (504, 504)  # no helper is left
+    finally:
+        tokenizer.over.set()
+    assert status("Hi") == 200

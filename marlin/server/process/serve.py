@@ -302,7 +302,7 @@ def stop(signum, model, server, limits, audit=None):
     # A device that failed might hang when it is closed; the process's end frees it.
     has_failed = model is not None and not model.engine.alive
     if model is not None and not has_failed:
-        model.engine.close()
+        model.close()
         server.wait_idle(limits.linger_s)  # requests that this cut off get to say so
     if audit is not None:
         audit.close()
