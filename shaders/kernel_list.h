@@ -12,7 +12,8 @@
  *   units     how its work is counted on three axes: UNITS_<units> of kernel_units.c
  *   axes      of these, the CPU device shares out the first; a worker takes all of the others
  *   flags     QUANTIZES: the CPU device quantizes binding 0 first (LinearParams); UNEVEN: units
- *             differ widely in cost, and it hands them out one at a time
+ *             differ widely in cost, and it hands them out one at a time; EXPERTS: of a mixture
+ *             (ExpertParams); CHOOSES: EXPERTS and QUANTIZES, row by row
  *   threads   of a threadgroup; 0: SIMDGROUPS simdgroups, as MARLIN_SIMDGROUPS says
  *   x, y      units that a threadgroup takes, so that an axis has ceil(units / x) threadgroups; a 0
  *             on y stands for ROWS, the rows that a threadgroup of matvec_* computes (common.h),
@@ -41,12 +42,28 @@
     X(matmul_fp4,  linear, fp4,  LinearParams, 6, linear, 1, QUANTIZES, 128, 4, 64) \
     X(matmul_int4, linear, int4, LinearParams, 6, linear, 1, QUANTIZES, 128, 4, 64) \
     X(matmul_int8, linear, int8, LinearParams, 6, linear, 1, QUANTIZES, 128, 4, 64) \
+    X(matvec_experts_f32,  experts, f32,  ExpertParams, 8, experts, 1, EXPERTS,  256, 1,  0) \
+    X(matvec_experts_f16,  experts, f16,  ExpertParams, 8, experts, 1, EXPERTS,  256, 1,  0) \
+    X(matvec_experts_bf16, experts, bf16, ExpertParams, 8, experts, 1, EXPERTS,  256, 1,  0) \
+    X(matvec_experts_fp4,  experts, fp4,  ExpertParams, 8, experts, 1, CHOOSES,    0, 1,  0) \
+    X(matvec_experts_int4, experts, int4, ExpertParams, 8, experts, 1, CHOOSES,    0, 1,  0) \
+    X(matvec_experts_int8, experts, int8, ExpertParams, 8, experts, 1, CHOOSES,    0, 1,  0) \
+    X(matmul_experts_f32,  experts, f32,  ExpertParams, 8, experts, 1, EXPERTS,  128, 4, 64) \
+    X(matmul_experts_f16,  experts, f16,  ExpertParams, 8, experts, 1, EXPERTS,  128, 4, 64) \
+    X(matmul_experts_bf16, experts, bf16, ExpertParams, 8, experts, 1, EXPERTS,  128, 4, 64) \
+    X(matmul_experts_fp4,  experts, fp4,  ExpertParams, 8, experts, 1, CHOOSES,  128, 4, 64) \
+    X(matmul_experts_int4, experts, int4, ExpertParams, 8, experts, 1, CHOOSES,  128, 4, 64) \
+    X(matmul_experts_int8, experts, int8, ExpertParams, 8, experts, 1, CHOOSES,  128, 4, 64) \
+    X(route,           route,           none, RouteParams,   4, rows,       1, 0,  32, 1, 1) \
+    X(sort_experts,    sort_experts,    none, SortParams,    3, once,       1, 0, 256, 1, 1) \
+    X(combine_experts, combine_experts, none, CombineParams, 3, row_pieces, 2, 0, 256, 1, 1) \
     X(rms_norm,      rms_norm,      none, RmsNormParams,   4, row_parts,    2, 0, 256, 1, 8) \
     X(layer_norm,    layer_norm,    none, LayerNormParams, 5, rows,         1, 0, 256, 1, 1) \
     X(rope_table,    rope_table,    none, RopeTableParams, 3, rows,         1, 0,  64, 1, 1) \
     X(rope_kv_write, rope_kv_write, none, RopeKvParams,    7, row_heads,    1, 0, 128, 1, 4) \
     X(silu_mul,      gated_mul,     none, RowsParams,      3, row_pieces,   1, 0, 256, 1, 1) \
     X(gelu_mul,      gated_mul,     none, RowsParams,      3, row_pieces,   1, 0, 256, 1, 1) \
+    X(swiglu_mul,    gated_mul,     none, RowsParams,      3, row_pieces,   1, 0, 256, 1, 1) \
     X(sigmoid_mul,   gated_mul,     none, RowsParams,      3, row_pieces,   1, 0, 256, 1, 1) \
     X(scale_rows,    scale_rows,    none, ScaleParams,     2, row_pieces,   1, 0, 256, 1, 1) \
     X(gelu,          gelu,          none, RowsParams,      2, row_pieces,   1, 0, 256, 1, 1) \

@@ -25,6 +25,7 @@
 #include <metal_stdlib>
 
 #include "common.h"
+#include "experts.h"
 #include "weights.h"
 
 using namespace metal;
@@ -59,14 +60,16 @@ inline void matmul_store(threadgroup float *to, uint row, uint column, float4 va
 }
 
 // Columns [column, column + MATMUL_STEP) of up to 64 rows of a dense matrix, zeros past its ends.
-template <typename Weight>
-inline void matmul_load_dense(device const typename Weight::type *rows, uint num_rows, uint k,
-                              uint column, threadgroup float *to, uint thread_index)
+template <typename Weight, typename Rows>
+inline void matmul_load_dense(device const typename Weight::type *values_at,
+                              thread const Rows &rows, uint num_rows, uint k, uint column,
+                              threadgroup float *to, uint thread_index)
 {
     for (uint i = thread_index; i < MATMUL_ROWS * MATMUL_STEP / 4; i += MATMUL_THREADS) {
         const uint row = i / (MATMUL_STEP / 4), quad = i % (MATMUL_STEP / 4) * 4;
-        device const typename Weight::type *at = rows + ulong(row) * k + column + quad;
         const uint left = row < num_rows && column + quad < k ? k - column - quad : 0;
+        const ulong first = ulong(x_row(rows, left > 0 ? row : 0)) * k;
+        device const typename Weight::type *at = values_at + first + column + quad;
         float4 values = float4(0.0f);
         if (left >= 4) {
             values = Weight::quad(at);
@@ -82,16 +85,19 @@ inline void matmul_load_dense(device const typename Weight::type *rows, uint num
 // How W comes into threadgroup memory: in place, or decoded from words. Neighbouring threads take
 // the same columns of the sixteen rows that lie side by side.
 template <typename Weight> struct DenseTile {
+    enum { BITS = 8 * sizeof(typename Weight::type), IS_PACKED = 0 };
     static void load(thread const MatmulWeight &w, uint column, threadgroup float *to,
                      uint thread_index)
     {
         typedef typename Weight::type type;
-        device const type *rows = (device const type *)w.data + ulong(w.row) * w.k;
-        matmul_load_dense<Weight>(rows, w.n - w.row, w.k, column, to, thread_index);
+        const Neighbours rows = {w.row};
+        matmul_load_dense<Weight>((device const type *)w.data, rows, w.n - w.row, w.k, column, to,
+                                  thread_index);
     }
 };
 
 template <typename Weight> struct PackedTile {
+    enum { BITS = 32 / Weight::COLUMNS, IS_PACKED = 1 };
     static void load(thread const MatmulWeight &w, uint column, threadgroup float *to,
                      uint thread_index)
     {
@@ -140,37 +146,27 @@ inline void matmul_step(thread simdgroup_float8x8 (&sums)[MATMUL_SIDE][MATMUL_SI
     }
 }
 
-template <typename Tile>
-[[kernel, max_total_threads_per_threadgroup(MATMUL_THREADS)]] void
-matmul(device const float *x [[buffer(0)]], device const uchar *data [[buffer(1)]],
-       device const uchar *scales [[buffer(2)]], device const uchar *biases [[buffer(3)]],
-       device const float *output_bias [[buffer(4)]], device float *y [[buffer(5)]],
-       constant LinearParams &p [[buffer(MARLIN_PARAMS_INDEX)]],
-       constant int32_t *vars [[buffer(MARLIN_VARS_INDEX)]],
-       uint3 group [[threadgroup_position_in_grid]],
-       uint thread_index [[thread_index_in_threadgroup]],
-       uint simdgroup [[simdgroup_index_in_threadgroup]])
+// A tile of y: num_rows rows of x, from `column` of the weight's rows on.
+template <typename Tile, typename Rows>
+inline void matmul_tile(device const float *x, thread const MatmulWeight &weight,
+                        device const float *output_bias, device float *y, thread const Rows &rows,
+                        uint num_rows, threadgroup float *tiles, uint thread_index, uint simdgroup)
 {
-    threadgroup float4 memory[(MATMUL_ROWS + MATMUL_COLUMNS) * MATMUL_STRIDE / 4];
-    threadgroup float *tiles = (threadgroup float *)memory;
     threadgroup float *x_tile = tiles, *w_tile = tiles + MATMUL_ROWS * MATMUL_STRIDE;
-    const uint row = group.y * MATMUL_ROWS, column = group.x * MATMUL_COLUMNS;
-    const uint num_rows = min(uint(vars[p.rows_var]) - row, uint(MATMUL_ROWS));
-    const uint num_columns = min(p.n - column, uint(MATMUL_COLUMNS));
+    const uint column = weight.row;
+    const uint num_columns = min(weight.n - column, uint(MATMUL_COLUMNS));
     // Where this simdgroup's quarter begins in the tile of y.
     const uint quarter_row = simdgroup / 2 * 8 * MATMUL_SIDE;
     const uint quarter_column = simdgroup % 2 * 8 * MATMUL_SIDE;
     const bool has_work = quarter_row < num_rows && quarter_column < num_columns;
-    const MatmulWeight weight = {data, scales, biases, p.n, p.k, column};
-
     simdgroup_float8x8 sums[MATMUL_SIDE][MATMUL_SIDE];
 #pragma unroll
     for (uint i = 0; i < MATMUL_SIDE; i++)
 #pragma unroll
         for (uint j = 0; j < MATMUL_SIDE; j++)
             sums[i][j] = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
-    for (uint k = 0; k < p.k; k += MATMUL_STEP) {
-        matmul_load_dense<F32Weight>(x + ulong(row) * p.k, num_rows, p.k, k, x_tile, thread_index);
+    for (uint k = 0; k < weight.k; k += MATMUL_STEP) {
+        matmul_load_dense<F32Weight>(x, rows, num_rows, weight.k, k, x_tile, thread_index);
         Tile::load(weight, k, w_tile, thread_index);
         threadgroup_barrier(mem_flags::mem_threadgroup);
         if (has_work)
@@ -192,15 +188,71 @@ matmul(device const float *x [[buffer(0)]], device const uchar *data [[buffer(1)
         const uint r = i / MATMUL_COLUMNS, c = i % MATMUL_COLUMNS;
         if (c >= num_columns) continue;
         const float bias = FLAGS & MARLIN_OUTPUT_BIAS ? output_bias[column + c] : 0.0f;
-        y[ulong(row + r) * p.n + column + c] = tiles[r * MATMUL_Y_STRIDE + c] + bias;
+        y[ulong(y_row(rows, r)) * weight.n + column + c] = tiles[r * MATMUL_Y_STRIDE + c] + bias;
     }
 }
 
-#define MATMUL(name, Tile)                                                                         \
+template <typename Tile>
+[[kernel, max_total_threads_per_threadgroup(MATMUL_THREADS)]] void
+matmul(device const float *x [[buffer(0)]], device const uchar *data [[buffer(1)]],
+       device const uchar *scales [[buffer(2)]], device const uchar *biases [[buffer(3)]],
+       device const float *output_bias [[buffer(4)]], device float *y [[buffer(5)]],
+       constant LinearParams &p [[buffer(MARLIN_PARAMS_INDEX)]],
+       constant int32_t *vars [[buffer(MARLIN_VARS_INDEX)]],
+       uint3 group [[threadgroup_position_in_grid]],
+       uint thread_index [[thread_index_in_threadgroup]],
+       uint simdgroup [[simdgroup_index_in_threadgroup]])
+{
+    threadgroup float4 memory[(MATMUL_ROWS + MATMUL_COLUMNS) * MATMUL_STRIDE / 4];
+    const Neighbours rows = {group.y * MATMUL_ROWS};
+    const uint num_rows = min(uint(vars[p.rows_var]) - rows.first, uint(MATMUL_ROWS));
+    const MatmulWeight weight = {data, scales, biases, p.n, p.k, group.x * MATMUL_COLUMNS};
+    matmul_tile<Tile>(x, weight, output_bias, y, rows, num_rows, (threadgroup float *)memory,
+                      thread_index, simdgroup);
+}
+
+// The same of one expert, for the rows that chose it.
+//
+//   W  of all experts, one after the other: data, scales and biases of each have as many bytes
+//   Grid: ceil(n / 64) by ceil(tokens / 64) by groups of sort_experts: no expert has more rows than
+//   there are tokens. Those past its rows end at once.
+template <typename Tile>
+[[kernel, max_total_threads_per_threadgroup(MATMUL_THREADS)]] void matmul_experts(
+    device const float *x [[buffer(0)]], device const uchar *data [[buffer(1)]],
+    device const uchar *scales [[buffer(2)]], device const uchar *biases [[buffer(3)]],
+    device const float *output_bias [[buffer(4)]], device float *y [[buffer(5)]],
+    device const int32_t *order [[buffer(6)]], device const int32_t *groups [[buffer(7)]],
+    constant ExpertParams &p [[buffer(MARLIN_PARAMS_INDEX)]],
+    constant int32_t *vars [[buffer(MARLIN_VARS_INDEX)]],
+    constant MarlinCall &call [[buffer(MARLIN_CALL_INDEX)]],
+    device atomic_uint *status [[buffer(MARLIN_STATUS_INDEX)]],
+    uint3 group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]])
+{
+    threadgroup float4 memory[(MATMUL_ROWS + MATMUL_COLUMNS) * MATMUL_STRIDE / 4];
+    Chosen rows;
+    if (!find_chosen(rows, order, groups, group.z, group.y * MATMUL_ROWS, MATMUL_ROWS, p, vars,
+                     status, call))
+        return;
+    const ulong values = ulong(rows.expert) * p.n * p.k;
+    MatmulWeight weight = {data, scales, biases, p.n, p.k, group.x * MATMUL_COLUMNS};
+    weight.data += values * Tile::BITS / 8;
+    if (Tile::IS_PACKED) {
+        const ulong scale_at = values / GROUP_SIZE * (FLAGS & MARLIN_SCALE_F32 ? 4 : 2);
+        weight.scales += scale_at;
+        weight.biases += scale_at;
+    }
+    if (FLAGS & MARLIN_OUTPUT_BIAS) output_bias += rows.expert * p.n;
+    matmul_tile<Tile>(x, weight, output_bias, y, rows, rows.count, (threadgroup float *)memory,
+                      thread_index, simdgroup);
+}
+
+#define MATMUL(name, Tile) MATMUL_OF(name, Tile, matmul)
+#define MATMUL_OF(name, Tile, function)                                                            \
     static_assert(THREADS_##name == MATMUL_THREADS && UNITS_Y_##name == MATMUL_ROWS &&             \
                       UNITS_X_##name * MARLIN_ROW_TILE == MATMUL_COLUMNS,                          \
                   "kernel_list.h says otherwise");                                                 \
-    template [[host_name(#name)]] [[kernel]] decltype(matmul<Tile>) matmul<Tile>;
+    template [[host_name(#name)]] [[kernel]] decltype(function<Tile>) function<Tile>;
 
 MATMUL(matmul_f32, DenseTile<F32Weight>)
 MATMUL(matmul_f16, DenseTile<F16Weight>)
@@ -208,3 +260,9 @@ MATMUL(matmul_bf16, DenseTile<Bf16Weight>)
 MATMUL(matmul_int8, PackedTile<Int8Weight>)
 MATMUL(matmul_int4, PackedTile<Int4Weight>)
 MATMUL(matmul_fp4, PackedTile<Fp4Weight>)
+MATMUL_OF(matmul_experts_f32, DenseTile<F32Weight>, matmul_experts)
+MATMUL_OF(matmul_experts_f16, DenseTile<F16Weight>, matmul_experts)
+MATMUL_OF(matmul_experts_bf16, DenseTile<Bf16Weight>, matmul_experts)
+MATMUL_OF(matmul_experts_int8, PackedTile<Int8Weight>, matmul_experts)
+MATMUL_OF(matmul_experts_int4, PackedTile<Int4Weight>, matmul_experts)
+MATMUL_OF(matmul_experts_fp4, PackedTile<Fp4Weight>, matmul_experts)

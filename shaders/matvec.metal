@@ -26,6 +26,7 @@
 #include <metal_stdlib>
 
 #include "common.h"
+#include "experts.h"
 #include "weights.h"
 
 using namespace metal;
@@ -164,11 +165,27 @@ inline float dot_add(float4 a, float4 b, float sum)
     return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, sum))));
 }
 
-// Adds a step's products with up to ROW_BLOCK rows of x. last: the last of them that exists, whose
-// values also stand for those beyond.
-template <typename Weight>
+// Where the rows that a simdgroup multiplies lie in x, from its first one, or from x itself; `last`
+// is the last that exists, whose values also stand for those beyond.
+struct NextRows {
+    uint last;
+};
+
+struct ChosenRows {
+    uint last;
+    uint at[ROW_BLOCK];
+};
+
+inline uint row_at(thread const NextRows &rows, uint m, uint k) { return min(m, rows.last) * k; }
+inline uint row_at(thread const ChosenRows &rows, uint m, uint) { return rows.at[m]; }
+// Whether a row need not be multiplied. Experts have few rows, and often one.
+inline bool is_beyond(thread const NextRows &, uint) { return false; }
+inline bool is_beyond(thread const ChosenRows &rows, uint m) { return m > rows.last; }
+
+// Adds a step's products with up to ROW_BLOCK rows of x.
+template <typename Weight, typename Rows>
 inline void multiply_step(thread float4 *sums, thread const MatvecStep<Weight> &step,
-                          device const float *x, uint k, uint last)
+                          device const float *x, uint k, thread const Rows &rows)
 {
     float4 dots[ROW_BLOCK];
     float totals[ROW_BLOCK];
@@ -185,10 +202,10 @@ inline void multiply_step(thread float4 *sums, thread const MatvecStep<Weight> &
             Weight::decode(step.codes[i / Weight::WORD_COLUMNS][r], codes[r]);
 #pragma unroll
         for (uint m = 0; m < ROW_BLOCK; m++) {
-            if (m >= ROWS) break;
+            if (m >= ROWS || is_beyond(rows, m)) break;
 #pragma unroll
             for (uint q = 0; q < Weight::WORD_COLUMNS / 4; q++) {
-                float4 quad = load_floats(x + min(m, last) * k + i + 4 * q);
+                float4 quad = load_floats(x + row_at(rows, m, k) + i + 4 * q);
                 if (Weight::has_bias()) totals[m] += (quad.x + quad.y) + (quad.z + quad.w);
                 quad = Weight::matched(quad, q);
 #pragma unroll
@@ -217,9 +234,9 @@ template <typename Weight> inline void advance(thread MatvecSource &from)
 
 // Sums of one tile over a part of the columns, for up to ROW_BLOCK rows of x that begin at x. Each
 // load is behind a condition of its own: compilers move others down to where they are used.
-template <typename Weight>
+template <typename Weight, typename Rows>
 inline void multiply_part(thread float4 *sums, device const float *x, MatvecSource from, uint k,
-                          uint last, uint part, uint lane)
+                          thread const Rows &rows, uint part, uint lane)
 {
     const uint num_steps = k / STEP_COLUMNS, together = SIMDGROUPS * QUARTER_LANES;
     const uint first = part * QUARTER_LANES + lane / 4;
@@ -235,12 +252,12 @@ inline void multiply_part(thread float4 *sums, device const float *x, MatvecSour
     while (true) {
         advance<Weight>(from);
         if (left > 1) load_step(odd, from);
-        multiply_step(sums, even, x, k, last);
+        multiply_step(sums, even, x, k, rows);
         if (left <= 1) break;
         x += together * STEP_COLUMNS;
         advance<Weight>(from);
         if (left > 2) load_step(even, from);
-        multiply_step(sums, odd, x, k, last);
+        multiply_step(sums, odd, x, k, rows);
         if (left <= 2) break;
         x += together * STEP_COLUMNS;
         left -= 2;
@@ -274,7 +291,8 @@ inline void matvec_packed(device const float *x, MatvecSource from, device const
         float4 sums[ROW_BLOCK];
 #pragma unroll
         for (uint m = 0; m < ROW_BLOCK; m++) sums[m] = float4(0.0f);
-        multiply_part<Weight>(sums, x + ulong(row) * k, from, k, rows - 1 - row, part, lane);
+        const NextRows next = {rows - 1 - row};
+        multiply_part<Weight>(sums, x + ulong(row) * k, from, k, next, part, lane);
 #pragma unroll
         for (uint m = 0; m < ROW_BLOCK; m++) {
             if (m >= ROWS) break;
@@ -322,23 +340,102 @@ MATVEC_PACKED(matvec_fp4, MatvecFp4)
 MATVEC_PACKED(matvec_int4, MatvecInt4)
 MATVEC_PACKED(matvec_int8, MatvecInt8)
 
+// The tile of one expert for the rows that chose it, ROW_BLOCK of them at a time: the sums of a row
+// are those of matvec_packed.
+//
+//   W  of all experts, one after the other; n % 16 == 0     y, output bias  float [choices, n],
+//   [num_experts, n]
+//   Grid: n / 16 tiles by ceil(tokens / ROWS) by groups of sort_experts: no expert has more rows
+//   than there are tokens. Those past its rows end at once.
+template <typename Weight>
+inline void matvec_chosen(device const float *x, MatvecSource from, device const float *output_bias,
+                          device float *y, constant ExpertParams &p, thread const Chosen &chosen,
+                          uint tile, uint lane, uint simdgroup, threadgroup float4 *parts)
+{
+    const uint k = p.k, n = p.n, block = min(uint(ROWS), uint(ROW_BLOCK));
+    const ulong tiles = ulong(chosen.expert) * (n / 16) + tile;
+    const ulong scales = tiles * (k / GROUP_SIZE * 4 * scales_bytes());
+    from.codes += tiles * (k / Weight::WORD_COLUMNS * 4);
+    from.scales += scales;
+    from.biases += scales;
+    for (uint first = 0; first < chosen.count; first += block) {
+        ChosenRows rows;
+        rows.last = min(chosen.count - first, block) - 1;
+        float4 sums[ROW_BLOCK];
+#pragma unroll
+        for (uint m = 0; m < ROW_BLOCK; m++) {
+            sums[m] = float4(0.0f);
+            if (m < block) rows.at[m] = x_row(chosen, first + min(m, rows.last)) * k;
+        }
+        multiply_part<Weight>(sums, x, from, k, rows, simdgroup, lane);
+#pragma unroll
+        for (uint m = 0; m < ROW_BLOCK; m++) {
+            if (m > rows.last) break;
+            float4 sum = quarter_sum(sums[m]);
+            if (lane < 4) parts[(m * SIMDGROUPS + simdgroup) * 4 + lane] = sum;
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+        threadgroup const float *part_sums = (threadgroup const float *)parts;
+        const uint i = simdgroup * SIMD_THREADS + lane, m = i / 16, column = tile * 16 + i % 16;
+        if (m <= rows.last) {
+            float sum = 0.0f;
+#pragma unroll
+            for (uint part = 0; part < SIMDGROUPS; part++)
+                sum += part_sums[(m * SIMDGROUPS + part) * 16 + i % 16];
+            sum *= Weight::step();
+            if (FLAGS & MARLIN_OUTPUT_BIAS) sum += output_bias[chosen.expert * n + column];
+            y[ulong(y_row(chosen, first + m)) * n + column] = sum;
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
+}
+
+#define MATVEC_EXPERTS(kernel_name, Weight)                                                        \
+    [[kernel, max_total_threads_per_threadgroup(MATVEC_THREADS)]] void kernel_name(                \
+        device const float *x [[buffer(0)]], device const uint4 *codes [[buffer(1)]],              \
+        device const uchar *scales [[buffer(2)]], device const uchar *biases [[buffer(3)]],        \
+        device const float *output_bias [[buffer(4)]], device float *y [[buffer(5)]],              \
+        device const int32_t *order [[buffer(6)]], device const int32_t *groups [[buffer(7)]],     \
+        constant ExpertParams &p [[buffer(MARLIN_PARAMS_INDEX)]],                                  \
+        constant int32_t *vars [[buffer(MARLIN_VARS_INDEX)]],                                      \
+        constant MarlinCall &call [[buffer(MARLIN_CALL_INDEX)]],                                   \
+        device atomic_uint *status [[buffer(MARLIN_STATUS_INDEX)]],                                \
+        uint3 group [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]],     \
+        uint simdgroup [[simdgroup_index_in_threadgroup]])                                         \
+    {                                                                                              \
+        threadgroup float4 parts[ROW_BLOCK * MATVEC_SIMDGROUPS * 4];                               \
+        Chosen chosen;                                                                             \
+        if (!find_chosen(chosen, order, groups, group.z, group.y * ROWS, ROWS, p, vars, status,    \
+                         call))                                                                    \
+            return;                                                                                \
+        MatvecSource from;                                                                         \
+        from.codes = codes;                                                                        \
+        from.scales = scales;                                                                      \
+        from.biases = Weight::has_bias() ? biases : scales;                                        \
+        matvec_chosen<Weight>(x, from, output_bias, y, p, chosen, group.x, lane, simdgroup,        \
+                              parts);                                                              \
+    }
+
+MATVEC_EXPERTS(matvec_experts_fp4, MatvecFp4)
+MATVEC_EXPERTS(matvec_experts_int4, MatvecInt4)
+MATVEC_EXPERTS(matvec_experts_int8, MatvecInt8)
+
 // Products of W_ROWS rows of W, at the same columns, with up to X_ROWS rows of x, num_x of them.
-// last: the last row of x that exists.
-template <typename Weight, uint X_ROWS, uint W_ROWS>
+template <typename Weight, uint X_ROWS, uint W_ROWS, typename Rows>
 inline void multiply_rows(thread float (&sums)[X_ROWS][W_ROWS], device const float *x,
                           device const typename Weight::type *weights,
-                          thread const ulong (&rows)[W_ROWS], uint k, uint num_x, uint last,
-                          uint lane)
+                          thread const ulong (&offsets)[W_ROWS], uint k, uint num_x,
+                          thread const Rows &rows, uint lane)
 {
 #pragma unroll 4
     for (uint column = lane * 4; column < k / 4 * 4; column += SIMD_THREADS * 4) {
         float4 w[W_ROWS];
 #pragma unroll
-        for (uint r = 0; r < W_ROWS; r++) w[r] = Weight::quad(weights + rows[r] + column);
+        for (uint r = 0; r < W_ROWS; r++) w[r] = Weight::quad(weights + offsets[r] + column);
 #pragma unroll
         for (uint m = 0; m < X_ROWS; m++) {
-            if (m >= num_x) break;
-            device const float *from = x + min(m, last) * k + column;
+            if (m >= num_x || is_beyond(rows, m)) break;
+            device const float *from = x + row_at(rows, m, k) + column;
             float4 values = k % 4 == 0 ? load_floats(from) : F32Weight::quad(from);
 #pragma unroll
             for (uint r = 0; r < W_ROWS; r++) sums[m][r] = dot_add(w[r], values, sums[m][r]);
@@ -348,11 +445,11 @@ inline void multiply_rows(thread float (&sums)[X_ROWS][W_ROWS], device const flo
     if (column >= k) return;
 #pragma unroll
     for (uint m = 0; m < X_ROWS; m++) {
-        if (m >= num_x) break;
-        float value = x[min(m, last) * k + column];
+        if (m >= num_x || is_beyond(rows, m)) break;
+        float value = x[row_at(rows, m, k) + column];
 #pragma unroll
         for (uint r = 0; r < W_ROWS; r++)
-            sums[m][r] = fma(Weight::one(weights[rows[r] + column]), value, sums[m][r]);
+            sums[m][r] = fma(Weight::one(weights[offsets[r] + column]), value, sums[m][r]);
     }
 }
 
@@ -375,8 +472,9 @@ inline void matvec_dense(device const float *x, device const typename Weight::ty
 #pragma unroll
         for (uint m = 0; m < X_ROWS; m++) sums[m][r] = 0.0f;
     }
+    const NextRows next = {rows - 1 - first_row};
     multiply_rows<Weight, X_ROWS, W_ROWS>(sums, x + ulong(first_row) * k, weights, offsets, k,
-                                          num_x, rows - 1 - first_row, lane);
+                                          num_x, next, lane);
 #pragma unroll
     for (uint m = 0; m < X_ROWS; m++) {
         if (m >= num_x || first_row + m >= rows) break;
@@ -411,3 +509,70 @@ inline void matvec_dense(device const float *x, device const typename Weight::ty
 MATVEC_DENSE(matvec_f32, F32Weight)
 MATVEC_DENSE(matvec_f16, F16Weight)
 MATVEC_DENSE(matvec_bf16, Bf16Weight)
+
+#define EXPERT_ROWS 2
+
+// The same of one expert, for the rows that chose it: a simdgroup takes two of its rows.
+template <typename Weight>
+inline void matvec_dense_chosen(device const float *x, device const typename Weight::type *weights,
+                                device const float *output_bias, device float *y,
+                                constant ExpertParams &p, thread const Chosen &chosen, uint tile,
+                                uint lane, uint simdgroup)
+{
+    const uint k = p.k, n = p.n, w_row = tile * 16 + simdgroup * EXPERT_ROWS;
+    const uint block = min(uint(ROWS), uint(ROW_BLOCK));
+    if (w_row >= n) return;
+    ulong offsets[EXPERT_ROWS];
+#pragma unroll
+    for (uint r = 0; r < EXPERT_ROWS; r++)
+        offsets[r] = (ulong(chosen.expert) * n + min(w_row + r, n - 1)) * k;
+    for (uint first = 0; first < chosen.count; first += block) {
+        ChosenRows rows;
+        rows.last = min(chosen.count - first, block) - 1;
+        float sums[ROW_BLOCK][EXPERT_ROWS];
+#pragma unroll
+        for (uint m = 0; m < ROW_BLOCK; m++) {
+#pragma unroll
+            for (uint r = 0; r < EXPERT_ROWS; r++) sums[m][r] = 0.0f;
+            if (m < block) rows.at[m] = x_row(chosen, first + min(m, rows.last)) * k;
+        }
+        multiply_rows<Weight, ROW_BLOCK, EXPERT_ROWS>(sums, x, weights, offsets, k, block, rows,
+                                                      lane);
+#pragma unroll
+        for (uint m = 0; m < ROW_BLOCK; m++) {
+            if (m > rows.last) break;
+#pragma unroll
+            for (uint r = 0; r < EXPERT_ROWS; r++) {
+                float sum = simd_sum(sums[m][r]);
+                if (lane == r && w_row + r < n) {
+                    if (FLAGS & MARLIN_OUTPUT_BIAS)
+                        sum += output_bias[chosen.expert * n + w_row + r];
+                    y[ulong(y_row(chosen, first + m)) * n + w_row + r] = sum;
+                }
+            }
+        }
+    }
+}
+
+#define MATVEC_DENSE_EXPERTS(kernel_name, Weight)                                                  \
+    [[kernel, max_total_threads_per_threadgroup(MATVEC_THREADS)]] void kernel_name(                \
+        device const float *x [[buffer(0)]], device const Weight::type *weights [[buffer(1)]],     \
+        device const float *output_bias [[buffer(4)]], device float *y [[buffer(5)]],              \
+        device const int32_t *order [[buffer(6)]], device const int32_t *groups [[buffer(7)]],     \
+        constant ExpertParams &p [[buffer(MARLIN_PARAMS_INDEX)]],                                  \
+        constant int32_t *vars [[buffer(MARLIN_VARS_INDEX)]],                                      \
+        constant MarlinCall &call [[buffer(MARLIN_CALL_INDEX)]],                                   \
+        device atomic_uint *status [[buffer(MARLIN_STATUS_INDEX)]],                                \
+        uint3 group [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]],     \
+        uint simdgroup [[simdgroup_index_in_threadgroup]])                                         \
+    {                                                                                              \
+        Chosen chosen;                                                                             \
+        if (find_chosen(chosen, order, groups, group.z, group.y * ROWS, ROWS, p, vars, status,     \
+                        call))                                                                     \
+            matvec_dense_chosen<Weight>(x, weights, output_bias, y, p, chosen, group.x, lane,      \
+                                        simdgroup);                                                \
+    }
+
+MATVEC_DENSE_EXPERTS(matvec_experts_f32, F32Weight)
+MATVEC_DENSE_EXPERTS(matvec_experts_f16, F16Weight)
+MATVEC_DENSE_EXPERTS(matvec_experts_bf16, Bf16Weight)

@@ -27,6 +27,16 @@
 #define MARLIN_WEIGHT_BIAS 2u /* a bias a group is added to the dequantized weight */
 #define MARLIN_OUTPUT_BIAS 4u /* y = x W^T + b */
 
+/* What a router's logits become: shares of all experts, each a number of its own, or shares of the
+ * chosen ones. */
+#define MARLIN_GATE_SOFTMAX 0u
+#define MARLIN_GATE_SIGMOID 1u
+#define MARLIN_GATE_CHOSEN 2u
+#define MARLIN_MAX_EXPERTS 1024
+#define MARLIN_MAX_SLOTS 64
+/* Floats of a row that a unit of silu_mul, its likes and combine_experts takes. */
+#define MARLIN_PIECE_FLOATS 1024
+
 /* Bytes that a unit of probe_read reads, and dot instructions that a unit of probe_dot runs. */
 #define MARLIN_PROBE_BYTES 1048576
 #define MARLIN_PROBE_DOTS 65536
@@ -46,6 +56,44 @@ struct LinearParams {
     uint32_t k;
     uint32_t group_size;
     uint32_t flags;
+};
+
+/* Begins as LinearParams does. */
+struct ExpertParams {
+    int32_t rows_var;
+    uint32_t n; /* of one expert */
+    uint32_t k;
+    uint32_t group_size;
+    uint32_t flags;
+    uint32_t num_experts;
+    uint32_t num_slots; /* experts that a token chooses */
+    uint32_t x_slots;   /* rows of x a token: 1, or num_slots */
+};
+
+struct RouteParams {
+    int32_t rows_var;
+    uint32_t num_experts;
+    uint32_t num_slots;
+    uint32_t gating; /* MARLIN_GATE_... */
+    uint32_t normalizes;
+    uint32_t has_bias;
+    uint32_t num_groups; /* 1: all experts may be chosen */
+    uint32_t kept_groups;
+    float scale;
+    float epsilon; /* added to the sum that normalizes */
+};
+
+struct SortParams {
+    int32_t rows_var;
+    uint32_t num_experts;
+    uint32_t num_slots;
+};
+
+struct CombineParams {
+    int32_t rows_var;
+    uint32_t dim;
+    uint32_t num_slots;
+    uint32_t adds; /* to what y holds, instead of replacing it */
 };
 
 struct RmsNormParams {

@@ -276,21 +276,39 @@ inline float row_gate(float x, float z)
 
 struct Silu {
     static float of(float x) { return row_gate(x, x); }
+    static float up(float x) { return x; }
 };
 
 // As its tanh form gives: (1 + tanh(u)) / 2 = sigmoid(2u), u = sqrt(2 / pi) (x + 0.044715 x^3).
 struct Gelu {
     static float of(float x) { return row_gate(x, x * fma(x * x, 0.0713548163f, 1.59576912f)); }
+    static float up(float x) { return x; }
 };
 
 struct Sigmoid {
     static float of(float x) { return (x >= 0.0f ? 1.0f : exp(x)) / (1.0f + exp(-fabs(x))); }
+    static float up(float x) { return x; }
 };
 
+// gpt-oss's: the gate is at most 7, and up is within 7 of 0, and 1 more.
+struct Swiglu {
+    static float of(float x)
+    {
+        x = x > 7.0f ? 7.0f : x;
+        return row_gate(x, 1.702f * x);
+    }
+    static float up(float x)
+    {
+        x = x > 7.0f ? 7.0f : x;
+        return (x < -7.0f ? -7.0f : x) + 1.0f;
+    }
+};
+
+static_assert(THREADS_swiglu_mul == int(THREADS_silu_mul), "they share a function");
 static_assert(THREADS_gelu_mul == int(THREADS_silu_mul), "they share a function");
 static_assert(THREADS_sigmoid_mul == int(THREADS_silu_mul), "they share a function");
 
-// silu_mul, gelu_mul, sigmoid_mul: y = activation(gate) * up
+// silu_mul, gelu_mul, swiglu_mul, sigmoid_mul: y = activation(gate) * up
 //
 //   gate, up, y  float [rows, dim];  y may be gate or up
 //   Grid: (rows, ceil(dim / 1024)). Group: 256 threads, 4 floats each. Bytes: 12 a float.
@@ -309,14 +327,19 @@ template <typename Activation>
         float4 x = row_load(gate + at);
         x = float4(Activation::of(x.x), Activation::of(x.y), Activation::of(x.z),
                    Activation::of(x.w));
-        row_store(y + at, x * row_load(up + at));
+        float4 u = row_load(up + at);
+        u = float4(Activation::up(u.x), Activation::up(u.y), Activation::up(u.z),
+                   Activation::up(u.w));
+        row_store(y + at, x * u);
         return;
     }
-    for (uint end = at + p.dim - column; at < end; at++) y[at] = Activation::of(gate[at]) * up[at];
+    for (uint end = at + p.dim - column; at < end; at++)
+        y[at] = Activation::of(gate[at]) * Activation::up(up[at]);
 }
 
 template [[host_name("silu_mul")]] [[kernel]] decltype(gated_mul<Silu>) gated_mul<Silu>;
 template [[host_name("gelu_mul")]] [[kernel]] decltype(gated_mul<Gelu>) gated_mul<Gelu>;
+template [[host_name("swiglu_mul")]] [[kernel]] decltype(gated_mul<Swiglu>) gated_mul<Swiglu>;
 template [[host_name("sigmoid_mul")]] [[kernel]] decltype(gated_mul<Sigmoid>) gated_mul<Sigmoid>;
 
 // scale_rows: y = x * scale, or cap * tanh(x * scale / cap)

@@ -28,17 +28,21 @@ PROBE_DOTS = 1 << 16
 DEVICE_KINDS = ("cpu", "metal")
 # Instruction sets of the CPU device, of every kind of machine, best first.
 INSTRUCTION_SETS = ("avx512", "avx2", "i8mm", "neon", "scalar")
+WEIGHT_KINDS = ("f32", "f16", "bf16", "fp4", "int4", "int8")
 # Every kernel by name, in the order of shaders/kernel_list.h.
 KERNELS = (
-    *("embed_f32", "embed_f16", "embed_bf16", "embed_fp4", "embed_int4", "embed_int8"),
-    *("matvec_f32", "matvec_f16", "matvec_bf16", "matvec_fp4", "matvec_int4", "matvec_int8"),
-    *("matmul_f32", "matmul_f16", "matmul_bf16", "matmul_fp4", "matmul_int4", "matmul_int8"),
+    *(f"{op}_{kind}" for op in ("embed", "matvec", "matmul") for kind in WEIGHT_KINDS),
+    *(f"{op}_experts_{kind}" for op in ("matvec", "matmul") for kind in WEIGHT_KINDS),
+    *("route", "sort_experts", "combine_experts"),
     *("rms_norm", "layer_norm", "rope_table", "rope_kv_write", "silu_mul", "gelu_mul"),
-    *("sigmoid_mul", "scale_rows", "gelu", "gather_rows"),
+    *("swiglu_mul", "sigmoid_mul", "scale_rows", "gelu", "gather_rows"),
     *("attention", "attention_split", "attention_combine"),
     *("mask_logits", "penalize", "sample", "repack", "probe_read", "probe_dot"),
 )
 
+MAX_EXPERTS, MAX_SLOTS = 1024, 64
+GATE_SOFTMAX, GATE_SIGMOID, GATE_CHOSEN = range(3)
+GATES = {"softmax": GATE_SOFTMAX, "sigmoid": GATE_SIGMOID, "chosen": GATE_CHOSEN}
 SCALE_F32 = 1
 WEIGHT_BIAS = 2
 OUTPUT_BIAS = 4
@@ -67,6 +71,14 @@ def _params(*groups):
 PARAMS = {
     "EmbedParams": _params("i4 rows_var", "u4 vocab_size dim group_size flags", "f4 scale"),
     "LinearParams": _params("i4 rows_var", "u4 n k group_size flags"),
+    "ExpertParams": _params("i4 rows_var", "u4 n k group_size flags num_experts num_slots x_slots"),
+    "RouteParams": _params(
+        "i4 rows_var",
+        "u4 num_experts num_slots gating normalizes has_bias num_groups kept_groups",
+        "f4 scale epsilon",
+    ),
+    "SortParams": _params("i4 rows_var", "u4 num_experts num_slots"),
+    "CombineParams": _params("i4 rows_var", "u4 dim num_slots adds"),
     "RmsNormParams": _params(
         "i4 rows_var", "u4 rows_per_var dim has_delta adds", "f4 eps delta_scale"
     ),

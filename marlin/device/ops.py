@@ -28,6 +28,7 @@ class Weight(NamedTuple):
         group_size: columns that share a scale; 0 for dense kinds.
         flags: abi.SCALE_F32 | abi.WEIGHT_BIAS of packed kinds.
         data, scales, biases: where it lies; scales and biases are None where the kind has none.
+        num_experts: matrices of n rows that lie one after the other; 0: it is one matrix.
     """
 
     kind: str
@@ -38,6 +39,12 @@ class Weight(NamedTuple):
     flags: int = 0
     scales: View | None = None
     biases: View | None = None
+    num_experts: int = 0
+
+    @property
+    def num_rows(self) -> int:
+        """Of all experts."""
+        return self.n * max(1, self.num_experts)
 
     @property
     def num_bytes(self):
@@ -70,13 +77,15 @@ class KvLayout(NamedTuple):
         return -(-self.table_stride * self.block_size // abi.KV_SPLIT)
 
 
-def _maybe(view, access):
+def maybe(view, access):
+    """A binding, or None of what is not bound."""
     return None if view is None else (view, access)
 
 
-def _read_weight(weight):
+def read_weight(weight):
+    """The bindings of a weight: data, scales, biases."""
     parts = weight.data, weight.scales, weight.biases
-    return [_maybe(part, READ) for part in parts]
+    return [maybe(part, READ) for part in parts]
 
 
 def embed(recorder, token_ids, weight, y, rows_var=VAR_TOKENS, scale=1.0):
@@ -90,7 +99,7 @@ def embed(recorder, token_ids, weight, y, rows_var=VAR_TOKENS, scale=1.0):
         flags=weight.flags,
         scale=scale,
     )
-    bindings = [(token_ids, READ), *_read_weight(weight), (y, WRITE)]
+    bindings = [(token_ids, READ), *read_weight(weight), (y, WRITE)]
     recorder.dispatch(f"embed_{weight.kind}", params, bindings)
 
 
@@ -104,7 +113,7 @@ def linear(recorder, x, weight, y, rows_var=VAR_TOKENS, bias=None, many_rows=Fal
         group_size=weight.group_size,
         flags=weight.flags | (abi.OUTPUT_BIAS if bias is not None else 0),
     )
-    bindings = [(x, READ), *_read_weight(weight), _maybe(bias, READ), (y, WRITE)]
+    bindings = [(x, READ), *read_weight(weight), maybe(bias, READ), (y, WRITE)]
     kernel = "matmul" if many_rows else "matvec"
     recorder.dispatch(f"{kernel}_{weight.kind}", params, bindings, label=label)
 
@@ -125,7 +134,7 @@ def rms_norm(
         delta_scale=delta_scale,
     )
     x_access = READ if delta is None else BOTH
-    bindings = [(x, x_access), _maybe(delta, READ), (weight, READ), (y, BOTH if adds else WRITE)]
+    bindings = [(x, x_access), maybe(delta, READ), (weight, READ), (y, BOTH if adds else WRITE)]
     recorder.dispatch("rms_norm", params, bindings)
 
 
@@ -136,7 +145,7 @@ def layer_norm(recorder, x, weight, bias, y, dim, eps, delta=None):
         "LayerNormParams", rows_var=VAR_TOKENS, dim=dim, has_delta=has_delta, eps=eps
     )
     x_access = READ if delta is None else BOTH
-    more = _maybe(delta, READ), (weight, READ), (bias, READ), (y, WRITE)
+    more = maybe(delta, READ), (weight, READ), (bias, READ), (y, WRITE)
     recorder.dispatch("layer_norm", params, [(x, x_access), *more])
 
 
@@ -167,7 +176,7 @@ def rope_kv_write(recorder, qkv, rows, caches, layout, num_heads, turns=None):
     )
     accesses = (BOTH, BOTH, READ, READ, READ, WRITE, WRITE)
     views = zip((*qkv, *rows, *caches), accesses, strict=True)
-    bindings = [_maybe(view, access) for view, access in views]
+    bindings = [maybe(view, access) for view, access in views]
     recorder.dispatch("rope_kv_write", params, bindings)
 
 
@@ -248,6 +257,11 @@ def gelu_mul(recorder, gate, up, y, dim):
     _gated_mul(recorder, "gelu_mul", gate, up, y, dim)
 
 
+def swiglu_mul(recorder, gate, up, y, dim):
+    """y = g * sigmoid(1.702 g) * (u + 1), with g at most 7 and u within 7 of 0; y may be gate."""
+    _gated_mul(recorder, "swiglu_mul", gate, up, y, dim)
+
+
 def sigmoid_mul(recorder, gate, up, y, dim):
     """y = sigmoid(gate) * up; y may be gate or up."""
     _gated_mul(recorder, "sigmoid_mul", gate, up, y, dim)
@@ -304,7 +318,7 @@ def repack(recorder, source, weight, type_number, permute_heads=0, factor=1.0):
     params = make_params(
         "RepackParams",
         type=type_number,
-        n=weight.n,
+        n=weight.num_rows,
         k=weight.k,
         permute_heads=permute_heads,
         factor=factor,
@@ -316,7 +330,7 @@ def repack(recorder, source, weight, type_number, permute_heads=0, factor=1.0):
             (source, READ),
             (weight.data, WRITE),
             (weight.scales, WRITE),
-            _maybe(weight.biases, WRITE),
+            maybe(weight.biases, WRITE),
         ],
     )
 
@@ -326,5 +340,5 @@ def probe(recorder, kernel, num_units, source, out):
     recorder.dispatch(
         kernel,
         make_params("ProbeParams", num_units=num_units),
-        [_maybe(source, READ), (out, WRITE)],
+        [maybe(source, READ), (out, WRITE)],
     )

@@ -2,6 +2,7 @@
 form.
 """
 
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +12,7 @@ from marlin.device.device import Device
 from marlin.device.ops import Weight, weight_flags
 from marlin.device.program import View
 from marlin.device.slabs import PrivateSlabs
-from marlin.models.checkpoint_slabs import SlabWeights
+from marlin.models.checkpoint_slabs import SlabWeights, of_experts
 from marlin.models.plan_folder import plan_folder
 from marlin.models.pooling import Pooling, pooling_of_folder
 from marlin.text.folder_tokenizer import load_tokenizer
@@ -48,16 +49,16 @@ class FolderCheckpoint:
         """Files or tensors that are mapped, each once, what is copied, and slabs."""
         ranges, copied = set(), sum(self._slab_bytes)
         for stored in self.plan:
-            for info in () if stored.foreign else stored.parts:
+            for info in () if stored.slab >= 0 else stored.parts:
                 if self._is_copied(stored, info):
-                    copied += info.num_bytes if stored.kind else 4 * info.shape[0]
+                    copied += info.num_bytes if stored.kind else 4 * math.prod(info.shape)
                 else:
                     ranges.add(self._range(info))
         return copied + sum(self._mapped_bytes(*place) for place in ranges)
 
     @property
     def mapped_paths(self) -> list[str]:
-        in_place = [stored for stored in self.plan if stored.foreign is None]
+        in_place = [stored for stored in self.plan if stored.slab < 0]
         infos = [(stored, info) for stored in in_place for info in stored.parts]
         return sorted({info.path for stored, info in infos if not self._is_copied(stored, info)})
 
@@ -73,8 +74,12 @@ class FolderCheckpoint:
 
     def _load(self, stored, pool):
         info = stored.info
+        if stored.slab >= 0:
+            return of_experts(self._repack(stored, pool), stored.tensor)
         if stored.foreign is not None:
-            return self._repack(stored, pool)
+            return View.of(
+                self.device.create_from(stored.foreign.values(0, stored.foreign.shape[0]))
+            )
         if stored.kind is None:
             values = ggml_types.dequantize(info.dtype, read_bytes(info), info.shape)
             values = values.astype(np.float32)
@@ -85,8 +90,9 @@ class FolderCheckpoint:
         has_f32_scales = stored.scales is not None and stored.scales.dtype == "F32"
         flags = weight_flags(has_f32_scales, stored.biases is not None)
         data, scales, biases, *_ = [*views, None, None]
-        n, k = stored.tensor.shape
-        return Weight(stored.kind, n, k, data, stored.group_size, flags, scales, biases)
+        n, k = stored.tensor.rows
+        weight = Weight(stored.kind, n, k, data, stored.group_size, flags, scales, biases)
+        return of_experts(weight, stored.tensor)
 
     def _repack(self, stored, pool):
         foreign = stored.foreign

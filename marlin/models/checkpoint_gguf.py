@@ -4,6 +4,8 @@ Blocks are repacked on the device, and RoPE rows are put in Hugging Face's order
 buffers whose places the plan has given out.
 """
 
+import math
+
 import numpy as np
 
 from marlin.device import ops
@@ -11,7 +13,7 @@ from marlin.device.device import Device
 from marlin.device.ops import Weight
 from marlin.device.program import Recorder, View
 from marlin.device.slabs import PrivateSlabs
-from marlin.models.checkpoint_slabs import SlabWeights
+from marlin.models.checkpoint_slabs import SlabWeights, of_experts
 from marlin.models.plan_gguf import plan_gguf
 from marlin.models.pooling import Pooling, pooling_of_gguf
 from marlin.text.gguf_tokenizer import tokenizer_from_gguf
@@ -49,7 +51,9 @@ class GgufCheckpoint:
         """What is mapped in place, copied, and in slabs."""
         outside = [planned for planned in self.plan if planned.slab < 0]
         return sum(self._slab_bytes) + sum(
-            planned.info.num_bytes if planned.tensor.is_matrix else 4 * planned.tensor.shape[0]
+            planned.info.num_bytes
+            if planned.tensor.is_matrix
+            else 4 * math.prod(planned.tensor.shape)
             for planned in outside
         )
 
@@ -82,13 +86,17 @@ class GgufCheckpoint:
         return tokenizer
 
     def _load(self, planned):
-        tensor, info, form = planned.tensor, planned.info, planned.form
+        tensor, info = planned.tensor, planned.info
         if not tensor.is_matrix:
             values = ggml_types.dequantize(info.dtype, read_bytes(info), info.shape)
             if tensor.rope_heads:
                 values = unpermute_rows(values, tensor.rope_heads)
             return View.of(self.device.create_from(values.astype(np.float32)))
-        n, k = tensor.shape
+        return of_experts(self._load_matrix(planned), tensor)
+
+    def _load_matrix(self, planned):
+        tensor, info, form = planned.tensor, planned.info, planned.form
+        n, k = tensor.rows
         if planned.slab < 0:
             view = View.of(self._slabs.map(info.path, info.offset, info.num_bytes))
             return Weight(DENSE_KINDS[info.dtype], n, k, view)

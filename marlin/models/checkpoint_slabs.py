@@ -5,7 +5,16 @@ order; and those that stay in their file. Refuses to know what files hold.
 from marlin.device.buffer import Buffer
 from marlin.device.ops import Weight, weight_flags
 from marlin.device.program import View
+from marlin.models.spec import Tensor
 from marlin.weights.kinds import Form
+
+
+def of_experts(weight: Weight, tensor: Tensor) -> Weight:
+    """The Weight of a matrix as experts' kernels read it, if it is of all experts."""
+    if not tensor.stack:
+        return weight
+    count, n, _ = tensor.shape
+    return weight._replace(n=n, num_experts=count)
 
 
 class SlabWeights:
@@ -32,7 +41,8 @@ class SlabWeights:
             views.append(View(self._slab(slab), offset, num_bytes))
             offset += num_bytes
         flags = weight_flags(form.scale_bytes == 4, form.has_bias)
-        return Weight(form.kind, n, k, views[0], form.group_size, flags, *views[1:])
+        scales, biases, *_ = [*views[1:], None, None]
+        return Weight(form.kind, n, k, views[0], form.group_size, flags, scales, biases)
 
     def map(self, path: str, start: int, num_bytes: int) -> Buffer:
         """Weights that are used where they lie in a file."""

@@ -34,6 +34,7 @@ def shared(
     turns_partly: bool = False,
     scaling: RopeScaling | None = None,
     has_log_multiplier: bool = False,
+    experts: bool = False,
 ) -> dict:
     """The fields of ModelConfig that GGUF files spell alike in every family.
 
@@ -44,13 +45,14 @@ def shared(
         scaling: what the family has read of RoPE's; None is what every file says in the same words.
         has_log_multiplier: YaRN's yarn_log_multiplier is DeepSeek's mscale_all_dim, beside an
             mscale of 1.
+        experts: whether the family reads what files say of a mixture.
 
     Raises:
         ModelFileError: one is missing or wrong, or the model needs what is not supported.
     """
     general, tensors = file_fields(file.path, file.metadata), file.tensors
-    if fields.count("expert_count", 0, minimum=0, maximum=MAX_DIM):
-        fields.fail("expert_count", "0 (mixtures of experts are not supported)")
+    if not experts and fields.count("expert_count", 0, minimum=0, maximum=MAX_DIM):
+        fields.fail("expert_count", f"0 (no {architecture} has a mixture of experts here)")
     sizes = read_sizes(fields, GGUF)
     guessing = fields.count("nextn_predict_layers", 0, minimum=0, maximum=sizes["num_layers"] - 1)
     sizes["num_layers"] -= guessing  # which block_count counts, too

@@ -42,8 +42,11 @@ class LlamaLine(Family[Config]):
             names.norm("input_layernorm", "attn_norm", dim),
             attention(names, config, rope, config.windows[index], self.rows_interleaved),
             names.norm("post_attention_layernorm", "ffn_norm", dim),
-            gated_feed_forward(names, config),
+            self._feed_forward(names, config, index),
         )
+
+    def _feed_forward(self, names, config, _index):
+        return gated_feed_forward(names, config)
 
 
 class Llama(LlamaLine[ModelConfig]):

@@ -14,7 +14,7 @@ from marlin.errors import ModelFileError
 from marlin.models.layers import Rope, Step, StepInputs, StepSizes
 from marlin.models.layers_encoder import layer_norm
 from marlin.models.rope import rope_inv_freq
-from marlin.models.spec import ModelSpec, constants_of, tensors_of
+from marlin.models.spec import ModelSpec, Tensor, constants_of, tensors_of
 from marlin.weights import ggml_types
 from marlin.weights.block_types import DENSE_KINDS
 
@@ -41,6 +41,11 @@ def activation_shapes(spec: ModelSpec, sizes: StepSizes) -> dict[str, tuple[int,
         for name, shape in layer.activations(sizes).items():
             shapes[name] = max(shape, shapes.get(name, shape), key=np.prod)
     return shapes
+
+
+def read_share(tensor: Tensor) -> float:
+    """The share of a matrix that one token reads."""
+    return tensor.stack.num_chosen / tensor.shape[0] if tensor.stack else 1.0
 
 
 def ropes_of(spec: ModelSpec) -> tuple[Rope, ...]:
@@ -87,10 +92,10 @@ class Model:
         inv_freq, scale = rope_inv_freq(rope.dim, rope.theta, rope.scaling, *sizes)
         return View.of(device.create_from(inv_freq)), scale
 
-    def _layer_weights(self) -> list[Weight]:
-        return [
-            self.weights[tensor.name] for tensor in tensors_of(self.spec.layers) if tensor.is_matrix
-        ]
+    def _layer_weights(self) -> list[tuple[Weight, float]]:
+        """The layers' matrices, and the share of each that a token reads: its own experts."""
+        tensors = [tensor for tensor in tensors_of(self.spec.layers) if tensor.is_matrix]
+        return [(self.weights[tensor.name], read_share(tensor)) for tensor in tensors]
 
     @property
     def _lm_head(self) -> Weight:
@@ -100,13 +105,14 @@ class Model:
     @property
     def num_layer_weights(self) -> int:
         """Weights in the layers' matrices: each takes a multiplication a prompt token."""
-        return sum(weight.n * weight.k for weight in self._layer_weights())
+        return round(sum(share * w.num_rows * w.k for w, share in self._layer_weights()))
 
     @property
     def decode_bytes(self) -> int:
         """Weight bytes that one decoded token reads: every matrix but an untied embedding."""
-        lm_head = self._lm_head
-        return lm_head.num_bytes + sum(weight.num_bytes for weight in self._layer_weights())
+        return self._lm_head.num_bytes + round(
+            sum(share * weight.num_bytes for weight, share in self._layer_weights())
+        )
 
     def allocate(self, device: Device, sizes: StepSizes) -> dict[str, View]:
         """The activations of a step."""

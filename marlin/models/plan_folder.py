@@ -4,13 +4,14 @@ know devices.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from marlin.errors import ModelFileError
 from marlin.files.fields import Fields, file_fields
 from marlin.files.strict_json import read_json_object
 from marlin.models.plan import SlabPlan, check_dtype, check_found, check_leftovers, split_fused
+from marlin.models.plan_experts import check_tiles, find_stack
 from marlin.models.registry import config_from_hf, spec_of
 from marlin.models.spec import ModelSpec, Tensor
 from marlin.weights.block_types import BLOCK_TYPES, DENSE_KINDS
@@ -43,7 +44,8 @@ class StoredTensor:
         info: its values, or a packed one's codes.
         kind: a Weight's kind; None of what is no matrix.
         group_size, scales, biases: of a packed one, where biases may be None.
-        foreign: of one that is to be repacked, with the slab and the offset where it will lie.
+        foreign: of one that is to be repacked or put together, with the slab and the offset where
+            it will lie; slab is -1 of what is no matrix.
     """
 
     tensor: Tensor
@@ -101,21 +103,26 @@ def plan_folder(path: str) -> FolderPlan:
     reader = None if native else reader_of(config, tensors)
     plan, known, slabs = [], set(), SlabPlan()
     for tensor in spec.tensors:
-        stem = tensor.name.removesuffix(".weight")
+        stem = _stem(tensor, tensors)
         foreign = reader.matrix(stem, tensor.shape) if reader and tensor.is_matrix else None
+        if foreign is None and tensor.stack:
+            foreign = find_stack(path, tensor, tensors, reader)
         if foreign is not None:
-            place = slabs.place(sum(foreign.form.part_bytes(*foreign.shape)))
-            kind = foreign.form.kind
+            kind, place = None, (-1, 0)
+            if tensor.is_matrix:
+                kind = foreign.form.kind
+                place = slabs.place(sum(foreign.form.part_bytes(*foreign.shape)))
             plan.append(StoredTensor(tensor, foreign.info, kind, 0, None, None, foreign, *place))
         elif tensor.is_matrix and f"{stem}.codes" in tensors:
             plan.append(_plan_packed(tensor, stem, tensors, native))
-        elif check_found(path, tensor, tensor.name, tensors.get(tensor.name), DENSE_KINDS):
-            info = tensors[tensor.name]
+        elif info := _find_plain(path, tensor, stem, tensors):
             plan.append(
                 StoredTensor(tensor, info, DENSE_KINDS[info.dtype] if tensor.is_matrix else None)
             )
         else:
             continue
+        if plan[-1].kind:
+            check_tiles(tensor, plan[-1].kind, plan[-1].info)
         known |= {_text_name(info.name) for info in plan[-1].parts}
     if native:
         known |= {name for name in tensors if name.startswith(PADDING_PREFIX)}
@@ -147,8 +154,23 @@ def _text_name(name):
     return name
 
 
+def _stem(tensor, tensors):
+    """The name that the folder has for a tensor, without ".weight"."""
+    stacked = tensor.stack.stacked if tensor.stack else ""
+    return (stacked if stacked in tensors else tensor.name).removesuffix(".weight")
+
+
+def _find_plain(path, tensor, stem, tensors):
+    """The TensorInfo of what is stored as it is, or None of an optional one that is absent."""
+    name = f"{stem}.weight" if tensor.name.endswith(".weight") else stem
+    info = tensors.get(name)
+    if info is not None and tensor.stack and info.shape == tensor.rows:
+        info = replace(info, shape=tensor.shape)
+    return info if check_found(path, tensor, name, info, DENSE_KINDS) else None
+
+
 def _plan_packed(tensor, stem, tensors, format):
-    n, k = tensor.shape
+    n, k = tensor.rows
     codes = tensors[f"{stem}.codes"]
     tiles = -(-n // ROW_TILE)
     kind = _packed_kind(codes, n, k, format)

@@ -3,13 +3,14 @@ will lie, before any of them is read. Refuses to know devices.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from marlin.errors import ModelFileError
 from marlin.models.plan import SlabPlan, check_found, check_leftovers, split_fused
+from marlin.models.plan_experts import check_tiles
 from marlin.models.registry import config_from_gguf, spec_of
 from marlin.models.spec import ModelSpec, Tensor
-from marlin.weights.block_types import DENSE_KINDS, REPACKED, BlockType
+from marlin.weights.block_types import BLOCK_TYPES, DENSE_KINDS, REPACKED, BlockType
 from marlin.weights.gguf import GGUFFile
 from marlin.weights.tensor_file import TensorInfo, read_bytes
 
@@ -58,6 +59,9 @@ def plan_gguf(file: GGUFFile) -> tuple[ModelSpec, list[GgufTensor], list[int]]:
         if not check_found(file.path, tensor, tensor.gguf, found, dtypes):
             continue
         info = tensors[tensor.gguf]
+        if tensor.is_matrix:
+            check_tiles(tensor, BLOCK_TYPES[info.dtype].kind, info)
+            info = replace(info, shape=tensor.rows)
         planned = GgufTensor(tensor, info, REPACKED.get(info.dtype))
         if tensor.is_matrix and (planned.form or tensor.rope_heads):
             place = slabs.place(sum(planned.part_bytes))

@@ -22,12 +22,13 @@ from marlin.models.olmo2 import Olmo2, Olmo3
 from marlin.models.phi3 import Phi3
 from marlin.models.qwen2 import Qwen2
 from marlin.models.qwen3 import Qwen3
+from marlin.models.qwen3_moe import Qwen3Moe
 from marlin.models.smollm3 import SmolLM3
 from marlin.models.spec import Family, ModelSpec
 from marlin.weights.gguf import GGUFFile
 
 FAMILIES = (
-    *(Llama(), Mistral(), Qwen2(), Qwen3(), Gemma3()),
+    *(Llama(), Mistral(), Qwen2(), Qwen3(), Gemma3(), Qwen3Moe()),
     *(SmolLM3(), Granite(), Olmo2(), Olmo3(), Phi3(), Gemma2(), Ministral3(), Exaone4(), Glm4()),
     *(MuseGlimmer(), Bert()),
 )

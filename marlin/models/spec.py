@@ -4,6 +4,7 @@ Names in both kinds of file, loading, leftovers, `quantize` and memory sums all 
 Tensor. Refuses to know files, devices, and how a layer is computed (layers.py).
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Generic, TypeVar
@@ -16,19 +17,43 @@ Config = TypeVar("Config", bound=ModelConfig)
 
 
 @dataclass(frozen=True, slots=True)
+class Stack:
+    """How a folder may hold what all experts of a layer have, but as one tensor of its own name.
+
+    Attributes:
+        num_chosen: experts that a token reads.
+        stacked: another name of the whole: MLX's.
+        single: the name of one expert's, with {} for its number; "" where nobody writes it so.
+        fused: the name of a tensor that holds `num_parts` such, of which this is number `part`.
+        transposed: in `fused` a row is an input, and the parts take turns; else a row is an
+            output, and the parts follow each other.
+    """
+
+    num_chosen: int
+    stacked: str = ""
+    single: str = ""
+    fused: str = ""
+    part: int = 0
+    num_parts: int = 1
+    transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """One tensor of a model.
 
     Attributes:
         name, gguf: what Hugging Face checkpoints and GGUF files call it.
-        shape: outermost first; (outputs, inputs) of a matrix.
+        shape: outermost first; (outputs, inputs) of a matrix, (experts, outputs, inputs) of those
+            of all experts.
         role: "embedding", "lm_head", "attention" or "mlp", by which `quantize` chooses a matrix's
-            format and reports its error; "other" is never quantized.
+            format and reports its error; "router", a matrix that is never quantized; "other".
         rope_heads: heads whose rows a GGUF file stores in the order of interleaved RoPE; 0 where
             it keeps Hugging Face's.
         plus: added to the values of Hugging Face's checkpoints (norms that multiply by 1 + w);
             GGUF files hold the sum.
         optional: a checkpoint may do without it.
+        stack: of what all experts of a layer have.
     """
 
     name: str
@@ -38,10 +63,17 @@ class Tensor:
     rope_heads: int = 0
     plus: float = 0.0
     optional: bool = False
+    stack: Stack | None = None
 
     @property
     def is_matrix(self) -> bool:
-        return len(self.shape) == 2
+        is_bias_of_experts = self.stack is not None and self.role == "other"
+        return len(self.shape) > 1 and not is_bias_of_experts
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The shape as a matrix, the rows of all experts one below the other."""
+        return (math.prod(self.shape[:-1]), self.shape[-1])
 
 
 @dataclass(frozen=True, slots=True)

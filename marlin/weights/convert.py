@@ -34,7 +34,8 @@ class SourceTensor:
     Attributes:
         name: its Hugging Face name.
         info: where it lies; its dtype is one that ggml_types decodes.
-        role: "embedding", "lm_head", "attention", "mlp", or "other" for what is never quantized.
+        role: "embedding", "lm_head", "attention", "mlp", or "router" and "other" for what is never
+            quantized.
         num_heads: heads whose rows are to be put into Hugging Face's order; 0 if they are in it.
         excess: what its values are larger by than Hugging Face's.
         factor: what its values are to be multiplied by.
@@ -106,7 +107,7 @@ def plan_entry(tensor, format, group_size):
     format has 4 bits; a matrix that the group size does not divide stays F16; the rest is F32.
     """
     shape = tensor.shape
-    if tensor.role == "other":
+    if tensor.role in ("router", "other"):
         return NativeEntry(tensor.name, shape, "F32")
     if tensor.role in ("embedding", "lm_head") and KINDS[format].bits < 8:
         format, group_size = EDGE_FORMAT, EDGE_GROUP_SIZE

@@ -122,6 +122,8 @@ static void check_linear(marlin_check *c)
     writes(c, 5);
 }
 
+#include "common/checks_experts.h"
+
 /* ---- row kernels ---- */
 
 static void check_rms_norm(marlin_check *c)

@@ -2,17 +2,18 @@
  * How a device cuts them into threads is its own (kernel_list.h). */
 #include "common/kernels.h"
 
-/* Floats of a row that a unit of a gate, of gelu or of scale_rows takes. */
-#define PIECE_FLOATS 1024
-
 static int64_t ceiling(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 /* Of the parameters p and the step's vars, each as kernel_list.h names it. */
 #define UNITS_rows {vars[p->rows_var], 1, 1}
 #define UNITS_row_parts {vars[p->rows_var], p->rows_per_var, 1}
 #define UNITS_row_heads {vars[p->rows_var], p->num_heads + 2 * p->num_kv_heads, 1}
-#define UNITS_row_pieces {vars[p->rows_var], ceiling(p->dim, PIECE_FLOATS), 1}
+#define UNITS_row_pieces {vars[p->rows_var], ceiling(p->dim, MARLIN_PIECE_FLOATS), 1}
 #define UNITS_linear {ceiling(p->n, MARLIN_ROW_TILE), vars[p->rows_var], 1}
+#define UNITS_experts                                                                              \
+    {ceiling(p->n, MARLIN_ROW_TILE), vars[p->rows_var],                                            \
+     marlin_num_groups(vars[p->rows_var], p->num_slots, p->num_experts)}
+#define UNITS_once {vars[p->rows_var] > 0, 1, 1}
 #define UNITS_kv_heads {vars[p->tiles_var], p->num_kv_heads, 1}
 #define UNITS_heads {vars[p->tiles_var], p->num_heads, 1}
 #define UNITS_splits {vars[p->tiles_var], p->num_kv_heads, vars[p->splits_var]}

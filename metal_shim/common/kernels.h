@@ -27,7 +27,7 @@ enum {
         NUM_WEIGHT_KINDS
 };
 
-enum { QUANTIZES = 1, UNEVEN = 2 };
+enum { QUANTIZES = 1, UNEVEN = 2, EXPERTS = 4, CHOOSES = QUANTIZES | EXPERTS };
 
 typedef struct marlin_check marlin_check;
 
@@ -48,6 +48,12 @@ extern const marlin_kernel marlin_kernels[NUM_KERNELS];
 typedef struct {
     int64_t axis[3];
 } marlin_units;
+
+/* Groups that sort_experts fills: no more experts are chosen than there are choices. */
+static inline int64_t marlin_num_groups(int64_t rows, int64_t num_slots, int64_t num_experts)
+{
+    return rows * num_slots < num_experts ? rows * num_slots : num_experts;
+}
 
 /* Of a kernel with parameters that have passed its check, in a step with these vars. */
 marlin_units marlin_kernel_units(int32_t kernel_id, const void *params, const int32_t *vars);

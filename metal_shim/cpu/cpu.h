@@ -29,7 +29,7 @@ typedef struct {
     marlin_run run[NUM_KERNELS];
     /* Quantize rows [begin, end) of x float [rows, k] into the layout that linear kernels read. */
     void (*quantize_rows)(const float *x, int64_t k, int64_t begin, int64_t end, uint8_t *prepared,
-                          int64_t rows);
+                          int64_t rows, int is_plain);
 } marlin_isa;
 
 int64_t marlin_scratch_bytes(int32_t kernel_id, const void *params);

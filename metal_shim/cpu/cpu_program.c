@@ -73,6 +73,13 @@ static void add_item(marlin_program *program, int32_t index)
     memcpy(it->call.bytes, record->bytes, sizeof it->call.bytes);
 }
 
+/* Rows of a quantized input for each of its var. */
+static int64_t rows_a_token(const item *it)
+{
+    if (!(it->kernel->flags & EXPERTS)) return 1;
+    return ((const struct ExpertParams *)it->call.params)->x_slots;
+}
+
 /* Find who quantizes each linear input, and lay out the shared area: inputs between two barriers
  * side by side. */
 static int64_t plan_prepared(marlin_program *program)
@@ -92,7 +99,8 @@ static int64_t plan_prepared(marlin_program *program)
             const item *other = &program->items[j];
             const struct LinearParams *q = other->call.params;
             if (other->owner == j && other->call.at[0] == it->call.at[0] && q->k == p->k &&
-                q->rows_var == p->rows_var)
+                q->rows_var == p->rows_var && other->kernel->flags == it->kernel->flags &&
+                rows_a_token(other) == rows_a_token(it))
                 it->owner = j;
         }
         it->prepared = program->items[it->owner].prepared;
@@ -185,7 +193,7 @@ static int64_t share_begin(int64_t units, int share, int num_workers)
 }
 
 /* While a worker waits it asks for the codes that it will read next, a few cache lines a call:
- * between two matrices the memory would be idle. */
+ * between two matrices the memory would be idle. Which experts will be read is not known yet. */
 static void fetch_ahead(void *context, int worker)
 {
     marlin_program *program = context;
@@ -194,7 +202,7 @@ static void fetch_ahead(void *context, int worker)
     if (memory->ahead < memory->next) {
         memory->ahead = memory->next;
         while (memory->ahead < program->records.last &&
-               !(program->items[memory->ahead].kernel->flags & QUANTIZES))
+               (program->items[memory->ahead].kernel->flags & CHOOSES) != QUANTIZES)
             memory->ahead++;
         memory->ahead_line = 0;
     }
@@ -227,11 +235,12 @@ static uint8_t *prepare(marlin_program *program, int32_t index, int worker)
     worker_memory *memory = &program->workers[worker];
     item *it = &program->items[index];
     const struct LinearParams *p = it->call.params;
-    int64_t rows = it->call.vars[p->rows_var];
+    int64_t rows = it->call.vars[p->rows_var] * rows_a_token(it);
+    int is_plain = it->kernel->flags & EXPERTS;
     const float *x = (const float *)it->call.at[0];
     if (rows <= MAX_PRIVATE_ROWS) {
         if (memory->rows_owner != it->owner)
-            program->device->isa->quantize_rows(x, p->k, 0, rows, memory->rows, rows);
+            program->device->isa->quantize_rows(x, p->k, 0, rows, memory->rows, rows, is_plain);
         memory->rows_owner = it->owner;
         return memory->rows;
     }
@@ -243,7 +252,7 @@ static uint8_t *prepare(marlin_program *program, int32_t index, int worker)
         int64_t row = atomic_fetch_add(next_row, 8);
         if (row >= rows) break;
         program->device->isa->quantize_rows(x, p->k, row, row + 8 < rows ? row + 8 : rows, shared,
-                                            rows);
+                                            rows, is_plain);
     }
     marlin_pool_barrier(program->device->pool, fetch_ahead, program, worker);
     return shared;

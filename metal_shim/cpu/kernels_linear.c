@@ -9,6 +9,7 @@
  * whatever the number of rows, and so a result does not depend on the batch. Unit of work: one tile
  * of 16 weight rows, for all rows of x. */
 #include "cpu/cpu.h"
+#include "cpu/experts.h"
 #include "cpu/simd.h"
 
 /* Rows of x that share one unpacked group of weights: 8 registers of weights, one accumulator a
@@ -59,12 +60,20 @@ typedef struct {
     const float *output_bias;
     float *y;
     int64_t rows, n, groups_of_32, scale_groups;
-    int scale_shift; /* log2 of the groups of 32 that share a scale */
+    int64_t slots_a_row; /* choices that read one row of x */
+    int scale_shift;     /* log2 of the groups of 32 that share a scale */
     int scale_f32;
     const int8_t *x_codes;
     const act_group *x_groups;
     const act_begin *x_begins;
 } linear;
+
+/* Rows that are multiplied together, if they are not neighbours but chose one expert: where the
+ * groups of each begin, one after the other, and its row of y. */
+typedef struct {
+    int64_t place[MAX_ROW_BLOCK];
+    int64_t y_row[MAX_ROW_BLOCK];
+} chosen_rows;
 
 /* Steps tried for a group: its largest value becomes one of these codes. */
 static const float levels[4] = {127.0f, 125.3f, 123.7f, 122.1f};
@@ -151,16 +160,18 @@ INLINE int64_t group_place(int64_t row, int64_t groups_of_32)
     return first * groups_of_32 + (row - first);
 }
 
-/* prepared: codes int8 [32], then act_group, then act_begin of every group, in their places. */
+/* prepared: codes int8 [32], then act_group, then act_begin of every group, in their places; plain
+ * rows one after the other. */
 void ISA(quantize_rows)(const float *x, int64_t k, int64_t begin, int64_t end, uint8_t *prepared,
-                        int64_t rows)
+                        int64_t rows, int is_plain)
 {
     int8_t *codes = (int8_t *)prepared;
     int64_t groups_of_32 = k / MARLIN_ACT_GROUP;
     act_group *groups = (act_group *)(prepared + rows * k);
     act_begin *begins = (act_begin *)(groups + rows * groups_of_32);
     for (int64_t row = begin; row < end; row++) {
-        int64_t at = group_place(row, groups_of_32), step = block_rows(rows, row);
+        int64_t at = is_plain ? row * groups_of_32 : group_place(row, groups_of_32);
+        int64_t step = is_plain ? 1 : block_rows(rows, row);
         for (int64_t g = 0; g < groups_of_32; g++, at += step)
             quantize_group(x + row * k + g * MARLIN_ACT_GROUP, codes + at * MARLIN_ACT_GROUP,
                            &groups[at], &begins[at]);
@@ -218,11 +229,12 @@ INLINE vf load_scale(const linear *a, weight_kind kind, const uint8_t *scales, i
     return codes_of(kind) == FP4 ? vf_mul(scale, vf_set1(0.5f)) : scale;
 }
 
-INLINE void store_rows(const linear *a, int64_t row, int num_rows, int64_t column, const vf *sums)
+INLINE void store_rows(const linear *a, int64_t row, const chosen_rows *chosen, int num_rows,
+                       int64_t column, const vf *sums)
 {
     int64_t valid = a->n - column;
     for (int m = 0; m < num_rows; m++) {
-        float *y = a->y + (row + m) * a->n + column;
+        float *y = a->y + (chosen ? chosen->y_row[m] : row + m) * a->n + column;
         if (valid >= V_LANES) {
             vf_store(y,
                      a->output_bias ? vf_add(sums[m], vf_load(a->output_bias + column)) : sums[m]);
@@ -272,18 +284,25 @@ INLINE vf add_group(weight_kind kind, const group_scales *s, const act_group *gr
     return sum;
 }
 
-/* One group of num_rows rows of x, which begin at place `at`. */
-INLINE void add_rows(const linear *a, weight_kind kind, int num_rows, const vi w[8],
-                     const group_scales *s, int64_t at, vf *sums)
+/* Where row m has group `at`: neighbours have theirs side by side, and `at` is the first row's. */
+INLINE int64_t place_of(const chosen_rows *chosen, int m, int64_t at)
+{
+    return chosen ? chosen->place[m] + at : at + m;
+}
+
+/* One group of num_rows rows of x. */
+INLINE void add_rows(const linear *a, weight_kind kind, const chosen_rows *chosen, int num_rows,
+                     const vi w[8], const group_scales *s, int64_t at, vf *sums)
 {
 #pragma GCC unroll 16
     for (int m = 0; m < num_rows; m++) {
-        const int8_t *x = a->x_codes + (at + m) * MARLIN_ACT_GROUP;
-        const act_begin *begin = a->x_begins + at + m;
+        int64_t place = place_of(chosen, m, at);
+        const int8_t *x = a->x_codes + place * MARLIN_ACT_GROUP;
+        const act_begin *begin = a->x_begins + place;
         vi dots[2];
         dots[0] = dot_quads(kind, w, x, begin, 0, has_halves(kind) ? 4 : 8);
         if (has_halves(kind)) dots[1] = dot_quads(kind, w, x, begin, 4, 8);
-        sums[m] = add_group(kind, s, a->x_groups + at + m, begin, dots, sums[m]);
+        sums[m] = add_group(kind, s, a->x_groups + place, begin, dots, sums[m]);
     }
 }
 
@@ -300,12 +319,12 @@ INLINE void pair_weights(weight_kind kind, const vi w[8], vi pairs[8])
     }
 }
 
-/* Integer dot products of the group x (dots[0]) and of the one after it (dots[1]). */
-INLINE void dot_pair(const vi pairs[8], const int8_t *x, int first, int last, vi dots[2])
+/* Integer dot products of the groups x[0] and x[1]. */
+INLINE void dot_pair(const vi pairs[8], const int8_t *const x[2], int first, int last, vi dots[2])
 {
     vi low = vi_set1(0), high = vi_set1(0);
     for (int i = first; i < last; i += 2) {
-        vi columns = vi_load_halves(x + 4 * i, x + MARLIN_ACT_GROUP + 4 * i);
+        vi columns = vi_load_halves(x[0] + 4 * i, x[1] + 4 * i);
         low = vi_mmla(low, pairs[i], columns);
         high = vi_mmla(high, pairs[i + 1], columns);
     }
@@ -314,36 +333,39 @@ INLINE void dot_pair(const vi pairs[8], const int8_t *x, int first, int last, vi
 }
 
 /* add_rows() for an even number of rows: the same integers, summed in the same order. */
-INLINE void add_row_pairs(const linear *a, weight_kind kind, int num_rows, const vi w[8],
-                          const group_scales *s, int64_t at, vf *sums)
+INLINE void add_row_pairs(const linear *a, weight_kind kind, const chosen_rows *chosen,
+                          int num_rows, const vi w[8], const group_scales *s, int64_t at, vf *sums)
 {
     vi pairs[8];
     pair_weights(kind, w, pairs);
 #pragma GCC unroll 8
     for (int m = 0; m < num_rows; m += 2) {
-        const int8_t *x = a->x_codes + (at + m) * MARLIN_ACT_GROUP;
+        int64_t places[2] = {place_of(chosen, m, at), place_of(chosen, m + 1, at)};
+        const int8_t *x[2] = {a->x_codes + places[0] * MARLIN_ACT_GROUP,
+                              a->x_codes + places[1] * MARLIN_ACT_GROUP};
         vi halves[2][2];
         dot_pair(pairs, x, 0, has_halves(kind) ? 4 : 8, halves[0]);
         if (has_halves(kind)) dot_pair(pairs, x, 4, 8, halves[1]);
         for (int i = 0; i < 2; i++) {
-            const act_begin *begin = a->x_begins + at + m + i;
+            const act_begin *begin = a->x_begins + places[i];
             vi dots[2] = {halves[0][i], has_halves(kind) ? halves[1][i] : vi_set1(0)};
             if (kind == FP4) dots[0] = vi_add(dots[0], vi_set1(begin->fp4));
             for (int half = 0; kind == FP4_G16 && half < 2; half++)
                 dots[half] = vi_add(dots[half], vi_set1(-12 * half_sum(begin, half)));
-            sums[m + i] = add_group(kind, s, a->x_groups + at + m + i, begin, dots, sums[m + i]);
+            sums[m + i] = add_group(kind, s, a->x_groups + places[i], begin, dots, sums[m + i]);
         }
     }
 }
 #endif
 
-/* V_LANES columns of y for num_rows (a constant) rows. */
-INLINE void dot_rows(const linear *a, weight_kind kind, int num_rows, int64_t row, int64_t tile,
-                     int part)
+/* V_LANES columns of y for num_rows (a constant) rows: those from `row`, or those chosen. */
+INLINE void dot_rows(const linear *a, weight_kind kind, const chosen_rows *chosen, int num_rows,
+                     int64_t row, int64_t tile, int part)
 {
     const int64_t group_bytes = codes_of(kind) == INT8 ? 512 : 256;
     const uint8_t *codes = a->codes + tile * a->groups_of_32 * group_bytes + part * V_LANES * 4;
-    int64_t at = group_place(row, a->groups_of_32), step = block_rows(a->rows, row);
+    int64_t at = chosen ? 0 : group_place(row, a->groups_of_32);
+    int64_t step = chosen ? 1 : block_rows(a->rows, row);
     vf sums[MAX_ROW_BLOCK];
     for (int m = 0; m < num_rows; m++) sums[m] = vf_zero();
 
@@ -353,27 +375,49 @@ INLINE void dot_rows(const linear *a, weight_kind kind, int num_rows, int64_t ro
         group_scales s = load_scales(a, kind, tile, g, part * V_LANES);
 #if defined(MARLIN_ISA_I8MM)
         if (num_rows > 1) {
-            add_row_pairs(a, kind, num_rows, w, &s, at, sums);
+            add_row_pairs(a, kind, chosen, num_rows, w, &s, at, sums);
             continue;
         }
 #endif
-        add_rows(a, kind, num_rows, w, &s, at, sums);
+        add_rows(a, kind, chosen, num_rows, w, &s, at, sums);
     }
-    store_rows(a, row, num_rows, tile * 16 + part * V_LANES, sums);
+    store_rows(a, row, chosen, num_rows, tile * 16 + part * V_LANES, sums);
 }
 
-INLINE void run_tiles(const linear *a, weight_kind kind, int num_rows, int64_t row, int64_t begin,
-                      int64_t end)
+/* order: of the rows that chose this expert; NULL: they are neighbours. */
+INLINE void run_tiles(const linear *a, weight_kind kind, const int32_t *order, int num_rows,
+                      int64_t row, int64_t begin, int64_t end)
 {
+    chosen_rows found, *chosen = order ? &found : NULL;
+    for (int m = 0; order && m < num_rows; m++) {
+        found.y_row[m] = order[row + m];
+        found.place[m] = order[row + m] / a->slots_a_row * a->groups_of_32;
+    }
     for (int64_t tile = begin; tile < end; tile++)
         for (int part = 0; part < V_PARTS; part++)
-            if (tile * 16 + part * V_LANES < a->n) dot_rows(a, kind, num_rows, row, tile, part);
+            if (tile * 16 + part * V_LANES < a->n)
+                dot_rows(a, kind, chosen, num_rows, row, tile, part);
 }
 
-INLINE int run_linear(const marlin_call *call, int64_t begin, int64_t end, weight_kind kind)
+INLINE void run_rows(const linear *a, weight_kind kind, const int32_t *order, int64_t rows,
+                     int64_t begin, int64_t end)
 {
-    const struct LinearParams *p = call->params;
-    int64_t rows = call->vars[p->rows_var];
+    int64_t row = 0;
+    for (; rows - row >= MAX_ROW_BLOCK; row += MAX_ROW_BLOCK)
+        run_tiles(a, kind, order, MAX_ROW_BLOCK, row, begin, end);
+#if MAX_ROW_BLOCK > 8
+    for (; rows - row >= 8; row += 8) run_tiles(a, kind, order, 8, row, begin, end);
+#endif
+#if MAX_ROW_BLOCK > 4
+    for (; rows - row >= 4; row += 4) run_tiles(a, kind, order, 4, row, begin, end);
+#endif
+    for (; rows - row >= 2; row += 2) run_tiles(a, kind, order, 2, row, begin, end);
+    if (row < rows) run_tiles(a, kind, order, 1, row, begin, end);
+}
+
+/* rows: of x, quantized. */
+INLINE linear linear_of(const marlin_call *call, const struct LinearParams *p, int64_t rows)
+{
     linear a = {
         .codes = call->at[1],
         .scales = call->at[2],
@@ -392,17 +436,14 @@ INLINE int run_linear(const marlin_call *call, int64_t begin, int64_t end, weigh
         .x_groups = (const act_group *)(call->prepared + rows * p->k),
     };
     a.x_begins = (const act_begin *)(a.x_groups + rows * a.groups_of_32);
-    int64_t row = 0;
-    for (; rows - row >= MAX_ROW_BLOCK; row += MAX_ROW_BLOCK)
-        run_tiles(&a, kind, MAX_ROW_BLOCK, row, begin, end);
-#if MAX_ROW_BLOCK > 8
-    for (; rows - row >= 8; row += 8) run_tiles(&a, kind, 8, row, begin, end);
-#endif
-#if MAX_ROW_BLOCK > 4
-    for (; rows - row >= 4; row += 4) run_tiles(&a, kind, 4, row, begin, end);
-#endif
-    for (; rows - row >= 2; row += 2) run_tiles(&a, kind, 2, row, begin, end);
-    if (row < rows) run_tiles(&a, kind, 1, row, begin, end);
+    return a;
+}
+
+INLINE int run_linear(const marlin_call *call, int64_t begin, int64_t end, weight_kind kind)
+{
+    const struct LinearParams *p = call->params;
+    linear a = linear_of(call, p, call->vars[p->rows_var]);
+    run_rows(&a, kind, NULL, a.rows, begin, end);
     return MARLIN_OK;
 }
 
@@ -413,6 +454,41 @@ INLINE int run_either(const marlin_call *call, int64_t begin, int64_t end, weigh
     return run_linear(call, begin, end, kind);
 }
 
-LINEAR_KERNELS(fp4, run_either(call, begin, end, FP4))
-LINEAR_KERNELS(int4, run_either(call, begin, end, INT4))
-LINEAR_KERNELS(int8, run_either(call, begin, end, INT8))
+LINEAR_KERNELS(, fp4, run_either(call, begin, end, FP4))
+LINEAR_KERNELS(, int4, run_either(call, begin, end, INT4))
+LINEAR_KERNELS(, int8, run_either(call, begin, end, INT8))
+
+/* The same tiles of each expert that was chosen, for the rows that chose it. */
+INLINE int run_experts(const marlin_call *call, int64_t begin, int64_t end, weight_kind kind)
+{
+    const struct ExpertParams *p = call->params;
+    const struct LinearParams one = {p->rows_var, p->n, p->k, p->group_size, p->flags};
+    const linear whole = linear_of(call, &one, call->vars[p->rows_var] * (int64_t)p->x_slots);
+    int64_t expert_codes = (int64_t)p->n * p->k / (codes_of(kind) == INT8 ? 1 : 2);
+    int64_t expert_scales = p->n * whole.scale_groups * (whole.scale_f32 ? 4 : 2);
+    expert_groups groups = groups_of(call);
+    for (int64_t g = 0; g < groups.count; g++) {
+        expert_group found;
+        if (!load_expert_group(&groups, g, &found)) return MARLIN_EDEVICE;
+        linear a = whole;
+        a.slots_a_row = p->num_slots / p->x_slots;
+        a.codes += found.expert * expert_codes;
+        a.scales += found.expert * expert_scales;
+        if (a.biases) a.biases += found.expert * expert_scales;
+        if (a.output_bias) a.output_bias += found.expert * (int64_t)p->n;
+        run_rows(&a, kind, found.order, found.rows, begin, end);
+    }
+    return MARLIN_OK;
+}
+
+INLINE int run_either_experts(const marlin_call *call, int64_t begin, int64_t end,
+                              weight_kind kind)
+{
+    const struct ExpertParams *p = call->params;
+    if (p->group_size == 16) return run_experts(call, begin, end, (weight_kind)(kind + FP4_G16));
+    return run_experts(call, begin, end, kind);
+}
+
+LINEAR_KERNELS(experts_, fp4, run_either_experts(call, begin, end, FP4))
+LINEAR_KERNELS(experts_, int4, run_either_experts(call, begin, end, INT4))
+LINEAR_KERNELS(experts_, int8, run_either_experts(call, begin, end, INT8))

@@ -227,12 +227,15 @@ KERNEL(rope_kv_write)
 /* y = gate * sigmoid(z) * up     gate, up, y float [rows, dim]; y may be gate or up
  *
  * Sigmoid: z = gate, and a 1 stands for gate. SiLU: z = gate. GELU, as its tanh form gives: z = 2
- * sqrt(2 / pi) (gate + 0.044715 gate^3), since (1 + tanh(u)) / 2 = sigmoid(2u). z has the sign of
- * gate. */
-typedef enum { SILU, GELU, SIGMOID } activation;
+ * sqrt(2 / pi) (gate + 0.044715 gate^3), since (1 + tanh(u)) / 2 = sigmoid(2u). gpt-oss's SwiGLU:
+ * z = 1.702 gate, gate being at most 7, and up within 7 of 0, and 1 more. z has the sign of gate.
+ */
+typedef enum { SILU, GELU, SIGMOID, SWIGLU } activation;
 
 #define GELU_LINEAR 1.59576912f
 #define GELU_CUBIC 0.0713548163f
+#define SWIGLU_SLOPE 1.702f
+#define SWIGLU_LIMIT 7.0f
 
 INLINE vf gate_value(activation which, vf x)
 {
@@ -241,12 +244,32 @@ INLINE vf gate_value(activation which, vf x)
     vf z = x;
     if (which == GELU)
         z = vf_mul(x, vf_fma(vf_mul(x, x), vf_set1(GELU_CUBIC), vf_set1(GELU_LINEAR)));
+    if (which == SWIGLU) z = vf_mul(x, vf_set1(SWIGLU_SLOPE));
     /* exp2 of -|z| only, so that it cannot overflow: sigmoid(z) = (z >= 0 ? 1 : e) / (1 + e). */
     vf e = vf_exp2(vf_mul(vf_abs(z), vf_set1(-1.44269504f)));
     /* x * (x >= 0 ? 1 : e) = max(x, 0) - max(-x, 0) * e */
     vf positive = vf_max(x, vf_zero());
     vf scaled = vf_sub(positive, vf_mul(vf_sub(positive, x), e));
     return vf_div(scaled, vf_add(one, e));
+}
+
+/* -max(-x, -limit) and the like: vf has no minimum. NaN stays. */
+INLINE vf at_most(vf x, float limit)
+{
+    vf zero = vf_zero();
+    return vf_sub(zero, vf_max(vf_set1(-limit), vf_sub(zero, x)));
+}
+
+INLINE float gated_float(activation which, float x, float up)
+{
+    if (which == SWIGLU) {
+        x = x > SWIGLU_LIMIT ? SWIGLU_LIMIT : x;
+        up = up > SWIGLU_LIMIT ? SWIGLU_LIMIT : up;
+        up = (up < -SWIGLU_LIMIT ? -SWIGLU_LIMIT : up) + 1.0f;
+        return x / (1.0f + expf(-SWIGLU_SLOPE * x)) * up;
+    }
+    float z = which != GELU ? x : x * fmaf(x * x, GELU_CUBIC, GELU_LINEAR);
+    return (which == SIGMOID ? 1.0f : x) / (1.0f + expf(-z)) * up;
 }
 
 INLINE int gated_mul(const marlin_call *call, int64_t begin, int64_t end, activation which)
@@ -257,13 +280,16 @@ INLINE int gated_mul(const marlin_call *call, int64_t begin, int64_t end, activa
         const float *gate = (const float *)call->at[0] + row * dim;
         const float *up = (const float *)call->at[1] + row * dim;
         float *y = (float *)call->at[2] + row * dim;
-        for (int64_t i = 0; i < whole; i += V_LANES)
-            vf_store(y + i, vf_mul(gate_value(which, vf_load(gate + i)), vf_load(up + i)));
-        for (int64_t i = whole; i < dim; i++) {
-            float x = gate[i];
-            float z = which != GELU ? x : x * fmaf(x * x, GELU_CUBIC, GELU_LINEAR);
-            y[i] = (which == SIGMOID ? 1.0f : x) / (1.0f + expf(-z)) * up[i];
+        for (int64_t i = 0; i < whole; i += V_LANES) {
+            vf x = vf_load(gate + i), factor = vf_load(up + i);
+            if (which == SWIGLU) {
+                x = at_most(x, SWIGLU_LIMIT);
+                factor = vf_max(vf_set1(-SWIGLU_LIMIT), at_most(factor, SWIGLU_LIMIT));
+                factor = vf_add(factor, vf_set1(1.0f));
+            }
+            vf_store(y + i, vf_mul(gate_value(which, x), factor));
         }
+        for (int64_t i = whole; i < dim; i++) y[i] = gated_float(which, gate[i], up[i]);
     }
     return MARLIN_OK;
 }
@@ -278,6 +304,12 @@ KERNEL(gelu_mul)
 {
     (void)scratch;
     return gated_mul(call, begin, end, GELU);
+}
+
+KERNEL(swiglu_mul)
+{
+    (void)scratch;
+    return gated_mul(call, begin, end, SWIGLU);
 }
 
 KERNEL(sigmoid_mul)

@@ -10,7 +10,7 @@ MARLIN_KERNELS(X)
 #undef X
 
 void ISA(quantize_rows)(const float *x, int64_t k, int64_t begin, int64_t end, uint8_t *prepared,
-                        int64_t rows);
+                        int64_t rows, int is_plain);
 
 extern const marlin_isa ISA(marlin_isa);
 

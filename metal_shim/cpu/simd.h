@@ -40,21 +40,21 @@
 
 /* The kernels of a linear layer, for few rows and for many: a GPU has two, here both are `run`, an
  * expression of call, begin and end. */
-#define LINEAR_KERNELS(kind, run)                                                                  \
-    static __attribute__((noinline)) int linear_##kind(const marlin_call *call, int64_t begin,     \
-                                                       int64_t end)                                \
+#define LINEAR_KERNELS(prefix, kind, run)                                                          \
+    static __attribute__((noinline)) int linear_##prefix##kind(const marlin_call *call,            \
+                                                               int64_t begin, int64_t end)         \
     {                                                                                              \
         return run;                                                                                \
     }                                                                                              \
-    KERNEL(matvec_##kind)                                                                          \
+    KERNEL(matvec_##prefix##kind)                                                                  \
     {                                                                                              \
         (void)scratch;                                                                             \
-        return linear_##kind(call, begin, end);                                                    \
+        return linear_##prefix##kind(call, begin, end);                                            \
     }                                                                                              \
-    KERNEL(matmul_##kind)                                                                          \
+    KERNEL(matmul_##prefix##kind)                                                                  \
     {                                                                                              \
         (void)scratch;                                                                             \
-        return linear_##kind(call, begin, end);                                                    \
+        return linear_##prefix##kind(call, begin, end);                                            \
     }
 
 INLINE float f32_from_bits(uint32_t bits)

@@ -38,6 +38,7 @@ static void attention_constants(const void *params, uint32_t *out)
     _Generic((const params *)0,                                                                    \
         const struct EmbedParams *: embed_constants,                                               \
         const struct LinearParams *: linear_constants,                                             \
+        const struct ExpertParams *: linear_constants,                                             \
         const struct AttentionParams *: attention_constants,                                       \
         default: no_constants)
 

@@ -6,7 +6,7 @@ that writes one element too many fails the test that ran it.
 
 import numpy as np
 
-from marlin.device import abi, ops
+from marlin.device import abi, ops, ops_experts
 from marlin.device.program import Recorder, View
 from marlin.weights import formats
 from marlin.weights.block_types import BLOCK_TYPES
@@ -283,3 +283,60 @@ def repack(device, raw, packed, ggml_type, permute_heads=0, factor=1.0):
         for view, array in zip(views, (packed.codes, packed.scales, packed.biases), strict=True):
             if array is not None:
                 array[...] = memory.read(view, array.dtype, array.shape)
+
+
+def route(device, logits, router, bias=None):
+    """(ids, weights, order, groups) of route: [rows, num_slots] twice, [choices], and [n, 3]
+    with n as many groups as there can be."""
+    rows, slots = len(logits), router.num_slots
+    with Memory(device) as memory:
+        scores, corrections = memory.put(logits), None if bias is None else memory.put(bias)
+        views = [memory.floats(rows, slots) for _ in range(3)]
+        choices = ops_experts.Choices(*views, memory.room(12 * router.num_experts))
+        steps = step(tokens=rows)
+        run(device, lambda r: ops_experts.route(r, scores, corrections, router, choices), steps)
+        dtypes = np.int32, np.float32, np.int32
+        found = [memory.read(v, d, (rows, slots)) for v, d in zip(views, dtypes, strict=True)]
+        count = min(rows * slots, router.num_experts)
+        groups = memory.read(choices.groups, np.int32, (count, 3))
+        return found[0], found[1], found[2].reshape(-1), groups
+
+
+def experts(device, x, weight, num_experts, choices, bias=None, many_rows=False):
+    """float32 [rows, num_slots, n].
+
+    Args:
+        x: [rows, x_slots, k].
+        weight: of all experts, one below the other.
+        choices: (order [choices], groups [any, 3]) int32.
+    """
+    rows, x_slots, _ = x.shape
+    order, groups = choices
+    slots = len(order) // rows
+    with Memory(device) as memory:
+        w = memory.weight(weight)
+        n = w.n // num_experts
+        w = w._replace(n=n, num_experts=num_experts)
+        y, x_view = memory.floats(rows, slots, n), memory.put(x)
+        whole = np.zeros((num_experts, 3), np.int32)
+        whole[: len(groups)] = groups
+        views = ops_experts.Choices(None, None, memory.put(order), memory.put(whole))
+        b = None if bias is None else memory.put(bias)
+        arguments = x_view, w, y, x_slots, views, slots
+        run(
+            device,
+            lambda r: ops_experts.experts(r, *arguments, bias=b, many_rows=many_rows),
+            step(tokens=rows),
+        )
+        return memory.read(y, np.float32, (rows, slots, n))
+
+
+def combine_experts(device, values, weights, y=None):
+    """float32 [rows, dim]; y: what it held, where it grows."""
+    rows, slots, dim = values.shape
+    with Memory(device) as memory:
+        views = memory.put(values), memory.put(weights)
+        out = memory.floats(rows, dim) if y is None else memory.put(y)
+        adds, steps = y is not None, step(tokens=rows)
+        run(device, lambda r: ops_experts.combine_experts(r, *views, out, dim, slots, adds), steps)
+        return memory.read(out, np.float32, (rows, dim))

@@ -28,6 +28,10 @@ SOUND = {
     **{"num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "block_size": 16, "num_blocks": 4},
     **{"tiles_var": 0, "splits_var": 0, "table_stride": 4, "window": 0, "max_splits": 1},
     **{"type": 3, "permute_heads": 0},
+    **{"adds": 0, "delta_scale": 1.0, "rotary_dim": 16, "interleaved": 0, "factor": 1.0},
+    **{"softcap": 0.0, "position_scale": 0.0, "scale_tokens": 1, "cap": 0.0},
+    **{"num_experts": 2, "num_slots": 2, "x_slots": 1, "gating": 1, "normalizes": 1},
+    **{"has_bias": 1, "num_groups": 1, "kept_groups": 1, "epsilon": 0.0},
 }
 
 

@@ -12,11 +12,20 @@ import re
 import numpy as np
 import pytest
 import reference
+import reference_experts
+from expert_runs import (
+    any_weight,
+    combine_experts,
+    matmul_experts,
+    matvec_experts,
+    route,
+    sort_experts,
+)
 from ggml_blocks import blank, random_blocks
 from msl import build, simt
 from shader import SHADERS, Shader
 from test_attention_shaders import draws, kv_case, normal, split, whole
-from test_linear_shaders import TWO_UNITS, arrays_of, matmul, repacked_by_cpu, weight_of
+from test_linear_shaders import TWO_UNITS, arrays_of, matmul, repacked_by_cpu
 
 from marlin.device import abi
 from marlin.weights.block_types import REPACKED
@@ -30,17 +39,6 @@ WATCHED = {"races": True, "optimize": "1"}
 
 
 # --- one small run of each kernel, compared with the oracle ---
-
-
-def any_weight(kind, n, k):
-    """weight_of(), of every kind."""
-    if kind not in ("f16", "bf16"):
-        return weight_of(kind, n, k)
-    [data, *_], flags, *_ = weight_of("f32", n, k)
-    values, stored = reference.bfloat16(data)
-    if kind == "f16":
-        values = stored = data.astype(np.float16)
-    return [stored, None, None], flags, values, np.abs(values)
 
 
 def embed(shader, kind):
@@ -263,19 +261,34 @@ def every_kind(shader, run):
         run(shader, kind)
 
 
+def several(*runs):
+    def run_all(shader):
+        for run in runs:
+            run(shader)
+
+    return run_all
+
+
 BY_KIND = {"embed": embed, "matvec": matvec, "matmul": matmul_of_steps}
+BY_KIND |= {"matvec_experts": matvec_experts, "matmul_experts": matmul_experts}
 RUNS = {
     **{
         f"{op}_{kind}": functools.partial(run, kind=kind)
         for op, run in BY_KIND.items()
         for kind in KINDS
     },
+    "route": route,
+    "sort_experts": sort_experts,
+    "combine_experts": combine_experts,
     "rms_norm": rms_norm,
     "layer_norm": layer_norm,
     "rope_table": rope_table,
     "rope_kv_write": rope_kv_write,
     "silu_mul": functools.partial(gated_mul, kernel="silu_mul", oracle=reference.silu_mul),
     "gelu_mul": functools.partial(gated_mul, kernel="gelu_mul", oracle=reference.gelu_mul),
+    "swiglu_mul": functools.partial(
+        gated_mul, kernel="swiglu_mul", oracle=reference_experts.swiglu_mul
+    ),
     "sigmoid_mul": functools.partial(gated_mul, kernel="sigmoid_mul", oracle=reference.sigmoid_mul),
     "scale_rows": scale_rows,
     "gelu": gelu,
@@ -319,8 +332,13 @@ RUNS_OF_FILES = {
     "attention.metal": attention,
     "attention_split.metal": attention_split,
     "common.h": rms_norm,
-    "matmul.metal": functools.partial(every_kind, run=matmul_of_steps),
-    "matvec.metal": functools.partial(every_kind, run=matvec),
+    "experts.metal": several(route, sort_experts),
+    "matmul.metal": several(
+        *(functools.partial(every_kind, run=run) for run in (matmul_of_steps, matmul_experts))
+    ),
+    "matvec.metal": several(
+        *(functools.partial(every_kind, run=run) for run in (matvec, matvec_experts))
+    ),
     "probe.metal": probe_read,
     "sample.metal": sample,
 }

@@ -3,6 +3,7 @@
 import numpy as np
 import transformers
 from dense_families import FAMILIES, SIZES
+from mixture_families import MIXTURES
 from pytorch import torch
 from tiny_models import random_tensor
 from transformers import (
@@ -54,7 +55,7 @@ def build(family, seed=0, **changes):
     if family in CLASSES:
         config_class, model_class = CLASSES[family]
     else:
-        name, own = FAMILIES[family]
+        name, own = (FAMILIES | MIXTURES)[family]
         config_class = getattr(transformers, f"{name}Config")
         model_class = getattr(transformers, f"{name}ForCausalLM", None)
     config = SIZES | own | changes

@@ -18,6 +18,8 @@ typedef struct {
     uint32_t flags;
 } weight_shape;
 
+/* Weights at bindings 1 to 3, where embed and the linear kernels have them. */
+void add_weight(test_case *c, marlin_dispatch *record, const weight_shape *w);
 /* y = x W^T with random weights: the new record. x and y are blocks. */
 marlin_dispatch *add_linear(test_case *c, const weight_shape *w, int rows_var, int rows, int x,
                             int y);
@@ -37,6 +39,10 @@ test_case *make_attention(int variant);
 test_case *make_mask_logits(int variant);
 test_case *make_penalize(int variant);
 test_case *make_sample(int variant);
+test_case *make_experts(int variant);
+test_case *make_route(int variant);
+test_case *make_sort_experts(int variant);
+test_case *make_combine_experts(int variant);
 test_case *make_layer(int variant);
 
 /* Variants of make_attention() from here on are attention_split and attention_combine. */

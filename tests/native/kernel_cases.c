@@ -30,8 +30,7 @@ static const weight_shape weights[] = {
 static const int row_counts[] = {1, 2, 7, 19};
 #define NUM_ROW_COUNTS 4
 
-/* Weights at bindings 1 to 3, where embed and the linear kernels have them. */
-static void add_weight(test_case *c, marlin_dispatch *record, const weight_shape *w)
+void add_weight(test_case *c, marlin_dispatch *record, const weight_shape *w)
 {
     if (!w->group) {
         bool is_f32 = w->weight[1] == '3';
@@ -305,6 +304,10 @@ const case_family case_families[] = {
     {make_mask_logits, 1},
     {make_penalize, 1},
     {make_sample, 3},
+    {make_experts, 14},
+    {make_route, 3},
+    {make_sort_experts, 1},
+    {make_combine_experts, 2},
     {make_layer, 2},
 };
 const int num_case_families = (int)(sizeof case_families / sizeof *case_families);

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support"), str(ROOT / "tests" / "device")]
 
 import reference
+import reference_experts
 from kv_case import make_case
 from matrices import bias_of
 from selftest_writer import (
@@ -32,7 +33,7 @@ from selftest_writer import (
     weight_of,
 )
 
-from marlin.device import abi, ops
+from marlin.device import abi, ops, ops_experts
 from marlin.weights import ggml_types
 from marlin.weights.block_types import REPACKED
 
@@ -128,6 +129,37 @@ def gate_cases():
     case = CaseWriter("gelu", tokens=2)
     ops.gelu(case, Tensor("x", x), room("y", 2, 40), 40)
     yield case.answer("y", reference.gelu(x))
+
+
+def expert_cases():
+    """A mixture from logits to the sum of what experts made; the clamped gate."""
+    logits = normal(5, 6, seed=3)
+    router = ops_experts.Router(6, 2, "softmax", True)
+    ids, shares = reference_experts.route(logits, "softmax", 2, True)
+    names = ("ids", "weights", "order")
+    x = activations(5, 64, seed=7)
+    for kind, weight, values, sizes in matrices(6 * 32, 64):
+        for op in ("matvec", "matmul"):
+            case = CaseWriter(f"{op} experts {kind}", tokens=5)
+            views = [room(name, 5, 2) for name in names]
+            choices = ops_experts.Choices(*views, room("groups", 6, 3))
+            ops_experts.route(case, Tensor("logits", logits), None, router, choices)
+            w = weight_of(weight)._replace(n=32, num_experts=6)
+            y, out, many = room("made", 5, 2, 32), room("y", 5, 32), op == "matmul"
+            ops_experts.experts(case, Tensor("x", x), w, y, 1, choices, 2, many_rows=many)
+            ops_experts.combine_experts(case, y, choices.weights, out, 32, 2)
+            made = reference.linear(x, values, None, sizes)
+            parts = [part.reshape(5, 6, 32) for part in made]
+            value, size = (
+                (np.take_along_axis(part, ids[:, :, None], 1) * shares[:, :, None]).sum(axis=1)
+                for part in parts
+            )
+            yield case.answer("y", reference.Expected(value, 4 * size))
+
+    gate, up = normal(2, 70) * 6, normal(2, 70, seed=1) * 6
+    case = CaseWriter("swiglu_mul", tokens=2)
+    ops.swiglu_mul(case, Tensor("gate", gate), Tensor("up", up), room("y", 2, 70), 70)
+    yield case.answer("y", reference_experts.swiglu_mul(gate, up))
 
 
 def rope_cases():
@@ -309,7 +341,7 @@ def probe_cases():
 def make_vectors():
     """({name: array}, [fields of each case])."""
     makers = (embed_cases, linear_cases, row_cases, gate_cases, rope_cases, attention_cases)
-    makers += (sample_cases, mask_cases, repack_cases, probe_cases)
+    makers += (expert_cases, sample_cases, mask_cases, repack_cases, probe_cases)
     cases = [case for maker in makers for case in maker()]
     tensors = {}
     for case in cases:

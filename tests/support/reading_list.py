@@ -169,7 +169,17 @@ FAMILIES = (
         for name in (
             *("smollm3", "granite", "olmo2", "phi3", "gemma2", "ministral3", "exaone4", "glm4"),
             "muse_glimmer",
+            *("layers_experts", "plan_experts", "config_experts"),
+            "qwen3_moe",
         )
+    )
+    + (
+        "marlin/device/ops_experts.py",
+        "metal_shim/common/checks_experts.h",
+        "metal_shim/cpu/experts.h",
+        "metal_shim/cpu/kernels_experts.c",
+        "shaders/experts.h",
+        "shaders/experts.metal",
     ),
     2_000,
 )

@@ -1,0 +1,144 @@
+"""The experts of a layer in a folder: one tensor or one an expert, in whatever order of rows, as
+the matrices of all experts one below the other. Refuses to know devices.
+
+A tensor that holds them as kernels read them is found by name alone and used in place; what is said
+here is how the others are put together, once, when the model is loaded.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from marlin.errors import ModelFileError
+from marlin.models.plan import check_dtype
+from marlin.models.spec import Tensor
+from marlin.weights import ggml_types
+from marlin.weights.block_types import DENSE_KINDS
+from marlin.weights.foreign.matrix import ForeignMatrix
+from marlin.weights.kinds import ROW_TILE, Form
+from marlin.weights.tensor_file import TensorInfo, read_bytes
+
+_ELEMENTS: dict[str, type] = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """Equal pieces of rows that lie one below the other.
+
+    Attributes:
+        size: rows of a piece.
+        read: read(piece) is its elements as stored, [size, columns].
+    """
+
+    size: int
+    read: Callable[[int], np.ndarray]
+
+    def rows(self, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop) of all of them."""
+        parts = []
+        for piece in range(start // self.size, -(-stop // self.size)):
+            first = piece * self.size
+            parts.append(self.read(piece)[max(start - first, 0) : stop - first])
+        return np.ascontiguousarray(np.concatenate(parts))
+
+
+def find_stack(path: str, tensor: Tensor, tensors: dict, reader) -> ForeignMatrix | None:
+    """What all experts have, where no tensor holds it as kernels read it.
+
+    Args:
+        path: of the folder.
+        tensors: {name: TensorInfo}, what the folder holds.
+        reader: of matrices that another program has quantized, or None.
+
+    Returns:
+        None where a tensor of its own name holds it, or nothing does.
+
+    Raises:
+        ModelFileError: a part is missing, or of another shape or dtype.
+    """
+    stack = tensor.stack
+    assert stack is not None, tensor
+    stem = tensor.name.removesuffix(".weight")
+    if tensor.name in tensors or f"{stem}.codes" in tensors:
+        return None
+    if stack.single and stack.single.format(0) in tensors and reader is None:
+        return _dense_singles(path, tensor, tensors)
+    if stack.fused in tensors:
+        return _fused(tensor, tensors[stack.fused])
+    return None
+
+
+def _dense_singles(path, tensor, tensors):
+    count, *shape = tensor.shape
+    names = [tensor.stack.single.format(expert) for expert in range(count)]
+    infos = []
+    for name in names:
+        info = tensors.get(name)
+        if info is None:
+            message = f"is missing; the config implies {count} experts"
+            raise ModelFileError(path, message, tensor=name)
+        _check(info, tuple(shape))
+        infos.append(info)
+    if len({info.dtype for info in infos}) > 1:
+        message = f"is {infos[-1].dtype}, and expert 0's is {infos[0].dtype}"
+        raise ModelFileError(infos[-1].path, message, tensor=infos[-1].name)
+    element = _ELEMENTS[infos[0].dtype]
+
+    def read(expert):
+        return read_bytes(infos[expert]).view(element).reshape(shape)
+
+    return _dense(tensor, tuple(infos), Pieces(shape[0], read))
+
+
+def _fused(tensor, info):
+    """Part of a tensor [experts, parts * rows, columns], or [experts, columns, rows * parts] whose
+    parts take turns; of biases, without columns."""
+    stack, (count, rows, *columns) = tensor.stack, tensor.shape
+    all_rows = rows * stack.num_parts
+    inner = [*columns, all_rows] if stack.transposed else [all_rows, *columns]
+    _check(info, (count, *inner))
+    element = _ELEMENTS[info.dtype]
+    size = math.prod(inner) * np.dtype(element).itemsize
+
+    def read(expert):
+        values = read_bytes(info, expert * size, size).view(element).reshape(inner)
+        if stack.transposed:
+            return values[..., stack.part :: stack.num_parts].T
+        return values[stack.part * rows : (stack.part + 1) * rows]
+
+    return _dense(tensor, (info,), Pieces(rows, read))
+
+
+def _check(info: TensorInfo, shape: tuple[int, ...]) -> None:
+    if info.shape != shape:
+        message = f"has shape {list(info.shape)}; the config implies {list(shape)}"
+        raise ModelFileError(info.path, message, tensor=info.name)
+    check_dtype(info, DENSE_KINDS)
+
+
+def _dense(tensor, infos, pieces):
+    """Elements as they are stored."""
+    dtype = infos[0].dtype
+
+    def values(start, stop):
+        rows = pieces.rows(start, stop)
+        return ggml_types.dequantize(dtype, rows.view(np.uint8), rows.shape)
+
+    def arrays(start, stop):
+        return (pieces.rows(start, stop),)
+
+    shape = tensor.rows if tensor.is_matrix else (math.prod(tensor.shape), 1)
+    return ForeignMatrix(shape, infos, Form(DENSE_KINDS[dtype]), values, arrays)
+
+
+def check_tiles(tensor: Tensor, kind: str, info: TensorInfo) -> None:
+    """Packed experts begin with a tile of rows each.
+
+    Raises:
+        ModelFileError: these would not.
+    """
+    if tensor.stack and kind not in DENSE_KINDS.values() and tensor.shape[1] % ROW_TILE:
+        message = f"has experts of {tensor.shape[1]} rows, expected a multiple of {ROW_TILE}"
+        raise ModelFileError(info.path, message, tensor=info.name)
