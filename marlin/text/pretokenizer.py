@@ -43,6 +43,13 @@ TEKKEN = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_O200K_WORDS = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    rf"{_SUFFIX}?|[^\r\n\p{{L}}\p{{N}}]?[\p{{Lu}}\p{{Lt}}\p{{Lm}}\p{{Lo}}\p{{M}}]+"
+    rf"[\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}]*{_SUFFIX}?"
+)
+O200K = _O200K_WORDS + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 DEEPSEEK_V3 = (
     r"\p{N}{1,3}",
     "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
@@ -120,7 +127,14 @@ FAMILIES = MappingProxyType(
         "llama3": _LLAMA3,
         "llama-v3": _LLAMA3,
         "llama-bpe": _LLAMA3,
+        # Phi-4 and OLMo 2; SmolLM3; GLM-4 of both kinds of checkpoint.
         "dbrx": Family(splits=(LLAMA3,)),
+        "smaug-bpe": Family(splits=(LLAMA3,)),
+        "chatglm-bpe": Family(splits=(LLAMA3,)),
+        "glm4": Family(splits=(LLAMA3,), whole_words=True),
+        # Phi-4-mini, gpt-oss; EXAONE 4.
+        "gpt-4o": Family(splits=(O200K,)),
+        "exaone4": _GPT2,
         "qwen2": _QWEN2,
         "deepseek-r1-qwen": _QWEN2,
         "qwen35": Family(composes=True, splits=(QWEN35,)),
@@ -131,12 +145,6 @@ FAMILIES = MappingProxyType(
     }
 )
 
-_SUFFIX = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_O200K_WORDS = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    rf"{_SUFFIX}?|[^\r\n\p{{L}}\p{{N}}]?[\p{{Lu}}\p{{Lt}}\p{{Lm}}\p{{Lo}}\p{{M}}]+"
-    rf"[\p{{Ll}}\p{{Lm}}\p{{Lo}}\p{{M}}]*{_SUFFIX}?"
-)
 # Expressions of tokenizer.json files that are no family's here. None of them takes more than linear
 # time on runs of any class of characters; two published ones do and are left out, those that cut
 # runs of digits from the right.
@@ -144,8 +152,6 @@ _O200K_WORDS = (
 WORDS = (
     # GPT-2, where it is spelled out.
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-    # o200k: gpt-oss, MiniMax M2.
-    _O200K_WORDS + r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     # cl100k as tiktoken spells it, and Ling's.
     *(
         rf"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{{L}}\p{{N}}]?+\p{{L}}+|{numbers}"

@@ -139,7 +139,7 @@ def refusal(metadata):
         ("model", "rwkv", "'rwkv'"),
         ("model", None, "is missing; expected one of gpt2, llama"),
         ("pre", "mystery-bpe", "'mystery-bpe'"),
-        ("pre", None, "is missing; expected one of dbrx, deepseek"),
+        ("pre", None, "is missing; expected one of chatglm-bpe, dbrx, deepseek"),
         ("tokens", None, "missing"),
         ("tokens", ["a", 1], "array of strings"),
         ("tokens", np.arange(3), "array of strings"),

@@ -28,6 +28,11 @@ EXAMPLES = [
     ("llama-bpe", "I'LL pay 12345", ["I", "'LL", " pay", " ", "123", "45"]),
     ("llama-bpe", "(foo)\n\n  bar", ["(foo", ")\n\n", " ", " bar"]),
     ("dbrx", "I'LL pay 1234", ["I", "'LL", " pay", " ", "123", "4"]),
+    ("smaug-bpe", "I'LL pay 1234", ["I", "'LL", " pay", " ", "123", "4"]),
+    ("chatglm-bpe", "I'LL pay 1234", ["I", "'LL", " pay", " ", "123", "4"]),
+    ("glm4", "I'LL pay 1234", ["I", "'LL", " pay", " ", "123", "4"]),
+    ("gpt-4o", "I'LL payDay 1234", ["I'LL", " pay", "Day", " ", "123", "4"]),
+    ("exaone4", "it's 1234", ["it", "'s", " 1234"]),
     ("qwen2", "I'LL pay 123", ["I", "'LL", " pay", " ", "1", "2", "3"]),
     ("qwen2", "\tx;\r\ny", ["\tx", ";\r\n", "y"]),
     ("qwen2", "नमस्ते", ["नमस", "्त", "े"]),
@@ -58,7 +63,7 @@ def test_families_with_different_rules_cut_the_corpus_differently():
     for family in FAMILIES.values():
         steps = (family.splits, family.single_digits, family.gpt2)
         cuts[steps] = [family.pre_tokenizer().pre_tokenize_str(text) for text in CORPUS]
-    assert len(cuts) == 9
+    assert len(cuts) == 10
     assert all(a != b for a, b in itertools.combinations(cuts.values(), 2))
 
 
