@@ -130,6 +130,7 @@ def run(arguments, load=None, stdin=None, stdout=None, stderr=None):
             allow_unknown_pretokenizer=arguments.allow_unknown_pretokenizer,
         )
     try:
+        model.check_generates()
         chat, token_ids = _prompt_token_ids(model, arguments, prompt)
         request = model.engine.submit(token_ids, params, "generate")
         stream = TextStream(request, model.tokenizer, stops, continues=not chat)

@@ -64,6 +64,7 @@ class _EncoderBatch(Batch):
 class EncoderRunner:
     """Device state for steps of an encoder; arguments and attributes as Runner's."""
 
+    generates = False
     max_draft_tokens = 0
 
     def __init__(self, device, model, paging, max_step_tokens, max_sequences, _max_drafts=0):

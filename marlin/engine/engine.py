@@ -24,6 +24,7 @@ from marlin.errors import (
     DeviceError,
     ModelFileError,
     NoMemoryError,
+    NotServedError,
     RequestError,
     StoppingError,
 )
@@ -106,9 +107,11 @@ class Engine:
             Request; read its events until the FinishEvent.
 
         Raises:
-            RequestError: as new_request's.
+            RequestError: as new_request's; NotServedError of an encoder.
             StoppingError: the engine has stopped.
         """
+        if not self._runner.generates:
+            raise NotServedError("an encoder generates no text; it makes embeddings")
         request = new_request(prompt_token_ids, params, request_id, self, client)
         request.guide = self.guide_of(params)
         if self._runner.max_draft_tokens:

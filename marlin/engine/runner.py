@@ -43,10 +43,13 @@ class Runner:
         max_draft_tokens: guesses a step may compute, among its tokens; 0 is no speculation.
 
     Attributes:
+        generates: requests may go on, and not only be pooled.
         gpu_memory_bytes: what weights, cache and activations hold on a GPU; 0 on a CPU.
         logprobs: of the last step's samples: for each list of tokens that it gave a list of their
             TokenLogprobs, empty where not asked for, none for NO_TOKEN.
     """
+
+    generates = True
 
     def __init__(self, device, model, paging, max_step_tokens, max_sequences, max_draft_tokens=0):
         self.device = device

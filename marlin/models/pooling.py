@@ -5,6 +5,7 @@ a GGUF header's `pooling_type`. Refuses to know how states are computed and pool
 (engine/pooler.py).
 """
 
+import json
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from marlin.weights.gguf import GGUFFile
 # yes or no.
 LAST, MEAN, CLS, RANK = POOLINGS
 
+_TYPES = "sentence_transformers.models."
 _MODULES, _SENTENCE_CONFIG = "modules.json", "sentence_bert_config.json"
 _POOLED_BY_MODE = {
     "pooling_mode_cls_token": CLS,
@@ -129,3 +131,27 @@ def pooling_of_gguf(file: GGUFFile) -> Pooling | None:
         fields.fail("pooling_type", "1 (mean), 2 (cls) or 3 (last)")
     kind = _POOLED_BY_TYPE[number]
     return None if kind is None else Pooling(kind, is_declared=True)
+
+
+def write_pooling(folder: str, pooling: Pooling) -> None:
+    """Write what pooling_of_folder() reads back to the same declaration."""
+    modules = ["Transformer", "Pooling", *["Normalize"] * pooling.normalised]
+    (mode,) = (name for name, kind in _POOLED_BY_MODE.items() if kind == pooling.kind)
+    os.mkdir(os.path.join(folder, "1_Pooling"))
+    written: dict[str, Any] = {
+        _MODULES: [
+            {
+                "idx": i,
+                "name": str(i),
+                "path": f"{i}_{name}" if i else "",
+                "type": f"{_TYPES}{name}",
+            }
+            for i, name in enumerate(modules)
+        ],
+        os.path.join("1_Pooling", "config.json"): {mode: True},
+    }
+    if pooling.max_tokens is not None:
+        written[_SENTENCE_CONFIG] = {"max_seq_length": pooling.max_tokens}
+    for name, value in written.items():
+        with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1)

@@ -16,6 +16,7 @@ from marlin.models.config import ModelConfig
 from marlin.models.place import is_folder
 from marlin.models.plan_folder import plan_folder
 from marlin.models.plan_gguf import plan_gguf
+from marlin.models.pooling import pooling_of_folder, pooling_of_gguf, write_pooling
 from marlin.models.registry import config_from_hf, family_of
 from marlin.text.gguf_tokenizer import tokenizer_from_gguf
 from marlin.weights.convert import SourceTensor
@@ -62,9 +63,13 @@ class Source:
             config = read_json_object(os.path.join(self.path, "config.json"))
             config.pop("quantization_config", None)  # what another program has made of them
             _copy_tokenizer(self.path, folder)
+            pooling = pooling_of_folder(self.path)
         else:
+            pooling = pooling_of_gguf(read_gguf(self.path))
             config = family_of(self.config).hf_config(self.config)
             tokenizer_from_gguf(read_gguf(self.path).metadata, self.path).save(folder)
+        if pooling is not None:
+            write_pooling(folder, pooling)
         config["quantization"] = quantization
         with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
             json.dump(config, file, indent=1)

@@ -2,20 +2,24 @@
 
 import json
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from engine_fixture import TIMEOUT_S
 from pytorch import torch
-from served import Served
+from served import ROOT, Served
 from tiny_models import INSTRUCTION_SETS, open_device, random_tensor, random_tokens
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
+from marlin.commands.quantize import quantize
 from marlin.engine.encoder import MAX_TEXTS, EncoderRunner, EncoderSizes
 from marlin.engine.engine import Engine
 from marlin.engine.pooler import Pooler
 from marlin.engine.request import FinishEvent, VectorEvent
-from marlin.errors import ModelFileError
+from marlin.engine.sampling import SamplingParams
+from marlin.errors import ModelFileError, NotServedError
 from marlin.models.checkpoint import open_checkpoint
 from marlin.models.model import Model
 from marlin.models.pooling import Pooling
@@ -61,6 +65,12 @@ def case(request, tmp_path_factory):
     model.save_pretrained(folder)
     texts = [random_tokens(n, model.config.vocab_size, seed=n) for n in LENGTHS]
     return folder, texts, [states_of(model, text) for text in texts]
+
+
+def test_an_encoder_generates_nothing(tmp_path):
+    build().save_pretrained(tmp_path)
+    with Running(tmp_path) as running, pytest.raises(NotServedError, match="generates no text"):
+        running.engine.submit([1], SamplingParams(), "r")
 
 
 def states_of(model, token_ids):
@@ -213,6 +223,24 @@ def test_minilm_equals_sentence_transformers_algorithm_alone_and_batched(minilm)
         assert math.isclose(np.linalg.norm(vector), 1, abs_tol=1e-6)
     assert refused[0] == 400 and "makes embeddings" in refused[1]["error"]["message"]
     assert long[1]["error"]["message"] == "input has 302 tokens; a text may have 256"
+
+
+@pytest.mark.downloads
+def test_minilm_in_eight_bits_is_nearly_the_same(minilm, tmp_path):
+    quantize(minilm, tmp_path / "all-MiniLM-L6-v2", "int8", 64, lambda *_: None)
+    texts = fifty_texts()[::7]
+    found = []
+    for folder in (minilm, tmp_path / "all-MiniLM-L6-v2"):
+        with Served(folder, "--host", "127.0.0.1") as server:
+            found.append(np.array(embeddings(server, texts)))
+    assert (found[0] * found[1]).sum(axis=1).min() > 0.99
+
+
+@pytest.mark.downloads
+def test_generating_with_an_encoder_is_refused_by_name(minilm):
+    command = [sys.executable, "-m", "marlin", "generate", str(minilm), "Hi"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and "makes embeddings, and generates no text" in done.stderr
 
 
 def embeddings(server, texts):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from marlin.errors import ModelFileError
-from marlin.models.pooling import Pooling, pooling_of_folder
+from marlin.models.pooling import Pooling, pooling_of_folder, write_pooling
 
 TYPES = "sentence_transformers.models."
 TRANSFORMER = {"idx": 0, "name": "0", "path": "", "type": TYPES + "Transformer"}
@@ -91,3 +91,12 @@ def test_modules_of_another_kind_are_refused_by_name(tmp_path, modules, says):
 def test_another_way_of_pooling_is_refused_by_name(tmp_path, mode, says):
     with pytest.raises(ModelFileError, match=says):
         declared(tmp_path, [TRANSFORMER, POOLING], mode)
+
+
+@pytest.mark.parametrize("kind", ["mean", "cls", "last"])
+@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("max_tokens", [None, 256])
+def test_what_is_written_is_read_back(tmp_path, kind, normalised, max_tokens):
+    pooling = Pooling(kind, normalised, True, max_tokens)
+    write_pooling(str(tmp_path), pooling)
+    assert pooling_of_folder(str(tmp_path)) == pooling

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tiny_checkpoints import HEAD_DIM, load_dense, load_packed, save_model, writ
 from marlin import cli
 from marlin.commands import quantize as command
 from marlin.errors import ConfigError
+from marlin.models.pooling import Pooling, pooling_of_folder, write_pooling
 from marlin.models.registry import config_from_gguf, config_from_hf
 from marlin.weights import convert, ggml_types
 from marlin.weights.formats import dequantize
@@ -94,6 +96,15 @@ def test_every_file_of_the_tokenizer_is_copied(llama, tmp_path):
     command.quantize(source, tmp_path / "out", "int4", 32, silent)
     assert [(tmp_path / "out" / name).read_text() for name in copied] == copied
     assert not (tmp_path / "out" / "additional_chat_templates" / "zero.jinja").exists()
+
+
+def test_how_a_models_vectors_are_made_comes_along(llama, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(llama[0], source)
+    pooling = Pooling("last", is_declared=True, max_tokens=64)
+    write_pooling(str(source), pooling)
+    command.quantize(source, tmp_path / "out", "int8", 64, silent)
+    assert pooling_of_folder(str(tmp_path / "out")) == pooling
 
 
 def test_tensors_lie_on_64_byte_boundaries_with_nothing_unaccounted(llama, tmp_path):
