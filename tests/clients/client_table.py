@@ -69,6 +69,17 @@ TOOL_CLIENTS = (
     ),
 )
 
+VECTOR_CLIENTS = (
+    Client(
+        *("openai-python", "vectors_openai.py"),
+        ("base64", "float", "token ids", "dimensions"),
+        ("openai==2.54.0",),
+    ),
+    Client(
+        *("langchain", "vectors_langchain.py"), ("documents", "query"), ("langchain-openai==1.7.4",)
+    ),
+)
+
 CLIENTS = (
     Client(
         "openai-python",

@@ -11,11 +11,13 @@ import os
 import subprocess
 
 import client_environments
+import numpy as np
 import pytest
-from client_table import CLIENTS, TOOL_CLIENTS
+from client_table import CLIENTS, TOOL_CLIENTS, VECTOR_CLIENTS
 from contract import CHAT, COMPLETIONS, MODEL, QUESTION, content_of
 from scripted_model import MODEL as SCRIPTED
 from scripted_model import WEATHER, scripted_server
+from served import serve_mock
 
 pytestmark = [pytest.mark.clients, pytest.mark.slow]
 
@@ -90,3 +92,20 @@ def test_a_client_calls_a_tool_and_gets_an_answer_of_its_result(client, load_scr
         )
     for report in reports:
         assert report["text"] == WEATHER, report["check"]
+
+
+@pytest.mark.parametrize("client", VECTOR_CLIENTS, ids=lambda client: client.name)
+def test_a_client_gets_the_same_vectors_as_a_plain_request(client, load_script, tmp_path):
+    """Of a mock's made-up states."""
+    with serve_mock("--pooling", "mean") as server:
+        reports = _reports(
+            *(client, load_script, tmp_path),
+            MARLIN_BASE_URL=server.base_url,
+            MARLIN_MODEL="mock",
+            MARLIN_QUESTION="",
+            MARLIN_MAX_TOKENS="1",
+        )
+        for report in reports:
+            answer = server.post("/v1/embeddings", {"model": "mock", **report["request"]})
+            plain = [item["embedding"] for item in answer["data"]]
+            np.testing.assert_allclose(json.loads(report["text"]), plain, rtol=1e-6, atol=1e-8)
