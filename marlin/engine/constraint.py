@@ -78,6 +78,10 @@ class Grammars:
                 tokens[token_id] = SPECIAL + data if is_special else data
         return tuple(tokens)  # the collector does not look into it
 
+    def token_ids(self, text: str) -> list[int]:
+        """A text's tokens."""
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
     def guide(self, grammar: Grammar, place: str | None = None) -> "Guide":
         """A Guide at the beginning of an answer.
 

@@ -20,6 +20,7 @@ from marlin.engine.request import (
 )
 from marlin.engine.runner import NO_TOKEN, NOT_NUMBERS
 from marlin.engine.scheduler import Scheduler
+from marlin.engine.thought_budget import ThoughtGuide
 from marlin.errors import (
     DeviceError,
     ModelFileError,
@@ -148,14 +149,19 @@ class Engine:
         self._scheduler.prefix_cache = mode
 
     def guide_of(self, params):
-        """The beginning of an answer to a request with a grammar, None without one; RequestError or
-        OverloadedError where it cannot be."""
-        if params.grammar is None:
+        """The beginning of an answer to a request with a grammar or a bound on its thoughts, None
+        without; RequestError or OverloadedError where it cannot be."""
+        grammars, limit = self._grammars, params.thought
+        if params.grammar is None and limit is None:
             return None
         place = params.constraint and params.constraint.place
-        if self._grammars is None:
+        if grammars is None:
             raise RequestError("answers of this model cannot be constrained", param=place)
-        return self._grammars.guide(params.grammar, place)
+        guide = None if params.grammar is None else grammars.guide(params.grammar, place)
+        if limit is None:
+            return guide
+        forced = grammars.token_ids(limit.forced)
+        return ThoughtGuide(limit, forced, grammars.vocabulary.tokens, guide)
 
     def _drafter(self, request):
         longest = len(request.prompt_token_ids) + request.params.max_tokens

@@ -15,6 +15,7 @@ from marlin.errors import MarlinError
 if TYPE_CHECKING:  # As in request.py.
     from marlin.engine.constraint import Guide
     from marlin.engine.pooler import Pooler
+    from marlin.engine.thought_budget import ThoughtGuide
     from marlin.text.special_tokens import FillTokens
 
 
@@ -60,7 +61,7 @@ class ModelEngine(Bounds, Protocol):
 
     def prepare(self) -> None: ...
 
-    def guide_of(self, params: SamplingParams) -> "Guide | None": ...
+    def guide_of(self, params: SamplingParams) -> "Guide | ThoughtGuide | None": ...
 
     def wait_for_end(self) -> BaseException | None: ...
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # The command line reads this file, and needs no numbers for 
 
     from marlin.engine.constraint import Guide
     from marlin.engine.pooler import Pooler
+    from marlin.engine.thought_budget import ThoughtGuide
 
 
 class TokenLogprobs(NamedTuple):
@@ -95,7 +96,7 @@ class Request:
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     drafter: object = None
-    guide: "Guide | None" = None
+    guide: "Guide | ThoughtGuide | None" = None
     pooler: "Pooler | None" = None
     num_draft_tokens: int = 0
     num_accepted_draft_tokens: int = 0

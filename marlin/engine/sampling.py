@@ -66,6 +66,26 @@ def _row(default: Any, low: float | None, high: float | None, help: str, **more:
 
 
 @dataclass(frozen=True, slots=True)
+class ThoughtLimit:
+    """How long an answer's thought may be.
+
+    Attributes:
+        num_tokens: after which the thought is closed.
+        opening, closing: the texts around a thought.
+        forced: the text that closes one.
+        is_open: the answer begins inside a thought.
+        repeats: an answer may have several thoughts, anywhere; else one, at its beginning.
+    """
+
+    num_tokens: int
+    opening: str
+    closing: str
+    forced: str
+    is_open: bool
+    repeats: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How one request chooses tokens: the table, and what each API spells its own way.
 
@@ -74,6 +94,8 @@ class SamplingParams:
             MAX_LOGIT_BIASES.
         constraint: what the answer must be; None for anything.
         grammar: the same, compiled for a model's way of thinking.
+        thought_tokens: that a thought may have; None is no limit.
+        thought: the same, with how the model writes thoughts; None where it writes none.
         score_prompt: report the prompt's tokens, too (Request.prompt_logprobs); with num_logprobs
             alone. max_tokens may then be 0: nothing is generated.
         num_logprobs: report each token's log-probability and those of this many of the likeliest
@@ -108,6 +130,8 @@ class SamplingParams:
     score_prompt: bool = False
     constraint: Constraint | None = None
     grammar: Grammar | None = None
+    thought_tokens: int | None = None
+    thought: ThoughtLimit | None = None
 
 
 PARAMETERS = tuple(

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from marlin.errors import RequestError
 from marlin.text.grammar import constraint
 from marlin.text.tool_calls.family import Family
 from marlin.text.tool_calls.scanner import Part, Reading, Scanner
@@ -20,6 +19,8 @@ class Thought:
 
     opening: str
     closing: str
+    # What closes a thought that must end.
+    forced: str
 
     def is_open_at_end(self, prompt: str) -> bool:
         """Whether an answer to this prompt begins inside a thought."""
@@ -44,11 +45,16 @@ class Thought:
 
 # A template that knows thoughts names the text that ends one.
 THOUGHTS = (
-    Thought("<think>", "</think>"),
-    Thought("[THINK]", "[/THINK]"),
-    Thought("<|channel>thought\n", "<channel|>"),
-    Thought("<seed:think>", "</seed:think>"),
-    Thought("<mm:think>", "</mm:think>"),
+    Thought("<think>", "</think>", "\n</think>\n\n"),
+    Thought("[THINK]", "[/THINK]", "[/THINK]"),
+    Thought("<|channel>thought\n", "<channel|>", "\n<channel|>"),
+    Thought("<seed:think>", "</seed:think>", "</seed:think>"),
+    Thought("<mm:think>", "</mm:think>", "\n</mm:think>\n\n"),
+)
+# Of a family that reads thoughts itself: any number of messages, and then the answer's.
+ON_CHANNELS = Thought(
+    *("<|channel|>analysis<|message|>", "<|end|>"),
+    "<|end|><|start|>assistant<|channel|>final<|message|>",
 )
 
 
@@ -99,17 +105,26 @@ class AnswerReader:
         self._resume()
 
     def may_begin_with(self) -> constraint.Part | None:
-        """What may come before the content of an answer: a thought; None: nothing.
-
-        Raises:
-            RequestError: more than a grammar can tell, the answer's own parts.
-        """
+        """What may come before the content of an answer: thoughts; None: nothing."""
         family, thought = self._form.family, self._form.thought
         if family and family.reads_all:
-            raise RequestError(f"answers in the {family.name} format cannot be constrained")
+            return family.shape.thoughts
         if thought is None:
             return None
         return constraint.thought(thought.opening, thought.closing, self._thinks)
+
+    def content(self, part: constraint.Part) -> constraint.Part:
+        """A part of a grammar as all that an answer's content is."""
+        family = self._form.family
+        return family.shape.holding(part, family.markers) if family else part
+
+    def thoughts(self) -> tuple[Thought, bool, bool] | None:
+        """How thoughts are written, whether the answer begins in one, and whether there may be
+        more than one; None: there are none."""
+        family, thought = self._form.family, self._form.thought
+        if family and family.reads_all:
+            return ON_CHANNELS, False, True
+        return None if thought is None else (thought, self._thinks, False)
 
     @property
     def thinking(self) -> bool:

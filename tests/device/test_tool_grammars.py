@@ -92,6 +92,30 @@ def test_a_call_that_must_come_is_one_of_the_tools_with_such_arguments(vocabular
     assert not takes(automaton_of(vocabulary, hermes, max_calls=1), f"{call}\n{call}")
 
 
+def test_an_answer_on_channels_is_held_to_what_is_asked_after_its_thoughts(vocabulary):
+    harmony = next(family for family in FAMILIES if family.name == "harmony")
+    reader = AnswerReader(AnswerForm(None, harmony), {})
+    asked, before = JsonSchema({"type": "integer"}), reader.may_begin_with()
+    plain = Constraint(reader.content(asked), "part").compiled(before)
+    thought = "<|channel|>analysis<|message|>Hm, <3.<|end|><|start|>assistant"
+    final = "<|channel|>final<|message|>"
+    call = '<|channel|>commentary to=functions.now <|constrain|>json<|message|>{"a": 1}'
+    given = harmony.shape, harmony.markers, TOOLS, None
+    forced = ToolGrammar(*given, is_forced=True, is_strict=False).constraint(None)
+    either = ToolGrammar(*given, is_forced=False, is_strict=True).constraint(None)
+    grammars = [plain, forced.compiled(before), either.compiled(before)]
+    for text, taken in (
+        (f"{final}3", (True, False, True)),
+        (f"{thought}{thought}{final}3", (True, False, True)),
+        (f"{thought}{call}", (False, True, True)),
+        (f"{final}three", (False, False, True)),
+        (f"{thought}3", (False, False, False)),
+        (f"{call[:-1]}", (False, False, False)),
+    ):
+        found = tuple(takes(Automaton(vocabulary, grammar), text) for grammar in grammars)
+        assert found == taken, text
+
+
 @each_family
 def test_what_a_grammar_lets_a_model_write_reads_back_as_calls(vocabulary, family):
     tools = {**TOOLS, "weather": dict(SCHEMA, properties=dict(SCHEMA["properties"]))}

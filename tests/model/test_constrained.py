@@ -6,6 +6,7 @@ import re
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from engine_fixture import TIMEOUT_S, GatedRunner
 from tiny_models import random_tensors, random_tokens, running, tiny_config, write_folder
@@ -14,7 +15,8 @@ from marlin.engine.constraint import Grammars, Guide
 from marlin.engine.draft import Drafter
 from marlin.engine.engine import Engine
 from marlin.engine.request import FinishEvent, TokenEvent
-from marlin.engine.sampling import SamplingParams
+from marlin.engine.sampling import SamplingParams, ThoughtLimit
+from marlin.engine.thought_budget import ThoughtGuide
 from marlin.errors import DeviceError, RequestError
 from marlin.text.grammar.constraint import Constraint, JsonSchema, Regex
 
@@ -39,6 +41,9 @@ class Characters:
 
     def token_bytes(self, token_id):
         return bytes([32 + token_id]) if token_id < END else b"<end>"
+
+    def encode(self, text, *, add_special_tokens=True):
+        return [ord(char) - 32 for char in text]
 
     def is_special(self, token_id):
         return token_id == END
@@ -211,3 +216,56 @@ def test_a_grammar_that_has_no_room_even_alone_is_an_error_in_its_words():
     with pytest.raises(DeviceError, match="^full 1$"):
         guide._try(fail)
     assert resets == [1]
+
+
+def limited(num_tokens, **changes):
+    texts = {"opening": "<t>", "closing": "</t>", "forced": " </t> ", "is_open": True}
+    return ThoughtLimit(num_tokens, **texts | changes)
+
+
+def test_a_thought_that_has_had_its_tokens_is_closed_alone_and_among_others(folder):
+    asked = [(prompt, limited(count)) for prompt in PROMPTS for count in (0, 1, 7, 10**12)]
+    free = matching("[^<]{0,40}</t> ?[a-c]{5}")  # a thought of its own, and what comes after
+    found = {}
+    for options in ({}, {"sequences": 16, "blocks": (40, 16)}, {"drafts": 16}):
+        with serving(folder, **options) as engine:
+            for grammar in (None, free):
+                requests = [
+                    submit(engine, prompt, grammar, thought=limit, max_tokens=60)
+                    for prompt, limit in asked
+                ]
+                texts = [read(request)[0] for request in requests]
+                assert found.setdefault(grammar, texts) == texts
+    num_closed = 0
+    for grammar, texts in found.items():
+        for (_, limit), text in zip(asked, texts, strict=True):
+            if limit.num_tokens < min(10, len(text)) and "</t>" not in text[: limit.num_tokens]:
+                assert text[limit.num_tokens :].startswith(" </t> "), text
+                num_closed += 1
+            if grammar is not None and limit.num_tokens < 10:
+                assert re.fullmatch("[a-c]{5}", text.rpartition("</t>")[2].strip()), text
+    assert num_closed > len(asked)
+
+
+def test_where_a_thought_begins_and_ends_is_seen_token_by_token():
+    tokens = [Characters().token_bytes(token_id) for token_id in range(END)] + [b""]
+
+    def forced_at(text, limit):
+        """Where the closing text begins in an answer that goes on as the text does."""
+        guide = ThoughtGuide(limit, Characters().encode(limit.forced), tokens, None)
+        out = np.zeros((VOCAB + 31) // 32, np.uint32)
+        for place, char in enumerate(text):
+            guide.mask((), out)
+            if np.unpackbits(out.view(np.uint8)).sum() == 1:
+                return place
+            guide.advance([ord(char) - 32])
+        return None
+
+    assert forced_at("abcdef", limited(3)) == 3
+    assert forced_at("ab</t>cdefgh", limited(9)) is None
+    assert forced_at("  <t>abcd", limited(3, is_open=False)) == 8
+    assert forced_at("a<t>bcdefg", limited(3, is_open=False)) is None
+    assert forced_at("a<t>bcdefg", limited(3, is_open=False, repeats=True)) == 7
+    assert forced_at("<t>b</t>x<t>cdef", limited(7, is_open=False, repeats=True)) == 14
+    assert forced_at("<t>abcd", limited(0, is_open=False)) == 3
+    assert forced_at("ab</tx", limited(5)) == 5

@@ -87,7 +87,8 @@ def tiny_family_config(model_type):
     families = FAMILIES | MIXTURES
     if model_type not in families:
         own = {"gemma3_text": tiny_gemma3_config, "bert": tiny_bert_config}
-        return own.get(model_type, tiny_config)(architecture=model_type)
+        said = {"qwen2": {"qkv_bias": True}, "qwen3": {"qk_norm": True}}.get(model_type, {})
+        return own.get(model_type, tiny_config)(architecture=model_type, **said)
     values = SIZES | families[model_type][1] | {"model_type": model_type}
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(values))

@@ -6,7 +6,9 @@ from marlin.errors import RequestError
 from marlin.server.api.dialect import WHOLE_CONTEXT
 from marlin.server.api.messages import COUNT_TOKENS, MESSAGES
 from marlin.server.http.limits import Limits
+from marlin.text.grammar.constraint import JsonSchema
 
+ANY_OBJECT = {"type": "json_object"}
 LIMITS = Limits(num_output_tokens=100)
 
 
@@ -198,12 +200,13 @@ REFUSED_MESSAGES = [
     ({"tool_choice": {"type": "maybe"}}, "tool_choice.type", None),
     ({"tool_choice": {"type": "tool", "name": "g"}, "tools": [TOOL]}, "tool_choice", None),
     ({"thinking": {"type": "maybe"}}, "thinking.type", None),
-    ({"output_config": {"format": {}}}, "output_config.format",
-     "output_config.format is not supported by this server, got an object"),
+    ({"output_config": {"format": {"type": "xml"}}}, "output_config.format.type", None),
+    ({"thinking": {"type": "enabled", "budget_tokens": -1}}, "thinking.budget_tokens", None),
+    ({"output_config": {"format": ANY_OBJECT}, "output_format": ANY_OBJECT}, "output_format", None),
     ({"stream": 5}, "stream", None),
     ({"mcp_servers": [{}]}, "mcp_servers", None),
     ({"container": "a"}, "container", None),
-    ({"output_format": {}}, "output_format", None),
+    ({"output_format": {"type": "json_schema", "schema": 3}}, "output_format.schema", None),
     ({"unknown": 1}, "unknown", None),
 ]  # fmt: skip
 
@@ -231,4 +234,14 @@ def test_a_parameter_of_messages_that_changes_nothing_or_is_served_is_taken(name
 
 def test_a_budget_of_thoughts_is_told_to_be_without_effect():
     call = messages(thinking={"type": "enabled", "budget_tokens": 1024})
-    assert call.skipped == ("thinking.budget_tokens",)
+    assert (call.skipped, call.sampling.thought_tokens) == ((), 1024)
+    assert messages(thinking={"type": "adaptive"}).sampling.thought_tokens is None
+
+
+@pytest.mark.parametrize("beside", [{"output_config": "format"}, {"output_format": None}])
+def test_what_the_answer_must_be_stands_in_either_place(beside):
+    [(place, inner)] = beside.items()
+    asked = {"type": "json_schema", "schema": {"type": "integer"}}
+    constraint = messages(**{place: {inner: asked} if inner else asked}).sampling.constraint
+    assert constraint.part == JsonSchema({"type": "integer"})
+    assert constraint.place == f"{place}{'.' + inner if inner else ''}.schema"

@@ -114,7 +114,8 @@ def test_null_and_absence_mean_the_default(row):
 def test_what_each_api_spells_its_own_way_is_no_row():
     names = {field.name for field in dataclasses.fields(SamplingParams)}
     assert names - {row.name for row in PARAMETERS} == {
-        *("logit_bias", "num_logprobs", "score_prompt", "constraint", "grammar")
+        *("logit_bias", "num_logprobs", "score_prompt", "constraint", "grammar"),
+        *("thought_tokens", "thought"),
     }
 
 

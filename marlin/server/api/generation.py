@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from marlin.engine.bounds import check_biases
-from marlin.engine.sampling import SamplingParams
+from marlin.engine.sampling import SamplingParams, ThoughtLimit
 from marlin.engine.served_model import ModelPrompt, ServedModel
 from marlin.engine.stream import TextStream, merged
 from marlin.errors import StoppingError, TimedOutError
@@ -96,12 +96,19 @@ class Generation(NamedTuple):
     def _constrained(self, prompt):
         """The call's SamplingParams for one prompt: a thought may come before what is asked for."""
         sampling = self.call.sampling
+        reader = prompt.new_reader and prompt.new_reader()
+        if reader and sampling.thought_tokens is not None and (found := reader.thoughts()):
+            thought, *when = found
+            texts = thought.opening, thought.closing, thought.forced
+            limit = ThoughtLimit(sampling.thought_tokens, *texts, *when)
+            sampling = replace(sampling, thought=limit)
         constraint = sampling.constraint
         if prompt.tool_grammar is not None:
             constraint = prompt.tool_grammar.constraint(constraint)
+        elif constraint is not None and reader:
+            constraint = replace(constraint, part=reader.content(constraint.part))
         if constraint is None:
             return sampling
-        reader = prompt.new_reader and prompt.new_reader()
         before = reader and reader.may_begin_with()
         grammar = self.model.grammar(constraint, before)
         return replace(sampling, constraint=constraint, grammar=grammar)

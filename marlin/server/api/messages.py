@@ -23,6 +23,7 @@ from marlin.server.api.names import Names
 from marlin.server.api.openai_messages import parse_message
 from marlin.server.api.openai_requests import parse_stop
 from marlin.server.api.openai_tools import parse_function, tool_use
+from marlin.server.api.output_format import response_format
 from marlin.server.api.template_options import parse_conversation
 from marlin.server.http.limits import Limits
 
@@ -30,14 +31,15 @@ _NAMES = Names(
     "parameter of this endpoint",
     (
         *("model", "messages", "system", "max_tokens", "stop_sequences", "stream", "tools"),
-        *("tool_choice", "thinking", "output_config", "temperature", "top_p", "top_k"),
+        *("tool_choice", "thinking", "output_config", "output_format", "temperature", "top_p"),
+        *("top_k",),
     ),
     {
         **{"metadata": dict, "service_tier": str, "cache_control": dict},
         # Clears what a client asks to have cleared; nothing is, and the prompt is as it was sent.
         **{"context_management": dict},
     },
-    {"mcp_servers": ([],), "container": (), "output_format": ()},
+    {"mcp_servers": ([],), "container": ()},
 )
 # A line that differs from request to request, so that no prefix of two would be equal.
 _BILLING = "x-anthropic-"
@@ -85,8 +87,13 @@ class Messages:
         max_tokens = fields.count("max_tokens", WHOLE_CONTEXT, maximum=limits.num_output_tokens)
         return MessagesCall(
             model,
-            [ChatPrompt(parse_conversation(_options(fields, skipped), messages, tools))],
-            parse_sampling(fields, max_tokens=max_tokens),
+            [ChatPrompt(parse_conversation(_options(fields), messages, tools))],
+            parse_sampling(
+                fields,
+                max_tokens=max_tokens,
+                constraint=_format(fields),
+                thought_tokens=_budget(fields),
+            ),
             stop=parse_stop({"stop": body.get("stop_sequences")}, limits),
             stream=fields.flag("stream", False),
             num_choices=1,
@@ -97,22 +104,38 @@ class Messages:
 MESSAGES, COUNT_TOKENS = Messages(), Messages(counts=True)
 
 
-def _options(fields, skipped):
+def _options(fields):
     """What is asked of thoughts, in the words of chat."""
     options: dict[str, Any] = {}
     thinking = fields.section("thinking")
     if thinking is not None:
         kind = thinking.choice("type", ("enabled", "adaptive", "disabled"))
-        if thinking.raw("budget_tokens") is not None:
-            skipped.append("thinking.budget_tokens")
         switches = "enable_thinking", "thinking"
         options["chat_template_kwargs"] = dict.fromkeys(switches, kind != "disabled")
     output = fields.section("output_config")
     if output is not None:
         options["reasoning_effort"] = output.text("effort", None)
-        if output.raw("format") is not None:
-            refuse("output_config.format", "is not supported by this server, got an object")
     return options
+
+
+def _budget(fields):
+    thinking = fields.section("thinking")
+    if thinking is None or thinking.raw("type") != "enabled":
+        return None
+    return thinking.count("budget_tokens", None, minimum=0)
+
+
+def _format(fields):
+    """What the answer must be, in either place where clients say so."""
+    output = fields.section("output_config")
+    places = (
+        (output and output.raw("format"), "output_config.format"),
+        (fields.raw("output_format"), "output_format"),
+    )
+    found = [response_format(value, place, is_flat=True) for value, place in places]
+    if all(found):
+        refuse("output_format", "and output_config.format both say what the answer is")
+    return found[0] or found[1]
 
 
 def _tools(body, skipped):

@@ -173,7 +173,12 @@ CHAT = Names(
     _PARAMETER,
     (
         *("messages", "max_completion_tokens", "top_logprobs", "reasoning_effort", "reasoning"),
-        *("chat_template_kwargs", "continue_final_message", "add_generation_prompt"),
+        *(
+            "thinking_token_budget",
+            "chat_template_kwargs",
+            "continue_final_message",
+            "add_generation_prompt",
+        ),
         *("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"),
         *_HONOURED_BY_BOTH,
     ),

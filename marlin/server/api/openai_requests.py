@@ -197,6 +197,7 @@ def _parse_options(given, limits, max_tokens, num_logprobs, score_prompt=False):
         num_logprobs=num_logprobs,
         score_prompt=score_prompt,
         constraint=parse_output(given.values),
+        thought_tokens=given.count("thinking_token_budget", None, minimum=0),
     )
     return {
         "sampling": sampling,

@@ -2,6 +2,7 @@
 
 import re
 
+from marlin.text.grammar.constraint import InOrder, Repeated, Text, Until, marker
 from marlin.text.tool_calls.family import Family, json_arguments
 from marlin.text.tool_calls.scanner import Reading, Scanner, drop
 from marlin.text.tool_calls.shape import Shape, named_json
@@ -47,10 +48,18 @@ def _message(scan, head):
         yield from scan.content(*ENDS)
 
 
+_THOUGHTS = Repeated(
+    InOrder(
+        [
+            *(marker(CHANNEL), Text("analysis"), marker(MESSAGE), Until(ENDS[0])),
+            *(marker(START), Text("assistant")),
+        ]
+    )
+)
 _CALL = named_json(f"{CHANNEL}commentary to=functions.", f" <|constrain|>json{MESSAGE}")
 FAMILY = Family(
     *("harmony", (CHANNEL, MESSAGE), read),
     (CHANNEL, MESSAGE, "<|constrain|>", *ENDS),
-    Shape(_CALL, between=None),
+    Shape(_CALL, between=None, content=f"{CHANNEL}final{MESSAGE}", thoughts=_THOUGHTS),
     reads_all=True,
 )

@@ -40,12 +40,16 @@ class Shape:
         call: raises RequestError where the format cannot hold what a schema asks for.
         opening, closing: before the first call and after the last one.
         between: two calls; None where an answer has one at most.
+        content: before the words of an answer that is no call.
+        thoughts: that may come before either, where a family's own reader knows them.
     """
 
     call: CallShape
     opening: str = ""
     closing: str = ""
     between: str | None = ""
+    content: str = ""
+    thoughts: Part | None = None
 
     def calls(
         self,
@@ -74,10 +78,17 @@ class Shape:
             more = [Repeated(InOrder([write(self.between), following]))]
         return InOrder([begin(self.opening), first, *more, write(self.closing)])
 
+    def holding(self, part: Part, markers: Sequence[str]) -> Part:
+        """An answer that is no call, and whose words are a part."""
+        return InOrder([_written(self.content, markers), part]) if self.content else part
+
     def freely(
         self, tools: Mapping[str, Any], max_calls: int | None, markers: Sequence[str]
     ) -> Part:
         """Any answer whose calls are such calls."""
+        if self.content:
+            words = self.holding(AnyText(), markers)
+            return Either([self.calls(tools, max_calls, markers), words])
         if self.between is None:  # an answer is a call by its first character
             words = InOrder([Regex(r"\s*[^\s{]"), AnyText()])
             return Either([self.calls(tools, max_calls, markers), words, InOrder([Text("")])])
@@ -109,7 +120,8 @@ class ToolGrammar:
         if self.is_forced:
             return Constraint(self.shape.calls(*given), "tools")
         if asked is not None:
-            return Constraint(Either([self.shape.calls(*given), asked.part]), asked.place)
+            words = self.shape.holding(asked.part, self.markers)
+            return Constraint(Either([self.shape.calls(*given), words]), asked.place)
         return Constraint(self.shape.freely(*given), "tools") if self.is_strict else None
 
 
