@@ -5,16 +5,20 @@ this file runs it as a program, so that a checkout, a wheel and an editable inst
 way.
 """
 
+import gzip
+import os
 import platform
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 from setuptools import Command
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 from setuptools.command.install import install
+from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).resolve().parents[2]
 # What the README promises beside the package: bin/test, what it needs, and what it tests.
@@ -77,6 +81,31 @@ class BuildNative(Command):
 
     def _output(self):
         return (ROOT if self.editable_mode else Path(self.build_lib).resolve()) / DEVICE_FOLDER
+
+
+class ReproducibleSdist(sdist):
+    """`sdist`; with SOURCE_DATE_EPOCH (seconds) the same bytes whenever and wherever it is made."""
+
+    def make_archive(self, base_name, format, root_dir=None, base_dir=None, owner=None, group=None):
+        epoch = os.environ.get("SOURCE_DATE_EPOCH")
+        if epoch is None or format != "gztar":
+            return super().make_archive(base_name, format, root_dir, base_dir, owner, group)
+
+        def plain(member):
+            member.mtime, member.uid, member.gid = int(epoch), 0, 0
+            member.uname = member.gname = ""
+            member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+            return member
+
+        name = f"{base_name}.tar.gz"
+        with (
+            open(name, "wb") as file,
+            gzip.GzipFile("", "wb", fileobj=file, mtime=int(epoch)) as packed,
+            tarfile.open(mode="w", fileobj=packed, format=tarfile.PAX_FORMAT) as archive,
+        ):
+            for path in sorted(Path(base_dir).rglob("*")):
+                archive.add(path, recursive=False, filter=plain)
+        return name
 
 
 class InstallPlatlib(install):

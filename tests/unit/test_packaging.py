@@ -5,6 +5,7 @@ sources: what is compiled is another test's business.
 """
 
 import configparser
+import os
 import re
 import shutil
 import subprocess
@@ -155,3 +156,23 @@ def test_the_wheel_brings_the_command_and_three_dependencies(wheel):
         if line.startswith("Requires-Dist: ") and "extra ==" not in line
     ]
     assert needs == ["numpy", "safetensors", "tokenizers"]
+
+
+@pytest.mark.slow
+def test_with_a_date_both_archives_are_the_same_bytes_whenever_they_are_made(checkout, tmp_path):
+    """Of two checkouts at two places, with other times and modes of files."""
+    made = []
+    for number in range(2):
+        root = tmp_path / f"checkout {number}"
+        copy_sources(checkout, root)
+        for path in root.rglob("*.py"):
+            os.utime(path, (1_600_000_000 + number, 1_600_000_000 + number))
+        build = "from setuptools.build_meta import build_sdist, build_wheel\n"
+        build += "build_sdist('dist')\nbuild_wheel('dist')"
+        environ = {**os.environ, "SOURCE_DATE_EPOCH": "1700000000"}
+        subprocess.run(
+            [sys.executable, "-c", build], cwd=root, env=environ, check=True, capture_output=True
+        )
+        made.append({path.name: path.read_bytes() for path in (root / "dist").iterdir()})
+    assert len(made[0]) == 2 and made[0].keys() == made[1].keys()
+    assert [name for name in made[0] if made[0][name] != made[1][name]] == []
