@@ -95,12 +95,12 @@ def chosen(record, tests, path, budget_s, num_files):
     def cost(name):
         return record.tests[name][1]
 
-    order = []
+    order, each_s = [], budget_s / min(num_files, len(files) or 1)
     for file in sorted(files, key=rank)[:num_files]:
         total = 0.0
         for name in sorted(files[file], key=cost):
             total += cost(name) + 0.005
-            if order and total > budget_s / num_files:
+            if order and total > each_s:
                 break
             order.append(name)
     return order
