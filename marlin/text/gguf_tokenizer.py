@@ -6,7 +6,7 @@ to guess: a vocabulary model or pre-tokenizer that is not known here is refused 
 Source for keys and token types: the GGUF specification, docs/gguf.md in ggml-org/ggml.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,7 @@ class _Vocabulary:
     tokens: list
     types: np.ndarray
     ids: dict
-    named_ids: dict = field(default_factory=dict)
+    named_ids: dict
 
     @classmethod
     def read(cls, fields, default_ids):
