@@ -190,8 +190,8 @@ def _rope(fields, rope, max_tokens, turns_partly):
             rope.fail(name, "no section: RoPE is the same in all layers of this model")
     # Older files say `type`; some hold both, and `rope_type` is the one that counts.
     name = "rope_type" if rope.raw("rope_type") is not None else "type"
-    kind = rope.choice(name, ("default", "linear", "llama3", "yarn"), "default")
-    if kind == "default":
+    kind = rope.choice(name, ("default", "mrope", "linear", "llama3", "yarn"), "default")
+    if kind in ("default", "mrope"):  # of text alone positions are the same along every axis
         refuse_lost_scaling(rope)
         return theta, RopeScaling(), max_tokens
     if kind == "linear":

@@ -47,7 +47,6 @@ class Gemma3(Family[Gemma3Config]):
     model_type = "gemma3_text"
     hf_class = "Gemma3ForCausalLM"
     gguf_architecture = "gemma3"
-    wrapper_type = "gemma3"
 
     def config_from_hf(self, fields: Fields) -> Gemma3Config:
         _refuse_unsupported(fields)

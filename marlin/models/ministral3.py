@@ -27,7 +27,6 @@ class Ministral3(LlamaLine[Ministral3Config]):
     model_type = "ministral3"
     hf_class = "Ministral3ForCausalLM"
     gguf_architecture = "mistral3"
-    wrapper_type = "mistral3"
 
     def config_from_hf(self, fields: Fields) -> Ministral3Config:
         fields = fields.with_defaults({"head_dim": 128})

@@ -13,7 +13,6 @@ class Mistral(Llama):
     model_type = "mistral"
     hf_class = "MistralForCausalLM"
     gguf_architecture = None
-    wrapper_type = "mistral3"
 
     def config_from_hf(self, fields: Fields) -> ModelConfig:
         window = config_hf.sliding_window(fields)

@@ -50,7 +50,6 @@ class MuseGlimmer(Family[MuseGlimmerConfig]):
     model_type = "muse_glimmer_text"
     hf_class = "MuseGlimmerForCausalLM"
     gguf_architecture = "muse-glimmer"
-    wrapper_type = "muse_glimmer"
 
     def config_from_hf(self, fields: Fields) -> MuseGlimmerConfig:
         fields = fields.with_defaults({"head_dim": 128})

@@ -28,7 +28,7 @@ _COMPUTED = re.compile(
 _TOWER = re.compile(
     r"(model\.)?(vision_tower|vision_model|visual|audio_tower|multi_modal_projector|connector"
     r"|vision_adapter|vision_projection|vision_embedder"
-    r"|embed_vision|embed_audio)\.|(v|a|mm)\."
+    r"|embed_vision|embed_audio)\.|(v|a|mm)\.|(model\.)?image_newline\Z"
 )
 _LAYER = re.compile(r"(model\.layers|blk)\.([0-9]{1,6})\.", re.ASCII)
 

@@ -30,6 +30,7 @@ PACKED_ALIGNMENT = 16
 # encoder lies beside a head.
 TEXT_PREFIXES = {
     "model.language_model.": "model.",
+    "model.text_model.": "model.",
     "language_model.model.": "model.",
     "language_model.lm_head.": "lm_head.",
     "bert.": "",

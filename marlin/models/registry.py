@@ -25,6 +25,7 @@ from marlin.models.qwen3 import Qwen3
 from marlin.models.qwen3_moe import Qwen3Moe
 from marlin.models.smollm3 import SmolLM3
 from marlin.models.spec import Family, ModelSpec
+from marlin.models.wrappers import MODEL_TYPES, text_part
 from marlin.weights.gguf import GGUFFile
 
 FAMILIES = (
@@ -34,11 +35,6 @@ FAMILIES = (
 )
 
 _BY_MODEL_TYPE = {family.model_type: family for family in FAMILIES}
-# {model_type of a wrapper: the families that it may have under text_config, the first implied}.
-_BY_WRAPPER: dict[str, list[str]] = {}
-for family in FAMILIES:
-    if family.wrapper_type is not None:
-        _BY_WRAPPER.setdefault(family.wrapper_type, []).append(family.model_type)
 _BY_GGUF = {
     family.gguf_architecture: family for family in FAMILIES if family.gguf_architecture is not None
 }
@@ -62,28 +58,10 @@ def config_from_hf(folder) -> ModelConfig:
     """
     path = os.path.join(folder, "config.json")
     fields = file_fields(path, read_json_object(path))
-    model_type = fields.choice("model_type", (*_BY_MODEL_TYPE, *_BY_WRAPPER))
-    if model_type in _BY_MODEL_TYPE:
-        return _BY_MODEL_TYPE[model_type].config_from_hf(fields)
-    kind, text = _text_fields(fields, _BY_WRAPPER[model_type])
-    return _BY_MODEL_TYPE[kind].config_from_hf(text)
-
-
-def _text_fields(fields, kinds):
-    """(model_type, fields) of a multimodal model's language model; what both levels say must agree.
-
-    Args:
-        kinds: the model_types that it may have, the first of which is implied.
-    """
-    text = fields.section("text_config")
-    if text is None:
-        fields.fail("text_config", "the language model's fields")
-    kind = text.choice("model_type", kinds, kinds[0])
-    outer = {name: fields.raw(name) for name in ("tie_word_embeddings", "eos_token_id")}
-    tied = outer["tie_word_embeddings"]
-    if tied is not None and text.raw("tie_word_embeddings") not in (None, tied):
-        text.fail("tie_word_embeddings", f"{tied}, as beside text_config")
-    return kind, text.with_defaults(outer)
+    model_type = fields.choice("model_type", (*_BY_MODEL_TYPE, *MODEL_TYPES))
+    if model_type in MODEL_TYPES:
+        model_type, fields = text_part(fields, model_type)
+    return _BY_MODEL_TYPE[model_type].config_from_hf(fields)
 
 
 def config_from_gguf(file: GGUFFile) -> ModelConfig:

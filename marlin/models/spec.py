@@ -306,14 +306,11 @@ class Family(Generic[Config]):
         model_type: config.json's, and ModelConfig.architecture.
         hf_class: `architectures` of config.json in a folder that `quantize` writes.
         gguf_architecture: `general.architecture`, or None where GGUF has no word for it.
-        wrapper_type: config.json's model_type of multimodal models that have the family under
-            `text_config`, or None.
     """
 
     model_type: str
     hf_class: str
     gguf_architecture: str | None = None
-    wrapper_type: str | None = None
 
     def config_from_hf(self, fields: Fields) -> Config:
         """Read config.json.

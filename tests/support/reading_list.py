@@ -168,7 +168,7 @@ FAMILIES = (
         f"marlin/models/{name}.py"
         for name in (
             *("smollm3", "granite", "olmo2", "phi3", "gemma2", "ministral3", "exaone4", "glm4"),
-            "muse_glimmer",
+            *("muse_glimmer", "wrappers"),
             *("layers_experts", "plan_experts", "config_experts"),
             "qwen3_moe",
         )

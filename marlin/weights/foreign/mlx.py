@@ -19,7 +19,7 @@ AFFINE_GROUPS = (32, 64, 128)
 BYTE_SCALES = {"mxfp4": (4, 32), "nvfp4": (4, 16), "mxfp8": (8, 32)}
 # nvfp4 with a scale of the whole tensor: that is the largest magnitude of its values, of which the
 # largest E4M3 times the largest E2M1 is to be had.
-NVFP4_SHARE = np.float32(1 / (448 * 6))
+NVFP4_SHARE = 1 / (448 * 6)
 
 
 class Mlx:
@@ -120,4 +120,4 @@ def _byte_scaled(shape, parts, mode, factor):
         return float4.mxfp4(shape, parts)
     if factor is None:
         return float4.nvfp4(shape, parts, np.float32(1))
-    return float4.nvfp4(shape, (*parts, factor), numbers.scalar(factor) * NVFP4_SHARE)
+    return float4.nvfp4(shape, (*parts, factor), numbers.scalar(factor, NVFP4_SHARE))

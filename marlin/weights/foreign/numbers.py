@@ -91,12 +91,14 @@ def floats(info: TensorInfo, raw: np.ndarray) -> np.ndarray:
     return ggml_types.dequantize(info.dtype, raw, info.shape)
 
 
-def scalar(info: TensorInfo) -> np.float32:
-    """The number of a tensor of one."""
+def scalar(info: TensorInfo, share: float = 1.0) -> np.float32:
+    """The number of a tensor of one, times `share`."""
     if int(np.prod(info.shape)) != 1:
         message = f"has shape {list(info.shape)}, expected one number"
         raise ModelFileError(info.path, message, tensor=info.name)
-    return ggml_types.dequantize(info.dtype, read_bytes(info), (1,))[0]
+    found = ggml_types.dequantize(info.dtype, read_bytes(info), (1,))[0]
+    with np.errstate(all="ignore"):
+        return found * np.float32(share)
 
 
 def inverse(info: TensorInfo) -> np.float32:
