@@ -5,8 +5,10 @@ Reads option strings and an environment mapping that it is given; opens nothing 
 
 import ipaddress
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from functools import partial
 from typing import Any, NamedTuple
 
 from marlin.errors import ConfigError
@@ -114,6 +116,12 @@ def _served_names(text):
     if len(set(names)) != len(names):
         raise ValueError("must not hold a name twice")
     return text
+
+
+def _list(pattern, what, text):
+    if not all(re.fullmatch(pattern, item) for item in text.split(",")):
+        raise ValueError(f"must be {what} with commas between them")
+    return tuple(text.split(","))
 
 
 def _host(text):
@@ -233,14 +241,26 @@ class ServeConfig:
         "what a record must have reached before its request is worked on")
     key_file: str | None = _option("--key-file", None, str, "FILE",
         "named keys with limits each, see `metal-marlin keys`; read again when it changes")
-    prefix_cache: str = _option("--prefix-cache", "per-key", one_of(PREFIX_CACHES),
-        "|".join(PREFIX_CACHES),
+    require_key: bool = _option("--require-key", False, _switch, SWITCH,
+        "do not start without METAL_MARLIN_API_KEY or --key-file")
+    allowed_hosts: tuple[str, ...] = _option("--allowed-host", (),
+        partial(_list, r"[\w-]+(\.[\w-]+)*", "names of hosts, without ports,"), "NAME[,NAME]",
+        "names with dots by which clients on this machine may call a server without a key")
+    allowed_origins: tuple[str, ...] = _option("--allow-origin", (),
+        partial(_list, r"\*|null|[a-z][a-z0-9+.-]*://[^\s/,*]*", "origins, or *,"), "ORIGIN[,...]",
+        "web pages that may use the server, such as https://app.example; * for all")
+    prefix_cache: str = _option(
+        *("--prefix-cache", "per-key", one_of(PREFIX_CACHES), "|".join(PREFIX_CACHES)),
         "who may reuse the beginning of a prompt that another request computed")
     lock_down: bool = _option("--lock-down", False, _switch, SWITCH,
         "hold all that `metal-marlin lockdown` lists, or do not start")
     mock_model: bool = False
     api_key: bytes | None = field(default=None, repr=False)
 # fmt: on
+
+    @property
+    def has_keys(self) -> bool:
+        return self.api_key is not None or self.key_file is not None
 
 
 OPTIONS = tuple(
@@ -267,7 +287,7 @@ def add_options(parser, names):
         if option.field not in names:
             continue
         text = option.help
-        if option.default is not None:
+        if option.default not in (None, ()):
             shown = str(option.default).lower() if option.metavar == SWITCH else option.default
             text += f" (default: {shown:g})" if shown.__class__ is float else f" (default: {shown})"
         nargs = "?" if option.metavar == SWITCH else None

@@ -174,6 +174,13 @@ class ForbiddenError(RequestError):
     code = "forbidden"
 
 
+class MediaTypeError(RequestError):
+    """A body that is not said to be JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
 class RateLimitError(RequestError):
     """A key has had what it may have for now.
 

@@ -26,6 +26,9 @@ def run(arguments):
     given = vars(arguments)
     settings = config.serve_config(given, arguments.environ)
     set_up_logging(settings)
+    if settings.require_key and not settings.has_keys:
+        variable = config.API_KEY_VARIABLE
+        raise ConfigError(f"--require-key: neither {variable} nor --key-file is there")
     _warn(given, settings, arguments.environ)
     if arguments.check:
         return 0

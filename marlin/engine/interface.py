@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # As in request.py.
     from marlin.engine.constraint import Guide
     from marlin.engine.pooler import Pooler
     from marlin.engine.thought_budget import ThoughtGuide
-    from marlin.text.special_tokens import FillTokens
+    from marlin.text.gaps import FillTokens
 
 
 @dataclass(frozen=True, slots=True)

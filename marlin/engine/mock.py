@@ -31,7 +31,7 @@ from marlin.engine.request import (
 from marlin.engine.served_model import ServedModel
 from marlin.errors import RequestError, StoppingError
 from marlin.models.pooling import RANK, Pooling
-from marlin.text.special_tokens import FillTokens
+from marlin.text.gaps import FillTokens
 
 _log = logging.getLogger(__name__)
 

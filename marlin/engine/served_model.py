@@ -7,7 +7,7 @@ owns the model's state. Knows no API and no socket.
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,7 +16,7 @@ from marlin.engine.bounds import check_prompt, check_prompt_fits, check_text, ch
 from marlin.engine.gate import SlotGate
 from marlin.engine.helpers import Helpers
 from marlin.engine.interface import ModelEngine, ModelTokenizer
-from marlin.errors import NoChatTemplateError, NotServedError, RequestError, TemplateError
+from marlin.errors import NoChatTemplateError, NotServedError, TemplateError
 from marlin.text.answer import AnswerReader
 from marlin.text.chat_template import ChatTemplate
 from marlin.text.conversation import Conversation, Prompter
@@ -26,7 +26,6 @@ from marlin.text.tool_calls.shape import ToolGrammar
 
 if TYPE_CHECKING:  # As in request.py.
     from marlin.engine.pooler import Pooler
-    from marlin.text.special_tokens import FillTokens
 
 logger = logging.getLogger(__name__)
 
@@ -55,33 +54,6 @@ class ModelPrompt:
     token_ids: list[int]
     new_reader: Callable[[], AnswerReader] | None = None
     tool_grammar: ToolGrammar | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Gap:
-    """A gap in a text.
-
-    Attributes:
-        before, after: the text around it.
-        files: (name, text) of what else there is to know.
-    """
-
-    before: str
-    after: str
-    files: Sequence[tuple[str, str]] = ()
-
-    def parts(self, marks: "FillTokens") -> Iterator[tuple[str, list[int]]]:
-        """(text, the ids that stand before it), in order."""
-        if self.files and marks.file is not None and marks.project is not None:
-            yield "project\n", [marks.project]
-            for name, text in (*self.files, ("file", "")):
-                yield f"{name}\n{text}", [marks.file]
-        elif self.files:
-            yield "".join(f"{text}\n\n" for _, text in self.files), []
-        around = [(self.before, [marks.prefix]), (self.after, [marks.suffix])]
-        yield from reversed(around) if marks.suffix_first else around
-        if marks.middle is not None:
-            yield "", [marks.middle]
 
 
 class ServedModel:
@@ -231,45 +203,6 @@ class ServedModel:
             token_ids = prompt
         check_prompt(token_ids, self.engine, name)
         return token_ids
-
-    def encode_fill(
-        self,
-        gap: Gap,
-        name: str,
-        still_wanted: Callable[[], None] = _wanted,
-        client: str = "",
-    ) -> list[int]:
-        """Prompt token ids of a gap to be filled; name: of the field that asks for it in errors,
-        the rest as encode_prompt()."""
-        marks = self.tokenizer.fill_tokens
-        if marks is None:
-            raise RequestError(
-                f"{name} is not supported by model {self.model_id!r}: its tokenizer has no tokens "
-                "that mark a gap (fill-in-the-middle)",
-                param=name,
-            )
-        tokenizer = self.tokenizer
-        token_ids: list[int] = []
-        if tokenizer.add_bos_token and tokenizer.bos_token_id is not None:
-            token_ids.append(tokenizer.bos_token_id)
-        for text, ids in gap.parts(marks):
-            token_ids += ids
-            token_ids += self._encode_within(text, still_wanted, client) if text else []
-        check_prompt(token_ids, self.engine)
-        return token_ids
-
-    def _encode_within(self, text, still_wanted, client):
-        """A text's ids that is none of its own: no blank is put before it, and what it spells is
-        not special."""
-        kinds = {"add_special_tokens": False, "parse_special": False}
-        if not self.tokenizer.strips_leading_space:
-            return self._encode(text, still_wanted, client, **kinds)
-        # No piece of such a vocabulary has a line end and more.
-        before = self.tokenizer.encode("\n", **kinds)
-        token_ids = self._encode("\n" + text, still_wanted, client, **kinds)
-        if token_ids[: len(before)] == before:
-            return token_ids[len(before) :]
-        return self._encode(text, still_wanted, client, **kinds)
 
     def encode_text(
         self, text: str, still_wanted: Callable[[], None], client: str, **kinds: bool

@@ -17,8 +17,8 @@ from tokenizers.models import BPE
 from marlin.errors import ModelFileError
 from marlin.files.fields import file_fields
 from marlin.text.cuts import SPACE_PIECE
+from marlin.text.gaps import FillTokens
 from marlin.text.pretokenizer import FAMILIES
-from marlin.text.special_tokens import FillTokens
 from marlin.text.tokenizer import TOOL_TEMPLATE, Tokenizer, set_template
 
 PREFIX = "tokenizer.ggml."

@@ -1,11 +1,10 @@
-"""Tokens that steer a model: those that end its turn, those that mark a gap for it to fill, and
-those that a folder declares beside its vocabulary.
+"""Tokens that steer a model: those that end its turn, and those that a folder declares beside its
+vocabulary.
 
 Knows what files may say of a token; refuses to know which file says it.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 from tokenizers import AddedToken
 
@@ -27,26 +26,6 @@ END_OF_TURN_IF_SPECIAL = ("</s>", "[EOS]")
 # In these formats <|end|> ends a message, and a turn has several.
 _SEVERAL_MESSAGES = ("<|call|>", "<|calls|>")
 
-# What code models mark the gap in a text with: (prefix, suffix, middle) by their texts, and whether
-# the suffix comes first. Without a middle the model goes on behind the prefix.
-_FILL_NAMES: tuple[tuple[str, str, str | None, bool], ...] = (
-    ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>", False),  # Qwen, CodeGemma
-    ("<fim_prefix>", "<fim_suffix>", "<fim_middle>", False),  # StarCoder, StableCode, Granite
-    ("<fim-prefix>", "<fim-suffix>", "<fim-middle>", False),  # SantaCoder
-    ("\u2581<PRE>", "\u2581<SUF>", "\u2581<MID>", False),  # CodeLlama
-    (
-        "<\uff5cfim\u2581begin\uff5c>",
-        "<\uff5cfim\u2581hole\uff5c>",
-        "<\uff5cfim\u2581end\uff5c>",
-        False,
-    ),
-    ("<|code_prefix|>", "<|code_suffix|>", "<|code_middle|>", False),  # GLM
-    ("<[fim-prefix]>", "<[fim-suffix]>", "<[fim-middle]>", True),  # Seed-Coder
-    ("[PREFIX]", "[SUFFIX]", None, True),  # Codestral
-)
-# Before a project's name, and before a file's.
-_PROJECT_NAMES = (("<|repo_name|>", "<|file_sep|>"), ("<repo_name>", "<file_sep>"))
-
 NAMES = tuple(f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask"))
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -63,41 +42,6 @@ def end_of_turn_ids(
     if any(found[text] is not None for text in _SEVERAL_MESSAGES):
         found["<|end|>"] = None
     return {id for id in found.values() if id is not None}
-
-
-class FillTokens(NamedTuple):
-    """Token ids that mark a gap in a text, which the model is to fill.
-
-    Attributes:
-        middle: behind the text around the gap; None for none.
-        suffix_first: the suffix stands before the prefix.
-        project, file: before a project's name and a file's; both or neither.
-    """
-
-    prefix: int
-    suffix: int
-    middle: int | None
-    suffix_first: bool = False
-    project: int | None = None
-    file: int | None = None
-
-    @property
-    def ids(self) -> set[int]:
-        marks = self.prefix, self.suffix, self.middle, self.project, self.file
-        return {id for id in marks if id is not None}
-
-
-def fill_tokens(token_to_id: Callable[[str], int | None]) -> FillTokens | None:
-    """Those of a vocabulary by their texts, or None."""
-    for prefix, suffix, middle, suffix_first in _FILL_NAMES:
-        ids = [token_to_id(text) for text in (prefix, suffix, middle) if text is not None]
-        known = [id for id in ids if id is not None]
-        if len(known) == len(ids):
-            pairs = ([token_to_id(text) for text in pair] for pair in _PROJECT_NAMES)
-            project = next((pair for pair in pairs if None not in pair), (None, None))
-            marks = known[0], known[1], known[2] if middle else None
-            return FillTokens(*marks, suffix_first, *project)
-    return None
 
 
 def declared_token(fields: Fields, name: str, special: bool | None = None) -> AddedToken | None:

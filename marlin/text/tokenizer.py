@@ -20,7 +20,8 @@ from tokenizers.processors import TemplateProcessing
 
 from marlin.errors import TokenizerPoolError
 from marlin.text.cuts import SPACE_PIECE, checked, cuts_of, steps_of
-from marlin.text.special_tokens import end_of_turn_ids, fill_tokens
+from marlin.text.gaps import fill_tokens
+from marlin.text.special_tokens import end_of_turn_ids
 
 # Names of chat templates, where a model has several.
 DEFAULT_TEMPLATE, TOOL_TEMPLATE = "default", "tool_use"
@@ -58,7 +59,7 @@ class Tokenizer:
         chat_template: source of the model's (default) chat template, or None.
         tool_template: source of the one for conversations with tools, where that is another.
         add_bos_token: whether `encode` with special tokens starts with `bos_token_id`.
-        fill_tokens: special_tokens.FillTokens, or None.
+        fill_tokens: gaps.FillTokens, or None.
         byte_exact: whether `token_bytes` is exact; False only for a decoder this project does not
             know, whose text has to come from decoding whole runs of tokens.
         strips_leading_space: the decoder drops one space at the start of a text, which the

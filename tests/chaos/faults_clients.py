@@ -24,7 +24,9 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing throws away what is under
 def _head_and_body(**changes):
     path, body = judge.request(1)  # a chat
     content = json.dumps({**body, **changes}).encode()
-    return f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(content)}\r\n\r\n", content
+    kind = "Content-Type: application/json"
+    head = f"POST {path} HTTP/1.1\r\nHost: a\r\n{kind}\r\nContent-Length: {len(content)}\r\n\r\n"
+    return head, content
 
 
 def _sent(port, data):

@@ -58,6 +58,12 @@ TOOL_CLIENTS = (
         ("pydantic-ai-slim[openai,anthropic]==2.68.0",),
     ),
     Client("smolagents", "tools_smolagents.py", ("agent",), ("smolagents[openai]==1.26.0",)),
+    Client(
+        *("llama-index", "tools_llama_index.py"),
+        ("agent", "agent stream", "data"),
+        ("llama-index-llms-openai-like==0.8.1",),
+    ),
+    Client("dspy", "tools_dspy.py", ("tool", "data", "data stream"), ("dspy==3.4.1",)),
     Client("instructor", "tools_instructor.py", ("tools", "json"), ("instructor==1.17.0",)),
     Client(
         *("ai-sdk", "tools_ai_sdk.mjs"),
@@ -78,6 +84,13 @@ VECTOR_CLIENTS = (
     Client(
         *("langchain", "vectors_langchain.py"), ("documents", "query"), ("langchain-openai==1.7.4",)
     ),
+)
+# Context and continuation, of which the second's likelihood is asked for.
+SCORED_PAIRS = (("The quick brown fox", " jumps over"), ("One two three", " four"), ("A", " b c d"))
+SCORING_CLIENT = Client(
+    *("lm-eval", "score_lm_eval.py"),
+    tuple(after for _, after in SCORED_PAIRS),
+    ("lm_eval[api]==0.4.13",),
 )
 
 CLIENTS = (

@@ -13,7 +13,7 @@ import subprocess
 import client_environments
 import numpy as np
 import pytest
-from client_table import CLIENTS, TOOL_CLIENTS, VECTOR_CLIENTS
+from client_table import CLIENTS, SCORED_PAIRS, SCORING_CLIENT, TOOL_CLIENTS, VECTOR_CLIENTS
 from contract import CHAT, COMPLETIONS, MODEL, QUESTION, content_of
 from scripted_model import MODEL as SCRIPTED
 from scripted_model import WEATHER, scripted_server
@@ -109,3 +109,21 @@ def test_a_client_gets_the_same_vectors_as_a_plain_request(client, load_script, 
             answer = server.post("/v1/embeddings", {"model": "mock", **report["request"]})
             plain = [item["embedding"] for item in answer["data"]]
             np.testing.assert_allclose(json.loads(report["text"]), plain, rtol=1e-6, atol=1e-8)
+
+
+def test_a_measuring_tool_gets_the_likelihoods_that_plain_requests_add_up_to(
+    served, load_script, tmp_path
+):
+    root = served.base_url.removesuffix("/v1")
+    reports = _reports(
+        *(SCORING_CLIENT, load_script, tmp_path),
+        MARLIN_ROOT_URL=root,
+        MARLIN_MODEL=MODEL,
+        MARLIN_PAIRS=json.dumps(SCORED_PAIRS),
+    )
+    for report, (before, after) in zip(reports, SCORED_PAIRS, strict=True):
+        asked = {"model": MODEL, "echo": True, "logprobs": 1, "max_tokens": 0}
+        choice = served.post(COMPLETIONS, {**asked, "prompt": before + after})["choices"][0]
+        offsets, scores = choice["logprobs"]["text_offset"], choice["logprobs"]["token_logprobs"]
+        own = [score for at, score in zip(offsets, scores, strict=True) if at >= len(before)]
+        assert own and report["logprob"] == pytest.approx(sum(own), abs=1e-6), report

@@ -40,13 +40,14 @@ def thousand_descriptors():
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+JSON = b"Content-Type: application/json\r\n"
+
+
 def request_bytes(body, length=None):
     content = json.dumps(body).encode()
     length = len(content) if length is None else length
-    return b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (
-        *(CHAT.encode(), length),
-        content,
-    )
+    head = b"POST %b HTTP/1.1\r\nHost: a\r\n%bContent-Length: %d\r\n\r\n"
+    return head % (CHAT.encode(), JSON, length) + content
 
 
 def leave_in_mid_stream(served):

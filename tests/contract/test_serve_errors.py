@@ -12,6 +12,8 @@ import pytest
 from contract import CHAT, MODEL, QUESTION, chat, content_of
 from served import PATIENCE_S, serve_mock
 
+JSON = {"Content-Type": "application/json"}
+
 
 def ask_sdk(served, api_key="unused", **changes):
     with openai.OpenAI(base_url=served.base_url, api_key=api_key, max_retries=0) as sdk:
@@ -32,7 +34,7 @@ def begin_endless_stream(served):
     """A request that generates until it is closed or timed out; returns (connection, response)."""
     connection = served.connect()
     body = chat(stream=True, max_tokens=100_000, ignore_eos=True)
-    connection.request("POST", CHAT, json.dumps(body))
+    connection.request("POST", CHAT, json.dumps(body), JSON)
     response = connection.getresponse()
     assert response.status == 200
     return connection, response
@@ -99,7 +101,7 @@ def test_past_the_queue_a_request_is_503_with_retry_after():
     with serve("--max-concurrent-requests", "1") as small:
         connection, response = begin_endless_stream(small)
         waiting = small.connect()
-        waiting.request("POST", CHAT, json.dumps(chat()))
+        waiting.request("POST", CHAT, json.dumps(chat()), JSON)
         small.wait_for_active(2)
         status, headers, content = small.send("POST", CHAT, chat())
         assert (status, headers["Retry-After"]) == (503, "1")

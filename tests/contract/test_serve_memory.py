@@ -105,7 +105,8 @@ def test_sixteen_of_the_worst_bodies_take_256_mib_and_all_of_it_comes_back(serve
 @pytest.mark.parametrize("size", [4 * 1024 * 1024, 16 * 1024, 15 * 1024])
 def test_two_thousand_bodies_without_their_last_byte_take_200_mib(served, size, descriptors):
     content = b" " * (size - 1)
-    head = b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (CHAT.encode(), size)
+    head = b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n" % CHAT.encode()
+    head += b"Content-Length: %d\r\n\r\n" % size
     idle = resident_mib(served)
     with ExitStack() as stack, Peak(served) as peak:
         for _ in range(2048 - 8):

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from served import PATIENCE_S, ROOT
 
+JSON = {"Content-Type": "application/json"}
 RUN = "import sys; from marlin.cli import main; sys.exit(main())"
 
 
@@ -53,7 +54,7 @@ def wait_until_well(process, port):
 
 def completion(port, model="mock"):
     body = json.dumps({"model": model, "prompt": "a", "max_tokens": 3}).encode()
-    request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/completions", body)
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/completions", body, JSON)
     with urllib.request.urlopen(request, timeout=PATIENCE_S) as answer:
         return json.load(answer)["choices"][0]["text"]
 

@@ -21,6 +21,12 @@ from contract import CHAT, COMPLETIONS, MODEL, chat, completion
 from served import PATIENCE_S, serve_mock
 
 HOST = "api.example.com"
+JSON = {"Content-Type": "application/json"}
+
+
+def replica_of():
+    """A server that nginx, which is on this machine, passes the name on to that it is asked by."""
+    return serve_mock("--allowed-host", HOST, model=f"models/{MODEL}")
 
 
 def free_port():
@@ -96,7 +102,7 @@ class Nginx:
         connection = self.connect()
         try:
             body = None if body is None else json.dumps(body)
-            connection.request(method, path, body, headers or {})
+            connection.request(method, path, body, JSON if headers is None else JSON | headers)
             response = connection.getresponse()
             return response.status, response.headers, response.read()
         finally:
@@ -124,7 +130,7 @@ def start_nginx(program, deploy, certificate):
 
 @pytest.fixture(scope="module")
 def replica():
-    with serve_mock(model=f"models/{MODEL}") as served:
+    with replica_of() as served:
         yield served
 
 
@@ -157,7 +163,7 @@ def test_plain_http_is_sent_to_tls(start_nginx, replica):
 def test_a_stream_arrives_through_tls_while_it_is_generated(start_nginx, replica):
     connection = start_nginx(replica).connect()
     body = chat(stream=True, max_tokens=500, ignore_eos=True)
-    connection.request("POST", CHAT, json.dumps(body))
+    connection.request("POST", CHAT, json.dumps(body), JSON)
     response = connection.getresponse()
     assert response.readline().startswith(b"data: {")
     assert replica.metrics()["requests_active"] == 1
@@ -168,7 +174,7 @@ def test_a_stream_arrives_through_tls_while_it_is_generated(start_nginx, replica
 def test_a_client_that_leaves_the_proxy_frees_the_server(start_nginx, replica):
     connection = start_nginx(replica).connect()
     connection.request(
-        "POST", CHAT, json.dumps(chat(stream=True, max_tokens=9**6, ignore_eos=True))
+        "POST", CHAT, json.dumps(chat(stream=True, max_tokens=9**6, ignore_eos=True)), JSON
     )
     response = connection.getresponse()
     response.readline()
@@ -190,7 +196,9 @@ def test_answers_errors_and_request_ids_pass_unchanged(start_nginx, replica):
 def test_a_body_as_large_as_any_server_takes_is_let_through(start_nginx):
     body = completion(prompt="x" * (16 * 1024 * 1024 - 1000))
     # The largest context for which bodies grow.
-    with serve_mock("--max-context", "600000", model=f"models/{MODEL}") as large:
+    with serve_mock(
+        "--allowed-host", HOST, "--max-context", "600000", model=f"models/{MODEL}"
+    ) as large:
         status, _, content = start_nginx(large).send("POST", COMPLETIONS, body)
     assert (status, json.loads(content)["error"]["code"]) == (400, "context_length_exceeded")
 
@@ -207,7 +215,7 @@ def test_a_flood_from_one_address_gets_429_as_json(start_nginx, replica):
 
 
 def test_a_replica_that_is_killed_under_load_loses_no_request_that_had_not_started(start_nginx):
-    with serve_mock(model=f"models/{MODEL}") as doomed, serve_mock(model=f"models/{MODEL}") as kept:
+    with replica_of() as doomed, replica_of() as kept:
         nginx = start_nginx(doomed, kept, change=without_rate_limit)
         answered = threading.Semaphore(0)
 
@@ -228,7 +236,7 @@ def test_a_replica_that_is_killed_under_load_loses_no_request_that_had_not_start
 
 
 def test_with_no_replica_left_the_answer_is_503_as_json(start_nginx):
-    with serve_mock(model=f"models/{MODEL}") as served:
+    with replica_of() as served:
         nginx = start_nginx(served)
     status, headers, content = nginx.send("POST", CHAT, chat())
     assert (status, json.loads(content)["error"]["code"]) == (503, "server_unreachable")

@@ -63,7 +63,7 @@ class RawClient:
             name, _, value = line.decode("latin-1").partition(":")
             assert name.lower() not in headers, f"repeated {name}"
             headers[name.lower()] = value.strip()
-        if status == 100:
+        if status in (100, 204):
             return Answer(status, headers, b"")
         return Answer(status, headers, self._read_body(headers, method))
 

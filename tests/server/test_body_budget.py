@@ -15,6 +15,8 @@ from marlin.server.http.budget import BodyBudget, Share
 CHAT = "/v1/chat/completions"
 LARGE = chat_body(messages=[{"role": "user", "content": "a" * 30_000}])
 
+FIELDS = b"Host: a\r\nContent-Type: application/json\r\n"
+
 
 def send_all_but_the_end(client, body=LARGE):
     client.send(request_bytes("POST", CHAT, body)[:-1])
@@ -44,7 +46,7 @@ def test_a_body_without_room_is_503_with_retry_after_and_costs_its_connection(st
 
 def test_chunks_take_room_as_they_come(start_server):
     server = start_server(bodies_bytes=50_000, body_bytes=50_000, bodies_wait_s=0.05)
-    head = b"POST %b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" % CHAT.encode()
+    head = b"POST %b HTTP/1.1\r\n%bTransfer-Encoding: chunked\r\n\r\n" % (CHAT.encode(), FIELDS)
     with server.connect() as slow, server.connect() as other:
         send_all_but_the_end(slow)
         wait_until(lambda: used_bytes(server) > 30_000)
@@ -153,7 +155,7 @@ def test_an_integer_of_absurd_length_is_refused_and_not_computed(server):
     digits = b"9" * 400_000
     with server.connect() as client:
         request = b'{"model":"m","messages":[],"seed":%b}' % digits
-        head = b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
+        head = b"POST %b HTTP/1.1\r\n" + FIELDS + b"Content-Length: %d\r\n\r\n"
         client.send(head % (CHAT.encode(), len(request)) + request)
         answer = client.read()
         assert answer.status == 400

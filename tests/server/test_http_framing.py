@@ -25,7 +25,8 @@ def refused(server, data, status):
 
 
 def post(headers, body=b"", path="/v1/completions"):
-    lines = [f"POST {path} HTTP/1.1", "Host: test", *headers, "", ""]
+    kind = "Content-Type: application/json"
+    lines = [f"POST {path} HTTP/1.1", "Host: test", kind, *headers, "", ""]
     return "\r\n".join(lines).encode("latin-1") + body
 
 

@@ -7,7 +7,7 @@ from clients import MODEL
 from fakes import ByteTokenizer, FakeEngine, say
 from scripted import prompt_of
 
-from marlin.text.special_tokens import FillTokens
+from marlin.text.gaps import FillTokens
 
 PATH = "/infill"
 AROUND = {"input_prefix": "a = ", "input_suffix": "\nprint(a)"}

@@ -66,7 +66,7 @@ def test_a_stream_is_chunked_uncached_and_unbuffered_by_proxies(server):
     answer = stream(server, "/v1/chat/completions", chat_body(stream=True))
     assert answer.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert answer.headers["transfer-encoding"] == "chunked"
-    assert answer.headers["cache-control"] == "no-cache"
+    assert answer.headers["cache-control"] == "no-store"
     assert answer.headers["x-accel-buffering"] == "no"
 
 
@@ -99,6 +99,7 @@ def test_an_http_1_0_client_gets_a_stream_without_chunks_and_a_closed_connection
     with server.connect() as client:
         client.send(
             b"POST /v1/chat/completions HTTP/1.0\r\nConnection: keep-alive\r\n"
+            b"Content-Type: application/json\r\n"
             b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
         )
         answer = client.read()

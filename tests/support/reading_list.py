@@ -129,6 +129,8 @@ EDITORS = (
     (
         "marlin/server/api/tokenizing.py",
         "marlin/server/api/infill.py",
+        "marlin/engine/gaps.py",
+        "marlin/text/gaps.py",
         "marlin/server/api/openai_echo.py",
         "marlin/server/api/ollama.py",
     ),

@@ -3,9 +3,10 @@
 import pytest
 from vocabularies import byte_level_metadata, sentencepiece_metadata, train_sentencepiece
 
-from marlin.engine.served_model import Gap, ServedModel
+from marlin.engine.gaps import encode_gap
+from marlin.engine.served_model import ServedModel
+from marlin.text.gaps import FillTokens, Gap, fill_tokens
 from marlin.text.gguf_tokenizer import PREFIX, tokenizer_from_gguf
-from marlin.text.special_tokens import FillTokens, fill_tokens
 
 FAMILIES = {
     "qwen2.5-coder": (["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"], False),
@@ -79,7 +80,7 @@ def test_text_around_a_gap_spells_no_mark_and_no_special_token(small, kind):
     model = served(metadata)
     plain = model.tokenizer.encode("x<|fim_suffix|>y", parse_special=False)
     assert suffix not in plain
-    ids = model.encode_fill(Gap("x<|fim_suffix|>y", "z"), "suffix")
+    ids = encode_gap(model, Gap("x<|fim_suffix|>y", "z"), "suffix", lambda: None)
     assert ids == [prefix, *plain, suffix, *model.tokenizer.encode("z"), middle]
 
 
@@ -89,7 +90,7 @@ def test_sentencepiece_puts_no_blank_before_the_text_around_a_gap():
         sentencepiece_metadata(processor), ["\u2581<PRE>", "\u2581<SUF>", "\u2581<MID>"]
     )
     model = served(metadata)
-    ids = model.encode_fill(Gap("the end", " of it"), "suffix")
+    ids = encode_gap(model, Gap("the end", " of it"), "suffix", lambda: None)
     assert ids[:2] == [processor.bos_id(), prefix] and ids[-1] == middle
     before, after = ids[2 : ids.index(suffix)], ids[ids.index(suffix) + 1 : -1]
     assert b"".join(map(model.tokenizer.token_bytes, before)) == b"the end"

@@ -54,6 +54,9 @@ def answered():
 GET = b"GET / HTTP/1.1\r\nHost: a\r\nX-Request-ID: mine\r\nConnection: close\r\n\r\n"
 
 
+FOR_BROWSERS = b"X-Content-Type-Options: nosniff\r\nCache-Control: no-store\r\n"
+
+
 def test_a_response_is_its_status_its_fields_an_empty_line_and_its_content(answered):
     data = answered(GET, lambda handler: handler.reply(404, b"no", "text/plain", [("A", "b")]))
     # RFC 9110 section 5.6.7: a date is in this form, whatever the locale.
@@ -62,7 +65,9 @@ def test_a_response_is_its_status_its_fields_an_empty_line_and_its_content(answe
     )
     assert num_dates == 1
     assert data == (
-        b"HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\nX-Request-ID: mine\r\n"
+        b"HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\n"
+        + FOR_BROWSERS
+        + b"X-Request-ID: mine\r\n"
         b"Connection: close\r\nContent-Length: 2\r\nA: b\r\n\r\nno"
     )
 
@@ -229,8 +234,8 @@ def streamed(handler):
 
 
 STREAM_HEAD = (
-    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Request-ID: mine\r\n%b"
-    b"Cache-Control: no-cache\r\nX-Accel-Buffering: no\r\n%b\r\n"
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nX-Content-Type-Options: nosniff\r\n"
+    b"Cache-Control: no-store\r\nX-Request-ID: mine\r\n%bX-Accel-Buffering: no\r\n%b\r\n"
 )
 
 
@@ -246,7 +251,9 @@ def test_a_stream_is_chunks_in_http_1_1_and_ends_with_its_connection_in_1_0(answ
 def test_a_whole_answer_keeps_a_1_0_connection_that_asked_for_it(answered):
     request = b"GET / HTTP/1.0\r\nX-Request-ID: mine\r\nConnection: keep-alive\r\n\r\n"
     answer = (
-        b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nX-Request-ID: mine\r\n"
+        b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
+        + FOR_BROWSERS
+        + b"X-Request-ID: mine\r\n"
         b"Connection: keep-alive\r\nContent-Length: 2\r\n\r\nok"
     )
     assert without_date(answered(request * 2, ok)) == answer * 2

@@ -20,6 +20,7 @@ from marlin.errors import (
     OverloadedError,
     UnknownPathError,
 )
+from marlin.server.api.browsers import Browsers
 from marlin.server.api.encoding import SSE_TYPE
 from marlin.server.api.endpoints import Endpoints, canonical, reply_json
 from marlin.server.api.keys import Guesses, Keys
@@ -43,6 +44,7 @@ class App:
         guesses: what wrong ones cost.
         failures: is told of every generation request's answer.
         shortages: are told of what could not be had for one.
+        browsers: what web pages may send.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class App:
         guesses: Guesses,
         failures: Failures,
         shortages: Shortages,
+        browsers: Browsers,
     ):
         self._failures = failures
         self._shortages = shortages
@@ -63,6 +66,7 @@ class App:
         self._keys = keys
         self._guesses = guesses
         self._quotas = Quotas()
+        self._browsers = browsers
 
     def handle(self, handler: Handler) -> None:
         """Answer one request. Raises PeerGone when the client leaves before its answer is out."""
@@ -121,6 +125,10 @@ class App:
     def _answer(self, handler: Handler, record: RequestRecord, path: Path | None) -> None:
         dialect = DEFAULT_DIALECT if path is None else path.dialect
         try:
+            handler.answer_fields += self._browsers.fields(handler)
+            if self._browsers.answers_preflight(handler):
+                return
+            self._browsers.check(handler)
             if handler.is_extra and (path is None or not path.is_quiet):
                 raise OverloadedError("all connections are in use; try again")
             if path is None or path.needs_key:

@@ -10,14 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
 
+from marlin.engine.gaps import encode_gap
 from marlin.engine.interface import ModelTokenizer
 from marlin.engine.request import Request
 from marlin.engine.sampling import SamplingParams
-from marlin.engine.served_model import Gap, ModelPrompt, ServedModel
+from marlin.engine.served_model import ModelPrompt, ServedModel
 from marlin.engine.stream import ShownToken
 from marlin.errors import MarlinError
 from marlin.server.http.limits import Limits
 from marlin.text.conversation import Conversation
+from marlin.text.gaps import Gap
 from marlin.text.tool_calls.scanner import Part
 
 if TYPE_CHECKING:  # As in engine/request.py.
@@ -77,7 +79,7 @@ class GapPrompt:
     def encode(
         self, model: ServedModel, still_wanted: Callable[[], None], client: str
     ) -> ModelPrompt:
-        return ModelPrompt(model.encode_fill(self.gap, self.param, still_wanted, client))
+        return ModelPrompt(encode_gap(model, self.gap, self.param, still_wanted, client))
 
 
 class Usage(NamedTuple):

@@ -7,23 +7,39 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from marlin.engine.sampling import parse_sampling
-from marlin.engine.served_model import Gap, ServedModel
+from marlin.engine.sampling import PARAMETERS, parse_sampling
+from marlin.engine.served_model import ServedModel
 from marlin.engine.stream import ShownToken
 from marlin.files.fields import type_name
-from marlin.server.api import names
 from marlin.server.api.dialect import WHOLE_CONTEXT, Answer, Call, Choice, GapPrompt, Usage
 from marlin.server.api.encoding import event
 from marlin.server.api.fields import checked_text, refuse, request_fields
+from marlin.server.api.names import PARAMETER, Names
 from marlin.server.api.openai_answers import error_body, error_events, error_status
 from marlin.server.api.openai_requests import parse_stop
 from marlin.server.http.limits import Limits
+from marlin.text.gaps import Gap
 
 # Files of one request; editors send some ten pieces of a few dozen lines.
 MAX_FILES = 256
 # What bounds a request's time, chooses among samplers or fields of the answer, or looks at blanks:
 # an editor's settings, without which its request is answered all the same.
 _SKIPPED = ("t_max_prompt_ms", "t_max_predict_ms", "samplers", "response_fields", "n_indent")
+_FILE = Names("field of a file", ("filename", "text"), {"time": int})
+_NAMES = Names(
+    PARAMETER,
+    (
+        *("model", "input_prefix", "input_suffix", "input_extra", "prompt", "n_predict"),
+        *("stop", "stream", *(row.name for row in PARAMETERS if row.name != "max_tokens")),
+    ),
+    {
+        **{"cache_prompt": bool, "id_slot": int, "return_progress": bool},
+        # What came of it is in every answer.
+        **{"timings_per_token": bool},
+    },
+    {"repeat_penalty": (1, 1.0, 0, 0.0), "n_probs": (0,), "grammar": ("",), "n_keep": (0, -1)},
+    {"input_extra": _FILE},
+)
 _RANDOM_SEEDS = (-1, 2**32 - 1)
 
 
@@ -91,7 +107,7 @@ class Infill:
         """Dialect.parse."""
         skipped = tuple(name for name in _SKIPPED if body.get(name) is not None)
         body = {name: value for name, value in body.items() if name not in _SKIPPED}
-        names.INFILL.check(body, ignored)
+        _NAMES.check(body, ignored)
         if body.get("seed") in _RANDOM_SEEDS:
             del body["seed"]
         fields = request_fields(body)

@@ -107,7 +107,7 @@ def _objects(place, value):
                 yield f"{place}[{index}].", item
 
 
-_PARAMETER = "parameter of this endpoint"
+PARAMETER = "parameter of this endpoint"
 _HONOURED_BY_BOTH = (
     *("model", "stream", "stream_options", "stop", "n", "best_of", "logprobs", "logit_bias"),
     *("response_format", "structured_outputs"),
@@ -170,7 +170,7 @@ MESSAGE = Names(
     {"content": CONTENT_PART, "tool_calls": TOOL_CALL, "function_call": CALLED},
 )
 CHAT = Names(
-    _PARAMETER,
+    PARAMETER,
     (
         *("messages", "max_completion_tokens", "top_logprobs", "reasoning_effort", "reasoning"),
         *(
@@ -198,43 +198,15 @@ CHAT = Names(
         "functions": FUNCTION,
     },
 )
-TOKENIZE_CONTENT = Names(
-    _PARAMETER, ("model", "content", "add_special", "parse_special", "with_pieces")
-)
-TOKENIZE = Names(
-    _PARAMETER,
-    (
-        *("model", "prompt", "messages", "add_special_tokens", "return_token_strs", "tools"),
-        *("add_generation_prompt", "continue_final_message", "chat_template_kwargs"),
-    ),
-    inside={"messages": MESSAGE, "tools": TOOL},
-)
-DETOKENIZE = Names(_PARAMETER, ("model", "tokens"))
 COMPLETION = Names(
-    _PARAMETER,
+    PARAMETER,
     ("prompt", "echo", "suffix", *_HONOURED_BY_BOTH),
     _ACCEPTED_BY_BOTH,
     inside={"stream_options": STREAM_OPTIONS, **_FORMATS},
 )
-_FILE = Names("field of a file", ("filename", "text"), {"time": int})
-OLLAMA_SHOW = Names(_PARAMETER, ("model", "name"), {"verbose": bool, "system": str})
-INFILL = Names(
-    _PARAMETER,
-    (
-        *("model", "input_prefix", "input_suffix", "input_extra", "prompt", "n_predict"),
-        *("stop", "stream", *(row.name for row in PARAMETERS if row.name != "max_tokens")),
-    ),
-    {
-        **{"cache_prompt": bool, "id_slot": int, "return_progress": bool},
-        # What came of it is in every answer.
-        **{"timings_per_token": bool},
-    },
-    {"repeat_penalty": (1, 1.0, 0, 0.0), "n_probs": (0,), "grammar": ("",), "n_keep": (0, -1)},
-    {"input_extra": _FILE},
-)
-EMBEDDINGS = Names(_PARAMETER, ("model", "input", "encoding_format", "dimensions"), {"user": str})
+EMBEDDINGS = Names(PARAMETER, ("model", "input", "encoding_format", "dimensions"), {"user": str})
 RERANK = Names(
-    _PARAMETER,
+    PARAMETER,
     ("model", "query", "documents", "top_n", "return_documents", "instruction"),
     {"user": str, "priority": int},
     # These leave out a part of what was asked about.

@@ -14,12 +14,13 @@ from marlin.engine.served_model import ServedModel
 from marlin.errors import MarlinError, MissingFieldError
 from marlin.server.api.encoding import event
 from marlin.server.api.fields import checked_text
-from marlin.server.api.names import OLLAMA_SHOW
+from marlin.server.api.names import PARAMETER, Names
 from marlin.server.api.openai_answers import fingerprint
 
 VERSION = "0.12.6"
 _TAG = ":latest"  # what that API puts behind a name without a tag
 _ARCHITECTURE = "marlin"
+_SHOW = Names(PARAMETER, ("model", "name"), {"verbose": bool, "system": str})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def running(facts: Facts) -> dict[str, Any]:
 
 def asked_for(body: dict[str, Any], ignored: list[str] | None) -> str:
     """The model's name of a request to /api/show, without the tag that stands for none."""
-    OLLAMA_SHOW.check(body, ignored)
+    _SHOW.check(body, ignored)
     given = "name" if body.get("model") is None and "name" in body else "model"
     if body.get(given) is None:
         raise MissingFieldError("model is required", param="model")

@@ -12,7 +12,7 @@ from marlin.engine.bounds import check_num_biases
 from marlin.engine.interface import ModelTokenizer
 from marlin.engine.request import Request
 from marlin.engine.sampling import parse_sampling
-from marlin.engine.served_model import Gap, ServedModel
+from marlin.engine.served_model import ServedModel
 from marlin.files.fields import shown, type_name
 from marlin.server.api import names, openai_logprobs
 from marlin.server.api.dialect import (
@@ -41,6 +41,7 @@ from marlin.server.api.openai_tools import parse_tools
 from marlin.server.api.output_format import parse_output
 from marlin.server.api.template_options import parse_conversation
 from marlin.server.http.limits import Limits
+from marlin.text.gaps import Gap
 
 # One spelling for each id, so that no id can come twice; far more digits than any vocabulary.
 _TOKEN_ID = re.compile(r"0|[1-9][0-9]{0,9}")

@@ -12,7 +12,7 @@ from marlin.engine.bounds import check_prompt, check_prompt_fits
 from marlin.engine.served_model import ServedModel
 from marlin.server.api.dialect import ChatPrompt
 from marlin.server.api.fields import checked_text, refuse, request_fields, required
-from marlin.server.api.names import DETOKENIZE, TOKENIZE, TOKENIZE_CONTENT
+from marlin.server.api.names import MESSAGE, PARAMETER, TOOL, Names
 from marlin.server.api.openai_answers import error_body, error_events, error_status
 from marlin.server.api.openai_logprobs import token_text
 from marlin.server.api.openai_messages import parse_messages
@@ -20,6 +20,17 @@ from marlin.server.api.openai_requests import parse_token_ids
 from marlin.server.api.openai_tools import parse_tools
 from marlin.server.api.template_options import parse_conversation
 from marlin.server.http.limits import Limits
+
+_CONTENT = Names(PARAMETER, ("model", "content", "add_special", "parse_special", "with_pieces"))
+_PROMPT = Names(
+    PARAMETER,
+    (
+        *("model", "prompt", "messages", "add_special_tokens", "return_token_strs", "tools"),
+        *("add_generation_prompt", "continue_final_message", "chat_template_kwargs"),
+    ),
+    inside={"messages": MESSAGE, "tools": TOOL},
+)
+_TOKENS = Names(PARAMETER, ("model", "tokens"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +122,11 @@ def _parse_tokenize(
 ) -> TokenizeCall:
     fields = request_fields(body)
     if "content" in body:
-        TOKENIZE_CONTENT.check(body, ignored)
+        _CONTENT.check(body, ignored)
         adds, parses = fields.flag("add_special", False), fields.flag("parse_special", True)
         text = _Text(checked_text(body["content"], "content"), adds, parses)
         return TokenizeCall(_model(body), text, True, fields.flag("with_pieces", False))
-    TOKENIZE.check(body, ignored)
+    _PROMPT.check(body, ignored)
     pieces = fields.flag("return_token_strs", False)
     if "messages" not in body:
         prompt = checked_text(required(body, "prompt"), "prompt")
@@ -132,7 +143,7 @@ def _parse_tokenize(
 def _parse_detokenize(
     body: dict[str, Any], limits: Limits, max_tokens: int, ignored: list[str] | None = None
 ) -> DetokenizeCall:
-    DETOKENIZE.check(body, ignored)
+    _TOKENS.check(body, ignored)
     token_ids = request_fields(body).of_type(list, "tokens")
     return DetokenizeCall(_model(body), parse_token_ids(token_ids, "tokens"))
 

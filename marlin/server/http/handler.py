@@ -14,7 +14,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any, Protocol
@@ -33,6 +33,9 @@ from marlin.server.http.connection import (
 if TYPE_CHECKING:
     from marlin.server.http.listener import HttpServer
 
+Fields = Sequence[tuple[str, str]]
+# What is sent is what it says it is, and is kept by nobody on the way.
+_FOR_BROWSERS = (("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store"))
 # How often a large body's reader looks whether it has to go.
 _LOOK_S = 0.25
 # What may be echoed into a header and a log line without further care.
@@ -247,10 +250,15 @@ class Handler(BaseHTTPRequestHandler):
         self.server.places.received(self.request)
         return body
 
-    def reply(self, status: int, content: bytes, content_type: str, headers=()) -> None:
-        """Send a whole response. headers: further (name, value) pairs."""
+    def reply(
+        self, status: int, content: bytes, content_type: str | None, headers: Fields = ()
+    ) -> None:
+        """Send a whole response. content_type: None of a 204, which has no content; headers:
+        further fields."""
         self._settle_unread_body()
-        fields = [*self._common_fields(content_type), ("Content-Length", str(len(content)))]
+        fields = self._common_fields(content_type)
+        if content_type is not None:
+            fields.append(("Content-Length", str(len(content))))
         content = b"" if self.command == "HEAD" else content
         if self.witness is not None:
             self.witness.saw(content)
@@ -280,8 +288,8 @@ class Handler(BaseHTTPRequestHandler):
         if not self._chunked:
             self.close_connection = True  # only the end of the connection ends such a body
         fields = self._common_fields(content_type)
-        # Proxies (nginx reads X-Accel-Buffering) must neither store nor hold back a stream.
-        fields += [("Cache-Control", "no-cache"), ("X-Accel-Buffering", "no")]
+        # Proxies (nginx reads it) must not hold back a stream.
+        fields.append(("X-Accel-Buffering", "no"))
         return [*fields, ("Transfer-Encoding", "chunked")] if self._chunked else fields
 
     def check_peer(self) -> None:
@@ -291,7 +299,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _common_fields(self, content_type):
         self.close_connection |= self.server.draining
-        fields = [("Content-Type", content_type), *self.answer_fields]
+        fields = [] if content_type is None else [("Content-Type", content_type)]
+        fields += [*_FOR_BROWSERS, *self.answer_fields]
         if self.request_id is not None:
             fields.append(("X-Request-ID", self.request_id))
         if self.close_connection:

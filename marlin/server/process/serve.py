@@ -21,6 +21,7 @@ from marlin.device.library import library_path
 from marlin.engine.gate import SlotGate
 from marlin.errors import ConfigError, MarlinError, StoppingError
 from marlin.server.api.app import App
+from marlin.server.api.browsers import Browsers
 from marlin.server.api.endpoints import Endpoints
 from marlin.server.api.keys import Guesses, Keys
 from marlin.server.api.model_names import served_as
@@ -202,7 +203,8 @@ def build_app(config, model, limits, row=None, created=None, audit=None):
         capabilities={} if model is None else capabilities(model),
         audit=audit,
     )
-    return App(router, endpoints, metrics, keys, guesses, failures, shortages)
+    browsers = Browsers(keys.are_asked_for, config.allowed_hosts, config.allowed_origins)
+    return App(router, endpoints, metrics, keys, guesses, failures, shortages, browsers)
 
 
 def parts(model, failures):
@@ -338,8 +340,7 @@ def announce(config, model_id, listener, limits):
     if ipaddress.ip_address(host).is_unspecified:
         here = "[::1]" if ":" in host else "127.0.0.1"
         say(f"on this machine: http://{here}:{port}")
-    has_keys = config.api_key is not None or config.key_file is not None
-    if not has_keys and not ipaddress.ip_address(host).is_loopback:
+    if not config.has_keys and not ipaddress.ip_address(host).is_loopback:
         _log.warning(
             "listening on %s without METAL_MARLIN_API_KEY: anyone who reaches it can use it", host
         )

@@ -97,8 +97,10 @@ class Job:
         """The inverse of encode()."""
         values = json.loads(line)
         key = values["config"].pop("api_key")
+        lists = (name for name, value in values["config"].items() if isinstance(value, list))
+        tuples = {name: tuple(values["config"][name]) for name in lists}
         values["config"] = ServeConfig(
-            **values["config"], api_key=None if key is None else key.encode("utf-8")
+            **values["config"] | tuples, api_key=None if key is None else key.encode("utf-8")
         )
         values["limits"] = Limits(**values["limits"])
         if values["model"] is not None:
