@@ -3,13 +3,14 @@ reads back as calls that the schemas allow."""
 
 import json
 import random
+import re
+from datetime import date
 
 import numpy as np
 import pytest
 from json_texts import END, byte_vocabulary
 
 from marlin.device.grammar import DEAD, START, Automaton
-from marlin.errors import RequestError
 from marlin.text.answer import AnswerForm, AnswerReader
 from marlin.text.grammar.constraint import Constraint, JsonSchema
 from marlin.text.tool_calls.families import FAMILIES
@@ -160,8 +161,32 @@ def test_an_answer_in_a_format_may_be_a_call_instead(vocabulary):
     assert not takes(automaton, '{"a": 2}') and not takes(automaton, "Hello")
 
 
-def test_a_string_that_no_tags_can_bound_is_refused(vocabulary):
-    coder = next(family for family in FAMILIES if family.name == "qwen_coder")
-    tools = {"f": {"type": "object", "properties": {"a": {"type": "string", "maxLength": 3}}}}
-    with pytest.raises(RequestError, match="maxLength"):
-        automaton_of(vocabulary, coder, tools=tools)
+BOUNDED = {
+    "type": "object",
+    "properties": {
+        "code": {"type": "string", "pattern": "^[A-Z]{2}-[0-9]+$", "maxLength": 6},
+        "day": {"type": ["string", "null"], "format": "date"},
+    },
+    "required": ["code", "day"],
+}
+
+
+@pytest.mark.parametrize("name", ["glm", "qwen_coder", "minimax", "gemma", "dsml tool_calls"])
+def test_a_string_between_tags_is_one_of_its_schema(vocabulary, name):
+    family = next(family for family in FAMILIES if family.name == name)
+    automaton = automaton_of(vocabulary, family, tools={"f": BOUNDED})
+    answers = [text for seed in range(12) if (text := written(automaton, seed)) is not None]
+    assert len(answers) >= 6
+    for text in answers:
+        reader = AnswerReader(AnswerForm(None, family), {"f": BOUNDED})
+        parts = reader.push(text) + reader.finish(False)
+        arguments = json.loads(
+            "".join(p.text for p in parts if p.kind == "arguments" and not p.call)
+        )
+        assert re.fullmatch("[A-Z]{2}-[0-9]{1,3}", arguments["code"]), text
+        assert date.fromisoformat(arguments["day"])
+    first = answers[0]
+    assert takes(automaton, first)
+    code = re.search("[A-Z]{2}-[0-9]+", first)[0]
+    for other in (code + "0000", code.lower(), "", f" {code}"):
+        assert not takes(automaton, first.replace(code, other))

@@ -4,6 +4,7 @@ import pytest
 
 from marlin.errors import RequestError
 from marlin.text.grammar.constraint import (
+    AllOf,
     AnyText,
     Constraint,
     Either,
@@ -45,7 +46,10 @@ def shown(part):
     if isinstance(part, JsonSchema):
         return f"<{part.schema.get('type', 'any')}>"
     if isinstance(part, Regex):
-        return f"/{part.pattern}/"
+        mark = "~" if part.is_searched else "/"
+        return f"{mark}{part.pattern}{mark}"
+    if isinstance(part, AllOf):
+        return f"({'&'.join(map(shown, part.parts))})"
     if isinstance(part, InOrder):
         return "".join(map(shown, part.parts))
     if isinstance(part, Either):
@@ -235,27 +239,19 @@ def test_a_call_is_forced_or_may_stand_instead_of_a_format_or_is_held_to_where_s
 
 
 STRING_BOUNDS = [
-    {"type": "string", "maxLength": 3},
-    {"type": "string", "minLength": 3},
-    {"type": "string", "pattern": "a"},
-    {"type": "string", "format": "date"},
-    {"type": ["string", "null"], "maxLength": 3},
-    {"anyOf": [{"type": "string", "maxLength": 3}, {"type": "null"}]},
-    {"oneOf": [{"type": "string", "maxLength": 3}]},
-    {"type": ["string", "integer"], "enum": ["a", 1]},
-    {"enum": ["a", None]},
+    ("enum", {"type": ["string", "integer"], "enum": ["a", 1]}),
+    ("enum", {"enum": ["a", None]}),
+    ("enum", {"anyOf": [{"type": "string", "enum": ["a"], "maxLength": 3}, {"type": "null"}]}),
+    ("pattern", {"pattern": "a", "anyOf": [{"type": "string"}, {"type": "null"}]}),
+    ("anyOf", {"type": "string", "maxLength": 3, "anyOf": [{"pattern": "a"}, {"pattern": "b"}]}),
 ]
 
 
 @pytest.mark.parametrize("name", ["glm", "qwen_coder", "minimax", "gemma", "dsml tool_calls"])
-@pytest.mark.parametrize("schema", STRING_BOUNDS, ids=str)
-def test_a_string_between_tags_that_is_bounded_otherwise_than_by_a_list_is_refused(name, schema):
+@pytest.mark.parametrize(("bound", "schema"), STRING_BOUNDS, ids=str)
+def test_a_string_between_tags_that_is_bounded_in_odd_ways_is_refused(name, bound, schema):
     with pytest.raises(RequestError) as caught:
         calls(name, {"f": {"properties": {"key": schema}}})
-    bound = next(
-        word for word in ("maxLength", "minLength", "pattern", "format", "enum")
-        if word in str(schema)
-    )  # fmt: skip
     assert caught.value.message == (
         f"argument 'key' of a tool: {bound} of a string cannot be kept to"
         " in the way that this model writes calls"
@@ -272,6 +268,12 @@ def test_a_string_between_tags_that_is_bounded_otherwise_than_by_a_list_is_refus
         ({"type": ["null", "string"]}, "…</arg_value>\n"),
         ({"anyOf": [{"type": "integer"}, {"type": "string"}]}, "…</arg_value>\n"),
         ({"oneOf": [{"type": "integer"}, {"type": "string"}]}, "…</arg_value>\n"),
+        ({"type": "string", "maxLength": 3}, "((!</arg_value>!&/[^]{0,3}/))«</arg_value>\n»"),
+        ({"type": ["string", "null"], "pattern": "a"}, "((!</arg_value>!&~a~))«</arg_value>\n»"),
+        (
+            {"anyOf": [{"type": "string", "minLength": 2}, {"type": "null"}]},
+            "((!</arg_value>!&/[^]{2,}/))«</arg_value>\n»",
+        ),
         ({"anyOf": [{"type": "integer"}]}, "<any>«</arg_value>»\n"),
         ({"type": "object"}, "<object>«</arg_value>»\n"),
         ({"const": 5}, "<any>«</arg_value>»\n"),

@@ -128,11 +128,9 @@ def _budget(fields):
 def _format(fields):
     """What the answer must be, in either place where clients say so."""
     output = fields.section("output_config")
-    places = (
-        (output and output.raw("format"), "output_config.format"),
-        (fields.raw("output_format"), "output_format"),
-    )
-    found = [response_format(value, place, is_flat=True) for value, place in places]
+    given = (output and output.raw("format"), fields.raw("output_format"))
+    places = ("output_config.format", "output_format")
+    found = [response_format(*one, is_flat=True) for one in zip(given, places, strict=True)]
     if all(found):
         refuse("output_format", "and output_config.format both say what the answer is")
     return found[0] or found[1]

@@ -46,9 +46,10 @@ class JsonSchema(Part):
 
 @dataclass(frozen=True, slots=True)
 class Regex(Part):
-    """A text that the expression matches as a whole."""
+    """A text that the expression matches as a whole, or somewhere."""
 
     pattern: str
+    is_searched: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,13 @@ class InOrder(Part):
 @dataclass(frozen=True, slots=True)
 class Either(Part):
     """One of several parts."""
+
+    parts: Sequence[Part]
+
+
+@dataclass(frozen=True, slots=True)
+class AllOf(Part):
+    """A text that is each of several parts."""
 
     parts: Sequence[Part]
 
@@ -159,8 +167,7 @@ def _add(automaton, part, source, target):
         rules = JsonRules(automaton, part.schema)
         rules.add([(part.schema, "#")], source, target)
     elif isinstance(part, Regex):
-        node = regex.whole(regex.parse(part.pattern))
-        regex.build(automaton, node, source, target, automaton.characters)
+        _regex(automaton, part, source, target)
     elif isinstance(part, Ebnf):
         ebnf.build(automaton, part.source, source, target)
     elif isinstance(part, AnyText):
@@ -171,6 +178,8 @@ def _add(automaton, part, source, target):
         _add(automaton, InOrder((AnyText(), SpecialToken(part.end))), source, target)
     elif isinstance(part, Without):
         _without(automaton, part.text.encode(), source, target)
+    elif isinstance(part, AllOf):
+        _all_of(automaton, part.parts, source, target)
     elif isinstance(part, Repeated):
         rule = automaton.new_rule()
         _add(automaton, part.part, *rule)
@@ -188,6 +197,23 @@ def _add(automaton, part, source, target):
             _add(automaton, one, source, state)
             source = state
         _add(automaton, part.parts[-1], source, target)
+
+
+def _regex(automaton, part, source, target):
+    node = regex.parse(part.pattern)
+    node = regex.searched(node) if part.is_searched else regex.whole(node)
+    regex.build(automaton, node, source, target, automaton.characters)
+
+
+def _all_of(automaton, parts, source, target):
+    rules = [automaton.new_rule() for _ in parts]
+    for one, rule in zip(parts, rules, strict=True):
+        _add(automaton, one, *rule)
+    for other in rules[1:]:
+        both = automaton.new_rule()
+        automaton.both(both[0], rules[0], other, both[1])
+        rules[0] = both
+    automaton.call(source, rules[0], target)
 
 
 def _without(automaton, text, source, target):

@@ -25,12 +25,9 @@ UNSUPPORTED = frozenset(
     + ("$recursiveAnchor", "extends", "disallow", "divisibleBy")
 )
 # The first draft of what is no keyword in draft 4; 2019-09 counts as 8.
-FIRST_DRAFT = {
-    **dict.fromkeys(("const", "contains", "propertyNames"), 6),
-    **dict.fromkeys(("if", "then", "else"), 7),
-    **dict.fromkeys(("dependentRequired", "dependentSchemas", "unevaluatedProperties"), 8),
-    "prefixItems": 9,
-}
+FIRST_DRAFT = {"const": 6, "contains": 6, "propertyNames": 6, "if": 7, "then": 7, "else": 7}
+FIRST_DRAFT |= dict.fromkeys(("dependentRequired", "dependentSchemas", "unevaluatedProperties"), 8)
+FIRST_DRAFT |= {"prefixItems": 9}
 # Keywords of schemas that negation makes; no JSON has names like these.
 NOT_IN = ("not", "enum")
 NOT_PATTERN = ("not", "pattern")
@@ -113,12 +110,8 @@ def draft_of(root: Any) -> int:
 
 
 def checked_part(schema: Schema, pointer: str, draft: int = 9) -> Part:
-    """A schema's own keywords, after a look at each.
-
-    Args:
-        draft: of the document. What came later means nothing in it, though whoever wrote it there
-            meant something: it is refused.
-    """
+    """A schema's own keywords, after a look at each. What came after the document's draft means
+    nothing in it, though whoever wrote it there meant something: it is refused."""
     keywords = {}
     for name, value in schema.items():
         if FIRST_DRAFT.get(name, 0) > draft:

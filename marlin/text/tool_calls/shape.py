@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from marlin.errors import RequestError
+from marlin.files.fields import shown
 from marlin.text.grammar.constraint import (
+    AllOf,
     AnyText,
     Constraint,
     Either,
@@ -24,8 +26,12 @@ from marlin.text.grammar.constraint import (
     Without,
     marker,
 )
+from marlin.text.grammar.formats import ANY_STRING, STRING_FORMATS
 from marlin.text.tool_calls.tagged import resolved
 
+# What is said of strings; what is kept to only elsewhere.
+_BOUNDS = {"pattern", "format", "minLength", "maxLength"}
+_MORE = {"enum", "const", "allOf", "anyOf", "oneOf", "not", "if", "$ref"}
 _ANY_ARGUMENTS = {"type": "object"}
 Write = Callable[[str], Part]  # text of a family as a part, its markers as such
 # A call of a tool by its name and the schema of its arguments.
@@ -213,9 +219,10 @@ def properties(schema: Any) -> list[tuple[str, JsonSchema, bool]]:
 
 def text_value(name: str, value: JsonSchema, end: str) -> Part | None:
     """A string that stands without quotes, and the text after it; None of a schema that has none.
+    Where only some strings may stand there, no other value may.
 
     Raises:
-        RequestError: only some strings may stand there, and not from a list.
+        RequestError: which strings may stand there is more than can be told.
     """
     schema = value.schema
     options = [schema, *schema.get("anyOf", ()), *schema.get("oneOf", ())]
@@ -225,11 +232,30 @@ def text_value(name: str, value: JsonSchema, end: str) -> Part | None:
     texts = schema.get("enum", [schema["const"]] if "const" in schema else None)
     if texts is not None and all(isinstance(text, str) for text in texts):
         return InOrder([Either([Text(text) for text in texts]), Text(end)])
-    bounds = {"enum", "const", "pattern", "format", "minLength", "maxLength"} & set(strings[0])
-    if bounds:
-        words = f"argument {name!r:.80} of a tool: {min(bounds)} of a string cannot be kept to"
+    around = set() if schema in strings else _BOUNDS & set(schema)
+    more = around.union(*(_MORE & set(option) for option in strings))
+    if more:
+        words = f"argument {name!r:.80} of a tool: {min(more)} of a string cannot be kept to"
         raise RequestError(f"{words} in the way that this model writes calls", param="tools")
-    return Until(end)
+    if not any(_BOUNDS & set(option) for option in strings):
+        return Until(end)
+    return InOrder([Either([_bounded(option, end) for option in strings]), marker(end)])
+
+
+def _bounded(schema, end):
+    """The strings of a schema, without the text that comes after one."""
+    said: list[Part] = [Without(end.strip() or end)]
+    if "pattern" in schema:
+        said.append(Regex(schema["pattern"], is_searched=True))
+    if schema.get("format", "password") not in ANY_STRING:
+        if schema["format"] not in STRING_FORMATS:
+            named = f"format {shown(schema['format'])} of a tool is not supported"
+            raise RequestError(named, param="tools")
+        said.append(Regex(STRING_FORMATS[schema["format"]]))
+    low, high = schema.get("minLength", 0), schema.get("maxLength", "")
+    if (low, high) != (0, ""):
+        said.append(Regex(f"[^]{{{low},{high}}}"))
+    return AllOf(said)
 
 
 def _may_be_text(schema):
