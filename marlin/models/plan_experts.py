@@ -16,6 +16,7 @@ from marlin.models.plan import check_dtype
 from marlin.models.spec import Tensor
 from marlin.weights import ggml_types
 from marlin.weights.block_types import DENSE_KINDS
+from marlin.weights.foreign.hf_mxfp4 import HfMxfp4
 from marlin.weights.foreign.matrix import ForeignMatrix
 from marlin.weights.kinds import ROW_TILE, Form
 from marlin.weights.tensor_file import TensorInfo, read_bytes
@@ -65,6 +66,8 @@ def find_stack(path: str, tensor: Tensor, tensors: dict, reader) -> ForeignMatri
         return None
     if stack.single and stack.single.format(0) in tensors and reader is None:
         return _dense_singles(path, tensor, tensors)
+    if stack.fused and isinstance(reader, HfMxfp4) and tensor.is_matrix:
+        return reader.fused(stack.fused, tensor.shape, stack.part, stack.num_parts)
     if stack.fused in tensors:
         return _fused(tensor, tensors[stack.fused])
     return None

@@ -148,7 +148,7 @@ FORMATS = (
         "marlin/weights/foreign/matrix.py",
         "marlin/weights/foreign/*.py",
     ),
-    1_500,
+    2_000,
 )
 SEARCHES = (
     "What searches ask for",

@@ -14,6 +14,7 @@ from marlin.weights.foreign.bitsandbytes import BitsAndBytes
 from marlin.weights.foreign.compressed_tensors import CompressedTensors
 from marlin.weights.foreign.float8 import Float8
 from marlin.weights.foreign.gptq import Gptq
+from marlin.weights.foreign.hf_mxfp4 import HfMxfp4
 from marlin.weights.foreign.matrix import ForeignMatrix
 from marlin.weights.foreign.mlx import Mlx
 from marlin.weights.foreign.modelopt import ModelOpt
@@ -52,6 +53,7 @@ METHODS: dict[str, type] = {
     "compressed-tensors": CompressedTensors,
     "fp8": Float8,
     "modelopt": ModelOpt,
+    "mxfp4": HfMxfp4,
     "bitsandbytes": BitsAndBytes,
 }
 
