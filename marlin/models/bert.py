@@ -7,8 +7,7 @@ RoBERTa and its descendants are others, and their positions begin elsewhere: the
 from dataclasses import dataclass
 
 from marlin.files.fields import Fields
-from marlin.models import config_gguf
-from marlin.models.config import GGUF, HF, MAX_VOCAB, SIZES, ModelConfig, read_sizes
+from marlin.models.config import HF, MAX_VOCAB, ModelConfig, read_sizes
 from marlin.models.layers import Attention
 from marlin.models.layers_encoder import FeedForward, PostNormLayer
 from marlin.models.rope import RopeScaling
@@ -22,7 +21,6 @@ from marlin.models.spec import (
     Names,
     Tensor,
 )
-from marlin.weights.gguf import GGUFFile
 
 # Of token types; models have two.
 MAX_TYPES = 1 << 10
@@ -44,7 +42,6 @@ class BertConfig(ModelConfig):
 class Bert(Family[BertConfig]):
     model_type = "bert"
     hf_class = "BertModel"
-    gguf_architecture = "bert"
 
     def config_from_hf(self, fields: Fields) -> BertConfig:
         fields.choice("hidden_act", ("gelu",), "gelu")
@@ -52,28 +49,17 @@ class Bert(Family[BertConfig]):
         for name in ("is_decoder", "add_cross_attention"):
             if fields.flag(name, False):
                 fields.fail(name, "false (an encoder)")
-        classes = fields.raw("architectures")
-        if classes is not None and (type(classes) is not list or not {*classes} & {*_CLASSES}):
+        classes = fields.texts("architectures", _CLASSES)
+        if not any(name in _CLASSES for name in classes):
             fields.fail("architectures", "one of " + ", ".join(_CLASSES))
         sizes = read_sizes(fields, HF)
-        _check_heads(fields, sizes, HF)
+        _check_heads(fields, sizes)
         return self._config(
             sizes,
             fields.count("vocab_size", maximum=MAX_VOCAB),
             fields.number("layer_norm_eps", 1e-12, maximum=1.0),
             fields.count("type_vocab_size", 2, maximum=MAX_TYPES),
         )
-
-    def config_from_gguf(self, file: GGUFFile) -> BertConfig:
-        fields = config_gguf.fields_of(file, self.gguf_architecture)
-        if fields.flag("attention.causal", False):
-            fields.fail("attention.causal", "false (an encoder)")
-        found = [file.tensors.get(f"{name}.weight") for name in ("token_embd", "token_types")]
-        vocab_size, num_types = (info.shape[0] if info is not None else 1 for info in found)
-        eps = fields.number("attention.layer_norm_epsilon", maximum=1.0)
-        sizes = read_sizes(fields, GGUF)
-        _check_heads(fields, sizes, GGUF)
-        return self._config(sizes, vocab_size, eps, num_types)
 
     def _config(self, sizes, vocab_size, eps, num_types):
         return BertConfig(
@@ -128,13 +114,14 @@ class Bert(Family[BertConfig]):
         )
 
 
-def _check_heads(fields, sizes, kind):
+def _check_heads(fields, sizes):
     """A BERT's heads share out the hidden values, and each has keys of its own."""
     if sizes["num_kv_heads"] != sizes["num_heads"]:
-        fields.fail(SIZES["num_kv_heads"][kind], f"the {sizes['num_heads']} query heads, or absent")
+        expected = f"the {sizes['num_heads']} query heads, or absent"
+        fields.fail("num_key_value_heads", expected)
     if sizes["num_heads"] * sizes["head_dim"] != sizes["hidden_dim"]:
         expected = f"{sizes['hidden_dim'] // sizes['num_heads']}, or absent"
-        fields.fail(SIZES["head_dim"][kind], expected)
+        fields.fail("head_dim", expected)
 
 
 def _layer(config, index):

@@ -3,9 +3,11 @@
 import json
 
 import pytest
+from gguf_builder import build
 
 from marlin.errors import ModelFileError
-from marlin.models.pooling import Pooling, pooling_of_folder, write_pooling
+from marlin.models.pooling import Pooling, pooling_of_folder, pooling_of_gguf, write_pooling
+from marlin.weights.gguf import GGUFFile
 
 TYPES = "sentence_transformers.models."
 TRANSFORMER = {"idx": 0, "name": "0", "path": "", "type": TYPES + "Transformer"}
@@ -100,3 +102,25 @@ def test_what_is_written_is_read_back(tmp_path, kind, normalised, max_tokens):
     pooling = Pooling(kind, normalised, True, max_tokens)
     write_pooling(str(tmp_path), pooling)
     assert pooling_of_folder(str(tmp_path)) == pooling
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(None, None), (0, None), (1, "mean"), (2, "cls"), (3, "last")]
+)
+def test_a_gguf_header_says_how_by_a_number(tmp_path, number, kind):
+    expected = None if kind is None else Pooling(kind, True, True, None)
+    assert pooling_of_gguf(header(tmp_path, number)) == expected
+
+
+@pytest.mark.parametrize("number", [4, 5])
+def test_a_gguf_header_of_a_rerankers_head_is_refused_by_name(tmp_path, number):
+    with pytest.raises(ModelFileError, match=f"qwen3.pooling_type is {number}; expected 1"):
+        pooling_of_gguf(header(tmp_path, number))
+
+
+def header(folder, number):
+    metadata = [("general.architecture", "str", "qwen3")]
+    metadata += [] if number is None else [("qwen3.pooling_type", "u32", number)]
+    path = folder / "model.gguf"
+    path.write_bytes(build(metadata))
+    return GGUFFile(path)
