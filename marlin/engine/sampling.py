@@ -8,11 +8,14 @@ tests/unit/test_sampling.py compares them. Knows no device.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from marlin.files.fields import Fields
 from marlin.text.grammar.automaton import Grammar
 from marlin.text.grammar.constraint import Constraint
+
+if TYPE_CHECKING:  # As in request.py.
+    from marlin.engine.thought_budget import ThoughtLimit
 
 # Entries of one request's logit_bias; a batch keeps room for so many a sequence. Users of the
 # API ban word lists; 1,024 is past what the largest APIs take.
@@ -66,26 +69,6 @@ def _row(default: Any, low: float | None, high: float | None, help: str, **more:
 
 
 @dataclass(frozen=True, slots=True)
-class ThoughtLimit:
-    """How long an answer's thought may be.
-
-    Attributes:
-        num_tokens: after which the thought is closed.
-        opening, closing: the texts around a thought.
-        forced: the text that closes one.
-        is_open: the answer begins inside a thought.
-        repeats: an answer may have several thoughts, anywhere; else one, at its beginning.
-    """
-
-    num_tokens: int
-    opening: str
-    closing: str
-    forced: str
-    is_open: bool
-    repeats: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How one request chooses tokens: the table, and what each API spells its own way.
 
@@ -131,7 +114,7 @@ class SamplingParams:
     constraint: Constraint | None = None
     grammar: Grammar | None = None
     thought_tokens: int | None = None
-    thought: ThoughtLimit | None = None
+    thought: "ThoughtLimit | None" = None
 
 
 PARAMETERS = tuple(

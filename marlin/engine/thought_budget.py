@@ -5,15 +5,35 @@ what grammars say of the rest is another Guide's. Knows no API and no steps.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from marlin.engine.constraint import Guide
-from marlin.engine.sampling import ThoughtLimit
 from marlin.text.grammar.constraint import SPECIAL
 
 _WAITING, _OPEN, _FORCING, _OVER = range(4)
+
+
+@dataclass(frozen=True, slots=True)
+class ThoughtLimit:
+    """How long an answer's thought may be.
+
+    Attributes:
+        num_tokens: after which the thought is closed.
+        opening, closing: the texts around a thought.
+        forced: the text that closes one.
+        is_open: the answer begins inside a thought.
+        repeats: an answer may have several thoughts, anywhere; else one, at its beginning.
+    """
+
+    num_tokens: int
+    opening: str
+    closing: str
+    forced: str
+    is_open: bool
+    repeats: bool = False
 
 
 class _State(NamedTuple):

@@ -11,6 +11,7 @@ import pytest
 from json_texts import END, byte_vocabulary
 
 from marlin.device.grammar import DEAD, START, Automaton
+from marlin.errors import RequestError
 from marlin.text.answer import AnswerForm, AnswerReader
 from marlin.text.grammar.constraint import Constraint, JsonSchema
 from marlin.text.tool_calls.families import FAMILIES
@@ -190,3 +191,57 @@ def test_a_string_between_tags_is_one_of_its_schema(vocabulary, name):
     code = re.search("[A-Z]{2}-[0-9]+", first)[0]
     for other in (code + "0000", code.lower(), "", f" {code}"):
         assert not takes(automaton, first.replace(code, other))
+
+
+TRIP = {
+    "type": "object",
+    "properties": {
+        "stops": {
+            "type": "array", "minItems": 1, "maxItems": 2, "items": {"$ref": "#/$defs/stop"},
+        },
+        "note": {"anyOf": [{"type": "array", "items": {"type": "integer"}}, {"type": "null"}]},
+    },
+    "required": ["stops", "note"],
+    "$defs": {
+        "stop": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "pattern": "^[A-Z][a-z]{1,4}$"},
+                "on": {"type": "boolean"},
+                "of": {"type": "object", "properties": {"n": {"type": "integer", "maximum": 9}}},
+            },
+            "required": ["city"],
+        }
+    },
+}  # fmt: skip
+ODD_VALUES = (
+    {"type": "object"},
+    {"type": "object", "properties": {}, "required": True},
+    {"type": "object", "properties": {}, "required": ["a"]},
+    {"type": "array", "items": {"type": "object", "properties": {"a": True}}},
+    {"type": "array", "items": {"type": "integer"}, "uniqueItems": True},
+    {"type": "array", "items": {"type": "integer"}, "minItems": "1"},
+    {"$ref": "#/properties/a"},
+)
+
+
+@pytest.mark.parametrize("name", ["gemma", "functiongemma"])
+def test_gemmas_values_within_values_are_as_their_schemas_say(vocabulary, name):
+    family = next(family for family in FAMILIES if family.name == name)
+    automaton = automaton_of(vocabulary, family, tools={"f": TRIP})
+    answers = [text for seed in range(16) if (text := written(automaton, seed)) is not None]
+    assert len(answers) >= 4
+    for text in answers:
+        reader = AnswerReader(AnswerForm(None, family), {"f": TRIP})
+        parts = reader.push(text) + reader.finish(False)
+        first_call = [p.text for p in parts if p.kind == "arguments" and p.call == 0]
+        arguments = json.loads("".join(first_call))
+        assert 1 <= len(arguments["stops"]) <= 2, text
+        assert arguments["note"] is None or all(type(n) is int for n in arguments["note"])
+        for stop in arguments["stops"]:
+            assert re.fullmatch("[A-Z][a-z]{1,4}", stop["city"]), text
+            assert type(stop.get("on", True)) is bool
+            assert stop.get("of", {}).get("n", 0) <= 9
+    for schema in ODD_VALUES:
+        with pytest.raises(RequestError, match="cannot be held to its schema"):
+            automaton_of(vocabulary, family, tools={"f": {"properties": {"a": schema}}})

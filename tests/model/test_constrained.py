@@ -15,8 +15,8 @@ from marlin.engine.constraint import Grammars, Guide
 from marlin.engine.draft import Drafter
 from marlin.engine.engine import Engine
 from marlin.engine.request import FinishEvent, TokenEvent
-from marlin.engine.sampling import SamplingParams, ThoughtLimit
-from marlin.engine.thought_budget import ThoughtGuide
+from marlin.engine.sampling import SamplingParams
+from marlin.engine.thought_budget import ThoughtGuide, ThoughtLimit
 from marlin.errors import DeviceError, RequestError
 from marlin.text.grammar.constraint import Constraint, JsonSchema, Regex
 

@@ -10,9 +10,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from marlin.engine.bounds import check_biases
-from marlin.engine.sampling import SamplingParams, ThoughtLimit
+from marlin.engine.sampling import SamplingParams
 from marlin.engine.served_model import ModelPrompt, ServedModel
 from marlin.engine.stream import TextStream, merged
+from marlin.engine.thought_budget import ThoughtLimit
 from marlin.errors import StoppingError, TimedOutError
 from marlin.server.api.dialect import Answer, Call, Choice, Echo, ToolCall, Usage
 from marlin.server.api.encoding import JSON_TYPE, encode

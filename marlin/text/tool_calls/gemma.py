@@ -1,14 +1,22 @@
 """Gemma 4 and FunctionGemma: objects with bare keys, and marks of their own around strings."""
 
 import json
+from typing import Any
 
 from marlin.errors import RequestError
-from marlin.text.grammar.constraint import InOrder, Text
+from marlin.text.grammar.constraint import Either, InOrder, JsonSchema, Part, Repeated, Text
+from marlin.text.grammar.keywords import ANNOTATIONS
 from marlin.text.tool_calls.family import Family
 from marlin.text.tool_calls.pythonic import MAX_DEPTH, bare_word
 from marlin.text.tool_calls.scanner import Reading, Scanner, drop
-from marlin.text.tool_calls.shape import Shape, listed, text_value
-from marlin.text.tool_calls.tagged import escaped
+from marlin.text.tool_calls.shape import Shape, listed, properties, text_value
+from marlin.text.tool_calls.tagged import escaped, resolved
+
+# Values within values that are held to their schemas, and what is kept to of each kind.
+MAX_HELD = 8
+_CHOICES = {"anyOf", "oneOf"}
+_OF_OBJECTS = {"type", "properties", "required", "additionalProperties"}
+_OF_ARRAYS = {"type", "items", "minItems", "maxItems"}
 
 
 def _reader(opening, closing, quote):
@@ -74,18 +82,82 @@ def _value(scan, quote, depth):
     return True
 
 
+class _Held:
+    """Values of schemas, for one argument.
+
+    Args:
+        key: the argument's name.
+    """
+
+    def __init__(self, key, quote, write):
+        self._key, self._quote, self._write = key, quote, write
+
+    def value(self, schema: Any, depth: int) -> Part:
+        """One of a schema."""
+        if not isinstance(schema, dict) or not depth:
+            self._refuse()
+        text = text_value(self._key, JsonSchema(schema), self._quote)
+        if text is not None:
+            return InOrder([self._write(self._quote), text])
+        options = schema.get("anyOf", schema.get("oneOf"))
+        if isinstance(options, list) and options and set(schema) - ANNOTATIONS <= _CHOICES:
+            return Either([self.value(_inner(schema, option), depth - 1) for option in options])
+        said = schema.get("type")
+        if (
+            said == "object"
+            and set(schema) - ANNOTATIONS <= _OF_OBJECTS
+            and type(schema.get("properties")) is dict
+        ):
+            return self._object(schema, depth)
+        if said == "array" and set(schema) - ANNOTATIONS <= _OF_ARRAYS and "items" in schema:
+            return self._array(schema, depth)
+        if said not in ("integer", "number", "boolean", "null"):
+            self._refuse()
+        return JsonSchema(schema)
+
+    def _object(self, schema, depth):
+        required = schema.get("required", [])
+        if type(required) is not list or not all(name in schema["properties"] for name in required):
+            self._refuse()
+        given = sorted(properties(schema), key=lambda each: not each[2])
+        members: list[Part] = [Text("{")]
+        for index, (name, value, is_required) in enumerate(given):
+            member = [Text(f"{',' if index else ''}{name}:"), self.value(value.schema, depth - 1)]
+            must = is_required or not index
+            members.append(InOrder(member) if must else Repeated(InOrder(member), 0, 1))
+        whole = InOrder([*members, Text("}")])
+        return whole if given and given[0][2] else Either([InOrder([Text("{}")]), whole])
+
+    def _array(self, schema, depth):
+        low, high = schema.get("minItems", 0), schema.get("maxItems")
+        if type(low) is not int or type(high) not in (int, type(None)):
+            self._refuse()
+        empty = InOrder([Text("[]")])
+        if high == 0:
+            return empty
+        item = self.value(_inner(schema, schema["items"]), depth - 1)
+        most = None if high is None else high - 1
+        more = Repeated(InOrder([Text(","), item]), max(0, low - 1), most)
+        whole = InOrder([Text("["), item, more, Text("]")])
+        return whole if low else Either([empty, whole])
+
+    def _refuse(self):
+        refusal = f"argument {self._key!r:.80} of a tool cannot be held to its schema by this model"
+        raise RequestError(refusal, param="tools")
+
+
+def _inner(schema, value):
+    """A schema within another, with the definitions that it may refer to."""
+    shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+    return shared | resolved(schema, value)
+
+
 def _family(name, opening, closing, quote):
     read, markers = _reader(opening, closing, quote), (opening, closing, quote)
 
     def argument(key, value, write):
-        text = text_value(key, value, quote)
-        if text is not None:
-            return InOrder([write(f"{key}:{quote}"), text])
-        said = value.schema.get("type") if isinstance(value.schema, dict) else None
-        if said not in ("integer", "number", "boolean", "null"):
-            refusal = f"argument {key!r:.80} of a tool cannot be held to its schema by this model"
-            raise RequestError(refusal, param="tools")
-        return InOrder([Text(f"{key}:"), value])
+        held = _Held(key, quote, write)
+        return InOrder([Text(f"{key}:"), held.value(value.schema, MAX_HELD)])
 
     call = listed(lambda name: f"{opening}call:{name}{{", argument, "}" + closing)
     return Family(name, (f"{opening}call:",), read, markers, Shape(call))
