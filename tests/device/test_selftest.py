@@ -224,3 +224,14 @@ def test_a_device_that_cannot_be_opened_is_a_failed_report():
 def test_an_error_is_a_share_of_the_magnitude(actual, expected, magnitude, error):
     arrays = (np.array(values) for values in (actual, expected, magnitude))
     assert selftest.largest_error(*arrays) == pytest.approx(error)
+
+
+def test_both_devices_of_a_report_are_closed():
+    opened = []
+
+    def open_device(**options):
+        opened.append(Device(**{**options, "kind": "cpu"}))
+        return opened[-1]
+
+    code, _ = reported(open_device=open_device)
+    assert code == 0 and [device.handle for device in opened] == [None, None]

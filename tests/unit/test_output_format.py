@@ -3,7 +3,7 @@
 import pytest
 
 from marlin.errors import RequestError
-from marlin.server.api.names import MAX_IGNORED, Names
+from marlin.server.api.names import CHAT, MAX_IGNORED, Names
 from marlin.server.api.openai_tools import parse_arguments, parse_tools
 from marlin.server.api.output_format import parse_output, response_format
 from marlin.text.grammar.constraint import Constraint, Ebnf, Either, JsonSchema, Regex, Text
@@ -276,3 +276,36 @@ def test_of_names_that_are_ignored_twenty_are_told():
     TABLE.check({f"n{i}": 1 for i in range(25)}, ignored, "place.")
     assert ignored == [f"place.n{i}" for i in range(20)] and MAX_IGNORED == 20
     assert TABLE.known == {"one", "inner", "taken", "limited"}
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"x": 1}, "x is not a known parameter of this endpoint"),
+        ({"response_format": {"x": 1}},
+         "response_format.x is not a known field of response_format"),
+        ({"response_format": {"json_schema": {"x": 1}}},
+         "response_format.json_schema.x is not a known field of a schema"),
+        ({"structured_outputs": {"x": 1}},
+         "structured_outputs.x is not a known field of structured_outputs"),
+        ({"stream_options": {"x": 1}}, "stream_options.x is not a known stream option"),
+        ({"reasoning": {"x": 1}}, "reasoning.x is not a known field of reasoning"),
+        ({"messages": [{"x": 1}]}, "messages[0].x is not a known field of a message"),
+        ({"messages": [{"content": [{"type": "text", "x": 1}]}]},
+         "messages[0].content[0].x is not a known field of a text part"),
+        ({"messages": [{"tool_calls": [{"x": 1}]}]},
+         "messages[0].tool_calls[0].x is not a known field of a tool call"),
+        ({"messages": [{"tool_calls": [{"function": {"x": 1}}]}]},
+         "messages[0].tool_calls[0].function.x is not a known field of a call"),
+        ({"messages": [{"function_call": {"x": 1}}]},
+         "messages[0].function_call.x is not a known field of a call"),
+        ({"tools": [{"type": "function", "x": 1}]}, "tools[0].x is not a known field of a tool"),
+        ({"tools": [{"type": "function", "function": {"x": 1}}]},
+         "tools[0].function.x is not a known field of a function"),
+        ({"functions": [{"x": 1}]}, "functions[0].x is not a known field of a function"),
+    ],
+)  # fmt: skip
+def test_a_name_that_chat_does_not_know_is_told_by_what_it_is_not(body, said):
+    with pytest.raises(RequestError) as caught:
+        CHAT.check(body)
+    assert caught.value.message == said

@@ -1,5 +1,7 @@
 """The scheduler as data: which tokens go into a step, and where the blocks are."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from marlin.engine.block_pool import BlockPool
@@ -210,3 +212,18 @@ def test_giving_a_block_back_twice_is_noticed():
     pool.give_back(blocks)
     with pytest.raises(AssertionError):
         pool.give_back(blocks)
+
+
+@pytest.mark.parametrize(
+    ("block_ids", "num_computed_tokens", "num_preemptions", "has_begun"),
+    [([], 0, 0, False), ([3], 0, 0, True), ([], 5, 0, True), ([], 0, 1, True)],
+)
+def test_a_request_has_begun_once_it_was_in_a_step(
+    block_ids, num_computed_tokens, num_preemptions, has_begun
+):
+    state = SimpleNamespace(
+        block_ids=block_ids,
+        num_computed_tokens=num_computed_tokens,
+        num_preemptions=num_preemptions,
+    )
+    assert Request.has_begun.fget(state) is has_begun
