@@ -10,9 +10,10 @@ from typing import NamedTuple
 from marlin.errors import ModelFileError
 from marlin.files.fields import Fields, file_fields
 from marlin.files.strict_json import read_json_object
-from marlin.models.plan import SlabPlan, check_dtype, check_found, check_leftovers, split_fused
+from marlin.models.plan import check_dtype, check_found, check_leftovers, split_fused
 from marlin.models.plan_experts import check_tiles, find_stack
 from marlin.models.registry import config_from_hf, spec_of
+from marlin.models.slab_plan import SlabPlan
 from marlin.models.spec import ModelSpec, Tensor
 from marlin.weights.block_types import BLOCK_TYPES, DENSE_KINDS
 from marlin.weights.foreign.matrix import ForeignMatrix

@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass, replace
 
 from marlin.errors import ModelFileError
-from marlin.models.plan import SlabPlan, check_found, check_leftovers, split_fused
+from marlin.models.plan import check_found, check_leftovers, split_fused
 from marlin.models.plan_experts import check_tiles
 from marlin.models.registry import config_from_gguf, spec_of
+from marlin.models.slab_plan import SlabPlan
 from marlin.models.spec import ModelSpec, Tensor
 from marlin.weights.block_types import BLOCK_TYPES, DENSE_KINDS, REPACKED, BlockType
 from marlin.weights.gguf import GGUFFile

@@ -235,6 +235,7 @@ FILES_BEHIND = {
     "marlin/models/model.py": "what a spec says, recorded",
     "marlin/models/spec.py": "declares what a family says, of sizes that were bounded",
     "marlin/models/rope.py": "numbers that the readers of configs have bounded",
+    "marlin/models/slab_plan.py": "sizes of matrices, which were bounded",
     "marlin/models/source.py": "`quantize`",
     "marlin/text/detokenizer.py": "token ids within the vocabulary",
     "marlin/weights/block_types.py": "declares the types that files store",

@@ -216,7 +216,13 @@ FLAGS = {"add_bos_token": maybe(True, False, None), "add_eos_token": maybe(True,
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(named=some_of({"bos_token": maybe("|in|"), "eos_token": maybe("|too|")}, 2),
        drawn=some_of(TOKENIZER), flags=some_of(FLAGS, 2))  # fmt: skip
-def test_tokenizer_configs_with_any_key_read_alike(backend, tmp_path, named, drawn, flags):  # noqa: F811
+def test_tokenizer_configs_with_any_key_read_alike(
+    backend,  # noqa: F811
+    tmp_path,
+    named,
+    drawn,
+    flags,
+):
     tokens.write(tmp_path, backend, {"tokenizer_config": named | drawn | flags})
     try:
         ours = tokens.check_equal(tmp_path)
