@@ -4,7 +4,6 @@ Places are few here and one connection stays: a place that is kept back costs th
 """
 
 import socket
-import socketserver
 import struct
 import threading
 import time
@@ -15,6 +14,7 @@ from clients import chat_body, request_bytes
 from fakes import FakeEngine, say, say_then_hang
 from test_clients_that_misbehave import wait_for, wait_until
 
+from marlin.server.http import listener
 from marlin.server.http.connection import Connection, PeerGone
 
 CHAT = "/v1/chat/completions"
@@ -99,7 +99,7 @@ def test_a_connection_that_gets_no_thread_gives_its_place_back(start_server, mon
     with server.connect() as kept:
         assert kept.ask("GET", "/health").status == 200
         with monkeypatch.context() as patch:
-            patch.setattr(socketserver.ThreadingMixIn, "process_request", no_thread)
+            patch.setattr(threading.Thread, "start", no_thread)
             for _ in range(NUM_PLACES + 1):
                 with server.connect() as client:
                     assert client.read().status == 503
@@ -289,3 +289,22 @@ def test_a_kept_connection_ends_with_the_answer_that_is_out_when_the_server_stop
         assert (last.status, last.headers["connection"]) == (200, "close")
         assert idle.at_end()
         assert server.http_server.drain(5)
+
+
+def test_a_thread_that_dies_as_it_begins_costs_its_connection_alone(start_server, monkeypatch):
+    server = start_server()
+    with server.connect() as kept:
+        assert kept.ask("GET", "/health").status == 200
+        with monkeypatch.context() as patch:
+            patch.setattr(listener, "_BEGIN_S", 0.2)
+            patch.setattr(threading.Thread, "_bootstrap", lambda _: None)
+            with server.connect() as client:
+                assert client.read().status == 503
+                assert client.at_end()
+        assert kept.ask("GET", "/health").json()["part"] == "threads"
+    server.app.heartbeat()
+    with server.connect() as client:
+        assert client.ask("GET", "/health").status == 200
+    for thread in threading.enumerate():  # it is listed as one that begins
+        if isinstance(thread, listener.ConnectionThread) and thread.ident is None:
+            threading._limbo.pop(thread)

@@ -29,6 +29,8 @@ _NO_PLACE = (
 )
 # Out of file descriptors: the pending connection keeps the socket readable, so accept would spin.
 ACCEPT_PAUSE_S = 0.05
+# A thread begins within a millisecond; this long after all of a machine's others.
+_BEGIN_S = 3.0
 # Refused connections that are not closed yet, of the descriptors that are no connection's.
 MAX_REFUSED = 64
 
@@ -53,6 +55,36 @@ def open_listener(host, port, backlog):
         listener.close()
         raise
     return listener
+
+
+class _Beginning(threading.Event):
+    """What Thread.start() waits for, without a limit: one that has no memory left as it begins ends
+    without a word, and whoever started it would wait for ever."""
+
+    def wait(self, timeout=None):
+        return super().wait(_BEGIN_S if timeout is None else timeout)
+
+
+class ConnectionThread(threading.Thread):
+    """Its start() raises RuntimeError, too, when it has not begun in time; then it never does."""
+
+    def __init__(self, serve, *arguments):
+        super().__init__(target=self._unless_given_up, daemon=True)
+        self._serve = serve, arguments
+        self._is_given_up = False
+        self._started = _Beginning()
+
+    def start(self):
+        super().start()
+        if not self._started.is_set():
+            self._is_given_up = True
+            raise RuntimeError("a thread that was started did not begin")
+
+    def _unless_given_up(self):
+        serve, arguments = self._serve
+        del self._serve
+        if not self._is_given_up:
+            serve(*arguments)
 
 
 class HttpServer(ThreadingHTTPServer):
@@ -147,7 +179,7 @@ class HttpServer(ThreadingHTTPServer):
             self._refuse(request, f"{self.limits.num_connections} are being answered")
             return
         try:
-            super().process_request(request, client_address)
+            ConnectionThread(self.process_request_thread, request, client_address).start()
         except (RuntimeError, MemoryError):
             self.places.leave(request)
             self.application.missed("threads")

@@ -16,6 +16,7 @@ from pathlib import Path
 from marlin.device.device import usable_cores
 from marlin.errors import ConfigError
 from marlin.server.http.limits import Limits
+from marlin.server.http.listener import ConnectionThread
 
 _log = logging.getLogger("marlin.server")
 # Threads of a process that are no connection's: the device's and the tokenizer's, one a core each;
@@ -62,7 +63,7 @@ def check_threads(limits: Limits) -> None:
     over, threads = threading.Event(), []
     try:
         for _ in range(1 + limits.num_extra_connections):
-            thread = threading.Thread(target=over.wait, daemon=True)
+            thread = ConnectionThread(over.wait)
             thread.start()
             threads.append(thread)
     finally:
