@@ -42,13 +42,16 @@ class Taker:
         data = text.encode() if isinstance(text, str) else text
         return self.automaton.accepts(self.automaton.advance(START, data))
 
-    def takes_value(self, value):
+    def takes_value(self, value, is_thorough=False):
         """Whether a JSON value has a text of the grammar.
+
+        Args:
+            is_thorough: try orders of its properties that most likely lead nowhere as well.
 
         Raises:
             TooManyOrders: none was found among the first.
         """
-        self._steps = 0
+        self._steps, self._is_thorough = 0, is_thorough
         return any(self.automaton.accepts(end) for end in self._ends(START, value))
 
     def _find_orders(self, schema):
@@ -125,7 +128,7 @@ class Taker:
         does not matter: the first stands for them."""
         found, has_other = {}, False
         for name in names:
-            is_other = name not in self._listed
+            is_other = name not in self._listed and not self._is_thorough
             if is_other and has_other:
                 continue
             begin = self._after(before, json_text(name) + b": ")
@@ -136,6 +139,8 @@ class Taker:
 
     def _comes_too_late(self, end, begins, taken):
         """Whether a listed name might have come before, and may not any more."""
+        if self._is_thorough:
+            return False
         after = self._after(end, b", ")
         later = [name for name in begins if name != taken and name in self._listed]
         if not later or after == DEAD:

@@ -97,6 +97,8 @@ class Generation(NamedTuple):
     def _constrained(self, prompt):
         """The call's SamplingParams for one prompt: a thought may come before what is asked for."""
         sampling = self.call.sampling
+        if (sampling.constraint, sampling.thought_tokens, prompt.tool_grammar) == (None,) * 3:
+            return sampling
         reader = prompt.new_reader and prompt.new_reader()
         if reader and sampling.thought_tokens is not None and (found := reader.thoughts()):
             thought, *when = found
