@@ -1,8 +1,7 @@
 """bin/demo, bin/test and bin/metal-marlin: what they print, what they start, and when they install.
 
-Each runs in a small checkout made here, whose Python is a shell script that notes how it is called.
-Nothing is downloaded and nothing is served.
-"""
+Each runs in a small checkout made here, whose Python is a shell script that notes how it is called;
+nothing is downloaded and nothing is served."""
 
 import os
 import re
@@ -33,10 +32,8 @@ def ready(bare):
 @pytest.mark.parametrize(
     "options, address",
     [
-        ([], "127.0.0.1:8000"),
-        (["--port", "8123"], "127.0.0.1:8123"),
-        (["--port=8123"], "127.0.0.1:8123"),
-        (["--port", "1", "--port=2"], "127.0.0.1:2"),
+        *(([], "127.0.0.1:8000"), (["--port", "8123"], "127.0.0.1:8123")),
+        *((["--port=8123"], "127.0.0.1:8123"), (["--port", "1", "--port=2"], "127.0.0.1:2")),
         (["--threads", "2", "--host", "10.0.0.7", "--port", "80"], "10.0.0.7:80"),
         (["--host=0.0.0.0"], "127.0.0.1:8000"),
         (["--host", "::"], "[::1]:8000"),
