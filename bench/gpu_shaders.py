@@ -25,7 +25,7 @@ from cuda_driver import Gpu
 from msl.build import CLANG
 
 FOLDER = ROOT / "build" / "gpu"
-TESTS = ("attention", "dense", "indices", "linear", "repack", "rows", "sample")
+TESTS = ("attention", "dense", "indices", "linear", "repack", "rows", "sample", "experts")
 
 
 class GpuTests:
@@ -59,6 +59,7 @@ def time(kernels):
     bandwidth = timer.bandwidth()
     print(f"\n{gpu.name}: a float sum over 4 GiB reads {bandwidth / 1e12:.2f} TB/s")
     tables = gpu_times.matvec_table, gpu_times.pairs_table, gpu_times.rows_table
+    tables += (gpu_times.experts_table,)
     for table in (*tables, gpu_times.attention_table):
         print()
         for line in table(timer, bandwidth):

@@ -40,6 +40,12 @@ extern "C" __global__ void __launch_bounds__(256) float_sum(const Arguments a)
 """
 
 # name: (k, n) of the matrices of one layer, and of the output
+# (experts, those that a token chooses, K, N)
+EXPERTS = {
+    "gpt-oss-20b gate, up": (32, 4, 2880, 2880),
+    "Qwen3-30B-A3B gate, up": (128, 8, 2048, 768),
+    "Qwen3-30B-A3B down": (128, 8, 768, 2048),
+}
 MATRICES = {
     "Qwen3-4B q": (2560, 4096),
     "Qwen3-4B k, v": (2560, 1024),
@@ -167,6 +173,36 @@ class Timer:
             self.gpu.release(address)
         return measured
 
+    def experts(self, kind, group, group_bytes, shape):
+        """The matrices of the experts that one token chooses, others each time.
+
+        Args:
+            shape: (experts, those that are chosen, K, N).
+        """
+        count, slots, k, n = shape
+        flags = abi.WEIGHT_BIAS if kind == "int4" else 0
+        fields = {"rows_var": ops.VAR_TOKENS, "n": n, "k": k, "group_size": group, "flags": flags}
+        fields |= {"num_experts": count, "num_slots": slots, "x_slots": 1}
+        raw = make_params("ExpertParams", **fields).tobytes()
+        expert_bytes = n * k // group * group_bytes if group else 2 * n * k
+        variables = np.array([1] + [0] * 7, np.int32)
+        codes = self._codes if group else self._halves[0]
+        fixed = {0: self._floats(k), 1: codes, 2: self._scales, 4: self._call}
+        fixed |= {3: self._scales + POOL_BYTES // 2, 5: self.gpu.allocate(4 * slots * n)}
+        fixed |= {6: self.gpu.upload(np.arange(slots, dtype=np.int32)), CALL_SLOT: self._call}
+        fixed |= {VARS_SLOT: self.gpu.upload(variables), STATUS_SLOT: self._status}
+
+        def launch_of(first):
+            groups = np.zeros((count, 3), np.int32)
+            for slot in range(slots):
+                groups[slot] = (first + slot * count // slots) % count, slot, slot + 1
+            addresses = fixed | {7: self.gpu.upload(groups)}
+            name = f"matvec_experts_{kind}"
+            return lambda: self.kernels.launch(name, addresses, raw, variables)
+
+        launches = [launch_of(first) for first in range(count // slots)]
+        return self._timed(launches, slots * expert_bytes)
+
     def attention(self, sequences, context):
         """attention_split and attention_combine: one new token for each sequence."""
         blocks = context // BLOCK_SIZE
@@ -243,6 +279,15 @@ def rows_table(timer, bandwidth, k=4096, n=14336):
     for rows in (1, 2, 4, 8, 16):
         cells = [timer.matvec(*kind, k, n, rows).cells(bandwidth) for kind in KINDS]
         yield f"| {rows} | " + " | ".join(cells) + " |"
+
+
+def experts_table(timer, bandwidth):
+    """Markdown lines: what one token reads of its experts."""
+    yield "| experts | of, K, N | " + " | ".join(f"{kind}, {g}" for kind, g, _ in KINDS) + " |"
+    yield "|---" * (2 + len(KINDS)) + "|"
+    for name, shape in EXPERTS.items():
+        cells = [timer.experts(*kind, shape).cells(bandwidth) for kind in KINDS]
+        yield f"| {name} | {', '.join(map(str, shape))} | " + " | ".join(cells) + " |"
 
 
 def attention_table(timer, bandwidth):

@@ -35,20 +35,23 @@ class MixtureConfig(ModelConfig):
     shared_dim: int = 0
 
 
-def from_hf(fields: Fields, *, width: str = "moe_intermediate_size") -> dict:
+def from_hf(
+    fields: Fields, *, width: str = "moe_intermediate_size", count: str | None = None
+) -> dict:
     """num_experts, num_slots and expert_dim of MixtureConfig.
 
     Args:
-        width: config.json's word for expert_dim.
+        width, count: config.json's words for expert_dim and num_experts; None is either of two.
 
     Raises:
         ModelFileError: one is missing, wrong, or more than kernels take.
     """
-    name = "num_experts" if fields.raw("num_experts") is not None else "num_local_experts"
-    count = fields.count(name, maximum=MAX_EXPERTS)
+    older = fields.raw("num_experts") is not None
+    name = count or ("num_experts" if older else "num_local_experts")
+    total = fields.count(name, maximum=MAX_EXPERTS)
     return {
-        "num_experts": count,
-        "num_slots": fields.count("num_experts_per_tok", maximum=min(count, MAX_SLOTS)),
+        "num_experts": total,
+        "num_slots": fields.count("num_experts_per_tok", maximum=min(total, MAX_SLOTS)),
         "expert_dim": fields.count(width, maximum=MAX_DIM),
     }
 

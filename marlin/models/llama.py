@@ -4,8 +4,9 @@ The layer is also that of Mistral, Qwen2 and Qwen3, whose files say how they dif
 """
 
 from marlin.files.fields import Fields
-from marlin.models import config_gguf, config_hf, config_json
+from marlin.models import config_experts, config_gguf, config_hf, config_json
 from marlin.models.config import ModelConfig
+from marlin.models.config_experts import MixtureConfig
 from marlin.models.layers import Rope, attention, gated_feed_forward
 from marlin.models.layers_residual import PreNormLayer
 from marlin.models.spec import Config, Family, ModelSpec, Names, Tensor
@@ -67,9 +68,14 @@ class Llama(LlamaLine[ModelConfig]):
         )
 
     def config_from_gguf(self, file: GGUFFile) -> ModelConfig:
-        """Mistral models say `llama` there; those that have a window are Mistrals here."""
+        """Mistral models say `llama` there; those that have a window are Mistrals here, and those
+        that have experts Mixtrals."""
         fields = config_gguf.fields_of(file, "llama")
         window = fields.count("attention.sliding_window", None, maximum=1 << 31)
+        if fields.count("expert_count", 0, minimum=0):
+            shared = config_gguf.shared(file, fields, "mixtral", experts=True)
+            experts = config_experts.from_gguf(fields, shared["intermediate_dim"])
+            return MixtureConfig(**shared, **experts, windows=(window,) * shared["num_layers"])
         architecture = "llama" if window is None else "mistral"
         shared = config_gguf.shared(file, fields, architecture)
         return ModelConfig(**shared, windows=(window,) * shared["num_layers"])

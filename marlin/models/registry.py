@@ -13,10 +13,12 @@ from marlin.models.exaone4 import Exaone4
 from marlin.models.gemma2 import Gemma2
 from marlin.models.gemma3 import Gemma3
 from marlin.models.glm4 import Glm4
+from marlin.models.glm4_moe import Glm4Moe
 from marlin.models.granite import Granite
 from marlin.models.llama import Llama
 from marlin.models.ministral3 import Ministral3
 from marlin.models.mistral import Mistral
+from marlin.models.mixtral import Mixtral
 from marlin.models.muse_glimmer import MuseGlimmer
 from marlin.models.olmo2 import Olmo2, Olmo3
 from marlin.models.phi3 import Phi3
@@ -29,7 +31,7 @@ from marlin.models.wrappers import MODEL_TYPES, text_part
 from marlin.weights.gguf import GGUFFile
 
 FAMILIES = (
-    *(Llama(), Mistral(), Qwen2(), Qwen3(), Gemma3(), Qwen3Moe()),
+    *(Llama(), Mistral(), Qwen2(), Qwen3(), Gemma3(), Qwen3Moe(), Mixtral(), Glm4Moe()),
     *(SmolLM3(), Granite(), Olmo2(), Olmo3(), Phi3(), Gemma2(), Ministral3(), Exaone4(), Glm4()),
     *(MuseGlimmer(), Bert()),
 )

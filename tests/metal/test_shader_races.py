@@ -339,6 +339,7 @@ RUNS_OF_FILES = {
     "matvec.metal": several(
         *(functools.partial(every_kind, run=run) for run in (matvec, matvec_experts))
     ),
+    "matvec_experts.h": functools.partial(every_kind, run=matvec_experts),
     "probe.metal": probe_read,
     "sample.metal": sample,
 }

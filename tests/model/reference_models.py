@@ -70,6 +70,10 @@ def build(family, seed=0, **changes):
             if stores_less_one(model, name):
                 values -= 1
             parameter.copy_(torch.from_numpy(values))
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                values = rng.standard_normal(buffer.shape).astype(np.float32)
+                buffer.copy_(torch.from_numpy(values / 4))
     return model
 
 

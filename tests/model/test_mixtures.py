@@ -20,6 +20,10 @@ from tiny_models import (
 from marlin.models.registry import config_from_hf, family_of
 
 CASES = {name: (name, {}) for name in MIXTURES} | {
+    "glm4_moe of one group, without biases and norms": (
+        "glm4_moe",
+        {"n_group": 1, "topk_group": 1, "use_qk_norm": False, "attention_bias": False},
+    ),
     "qwen3_moe not normalized, tied": (
         "qwen3_moe",
         {"norm_topk_prob": False, "tie_word_embeddings": True, "decoder_sparse_step": 2},
@@ -76,7 +80,7 @@ def test_the_reference_would_show_a_feature_that_is_ignored(family, change):
 # Of the logits' deviation: keys and values are float16 in the cache and float32 in the reference,
 # and activations of packed weights are int8 on a CPU.
 CONVERTED = Path(__file__).parents[1] / "data" / "families"
-FILES = {"qwen3_moe": 2.5e-3}
+FILES = {"qwen3_moe": 2.5e-3, "glm4_moe": 2.5e-3}
 
 
 @pytest.mark.parametrize("name", FILES)

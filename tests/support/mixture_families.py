@@ -14,9 +14,34 @@ MIXTURES = {
             "mlp_only_layers": [1],
         },
     ),
+    "mixtral": (
+        "Mixtral",
+        {"num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": None},
+    ),
+    "glm4_moe": (
+        "Glm4Moe",
+        {
+            "num_hidden_layers": 3,
+            "n_routed_experts": 8,
+            "n_shared_experts": 2,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 48,
+            "first_k_dense_replace": 1,
+            "routed_scaling_factor": 1.8,
+            "n_group": 4,
+            "topk_group": 2,
+            "head_dim": 32,
+            "use_qk_norm": True,
+            "attention_bias": True,
+            "num_nextn_predict_layers": 0,
+        },
+    ),
 }
 # A change of a family's config whose lack would show in the logits.
 FEATURES = [
     ("qwen3_moe", {"norm_topk_prob": False}),
     ("qwen3_moe", {"num_experts_per_tok": 2}),
+    ("glm4_moe", {"routed_scaling_factor": 1.0}),
+    ("glm4_moe", {"topk_group": 4}),
+    ("glm4_moe", {"norm_topk_prob": False}),
 ]

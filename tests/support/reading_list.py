@@ -172,7 +172,7 @@ FAMILIES = (
             *("smollm3", "granite", "olmo2", "phi3", "gemma2", "ministral3", "exaone4", "glm4"),
             *("muse_glimmer", "wrappers"),
             *("layers_experts", "plan_experts", "config_experts"),
-            "qwen3_moe",
+            *("qwen3_moe", "mixtral", "glm4_moe"),
         )
     )
     + (
@@ -182,6 +182,7 @@ FAMILIES = (
         "metal_shim/cpu/kernels_experts.c",
         "shaders/experts.h",
         "shaders/experts.metal",
+        "shaders/matvec_experts.h",
     ),
     2_000,
 )
