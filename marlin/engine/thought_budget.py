@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from marlin.engine.constraint import Guide
+from marlin.text.answer import Thought
 from marlin.text.grammar.constraint import SPECIAL
 
 _WAITING, _OPEN, _FORCING, _OVER = range(4)
@@ -34,6 +35,12 @@ class ThoughtLimit:
     forced: str
     is_open: bool
     repeats: bool = False
+
+    @classmethod
+    def of(cls, num_tokens: int, thought: Thought, is_open: bool, repeats: bool) -> "ThoughtLimit":
+        """A limit on thoughts that are written in one way."""
+        texts = thought.opening, thought.closing, thought.forced
+        return cls(num_tokens, *texts, is_open, repeats)
 
 
 class _State(NamedTuple):

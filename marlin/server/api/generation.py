@@ -101,9 +101,7 @@ class Generation(NamedTuple):
             return sampling
         reader = prompt.new_reader and prompt.new_reader()
         if reader and sampling.thought_tokens is not None and (found := reader.thoughts()):
-            thought, *when = found
-            texts = thought.opening, thought.closing, thought.forced
-            limit = ThoughtLimit(sampling.thought_tokens, *texts, *when)
+            limit = ThoughtLimit.of(sampling.thought_tokens, *found)
             sampling = replace(sampling, thought=limit)
         constraint = sampling.constraint
         if prompt.tool_grammar is not None:

@@ -173,12 +173,8 @@ CHAT = Names(
     PARAMETER,
     (
         *("messages", "max_completion_tokens", "top_logprobs", "reasoning_effort", "reasoning"),
-        *(
-            "thinking_token_budget",
-            "chat_template_kwargs",
-            "continue_final_message",
-            "add_generation_prompt",
-        ),
+        *("chat_template_kwargs", "continue_final_message", "add_generation_prompt"),
+        "thinking_token_budget",
         *("tools", "tool_choice", "parallel_tool_calls", "functions", "function_call"),
         *_HONOURED_BY_BOTH,
     ),
