@@ -8,7 +8,6 @@ from marlin.models.config import MAX_LAYERS
 from marlin.models.config_experts import MixtureConfig
 from marlin.models.layers_experts import mixture
 from marlin.models.llama import LlamaLine
-from marlin.models.qwen3 import Qwen3
 from marlin.weights.gguf import GGUFFile
 
 
@@ -27,7 +26,7 @@ class Qwen3Moe(LlamaLine[MixtureConfig]):
             qkv_bias=has_bias,
             o_bias=has_bias,
             qk_norm=True,
-            windows=Qwen3().windows(fields, shared["num_layers"]),
+            windows=(_window(fields),) * shared["num_layers"],
             normalizes=fields.flag("norm_topk_prob", False),
             dense_layers=self._dense_layers(fields, shared["num_layers"]),
         )
@@ -51,6 +50,8 @@ class Qwen3Moe(LlamaLine[MixtureConfig]):
             "moe_intermediate_size": config.expert_dim,
             "norm_topk_prob": config.normalizes,
             "mlp_only_layers": list(config.dense_layers),
+            "use_sliding_window": config.windows[0] is not None,
+            "sliding_window": config.windows[0],
         }
 
     def _feed_forward(self, names, config, index):
@@ -60,3 +61,10 @@ class Qwen3Moe(LlamaLine[MixtureConfig]):
             config.num_experts, config.num_slots, "softmax", config.normalizes
         )
         return mixture(names, routing, config.hidden_dim, config.expert_dim)
+
+
+def _window(fields):
+    """A window's number counts where it is switched on, and then in every layer."""
+    if not fields.flag("use_sliding_window", False):
+        return None
+    return config_hf.sliding_window(fields)

@@ -9,6 +9,7 @@ import json
 import pytest
 from dense_families import FAMILIES as DENSE
 from dense_families import SIZES
+from mixture_families import MIXTURES
 from transformers import CONFIG_MAPPING
 
 from marlin.errors import ModelFileError
@@ -52,7 +53,9 @@ def declared(model_type):
 
 
 def base_of(model_type):
-    own = DENSE[model_type][1] if model_type in DENSE else OWN.get(model_type, {"head_dim": 32})
+    own = OWN.get(model_type, {"head_dim": 32})
+    if model_type in DENSE | MIXTURES:
+        own = (DENSE | MIXTURES)[model_type][1]
     values = SIZES | {"num_hidden_layers": 4} | own | {"model_type": model_type}
     for name in ("layer_types", "no_rope_layers", "layer_rope_theta"):
         if name in values:
@@ -67,7 +70,7 @@ def others(name, value):
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, list):
-        return [value[::-1]]
+        return [value[::-1], value[1:]]
     if isinstance(value, dict):
         return [{"rope_type": "linear", "factor": 3.0, "rope_theta": 5e3}]
     if isinstance(value, str):
