@@ -18,11 +18,9 @@ LOG_FORMATS = ("text", "json")
 DEVICE_KINDS = ("metal", "cpu")
 UNKNOWN_PARAMETERS = ("refuse", "warn", "strict")
 SPECULATIVE_METHODS = ("ngram",)
-KEY_SCOPES = ("generate", "metrics", "admin")
-PREFIX_CACHES = ("per-key", "shared", "off")
+KEY_SCOPES, PREFIX_CACHES = ("generate", "metrics", "admin"), ("per-key", "shared", "off")
 POOLINGS = ("last", "mean", "cls", "rank")
-AUDIT_KEY_FILE_OPTION = "--audit-key-file"
-AUDIT_SYNCS = ("disk", "system")
+AUDIT_KEY_FILE_OPTION, AUDIT_SYNCS = "--audit-key-file", ("disk", "system")
 # What --help shows as the value of a switch, and how one is known.
 SWITCH = "true|false"
 VARIABLE_PREFIX = "METAL_MARLIN_"
@@ -249,6 +247,8 @@ class ServeConfig:
     allowed_origins: tuple[str, ...] = _option("--allow-origin", (),
         partial(_list, r"\*|null|[a-z][a-z0-9+.-]*://[^\s/,*]*", "origins, or *,"), "ORIGIN[,...]",
         "web pages that may use the server, such as https://app.example; * for all")
+    trusts_texts: bool = _option("--allow-special-tokens-in-text", False, _switch, SWITCH,
+        "special tokens that messages spell steer the model, as the template's own do")
     prefix_cache: str = _option(
         *("--prefix-cache", "per-key", one_of(PREFIX_CACHES), "|".join(PREFIX_CACHES)),
         "who may reuse the beginning of a prompt that another request computed")

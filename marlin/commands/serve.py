@@ -97,7 +97,9 @@ def load(settings, share=None):
     if settings.mock_model:
         from marlin.engine.mock import load_mock
 
-        return load_mock(settings.model_path, settings.max_context_tokens, settings.pooling)
+        mock = load_mock(settings.model_path, settings.max_context_tokens, settings.pooling)
+        mock.trusts_texts = settings.trusts_texts
+        return mock
     if model is None:
         return _load(settings, settings.model_path, share)
     with model.path() as path:
@@ -133,6 +135,7 @@ def _load(settings, path, share):
             pooling=settings.pooling,
         )
     model.engine.prefix_cache = settings.prefix_cache
+    model.trusts_texts = settings.trusts_texts
     return model
 
 

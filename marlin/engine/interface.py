@@ -86,6 +86,9 @@ class ModelTokenizer(Protocol):
     tool_template: str | None
 
     @property
+    def control_tokens(self) -> Mapping[str, int]: ...
+
+    @property
     def named_tokens(self) -> Mapping[str, str]: ...
 
     def encode(
@@ -100,6 +103,8 @@ class ModelTokenizer(Protocol):
         add_special_tokens: bool = True,
         parse_special: bool = True,
     ) -> Iterator[list[int]]: ...
+
+    def trimmed(self, text: str, before: int | None, after: int | None) -> str: ...
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
 

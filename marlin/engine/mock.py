@@ -71,6 +71,7 @@ class MockTokenizer:
     add_bos_token = False
     bos_token_id: int | None = None
     fill_tokens: FillTokens | None = None
+    control_tokens: Mapping[str, int] = MappingProxyType({})
     chat_template: str | None = _CHAT_TEMPLATE
     tool_template: str | None = None
 
@@ -80,6 +81,7 @@ class MockTokenizer:
         self._ids = {text: 256 + index for index, text in enumerate(self._texts)}
         self.vocab_size = 256 + len(self._texts)
         self.eos_token_ids = frozenset({self._ids[_EOS_TOKEN]})
+        self.control_tokens = {text: self._ids[text] for text in _SPECIAL}
 
     def encode(self, text, *, add_special_tokens=True, parse_special=True):
         """Token ids of a text: its known words, and the bytes of everything else."""
@@ -95,6 +97,10 @@ class MockTokenizer:
     def encode_parts(self, text, num_characters, **kinds):
         """As Tokenizer.encode_parts(), of one part."""
         yield self.encode(text, **kinds)
+
+    def trimmed(self, text, before, after):
+        """As Tokenizer.trimmed(); no token takes blanks."""
+        return text
 
     def min_tokens(self, text):
         """As Tokenizer.min_tokens(), for which 0 is always true."""

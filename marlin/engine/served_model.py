@@ -22,6 +22,7 @@ from marlin.text.chat_template import ChatTemplate
 from marlin.text.conversation import Conversation, Prompter
 from marlin.text.grammar.automaton import Grammar
 from marlin.text.grammar.constraint import Constraint, Part
+from marlin.text.origin import Origins
 from marlin.text.tool_calls.shape import ToolGrammar
 
 if TYPE_CHECKING:  # As in request.py.
@@ -78,6 +79,7 @@ class ServedModel:
         ranks: these are scores of documents.
         generates: whether it goes on with texts.
         manifest_digest: of the manifest that its files were compared with, "" for none.
+        trusts_texts: special tokens that messages spell are such; else they are words.
         marker_ids: special tokens that the readers of its answers must see.
     """
 
@@ -99,6 +101,7 @@ class ServedModel:
         num_helpers: int = 0,
     ):
         self.model_id = model_id
+        self.trusts_texts = False
         self.engine = engine
         self.tokenizer = tokenizer
         self.format = format
@@ -178,6 +181,9 @@ class ServedModel:
         prompter = self._prompter
         text = prompter.prompt(conversation)
         token_ids = self._encode(text, still_wanted, client, add_special_tokens=False)
+        if not self.trusts_texts:
+            controls = prompter.controls(conversation, text)
+            token_ids = self._without_forged(token_ids, text, controls, still_wanted, client)
         new_reader = prompter.new_reader(conversation, text)
         return ModelPrompt(token_ids, new_reader, prompter.tool_grammar(conversation))
 
@@ -262,6 +268,26 @@ class ServedModel:
                 if self.tokenizer.is_special(token_id):
                     yield token_id
 
+    def _without_forged(self, token_ids, text, controls, still_wanted, client):
+        """The ids of a rendered text in which only `controls` steer the model: what else spells
+        such a token was somebody's words."""
+        known = self.tokenizer.control_tokens
+        ids = set(known.values())
+        if controls is None or [id for id in token_ids if id in ids] == [
+            known[control.text] for control in controls
+        ]:
+            return token_ids
+        kinds = {"add_special_tokens": False, "parse_special": False}
+        kept: list[int] = []
+        at, before = 0, None
+        for start, end, token in (*controls, (len(text), len(text), "")):
+            after = known.get(token)
+            part = self.tokenizer.trimmed(text[at:start], before, after)
+            kept += self._encode(part, still_wanted, client, **kinds) if part else []
+            kept += [] if after is None else [after]
+            at, before = end, after
+        return kept
+
     def _encode(self, text, still_wanted, client, *, fits=check_prompt_fits, **kinds):
         context = self.engine.max_context_tokens
         fits(self.tokenizer.min_tokens(text), context, bound="at least ")
@@ -305,4 +331,5 @@ def prompter_for(tokenizer: ModelTokenizer) -> Prompter | None:
     except TemplateError as error:
         logger.warning("chat is not available: %s", error.message)
         return None
-    return Prompter(template, tokenizer.named_tokens, tool_template)
+    origins = Origins(tokenizer.control_tokens)
+    return Prompter(template, tokenizer.named_tokens, tool_template, origins)

@@ -5,7 +5,7 @@ last answer that the model is to continue. Knows neither the API nor tokens.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from marlin.text import message_shapes
 from marlin.text.answer import AnswerForm, AnswerReader, thought_of
 from marlin.text.chat_template import ChatTemplate
 from marlin.text.message_shapes import Message
+from marlin.text.origin import Control, Origins, plain
 from marlin.text.template.globals import make_globals
 from marlin.text.tool_calls.families import family_of
 from marlin.text.tool_calls.family import ShowCalls
@@ -68,6 +69,7 @@ class Prompter:
         template: ChatTemplate.
         tokens: bos_token and eos_token, where the model has them.
         tool_template: of conversations with tools, where that is another.
+        origins: marks of the vocabulary; None tells no texts apart.
 
     Attributes:
         form: how the model's answers read; its family is None where the template has no tools, or
@@ -79,8 +81,10 @@ class Prompter:
         template: ChatTemplate,
         tokens: Mapping[str, str],
         tool_template: ChatTemplate | None = None,
+        origins: Origins | None = None,
     ):
         self._template = template
+        self._origins = origins or Origins(())
         self._tool_template = tool_template or template
         self._tokens = tokens
         self._keeps_systems = self._shows_both_of_two_systems()
@@ -117,6 +121,33 @@ class Prompter:
             if plainer == messages:
                 raise
             return self._prompt(plainer, conversation)
+
+    def controls(self, conversation: Conversation, prompt: str) -> list[Control] | None:
+        """The control tokens of prompt(conversation) that the template wrote; None where no text of
+        the conversation can have any part in one.
+
+        Raises:
+            TemplateError: a text of it spells one, and what the template makes of it cannot be
+                told apart.
+        """
+        given = [*conversation.messages], [*conversation.tools], {**conversation.variables}
+        marked = [self._origins.marked(part) for part in given]
+        if all(new is old for new, old in zip(marked, given, strict=True)):
+            return None
+        messages, tools, variables = marked
+        told = replace(conversation, messages=messages, tools=tools, variables=variables)
+        try:
+            text = self.prompt(told)
+        except TemplateError:
+            text = ""
+        if plain(text) == prompt:
+            return self._origins.controls(text)
+        if self._origins.spells_any(given):
+            raise TemplateError(
+                "the conversation spells a special token of this model, and its template does not "
+                "let it be told from the template's own"
+            )
+        return None
 
     def new_reader(
         self, conversation: Conversation, prompt: str

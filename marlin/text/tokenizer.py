@@ -59,6 +59,7 @@ class Tokenizer:
         chat_template: source of the model's (default) chat template, or None.
         tool_template: source of the one for conversations with tools, where that is another.
         add_bos_token: whether `encode` with special tokens starts with `bos_token_id`.
+        control_tokens: {text: id} of the tokens that steer the model and that texts can spell.
         fill_tokens: gaps.FillTokens, or None.
         byte_exact: whether `token_bytes` is exact; False only for a decoder this project does not
             know, whose text has to come from decoding whole runs of tokens.
@@ -109,6 +110,8 @@ class Tokenizer:
         self._around = _around(backend)
         self.fill_tokens = fill or fill_tokens(backend.token_to_id)
         marks = self.fill_tokens.ids if self.fill_tokens else set()
+        self.control_tokens = _texts_of(added, self._special_ids | self.eos_token_ids)
+        self._strips = {id: (token.lstrip, token.rstrip) for id, token in added.items()}
         self._plain = _without_special(backend, added, self.eos_token_ids | marks)
 
     def encode(self, text, *, add_special_tokens=True, parse_special=True):
@@ -147,6 +150,12 @@ class Tokenizer:
         for part in self._cuts.parts(text, num_characters) if self._cuts else [text]:
             yield self._ids(checked(part), False, parse_special)
         yield after
+
+    def trimmed(self, text: str, before: int | None, after: int | None) -> str:
+        """A text between two control tokens, ids or None, without the blanks that they take."""
+        if before is not None and self._strips[before][1]:
+            text = text.lstrip()
+        return text.rstrip() if after is not None and self._strips[after][0] else text
 
     def _ids(self, text, add_special_tokens, parse_special):
         backend = self._backend if parse_special else self._plain
@@ -223,6 +232,10 @@ def _make_pool(backend):
         raise
     except BaseException as error:  # noqa: BLE001  (a panic of the library is a BaseException)
         raise TokenizerPoolError(f"tokenizing is not possible: {error}") from None
+
+
+def _texts_of(added, ids) -> dict[str, int]:
+    return {token.content: id for id, token in added.items() if id in ids}
 
 
 def _without_special(backend, added, end_ids):

@@ -200,7 +200,13 @@ LOCKED_PLACES = (
     ),
     1_500,
 )
-APART = (AGENTS, EDITORS, FORMATS, SEARCHES, FAMILIES, LOCKED_PLACES)
+FOREIGN_WORDS = (
+    "What pages of browsers and words of users could do",
+    "Which pages may ask, and which special tokens of a prompt its template wrote.",
+    ("marlin/server/api/browsers.py", "marlin/text/origin.py"),
+    500,
+)
+APART = (AGENTS, EDITORS, FORMATS, SEARCHES, FAMILIES, LOCKED_PLACES, FOREIGN_WORDS)
 
 # What sees checked values only: these files, and of what PARTS leaves, those folders.
 FILES_BEHIND = {

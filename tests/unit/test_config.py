@@ -58,6 +58,7 @@ VALUES = {
     "pooling": ("mean", "mean"),
     "key_file": ("keys.json", "keys.json"),
     "prefix_cache": ("off", "off"),
+    "trusts_texts": ("true", True),
     "require_key": ("true", True),
     "allowed_hosts": ("a.example,b.example", ("a.example", "b.example")),
     "allowed_origins": ("https://a.example,*", ("https://a.example", "*")),

@@ -8,6 +8,7 @@ does not exist.
 
 from typing import Any
 
+from marlin.text.origin import plain
 from marlin.text.template.limits import (
     ITEMS,
     LONG_KEY_CHARS,
@@ -46,9 +47,30 @@ def _reading(method):
             elif isinstance(argument, str):
                 num_compared += len(argument)
         budget.scan(len(text), num_compared)
-        return method(text, *args, **kwargs)
+        if (bare := plain(text)) == text:
+            return method(text, *map(_plain, args), **kwargs)
+        found = method(bare, *map(_plain, args), **kwargs)
+        return _part(text, bare, method, found) if isinstance(found, (str, tuple)) else found
 
     return call
+
+
+def _plain(value):
+    return plain(value) if type(value) is str else value
+
+
+def _part(text, bare, method, found):
+    """What a method found of a text without marks, of the text with its marks (text/origin.py): a
+    mark is as long as what it stands for."""
+    if isinstance(found, tuple):
+        before, mark = len(found[0]), len(found[0]) + len(found[1])
+        return text[:before], text[before:mark], text[mark:]
+    if method in _ENDS:
+        start = len(bare) - len(found) if method in (str.lstrip, str.removeprefix) else 0
+        if method is str.strip:
+            start = bare.find(found)
+        return text[start : start + len(found)]
+    return method(text)  # another case of it, in which marks are what they were
 
 
 def _padded(method):
@@ -63,11 +85,21 @@ def _padded(method):
 def _splitting(method):
     def call(budget, text, /, sep=None, maxsplit=-1):
         budget.scan(len(text), len(sep or ""))
-        parts = method(text, sep, maxsplit if 0 <= maxsplit <= ITEMS.most else ITEMS.most)
+        most = maxsplit if 0 <= maxsplit <= ITEMS.most else ITEMS.most
+        parts = method(text if sep is None else plain(text), _plain(sep), most)
         budget.take(ITEMS, len(parts))
-        return parts
+        return parts if sep is None or text.isascii() else _cut(text, parts, len(sep))
 
     return call
+
+
+def _cut(text, parts, num_between):
+    """A text in parts of these lengths, with so much left out between two."""
+    cuts, at = [], 0
+    for part in parts:
+        cuts.append(text[at : at + len(part)])
+        at += len(part) + num_between
+    return cuts
 
 
 def _split_lines(budget, text, keepends=False):
@@ -79,9 +111,12 @@ def _split_lines(budget, text, keepends=False):
 def replace(budget, text, old, new, count=-1):
     """`text.replace(old, new, count)`, measured first."""
     budget.scan(len(text))
-    found = text.count(old) if count < 0 else min(count, text.count(old))
+    bare, old = plain(text), plain(old)
+    found = bare.count(old) if count < 0 else min(count, bare.count(old))
     budget.take(TEXT, len(text) + found * max(0, len(new) - len(old)))
-    return text.replace(old, new, count)
+    if bare == text or not old:
+        return text.replace(old, new, count)
+    return new.join(_cut(text, bare.split(old, found), len(old)))
 
 
 def join(budget, separator, items):
@@ -118,6 +153,8 @@ def _copy(budget, value):
     return value.copy()
 
 
+# Those that give a part of a text from one of its ends.
+_ENDS = (str.lstrip, str.rstrip, str.strip, str.removeprefix, str.removesuffix)
 _READING = (
     *(str.capitalize, str.casefold, str.count, str.endswith, str.find, str.index, str.isalnum),
     *(str.isalpha, str.isascii, str.isdecimal, str.isdigit, str.isidentifier, str.islower),

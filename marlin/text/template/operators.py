@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 from string import Formatter
 
+from marlin.text.origin import plain
 from marlin.text.template.limits import INTEGER, PADDING, REFERENCES, TEXT, Fault
 from marlin.text.template.values import (
     CONTAINERS,
@@ -33,7 +34,7 @@ def escape(budget, text):
     if type(text) is Safe:
         return text
     budget.take(TEXT, 6 * len(text))
-    return Safe(text.translate(_ESCAPES))
+    return Safe(plain(text).translate(_ESCAPES))
 
 
 def _add(budget, left, right):
@@ -149,6 +150,7 @@ def compare(budget, symbol, left, right):
         return contains(budget, left, right) is (symbol == "in")
     if isinstance(left, str) and isinstance(right, str):
         budget.scan(min(len(left), len(right)))
+        left, right = plain(left), plain(right)
     elif isinstance(left, CONTAINERS) and isinstance(right, CONTAINERS):
         budget.weigh(left)
         budget.weigh(right)
@@ -162,6 +164,8 @@ def contains(budget, needle, container):
         budget.weigh(container)
     elif isinstance(container, str):
         budget.scan(len(container))
+        if isinstance(needle, str):
+            return plain(needle) in plain(container)
     elif isinstance(container, (dict, KEYS)):
         budget.key(needle, container)
     elif isinstance(container, (list, tuple, range, VALUES)):
