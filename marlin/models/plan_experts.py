@@ -7,12 +7,12 @@ here is how the others are put together, once, when the model is loaded.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from marlin.errors import ModelFileError
-from marlin.models.plan import check_dtype
+from marlin.models.plan import check_dtype, check_found
 from marlin.models.spec import Tensor
 from marlin.weights import ggml_types
 from marlin.weights.block_types import DENSE_KINDS
@@ -145,3 +145,18 @@ def check_tiles(tensor: Tensor, kind: str, info: TensorInfo) -> None:
     if tensor.stack and kind not in DENSE_KINDS.values() and tensor.shape[1] % ROW_TILE:
         message = f"has experts of {tensor.shape[1]} rows, expected a multiple of {ROW_TILE}"
         raise ModelFileError(info.path, message, tensor=info.name)
+
+
+def stem_of(tensor: Tensor, tensors: dict) -> str:
+    """The name that the folder has for a tensor, without ".weight"."""
+    stacked = tensor.stack.stacked if tensor.stack else ""
+    return (stacked if stacked in tensors else tensor.name).removesuffix(".weight")
+
+
+def find_plain(path: str, tensor: Tensor, stem: str, tensors: dict) -> TensorInfo | None:
+    """The TensorInfo of what is stored as it is, or None of an optional one that is absent."""
+    name = f"{stem}.weight" if tensor.name.endswith(".weight") else stem
+    info = tensors.get(name)
+    if info is not None and tensor.stack and info.shape == tensor.rows:
+        info = replace(info, shape=tensor.shape)
+    return info if check_found(path, tensor, name, info, DENSE_KINDS) else None

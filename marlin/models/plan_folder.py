@@ -4,14 +4,14 @@ know devices.
 """
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from marlin.errors import ModelFileError
 from marlin.files.fields import Fields, file_fields
 from marlin.files.strict_json import read_json_object
-from marlin.models.plan import check_dtype, check_found, check_leftovers, split_fused
-from marlin.models.plan_experts import check_tiles, find_stack
+from marlin.models.plan import check_dtype, check_leftovers, split_fused
+from marlin.models.plan_experts import check_tiles, find_plain, find_stack, stem_of
 from marlin.models.registry import config_from_hf, spec_of
 from marlin.models.slab_plan import SlabPlan
 from marlin.models.spec import ModelSpec, Tensor
@@ -105,7 +105,7 @@ def plan_folder(path: str) -> FolderPlan:
     reader = None if native else reader_of(config, tensors)
     plan, known, slabs = [], set(), SlabPlan()
     for tensor in spec.tensors:
-        stem = _stem(tensor, tensors)
+        stem = stem_of(tensor, tensors)
         foreign = reader.matrix(stem, tensor.shape) if reader and tensor.is_matrix else None
         if foreign is None and tensor.stack:
             foreign = find_stack(path, tensor, tensors, reader)
@@ -117,7 +117,7 @@ def plan_folder(path: str) -> FolderPlan:
             plan.append(StoredTensor(tensor, foreign.info, kind, 0, None, None, foreign, *place))
         elif tensor.is_matrix and f"{stem}.codes" in tensors:
             plan.append(_plan_packed(tensor, stem, tensors, native))
-        elif info := _find_plain(path, tensor, stem, tensors):
+        elif info := find_plain(path, tensor, stem, tensors):
             plan.append(
                 StoredTensor(tensor, info, DENSE_KINDS[info.dtype] if tensor.is_matrix else None)
             )
@@ -154,21 +154,6 @@ def _text_name(name):
         if name.startswith(prefix):
             return plain + name.removeprefix(prefix)
     return name
-
-
-def _stem(tensor, tensors):
-    """The name that the folder has for a tensor, without ".weight"."""
-    stacked = tensor.stack.stacked if tensor.stack else ""
-    return (stacked if stacked in tensors else tensor.name).removesuffix(".weight")
-
-
-def _find_plain(path, tensor, stem, tensors):
-    """The TensorInfo of what is stored as it is, or None of an optional one that is absent."""
-    name = f"{stem}.weight" if tensor.name.endswith(".weight") else stem
-    info = tensors.get(name)
-    if info is not None and tensor.stack and info.shape == tensor.rows:
-        info = replace(info, shape=tensor.shape)
-    return info if check_found(path, tensor, name, info, DENSE_KINDS) else None
 
 
 def _plan_packed(tensor, stem, tensors, format):
