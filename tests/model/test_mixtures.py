@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from mixture_families import FEATURES, MIXTURES
 from reference_models import build, logits_of
+from test_native_folder import convert
 from test_parity import SENSITIVITY, assert_close
 from tiny_models import (
     INSTRUCTION_SETS,
@@ -90,3 +91,25 @@ def test_a_file_of_llama_cpp_s_converter_gives_the_logits_of_transformers(name):
     with running(CONVERTED / f"{name}.gguf", sequences=16) as runner:
         found = logits_of_positions(runner, token_ids.tolist())
     assert np.abs(found - expected).max() < FILES[name] * expected.std()
+
+
+# What rounding weights and activations adds, of the logits' deviation, in the middle position: in a
+# few, a token chooses another expert.
+ROUNDING = {"int8": 0.03, "int4": 0.35, "fp4": 0.45}
+
+
+@pytest.mark.parametrize("format", ROUNDING)
+@pytest.mark.parametrize("family", MIXTURES)
+def test_a_folder_that_quantize_wrote_gives_nearly_the_same_logits(family, format, tmp_path):
+    widths = {"hidden_size": 128, "moe_intermediate_size": 64, "intermediate_size": 64}
+    model = build(family, **widths)
+    model.save_pretrained(tmp_path / "original")
+    token_ids = random_tokens(60, 97)
+    convert(tmp_path / "original", tmp_path / "made", format, 32)
+    with running(tmp_path / "made", sequences=16) as runner:
+        found = logits_of_positions(runner, token_ids)
+        kinds = {weight.kind for name, weight in runner.model.weights.items() if "experts." in name}
+    assert kinds == {format}
+    expected = logits_of(model, token_ids)
+    errors = np.sqrt(((found - expected) ** 2).mean(axis=1)) / expected.std()
+    assert np.median(errors) < ROUNDING[format], np.median(errors)
