@@ -2,8 +2,10 @@
 form.
 """
 
+import logging
 import math
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -20,6 +22,8 @@ from marlin.text.tokenizer import Tokenizer
 from marlin.weights import ggml_types
 from marlin.weights.foreign.matrix import chunks
 from marlin.weights.tensor_file import read_bytes
+
+logger = logging.getLogger(__name__)
 
 
 class FolderCheckpoint:
@@ -63,6 +67,10 @@ class FolderCheckpoint:
         return sorted({info.path for stored, info in infos if not self._is_copied(stored, info)})
 
     def load(self) -> dict[str, Weight | View]:
+        kinds = Counter(at.foreign.form.kind for at in self.plan if at.foreign and at.kind)
+        if kinds:
+            named = ", ".join(f"{count} as {kind}" for kind, count in kinds.items())
+            logger.info("matrices that are repacked from %s: %s", self.format, named)
         with ThreadPoolExecutor(max(1, self.device.info()["num_threads"])) as pool:
             return {stored.tensor.name: self._load(stored, pool) for stored in self.plan}
 

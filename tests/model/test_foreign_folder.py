@@ -102,10 +102,13 @@ def test_workers_share_what_one_of_them_has_repacked(tmp_path, fd, load):  # noq
     assert reader.info()["allocated_bytes"] < 1 << 16
 
 
-def test_memory_is_counted_before_any_weight_is_repacked(tmp_path, load):  # noqa: F811
+def test_memory_is_counted_before_any_weight_is_repacked(tmp_path, load, caplog):  # noqa: F811
     model = build("llama", **SIZES)
     write_mlx(tmp_path / "mlx", model, 4, 64, mixed)
-    device, _loaded = load(tmp_path / "mlx")
+    with caplog.at_level("INFO"):
+        device, _loaded = load(tmp_path / "mlx")
+    # Of two layers' fourteen one is dense and two have six bits; embedding and output have eight.
+    assert "matrices that are repacked from mlx: 4 as int8, 11 as int4" in caplog.text
     planned = open_checkpoint(tmp_path / "mlx", device).weight_bytes
     info = device.info()
     held = info["allocated_bytes"] + info["mapped_bytes"]
