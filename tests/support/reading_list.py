@@ -184,7 +184,7 @@ FAMILIES = (
         "shaders/experts.metal",
         "shaders/matvec_experts.h",
     ),
-    2_000,
+    3_000,
 )
 LOCKED_PLACES = (
     "What locked-down places ask for",
