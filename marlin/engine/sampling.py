@@ -8,14 +8,11 @@ tests/unit/test_sampling.py compares them. Knows no device.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 from marlin.files.fields import Fields
 from marlin.text.grammar.automaton import Grammar
 from marlin.text.grammar.constraint import Constraint
-
-if TYPE_CHECKING:  # As in request.py.
-    from marlin.engine.thought_budget import ThoughtLimit
 
 # Entries of one request's logit_bias; a batch keeps room for so many a sequence. Users of the
 # API ban word lists; 1,024 is past what the largest APIs take.
@@ -75,10 +72,8 @@ class SamplingParams:
     Attributes:
         logit_bias: (token id, added to its logit after the penalties) pairs, each id once, at most
             MAX_LOGIT_BIASES.
-        constraint: what the answer must be; None for anything.
-        grammar: the same, compiled for a model's way of thinking.
-        thought_tokens: that a thought may have; None is no limit.
-        thought: the same, with how the model writes thoughts; None where it writes none.
+        constraint, grammar: what the answer must be, and that compiled; None for anything.
+        thought_tokens: that a thought may have. thought: the same, as a ThoughtLimit, or None.
         score_prompt: report the prompt's tokens, too (Request.prompt_logprobs); with num_logprobs
             alone. max_tokens may then be 0: nothing is generated.
         num_logprobs: report each token's log-probability and those of this many of the likeliest
@@ -114,7 +109,7 @@ class SamplingParams:
     constraint: Constraint | None = None
     grammar: Grammar | None = None
     thought_tokens: int | None = None
-    thought: "ThoughtLimit | None" = None
+    thought: Any = None
 
 
 PARAMETERS = tuple(

@@ -5,13 +5,14 @@ what grammars say of the rest is another Guide's. Knows no API and no steps.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from marlin.engine.constraint import Guide
-from marlin.text.answer import Thought
+from marlin.engine.sampling import SamplingParams
+from marlin.text.answer import AnswerReader
 from marlin.text.grammar.constraint import SPECIAL
 
 _WAITING, _OPEN, _FORCING, _OVER = range(4)
@@ -36,11 +37,16 @@ class ThoughtLimit:
     is_open: bool
     repeats: bool = False
 
-    @classmethod
-    def of(cls, num_tokens: int, thought: Thought, is_open: bool, repeats: bool) -> "ThoughtLimit":
-        """A limit on thoughts that are written in one way."""
-        texts = thought.opening, thought.closing, thought.forced
-        return cls(num_tokens, *texts, is_open, repeats)
+
+def limited(sampling: SamplingParams, reader: AnswerReader | None) -> SamplingParams:
+    """The same with what bounds the thoughts of answers that are read so, where anything does."""
+    found = reader and reader.thoughts()
+    if sampling.thought_tokens is None or not found:
+        return sampling
+    thought, is_open, repeats = found
+    texts = thought.opening, thought.closing, thought.forced
+    limit = ThoughtLimit(sampling.thought_tokens, *texts, is_open, repeats)
+    return replace(sampling, thought=limit)
 
 
 class _State(NamedTuple):

@@ -43,7 +43,6 @@ def _byte_alphabet():
 # Byte-level BPE spells every byte as one visible character (GPT-2's table): a printable Latin-1
 # byte as itself, the n-th of the others as U+0100 + n.
 BYTE_OF_CHAR = _byte_alphabet()
-# The same for str.translate(); no byte for what else looks like one.
 _BYTES = {**dict.fromkeys(range(256), 0x100), **{ord(c): byte for c, byte in BYTE_OF_CHAR.items()}}
 
 

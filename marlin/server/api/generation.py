@@ -13,7 +13,7 @@ from marlin.engine.bounds import check_biases
 from marlin.engine.sampling import SamplingParams
 from marlin.engine.served_model import ModelPrompt, ServedModel
 from marlin.engine.stream import TextStream, merged
-from marlin.engine.thought_budget import ThoughtLimit
+from marlin.engine.thought_budget import limited
 from marlin.errors import StoppingError, TimedOutError
 from marlin.server.api.dialect import Answer, Call, Choice, Echo, ToolCall, Usage
 from marlin.server.api.encoding import JSON_TYPE, encode
@@ -100,9 +100,7 @@ class Generation(NamedTuple):
         if (sampling.constraint, sampling.thought_tokens, prompt.tool_grammar) == (None,) * 3:
             return sampling
         reader = prompt.new_reader and prompt.new_reader()
-        if reader and sampling.thought_tokens is not None and (found := reader.thoughts()):
-            limit = ThoughtLimit.of(sampling.thought_tokens, *found)
-            sampling = replace(sampling, thought=limit)
+        sampling = limited(sampling, reader)
         constraint = sampling.constraint
         if prompt.tool_grammar is not None:
             constraint = prompt.tool_grammar.constraint(constraint)
