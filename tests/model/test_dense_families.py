@@ -50,6 +50,7 @@ LENGTH = 305
 # Small models that llama.cpp's own converter wrote, with matrices in F16 since, and the logits of
 # transformers for those weights.
 CONVERTED = Path(__file__).parents[1] / "data" / "families"
+FILES = sorted(path.with_suffix(".gguf") for path in CONVERTED.glob("*.npz"))
 # What the converter leaves out: its own reader has another number built in.
 UNSAID = {"gemma2": {"query_pre_attn_scalar": 24.0}}
 
@@ -118,7 +119,7 @@ def test_longrope_takes_its_short_factors_where_the_context_is_short(tmp_path):
     assert np.abs(found - expected).max() > SENSITIVITY
 
 
-@pytest.mark.parametrize("path", sorted(CONVERTED.glob("*.gguf")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_a_file_of_llama_cpps_converter_gives_the_logits_of_transformers(path, monkeypatch):
     stated = replace(config_from_gguf(GGUFFile(path)), **UNSAID.get(path.stem, {}))
     monkeypatch.setattr(plan_gguf, "config_from_gguf", lambda file: stated)
@@ -130,7 +131,7 @@ def test_a_file_of_llama_cpps_converter_gives_the_logits_of_transformers(path, m
     assert np.abs(found - expected).max() < TOLERANCE * max(1, expected.std())
 
 
-@pytest.mark.parametrize("path", sorted(CONVERTED.glob("*.gguf")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_the_config_of_such_a_file_survives_as_config_json(path, tmp_path):
     config = config_from_gguf(GGUFFile(path))
     (tmp_path / "config.json").write_text(json.dumps(family_of(config).hf_config(config)))
@@ -166,6 +167,6 @@ def test_the_language_model_of_a_mistral3_wrapper_agrees_with_transformers(famil
 
 
 def test_every_family_has_such_a_file_or_another_proof():
-    files = {config_from_gguf(GGUFFile(path)).architecture for path in CONVERTED.glob("*.gguf")}
+    files = {config_from_gguf(GGUFFile(path)).architecture for path in FILES}
     # OLMo 2 is OLMo 3's file without a window; GLM-4's is the one above.
     assert files == FAMILIES.keys() - {"olmo2", "glm4"}

@@ -20,7 +20,7 @@ WITHOUT_EFFECT = {
     "attention_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob",
     "classifier_dropout", "resid_pdrop", "embd_pdrop", "initializer_range", "use_cache",
     "bos_token_id", "pad_token_id", "eos_token_id", "pretraining_tp", "output_router_logits",
-    "router_aux_loss_coef", "router_jitter_noise", "tie_encoder_decoder",
+    "router_aux_loss_coef", "num_mtp_layers", "router_jitter_noise", "tie_encoder_decoder",
 }  # fmt: skip
 # Keys that another one overrules in the configs used here, and what must be left out for them to be
 # read.
