@@ -62,8 +62,10 @@ class Taker:
                     self._orders.append([one for one in names if isinstance(one, str)])
                     self._listed.update(self._orders[-1])
             for name in ("dependentRequired", "dependentSchemas", "dependencies"):
-                for key, names in (schema.get(name) or {}).items():
-                    self._orders.append([key, *(names if isinstance(names, list) else ())])
+                given = schema.get(name)
+                for key, names in given.items() if isinstance(given, dict) else ():
+                    more = names if isinstance(names, list) else ()
+                    self._orders.append([key, *(one for one in more if isinstance(one, str))])
                     self._listed.update(self._orders[-1])
             schema = list(schema.values())
         for item in schema if isinstance(schema, list) else ():
