@@ -226,7 +226,7 @@ class NoWorker:
         _reply_error(handler, DEFAULT_DIALECT, error)
 
     def missed(self, what: str) -> None:
-        """It has nothing to tell it to: /health is 503 as it is."""
+        """/health is 503 as it is."""
 
 
 def _reply_error(handler, dialect, error):

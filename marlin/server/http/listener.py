@@ -58,8 +58,7 @@ def open_listener(host, port, backlog):
 
 
 class _Beginning(threading.Event):
-    """What Thread.start() waits for, without a limit: one that has no memory left as it begins ends
-    without a word, and whoever started it would wait for ever."""
+    """What Thread.start() would wait for until ever, of a thread that lacks memory as it begins."""
 
     def wait(self, timeout=None):
         return super().wait(_BEGIN_S if timeout is None else timeout)
@@ -69,22 +68,18 @@ class ConnectionThread(threading.Thread):
     """Its start() raises RuntimeError, too, when it has not begun in time; then it never does."""
 
     def __init__(self, serve, *arguments):
-        super().__init__(target=self._unless_given_up, daemon=True)
-        self._serve = serve, arguments
-        self._is_given_up = False
-        self._started = _Beginning()
+        super().__init__(target=serve, args=arguments, daemon=True)
+        self._started, self._is_given_up = _Beginning(), False
 
     def start(self):
         super().start()
-        if not self._started.is_set():
-            self._is_given_up = True
-            raise RuntimeError("a thread that was started did not begin")
+        self._is_given_up = not self._started.is_set()
+        if self._is_given_up:
+            raise RuntimeError("can't start new thread: it did not begin")
 
-    def _unless_given_up(self):
-        serve, arguments = self._serve
-        del self._serve
+    def run(self):
         if not self._is_given_up:
-            serve(*arguments)
+            super().run()
 
 
 class HttpServer(ThreadingHTTPServer):
