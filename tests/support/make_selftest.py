@@ -138,18 +138,18 @@ def expert_cases():
     ids, shares = reference_experts.route(logits, "softmax", 2, True)
     names = ("ids", "weights", "order")
     x = activations(5, 64, seed=7)
-    for kind, weight, values, sizes in matrices(6 * 32, 64):
+    for kind, weight, values, sizes in matrices(6 * 16, 64):
         for op in ("matvec", "matmul"):
             case = CaseWriter(f"{op} experts {kind}", tokens=5)
             views = [room(name, 5, 2) for name in names]
             choices = ops_experts.Choices(*views, room("groups", 6, 3))
             ops_experts.route(case, Tensor("logits", logits), None, router, choices)
-            w = weight_of(weight)._replace(n=32, num_experts=6)
-            y, out, many = room("made", 5, 2, 32), room("y", 5, 32), op == "matmul"
+            w = weight_of(weight)._replace(n=16, num_experts=6)
+            y, out, many = room("made", 5, 2, 16), room("y", 5, 16), op == "matmul"
             ops_experts.experts(case, Tensor("x", x), w, y, 1, choices, 2, many_rows=many)
-            ops_experts.combine_experts(case, y, choices.weights, out, 32, 2)
+            ops_experts.combine_experts(case, y, choices.weights, out, 16, 2)
             made = reference.linear(x, values, None, sizes)
-            parts = [part.reshape(5, 6, 32) for part in made]
+            parts = [part.reshape(5, 6, 16) for part in made]
             value, size = (
                 (np.take_along_axis(part, ids[:, :, None], 1) * shares[:, :, None]).sum(axis=1)
                 for part in parts
