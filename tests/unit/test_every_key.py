@@ -8,9 +8,9 @@ from collections import Counter
 import pytest
 import test_config_property as configs
 import test_declared_tokens as tokens
-import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from pytorch import torch
 from test_config_property import SIZES, maybe, without_absent
 from test_declared_tokens import backend  # noqa: F401  (a fixture)
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
