@@ -481,8 +481,7 @@ INLINE int run_experts(const marlin_call *call, int64_t begin, int64_t end, weig
     return MARLIN_OK;
 }
 
-INLINE int run_either_experts(const marlin_call *call, int64_t begin, int64_t end,
-                              weight_kind kind)
+INLINE int run_either_experts(const marlin_call *call, int64_t begin, int64_t end, weight_kind kind)
 {
     const struct ExpertParams *p = call->params;
     if (p->group_size == 16) return run_experts(call, begin, end, (weight_kind)(kind + FP4_G16));
