@@ -170,7 +170,7 @@ def rope_cases():
     ops.rope_table(case, *tensors, 24, 1.19)
     yield case.answer("table", reference.rope_table(positions, inv_freq, 1.19))
 
-    num_heads, num_kv_heads, head_dim, block_size, num_blocks = 6, 2, 48, 32, 2
+    num_heads, num_kv_heads, head_dim, block_size, num_blocks = 3, 1, 48, 32, 2
     layout = ops.KvLayout(num_blocks, block_size, num_blocks, num_kv_heads, head_dim)
     q, k, v = (normal(17, n, head_dim, seed=n) for n in (num_heads, num_kv_heads, num_kv_heads))
     table = reference.rope_table(np.arange(17) * 7, normal(24) ** 2, 1.0).value.astype(np.float32)
@@ -209,7 +209,7 @@ def attention_cases():
         "paged": make_case([(37, 20), (16, 1)], num_heads=4, num_kv_heads=2, head_dim=16),
         "long": make_case([(270, 1)], num_heads=4, num_kv_heads=2, head_dim=16),
         "contiguous, window": make_case(
-            [(260, 3)], num_heads=3, num_kv_heads=1, head_dim=48, block_size=None, window=100
+            [(260, 3)], num_heads=3, num_kv_heads=1, block_size=None, window=100
         ),
         "capped and grown": make_case(
             [(20, 5)], loudness=8.0, softcap=5.0, position_scale=0.4, scale_tokens=8
@@ -296,7 +296,7 @@ def mask_cases():
 def repack_cases():
     """Blocks are repacked, and the rows read back by the embedding kernel."""
     for ggml_type, row in REPACKED.items():
-        n, k = (16, 256) if row.values == 256 else (17, max(64, row.values))
+        n, k = (8, 256) if row.values == 256 else (17, max(64, row.values))
         rng = np.random.default_rng(len(ggml_type) + ord(ggml_type[1]))
         layout, _ = ggml_types.DECODERS[ggml_type]
         num_blocks = n * k // row.values
