@@ -193,7 +193,7 @@ def test_streaming_comes_in_several_chunks_while_tokens_are_made(served):
     connection = served.connect()
     try:
         body = json.dumps(chat(stream=True, max_tokens=64, ignore_eos=True))
-        connection.request("POST", CHAT, body)
+        connection.request("POST", CHAT, body, {"Content-Type": "application/json"})
         response = connection.getresponse()
         first = response.readline()
         assert first.startswith(b"data: {") and response.readline() == b"\n"
@@ -234,7 +234,7 @@ def test_streaming_is_read_by_the_sdk(sdk):
 def test_streaming_to_a_client_that_leaves_frees_the_server(served):
     connection = served.connect()
     body = chat(stream=True, max_tokens=100_000, ignore_eos=True)
-    connection.request("POST", CHAT, json.dumps(body))
+    connection.request("POST", CHAT, json.dumps(body), {"Content-Type": "application/json"})
     response = connection.getresponse()
     response.readline()
     assert served.metrics()["requests_active"] == 1
@@ -246,7 +246,8 @@ def test_streaming_to_a_client_that_leaves_frees_the_server(served):
 def test_streaming_to_an_http_1_0_client_has_no_chunks(served):
     body = json.dumps(chat(stream=True)).encode()
     with served.open_socket() as client:
-        head = b"POST %b HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % (CHAT.encode(), len(body))
+        head = b"POST %b HTTP/1.0\r\nContent-Type: application/json\r\n" % CHAT.encode()
+        head += b"Content-Length: %d\r\n\r\n" % len(body)
         client.sendall(head + body)
         answer = client.makefile("rb").read()
     head, _, content = answer.partition(b"\r\n\r\n")

@@ -92,7 +92,7 @@ def memory_of(monkeypatch):
             Device, "info", lambda device: real_info(device) | {"memory_bytes": num_bytes}
         )
 
-        def stop(_checkpoint):
+        def stop(_checkpoint, _context):
             raise Enough
 
         monkeypatch.setattr(load, "Model", stop)

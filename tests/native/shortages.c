@@ -10,8 +10,9 @@
 
 #include "cases.h"
 
-/* How many more may be had; negative: any number. Set and read by the thread that checks. */
-static int threads_left = -1, memory_left = -1, growth_left = -1;
+/* How many more may be had; negative: any number. Of the thread that checks alone: a sanitizer asks
+ * for memory in every thread that begins. */
+static _Thread_local int threads_left = -1, memory_left = -1, growth_left = -1;
 static int num_created, num_joined;
 
 static bool is_refused_now(int *left)

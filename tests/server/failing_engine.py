@@ -30,6 +30,7 @@ class FailingRunner:
     device = SimpleNamespace(close=lambda: None, keep_resident=lambda: None)
     max_sequences, max_step_tokens, max_draft_tokens = 1, 1024, 0
     kv_bytes = gpu_memory_bytes = 0
+    generates = True
     logprobs = ((),)
 
     def step(self, chunks):

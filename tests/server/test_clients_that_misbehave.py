@@ -2,13 +2,14 @@
 held."""
 
 import socket
-import socketserver
 import struct
 import time
 
 import pytest
 from clients import chat_body, completion_body, request_bytes
 from fakes import ByteTokenizer, FakeEngine, say_then_hang
+
+from marlin.server.http.listener import ConnectionThread
 
 CHAT = "/v1/chat/completions"
 
@@ -268,7 +269,7 @@ def test_a_connection_that_no_thread_can_be_started_for_is_503(start_server, mon
         raise RuntimeError("can't start new thread")
 
     with monkeypatch.context() as patch:
-        patch.setattr(socketserver.ThreadingMixIn, "process_request", no_thread)
+        patch.setattr(ConnectionThread, "start", no_thread)
         for _ in range(3):
             with server.connect() as client:
                 assert client.read().status == 503

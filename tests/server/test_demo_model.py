@@ -192,6 +192,7 @@ def test_the_model_card_tells_its_size(served):
         "max_context_length": card.config["max_context_length"],
         "num_layers": 30,
         "vocab_size": 49152,
+        "manifest": None,
     }
     assert card.config["max_context_length"] in (2048, 8192)
     assert card.capabilities["chat_completions"] is True

@@ -68,6 +68,7 @@ def test_a_model_tells_what_it_can_and_how_large_it_is(server):
         "max_context_length": 64 * 1024,
         "num_layers": 0,
         "vocab_size": 257,
+        "manifest": None,
     }
 
 

@@ -87,7 +87,7 @@ def test_the_config_is_the_sources_with_a_quantization_object(llama, tmp_path):
 
 
 def test_every_file_of_the_tokenizer_is_copied(llama, tmp_path):
-    source, _ = llama
+    source = shutil.copytree(llama[0], tmp_path / "source")
     copied = ["added_tokens.json", "chat_template.jinja", "additional_chat_templates/rag.jinja"]
     (source / "additional_chat_templates").mkdir()
     for name in copied:
