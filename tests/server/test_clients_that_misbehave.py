@@ -283,4 +283,5 @@ def test_a_connection_that_no_thread_can_be_started_for_is_503(start_server, mon
         "refused a connection: no thread can be started for it"
     ]
     with server.connect() as client:
-        assert client.ask("GET", "/health").status == 200
+        assert client.ask("GET", "/health").json()["part"] == "threads"
+        assert client.ask("GET", "/v1/models").status == 200

@@ -149,9 +149,9 @@ def test_a_call_of_many_choices_is_one_request_and_queued_until_one_of_them_begi
     begin = threading.Event()
 
     class Waiting(FakeEngine):
-        def _run(self, request):
+        def _run(self, request, work):
             assert begin.wait(CLIENT_TIMEOUT_S)
-            super()._run(request)
+            super()._run(request, work)
 
     server = start_server(Waiting(say_then_hang(b"a")))
     with server.connect() as client:
