@@ -134,9 +134,10 @@ class MockEngine:
             own runs it; what it raises ends the request with that error.
     """
 
+    prefix_cache = "off"  # there is none
+
     def __init__(self, tokenizer, max_context_tokens=CONTEXT_TOKENS, *, step_s=STEP_S, answer=None):
         self.max_context_tokens = max_context_tokens
-        self.prefix_cache = "off"  # there is none
         self.vocab_size = tokenizer.vocab_size
         self._tokenizer = tokenizer
         self._step_s = step_s

@@ -118,7 +118,7 @@ class Server:
 def engine(alive=True):
     one = SimpleNamespace(alive=alive, closed=0)
     one.close = lambda: setattr(one, "closed", one.closed + 1)
-    return SimpleNamespace(engine=one)
+    return SimpleNamespace(engine=one, close=one.close)
 
 
 def test_a_stop_lets_requests_finish_and_frees_the_engine(caplog):

@@ -154,7 +154,8 @@ class HttpServer(ThreadingHTTPServer):
         while not self.draining:
             self._looked = time.monotonic()
             try:
-                super().serve_forever(poll_interval)
+                # Looked at several times within what hangs() takes for too long.
+                super().serve_forever(min(poll_interval, self.limits.slow_s / 4))
             except MemoryError:
                 self.application.missed("memory")
                 time.sleep(ACCEPT_PAUSE_S)
