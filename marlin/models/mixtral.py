@@ -15,6 +15,7 @@ class Mixtral(LlamaLine[MixtureConfig]):
     hf_class = "MixtralForCausalLM"
 
     def config_from_hf(self, fields: Fields) -> MixtureConfig:
+        fields = fields.with_defaults({"rope_theta": 1e6})
         window = None
         if fields.raw("sliding_window") is not None:
             window = config_hf.sliding_window(fields)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from mixture_families import MIXTURES
 from transformers import AutoConfig, GenerationConfig
 from vocabularies import byte_level_metadata, hugging_face_backend
 
@@ -253,7 +254,8 @@ def test_folders_at_random_read_as_transformers_reads_them_or_are_refused(model_
     @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
     @given(config=strategy, generation=GENERATION)
     def check(config, generation):
-        config = SIZES | without_absent({"num_key_value_heads": ..., **config})
+        _, experts = MIXTURES.get(model_type, ("", {}))
+        config = SIZES | experts | without_absent({"num_key_value_heads": ..., **config})
         config["model_type"] = model_type
         if config["num_key_value_heads"] is ...:
             del config["num_key_value_heads"]

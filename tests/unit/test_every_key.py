@@ -6,6 +6,7 @@ import re
 from collections import Counter
 
 import pytest
+import test_config_keys as config_keys
 import test_config_property as configs
 import test_declared_tokens as tokens
 from hypothesis import HealthCheck, Phase, given, settings
@@ -104,6 +105,7 @@ def test_configs_with_any_key_read_alike_or_are_refused_by_it(model_type, tmp_pa
     @settings(
         max_examples=30,
         deadline=None,
+        derandomize=True,  # some of these examples are refused, and others are not
         suppress_health_check=list(HealthCheck),
         phases=[Phase.generate],
     )
@@ -254,4 +256,6 @@ def test_every_key_of_the_tables_is_drawn(checkout):
     drawn |= {"bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token"}
     drawn |= {"mask_token", "added_tokens_decoder", "extra_special_tokens"}
     drawn |= {"additional_special_tokens", "split_special_tokens"}
+    # Every key that a family's class declares is tried one by one.
+    drawn |= {name for _, name in config_keys.KEYS}
     assert listed - drawn == set()

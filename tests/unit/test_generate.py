@@ -4,6 +4,7 @@ import io
 import json
 import re
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 from server.fakes import ByteTokenizer, FakeEngine, StoppedByEngine, say
@@ -106,9 +107,10 @@ def test_loading_is_shown_to_whoever_waits_at_a_terminal(command, monkeypatch):
         yield lambda: None
 
     monkeypatch.setattr(f"marlin.commands.{command}.waiting", waiting)
-    monkeypatch.setattr("marlin.engine.load.load_model", lambda *_, **__: "a model")
+    model = SimpleNamespace(engine=SimpleNamespace())
+    monkeypatch.setattr("marlin.engine.load.load_model", lambda *_, **__: model)
     if command == "serve":
-        assert serve.load(serve_config({"model_path": "m.gguf"}, {})) == "a model"
+        assert serve.load(serve_config({"model_path": "m.gguf"}, {})) is model
         assert shown == ["loading m.gguf"]
     else:
         on_a_terminal("Hi", "--raw")

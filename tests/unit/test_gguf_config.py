@@ -131,7 +131,7 @@ def test_a_factor_without_a_type_scales_linearly_as_in_llama_cpp(read_gguf):
         ({"llama.attention.head_count_kv": ("u32", 4)}, "divisor of the 6"),
         ({"llama.attention.value_length": ("u32", 16)}, "attention.value_length is 16"),
         ({"llama.rope.dimension_count": ("u32", 4)}, "rope.dimension_count is 4"),
-        ({"llama.expert_count": ("u32", 8)}, "expert_count is 8"),
+        ({"llama.expert_count": ("u32", 8)}, "expert_used_count is missing"),
         ({"llama.rope.scaling.type": ("str", "longrope")}, "rope.scaling.type is 'longrope'"),
         ({"llama.rope.scaling.type": ("str", "yarn")}, "rope.scaling.factor is missing"),
         ({"llama.rope.scaling.attn_factor": ("f32", 2.0)}, "rope.scaling.attn_factor is 2"),
