@@ -170,7 +170,7 @@ def rotary_tables(config):
 
 def windows(config):
     """What each layer sees, as transformers' attention masks have it."""
-    if config.model_type in ("mistral", "ministral3", "phi3"):
+    if config.model_type in ("mistral", "ministral3", "phi3", "mixtral", "qwen3_moe"):
         return (config.sliding_window,) * NUM_LAYERS
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * NUM_LAYERS
     window = getattr(config, "sliding_window", None)
