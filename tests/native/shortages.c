@@ -15,6 +15,7 @@
 static _Thread_local int threads_left = -1, memory_left = -1, growth_left = -1;
 static int num_created, num_joined;
 
+#ifndef __SANITIZE_THREAD__ /* which has its own of these, and must be asked first */
 static bool is_refused_now(int *left)
 {
     if (*left < 0) return false;
@@ -54,6 +55,7 @@ void *realloc(void *memory, size_t bytes)
     *(void **)&real = dlsym(RTLD_NEXT, "realloc");
     return is_refused_now(&growth_left) ? NULL : real(memory, bytes);
 }
+#endif
 
 /* Whether a device of four threads is refused for want of them, and none is left over. */
 static bool is_refused_to_open(void)
