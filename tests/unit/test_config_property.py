@@ -254,9 +254,8 @@ def test_folders_at_random_read_as_transformers_reads_them_or_are_refused(model_
     @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
     @given(config=strategy, generation=GENERATION)
     def check(config, generation):
-        _, experts = MIXTURES.get(model_type, ("", {}))
+        experts = {**MIXTURES.get(model_type, ("", {}))[1], "model_type": model_type}
         config = SIZES | experts | without_absent({"num_key_value_heads": ..., **config})
-        config["model_type"] = model_type
         if config["num_key_value_heads"] is ...:
             del config["num_key_value_heads"]
         (tmp_path / "config.json").write_text(json.dumps(config))
