@@ -172,6 +172,8 @@ def windows(config):
     """What each layer sees, as transformers' attention masks have it."""
     if config.model_type in ("mistral", "ministral3", "phi3", "mixtral", "qwen3_moe"):
         return (config.sliding_window,) * NUM_LAYERS
+    if config.model_type == "glm4_moe":  # keeps what a file says of windows, and reads none of it
+        return (None,) * NUM_LAYERS
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * NUM_LAYERS
     window = getattr(config, "sliding_window", None)
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
