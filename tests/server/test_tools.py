@@ -1,14 +1,9 @@
 """Tools and thoughts in chat: a model that says what a script says, by its published template."""
 
-from itertools import chain, repeat
-
-import numpy as np
 import pytest
 from clients import chat_body, completion_body
-from fakes import EOS_ID, FakeEngine, say
+from fakes import FakeEngine, say
 from scripted import ARGUMENTS, CALL, SCHEMA, Qwen, prompt_of, saying
-
-from marlin.engine.thought_budget import ThoughtGuide
 
 CHAT = "/v1/chat/completions"
 WEATHER = {
@@ -116,51 +111,6 @@ def test_tokens_of_thoughts_are_counted(start):
     # The mark that ends a thought is its last token; a token here is a byte.
     assert usage["completion_tokens_details"] == {"reasoning_tokens": len("abc</think>")}
     assert usage["completion_tokens"] == len("<think>abc</think>Hi")
-
-
-def obedient(request):
-    """A model that thinks on and on, and answers once its thought has been closed for it."""
-    limit, out = request.params.thought, np.zeros(8, np.uint32)
-    forced, tokens = list(limit.forced.encode()), [bytes([byte]) for byte in range(256)]
-    guide = ThoughtGuide(limit, forced, tokens, None)
-    wanted = chain(b"<think>", repeat(ord("h"), 400))
-    while True:
-        guide.mask((), out)
-        allowed = np.flatnonzero(np.unpackbits(out.view(np.uint8), bitorder="little")).tolist()
-        token_id = allowed[0] if len(allowed) == 1 else next(wanted, EOS_ID)
-        yield [token_id]
-        if token_id == EOS_ID:
-            return
-        guide.advance([token_id])
-        if len(allowed) == 1 and request.output_token_ids[-len(forced) :] == forced:
-            wanted = iter(b"Hi")
-
-
-@pytest.mark.parametrize("budget", [0, 5, 10**12])
-def test_a_thought_is_closed_after_its_budget_and_counted(start_server, budget):
-    server = start_server(FakeEngine(obedient), Qwen())
-    body = chat_body(thinking_token_budget=budget)
-    with server.connect() as client:
-        answer = client.ask("POST", CHAT, body).json()
-    message, usage = answer["choices"][0]["message"], answer["usage"]
-    thought = "h" * min(budget, 400)
-    assert message.get("reasoning_content", "").strip() == thought
-    counted = usage["completion_tokens_details"]["reasoning_tokens"]
-    if budget == 10**12:
-        assert (message["content"], counted) == ("", 400)
-    else:
-        assert (message["content"], counted) == ("Hi", budget + len("\n</think>"))
-
-
-def test_a_thoughts_budget_is_told_to_the_engine_where_the_model_thinks(start, server):
-    thinking = start("Hi")
-    for one in (thinking, server):
-        with one.connect() as client:
-            assert client.ask("POST", CHAT, chat_body(thinking_token_budget=7)).status == 200
-            refused = client.ask("POST", CHAT, chat_body(thinking_token_budget=-1))
-            assert (refused.status, refused.error["param"]) == (422, "thinking_token_budget")
-    assert thinking.engine.requests[-1].params.thought.num_tokens == 7
-    assert server.engine.requests[-1].params.thought is None
 
 
 def test_with_tools_an_answer_may_fill_the_context(start):

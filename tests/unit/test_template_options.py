@@ -64,7 +64,7 @@ def test_efforts_and_arguments_become_variables(asked, expected):
         ({"reasoning_effort": "x" * 1025}, "reasoning_effort"),
         ({"reasoning": "high"}, "reasoning"),
         ({"reasoning": {"effort": 1}}, "reasoning.effort"),
-        ({"reasoning": {"max_tokens": 100}}, "reasoning.max_tokens"),
+        ({"reasoning": {"max_tokens": "100"}}, "reasoning.max_tokens"),
         ({"reasoning": {"efort": "low"}}, "reasoning.efort"),
         ({"chat_template_kwargs": []}, "chat_template_kwargs"),
         ({"chat_template_kwargs": {str(n): n for n in range(33)}}, "chat_template_kwargs"),

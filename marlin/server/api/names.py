@@ -135,9 +135,8 @@ _FORMATS = {
 STREAM_OPTIONS = Names("stream option", ("include_usage",), {}, {"include_obfuscation": (False,)})
 REASONING = Names(
     "field of reasoning",
-    ("effort", "enabled"),
+    ("effort", "enabled", "max_tokens"),
     {"exclude": bool, "summary": str, "generate_summary": str},
-    {"max_tokens": ()},
 )
 CONTENT_PART = Names(
     "field of a text part",

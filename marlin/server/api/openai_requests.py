@@ -39,7 +39,7 @@ from marlin.server.api.openai_echo import echo_of
 from marlin.server.api.openai_messages import parse_messages
 from marlin.server.api.openai_tools import parse_tools
 from marlin.server.api.output_format import parse_output
-from marlin.server.api.template_options import parse_conversation
+from marlin.server.api.template_options import parse_conversation, parse_thought_tokens
 from marlin.server.http.limits import Limits
 from marlin.text.gaps import Gap
 
@@ -198,7 +198,7 @@ def _parse_options(given, limits, max_tokens, num_logprobs, score_prompt=False):
         num_logprobs=num_logprobs,
         score_prompt=score_prompt,
         constraint=parse_output(given.values),
-        thought_tokens=given.count("thinking_token_budget", None, minimum=0),
+        thought_tokens=parse_thought_tokens(given),
     )
     return {
         "sampling": sampling,

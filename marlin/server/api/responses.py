@@ -24,7 +24,7 @@ from marlin.server.api.responses_answers import (
     ResponsesAnswer,
     error_events,
 )
-from marlin.server.api.template_options import parse_conversation
+from marlin.server.api.template_options import parse_conversation, parse_thought_tokens
 from marlin.server.http.limits import Limits
 
 _NAMES = Names(
@@ -33,6 +33,7 @@ _NAMES = Names(
         *("model", "input", "instructions", "tools", "tool_choice", "parallel_tool_calls"),
         *("stream", "max_output_tokens", "temperature", "top_p", "text", "reasoning"),
         *("chat_template_kwargs", "top_k", "min_p", "repetition_penalty", "seed", "metadata"),
+        "thinking_token_budget",
     ),
     {
         **{"user": str, "store": bool, "include": list, "truncation": str, "service_tier": str},
@@ -88,10 +89,11 @@ class Responses:
         max_tokens = fields.count("max_output_tokens", None, maximum=limits.num_output_tokens)
         most = limits.num_output_tokens or WHOLE_CONTEXT
         reasoning = fields.of_type(dict, "reasoning", {})
+        asked = {"constraint": _format(fields), "thought_tokens": parse_thought_tokens(fields)}
         return ResponsesCall(
             model,
             [ChatPrompt(parse_conversation(body, messages, tools))],
-            parse_sampling(fields, max_tokens=max_tokens or most, constraint=_format(fields)),
+            parse_sampling(fields, max_tokens=max_tokens or most, **asked),
             stop=(),
             stream=fields.flag("stream", False),
             num_choices=1,
@@ -106,12 +108,8 @@ RESPONSES = Responses()
 
 def _echoed(body, max_tokens):
     defaults: dict[str, Any] = {"instructions": None, "metadata": {}, "tools": []}
-    defaults |= {
-        "tool_choice": "auto",
-        "parallel_tool_calls": True,
-        "temperature": 0.7,
-        "top_p": 0.9,
-    }
+    defaults |= {"tool_choice": "auto", "parallel_tool_calls": True}
+    defaults |= {"temperature": 0.7, "top_p": 0.9}
     echoed = {
         name: default if body.get(name) is None else body[name]
         for name, default in defaults.items()

@@ -1,4 +1,5 @@
-"""What a chat request may tell the model's template: its variables, and whose turn it is.
+"""What a chat request may tell the model's template: its variables, whose turn it is, and for how
+long the model may think.
 
 No I/O and no template: whether one reads a variable is its own business.
 """
@@ -6,7 +7,7 @@ No I/O and no template: whether one reads a variable is its own business.
 from collections.abc import Sequence
 from typing import Any
 
-from marlin.files.fields import shown, type_name
+from marlin.files.fields import Fields, shown, type_name
 from marlin.server.api.fields import checked_text, plain, refuse, request_fields
 from marlin.server.api.openai_tools import ToolUse
 from marlin.text.conversation import RESERVED_VARIABLES, Conversation, Message
@@ -28,6 +29,20 @@ def parse_conversation(
     continues, variables = _parse_continues(body, messages), _parse_variables(body)
     use = tools.offered, tools.max_calls, tools.must_call, tools.is_strict
     return Conversation(messages, continues, variables, *use)
+
+
+def parse_thought_tokens(fields: Fields) -> int | None:
+    """How many tokens a thought may have, by either name of OpenAI's dialects; None for no bound.
+
+    Raises:
+        RequestError: with `param` naming the field.
+    """
+    given = fields.count("thinking_token_budget", None, minimum=0)
+    reasoning = fields.section("reasoning")
+    inner = None if reasoning is None else reasoning.count("max_tokens", None, minimum=0)
+    if None not in (given, inner) and given != inner:
+        refuse("thinking_token_budget", f"is {given} but reasoning.max_tokens is {inner}")
+    return given if inner is None else inner
 
 
 def _parse_variables(body):
