@@ -3,17 +3,25 @@
 Reads option strings and an environment mapping that it is given; opens nothing and starts nothing.
 """
 
-import ipaddress
-import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, NamedTuple
 
 from marlin.errors import ConfigError
+from marlin.option_values import (
+    LOG_LEVELS,
+    address,
+    level,
+    listed,
+    model_names,
+    one_of,
+    seconds,
+    switch,
+    tiled_size,
+    whole_number,
+)
 
-LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 LOG_FORMATS = ("text", "json")
 DEVICE_KINDS = ("metal", "cpu")
 UNKNOWN_PARAMETERS = ("refuse", "warn", "strict")
@@ -29,109 +37,8 @@ MODEL_PATH_VARIABLE = "METAL_MARLIN_MODEL_PATH"
 API_KEY_BYTES = 16
 API_KEY_VARIABLE = "METAL_MARLIN_API_KEY"
 MOCK_MODEL_VARIABLE = "METAL_MARLIN_MOCK_MODEL"
-# Enough for every alias that clients insist on; all of them are listed by /v1/models.
-MAX_NAMES, MAX_NAME_CHARACTERS = 16, 256
 # Of the CPU device, which takes no more (metal_shim/cpu/cpu.c).
 MAX_THREADS = 256
-
-
-def whole_number(low, high=None):
-    """A parser of decimal integers in [low, high]; it raises ValueError with what it expected."""
-    bounds = f"{low} or more" if high is None else f"{low} to {high}"
-
-    def parse(text):
-        # int() alone would also take "1_0", " 5" and full-width digits.
-        if not (text.isascii() and text.isdigit() and len(text) <= 18):
-            raise ValueError(f"must be a whole number, {bounds}")
-        value = int(text)
-        if value < low or (high is not None and value > high):
-            raise ValueError(f"must be {bounds}")
-        return value
-
-    return parse
-
-
-def number(text):
-    """A parser of numbers; their range is whoever's reads them."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError("must be a number")
-    return value
-
-
-def _seconds(text):
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1e9:  # false for nan, too
-        raise ValueError("must be a number of seconds above 0")
-    return value
-
-
-def _log_level(text):
-    if text.upper() not in LOG_LEVELS:
-        raise ValueError("must be one of " + ", ".join(LOG_LEVELS))
-    return text.upper()
-
-
-def one_of(names):
-    """A parser of one of these words."""
-
-    def parse(text):
-        if text not in names:
-            raise ValueError("must be " + " or ".join(names))
-        return text
-
-    return parse
-
-
-def _block_size(text):
-    value = whole_number(16, 4096)(text)
-    if value % 16:
-        raise ValueError(
-            "must be a multiple of 16, the tokens that keys are stored side by side in"
-        )
-    return value
-
-
-def _switch(text):
-    if text not in ("true", "false"):
-        raise ValueError("must be true or false")
-    return text == "true"
-
-
-def _served_names(text):
-    names = text.split(",")
-    longest = max(map(len, names))
-    if longest > MAX_NAME_CHARACTERS or len(names) > MAX_NAMES:
-        raise ValueError(f"must be {MAX_NAMES} names of {MAX_NAME_CHARACTERS} characters at most")
-    if not all(name == name.strip() and name.isprintable() and name for name in names):
-        raise ValueError("must be names with commas between them and no blanks around them")
-    if len(set(names)) != len(names):
-        raise ValueError("must not hold a name twice")
-    return text
-
-
-def _list(pattern, what, text):
-    if not all(re.fullmatch(pattern, item) for item in text.split(",")):
-        raise ValueError(f"must be {what} with commas between them")
-    return tuple(text.split(","))
-
-
-def _host(text):
-    if text == "localhost":
-        return "127.0.0.1"
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        raise ValueError(
-            "must be a numeric address or localhost, since no name is looked up"
-        ) from None
-    return text
 
 
 class Option(NamedTuple):
@@ -179,9 +86,9 @@ class ServeConfig:
     """
 
     model_path: str | None = None
-    served_names: str | None = _option("--served-model-name", None, _served_names, "NAME[,NAME]",
+    served_names: str | None = _option("--served-model-name", None, model_names, "NAME[,NAME]",
         "what requests may call the model; * takes any name (default: the path's last part)")
-    host: str = _option("--host", "0.0.0.0", _host, "ADDRESS",
+    host: str = _option("--host", "0.0.0.0", address, "ADDRESS",
         "numeric address to listen on, or localhost")
     port: int = _option("--port", 8000, whole_number(0, 65535), "N",
         "port to listen on, 0 for any free one")
@@ -198,13 +105,13 @@ class ServeConfig:
         "most output tokens that a request may ask for (default: what its context holds)")
     max_choices: int = _option("--max-choices", 64, whole_number(1, 1024), "N",
         "most choices of a request: n times its prompts")
-    timeout_s: float = _option("--timeout", 120.0, _seconds, "SECONDS",
+    timeout_s: float = _option("--timeout", 120.0, seconds, "SECONDS",
         "longest time for one answer, from the end of its request")
-    log_level: str = _option("--log-level", "INFO", _log_level, "|".join(LOG_LEVELS),
+    log_level: str = _option("--log-level", "INFO", level, "|".join(LOG_LEVELS),
         "how much is logged")
     log_format: str = _option("--log-format", "text", one_of(LOG_FORMATS), "|".join(LOG_FORMATS),
         "text, or json: one object a line")
-    enable_metrics: bool = _option("--enable-metrics", True, _switch, SWITCH,
+    enable_metrics: bool = _option("--enable-metrics", True, switch, SWITCH,
         "serve /metrics")
     device: str | None = _option("--device", None, one_of(DEVICE_KINDS), "|".join(DEVICE_KINDS),
         "what computes (default: metal on a Mac with a GPU, else cpu)")
@@ -212,16 +119,16 @@ class ServeConfig:
         "threads of the CPU device (default: the cores this process may use)")
     max_context_tokens: int | None = _option("--max-context", None, whole_number(1), "TOKENS",
         "prompt and output together (default: the model's own context)")
-    enable_batching: bool = _option("--enable-batching", False, _switch, SWITCH,
+    enable_batching: bool = _option("--enable-batching", False, switch, SWITCH,
         "share steps between requests, over a paged KV cache, instead of one request at a time")
     num_kv_blocks: int = _option("--num-kv-blocks", 512, whole_number(1, 1 << 24), "N",
         "KV cache blocks, with --enable-batching")
-    block_size: int = _option("--block-size", 16, _block_size, "TOKENS",
+    block_size: int = _option("--block-size", 16, tiled_size, "TOKENS",
         "tokens a KV cache block, with --enable-batching")
     speculative: str | None = _option("--speculative", None, one_of(SPECULATIVE_METHODS),
         "|".join(SPECULATIVE_METHODS),
         "draft tokens from the text so far and check them together (default: off)")
-    allow_unknown_pretokenizer: bool = _option("--allow-unknown-pretokenizer", False, _switch,
+    allow_unknown_pretokenizer: bool = _option("--allow-unknown-pretokenizer", False, switch,
         SWITCH, "read a tokenizer.json whose regular expressions nobody has published")
     pooling: str | None = _option("--pooling", None, one_of(POOLINGS), "|".join(POOLINGS),
         "make embeddings of texts so, or scores (default: as the model's files say, or none)")
@@ -233,26 +140,26 @@ class ServeConfig:
         "record every request before it is worked on; FILE.0, FILE.1, ... with --workers")
     audit_key_file: str | None = _option(AUDIT_KEY_FILE_OPTION, None, str, "FILE",
         "secret that chains the audit log's records")
-    audit_content: bool = _option("--audit-content", False, _switch, SWITCH,
+    audit_content: bool = _option("--audit-content", False, switch, SWITCH,
         "have requests and answers themselves in the audit log, and not only their HMACs")
     audit_sync: str = _option("--audit-sync", "disk", one_of(AUDIT_SYNCS), "|".join(AUDIT_SYNCS),
         "what a record must have reached before its request is worked on")
     key_file: str | None = _option("--key-file", None, str, "FILE",
         "named keys with limits each, see `metal-marlin keys`; read again when it changes")
-    require_key: bool = _option("--require-key", False, _switch, SWITCH,
+    require_key: bool = _option("--require-key", False, switch, SWITCH,
         "do not start without METAL_MARLIN_API_KEY or --key-file")
     allowed_hosts: tuple[str, ...] = _option("--allowed-host", (),
-        partial(_list, r"[\w-]+(\.[\w-]+)*", "names of hosts, without ports,"), "NAME[,NAME]",
+        partial(listed, r"[\w-]+(\.[\w-]+)*", "names of hosts, without ports,"), "NAME[,NAME]",
         "names with dots by which clients on this machine may call a server without a key")
     allowed_origins: tuple[str, ...] = _option("--allow-origin", (),
-        partial(_list, r"\*|null|[a-z][a-z0-9+.-]*://[^\s/,*]*", "origins, or *,"), "ORIGIN[,...]",
+        partial(listed, r"\*|null|[a-z][a-z0-9+.-]*://[^\s/,*]*", "origins, or *,"), "ORIGIN[,...]",
         "web pages that may use the server, such as https://app.example; * for all")
-    trusts_texts: bool = _option("--allow-special-tokens-in-text", False, _switch, SWITCH,
+    trusts_texts: bool = _option("--allow-special-tokens-in-text", False, switch, SWITCH,
         "special tokens that messages spell steer the model, as the template's own do")
     prefix_cache: str = _option(
         *("--prefix-cache", "per-key", one_of(PREFIX_CACHES), "|".join(PREFIX_CACHES)),
         "who may reuse the beginning of a prompt that another request computed")
-    lock_down: bool = _option("--lock-down", False, _switch, SWITCH,
+    lock_down: bool = _option("--lock-down", False, switch, SWITCH,
         "hold all that `metal-marlin lockdown` lists, or do not start")
     mock_model: bool = False
     api_key: bytes | None = field(default=None, repr=False)

@@ -15,7 +15,7 @@ import numpy as np
 
 from marlin.commands.info import machine
 from marlin.commands.parser import typed
-from marlin.config import MAX_THREADS, add_options, whole_number
+from marlin.config import MAX_THREADS, add_options
 from marlin.device import abi, ops
 from marlin.device.device import Device
 from marlin.device.program import Recorder, View
@@ -28,6 +28,7 @@ from marlin.engine.sampling import SamplingParams
 from marlin.errors import ConfigError, DeviceError
 from marlin.models.checkpoint import open_checkpoint
 from marlin.models.model import Model
+from marlin.option_values import whole_number
 
 # Well past any last-level cache that a core may use, and read once.
 PROBE_READ_UNITS = 512

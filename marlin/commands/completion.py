@@ -5,7 +5,7 @@ Written from the same parsers that read the words, so that no list can be behind
 
 from marlin.commands.parser import typed
 from marlin.commands.table import facts
-from marlin.config import one_of
+from marlin.option_values import one_of
 
 _BASH = """# metal-marlin completion bash >~/.local/share/bash-completion/completions/metal-marlin
 _metal_marlin() {{

@@ -16,6 +16,7 @@ from marlin.engine.sampling import PARAMETERS, parse_sampling
 from marlin.engine.stream import TextStream
 from marlin.errors import ConfigError, MarlinError, RequestError
 from marlin.models.place import is_folder
+from marlin.option_values import number, whole_number
 from marlin.server.api.fields import request_fields
 from marlin.server.api.openai_requests import parse_stop
 from marlin.server.http.limits import Limits
@@ -91,7 +92,7 @@ def _add_parameter(parser, row):
     default = "" if row.default is None else f" (default: {row.default:g})"
     parser.add_argument(
         flag,
-        type=typed(config.number if row.kind is float else config.whole_number(max(row.low, 0))),
+        type=typed(number if row.kind is float else whole_number(max(row.low, 0))),
         metavar="X" if row.kind is float else "N",
         help=row.help + default,
     )

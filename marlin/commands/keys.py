@@ -9,8 +9,9 @@ import secrets
 import sys
 from contextlib import suppress
 
-from marlin.config import KEY_SCOPES, one_of, whole_number
+from marlin.config import KEY_SCOPES
 from marlin.errors import ConfigError
+from marlin.option_values import one_of, whole_number
 
 # What a secret begins with, so that scanners of texts find one that leaked.
 _PREFIX = "mm-"

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from marlin.commands.parser import typed
 from marlin.commands.progress import Progress
-from marlin.config import one_of
 from marlin.errors import ConfigError
 from marlin.models.source import open_source
+from marlin.option_values import one_of
 from marlin.weights.convert import RoleError, convert, plan_entry
 from marlin.weights.formats import FORMATS
 from marlin.weights.kinds import GROUP_SIZES

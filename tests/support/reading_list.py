@@ -214,6 +214,7 @@ FILES_BEHIND = {
     "marlin/__main__.py": "the operator's own words",
     "marlin/cli.py": "the operator's own words",
     "marlin/config.py": "the operator's own words",
+    "marlin/option_values.py": "the operator's own words",
     "marlin/errors.py": "declares what an error is called and which status it has",
     "marlin/streams.py": "descriptors of the process",
     "marlin/turns.py": "clients by name, and counts",

@@ -10,13 +10,14 @@ import pytest
 PACKAGE = Path(__file__).parent.parent.parent / "marlin"
 
 # Layers that anyone may import; they import none but these themselves.
-LEAVES = {"errors", "config", "streams", "turns", "files", "text"}
+LEAVES = {"errors", "config", "option_values", "streams", "turns", "files", "text"}
 # A layer imports the leaves, itself and what stands beside it. Files right under marlin/ are
 # layers, too; "" is the package itself, which holds the version.
 BELOW = {
     "": set(),
     "errors": set(),
     "config": set(),
+    "option_values": set(),
     "streams": set(),
     "turns": set(),
     "files": set(),

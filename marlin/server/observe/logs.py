@@ -26,7 +26,7 @@ def configure(level, log_format, stream):
     """Send this process's log lines to a stream; replaces what was configured before.
 
     Args:
-        level: one of config.LOG_LEVELS.
+        level: one of option_values.LOG_LEVELS.
         log_format: one of config.LOG_FORMATS.
         stream: has a descriptor.
     """
