@@ -113,6 +113,8 @@ class ServeConfig:
         "text, or json: one object a line")
     enable_metrics: bool = _option("--enable-metrics", True, switch, SWITCH,
         "serve /metrics")
+    web_page: bool = _option("--web-page", True, switch, SWITCH,
+        "answer browsers at / with a page: a chat, and a view of the server")
     device: str | None = _option("--device", None, one_of(DEVICE_KINDS), "|".join(DEVICE_KINDS),
         "what computes (default: metal on a Mac with a GPU, else cpu)")
     num_threads: int | None = _option("--threads", None, whole_number(1, MAX_THREADS), "N",

@@ -203,7 +203,7 @@ LOCKED_PLACES = (
 FOREIGN_WORDS = (
     "What pages of browsers and words of users could do",
     "Which pages may ask, and which special tokens of a prompt its template wrote.",
-    ("marlin/server/api/browsers.py", "marlin/text/origin.py"),
+    ("marlin/server/api/browsers.py", "marlin/server/api/page.py", "marlin/text/origin.py"),
     500,
 )
 APART = (AGENTS, EDITORS, FORMATS, SEARCHES, FAMILIES, LOCKED_PLACES, FOREIGN_WORDS)

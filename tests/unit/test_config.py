@@ -48,6 +48,7 @@ VALUES = {
     "log_level": ("debug", "DEBUG"),
     "log_format": ("json", "json"),
     "enable_metrics": ("false", False),
+    "web_page": ("false", False),
     "device": ("cpu", "cpu"),
     "num_threads": ("6", 6),
     "max_context_tokens": ("7", 7),

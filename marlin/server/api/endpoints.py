@@ -17,7 +17,7 @@ from marlin.engine.gate import SlotGate
 from marlin.engine.served_model import ServedModel
 from marlin.errors import ModelNotFoundError, NoModelError
 from marlin.files.fields import shown
-from marlin.server.api import ollama, openai_answers
+from marlin.server.api import ollama, openai_answers, page
 from marlin.server.api.dialect import Dialect, Questions, VectorDialect
 from marlin.server.api.encoding import JSON_TYPE, encode
 from marlin.server.api.event_stream import EventStream
@@ -28,6 +28,7 @@ from marlin.server.api.names import MAX_IGNORED, taking
 from marlin.server.api.vectors import Vectors
 from marlin.server.http.handler import Handler
 from marlin.server.http.limits import Limits
+from marlin.server.observe.accept import preferred
 from marlin.server.observe.audit import AuditLog, parameters_digest
 from marlin.server.observe.health import Health
 from marlin.server.observe.logs import log_fields
@@ -83,7 +84,13 @@ class Endpoints:
         self._metrics_page.refresh()
 
     def greeting(self, handler: Handler, _record: RequestRecord) -> None:
-        reply_json(handler, {"message": "metal-marlin serves the OpenAI API under /v1"})
+        """The page for who prefers HTML, as browsers do, and a word for others."""
+        kinds = (JSON_TYPE, page.HTML_TYPE) if self._config.web_page else (JSON_TYPE,)
+        if preferred(handler.headers.get("accept"), kinds) == page.HTML_TYPE:
+            handler.reply(200, page.CONTENT, page.HTML_TYPE, page.FIELDS)
+            return
+        message = {"message": "metal-marlin serves the OpenAI API under /v1"}
+        reply_json(handler, message, headers=(("Vary", "Accept"),))
 
     def health(self, handler: Handler, _record: RequestRecord) -> None:
         is_well = self._health.is_well()
