@@ -12,10 +12,12 @@ from marlin.errors import ConfigError
 from marlin.option_values import (
     LOG_LEVELS,
     address,
+    file_mode,
     level,
     listed,
     model_names,
     one_of,
+    owner,
     seconds,
     switch,
     tiled_size,
@@ -92,6 +94,14 @@ class ServeConfig:
         "numeric address to listen on, or localhost")
     port: int = _option("--port", 8000, whole_number(0, 65535), "N",
         "port to listen on, 0 for any free one")
+    uds: str | None = _option("--uds", None, str, "PATH",
+        "Unix socket to listen on instead of --host and --port")
+    uds_mode: str = _option("--uds-mode", "0660", file_mode, "OCTAL",
+        "mode of that socket's file: who may write it may connect")
+    uds_owner: tuple[int, int] = _option("--uds-owner", (), owner, "UID[:GID]|:GID",
+        "whose that file is, in numbers, since no name is looked up")
+    uds_beside_tcp: bool = _option("--uds-beside-tcp", False, switch, SWITCH,
+        "listen on --host and --port, too, beside --uds")
     workers: int = _option("--workers", 1, whole_number(1, 256), "N",
         "processes that serve, sharing the weights")
     max_concurrent_requests: int = _option("--max-concurrent-requests", 10,

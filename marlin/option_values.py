@@ -117,3 +117,18 @@ def address(text):
             "must be a numeric address or localhost, since no name is looked up"
         ) from None
     return text
+
+
+def file_mode(text):
+    """The mode of a file in octal digits, as it was typed."""
+    if not re.fullmatch("0?[0-7]{3}", text):
+        raise ValueError("must be a mode of three octal digits, such as 0660")
+    return text
+
+
+def owner(text):
+    """(uid, gid), -1 for one that is not named."""
+    found = re.fullmatch(r"(\d{1,9})?(?::(\d{1,9}))?", text, re.ASCII)
+    if not text or not found:
+        raise ValueError("must be UID, UID:GID or :GID, in numbers")
+    return tuple(-1 if part is None else int(part) for part in found.groups())

@@ -12,8 +12,9 @@ from typing import Protocol, TypeVar
 _MAX_CLIENTS = 4096
 
 
-# What the names of clients begin with that a key tells apart; the others are addresses.
-_OF_KEY = "key:"
+# What the names of clients begin with that a key tells apart, or the system whose process has
+# connected; the others are addresses.
+_OF_KEY, _OF_UID = "key:", "uid:"
 
 
 def client_of_key(name: str) -> str:
@@ -21,10 +22,19 @@ def client_of_key(name: str) -> str:
     return _OF_KEY + name
 
 
+def client_of_uid(uid: int) -> str:
+    """The client that a user's processes are, on a Unix socket."""
+    return f"{_OF_UID}{uid}"
+
+
+def is_uid(client: str) -> bool:
+    return client.startswith(_OF_UID)
+
+
 def owner(client: str) -> str:
-    """Who alone may reuse what this client's requests computed: itself if a key tells it apart, and
-    else "", everybody who is no such client."""
-    return client if client.startswith(_OF_KEY) else ""
+    """Who alone may reuse what this client's requests computed: itself if a key or the system tells
+    it apart, and else "", everybody who is no such client."""
+    return client if client.startswith((_OF_KEY, _OF_UID)) else ""
 
 
 class Waiting(Protocol):

@@ -193,6 +193,25 @@ def test_answers_errors_and_request_ids_pass_unchanged(start_nginx, replica):
     assert re.fullmatch("[0-9a-f]{32}", headers["X-Request-ID"])  # nginx made it up
 
 
+def test_a_server_without_a_port_is_behind_it_by_the_files_own_line(start_nginx, deploy, tmp_path):
+    path = tmp_path / "socket"
+    (line,) = re.findall(r"# (server unix:\S+;)", (deploy / "nginx.conf").read_text())
+
+    def by_unix_socket(text):
+        own = line.replace("/run/metal-marlin/socket", str(path))
+        return re.sub(r"server 127\.0\.0\.1:\d+;", own, text)
+
+    words = "--uds", path, "--uds-beside-tcp"
+    with serve_mock(*words, model=f"models/{MODEL}") as served:
+        nginx = start_nginx(served, change=by_unix_socket)
+        status, _, content = nginx.send("POST", CHAT, chat())
+        assert (status, bool(json.loads(content)["choices"])) == (200, True)
+        end = time.monotonic() + PATIENCE_S
+        while f"uid:{os.getuid()} POST {CHAT} 200" not in served.log():  # its writer takes a moment
+            assert time.monotonic() < end, served.log()
+            time.sleep(0.02)
+
+
 def test_a_body_as_large_as_any_server_takes_is_let_through(start_nginx):
     body = completion(prompt="x" * (16 * 1024 * 1024 - 1000))
     # The largest context for which bodies grow.

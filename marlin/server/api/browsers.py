@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from marlin.errors import ForbiddenError, MediaTypeError
 from marlin.server.http.handler import Handler
+from marlin.turns import is_uid
 
 ANY_ORIGIN = "*"
 _PORTS = {"http": 80, "https": 443}
@@ -39,7 +40,9 @@ class Browsers:
     def check(self, handler: Handler) -> None:
         """Raise ForbiddenError or MediaTypeError for what a foreign page may have sent."""
         origin = handler.headers.get("origin")
-        if not self._has_keys and not self._lets_in(origin):
+        # No page reaches a Unix socket; who passes one's requests on answers for it.
+        is_reachable = not is_uid(handler.client_address[0])
+        if is_reachable and not self._has_keys and not self._lets_in(origin):
             host = handler.headers.get("host", "")
             # No browser sends HTTP/1.0, and proxies do.
             is_near = handler.head.minor > 0 and is_loopback(handler.client_address[0])

@@ -34,6 +34,7 @@ from marlin.server.observe.health import Health
 from marlin.server.observe.logs import log_fields
 from marlin.server.observe.metrics import RequestRecord
 from marlin.server.observe.metrics_page import MetricsPage
+from marlin.turns import is_uid
 
 _log = logging.getLogger("marlin.server")
 
@@ -209,9 +210,12 @@ class Endpoints:
         """A request's body, recorded before anything is made of it."""
         content = handler.read_body()
         if self._audit is not None:
-            whose = {"client": handler.client_address[0], "endpoint": canonical(handler.path)}
+            client = handler.client_address[0]
+            whose = {"client": client, "endpoint": canonical(handler.path)}
             if handler.principal is not None:
                 whose["principal"] = handler.principal.name
+            elif is_uid(client):
+                whose["principal"] = client
             handler.witness = self._audit.begin(content, request_id=handler.request_id, **whose)
         return content
 

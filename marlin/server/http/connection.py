@@ -31,7 +31,7 @@ class BareLineFeed(Exception):
 
 
 class Connection:
-    """Owns a connected TCP socket until close().
+    """Owns a connected TCP or Unix socket until close().
 
     Args:
         sock: connected stream socket.
@@ -50,7 +50,8 @@ class Connection:
         self._buffer = bytearray()
         self.deadline = 0.0
         self.look_s = math.inf
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def set_deadline(self, seconds):
         """Reads from now on must be done within `seconds`."""

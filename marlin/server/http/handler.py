@@ -29,6 +29,7 @@ from marlin.server.http.connection import (
     PeerGone,
     ReadDeadline,
 )
+from marlin.turns import is_uid
 
 if TYPE_CHECKING:
     from marlin.server.http.listener import HttpServer
@@ -49,8 +50,10 @@ def _http_date(second: int) -> str:
 
 
 def client_of(address: str) -> str:
-    """Who a peer is where clients share something: an IPv4 address, or the /64 network of an IPv6
-    one, which a single host may have all addresses of."""
+    """Who a peer is where clients share something: a user of this machine, an IPv4 address, or the
+    /64 network of an IPv6 one, which a single host may have all addresses of."""
+    if is_uid(address):
+        return address
     peer = ipaddress.ip_address(address)
     if peer.version == 4:
         return address

@@ -14,8 +14,10 @@ import time
 from collections import deque
 from contextlib import suppress
 from http.server import ThreadingHTTPServer
+from typing import Any
 
 from marlin.server.http.budget import BodyBudget
+from marlin.server.http.doors import Doors, user_of
 from marlin.server.http.handler import Application, Handler
 from marlin.server.http.limits import Limits
 from marlin.server.http.places import Place, Places
@@ -86,18 +88,18 @@ class HttpServer(ThreadingHTTPServer):
     """Serves an application on a listening socket it is given, which it closes.
 
     Args:
-        listener: listening socket, from open_listener or inherited.
+        listener: listening socket, or Doors.
         application: http.handler.Application.
         limits: http.limits.Limits.
     """
 
     block_on_close = False
 
-    def __init__(self, listener: socket.socket, application: Application, limits: Limits):
+    def __init__(self, listener: socket.socket | Doors, application: Application, limits: Limits):
         self.address_family = listener.family
         super().__init__(listener.getsockname(), Handler, bind_and_activate=False)
         self.socket.close()
-        self.socket = listener
+        self.socket: Any = listener
         self.application = application
         self.limits = limits
         total = max(limits.bodies_bytes, limits.body_bytes)
@@ -162,7 +164,8 @@ class HttpServer(ThreadingHTTPServer):
 
     def get_request(self):
         try:
-            return super().get_request()
+            request, address = super().get_request()
+            return request, address or (user_of(request), 0)
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 self._refusals.warn("cannot accept a connection: %s", error.strerror)

@@ -75,7 +75,9 @@ REQUIREMENTS = (
     Requirement("answers are a model's", _real_model),
     Requirement("regular expressions are published ones", _known_regexes),
     Requirement("a parameter that has no effect is refused", _unknown_parameters),
-    Requirement("the address is numeric, no name is looked up", lambda _config: None),
+    Requirement(
+        "the address is numeric or a Unix socket, no name is looked up", lambda _config: None
+    ),
     Requirement(
         "Python reaches out to nobody, starts, loads and writes nothing", lambda _config: None
     ),

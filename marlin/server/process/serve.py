@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 
@@ -27,8 +28,10 @@ from marlin.server.api.keys import Guesses, Keys
 from marlin.server.api.model_names import served_as
 from marlin.server.api.routes import Router, capabilities
 from marlin.server.http import allocator
+from marlin.server.http.doors import Doors
 from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer, open_listener
+from marlin.server.http.unix_socket import UnixListener
 from marlin.server.observe.audit import AuditLog, read_key
 from marlin.server.observe.health import Failures, Health, Shortages
 from marlin.server.observe.logs import writer_ended
@@ -70,7 +73,11 @@ def serve(config, load, limits=None):
     lock_down(libraries())
     allocator.keep_little()
     limits = fitted(limits)
-    listener = listen(config, limits)
+    with closing(listen(config, limits)) as listener:
+        return _serve(config, limits, load, listener, manager)
+
+
+def _serve(config, limits, load, listener, manager):
     model, limits = loaded(config, limits, lambda: load(config))
     audit = open_audit(config, model)
     if config.lock_down:
@@ -318,7 +325,23 @@ def libraries():
 
 
 def listen(config, limits):
-    """The listening socket. Raises ConfigError when its address cannot be bound."""
+    """The listening socket, or Doors of two. Raises ConfigError when an address cannot be bound."""
+    if config.uds is None:
+        if config.uds_beside_tcp:
+            raise ConfigError("--uds-beside-tcp is of a Unix socket, and there is none: add --uds")
+        return _listen_tcp(config, limits)
+    owner = config.uds_owner or (-1, -1)
+    unix = UnixListener(config.uds, int(config.uds_mode, 8), owner, limits.backlog)
+    if not config.uds_beside_tcp:
+        return unix
+    try:
+        return Doors([_listen_tcp(config, limits), unix])
+    except ConfigError:
+        unix.close()
+        raise
+
+
+def _listen_tcp(config, limits):
     try:
         return open_listener(config.host, config.port, limits.backlog)
     except OSError as error:
@@ -330,17 +353,29 @@ def listen(config, limits):
 
 def announce(config, model_id, listener, limits):
     """Say on standard output what is served where; model_id: None for nothing."""
-    host, port = listener.getsockname()[:2]
-    where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    name = listener.getsockname()
+    is_unix = isinstance(name, str)
+    where = f"unix:{config.uds}" if is_unix else _url(name[0], name[1])
     what = "no model loaded (every request gets 503; MODEL_PATH is missing)"
     if model_id:
         what = "serving " + ", ".join(served_as(config.served_names, model_id).names)
     say(f"metal-marlin {__version__}: {what} at {where}")
     _log.info("up to %d connections at once in each process", limits.num_connections)
+    if config.uds is not None:
+        if not is_unix:
+            say(f"on this machine: unix:{config.uds}")
+        if not config.has_keys and int(config.uds_mode, 8) & 0o002:
+            _log.warning("every user of this machine can use %s without a key", config.uds)
+    if is_unix:
+        return
+    host, port = name[:2]
     if ipaddress.ip_address(host).is_unspecified:
-        here = "[::1]" if ":" in host else "127.0.0.1"
-        say(f"on this machine: http://{here}:{port}")
+        say(f"on this machine: {_url('::1' if ':' in host else '127.0.0.1', port)}")
     if not config.has_keys and not ipaddress.ip_address(host).is_loopback:
         _log.warning(
             "listening on %s without METAL_MARLIN_API_KEY: anyone who reaches it can use it", host
         )
+
+
+def _url(host, port):
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -12,12 +12,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 from marlin.config import API_KEY_VARIABLE
 from marlin.errors import ModelFileError, SharedWeightsError
 from marlin.files.sealed import SealedModel, nameless_file, seal
 from marlin.files.snapshot import Snapshot
 from marlin.server.api.app import NoWorker
+from marlin.server.http.doors import filenos
 from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer
 from marlin.server.observe.worker_table import WorkerTable
@@ -63,7 +65,8 @@ def supervise(config, worker_main, limits=None, model=None):
     config = locked(config, may_start=True)
     lock_down((), program=sys.executable)
     limits = fitted(limits, config.workers)
-    return Supervisor(config, worker_main, limits, listen(config, limits), manager, model).run()
+    with closing(listen(config, limits)) as listener:
+        return Supervisor(config, worker_main, limits, listener, manager, model).run()
 
 
 def _flags():
@@ -227,7 +230,7 @@ class Supervisor:
             limits=self._limits,
             index=index,
             created=self._created,
-            listener_fd=self._listener.fileno(),
+            listener_fds=filenos(self._listener),
             table_fd=self._table_fd,
             weights_fd=self._weights_fd,
             ready_fd=writer,
@@ -240,7 +243,7 @@ class Supervisor:
                 [sys.executable, *_flags(), "-c", self._program, *sys.path],
                 bufsize=0,
                 stdin=subprocess.PIPE,
-                pass_fds=(job.listener_fd, job.table_fd, job.weights_fd, writer, *job.model_fds),
+                pass_fds=(*job.listener_fds, job.table_fd, job.weights_fd, writer, *job.model_fds),
                 # The key is in the job; an environment can be read for as long as a process lives.
                 env={name: v for name, v in os.environ.items() if name != API_KEY_VARIABLE},
                 # Ctrl-C on a terminal goes to this process alone, which passes it on.

@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -26,6 +25,7 @@ from marlin.errors import ConfigError, MarlinError, SharedWeightsError, said_by_
 from marlin.files.sealed import SealedModel
 from marlin.server.api.app import App
 from marlin.server.http import allocator
+from marlin.server.http.doors import inherited
 from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer
 from marlin.server.observe.worker_table import WorkerTable
@@ -66,7 +66,7 @@ class Job:
         config, limits: of the server.
         index: which worker it is, from 0; None fills the shared weights and ends.
         created: when the server was started, seconds since the epoch; all workers say the same.
-        listener_fd, table_fd, weights_fd: inherited descriptors.
+        listener_fds, table_fd, weights_fd: inherited descriptors.
         ready_fd: inherited pipe; the model's name is written to it once the worker serves.
         model: sealed copies of the model's files, whose descriptors are inherited, or None.
     """
@@ -75,7 +75,7 @@ class Job:
     limits: Limits
     index: int | None
     created: int
-    listener_fd: int
+    listener_fds: list[int]
     table_fd: int
     weights_fd: int
     ready_fd: int
@@ -196,7 +196,7 @@ def _serve(job, load):
         forbid_writing([f"{job.config.audit_log}.{job.index}"])
     app = build_app(job.config, model, limits, row, job.created, audit)
     app.heartbeat()
-    server = WorkerServer(socket.socket(fileno=job.listener_fd), app, limits)
+    server = WorkerServer(inherited(job.listener_fds), app, limits)
     watch_engine(model, signals)
     begin_end = end_in_time(limits, time.sleep)  # for when the supervisor is gone
     # The supervisor ends a worker that hangs; one without a supervisor ends itself a little later.
