@@ -67,9 +67,21 @@ def _threads():
     return {thread for thread in threading.enumerate() if thread.name != "tqdm_monitor"}
 
 
+def _tables():
+    """{name: what it holds} of the constants that the modules of the tests and of marlin have."""
+    homes, found = (str(ROOT / "tests"), str(ROOT / "marlin")), {}
+    for module in list(sys.modules.values()):
+        if not (getattr(module, "__file__", None) or "").startswith(homes):
+            continue
+        for name, value in vars(module).items():
+            if name.isupper() and isinstance(value, (dict, list, set)):
+                found.setdefault(id(value), (f"{module.__name__}.{name}", repr(value)))
+    return dict(found.values())
+
+
 @pytest.fixture(scope="module", autouse=True)
 def nothing_left_behind():
-    """A file's tests leave threads, log handlers and the folder as they found them."""
+    """A file's tests leave threads, log handlers, tables and the folder as they found them."""
 
     def state():
         root = logging.getLogger()
@@ -77,13 +89,14 @@ def nothing_left_behind():
         handlers = [one for one in root.handlers if not type(one).__module__.startswith("_pytest")]
         return handlers, root.level, os.getcwd()
 
-    before, threads = state(), _threads()
+    before, threads, tables = state(), _threads(), _tables()
     yield
     end = time.monotonic() + 10  # of threads that are about to end
     while (left := _threads() - threads) and time.monotonic() < end:
         time.sleep(0.02)
     assert [thread.name for thread in left] == []
     assert state() == before
+    assert [name for name, held in _tables().items() if held != tables.get(name, held)] == []
 
 
 @pytest.fixture(scope="session")

@@ -130,6 +130,7 @@ def ropes_by_kind(fields: Fields, flat: tuple[str, ...] = ()) -> tuple[Fields, F
     """
     ropes = fields.section("rope_parameters")
     if ropes is None or not ropes.values:
+        _refuse_type_alone(fields)
         return None
     if fields.raw("rope_scaling"):
         fields.fail("rope_scaling", "nothing beside rope_parameters")
@@ -142,6 +143,14 @@ def ropes_by_kind(fields: Fields, flat: tuple[str, ...] = ()) -> tuple[Fields, F
     local.choice("rope_type", ("default",), "default")
     refuse_lost_scaling(local)
     return both.object("full_attention"), local
+
+
+def _refuse_type_alone(fields):
+    """transformers 4 scales by the older spelling in these families, and 5 does not."""
+    older = fields.section("rope_scaling")
+    if older is not None and older.raw("rope_type") is None:
+        if older.raw("type") not in (None, "default"):
+            older.fail("type", "absent, or beside the same rope_type")
 
 
 def _eos_token_ids(fields, vocab_size):

@@ -97,15 +97,11 @@ def _longrope(fields):
     if rope.choice(name, ("default", "longrope", "su", "yarn"), "default") == "default":
         return None, None
     longest = fields.count("max_position_embeddings", maximum=MAX_CONTEXT_TOKENS)
-    outer = fields.count("original_max_position_embeddings", None, maximum=MAX_CONTEXT_TOKENS)
-    original = rope.count(
-        "original_max_position_embeddings",
-        ORIGINAL_TOKENS if outer is None else outer,
-        minimum=2,
-        maximum=MAX_CONTEXT_TOKENS,
-    )
-    if outer not in (None, original):
-        fields.fail("original_max_position_embeddings", f"the {original} of the RoPE section")
+    name, limits = "original_max_position_embeddings", {"minimum": 2, "maximum": MAX_CONTEXT_TOKENS}
+    original = fields.count(name, ORIGINAL_TOKENS, **limits)
+    # transformers takes the one outside the section, or what a file without it means.
+    if rope.count(name, original, **limits) != original:
+        rope.fail(name, f"the {original} that the config says or means outside the section")
     factor = rope.number("factor", longest / original)
     stated = rope.number("attention_factor", None)
     scaling = RopeScaling(

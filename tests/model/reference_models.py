@@ -1,9 +1,11 @@
 """Tiny random models of the families as transformers builds, saves and runs them: the reference."""
 
+from copy import deepcopy
+
 import numpy as np
 import transformers
-from dense_families import FAMILIES, SIZES
-from mixture_families import MIXTURES
+from dense_families import SIZES
+from mixture_families import small_config
 from pytorch import torch
 from tiny_models import random_tensor
 from transformers import (
@@ -49,16 +51,17 @@ VISION = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
 
 
 def build(family, seed=0, **changes):
-    """A float32 model of one of CLASSES, or of dense_families.FAMILIES, with
+    """A float32 model of one of CLASSES, or of mixture_families.small_config, with
     tiny_models.random_tensor's values; changes are config fields."""
-    own, name = GEMMA3 if family == "gemma3" else {}, None
+    name = None
     if family in CLASSES:
         config_class, model_class = CLASSES[family]
+        config = SIZES | (GEMMA3 if family == "gemma3" else {})
     else:
-        name, own = (FAMILIES | MIXTURES)[family]
+        name, config = small_config(family)
         config_class = getattr(transformers, f"{name}Config")
         model_class = getattr(transformers, f"{name}ForCausalLM", None)
-    config = SIZES | own | changes
+    config = deepcopy(config | changes)  # transformers writes into the sections
     if name == "MuseGlimmer":
         model_class = transformers.MuseGlimmerForConditionalGeneration
         config = {"text_config": config, "vision_config": VISION}

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dense_families import FAMILIES, SIZES
-from mixture_families import MIXTURES
+from dense_families import FAMILIES
+from mixture_families import MIXTURES, small_config
 from safetensors.numpy import save_file
 
 from marlin.device import abi
@@ -84,12 +84,11 @@ def tiny_bert_config(**changes):
 
 def tiny_family_config(model_type):
     """The config of a model as small of a dense family or a mixture, or of the others'."""
-    families = FAMILIES | MIXTURES
-    if model_type not in families:
+    if model_type not in FAMILIES | MIXTURES:
         own = {"gemma3_text": tiny_gemma3_config, "bert": tiny_bert_config}
         said = {"qwen2": {"qkv_bias": True}, "qwen3": {"qk_norm": True}}.get(model_type, {})
         return own.get(model_type, tiny_config)(architecture=model_type, **said)
-    values = SIZES | families[model_type][1] | {"model_type": model_type}
+    values = small_config(model_type)[1] | {"model_type": model_type}
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(values))
         return config_from_hf(folder)

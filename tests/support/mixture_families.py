@@ -1,6 +1,10 @@
 """Families of mixtures of experts for tests: config fields over dense_families.SIZES, small, and
 with every feature where it shows."""
 
+from copy import deepcopy
+
+from dense_families import FAMILIES, SIZES
+
 MIXTURES = {
     "qwen3_moe": (
         "Qwen3Moe",
@@ -45,3 +49,10 @@ FEATURES = [
     ("glm4_moe", {"topk_group": 4}),
     ("glm4_moe", {"norm_topk_prob": False}),
 ]
+
+
+def small_config(model_type):
+    """(transformers' name, config fields) of one of either table, which the caller may change:
+    transformers' config classes write into the sections that they are given."""
+    name, own = (FAMILIES | MIXTURES)[model_type]
+    return name, deepcopy(SIZES | own)

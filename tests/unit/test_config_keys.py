@@ -9,7 +9,7 @@ import json
 import pytest
 from dense_families import FAMILIES as DENSE
 from dense_families import SIZES
-from mixture_families import MIXTURES
+from mixture_families import MIXTURES, small_config
 from transformers import CONFIG_MAPPING
 
 from marlin.errors import ModelFileError
@@ -55,8 +55,8 @@ def declared(model_type):
 def base_of(model_type):
     own = OWN.get(model_type, {"head_dim": 32})
     if model_type in DENSE | MIXTURES:
-        own = (DENSE | MIXTURES)[model_type][1]
-    values = SIZES | {"num_hidden_layers": 4} | own | {"model_type": model_type}
+        own = small_config(model_type)[1]
+    values = SIZES | own | {"num_hidden_layers": 4, "model_type": model_type}
     for name in ("layer_types", "no_rope_layers", "layer_rope_theta"):
         if name in values:
             values[name] = values[name] * 2

@@ -104,6 +104,10 @@ def test_layer_types_count_more_than_the_pattern(read):
             "sliding_attention.rope_type is 'linear'; expected one of default",
         ),
         ({"layer_types": ["full_attention"]}, "layer_types"),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 8.0}},
+            "rope_scaling.type is 'linear'; expected absent, or beside the same rope_type",
+        ),
     ],
 )
 def test_what_the_family_cannot_run_is_named_with_its_value(read, changes, expected):

@@ -214,6 +214,17 @@ def test_an_original_context_that_is_said_twice_must_be_the_same(read):
         read(rope_scaling=scaling, original_max_position_embeddings=256)
 
 
+def test_longropes_original_context_is_the_one_outside_its_section(read):
+    factors = [1.0, 1.5, 2.0, 2.5]
+    scaling = {"rope_type": "longrope", "short_factor": factors, "long_factor": factors}
+    inside = {"rope_scaling": scaling | {"original_max_position_embeddings": 128}}
+    same = read(model_type="phi3", original_max_position_embeddings=128, **inside)
+    assert same.rope_scaling.original_max_tokens == 128
+    assert read(model_type="phi3", rope_scaling=scaling).rope_scaling.original_max_tokens == 4096
+    with pytest.raises(ModelFileError, match="rope_scaling.original_max.* is 128"):
+        read(model_type="phi3", **inside)
+
+
 @pytest.mark.parametrize(
     "changes, expected",
     [
