@@ -20,8 +20,7 @@ from marlin.device import abi, ops
 from marlin.device.device import Device
 from marlin.device.program import Recorder, View
 from marlin.engine.kv_cache import Paging
-from marlin.engine.load import PREFILL_STEP_TOKENS
-from marlin.engine.memory import MemoryBudget, check_memory
+from marlin.engine.memory import PREFILL_STEP_TOKENS, MemoryBudget, check_memory
 from marlin.engine.request import Chunk, Request
 from marlin.engine.runner import NO_TOKEN, NOT_NUMBERS, Runner
 from marlin.engine.sampling import SamplingParams

@@ -16,7 +16,6 @@ from marlin import __version__
 from marlin.device import abi
 from marlin.device.device import Device, why_not
 from marlin.engine import capacity
-from marlin.engine.kv_cache import kv_token_bytes
 from marlin.errors import DeviceError
 from marlin.models.checkpoint import open_checkpoint
 
@@ -68,8 +67,10 @@ def of_model(path):
     }
     if spec.is_encoder:
         return facts
+    token_bytes, window_bytes = capacity.kv_growth(spec)
     return facts | {
-        "kv_bytes_per_token": kv_token_bytes(spec),
+        "kv_bytes_per_token": token_bytes,
+        "kv_bytes_of_windows": window_bytes,
         "context_tokens_on_macs": {
             str(size): capacity.context_that_fits(spec, weight_bytes, capacity.gpu_bytes(size))
             for size in capacity.MAC_GIGABYTES
@@ -90,7 +91,10 @@ def print_model(facts, file):
         ("weights", f"{-(-facts['weight_bytes'] >> 20)} MiB"),
     ]
     if "kv_bytes_per_token" in facts:
-        lines.append(("KV cache", f"{facts['kv_bytes_per_token'] / 1024:g} KiB a token"))
+        kept = f"{facts['kv_bytes_per_token'] / 1024:g} KiB a token"
+        if facts["kv_bytes_of_windows"]:
+            kept += f", and {-(-facts['kv_bytes_of_windows'] >> 20)} MiB of windows"
+        lines.append(("KV cache", kept))
         for size, tokens in facts["context_tokens_on_macs"].items():
             fits = f"a context of {tokens} tokens" if tokens else "too large"
             lines.append((f"{size} GB Mac", fits))

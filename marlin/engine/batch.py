@@ -53,12 +53,14 @@ class Batch:
         max_scores: prompt tokens that may be scored at once.
 
     Attributes:
-        views: {name: View} of token_ids, positions and slots, int32 [max_step_tokens]; tables,
-            int32 [max_sequences, paging.table_stride]; tiles, int32 [any, 4] (first row, rows,
-            sequence, position of the first row); logit_rows, int32 [max_samples]; sample_rows,
-            SAMPLE_ROW [max_samples]; entry_starts, int32 [max_samples + 1]; entries,
-            PENALTY_ENTRY [any]; masks, uint32 [max_samples, words]; mask_rows, int32 [max_samples];
-            score_rows, int32 [max_scores].
+        views: {name: View} of token_ids and positions, int32 [max_step_tokens]; tiles,
+            int32 [any, 4] (first row, rows, sequence, position of the first row); logit_rows,
+            int32 [max_samples]; sample_rows, SAMPLE_ROW [max_samples]; entry_starts,
+            int32 [max_samples + 1]; entries, PENALTY_ENTRY [any]; masks,
+            uint32 [max_samples, words]; mask_rows, int32 [max_samples]; score_rows,
+            int32 [max_scores].
+        places: {None, or the length of a window with blocks of its own: Views of slots,
+            int32 [max_step_tokens], and tables, int32 [max_sequences, paging.table_stride]}.
     """
 
     TILE_ROWS = abi.QUERY_TILE  # queries of a unit of attention
@@ -79,8 +81,13 @@ class Batch:
         max_tiles = max_step_tokens // self.TILE_ROWS + max_sequences
         self._token_ids = self._input("token_ids", np.int32, (max_step_tokens,))
         self._positions = self._input("positions", np.int32, (max_step_tokens,))
-        self._slots = self._input("slots", np.int32, (max_step_tokens,))
-        self._tables = self._input("tables", np.int32, (max_sequences, paging.table_stride))
+        self.places: dict[int | None, tuple[View, View]] = {}
+        self._places = []
+        for window in (None, *(length for length, _ in paging.windows)):
+            slots = self._input("slots", np.int32, (max_step_tokens,))
+            tables = self._input("tables", np.int32, (max_sequences, paging.table_stride))
+            self._places.append((slots, tables))
+            self.places[window] = self.views.pop("slots"), self.views.pop("tables")
         self._tiles = self._input("tiles", np.int32, (max_tiles, 4))
         self._logit_rows = self._input("logit_rows", np.int32, (max_samples,))
         self._sample_rows = self._input("sample_rows", SAMPLE_ROW, (max_samples,))
@@ -109,9 +116,8 @@ class Batch:
         for sequence, chunk in enumerate(chunks):
             token_ids = [*chunk.token_ids, *chunk.draft_token_ids]
             count, drafts = len(token_ids), chunk.draft_token_ids
-            table = np.asarray(chunk.request.block_ids, np.int32)
-            self._tables[sequence, : len(table)] = table
-            self._fill_tokens(num_tokens, chunk.start, token_ids, table)
+            self._fill_tokens(num_tokens, chunk.start, token_ids)
+            self._fill_places(sequence, num_tokens, chunk, count)
             num_tiles = self._fill_tiles(num_tiles, num_tokens, chunk.start, count, sequence)
             num_tokens += count
             num_drafts += len(drafts)
@@ -129,19 +135,29 @@ class Batch:
         """Write the rows whose logits are wanted for scores, after the step that computed them."""
         self._score_rows[: len(rows)] = rows
 
-    def _fill_tokens(self, at, start, token_ids, table):
+    def _fill_tokens(self, at, start, token_ids):
         """Write tokens at positions start, start + 1, ... to rows `at`, at + 1, ..."""
-        block_size, count = self._block_size, len(token_ids)
+        count = len(token_ids)
         self._token_ids[at : at + count] = token_ids
         if count == 1:
             self._positions[at] = start
-            self._slots[at] = table[start // block_size] * block_size + start % block_size
             return
-        positions = np.arange(start, start + count, dtype=np.int32)
-        self._positions[at : at + count] = positions
-        self._slots[at : at + count] = (
-            table[positions // block_size] * block_size + positions % block_size
-        )
+        self._positions[at : at + count] = np.arange(start, start + count, dtype=np.int32)
+
+    def _fill_places(self, sequence, at, chunk, count):
+        """Write where rows `at`, at + 1, ... of a sequence lie in the cache."""
+        block_size, start = self._block_size, chunk.start
+        held = chunk.request.block_ids, *chunk.request.window_block_ids
+        for (slots, tables), block_ids in zip(self._places, held, strict=True):
+            table = np.asarray(block_ids, np.int32)
+            tables[sequence, : len(table)] = table
+            if count == 1:
+                slots[at] = table[start // block_size] * block_size + start % block_size
+                continue
+            positions = self._positions[at : at + count]
+            slots[at : at + count] = (
+                table[positions // block_size] * block_size + positions % block_size
+            )
 
     def _fill_tiles(self, num_tiles, at, start, count, sequence):
         """Cut a chunk into attention tiles; returns the tiles so far."""

@@ -2,12 +2,17 @@
 
 A block is held by one or more sequences, or unused. A full block may carry the hash of all tokens
 up to its end; unused, it is then cached: still found by that hash, and given away last.
+
+Layers with a window have a WindowPool: blocks that no later query sees go back to it.
 """
 
 import hashlib
 from collections import OrderedDict
 
 import numpy as np
+
+# In a table, in place of a block that was given back.
+NO_BLOCK = -1
 
 
 def root_hash(owner):
@@ -44,18 +49,19 @@ class BlockPool:
         self._hashes = [None] * num_blocks
         self._by_hash = {}
         # Unused blocks, next to be given away first: those without a hash, then the cached ones,
-        # the longest unused first.
-        self._unused = OrderedDict.fromkeys(range(num_blocks))
+        # the longest unused first; of either kind first those that nobody is likely to ask for.
+        self._spare = OrderedDict.fromkeys(range(num_blocks))
+        self._unused = OrderedDict()
 
     @property
     def num_free(self):
         """Blocks that nobody holds, cached ones among them."""
-        return len(self._unused)
+        return len(self._spare) + len(self._unused)
 
     @property
     def num_cached(self):
         """Unused blocks that can still be found by their hash."""
-        return sum(self._hashes[block] is not None for block in self._unused)
+        return sum(self._hashes[block] is not None for block in (*self._spare, *self._unused))
 
     def blocks_for(self, num_tokens):
         """Blocks that hold num_tokens tokens."""
@@ -63,9 +69,9 @@ class BlockPool:
 
     def take(self, count):
         """ids of `count` blocks, or None when fewer are free (and then none is taken)."""
-        if count > len(self._unused):
+        if count > self.num_free:
             return None
-        blocks = [self._unused.popitem(last=False)[0] for _ in range(count)]
+        blocks = [(self._spare or self._unused).popitem(last=False)[0] for _ in range(count)]
         for block in blocks:
             self._num_holders[block] = 1
             self._forget(block)
@@ -82,10 +88,15 @@ class BlockPool:
         for value in hashes:
             if (block := self._by_hash.get(value)) is None:
                 break
-            self._unused.pop(block, None)
-            self._num_holders[block] += 1
             blocks.append(block)
+        self._hold(blocks)
         return blocks
+
+    def _hold(self, blocks):
+        for block in blocks:
+            self._unused.pop(block, None)
+            self._spare.pop(block, None)
+            self._num_holders[block] += 1
 
     def remember(self, block, value):
         """Let a held, full block be found by its hash, unless another block has the same tokens."""
@@ -93,18 +104,22 @@ class BlockPool:
             self._hashes[block] = value
             self._by_hash[value] = block
 
-    def give_back(self, blocks):
+    def give_back(self, blocks, is_wanted=True):
         """Let go of blocks that take() or find() gave, in logical order.
 
         The last of them are given away first: a beginning is worth more than what follows it.
+
+        Args:
+            is_wanted: someone may well ask for them by their hashes.
         """
         for block in reversed(blocks):
             assert self._num_holders[block] > 0, "a block was given back twice"
             self._num_holders[block] -= 1
             if self._num_holders[block] == 0:
-                self._unused[block] = None
-                if self._hashes[block] is None:
-                    self._unused.move_to_end(block, last=False)
+                has_hash = self._hashes[block] is not None
+                (self._unused if has_hash and is_wanted else self._spare)[block] = None
+                if not has_hash:
+                    self._spare.move_to_end(block, last=False)
 
     def check(self, held):
         """Compare with the blocks that sequences hold, one entry for each hold.
@@ -117,6 +132,45 @@ class BlockPool:
             counts[block] += 1
         assert counts == self._num_holders, "holders are not those that sequences know of"
         unused = {block for block, count in enumerate(counts) if count == 0}
-        assert unused == set(self._unused), "a block is neither held nor unused, or both"
+        both = [*self._spare, *self._unused]
+        assert sorted(both) == sorted(unused), "a block is neither held nor unused, or both"
         known = {value: block for block, value in enumerate(self._hashes) if value is not None}
         assert known == self._by_hash, "a hash leads to another block"
+
+
+class WindowPool(BlockPool):
+    """The blocks of layers whose queries see the last `window` tokens, themselves included.
+
+    A sequence's table has NO_BLOCK where it has given a block back.
+    """
+
+    def __init__(self, window, num_blocks, block_size):
+        super().__init__(num_blocks, block_size)
+        self.window = window
+
+    def first_seen(self, position):
+        """The first block, by its place in a table, of which a query at a position sees a token."""
+        return max(0, position - self.window + 1) // self.block_size
+
+    def most_held(self, num_tokens):
+        """Blocks that a sequence holds at most while it computes so many tokens at once."""
+        return self.blocks_for(self.window) + self.blocks_for(num_tokens) + 2
+
+    def usable(self, hashes, count):
+        """How many blocks a sequence may begin after, `count` at most: of those before that end,
+        the ones that it still sees are known."""
+        while count:
+            seen = range(count - 1, self.first_seen(count * self.block_size) - 1, -1)
+            lost = next((index for index in seen if hashes[index] not in self._by_hash), None)
+            if lost is None:
+                break
+            count = lost
+        return count
+
+    def find_seen(self, hashes, count):
+        """The table of a sequence that begins after `count` blocks, as usable() says it may: those
+        that it sees are now held."""
+        first = self.first_seen(count * self.block_size)
+        blocks = [self._by_hash[value] for value in hashes[first:count]]
+        self._hold(blocks)
+        return [NO_BLOCK] * first + blocks

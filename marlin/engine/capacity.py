@@ -4,14 +4,13 @@ For `metal-marlin info MODEL` and docs/models.md, which so say the same.
 """
 
 from marlin.device import abi
-from marlin.engine.kv_cache import kv_token_bytes
-from marlin.engine.memory import CONTEXT_STEP, activation_bytes
+from marlin.engine.kv_cache import Paging, groups_of, kv_bytes, longest_context
+from marlin.engine.memory import PREFILL_STEP_TOKENS, activation_bytes
 from marlin.models.layers import StepSizes
 from marlin.models.spec import ModelSpec
 
 # Gigabytes (2^30) of the Macs that people have.
 MAC_GIGABYTES = (16, 24, 36, 64)
-STEP_TOKENS = 256
 
 
 def gpu_bytes(gigabytes: int) -> int:
@@ -29,10 +28,21 @@ def context_that_fits(spec: ModelSpec, weight_bytes: int, memory_bytes: int) -> 
         memory_bytes: what the device may use in all.
     """
     longest = spec.config.max_context_tokens
-    sizes = StepSizes(STEP_TOKENS, 1, -(-longest // abi.KV_SPLIT))
+    sizes = StepSizes(PREFILL_STEP_TOKENS, 1, -(-longest // abi.KV_SPLIT))
     free = memory_bytes - weight_bytes - activation_bytes(spec, sizes)
-    tokens = max(0, free) // kv_token_bytes(spec) // CONTEXT_STEP * CONTEXT_STEP
-    return min(tokens, longest)
+    return longest_context(spec, max(0, free), longest, PREFILL_STEP_TOKENS)
+
+
+def kv_growth(spec: ModelSpec) -> tuple[int, int]:
+    """(bytes that a token more takes, bytes of windows that give blocks back) of the cache of a
+    sequence as long as the model's own context."""
+    paging = Paging.of_one(spec, spec.config.max_context_tokens, PREFILL_STEP_TOKENS)
+    token_bytes = sum(
+        cache.token_bytes * len(layers)
+        for cache, layers in groups_of(spec).items()
+        if paging.num_blocks_of(cache) == paging.num_blocks
+    )
+    return token_bytes, kv_bytes(spec, paging) - token_bytes * paging.num_tokens
 
 
 def num_parameters(spec: ModelSpec) -> int:

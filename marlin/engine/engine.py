@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 
-from marlin.engine.block_pool import BlockPool
+from marlin.engine.block_pool import BlockPool, WindowPool
 from marlin.engine.draft import Drafter
 from marlin.engine.interface import EngineStats
 from marlin.engine.request import (
@@ -79,9 +79,9 @@ class Engine:
         most = runner.model.config.vocab_size
         self.vocab_size = min(most, vocab_size or most)
         self._pool = BlockPool(paging.num_blocks, paging.block_size)
-        self._scheduler = Scheduler(
-            self._pool, runner.max_sequences, runner.max_step_tokens, runner.max_draft_tokens
-        )
+        self._windows = [WindowPool(w, count, paging.block_size) for w, count in paging.windows]
+        limits = runner.max_sequences, runner.max_step_tokens, runner.max_draft_tokens
+        self._scheduler = Scheduler(self._pool, *limits, self._windows)
         self._incoming = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
@@ -193,6 +193,8 @@ class Engine:
                 gpu_memory_bytes=self._runner.gpu_memory_bytes,
                 num_kv_blocks=self._pool.num_blocks,
                 num_free_kv_blocks=self._pool.num_free,
+                num_window_blocks=sum(w.num_blocks for w in self._windows),
+                num_free_window_blocks=sum(w.num_free for w in self._windows),
                 seconds_since_step=self._clock() - self._stepped_at if unfinished else 0.0,
             )
 

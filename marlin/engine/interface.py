@@ -26,6 +26,7 @@ class EngineStats:
     kv_bytes: of the KV cache.
     gpu_memory_bytes: that weights, cache and activations hold on a GPU.
     num_kv_blocks, num_free_kv_blocks: of the KV cache; free ones may hold what can be found again.
+    num_window_blocks, num_free_window_blocks: the same of windows that give blocks back.
     seconds_since_step: how long the work in hand has waited for a step to be completed; 0 without
         work.
     """
@@ -36,6 +37,8 @@ class EngineStats:
     gpu_memory_bytes: int = 0
     num_kv_blocks: int = 0
     num_free_kv_blocks: int = 0
+    num_window_blocks: int = 0
+    num_free_window_blocks: int = 0
     seconds_since_step: float = 0.0
 
 

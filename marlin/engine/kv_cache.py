@@ -1,8 +1,8 @@
 """The KV cache: how it is cut into blocks, and the buffers of each layer.
 
-Layers that cache alike (one spec) form a group and share a layout. Block ids mean the same tokens
-in every layer, so a sequence has one block table. Knows no requests: who has which block is
-block_pool.py's.
+Layers that cache alike (one spec) form a group and share a layout. Groups that keep all tokens
+share a sequence's block table; a window that gives blocks back has its own, over fewer blocks.
+Knows no requests: who has which block is block_pool.py's.
 """
 
 from typing import NamedTuple
@@ -12,25 +12,56 @@ from marlin.device.device import Device
 from marlin.device.ops import KvLayout
 from marlin.device.program import View
 from marlin.models.layers import LayerCache
-from marlin.models.spec import KvSpec, ModelSpec
+from marlin.models.spec import KvSpec, ModelSpec, WindowKV
+
+# A contiguous KV cache is a multiple of this long: the key tile.
+CONTEXT_STEP = 16
+
+# Tokens a block of a cache for one sequence, where a window gives blocks back.
+WINDOW_BLOCK_SIZE = 16
 
 
 class Paging(NamedTuple):
-    """Blocks of a cache, in every layer alike.
+    """Blocks of a cache.
 
     Attributes:
         num_blocks, block_size: blocks in all, and tokens a block (a multiple of 16).
         table_stride: blocks that one sequence may have.
+        windows: (length of a window in tokens, blocks) of each that gives blocks back; layers with
+            another window keep all tokens.
     """
 
     num_blocks: int
     block_size: int
     table_stride: int
+    windows: tuple[tuple[int, int], ...] = ()
 
     @classmethod
     def contiguous(cls, num_tokens: int) -> "Paging":
         """One block for one sequence."""
         return cls(1, num_tokens, 1)
+
+    @classmethod
+    def of_one(cls, spec: ModelSpec, num_tokens: int, step_tokens: int) -> "Paging":
+        """For one sequence of a model: one block, but where a window needs fewer tokens."""
+        count = -(-num_tokens // WINDOW_BLOCK_SIZE)
+        paging = cls(count, WINDOW_BLOCK_SIZE, count).with_windows(spec, 1, step_tokens)
+        return paging if paging.windows else cls.contiguous(num_tokens)
+
+    def with_windows(self, spec: ModelSpec, max_sequences: int, step_tokens: int) -> "Paging":
+        """The same, whose windows give blocks back where that leaves them fewer.
+
+        They have blocks for a step of all sequences, and for as many more beginnings of requests
+        and one: those that the last requests began and ended with.
+        """
+        found = []
+        for window in sorted({c.window for c in groups_of(spec) if isinstance(c, WindowKV)}):
+            of_sequence = -(-window // self.block_size) + 2
+            of_step = -(-step_tokens // self.block_size) + 1
+            count = (2 * max_sequences + 1) * of_sequence + of_step
+            if count < self.num_blocks:
+                found.append((window, count))
+        return self._replace(windows=tuple(found))
 
     @property
     def num_tokens(self) -> int:
@@ -41,9 +72,15 @@ class Paging(NamedTuple):
         """KV splits of a sequence's longest context."""
         return -(-self.table_stride * self.block_size // abi.KV_SPLIT)
 
+    def num_blocks_of(self, spec: KvSpec) -> int:
+        """Blocks of a layer."""
+        if not isinstance(spec, WindowKV):
+            return self.num_blocks
+        return dict(self.windows).get(spec.window, self.num_blocks)
+
     def layout(self, spec: KvSpec) -> KvLayout:
         """What kernels are told of the cache of a layer."""
-        sizes = self.num_blocks, self.block_size, self.table_stride
+        sizes = self.num_blocks_of(spec), self.block_size, self.table_stride
         return KvLayout(*sizes, spec.num_kv_heads, spec.head_dim)
 
 
@@ -56,24 +93,55 @@ def groups_of(spec: ModelSpec) -> dict[KvSpec, list[int]]:
 
 
 def kv_token_bytes(spec: ModelSpec) -> int:
-    """KV cache bytes of a token in all layers."""
+    """KV cache bytes of a token in all layers: what a context takes a token, up to a window."""
     return sum(cache.token_bytes * len(layers) for cache, layers in groups_of(spec).items())
+
+
+def kv_bytes(spec: ModelSpec, paging: Paging) -> int:
+    """Bytes of a KV cache."""
+    return paging.block_size * sum(
+        cache.token_bytes * len(layers) * paging.num_blocks_of(cache)
+        for cache, layers in groups_of(spec).items()
+    )
+
+
+def longest_context(spec: ModelSpec, num_bytes: int, most: int, step_tokens: int) -> int:
+    """Tokens, a multiple of CONTEXT_STEP and `most` at most, of the longest cache for one sequence
+    of so many bytes; may be 0."""
+    low, high = 0, most // CONTEXT_STEP
+    while low < high:
+        middle = (low + high + 1) // 2
+        paging = Paging.of_one(spec, middle * CONTEXT_STEP, step_tokens)
+        low, high = (middle, high) if kv_bytes(spec, paging) <= num_bytes else (low, middle - 1)
+    return low * CONTEXT_STEP
 
 
 class KvCache:
     """A model's cache on a device, zeroed.
 
+    Args:
+        places: {length of a window that gives blocks back, or None for all tokens: Views of the
+            slots and block tables of a step}.
+
     Attributes:
         layers: LayerCache of each layer.
     """
 
-    def __init__(self, device: Device, spec: ModelSpec, paging: Paging):
+    def __init__(
+        self,
+        device: Device,
+        spec: ModelSpec,
+        paging: Paging,
+        places: dict[int | None, tuple[View, View]],
+    ):
         found = {}
         for cache, indices in groups_of(spec).items():
             layout = paging.layout(cache)
+            window = cache.window if isinstance(cache, WindowKV) else None
+            where = places.get(window, places[None])
             for index in indices:
                 k, v = (View.of(device.create(layout.layer_bytes)) for _ in range(2))
-                found[index] = LayerCache(k, v, layout)
+                found[index] = LayerCache(k, v, layout, *where)
         self.layers: list[LayerCache] = [found[index] for index in range(len(spec.layers))]
 
     @property

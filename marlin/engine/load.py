@@ -11,10 +11,10 @@ from marlin.engine.constraint import Grammars
 from marlin.engine.draft import MAX_DRAFT_TOKENS, MAX_STEP_DRAFT_TOKENS
 from marlin.engine.encoder import EncoderRunner, EncoderSizes
 from marlin.engine.engine import Engine
-from marlin.engine.kv_cache import Paging
+from marlin.engine.kv_cache import CONTEXT_STEP, Paging
 from marlin.engine.memory import (
-    CONTEXT_STEP,
     MAX_KV_MEMORY_SHARE,
+    PREFILL_STEP_TOKENS,
     MemoryBudget,
     activation_bytes,
     check_memory,
@@ -32,10 +32,6 @@ from marlin.models.pooling import RANK, Pooling
 
 logger = logging.getLogger(__name__)
 
-# Tokens of a prefill step. A step reads the weights once; this many hide that read behind
-# arithmetic, keep activations in the second-level cache, and let an abort be noticed soon
-# (docs/performance.md).
-PREFILL_STEP_TOKENS = 256
 # Texts that may take a tokenizer for ever at once: each takes a core until the process ends.
 NUM_HELPERS = 4
 
@@ -166,15 +162,16 @@ class _Sizes(NamedTuple):
 
 def _sizes(spec, budget, max_context_tokens, batching, speculative):
     max_sequences = min(batching.max_sequences, batching.num_blocks) if batching else 1
+    step_tokens = max(PREFILL_STEP_TOKENS, max_sequences)
     guessing = max_sequences if speculative else 0
     draft_tokens = min(MAX_STEP_DRAFT_TOKENS, guessing * MAX_DRAFT_TOKENS)
     if batching is None:
         max_logits = max_sequences + draft_tokens
         context = _context_tokens(spec, budget, max_context_tokens, max_logits)
-        paging = Paging.contiguous(context)
+        paging = Paging.of_one(spec, context, step_tokens)
     else:
         context, paging = _paged(spec.config, batching, max_context_tokens)
-    step_tokens = max(PREFILL_STEP_TOKENS, max_sequences)
+        paging = paging.with_windows(spec, max_sequences, step_tokens)
     return _Sizes(context, paging, step_tokens, max_sequences, draft_tokens)
 
 

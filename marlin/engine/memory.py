@@ -6,7 +6,7 @@ activations of its own. Knows sizes only; allocates nothing.
 
 from typing import NamedTuple
 
-from marlin.engine.kv_cache import Paging, kv_token_bytes
+from marlin.engine.kv_cache import Paging, kv_bytes, longest_context
 from marlin.errors import ConfigError
 from marlin.models.layers import StepSizes
 from marlin.models.model import activation_shapes
@@ -14,8 +14,10 @@ from marlin.models.spec import ModelSpec
 
 # KV caches may take this share of the device's memory when the user names no context.
 MAX_KV_MEMORY_SHARE = 0.25
-# A contiguous KV cache is a multiple of this long: the key tile.
-CONTEXT_STEP = 16
+# Tokens of a prefill step. A step reads the weights once; this many hide that read behind
+# arithmetic, keep activations in the second-level cache, and let an abort be noticed soon
+# (docs/performance.md).
+PREFILL_STEP_TOKENS = 256
 
 
 def activation_bytes(spec: ModelSpec, sizes: StepSizes) -> int:
@@ -36,16 +38,19 @@ class MemoryBudget(NamedTuple):
     weight_bytes: int
     num_processes: int = 1
 
-    def context_that_fits(self, spec: ModelSpec, activations: int) -> int:
-        """Tokens of the longest contiguous KV cache when the user names none; may be 0.
+    def context_that_fits(
+        self, spec: ModelSpec, activations: int, step_tokens: int = PREFILL_STEP_TOKENS
+    ) -> int:
+        """Tokens of the longest context of one sequence when the user names none, up to the
+        model's own; may be 0.
 
         MAX_KV_MEMORY_SHARE of the memory bounds all processes' caches together, and so does what
         weights and activations (bytes, of each process) leave.
         """
         free = self.memory_bytes - self.weight_bytes - self.num_processes * activations
         room = min(free, int(self.memory_bytes * MAX_KV_MEMORY_SHARE))
-        tokens = max(0, room) // (self.num_processes * kv_token_bytes(spec))
-        return tokens // CONTEXT_STEP * CONTEXT_STEP
+        most = spec.config.max_context_tokens
+        return longest_context(spec, max(0, room) // self.num_processes, most, step_tokens)
 
     def check(self, cache, kv_bytes, activations):
         """Refuse what the device cannot hold.
@@ -83,7 +88,7 @@ def check_memory(
     if paging.num_blocks > 1:
         cache = f"of {paging.num_blocks} blocks of {paging.block_size} tokens"
     activations = activation_bytes(spec, StepSizes(step_tokens, max_logits, paging.max_splits))
-    budget.check(cache, paging.num_tokens * kv_token_bytes(spec), activations)
+    budget.check(cache, kv_bytes(spec, paging), activations)
 
 
 def _mib(num_bytes):

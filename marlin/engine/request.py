@@ -71,6 +71,8 @@ class Request:
         num_computed_tokens: tokens whose KV exists.
         num_cached_tokens: those of them that a prefix hit gave.
         block_ids: KV blocks that it holds, in logical order.
+        window_block_ids: the same of each window; NO_BLOCK in place of those that it gave back.
+        restarts: ends, in blocks, after which another request may well begin.
         block_hashes: hash chain of its full blocks of tokens, as far as it was needed.
         drafter: engine.draft.Drafter, or None without speculation.
         guide: where its answer is in its grammar; None without one.
@@ -94,6 +96,8 @@ class Request:
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0
     block_ids: list[int] = field(default_factory=list)
+    window_block_ids: list[list[int]] = field(default_factory=list)
+    restarts: set[int] = field(default_factory=set)
     block_hashes: list[bytes] = field(default_factory=list)
     drafter: object = None
     guide: "Guide | ThoughtGuide | None" = None

@@ -60,11 +60,11 @@ class Runner:
         self.max_draft_tokens = max_draft_tokens
         max_samples = max_sequences + max_draft_tokens
         config = model.config
-        self._cache = KvCache(device, model.spec, paging)
         self._batch = Batch(
             *(device, paging, config.vocab_size, max_step_tokens, max_sequences, max_samples),
             SCORED_ROWS,
         )
+        self._cache = KvCache(device, model.spec, paging, self._batch.places)
         sampled = device.create(max_samples * np.dtype(np.int32).itemsize)
         self._sampled_view = View.of(sampled)
         self._sampled = sampled.array(np.int32, (max_samples,))

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from marlin.engine.block_pool import block_hash, root_hash
 from marlin.engine.draft import MAX_DRAFT_TOKENS
+from marlin.engine.holdings import Holdings
 from marlin.engine.request import Chunk
 from marlin.engine.shares import Shares, begin_turn_anew
 from marlin.turns import owner
@@ -36,6 +37,7 @@ class Scheduler:
         max_sequences: requests that may run at once.
         max_step_tokens: tokens a step may compute.
         max_draft_tokens: guesses among them, of all requests together.
+        windows: a WindowPool for each length of window whose layers give blocks back.
 
     Attributes:
         waiting: deque of Requests, first to be admitted first.
@@ -45,8 +47,9 @@ class Scheduler:
         shares: engine.shares.Shares; whoever runs the steps says there how long each took.
     """
 
-    def __init__(self, pool, max_sequences, max_step_tokens, max_draft_tokens=0):
+    def __init__(self, pool, max_sequences, max_step_tokens, max_draft_tokens=0, windows=()):
         self._pool = pool
+        self._held = Holdings(pool, windows, max_step_tokens)
         self._max_sequences = max_sequences
         self._max_step_tokens = max_step_tokens
         self._max_draft_tokens = max_draft_tokens
@@ -161,12 +164,8 @@ class Scheduler:
     def _with_draft(self, chunk, draft):
         """A chunk with as much of a draft as there are free blocks for."""
         request, end = chunk.request, chunk.start + chunk.num_tokens
-        num_blocks = len(request.block_ids)
-        most = (num_blocks + self._pool.num_free) * self._pool.block_size - end
-        draft = tuple(draft[: max(0, most)])
-        request.block_ids += self._pool.take(
-            max(0, self._pool.blocks_for(end + len(draft)) - num_blocks)
-        )
+        draft = tuple(draft[: max(0, self._held.most_tokens(request) - end)])
+        self._held.grow(request, end + len(draft))
         return replace(chunk, draft_token_ids=draft)
 
     def _add_prefill(self, chunks, request, budget):
@@ -186,21 +185,17 @@ class Scheduler:
     def _grow(self, request, num_tokens):
         """Hold blocks for num_tokens more, preempting the youngest of the client that runs most
         while too few are free."""
-        needed = self._pool.blocks_for(request.num_computed_tokens + num_tokens)
-        while True:
-            blocks = self._pool.take(max(0, needed - len(request.block_ids)))
-            if blocks is not None:
-                request.block_ids += blocks
-                return True
+        while not self._held.grow(request, request.num_computed_tokens + num_tokens):
             youngest = self._youngest_of_most()
             self._preempt(youngest)
             if youngest is request:
                 return False
+        return True
 
     def _preempt(self, request):
         """Back to the head of the queue, to be computed anew."""
         self._keep(request)
-        self._release(request)
+        self._held.release(request)
         begin_turn_anew(request)
         self.running.remove(request)
         self.waiting.appendleft(request)
@@ -221,8 +216,9 @@ class Scheduler:
             return False
         if self._pool.num_blocks == 1:
             return self._pool.num_free > 0
-        blocks, has_room = self._find_prefix(request)
-        self._pool.give_back(blocks)
+        beginning = self._held.find(self._reusable_hashes(request))
+        has_room = self._held.has_room(request.num_tokens, beginning)
+        self._held.give_back(beginning)
         return has_room
 
     def _hold_prefix(self, request):
@@ -236,20 +232,15 @@ class Scheduler:
                 request.num_computed_tokens = self._common_with_kept(request)
                 self._kept_token_ids = []
             return self._pool.num_free > 0
-        blocks, has_room = self._find_prefix(request)
-        rest = self._reusable_hashes(request)[len(blocks) : len(blocks) + 1]
+        hashes = self._reusable_hashes(request)
+        beginning = self._held.find(hashes)
+        rest = hashes[len(beginning.table) : len(beginning.table) + 1]
+        has_room = self._held.has_room(request.num_tokens, beginning)
         if not has_room or any(self._is_pending(value) for value in rest):
-            self._pool.give_back(blocks)
+            self._held.give_back(beginning)
             return False
-        request.block_ids = blocks
-        request.num_computed_tokens = len(blocks) * self._pool.block_size
+        self._held.begin(request, beginning)
         return True
-
-    def _find_prefix(self, request):
-        """(the known blocks of its tokens, now held; whether the pool has room for the rest)."""
-        blocks = self._pool.find(self._reusable_hashes(request))
-        missing = self._pool.blocks_for(request.num_tokens) - len(blocks)
-        return blocks, missing <= self._pool.num_free
 
     def _reusable_hashes(self, request):
         num_reusable = 0 if self.prefix_cache == "off" else request.num_reusable_tokens
@@ -298,12 +289,12 @@ class Scheduler:
         request.num_computed_tokens = end
         if request.drafter is not None:
             self._learn(chunk, num_accepted)
-        nothing_new = chunk.start // size == end // size
-        if self._pool.num_blocks == 1 or nothing_new or request.needs_all_states:
+        if self._pool.num_blocks == 1 or chunk.start // size == end // size:
             return
-        self._hash_blocks(request, end)
-        for index in range(chunk.start // size, end // size):
-            self._pool.remember(request.block_ids[index], request.block_hashes[index])
+        if not request.needs_all_states:
+            self._hash_blocks(request, end)
+            self._held.remember(request, chunk.start, end)
+        self._held.pass_by(request, chunk.start)
 
     def _learn(self, chunk, num_accepted):
         request, num_drafted = chunk.request, len(chunk.draft_token_ids)
@@ -311,9 +302,7 @@ class Scheduler:
         request.num_accepted_draft_tokens += num_accepted
         request.drafter.follow(request)
         request.drafter.observe(num_drafted, num_accepted)
-        kept = self._pool.blocks_for(request.num_computed_tokens)
-        self._pool.give_back(request.block_ids[kept:])
-        del request.block_ids[kept:]
+        self._held.cut(request)
 
     def remove(self, request, keep=True):
         """Drop a finished or aborted request, and give its blocks back at once.
@@ -326,12 +315,8 @@ class Scheduler:
             return
         if keep:
             self._keep(request)
-        self._release(request)
+        self._held.release(request)
         self.running.remove(request)
-
-    def _release(self, request):
-        self._pool.give_back(request.block_ids)
-        request.block_ids = []
 
     def check(self):
         """Every block is free, cached or held by those who say so, and holders have what they need.
@@ -339,12 +324,9 @@ class Scheduler:
         Raises:
             AssertionError: the bookkeeping is broken.
         """
-        self._pool.check([block for request in self.running for block in request.block_ids])
+        self._held.check(self.running)
         waiting = [request for request in self.waiting if request.block_ids]
         assert not waiting, "a waiting request holds blocks"
-        for request in self.running:
-            needed = self._pool.blocks_for(request.num_computed_tokens)
-            assert len(request.block_ids) >= needed, "a running request lacks blocks"
 
 
 def _draft(request, num_step_rows):

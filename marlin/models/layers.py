@@ -21,11 +21,18 @@ ACTIVATIONS = {"silu": ops.silu_mul, "gelu": ops.gelu_mul}
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """One layer's keys and values, in the shapes that KvLayout says."""
+    """One layer's keys and values, in the shapes that KvLayout says, and where a step's are.
+
+    Attributes:
+        slots: int32 [num_tokens].
+        tables: int32 [num_sequences, table_stride], the block table of each sequence.
+    """
 
     k: View
     v: View
     layout: KvLayout
+    slots: View
+    tables: View
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +40,7 @@ class StepInputs:
     """A step's inputs on the device, all filled by the engine.
 
     Attributes:
-        token_ids, positions, slots: int32 [num_tokens].
-        tables: int32 [num_sequences, table_stride], the block table of each sequence.
+        token_ids, positions: int32 [num_tokens].
         tiles: int32 [num_tiles, 4], the queries of each unit of attention.
         logit_rows: int32 [num_logits], tokens whose logits are wanted.
         caches: a LayerCache a layer.
@@ -42,8 +48,6 @@ class StepInputs:
 
     token_ids: View
     positions: View
-    slots: View
-    tables: View
     tiles: View
     logit_rows: View
     caches: list[LayerCache]
@@ -203,11 +207,11 @@ class Attention:
         table, turns = None, (0, False)
         if self.rope is not None:
             table, turns = step.ropes[self.rope], (self.rope.dim, self.rope.interleaved)
-        rows, heads = (table, inputs.slots), self.num_heads
+        rows, heads = (table, cache.slots), self.num_heads
         ops.rope_kv_write(step.recorder, qkv, rows, caches, cache.layout, heads, turns)
         window = self.cache.window if isinstance(self.cache, WindowKV) else None
         scores = self.scale, self.softcap, self.position_scale, self.scale_tokens
-        seen = AttentionInputs(inputs.tables, inputs.tiles, cache.layout, heads, window, *scores)
+        seen = AttentionInputs(cache.tables, inputs.tiles, cache.layout, heads, window, *scores)
         if step.prefill:
             ops.attention(step.recorder, acts["q"], caches, seen, acts["attended"])
             return

@@ -130,12 +130,15 @@ def test_a_model_is_described_from_its_headers(capsys):
     facts = json.loads(capsys.readouterr().out)
     assert facts["family"] == "gemma2" and facts["format"] == "gguf"
     assert facts["layers"] == 4 and facts["layers_with_window"] == 2
-    # Two KV heads of 32 in four layers, float16, keys and values.
-    assert facts["kv_bytes_per_token"] == 2 * 2 * 2 * 32 * 4
+    # Two KV heads of 32, float16, keys and values: in two layers of each token, and in two of the
+    # tokens of 26 blocks, three beginnings of 6 tokens and a step of 256.
+    assert facts["kv_bytes_per_token"] == 2 * 2 * 2 * 32 * 2
+    assert facts["kv_bytes_of_windows"] == 2 * 2 * 2 * 32 * 2 * 26 * 16
     assert facts["context_tokens_on_macs"] == dict.fromkeys(("16", "24", "36", "64"), 512)
     assert cli.main(["info", str(GEMMA2)]) == 0
     text = capsys.readouterr().out
     assert "64 GB Mac     a context of 512 tokens" in text and "4, 2 of them with a window" in text
+    assert "KV cache      0.5 KiB a token, and 1 MiB of windows" in text
 
 
 def test_what_is_no_model_is_refused_as_serving_it_would_be(capsys, tmp_path):

@@ -152,6 +152,7 @@ def running(
     context=512,
     sequences=1,
     blocks=None,
+    windows=(),
     drafts=0,
 ):
     """A Runner of the model at `path`.
@@ -159,13 +160,14 @@ def running(
     Args:
         context: tokens of the contiguous cache.
         blocks: (number, tokens each) of a paged cache instead; a sequence may hold all of them.
+        windows: (length, blocks) of windows that give blocks back.
         drafts: guesses a step may hold.
     """
     device = open_device(isa, num_threads)
     try:
         num_blocks, block_size = blocks or (1, context)
         model = Model(open_checkpoint(path, device), num_blocks * block_size)
-        paging = Paging(num_blocks, block_size, num_blocks)
+        paging = Paging(num_blocks, block_size, num_blocks, windows)
         runner = Runner(device, model, paging, max_step_tokens, sequences, drafts)
         try:
             yield runner

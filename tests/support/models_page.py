@@ -15,7 +15,6 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from marlin.engine import capacity
-from marlin.engine.kv_cache import kv_token_bytes
 from marlin.models.registry import config_from_hf, spec_of
 
 PAGE = ROOT / "docs" / "models.md"
@@ -93,7 +92,10 @@ def table():
             capacity.context_that_fits(spec, weights, capacity.gpu_bytes(size)) for size in sizes
         ]
         cells = [name, f"{count / 1e9:.1f} B", f"{weights / 1e9:.1f} GB"]
-        cells += [f"{kv_token_bytes(spec) / 1024:g} KiB", f"{longest:,}"]
+        token_bytes, window_bytes = capacity.kv_growth(spec)
+        kept = f"{token_bytes / 1024:g} KiB"
+        kept += f" + {-(-window_bytes >> 20)} MiB" if window_bytes else ""
+        cells += [kept, f"{longest:,}"]
         lines.append("| " + " | ".join([*cells, *(_cell(n, longest) for n in fits)]) + " |")
     return "\n".join(lines)
 

@@ -11,7 +11,7 @@ from marlin.models.registry import spec_of
 
 MIB = 1 << 20
 # 2 layers, 2 KV heads of 16: a token's keys and values are 2 * 2 * 2 * 16 float16.
-SPEC = spec_of(tiny_config())
+SPEC = spec_of(tiny_config(max_context_tokens=1 << 20))
 TOKEN_BYTES = 256
 
 

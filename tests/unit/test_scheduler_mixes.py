@@ -7,7 +7,8 @@ A mix is a function of its seed, and a failure names the seed.
 import random
 from collections import Counter
 
-from marlin.engine.block_pool import BlockPool
+from marlin.engine.block_pool import BlockPool, WindowPool
+from marlin.engine.draft import accept
 from marlin.engine.request import Request
 from marlin.engine.sampling import SamplingParams
 from marlin.engine.scheduler import PREFILL_TOKENS_BESIDE_DECODES, Scheduler
@@ -21,28 +22,42 @@ class FakeRunner:
     """A KV cache of hashes: a slot holds that of all tokens up to its own, so that a slot computed
     from other tokens, or lost, or overwritten, is seen by whoever reads it. The token sampled after
     a context is a function of the context, as a model's is.
+
+    A window's slots are read as far as its queries see, and no further.
     """
 
-    def __init__(self, pool):
+    def __init__(self, pool, windows=()):
         self._size = pool.block_size
-        self._slots = [None] * (pool.num_blocks * pool.block_size)
+        self._windows = windows
+        self._pools = [[None] * (p.num_blocks * p.block_size) for p in (pool, *windows)]
         self._known = {}
 
     def step(self, chunks):
-        """Read every chunk's context and write its tokens; the token sampled for each chunk."""
-        for chunk in chunks:
-            self._compute(chunk)
-        return [next_token(self._hashes(chunk.request)[-1]) for chunk in chunks]
+        """Read every chunk's context and write its tokens; of each, the guesses that are right and
+        the token sampled after them."""
+        return [self._compute(chunk) for chunk in chunks]
 
     def _compute(self, chunk):
-        table, hashes = chunk.request.block_ids, self._hashes(chunk.request)
-        end = chunk.start + chunk.num_tokens
-        assert len(table) * self._size >= end, "a chunk lies past its blocks"
-        slots = [table[at // self._size] * self._size + at % self._size for at in range(end)]
-        found = [self._slots[slot] for slot in slots[: chunk.start]]
-        assert found == hashes[: chunk.start], "the KV cache is not that of the request's tokens"
-        for at in range(chunk.start, end):
-            self._slots[slots[at]] = hashes[at]
+        hashes = list(self._hashes(chunk.request))
+        for token_id in chunk.draft_token_ids:
+            hashes.append(hash((hashes[-1], token_id)))
+        end = chunk.start + chunk.num_tokens + len(chunk.draft_token_ids)
+        tables = chunk.request.block_ids, *chunk.request.window_block_ids
+        firsts = 0, *(max(0, chunk.start - w.window + 1) for w in self._windows)
+        for slots, table, first in zip(self._pools, tables, firsts, strict=True):
+            assert len(table) * self._size >= end, "a chunk lies past its blocks"
+            assert min(table[first // self._size :]) >= 0, "what a chunk sees was given back"
+            places = {at: self._slot(table, at) for at in range(first, end)}
+            found = [slots[places[at]] for at in range(first, chunk.start)]
+            wanted = hashes[first : chunk.start]
+            assert found == wanted, "the KV cache is not that of the request's tokens"
+            for at in range(chunk.start, end):
+                slots[places[at]] = hashes[at]
+        sampled = [next_token(value) for value in hashes[-1 - len(chunk.draft_token_ids) :]]
+        return accept(list(chunk.draft_token_ids), sampled)
+
+    def _slot(self, table, at):
+        return table[at // self._size] * self._size + at % self._size
 
     def _hashes(self, request):
         known = self._known.setdefault(request, [])
@@ -67,24 +82,48 @@ def expected_outputs(request):
     return outputs
 
 
+class RandomDrafter:
+    """Guesses what comes, up to a token of its choice, and what does not from there on."""
+
+    def __init__(self, rng):
+        self._rng = rng
+
+    def propose(self, request, num_step_rows):
+        room = request.params.max_tokens - len(request.output_token_ids) - 1
+        outputs = expected_outputs(request)[len(request.output_token_ids) :]
+        count = min(room, self._rng.randint(0, 6))
+        right = self._rng.randint(0, count)
+        return [token + (place >= right) for place, token in enumerate(outputs[:count])]
+
+    def follow(self, request):
+        pass
+
+    def observe(self, num_drafted, num_accepted):
+        pass
+
+
 class Mix:
     """Requests, and the rules that every step with them keeps.
 
     Args:
         requests: in the order in which they arrive.
+        windows, drafts: as the scheduler's; requests guess where drafts are above 0.
 
     Attributes:
         happened: Counter of what the run went through.
     """
 
-    def __init__(self, rng, pool, max_sequences, budget, requests):
+    def __init__(self, rng, pool, max_sequences, budget, requests, windows=(), drafts=0):
         self.rng = rng
         self.pool, self.budget, self.max_sequences = pool, budget, max_sequences
-        self.scheduler = Scheduler(pool, max_sequences, budget)
-        self.runner = FakeRunner(pool)
+        self.windows, self.drafts = windows, drafts
+        self.scheduler = Scheduler(pool, max_sequences, budget, drafts, windows)
+        self.runner = FakeRunner(pool, windows)
         self.happened = Counter()
         self.order = {request: index for index, request in enumerate(requests)}
         self.gone = set()
+        for request in requests if drafts else ():
+            request.drafter = RandomDrafter(rng)
         self.step_s = rng.choice((0.0, 0.01, 0.3, 3.0))
 
     def run(self):
@@ -100,7 +139,8 @@ class Mix:
             elif step > arrivals[-1]:
                 break
         assert not self.scheduler.requests(), "requests are left"
-        assert self.pool.num_free == self.pool.num_blocks, "blocks were not given back"
+        for pool in (self.pool, *self.windows):
+            assert pool.num_free == pool.num_blocks, "blocks were not given back"
         self.happened["cached"] = sum(request.num_cached_tokens for request in self.order)
         for request in self.order.keys() - self.gone:
             assert request.output_token_ids == expected_outputs(request)
@@ -131,7 +171,11 @@ class Mix:
         self.scheduler.check()
         self.check_chunks(chunks, decoding)
         self.happened["preempted"] += len(set(before) & set(self.scheduler.waiting))
-        token_ids = self.runner.step(chunks)
+        self.happened["guessed"] += sum(len(chunk.draft_token_ids) for chunk in chunks)
+        self.happened["passed by"] += sum(
+            -1 in table for chunk in chunks for table in chunk.request.window_block_ids
+        )
+        token_lists = self.runner.step(chunks)
         if not fails:
             self.scheduler.shares.charge(chunks, self.step_s)
         if fails:
@@ -139,8 +183,8 @@ class Mix:
             for chunk in chunks:
                 self.drop(chunk.request, keep=False)
             return
-        for chunk, token_id in zip(chunks, token_ids, strict=True):
-            self.advance(chunk, token_id)
+        for chunk, token_ids in zip(chunks, token_lists, strict=True):
+            self.advance(chunk, token_ids)
         self.scheduler.check()
 
     def check_chunks(self, chunks, decoding):
@@ -162,12 +206,13 @@ class Mix:
         prefill = sum(chunk.num_tokens for chunk in chunks if chunk.request not in still)
         assert not still or prefill <= PREFILL_TOKENS_BESIDE_DECODES, "a stream waits for prompts"
 
-    def advance(self, chunk, token_id):
+    def advance(self, chunk, token_ids):
         wants_token = chunk.is_last
-        self.scheduler.advance(chunk)
         request = chunk.request
         if wants_token:
-            request.output_token_ids.append(token_id)
+            request.output_token_ids += token_ids
+        self.scheduler.advance(chunk, len(token_ids) - 1 if wants_token else 0)
+        if wants_token:
             if len(request.output_token_ids) == request.params.max_tokens:
                 self.scheduler.remove(request)
 
@@ -195,6 +240,23 @@ def paged_mix(rng):
     requests = random_requests(rng, num_blocks * block_size)
     pool = BlockPool(num_blocks + rng.choice((0, 0, 1, 4, 40)), block_size)
     return Mix(rng, pool, max_sequences, rng.randint(max_sequences, 70), requests)
+
+
+def windowed_mix(rng):
+    """One window or two, often a small part of a request, in pools from just enough for one request
+    to enough for all; guesses in half of the mixes."""
+    block_size = rng.choice((1, 4, 16))
+    num_blocks = rng.choice((5, 8, 16, 30))
+    max_sequences = rng.randint(1, 6)
+    budget, drafts = rng.randint(max_sequences, 70), rng.choice((0, 8))
+    requests = random_requests(rng, num_blocks * block_size)
+    pool = BlockPool(num_blocks + rng.choice((0, 0, 4, 40)), block_size)
+    windows = []
+    for length in rng.sample((1, 2, 5, 16, 33, 60), rng.randint(1, 2)):
+        least = WindowPool(length, 0, block_size).most_held(budget)
+        count = min(pool.num_blocks, least + rng.choice((0, 0, 1, 8, 40)))
+        windows.append(WindowPool(length, count, block_size))
+    return Mix(rng, pool, max_sequences, budget, requests, windows, drafts)
 
 
 def contiguous_mix(rng):
@@ -231,6 +293,12 @@ def test_any_mix_over_a_paged_cache_keeps_the_rules_and_gives_each_request_its_o
     happened = run_mixes(paged_mix, NUM_MIXES)
     # A generator that no longer reaches these cases would prove nothing of them.
     assert min(happened[what] for what in ("preempted", "aborted", "failed", "cached")) > 300
+
+
+def test_any_mix_with_windows_that_give_blocks_back_gives_each_request_its_own_tokens():
+    happened = run_mixes(windowed_mix, NUM_MIXES // 2)
+    kinds = "preempted", "aborted", "failed", "cached", "guessed", "passed by"
+    assert min(happened[what] for what in kinds) > 150, happened
 
 
 def test_any_mix_over_one_contiguous_block_gives_each_request_its_own_tokens():

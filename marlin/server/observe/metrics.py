@@ -123,6 +123,8 @@ FAMILIES = _lay_out(
     ),
     ("kv_blocks", "gauge", "KV cache blocks."),
     ("kv_blocks_free", "gauge", "KV cache blocks that no request holds."),
+    ("kv_window_blocks", "gauge", "KV cache blocks of windows that give blocks back."),
+    ("kv_window_blocks_free", "gauge", "Those that no request holds."),
     ("kv_bytes", "gauge", "Size of the KV cache in bytes."),
     ("private_memory_bytes", "gauge", "Resident memory that a worker shares with no other."),
     (

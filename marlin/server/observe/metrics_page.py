@@ -51,6 +51,8 @@ class MetricsPage:
             requests_queued=self._gate.num_waiting + self._metrics.num_unbegun,
             kv_blocks=stats.num_kv_blocks,
             kv_blocks_free=stats.num_free_kv_blocks,
+            kv_window_blocks=stats.num_window_blocks,
+            kv_window_blocks_free=stats.num_free_window_blocks,
             kv_bytes=stats.kv_bytes,
             gpu_memory_bytes=stats.gpu_memory_bytes,
             **self._memory.gauges(),
