@@ -1,5 +1,6 @@
 /* metal.h: what the Metal device needs that is no Objective-C: how a record becomes a launch
- * (metal_launch.c), and where its files lie (metal_files.c). */
+ * (metal_launch.c) and how long that takes (metal_cost.c), and where its files lie
+ * (metal_files.c). */
 #ifndef MARLIN_METAL_H
 #define MARLIN_METAL_H
 
@@ -35,6 +36,14 @@ void marlin_constants_of(const marlin_record *record, int variant, uint32_t out[
 /* The variant that runs dispatch `index` in this replay, and its threadgroups. -1: there is nothing
  * to do, so the dispatch is skipped. */
 int marlin_launch_of(const marlin_records *records, int32_t index, int64_t groups[3]);
+
+/* What dispatch `index` of this replay takes, estimated in seconds of an M1; a replay's buffers are
+ * filled by then. */
+double marlin_launch_seconds(const marlin_records *records, int32_t index);
+/* How many tiles a dispatch has that may also run in several, a part of its tiles each (attention);
+ * 0: it may not. And what one of them takes. */
+int32_t marlin_launch_tiles(const marlin_records *records, int32_t index);
+double marlin_tile_seconds(const marlin_records *records, int32_t index, int32_t tile);
 
 /* marlin.metallib beside this library. 0: there is none. */
 int marlin_metallib_path(char *out, size_t size);

@@ -65,6 +65,7 @@ class Counters:
         "resident",
         "requested",
         "saved",
+        "committed",
     )
 
     def __init__(self, library):

@@ -1,5 +1,5 @@
-"""Every selector that metal.m sends, every type and constant that it is compiled against, beside
-what is published about the real Metal: the metadata of PyPI's pyobjc-framework-Metal.
+"""Every selector that the Metal device sends, every type and constant that it is compiled against,
+beside what is published about the real Metal: the metadata of PyPI's pyobjc-framework-Metal.
 
 The wheel is downloaded into pytest's cache and read, never imported.
 """
@@ -64,15 +64,20 @@ def declared():
 
 @pytest.fixture(scope="module")
 def compiled(declared, checkout, load_script, tmp_path_factory):
-    """Selectors of metal.m, compiled for a Mac without a warning, with an SDK or none."""
+    """Selectors of the shim, compiled for a Mac without a warning, with an SDK or none."""
     if shutil.which(metal_facts.OBJDUMP) is None:
         pytest.skip(f"no {metal_facts.OBJDUMP}: apt-get install llvm-19")
     folder = tmp_path_factory.mktemp("mac")
     header = load_script("metal_shim/build/build_metal.py").source_header("kernel void k() {}\n")
     (folder / "shader_source.h").write_text(header)
     includes = (folder, checkout / "metal_shim", checkout / "shaders")
-    source = checkout / "metal_shim" / "metal" / "metal.m"
-    return lambda sdk=None: metal_facts.sent_selectors(source, includes, folder / "metal.o", sdk)
+    sources = sorted((checkout / "metal_shim" / "metal").glob("*.m"))
+
+    def selectors(sdk=None):
+        sent = [metal_facts.sent_selectors(p, includes, folder / "metal.o", sdk) for p in sources]
+        return set().union(*sent)
+
+    return selectors
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +121,7 @@ def test_every_method_is_published_with_the_same_types(declared, published):
     assert checked > 45
 
 
-def test_metal_m_sends_nothing_that_is_not_published(sent, declared, published):
+def test_the_device_sends_nothing_that_is_not_published(sent, declared, published):
     known = FOUNDATION_SELECTORS.union(*CLASS_SELECTORS.values()) | set(published.methods)
     assert sent - known == set()
     assert sent & set(declared.methods) and len(sent) > 45

@@ -23,6 +23,8 @@ MISTAKES = {
     "a write after a write": "dispatch 1 (scale) writes buffer 1, which dispatch 0 (scale) writes",
     "a write after a read": "dispatch 1 (scale) writes buffer 1, which dispatch 0 (scale) reads",
     "a barrier for textures": "a barrier of scope 2 orders no buffers",
+    "no fence between command buffers": "a command buffer (scale) reads buffer 0, which one before",
+    "a fence that the encoder updates itself": "the encoder has updated that fence itself",
     "a wait before commit": "waitUntilCompleted before commit",
     "a second encoder": "a second encoder while one is open",
     "a commit while encoding": "commit with an open encoder",

@@ -23,7 +23,9 @@ typedef struct {
     id<MTLCommandQueue> queue;
     id<MTLLibrary> library;
     id<MTLComputePipelineState> pipeline;
-    id<MTLBuffer> a, b, c;
+    id<MTLBuffer> a, b, c, d;
+    id<MTLFence> fence;
+    MTLCommandBufferDescriptor *descriptor;
 } parts;
 
 static parts open_parts(const char *path)
@@ -53,6 +55,10 @@ static parts open_parts(const char *path)
     all.a = [all.device newBufferWithLength:bytes options:MTLResourceStorageModeShared];
     all.b = [all.device newBufferWithLength:bytes options:MTLResourceStorageModeShared];
     all.c = [all.device newBufferWithLength:bytes options:MTLResourceStorageModeShared];
+    all.d = [all.device newBufferWithLength:bytes options:MTLResourceStorageModeShared];
+    all.fence = [all.device newFence];
+    all.descriptor = [[MTLCommandBufferDescriptor alloc] init];
+    [all.descriptor setRetainedReferences:NO];
     return all;
 }
 
@@ -114,12 +120,29 @@ static void depend(const parts *all, id<MTLComputeCommandEncoder> encoder)
     dispatch(encoder);
 }
 
+/* A command buffer that reads what the one before it writes. */
+static void follow(const parts *all)
+{
+    id<MTLCommandBuffer> commands = [all->queue commandBufferWithDescriptor:all->descriptor];
+    id<MTLComputeCommandEncoder> encoder =
+        [commands computeCommandEncoderWithDispatchType:MTLDispatchTypeConcurrent];
+    if (!makes("no fence between command buffers")) [encoder waitForFence:all->fence];
+    if (makes("a fence that the encoder updates itself")) {
+        [encoder updateFence:all->fence];
+        [encoder waitForFence:all->fence];
+    }
+    set_arguments(all, encoder);
+    [encoder setBuffer:all->b offset:0 atIndex:0];
+    [encoder setBuffer:all->d offset:0 atIndex:1];
+    dispatch(encoder);
+    [encoder endEncoding];
+    [commands commit];
+    [commands waitUntilCompleted];
+}
+
 static void run(parts *all)
 {
-    MTLCommandBufferDescriptor *descriptor =
-        [[[MTLCommandBufferDescriptor alloc] init] autorelease];
-    [descriptor setRetainedReferences:NO];
-    id<MTLCommandBuffer> commands = [all->queue commandBufferWithDescriptor:descriptor];
+    id<MTLCommandBuffer> commands = [all->queue commandBufferWithDescriptor:all->descriptor];
     if (makes("a wait before commit")) [commands waitUntilCompleted];
     id<MTLComputeCommandEncoder> encoder =
         [commands computeCommandEncoderWithDispatchType:MTLDispatchTypeConcurrent];
@@ -130,6 +153,7 @@ static void run(parts *all)
     depend(all, encoder);
     if (makes("a commit while encoding")) [commands commit];
     if (makes("an encoder that is never ended")) return;
+    [encoder updateFence:all->fence];
     [encoder endEncoding];
     if (makes("encoding after the end")) dispatch(encoder);
     [commands commit];
@@ -138,6 +162,7 @@ static void run(parts *all)
         [commands computeCommandEncoderWithDispatchType:MTLDispatchTypeConcurrent];
     if (makes("a buffer freed in flight")) [all->a release];
     if (makes("a pipeline freed in flight")) [all->pipeline release];
+    follow(all);
     [commands waitUntilCompleted];
 }
 
@@ -151,9 +176,9 @@ int main(int argc, char **argv)
         @autoreleasepool {
             run(&all);
         }
-        /* b = 0 * 3 * 2 + 1, c = b * 3 * 2 + 1 */
-        const float *c = [all.c contents];
-        puts(c[0] == 7 && c[COUNT - 1] == 7 ? "fine" : "wrong");
+        /* b = 0 * 3 * 2 + 1, c = b * 3 * 2 + 1, d = b * 3 * 2 + 1 */
+        const float *c = [all.c contents], *d = [all.d contents];
+        puts(c[0] == 7 && c[COUNT - 1] == 7 && d[0] == 7 ? "fine" : "wrong");
     }
     return 0;
 }

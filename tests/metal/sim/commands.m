@@ -48,13 +48,26 @@ static double now(void)
 
 @end
 
+/* ---- fences ---- */
+
+/* Which command buffer updates a fence, and what comes before what. */
+static pthread_mutex_t fences_mutex = PTHREAD_MUTEX_INITIALIZER;
+
+@implementation SimFence
+@end
+
 /* ---- command buffers ---- */
 
 @implementation SimCommandBuffer
 
 - (id)init
 {
-    if ((self = [super init])) _handlers = [[NSMutableArray alloc] init];
+    if ((self = [super init])) {
+        _handlers = [[NSMutableArray alloc] init];
+        _fences = [[NSMutableArray alloc] init];
+        _updates = [[NSMutableArray alloc] init];
+        _before = [[NSMutableSet alloc] init];
+    }
     return self;
 }
 
@@ -89,7 +102,15 @@ static double now(void)
                _status >= MTLCommandBufferStatusCompleted,
            "a command buffer was released while it ran");
     [self simForget];
+    pthread_mutex_lock(&fences_mutex);
+    for (SimFence *fence in _updates)
+        if (fence->_updater == self) fence->_updater = nil;
+    pthread_mutex_unlock(&fences_mutex);
     free(_commands);
+    free(_ranges);
+    [_fences release];
+    [_updates release];
+    [_before release];
     [_error release];
     [_queue release];
     [_handlers release];
@@ -141,7 +162,41 @@ static double now(void)
     EXPECT(!_encoder, "commit with an open encoder");
     EXPECT([self status] < MTLCommandBufferStatusCommitted, "a command buffer was committed twice");
     _status = MTLCommandBufferStatusCommitted;
+    sim_count(SIM_COMMITTED, 1);
+    [self simKeepRanges];
+    [self simTakeFences];
     [_queue simPush:self];
+}
+
+- (void)simKeepRanges
+{
+    size_t most = 0;
+    for (size_t i = 0; i < _count; i++) most += (size_t)_commands[i].num_ranges;
+    _ranges = malloc((most + 1) * sizeof *_ranges);
+    for (size_t i = 0; i < _count; i++)
+        for (int j = 0; j < _commands[i].num_ranges; j++)
+            _ranges[_num_ranges++] = _commands[i].ranges[j];
+}
+
+/* A fence is waited for until the last command buffer before this one that updates it has ended,
+ * and with it what that waited for. */
+- (void)simTakeFences
+{
+    pthread_mutex_lock(&fences_mutex);
+    for (SimFence *fence in _fences)
+        if (fence->_updater) {
+            [_before addObject:fence->_updater];
+            [_before unionSet:fence->_updater->_before];
+        }
+    for (SimFence *fence in _updates) fence->_updater = self;
+    pthread_mutex_unlock(&fences_mutex);
+}
+
+- (BOOL)simMayRun
+{
+    for (SimCommandBuffer *other in _before)
+        if ([other status] < MTLCommandBufferStatusCompleted) return NO;
+    return YES;
 }
 
 /* As on Metal this covers the completion handlers; here also the queue's own reference, so that a
@@ -154,6 +209,13 @@ static double now(void)
     pthread_mutex_lock(&state->mutex);
     while ([self status] < MTLCommandBufferStatusCompleted || state->current == self)
         pthread_cond_wait(&state->idle, &state->mutex);
+    /* What comes now is behind this one, and behind all that is before it. */
+    for (SimCommandBuffer *other in [_before allObjects]) {
+        [state->loose removeObject:other];
+        if (other != self) [other->_before removeAllObjects];
+    }
+    [_before removeAllObjects];
+    [state->loose removeObject:self];
     pthread_mutex_unlock(&state->mutex);
 }
 
@@ -187,8 +249,40 @@ static double now(void)
     }
     if (_error) return;
     sim_command *command = &_commands[index];
+    if ([self simClock:command at:index]) return;
     NSString *problem = [command->pipeline->_function simRun:&command->info];
     if (problem) [self simFailAt:index code:MTLCommandBufferErrorInternal text:problem];
+}
+
+/* SIMMETAL_CLOCK's nanoseconds of a kernel's threadgroup; -1: it runs. */
+static double clocked(const char *kernel)
+{
+    const char *text = getenv("SIMMETAL_CLOCK");
+    while (text && *text) {
+        size_t length = strcspn(text, ":");
+        if (strncmp(kernel, text, length) == 0) return atof(text + length + 1);
+        text = strchr(text, ',');
+        if (text) text++;
+    }
+    return -1;
+}
+
+/* Whether a command takes time alone; when that is too much, this buffer ends here. */
+- (BOOL)simClock:(const sim_command *)command at:(size_t)index
+{
+    double each = clocked([[command->pipeline->_function name] UTF8String]);
+    if (each < 0) return NO;
+    const uint32_t *grid = command->info.grid;
+    _clocked += each * 1e-9 * grid[0] * grid[1] * grid[2];
+    long long limit = sim_setting("SIMMETAL_KILL_MS", 0);
+    if (limit && _clocked * 1e3 > (double)limit) {
+        _queue->_state->num_killed++;
+        [self simFailAt:index
+                   code:MTLCommandBufferErrorInternal
+                   text:@"Impacting Interactivity "
+                        @"(0000000e:kIOGPUCommandBufferCallbackErrorImpactingInteractivity)"];
+    }
+    return YES;
 }
 
 /* Dispatches that no barrier orders may run in any order: backwards shows what is missing. */
@@ -208,8 +302,17 @@ static double now(void)
 {
     usleep((useconds_t)sim_setting("SIMMETAL_DELAY_US", 0));
     _started = now();
+    sim_queue_state *state = _queue->_state;
+    if (state->num_killed > 2)
+        [self simFailAt:0
+                   code:MTLCommandBufferErrorInternal
+                   text:@"Ignored (for causing prior/excessive GPU errors) (00000004)"];
     [self simRunAll];
     _ended = now();
+    if (_clocked) {
+        _started = state->clock;
+        _ended = state->clock += _clocked;
+    }
     [self simForget];
     MTLCommandBufferStatus status =
         _error ? MTLCommandBufferStatusError : MTLCommandBufferStatusCompleted;
@@ -234,6 +337,7 @@ static void drop(sim_queue_state *state)
     pthread_mutex_unlock(&state->mutex);
     if (left) return;
     [state->waiting release];
+    [state->loose release];
     pthread_mutex_destroy(&state->mutex);
     pthread_cond_destroy(&state->work);
     pthread_cond_destroy(&state->idle);
@@ -253,6 +357,19 @@ static void flush_subnormal_floats(void)
 #endif
 }
 
+/* Command buffers that no fence orders may run in any order, too. */
+static SimCommandBuffer *next_of(sim_queue_state *state)
+{
+    const char *order = getenv("SIMMETAL_ORDER");
+    BOOL forward = order && strcmp(order, "forward") == 0;
+    NSUInteger count = [state->waiting count];
+    for (NSUInteger i = 0; i < count; i++) {
+        SimCommandBuffer *commands = [state->waiting objectAtIndex:forward ? i : count - 1 - i];
+        if ([commands simMayRun]) return commands;
+    }
+    sim_misuse("command buffers wait for each other's fences");
+}
+
 static void *run_queue(void *context)
 {
     sim_queue_state *state = context;
@@ -264,9 +381,9 @@ static void *run_queue(void *context)
         while (![state->waiting count] && !state->stop)
             pthread_cond_wait(&state->work, &state->mutex);
         if (![state->waiting count]) break;
-        SimCommandBuffer *commands = [[state->waiting objectAtIndex:0] retain];
+        SimCommandBuffer *commands = [next_of(state) retain];
         state->current = commands;
-        [state->waiting removeObjectAtIndex:0];
+        [state->waiting removeObject:commands];
         pthread_mutex_unlock(&state->mutex);
         @autoreleasepool {
             [commands simRun];
@@ -291,6 +408,7 @@ static void *run_queue(void *context)
         pthread_cond_init(&_state->work, NULL);
         pthread_cond_init(&_state->idle, NULL);
         _state->waiting = [[NSMutableArray alloc] init];
+        _state->loose = [[NSMutableArray alloc] init];
         _state->references = 2;
         EXPECT(pthread_create(&_thread, NULL, run_queue, _state) == 0, "no thread for a queue");
     }
@@ -300,6 +418,10 @@ static void *run_queue(void *context)
 - (void)simPush:(SimCommandBuffer *)commands
 {
     pthread_mutex_lock(&_state->mutex);
+    for (SimCommandBuffer *earlier in _state->loose)
+        if (![commands->_before containsObject:earlier] && sim_setting("SIMMETAL_HAZARDS", 1))
+            sim_check_fences(earlier, commands);
+    [_state->loose addObject:commands];
     [_state->waiting addObject:commands];
     pthread_cond_signal(&_state->work);
     pthread_mutex_unlock(&_state->mutex);

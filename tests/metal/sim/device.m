@@ -221,6 +221,13 @@ static NSString *const ARCHIVE_HEAD = @"simulated binary archive";
     return queue;
 }
 
+- (id<MTLFence>)newFence
+{
+    SimFence *fence = [[SimFence alloc] init];
+    fence->_device = self;
+    return fence;
+}
+
 - (id<MTLBuffer>)newBufferWithLength:(NSUInteger)length options:(MTLResourceOptions)options
 {
     return sim_create_buffer(self, length, options);

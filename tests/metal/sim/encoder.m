@@ -143,6 +143,24 @@
     if (_commands->_count) _commands->_commands[_commands->_count - 1].barrier_after = 1;
 }
 
+/* What this encoder waits for, every one of its commands does; what it updates, all of them come
+ * before. */
+- (void)waitForFence:(id<MTLFence>)fence
+{
+    [self simOpen];
+    EXPECT(fence, "waitForFence: nil");
+    EXPECT(![_commands->_updates containsObject:fence],
+           "waitForFence: the encoder has updated that fence itself");
+    [_commands->_fences addObject:fence];
+}
+
+- (void)updateFence:(id<MTLFence>)fence
+{
+    [self simOpen];
+    EXPECT(fence, "updateFence: nil");
+    [_commands->_updates addObject:fence];
+}
+
 - (void)insertDebugSignpost:(NSString *)string
 {
     [self simOpen];

@@ -18,6 +18,12 @@ static size_t extent_of(const msl_dispatch_info *info, const char *extents, int 
     return bytes < length ? bytes : length;
 }
 
+static const char *name_of(const sim_command *command)
+{
+    SimFunction *function = command->pipeline->_function;
+    return msl_library_name(function->_library->_library, function->_index);
+}
+
 void sim_find_ranges(sim_command *command)
 {
     const char *extents = getenv("SIMMETAL_EXTENTS");
@@ -32,13 +38,13 @@ void sim_find_ranges(sim_command *command)
         size_t bytes = extent_of(&command->info, extents, index);
         if (bytes == 0) continue;
         command->ranges[command->num_ranges++] =
-            (sim_range){begin, begin + bytes, !argument[5], index};
+            (sim_range){begin, begin + bytes, !argument[5], index, name_of(command)};
     }
 }
 
-static const char *name_of(const sim_command *command)
+static BOOL conflict(const sim_range *a, const sim_range *b)
 {
-    return [[command->pipeline->_function name] UTF8String];
+    return (a->writes || b->writes) && a->begin < b->end && b->begin < a->end;
 }
 
 static void check_pair(const sim_command *earlier, size_t earlier_index, const sim_command *later,
@@ -47,12 +53,11 @@ static void check_pair(const sim_command *earlier, size_t earlier_index, const s
     for (int i = 0; i < later->num_ranges; i++)
         for (int j = 0; j < earlier->num_ranges; j++) {
             const sim_range *a = &later->ranges[i], *b = &earlier->ranges[j];
-            if (!a->writes && !b->writes) continue;
-            if (a->begin >= b->end || b->begin >= a->end) continue;
+            if (!conflict(a, b)) continue;
             sim_misuse("dispatch %zu (%s) %s buffer %d, which dispatch %zu (%s) %s as buffer %d, "
                        "without a barrier between them",
-                       later_index, name_of(later), a->writes ? "writes" : "reads", a->binding,
-                       earlier_index, name_of(earlier), b->writes ? "writes" : "reads", b->binding);
+                       later_index, a->kernel, a->writes ? "writes" : "reads", a->binding,
+                       earlier_index, b->kernel, b->writes ? "writes" : "reads", b->binding);
         }
 }
 
@@ -60,4 +65,17 @@ void sim_check_hazards(const sim_command *commands, size_t first, size_t count)
 {
     for (size_t i = first; i + 1 < count; i++)
         check_pair(&commands[i], i, &commands[count - 1], count - 1);
+}
+
+void sim_check_fences(const SimCommandBuffer *earlier, const SimCommandBuffer *later)
+{
+    for (size_t i = 0; i < later->_num_ranges; i++)
+        for (size_t j = 0; j < earlier->_num_ranges; j++) {
+            const sim_range *a = &later->_ranges[i], *b = &earlier->_ranges[j];
+            if (!conflict(a, b)) continue;
+            sim_misuse("a command buffer (%s) %s buffer %d, which one before it (%s) %s as buffer "
+                       "%d, without a fence between them",
+                       a->kernel, a->writes ? "writes" : "reads", a->binding, b->kernel,
+                       b->writes ? "writes" : "reads", b->binding);
+        }
 }

@@ -16,8 +16,12 @@
  *   SIMMETAL_NIL_PIPELINE=name   a kernel whose pipeline cannot be made
  *   SIMMETAL_FAIL=n[:timeout]    dispatch n of each command buffer, from 0, faults or never ends
  *   SIMMETAL_DELAY_US=n          how long the GPU is busy before it begins
- *   SIMMETAL_ORDER=forward       dispatches that no barrier orders run in the order of encoding,
- * not backwards SIMMETAL_COMPILER=command    run as `command SOURCE OUT` by newLibraryWithSource:
+ *   SIMMETAL_ORDER=forward       dispatches that no barrier and command buffers that no fence
+ * orders run in the order of encoding, not backwards SIMMETAL_CLOCK=name:ns,...   kernels whose
+ * names begin so do not run: each of their threadgroups takes so many nanoseconds on a clock of its
+ * own, which GPUStartTime and GPUEndTime tell SIMMETAL_KILL_MS=n           a command buffer that
+ * takes longer by that clock is ended, as macOS does, with the dispatches that it had left
+ *   SIMMETAL_COMPILER=command    run as `command SOURCE OUT` by newLibraryWithSource:
  *   SIMMETAL_HAZARDS=0           let dispatches depend on each other without a barrier
  *   SIMMETAL_EXTENTS=b:o:n       the constant at buffer index b has, from byte o on, how many words
  *                                each of the bindings 0 to n - 1 holds; only those are looked at
@@ -56,6 +60,7 @@ enum {
     SIM_RESIDENT,
     SIM_REQUESTED,
     SIM_SAVED,
+    SIM_COMMITTED,
     NUM_SIM_COUNTS
 };
 __attribute__((visibility("default"))) long sim_counted(int event);
@@ -133,6 +138,7 @@ typedef struct {
     const uint8_t *begin, *end;
     int writes;
     int binding;
+    const char *kernel;
 } sim_range;
 
 typedef struct {
@@ -146,7 +152,13 @@ typedef struct {
     int num_ranges;
 } sim_command;
 
-@class SimQueue;
+@class SimQueue, SimCommandBuffer;
+
+@interface SimFence : SimObject <MTLFence> {
+  @public
+    SimCommandBuffer *_updater; /* the last one committed that updates it; not retained */
+}
+@end
 
 @interface SimCommandBuffer : SimObject <MTLCommandBuffer> {
   @public
@@ -154,13 +166,19 @@ typedef struct {
     size_t _count, _capacity;
     MTLCommandBufferStatus _status;
     NSError *_error;
-    double _started, _ended;
+    double _started, _ended, _clocked;
     SimQueue *_queue;
     id _encoder; /* the one that is open, not retained */
     NSMutableArray *_handlers;
     BOOL _retains, _explains;
+    NSMutableArray *_fences;  /* that it waits for */
+    NSMutableArray *_updates; /* fences that it updates */
+    NSMutableSet *_before;    /* SimCommandBuffers that fences have end first */
+    sim_range *_ranges;       /* of all commands, kept until it is waited for */
+    size_t _num_ranges;
 }
 - (void)simRun;
+- (BOOL)simMayRun;
 /* Take or give up what a command refers to: a reference or a use of each object. */
 - (void)simHold:(sim_command *)command by:(long)by;
 @end
@@ -171,9 +189,12 @@ typedef struct {
     pthread_mutex_t mutex;
     pthread_cond_t work, idle;
     NSMutableArray *waiting;
+    NSMutableArray *loose; /* committed, and nobody has waited for them or what comes after */
     SimCommandBuffer *current;
     BOOL stop;
     int references;
+    double clock; /* SIMMETAL_CLOCK's */
+    int num_killed;
 } sim_queue_state;
 
 @interface SimQueue : SimObject <MTLCommandQueue> {
@@ -201,6 +222,8 @@ typedef struct {
 void sim_find_ranges(sim_command *command);
 /* Misuse if the last command depends on one of [first, count - 1). */
 void sim_check_hazards(const sim_command *commands, size_t first, size_t count);
+/* Misuse if a command buffer depends on another, which no fence orders before it. */
+void sim_check_fences(const SimCommandBuffer *earlier, const SimCommandBuffer *later);
 
 @interface SimDevice : SimObject <MTLDevice>
 @end

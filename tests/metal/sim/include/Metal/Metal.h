@@ -99,7 +99,7 @@ typedef NS_ENUM(NSUInteger, MTLLanguageVersion) {
 
 @protocol MTLDevice
 , MTLBuffer, MTLLibrary, MTLFunction, MTLComputePipelineState, MTLCommandQueue, MTLCommandBuffer,
-    MTLComputeCommandEncoder, MTLBinaryArchive;
+    MTLComputeCommandEncoder, MTLBinaryArchive, MTLFence;
 @class MTLComputePipelineReflection;
 
 typedef MTLComputePipelineReflection *__autoreleasing MTLAutoreleasedComputePipelineReflection;
@@ -213,6 +213,11 @@ typedef MTLComputePipelineReflection *__autoreleasing MTLAutoreleasedComputePipe
 - (void)insertDebugSignpost:(NSString *)string;
 @end
 
+@protocol MTLFence <NSObject>
+@property(copy, atomic) NSString *label;
+@property(readonly) id<MTLDevice> device;
+@end
+
 @protocol MTLComputeCommandEncoder <MTLCommandEncoder>
 - (void)setComputePipelineState:(id<MTLComputePipelineState>)state;
 - (void)setBytes:(const void *)bytes length:(NSUInteger)length atIndex:(NSUInteger)index;
@@ -221,6 +226,8 @@ typedef MTLComputePipelineReflection *__autoreleasing MTLAutoreleasedComputePipe
 - (void)dispatchThreadgroups:(MTLSize)threadgroupsPerGrid
        threadsPerThreadgroup:(MTLSize)threadsPerThreadgroup;
 - (void)memoryBarrierWithScope:(MTLBarrierScope)scope;
+- (void)updateFence:(id<MTLFence>)fence;
+- (void)waitForFence:(id<MTLFence>)fence;
 @end
 
 @protocol MTLCommandBufferEncoderInfo <NSObject>
@@ -258,6 +265,7 @@ typedef MTLComputePipelineReflection *__autoreleasing MTLAutoreleasedComputePipe
 @property(readonly) NSUInteger currentAllocatedSize;
 - (BOOL)supportsFamily:(MTLGPUFamily)gpuFamily;
 - (id<MTLCommandQueue>)newCommandQueue;
+- (id<MTLFence>)newFence;
 - (id<MTLBuffer>)newBufferWithLength:(NSUInteger)length options:(MTLResourceOptions)options;
 - (id<MTLBuffer>)newBufferWithBytesNoCopy:(void *)pointer
                                    length:(NSUInteger)length
