@@ -1,4 +1,4 @@
-"""metal.m, its C files and the simulated Metal, built with clang's sanitizers: no access to memory
+"""The shim, its C files and the simulated Metal, built with clang's sanitizers: no access to memory
 that is not theirs, nothing undefined, no leak, no race.
 
 sim/lifetimes.c uses devices from C, on several threads; then the shim's tests run once more.
@@ -28,7 +28,7 @@ OPTIONS = {
 # Each mistake of lifetimes.c: who reports it, and what.
 MISTAKES = {
     "a program that is never destroyed": (ADDRESS, r"leak of [\s\S]* marlin_program_create"),
-    "a program that is destroyed twice": (ADDRESS, r"heap-use-after-free .*metal/metal\.m"),
+    "a program that is destroyed twice": (ADDRESS, r"heap-use-after-free .*metal/metal_replay\.m"),
     "memory that is freed while it is wrapped": (ADDRESS, "heap-use-after-free"),
     "a record at an odd address": (ADDRESS, r"records\.c.* runtime error: .* misaligned address"),
     "a buffer released while a thread reads it": (THREAD, r"data race .*common/buffers\.c"),
@@ -133,4 +133,4 @@ for _ in range(2):
 def test_a_report_ends_a_python_process(build):
     done = run_python(ADDRESS, "-c", DESTROY_TWICE, str(build(ADDRESS).library))
     assert done.returncode != 0
-    assert re.search(r"heap-use-after-free .*metal/metal\.m", done.stderr), done.stderr[-6000:]
+    assert re.search(r"heap-use-after-free .*metal/metal_replay\.m", done.stderr), done.stderr[-6000:]
