@@ -4,9 +4,7 @@
 #ifndef MARLIN_BLOCK_TYPES_H
 #define MARLIN_BLOCK_TYPES_H
 
-#ifndef __METAL_VERSION__
-#include <stdint.h>
-#endif
+#include "params.h"
 
 #define MARLIN_NEVER 0
 #define MARLIN_MAY 1
@@ -22,7 +20,8 @@
  *
  *   number         ggml's own (ggml.h, enum ggml_type)
  *   values, bytes  of a block
- *   kind           what it becomes: so many columns a scale, bytes of a scale, with a bias or not
+ *   kind           what it becomes: so many columns a scale, bytes of a scale (1: of a block), with
+ *                  a bias or not
  */
 /* clang-format off */
 #define MARLIN_WEIGHT_KINDS(X) \
@@ -39,13 +38,13 @@
     X(Q5_0,   6,  32,  22,  int8, 32,  2, 0) \
     X(Q5_1,   7,  32,  24,  int8, 32,  2, 1) \
     X(Q8_0,   8,  32,  34,  int8, 32,  2, 0) \
-    X(Q2_K,   10, 256, 84,  int4, 16,  4, 1) \
-    X(Q3_K,   11, 256, 110, int4, 16,  4, 1) \
-    X(Q4_K,   12, 256, 144, int4, 32,  4, 1) \
-    X(Q5_K,   13, 256, 176, int8, 32,  4, 1) \
-    X(Q6_K,   14, 256, 210, int8, 16,  4, 0) \
+    X(Q2_K,   10, 256, 84,  int4, 16,  1, 1) \
+    X(Q3_K,   11, 256, 110, int4, 16,  1, 1) \
+    X(Q4_K,   12, 256, 144, int4, 32,  1, 1) \
+    X(Q5_K,   13, 256, 176, int8, 32,  1, 1) \
+    X(Q6_K,   14, 256, 210, int8, 16,  1, 0) \
     X(IQ4_NL, 20, 32,  18,  int8, 32,  2, 0) \
-    X(IQ4_XS, 23, 256, 136, int8, 32,  4, 0) \
+    X(IQ4_XS, 23, 256, 136, int8, 32,  1, 0) \
     X(TQ1_0,  34, 256, 54,  int4, 128, 2, 1) \
     X(TQ2_0,  35, 256, 66,  int4, 128, 2, 1) \
     X(MXFP4,  39, 32,  17,  fp4,  32,  4, 0) \
@@ -88,6 +87,14 @@ static inline struct MarlinBlockType marlin_block_type(uint32_t number)
     default: break;
     }
     return found;
+}
+
+/* MARLIN_SCALE_... of what a row becomes. */
+static inline uint32_t marlin_scale_flags(struct MarlinBlockType type)
+{
+    return type.scale_bytes == 4   ? MARLIN_SCALE_F32
+           : type.scale_bytes == 1 ? MARLIN_SCALE_BLOCK
+                                   : 0;
 }
 
 #endif

@@ -238,7 +238,7 @@ template <typename Tile>
     MatmulWeight weight = {data, scales, biases, p.n, p.k, group.x * MATMUL_COLUMNS};
     weight.data += values * Tile::BITS / 8;
     if (Tile::IS_PACKED) {
-        const ulong scale_at = values / GROUP_SIZE * (FLAGS & MARLIN_SCALE_F32 ? 4 : 2);
+        const ulong scale_at = MARLIN_SCALE_BYTES(FLAGS, GROUP_SIZE, values / GROUP_SIZE);
         weight.scales += scale_at;
         weight.biases += scale_at;
     }

@@ -121,32 +121,39 @@ struct MatvecInt8 {
 // Where a lane reads its part of a tile, step after step.
 struct MatvecSource {
     device const uint4 *codes;
-    device const uchar *scales;
+    device const uchar *scales; // of a block: its float16
     device const uchar *biases;
+    uint numbers; // bytes from there to the int8 numbers
 };
 
 // One step of a lane: 16 columns of four rows, as they lie in memory: what is loaded ahead must not
 // be touched before its turn, or the loads are waited for.
 template <typename Weight> struct MatvecStep {
     uint4 codes[STEP_COLUMNS / Weight::WORD_COLUMNS];
-    uint4 scales; // of four rows: floats, or halves in the first two words
+    uint4 scales; // of four rows: floats, or halves in the first two words, int8 in the third
     uint4 biases;
 };
 
-// Bytes of the scales of four rows.
-inline uint scales_bytes() { return FLAGS & MARLIN_SCALE_F32 ? 16 : 8; }
+// Bytes of the scales of whole tiles, and of `columns` that are whole blocks.
+inline ulong scales_bytes(ulong columns)
+{
+    return MARLIN_SCALE_BYTES(FLAGS, GROUP_SIZE, columns / GROUP_SIZE * MARLIN_ROW_TILE);
+}
 
-inline uint4 load_scales(device const uchar *from)
+inline uint4 load_scales(device const uchar *from, uint numbers)
 {
     if (FLAGS & MARLIN_SCALE_F32) return load_words((device const uint4 *)from);
     uint2 halves = load_halves(from);
+    if (FLAGS & MARLIN_SCALE_BLOCK)
+        return uint4(halves.x, halves.y, *(device const uint *)(from + numbers), 0);
     return uint4(halves.x, halves.y, 0, 0);
 }
 
 inline float4 scales_of(uint4 raw)
 {
     if (FLAGS & MARLIN_SCALE_F32) return as_type<float4>(raw);
-    return float4(half_pair(raw.x), half_pair(raw.y));
+    const float4 halves = float4(half_pair(raw.x), half_pair(raw.y));
+    return FLAGS & MARLIN_SCALE_BLOCK ? halves * float4(as_type<char4>(raw.z)) : halves;
 }
 
 template <typename Weight>
@@ -155,8 +162,8 @@ inline void load_step(thread MatvecStep<Weight> &step, thread const MatvecSource
 #pragma unroll
     for (uint i = 0; i < STEP_COLUMNS / Weight::WORD_COLUMNS; i++)
         step.codes[i] = load_words(from.codes + 4 * i);
-    step.scales = load_scales(from.scales);
-    if (Weight::has_bias()) step.biases = load_scales(from.biases);
+    step.scales = load_scales(from.scales, from.numbers);
+    if (Weight::has_bias()) step.biases = load_scales(from.biases, from.numbers);
 }
 
 // sum + the products of a and b, in order.
@@ -228,8 +235,20 @@ template <typename Weight> inline void advance(thread MatvecSource &from)
 {
     const uint together = SIMDGROUPS * QUARTER_LANES;
     from.codes += together * (STEP_COLUMNS / Weight::WORD_COLUMNS * 4);
-    from.scales += together * STEP_COLUMNS / GROUP_SIZE * 4 * scales_bytes();
-    from.biases += together * STEP_COLUMNS / GROUP_SIZE * 4 * scales_bytes();
+    from.scales += scales_bytes(together * STEP_COLUMNS);
+    from.biases += scales_bytes(together * STEP_COLUMNS);
+}
+
+// Where the scales of a quarter's four rows begin for a lane's first columns. Its next ones are
+// whole blocks further on.
+inline ulong first_scales(thread MatvecSource &from, uint column, uint quarter)
+{
+    from.numbers = 0;
+    if (!(FLAGS & MARLIN_SCALE_BLOCK))
+        return ulong(column / GROUP_SIZE * 4 + quarter) * (FLAGS & MARLIN_SCALE_F32 ? 16 : 8);
+    const uint blocks = column / MARLIN_BLOCK_COLUMNS, rest = column % MARLIN_BLOCK_COLUMNS;
+    from.numbers = MARLIN_BLOCK_STEP_BYTES + rest / GROUP_SIZE * MARLIN_ROW_TILE - 4 * quarter;
+    return scales_bytes(blocks * MARLIN_BLOCK_COLUMNS) + 8 * quarter;
 }
 
 // Sums of one tile over a part of the columns, for up to ROW_BLOCK rows of x that begin at x. Each
@@ -243,8 +262,8 @@ inline void multiply_part(thread float4 *sums, device const float *x, MatvecSour
     uint left = num_steps / together + (first < num_steps % together ? 1 : 0);
     if (left == 0) return;
     x += first * STEP_COLUMNS;
-    uint at = (first * STEP_COLUMNS / GROUP_SIZE * 4 + lane % 4) * scales_bytes();
     from.codes += first * (STEP_COLUMNS / Weight::WORD_COLUMNS * 4) + lane % 4;
+    const ulong at = first_scales(from, first * STEP_COLUMNS, lane % 4);
     from.scales += at;
     from.biases += at;
     MatvecStep<Weight> even, odd;
@@ -281,7 +300,7 @@ inline void matvec_packed(device const float *x, MatvecSource from, device const
     uint first_row = group.y * ROWS;
     uint rows = ROWS > 1 ? uint(vars[p.rows_var]) : first_row + 1;
     from.codes += ulong(group.x) * (k / Weight::WORD_COLUMNS * 4);
-    ulong scales = ulong(group.x) * (k / GROUP_SIZE * 4 * scales_bytes());
+    const ulong scales = ulong(group.x) * scales_bytes(k);
     from.scales += scales;
     from.biases += scales;
     for (uint turn = 0; turn < blocks; turn++) {

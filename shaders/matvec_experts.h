@@ -15,7 +15,7 @@ inline void matvec_chosen(device const float *x, MatvecSource from, device const
 {
     const uint k = p.k, n = p.n, block = min(uint(ROWS), uint(ROW_BLOCK));
     const ulong tiles = ulong(chosen.expert) * (n / 16) + tile;
-    const ulong scales = tiles * (k / GROUP_SIZE * 4 * scales_bytes());
+    const ulong scales = tiles * scales_bytes(k);
     from.codes += tiles * (k / Weight::WORD_COLUMNS * 4);
     from.scales += scales;
     from.biases += scales;

@@ -111,7 +111,7 @@ inline uint repack_code(uint type, device const uchar *block, uint i)
     }
 }
 
-// (scale, bias) of group g of a block of 256, Q4_K or Q5_K: six-bit numbers.
+// (scale, bias) of group g of a block of 256, Q4_K or Q5_K, as numbers of six bits.
 inline float2 repack_scale_k(device const uchar *block, uint g)
 {
     device const uchar *s = block + 4;
@@ -123,7 +123,7 @@ inline float2 repack_scale_k(device const uchar *block, uint g)
         scale = (s[g + 4] & 15) | s[g - 4] >> 6 << 4;
         minimum = s[g + 4] >> 4 | s[g] >> 6 << 4;
     }
-    return float2(repack_half(block) * float(scale), -repack_half(block + 2) * float(minimum));
+    return float2(float(scale), float(minimum));
 }
 
 // 2^(e - 127), E8M0: 255 is no number, 2^-127 a subnormal one.
@@ -142,13 +142,13 @@ inline float repack_scale_q3_k(device const uchar *block, uint g)
 {
     device const uchar *s = block + 96;
     const uint low = s[g % 8] >> (g / 8 * 4), high = s[8 + g % 4] >> (g / 4 * 2);
-    return repack_half(block + 108) * repack_six_bits(low, high);
+    return repack_six_bits(low, high);
 }
 
 inline float repack_scale_iq4_xs(device const uchar *block, uint g)
 {
     const uint low = block[4 + g / 2] >> (g % 2 * 4), high = block[2 + g / 4] >> (g % 4 * 2);
-    return repack_half(block) * repack_six_bits(low, high);
+    return repack_six_bits(low, high);
 }
 
 // E4M3 without a sign; 0x7f is 0.
@@ -166,21 +166,18 @@ inline float2 repack_around_one(device const uchar *d)
     return float2(repack_half(d), -repack_half(d));
 }
 
-// (scale, bias) of group g of a block.
+// (scale, bias) of group g of a block; of blocks of 256, what repack_steps() multiply.
 inline float2 repack_scale(uint type, device const uchar *block, uint g)
 {
     switch (type) {
     case MARLIN_GGML_Q4_K:
     case MARLIN_GGML_Q5_K: return repack_scale_k(block, g);
-    case MARLIN_GGML_Q6_K:
-        return float2(repack_half(block + 208) * float(as_type<char>(block[192 + g])), 0.0f);
+    case MARLIN_GGML_Q6_K: return float2(float(as_type<char>(block[192 + g])), 0.0f);
     case MARLIN_GGML_MXFP4: return float2(repack_power(block[0]), 0.0f);
     case MARLIN_GGML_NVFP4: return float2(repack_e4m3(block[g]), 0.0f);
     case MARLIN_GGML_IQ4_XS: return float2(repack_scale_iq4_xs(block, g), 0.0f);
-    case MARLIN_GGML_Q2_K:
-        return float2(repack_half(block + 80) * float(block[g] & 15),
-                      -repack_half(block + 82) * float(block[g] >> 4));
-    case MARLIN_GGML_Q3_K: return float2(1.0f, -4.0f) * repack_scale_q3_k(block, g);
+    case MARLIN_GGML_Q2_K: return float2(float(block[g] & 15), float(block[g] >> 4));
+    case MARLIN_GGML_Q3_K: return float2(1.0f, 4.0f) * repack_scale_q3_k(block, g);
     case MARLIN_GGML_TQ1_0: return repack_around_one(block + 52);
     case MARLIN_GGML_TQ2_0: return repack_around_one(block + 64);
     case MARLIN_GGML_Q1_0:
@@ -199,12 +196,28 @@ inline uint repack_source_row(constant RepackParams &p, uint row)
     return head * dim + i % (dim / 2) * 2 + i / (dim / 2);
 }
 
-inline void repack_store(device uchar *to, bool is_f32, uint at, float value)
+// What the int8 numbers of a block of 256 are multiplied by, float16 as its file has them: of
+// scales, and of biases with the other sign.
+inline ushort2 repack_steps(uint type, device const uchar *block)
 {
-    if (is_f32)
+    const uint at = type == MARLIN_GGML_Q6_K   ? 208
+                    : type == MARLIN_GGML_Q3_K ? 108
+                    : type == MARLIN_GGML_Q2_K ? 80
+                                               : 0;
+    device const uchar *d = block + at, *e = type == MARLIN_GGML_Q3_K ? d : d + 2;
+    return ushort2(ushort(d[0] | d[1] << 8), ushort((e[0] | e[1] << 8) ^ 0x8000));
+}
+
+inline void repack_store(device uchar *to, MarlinBlockType type, uint at, float value)
+{
+    if (type.scale_bytes == 4) {
         ((device float *)to)[at] = value;
-    else
+    } else if (type.scale_bytes == 2) {
         ((device half *)to)[at] = half(value);
+    } else {
+        const uint a_block = type.values / type.group * MARLIN_ROW_TILE;
+        to[ulong(at / a_block + 1) * MARLIN_BLOCK_STEP_BYTES + at] = uchar(int(value));
+    }
 }
 
 [[kernel]] void repack(device const uchar *source [[buffer(0)]], device uint *codes [[buffer(1)]],
@@ -238,7 +251,6 @@ inline void repack_store(device uchar *to, bool is_f32, uint at, float value)
     }
 
     const uint num_groups = p.k / type.group;
-    const bool is_f32 = type.scale_bytes == 4;
     for (uint g = first; g < num_groups; g += stride) {
         const uint column = g * type.group;
         device const uchar *block = blocks + column / type.values * type.bytes;
@@ -246,7 +258,17 @@ inline void repack_store(device uchar *to, bool is_f32, uint at, float value)
         // A product with 1 could lose the smallest power of two, a denormal float.
         if (p.factor != 1.0f) value *= p.factor;
         const uint at = (tile * num_groups + g) * MARLIN_ROW_TILE + lane;
-        repack_store(scales, is_f32, at, value.x);
-        if (call.words[3]) repack_store(biases, is_f32, at, value.y);
+        repack_store(scales, type, at, value.x);
+        if (call.words[3]) repack_store(biases, type, at, value.y);
+    }
+    if (type.scale_bytes != 1) return;
+
+    const uint num_blocks = p.k / type.values;
+    const uint block_bytes = MARLIN_BLOCK_STEP_BYTES + type.values / type.group * MARLIN_ROW_TILE;
+    for (uint b = first; b < num_blocks; b += stride) {
+        const ushort2 steps = repack_steps(p.type, blocks + ulong(b) * type.bytes);
+        const ulong at = ulong(tile * num_blocks + b) * block_bytes;
+        ((device ushort *)(scales + at))[lane] = steps.x;
+        if (call.words[3]) ((device ushort *)(biases + at))[lane] = steps.y;
     }
 }

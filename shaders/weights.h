@@ -56,10 +56,16 @@ struct Int8Weight {
     static float4 quad(uint word, uint) { return int8_codes(word); }
 };
 
-// Value `at` of scales or biases: float32 or float16.
+// Value `at` of scales or biases: float32, float16, or an int8 times a float16 of its block.
 inline float scale_at(device const uchar *scales, uint at)
 {
     if (FLAGS & MARLIN_SCALE_F32) return ((device const float *)scales)[at];
+    if (FLAGS & MARLIN_SCALE_BLOCK) {
+        const uint a_block = MARLIN_BLOCK_COLUMNS / GROUP_SIZE * MARLIN_ROW_TILE;
+        scales += ulong(at / a_block) * (MARLIN_BLOCK_STEP_BYTES + a_block);
+        const float number = float(as_type<char>(scales[MARLIN_BLOCK_STEP_BYTES + at % a_block]));
+        return float(((device const half *)scales)[at % MARLIN_ROW_TILE]) * number;
+    }
     return float(((device const half *)scales)[at]);
 }
 

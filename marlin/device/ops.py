@@ -26,7 +26,7 @@ class Weight(NamedTuple):
     Attributes:
         kind: "f32", "f16", "bf16" (row-major) or "int8", "int4", "fp4" (docs/formats.md).
         group_size: columns that share a scale; 0 for dense kinds.
-        flags: abi.SCALE_F32 | abi.WEIGHT_BIAS of packed kinds.
+        flags: abi.SCALE_F32 or abi.SCALE_BLOCK, | abi.WEIGHT_BIAS, of packed kinds.
         data, scales, biases: where it lies; scales and biases are None where the kind has none.
         num_experts: matrices of n rows that lie one after the other; 0: it is one matrix.
     """
@@ -51,9 +51,10 @@ class Weight(NamedTuple):
         return sum(v.num_bytes for v in (self.data, self.scales, self.biases) if v is not None)
 
 
-def weight_flags(has_f32_scales: bool, has_biases: bool) -> int:
-    """Weight.flags of a packed weight; other scales are float16."""
-    return has_f32_scales * abi.SCALE_F32 | has_biases * abi.WEIGHT_BIAS
+def weight_flags(scale_bytes: int, has_biases: bool) -> int:
+    """Weight.flags of a packed weight; scale_bytes as weights.kinds.Form has them."""
+    scales = {4: abi.SCALE_F32, 1: abi.SCALE_BLOCK}.get(scale_bytes, 0)
+    return scales | has_biases * abi.WEIGHT_BIAS
 
 
 class KvLayout(NamedTuple):

@@ -95,8 +95,8 @@ class FolderCheckpoint:
                 values += np.float32(stored.tensor.plus)
             return View.of(self.device.create_from(values))
         views = [self._view(stored, part) for part in stored.parts]
-        has_f32_scales = stored.scales is not None and stored.scales.dtype == "F32"
-        flags = weight_flags(has_f32_scales, stored.biases is not None)
+        scale_bytes = 4 if stored.scales is not None and stored.scales.dtype == "F32" else 2
+        flags = weight_flags(scale_bytes, stored.biases is not None)
         data, scales, biases, *_ = [*views, None, None]
         n, k = stored.tensor.rows
         weight = Weight(stored.kind, n, k, data, stored.group_size, flags, scales, biases)

@@ -40,7 +40,7 @@ class SlabWeights:
         for num_bytes in filter(None, form.part_bytes(n, k)):
             views.append(View(self._slab(slab), offset, num_bytes))
             offset += num_bytes
-        flags = weight_flags(form.scale_bytes == 4, form.has_bias)
+        flags = weight_flags(form.scale_bytes, form.has_bias)
         scales, biases, *_ = [*views[1:], None, None]
         return Weight(form.kind, n, k, views[0], form.group_size, flags, scales, biases)
 

@@ -20,7 +20,7 @@ class BlockType:
         values, bytes: of a block; plain types are blocks of one value.
         kind: the weight kind that a matrix of it is; "": no matrix may be of it. A dense one is
             read in place, a packed one is repacked.
-        group_size, scale_bytes, has_bias: of a packed kind.
+        group_size, scale_bytes, has_bias: of a packed kind, as Form has them.
     """
 
     name: str
@@ -52,13 +52,13 @@ BLOCK_TYPES = {
         BlockType("Q5_0", 6, 32, 22, "int8", 32, 2, False),
         BlockType("Q5_1", 7, 32, 24, "int8", 32, 2, True),
         BlockType("Q8_0", 8, 32, 34, "int8", 32, 2, False),
-        BlockType("Q2_K", 10, 256, 84, "int4", 16, 4, True),
-        BlockType("Q3_K", 11, 256, 110, "int4", 16, 4, True),
-        BlockType("Q4_K", 12, 256, 144, "int4", 32, 4, True),
-        BlockType("Q5_K", 13, 256, 176, "int8", 32, 4, True),
-        BlockType("Q6_K", 14, 256, 210, "int8", 16, 4, False),
+        BlockType("Q2_K", 10, 256, 84, "int4", 16, 1, True),
+        BlockType("Q3_K", 11, 256, 110, "int4", 16, 1, True),
+        BlockType("Q4_K", 12, 256, 144, "int4", 32, 1, True),
+        BlockType("Q5_K", 13, 256, 176, "int8", 32, 1, True),
+        BlockType("Q6_K", 14, 256, 210, "int8", 16, 1, False),
         BlockType("IQ4_NL", 20, 32, 18, "int8", 32, 2, False),
-        BlockType("IQ4_XS", 23, 256, 136, "int8", 32, 4, False),
+        BlockType("IQ4_XS", 23, 256, 136, "int8", 32, 1, False),
         BlockType("I8", 24, 1, 1),
         BlockType("I16", 25, 1, 2),
         BlockType("I32", 26, 1, 4),

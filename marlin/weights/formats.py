@@ -6,10 +6,11 @@ that one load takes the same columns of every row of a tile; N is padded with ze
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from marlin.weights.kinds import GROUP_SIZES, KINDS, MUST, PACKED_KINDS, ROW_TILE
+from marlin.weights.kinds import BLOCK_COLUMNS, GROUP_SIZES, KINDS, MUST, PACKED_KINDS, ROW_TILE
 
 FORMATS = PACKED_KINDS
 # Magnitudes of fp4's codes 0-7 (OCP Microscaling Formats v1.0, E2M1); bit 3 is the sign.
@@ -39,7 +40,7 @@ class PackedWeight:
         shape: (N, K).
         group_size: columns that share a scale.
         codes: uint32 [T, K/8, 16] of 4-bit codes or uint8 [T, K/4, 16, 4] of 8-bit ones.
-        scales: float16 or float32 [T, K/G, 16].
+        scales: float16 or float32 [T, K/G, 16], or block_scales(G) [T, K/256].
         biases: like scales, or None; kinds.py says which formats have them.
     """
 
@@ -50,6 +51,25 @@ class PackedWeight:
     scales: np.ndarray
     biases: np.ndarray | None
 
+    @property
+    def scale_bytes(self) -> int:
+        """As kinds.Form has it."""
+        return 1 if self.scales.dtype.names else self.scales.dtype.itemsize
+
+
+class BlockScales(NamedTuple):
+    """Scales or biases of blocks: exact products of float16 steps [N, K/256] and int8 numbers
+    [N, K/G]."""
+
+    steps: np.ndarray
+    numbers: np.ndarray
+
+
+def block_scales(group_size):
+    """The dtype of the scales of a block of a tile."""
+    numbers = BLOCK_COLUMNS // group_size, ROW_TILE
+    return np.dtype([("steps", "<f2", ROW_TILE), ("numbers", "i1", numbers)])
+
 
 def pack(format, codes, scales, biases=None):
     """Interleave row-major codes and scales.
@@ -57,15 +77,16 @@ def pack(format, codes, scales, biases=None):
     Args:
         format: one of FORMATS.
         codes: uint8 [N, K]: nibbles, or for int8 the value + 128. K is a multiple of 32.
-        scales: float16 or float32 [N, K/G].
+        scales: float16 or float32 [N, K/G], or BlockScales.
         biases: like scales, or None.
 
     Returns:
         PackedWeight.
     """
     num_rows, num_columns = codes.shape
-    group_size = num_columns // scales.shape[1]
-    assert num_columns % 32 == 0 and group_size * scales.shape[1] == num_columns, scales.shape
+    num_groups = (scales.numbers if isinstance(scales, BlockScales) else scales).shape[1]
+    group_size = num_columns // num_groups
+    assert num_columns % 32 == 0 and group_size * num_groups == num_columns, num_groups
     return PackedWeight(
         format,
         (num_rows, num_columns),
@@ -77,7 +98,8 @@ def pack(format, codes, scales, biases=None):
 
 
 def unpack(packed):
-    """Undo pack(): (codes uint8 [N, K], scales [N, K/G], biases [N, K/G] or None)."""
+    """Undo pack(): (codes uint8 [N, K], scales [N, K/G], biases [N, K/G] or None); BlockScales
+    as float32."""
     num_rows, num_columns = packed.shape
     words = np.ascontiguousarray(packed.codes).view(np.uint8)
     words = words.reshape(len(packed.codes), -1, ROW_TILE, 4)
@@ -167,11 +189,21 @@ def _pack_bytes(codes):
 
 
 def _tile_groups(values):
+    if isinstance(values, BlockScales):
+        steps, numbers = map(_tile_groups, values)
+        packed = np.empty(
+            steps.shape[:2], block_scales(BLOCK_COLUMNS * steps.shape[1] // numbers.shape[1])
+        )
+        packed["steps"], packed["numbers"] = steps, numbers.reshape(packed["numbers"].shape)
+        return packed
     tiles = _pad_rows(values).reshape(-1, ROW_TILE, values.shape[1])
     return np.ascontiguousarray(tiles.transpose(0, 2, 1))
 
 
 def _untile_groups(tiles, num_rows):
+    if tiles.dtype.names:
+        products = tiles["steps"].astype(np.float32)[:, :, None] * tiles["numbers"]
+        tiles = products.reshape(len(tiles), -1, ROW_TILE)
     return tiles.transpose(0, 2, 1).reshape(-1, tiles.shape[1])[:num_rows]
 
 

@@ -87,9 +87,11 @@ static void check_weight(marlin_check *c, int64_t n, int64_t k, uint32_t group, 
     if (c->problem) return;
     require(c, k % 32 == 0 && k % group == 0,
             "has a width that is no multiple of 32 and of the group size");
+    if (flags & MARLIN_SCALE_BLOCK)
+        require(c, k % MARLIN_BLOCK_COLUMNS == 0 && !(flags & MARLIN_SCALE_F32),
+                "has scales of blocks that are float32 or do not fill its width");
     int64_t padded = (n + MARLIN_ROW_TILE - 1) / MARLIN_ROW_TILE * MARLIN_ROW_TILE;
-    int value_bytes = flags & MARLIN_SCALE_F32 ? 4 : 2;
-    int64_t scale_bytes = padded * (k / group) * value_bytes;
+    int64_t scale_bytes = MARLIN_SCALE_BYTES(flags, group, padded * (k / group));
     need(c, 1, VECTOR_BYTES, padded * k * kind->bits / 8);
     need(c, 2, VECTOR_BYTES, scale_bytes);
     if (has_bias) need(c, 3, VECTOR_BYTES, scale_bytes);
@@ -373,12 +375,14 @@ static void check_repack(marlin_check *c)
                 "has rows that heads do not divide");
     if (c->problem) return;
     int64_t padded = ((int64_t)p->n + MARLIN_ROW_TILE - 1) / MARLIN_ROW_TILE * MARLIN_ROW_TILE;
-    int64_t scale_bytes = padded * (p->k / type.group) * type.scale_bytes;
+    uint32_t flags = marlin_scale_flags(type);
+    int64_t scale_bytes = MARLIN_SCALE_BYTES(flags, type.group, padded * (p->k / type.group));
+    int alignment = flags & MARLIN_SCALE_F32 ? 4 : 2;
     need(c, 0, 1, (int64_t)p->n * (p->k / type.values) * type.bytes);
     need(c, 1, 4, padded * p->k * type.bits / 8);
-    need(c, 2, type.scale_bytes, scale_bytes);
+    need(c, 2, alignment, scale_bytes);
     if (type.has_bias)
-        need(c, 3, type.scale_bytes, scale_bytes);
+        need(c, 3, alignment, scale_bytes);
     else
         require(c, c->record->bytes[3] == 0, "has a bias that its block type lacks");
     for (int i = 1; i < (type.has_bias ? 4 : 3); i++) writes(c, i);

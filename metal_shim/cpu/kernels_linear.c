@@ -62,7 +62,8 @@ typedef struct {
     int64_t rows, n, groups_of_32, scale_groups;
     int64_t slots_a_row; /* choices that read one row of x */
     int scale_shift;     /* log2 of the groups of 32 that share a scale */
-    int scale_f32;
+    int block_shift;     /* log2 of the scales of a block */
+    uint32_t flags;
     const int8_t *x_codes;
     const act_group *x_groups;
     const act_begin *x_begins;
@@ -222,10 +223,27 @@ INLINE vi dot_quads(weight_kind kind, const vi w[8], const int8_t *x, const act_
     return sum;
 }
 
+/* Exact: a float16 times an int8. */
+INLINE vf load_block_scale(const linear *a, const uint8_t *scales, int64_t at)
+{
+    int64_t group = at / MARLIN_ROW_TILE, lane = at % MARLIN_ROW_TILE,
+            block = group >> a->block_shift;
+    const uint8_t *p =
+        scales + block * MARLIN_BLOCK_STEP_BYTES + (block << a->block_shift) * MARLIN_ROW_TILE;
+    const uint8_t *numbers =
+        p + MARLIN_BLOCK_STEP_BYTES + (group - (block << a->block_shift)) * MARLIN_ROW_TILE;
+    return vf_mul(vf_load_f16((const uint16_t *)(const void *)p + lane),
+                  vf_load_i8((const int8_t *)numbers + lane));
+}
+
 INLINE vf load_scale(const linear *a, weight_kind kind, const uint8_t *scales, int64_t at)
 {
-    vf scale = a->scale_f32 ? vf_load((const float *)scales + at)
-                            : vf_load_f16((const uint16_t *)scales + at);
+    vf scale;
+    if (a->flags & MARLIN_SCALE_BLOCK)
+        scale = load_block_scale(a, scales, at);
+    else
+        scale = a->flags & MARLIN_SCALE_F32 ? vf_load((const float *)scales + at)
+                                            : vf_load_f16((const uint16_t *)scales + at);
     return codes_of(kind) == FP4 ? vf_mul(scale, vf_set1(0.5f)) : scale;
 }
 
@@ -431,7 +449,11 @@ INLINE linear linear_of(const marlin_call *call, const struct LinearParams *p, i
         .scale_shift = p->group_size == 128  ? 2
                        : p->group_size == 64 ? 1
                                              : 0,
-        .scale_f32 = (p->flags & MARLIN_SCALE_F32) != 0,
+        .block_shift = p->group_size == 16   ? 4
+                       : p->group_size == 32 ? 3
+                       : p->group_size == 64 ? 2
+                                             : 1,
+        .flags = p->flags,
         .x_codes = (const int8_t *)call->prepared,
         .x_groups = (const act_group *)(call->prepared + rows * p->k),
     };
@@ -465,7 +487,7 @@ INLINE int run_experts(const marlin_call *call, int64_t begin, int64_t end, weig
     const struct LinearParams one = {p->rows_var, p->n, p->k, p->group_size, p->flags};
     const linear whole = linear_of(call, &one, call->vars[p->rows_var] * (int64_t)p->x_slots);
     int64_t expert_codes = (int64_t)p->n * p->k / (codes_of(kind) == INT8 ? 1 : 2);
-    int64_t expert_scales = p->n * whole.scale_groups * (whole.scale_f32 ? 4 : 2);
+    int64_t expert_scales = MARLIN_SCALE_BYTES(p->flags, p->group_size, p->n * whole.scale_groups);
     expert_groups groups = groups_of(call);
     for (int64_t g = 0; g < groups.count; g++) {
         expert_group found;

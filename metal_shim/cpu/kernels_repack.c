@@ -9,8 +9,8 @@
 
 typedef struct {
     uint8_t *codes; /* [k], as stored: 0..15 or with 128 added */
-    float *scales;  /* [k / group] */
-    float *biases;  /* [k / group] */
+    float *scales;  /* [k / group]; of blocks: the int8 numbers */
+    float *biases;  /* the same */
 } decoded;
 
 INLINE float half_at(const uint8_t *p) { return f32_from_f16((uint16_t)(p[0] | p[1] << 8)); }
@@ -57,13 +57,12 @@ static void k_scale(const uint8_t *s, int j, int *scale, int *minimum)
 static void decode_k(uint32_t type, const uint8_t *p, uint8_t *codes, float *scales, float *biases)
 {
     int is_5_bit = type == MARLIN_GGML_Q5_K;
-    float d = half_at(p), d_min = half_at(p + 2);
     const uint8_t *high = p + 16, *low = is_5_bit ? p + 48 : p + 16;
     for (int j = 0; j < 8; j++) {
         int scale, minimum;
         k_scale(p + 4, j, &scale, &minimum);
-        scales[j] = d * (float)scale;
-        biases[j] = -d_min * (float)minimum;
+        scales[j] = (float)scale;
+        biases[j] = (float)minimum;
         for (int i = 0; i < 32; i++) {
             int byte = low[j / 2 * 32 + i];
             int code = j % 2 ? byte >> 4 : byte & 15;
@@ -76,8 +75,7 @@ static void decode_k(uint32_t type, const uint8_t *p, uint8_t *codes, float *sca
 /* One block of 256: Q6_K, sixteen groups of 16. */
 static void decode_q6_k(const uint8_t *p, uint8_t *codes, float *scales)
 {
-    float d = half_at(p + 208);
-    for (int j = 0; j < 16; j++) scales[j] = d * (float)(int8_t)p[192 + j];
+    for (int j = 0; j < 16; j++) scales[j] = (float)(int8_t)p[192 + j];
     for (int i = 0; i < 256; i++) {
         int part = i / 128, quarter = i % 128 / 32, l = i % 32;
         int low = p[part * 64 + quarter % 2 * 32 + l];
@@ -108,10 +106,9 @@ INLINE int two_bits(const uint8_t *qs, int i)
 /* One block of 256: Q2_K, sixteen groups of 16. */
 static void decode_q2_k(const uint8_t *p, uint8_t *codes, float *scales, float *biases)
 {
-    float d = half_at(p + 80), d_min = half_at(p + 82);
     for (int j = 0; j < 16; j++) {
-        scales[j] = d * (float)(p[j] & 15);
-        biases[j] = -d_min * (float)(p[j] >> 4);
+        scales[j] = (float)(p[j] & 15);
+        biases[j] = (float)(p[j] >> 4);
     }
     for (int i = 0; i < 256; i++) codes[i] = (uint8_t)two_bits(p + 16, i);
 }
@@ -120,11 +117,10 @@ static void decode_q2_k(const uint8_t *p, uint8_t *codes, float *scales, float *
 static void decode_q3_k(const uint8_t *p, uint8_t *codes, float *scales, float *biases)
 {
     const uint8_t *s = p + 96;
-    float d = half_at(p + 108);
     for (int j = 0; j < 16; j++) {
         int scale = (s[j % 8] >> (j / 8 * 4) & 15) | (s[8 + j % 4] >> (j / 4 * 2) & 3) << 4;
-        scales[j] = d * (float)(scale - 32);
-        biases[j] = -4.0f * scales[j];
+        scales[j] = (float)(scale - 32);
+        biases[j] = 4.0f * scales[j];
     }
     for (int i = 0; i < 256; i++)
         codes[i] = (uint8_t)(two_bits(p + 32, i) | (p[i % 32] >> (i / 32) & 1) << 2);
@@ -146,11 +142,10 @@ static void decode_iq4(const uint8_t *qs, uint8_t *codes)
 /* One block of 256: IQ4_XS, eight groups of 32. */
 static void decode_iq4_xs(const uint8_t *p, uint8_t *codes, float *scales)
 {
-    float d = half_at(p);
     int high = p[2] | p[3] << 8;
     for (int j = 0; j < 8; j++) {
         int scale = (p[4 + j / 2] >> (j % 2 * 4) & 15) | (high >> (2 * j) & 3) << 4;
-        scales[j] = d * (float)(scale - 32);
+        scales[j] = (float)(scale - 32);
         decode_iq4(p + 8 + 16 * j, codes + 32 * j);
     }
 }
@@ -209,6 +204,21 @@ static void decode_nvfp4(const uint8_t *p, uint8_t *codes, float *scales)
     }
 }
 
+/* What the int8 numbers of a block of 256 are multiplied by, float16 as its file has them: of
+ * scales, and of biases with the other sign. */
+static void block_steps(uint32_t type, const uint8_t *p, uint16_t steps[2])
+{
+    int at = type == MARLIN_GGML_Q6_K   ? 208
+             : type == MARLIN_GGML_Q3_K ? 108
+             : type == MARLIN_GGML_Q2_K ? 80
+                                        : 0;
+    int bias_at = type == MARLIN_GGML_Q3_K ? at : at + 2;
+    memcpy(&steps[0], p + at, 2);
+    if (!marlin_block_type(type).has_bias) return;
+    memcpy(&steps[1], p + bias_at, 2);
+    steps[1] ^= 0x8000;
+}
+
 static void decode_block(uint32_t type, const uint8_t *p, uint8_t *codes, float *scales,
                          float *biases)
 {
@@ -246,19 +256,33 @@ static int64_t source_row(const struct RepackParams *p, int64_t row)
     return head * dim + i % (dim / 2) * 2 + i / (dim / 2);
 }
 
-static void store_scale(uint8_t *to, int is_f32, int64_t at, float value)
+static void store_scale(uint8_t *to, const struct MarlinBlockType *type, int64_t at, float value)
 {
-    if (is_f32)
+    if (type->scale_bytes == 4)
         ((float *)to)[at] = value;
-    else
+    else if (type->scale_bytes == 2)
         ((uint16_t *)to)[at] = f16_from_f32(value);
+    else {
+        int64_t a_block = type->values / type->group * MARLIN_ROW_TILE;
+        to += (at / a_block + 1) * MARLIN_BLOCK_STEP_BYTES + at;
+        *to = (uint8_t)(int8_t)value;
+    }
+}
+
+/* Of block b of a tile's row. */
+static void store_steps(const marlin_call *call, const struct MarlinBlockType *type, int64_t b,
+                        int64_t lane, const uint16_t steps[2])
+{
+    int64_t bytes = MARLIN_BLOCK_STEP_BYTES + type->values / type->group * MARLIN_ROW_TILE;
+    for (int i = 0; i < (call->bytes[3] ? 2 : 1); i++)
+        memcpy(call->at[2 + i] + b * bytes + lane * 2, &steps[i], 2);
 }
 
 static void store_row(const marlin_call *call, const struct MarlinBlockType *type, int64_t row,
                       const decoded *d)
 {
     const struct RepackParams *p = call->params;
-    int is_4_bit = type->bits == 4, is_f32 = type->scale_bytes == 4;
+    int is_4_bit = type->bits == 4;
     int64_t tile = row / MARLIN_ROW_TILE, lane = row % MARLIN_ROW_TILE, k = p->k;
     int64_t words = is_4_bit ? k / 8 : k / 4;
     uint8_t *codes = call->at[1] + (tile * words * MARLIN_ROW_TILE + lane) * 4;
@@ -274,8 +298,8 @@ static void store_row(const marlin_call *call, const struct MarlinBlockType *typ
     int64_t groups = k / type->group;
     for (int64_t g = 0; g < groups; g++) {
         int64_t at = (tile * groups + g) * MARLIN_ROW_TILE + lane;
-        store_scale(call->at[2], is_f32, at, d->scales[g] * p->factor);
-        if (call->bytes[3]) store_scale(call->at[3], is_f32, at, d->biases[g] * p->factor);
+        store_scale(call->at[2], type, at, d->scales[g] * p->factor);
+        if (call->bytes[3]) store_scale(call->at[3], type, at, d->biases[g] * p->factor);
     }
 }
 
@@ -291,9 +315,15 @@ KERNEL(repack)
     int64_t last = end * MARLIN_ROW_TILE < (int64_t)p->n ? end * MARLIN_ROW_TILE : (int64_t)p->n;
     for (int64_t n = begin * MARLIN_ROW_TILE; n < last; n++) {
         const uint8_t *source = call->at[0] + source_row(p, n) * num_blocks * type.bytes;
-        for (int64_t b = 0; b < num_blocks; b++)
-            decode_block(p->type, source + b * type.bytes, row.codes + b * type.values,
-                         row.scales + b * groups, row.biases + b * groups);
+        for (int64_t b = 0; b < num_blocks; b++, source += type.bytes) {
+            decode_block(p->type, source, row.codes + b * type.values, row.scales + b * groups,
+                         row.biases + b * groups);
+            if (type.scale_bytes != 1) continue;
+            uint16_t steps[2];
+            block_steps(p->type, source, steps);
+            store_steps(call, &type, n / MARLIN_ROW_TILE * num_blocks + b, n % MARLIN_ROW_TILE,
+                        steps);
+        }
         store_row(call, &type, n, &row);
     }
     return MARLIN_OK;

@@ -7,9 +7,16 @@
 static const float fp4_values[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
                                      -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
 
-INLINE float load_any(const uint8_t *values, int is_f32, int64_t at)
+/* Scale or bias `at` of a packed weight, counted in whole tiles. */
+INLINE float load_any(const uint8_t *values, const struct EmbedParams *p, int64_t at)
 {
-    return is_f32 ? ((const float *)values)[at] : f32_from_f16(((const uint16_t *)values)[at]);
+    if (p->flags & MARLIN_SCALE_F32) return ((const float *)values)[at];
+    if (!(p->flags & MARLIN_SCALE_BLOCK)) return f32_from_f16(((const uint16_t *)values)[at]);
+    int64_t a_block = MARLIN_BLOCK_COLUMNS / p->group_size * MARLIN_ROW_TILE,
+            lane = at % MARLIN_ROW_TILE;
+    values += at / a_block * (MARLIN_BLOCK_STEP_BYTES + a_block);
+    float step = f32_from_f16(((const uint16_t *)values)[lane]);
+    return step * (float)((const int8_t *)values)[MARLIN_BLOCK_STEP_BYTES + at % a_block];
 }
 
 /* Column i of row `row` of a packed weight (docs/formats.md). */
@@ -18,10 +25,8 @@ INLINE float packed_value(const marlin_call *call, int kind, int64_t row, int64_
     const struct EmbedParams *p = call->params;
     int64_t tile = row / MARLIN_ROW_TILE, lane = row % MARLIN_ROW_TILE, k = p->dim;
     int64_t at = (tile * (k / p->group_size) + i / p->group_size) * MARLIN_ROW_TILE + lane;
-    float scale = load_any(call->at[2], p->flags & MARLIN_SCALE_F32, at);
-    float bias = p->flags & MARLIN_WEIGHT_BIAS
-                     ? load_any(call->at[3], p->flags & MARLIN_SCALE_F32, at)
-                     : 0.0f;
+    float scale = load_any(call->at[2], p, at);
+    float bias = p->flags & MARLIN_WEIGHT_BIAS ? load_any(call->at[3], p, at) : 0.0f;
     if (kind == WEIGHT_int8) {
         int code = call->at[1][((tile * (k / 4) + i / 4) * MARLIN_ROW_TILE + lane) * 4 + i % 4];
         return scale * (float)(code - 128) + bias;

@@ -67,6 +67,10 @@ static inline void vf_store_i8(int8_t *p, vf a)
         _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
     _mm_storel_epi64((__m128i *)p, _mm_packs_epi16(words, words));
 }
+static inline vf vf_load_i8(const int8_t *p)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
+}
 static inline vf vf_from_i32(vi a) { return _mm256_cvtepi32_ps(a); }
 
 static inline vi vi_load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }

@@ -63,6 +63,10 @@ static inline void vf_store_i8(int8_t *p, vf a)
 {
     _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a)));
 }
+static inline vf vf_load_i8(const int8_t *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
 static inline vf vf_from_i32(vi a) { return _mm512_cvtepi32_ps(a); }
 
 static inline vi vi_load(const void *p) { return _mm512_loadu_si512(p); }

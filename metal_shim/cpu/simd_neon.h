@@ -52,6 +52,13 @@ static inline void vf_store_i8(int8_t *p, vf a)
     uint32_t four = vget_lane_u32(vreinterpret_u32_s8(bytes), 0);
     memcpy(p, &four, 4);
 }
+static inline vf vf_load_i8(const int8_t *p)
+{
+    uint32_t four;
+    memcpy(&four, p, 4);
+    int16x8_t words = vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(four)));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(words)));
+}
 static inline vf vf_from_i32(vi a) { return vcvtq_f32_s32(a); }
 
 static inline vi vi_load(const void *p) { return vreinterpretq_s32_u8(vld1q_u8(p)); }

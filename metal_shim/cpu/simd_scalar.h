@@ -33,6 +33,7 @@ static inline float f32_from_bits(uint32_t bits);
 static inline vf vf_load_f16(const uint16_t *p) { return f32_from_f16(*p); }
 static inline vf vf_load_bf16(const uint16_t *p) { return f32_from_bits((uint32_t)*p << 16); }
 static inline void vf_store_i8(int8_t *p, vf a) { *p = (int8_t)nearbyintf(a); }
+static inline vf vf_load_i8(const int8_t *p) { return (float)*p; }
 static inline vf vf_from_i32(vi a) { return (float)a.word; }
 
 static inline vi vi_load(const void *p)

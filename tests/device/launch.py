@@ -6,7 +6,7 @@ that writes one element too many fails the test that ran it.
 
 import numpy as np
 
-from marlin.device import abi, ops, ops_experts
+from marlin.device import ops, ops_experts
 from marlin.device.program import Recorder, View
 from marlin.weights import formats
 from marlin.weights.block_types import BLOCK_TYPES
@@ -63,11 +63,8 @@ class Memory:
         if not isinstance(weight, formats.PackedWeight):
             kind, array = weight
             return ops.Weight(kind, *array.shape, self.put(array))
-        flags = abi.SCALE_F32 if weight.scales.dtype == np.float32 else 0
-        biases = None
-        if weight.biases is not None:
-            flags |= abi.WEIGHT_BIAS
-            biases = self.put(weight.biases)
+        flags = ops.weight_flags(weight.scale_bytes, weight.biases is not None)
+        biases = None if weight.biases is None else self.put(weight.biases)
         return ops.Weight(
             weight.format, *weight.shape, self.put(weight.codes), weight.group_size, flags,
             self.put(weight.scales), biases,

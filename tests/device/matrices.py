@@ -20,13 +20,21 @@ def activations(rows, k, seed=0):
 
 
 def packed_weight(kind, n, k, group_size, scale_dtype=np.float16, with_bias=None, seed=1):
-    """PackedWeight of random codes, scales of both signs and, where the kind has them, biases."""
+    """PackedWeight of random codes, scales of both signs and, where the kind has them, biases;
+    scale_dtype "block": those of formats.BlockScales."""
     rng = np.random.default_rng(seed)
     codes = rng.integers(0, 256 if kind == "int8" else 16, (n, k)).astype(np.uint8)
-    scales = rng.standard_normal((n, k // group_size)).astype(scale_dtype)
+    factors = [_scales_of(rng, scale_dtype, n, k, group_size, size) for size in (1, 4)]
     with_bias = kind == "int4" if with_bias is None else with_bias
-    biases = (rng.standard_normal(scales.shape) * 4).astype(scale_dtype) if with_bias else None
-    return formats.pack(kind, codes, scales, biases)
+    return formats.pack(kind, codes, factors[0], factors[1] if with_bias else None)
+
+
+def _scales_of(rng, scale_dtype, n, k, group_size, size):
+    values = rng.standard_normal((n, k // group_size)) * size
+    if scale_dtype != "block":
+        return values.astype(scale_dtype)
+    steps = (rng.standard_normal((n, k // 256)) * size / 32).astype(np.float16)
+    return formats.BlockScales(steps, np.clip(values * 32 / size, -128, 127).astype(np.int8))
 
 
 def dense_weight(kind, n, k, seed=1):

@@ -54,13 +54,32 @@ def test_packed_weights_multiply_the_activations(device, kind, rows, n, k, group
         ("fp4", 16, np.float32, False),
         ("int4", 16, np.float16, True),
         ("int4", 16, np.float32, True),
+        ("int4", 32, "block", True),
+        ("int4", 16, "block", True),
+        ("int8", 32, "block", True),
+        ("int8", 16, "block", False),
+        ("fp4", 64, "block", False),
+        ("int8", 128, "block", False),
     ],
 )
 @pytest.mark.parametrize("rows", [1, 17])
 def test_every_form_of_scales_is_read(device, kind, group_size, scale_dtype, with_bias, rows):
-    x = activations(rows, 128)
-    packed = packed_weight(kind, 33, 128, group_size, scale_dtype, with_bias)
+    k = 768 if scale_dtype == "block" else 128
+    x = activations(rows, k)
+    packed = packed_weight(kind, 33, k, group_size, scale_dtype, with_bias)
     reference.assert_close(launch.linear(device, x, packed), expected_of(device, x, packed))
+
+
+@pytest.mark.parametrize("kind, group_size", [("int4", 32), ("int4", 16), ("int8", 16)])
+@pytest.mark.parametrize("rows", [1, 2, 9])
+def test_scales_of_blocks_make_the_bits_of_their_products(device, kind, group_size, rows):
+    x = np.random.default_rng(8).standard_normal((rows, 512)).astype(np.float32)
+    packed = packed_weight(kind, 33, 512, group_size, "block")
+    products = formats.pack(kind, *formats.unpack(packed))
+    assert products.scales.dtype == np.float32
+    np.testing.assert_array_equal(
+        launch.linear(device, x, packed), launch.linear(device, x, products)
+    )
 
 
 @pytest.mark.parametrize("kind", formats.FORMATS)

@@ -230,9 +230,12 @@ def weight_values(weight):
     kind = KINDS[weight.kind]
     codes = codes.view({"U8": np.uint8, "U32": np.uint32}[kind.code_dtype])
     codes = codes.reshape(kind.code_shape(*size))
-    scale_type = np.float32 if weight.flags & abi.SCALE_F32 else np.float16
+    if weight.flags & abi.SCALE_BLOCK:
+        scale_type, a_tile = formats.block_scales(weight.group_size), (-1,)
+    else:
+        scale_type, a_tile = np.float32 if weight.flags & abi.SCALE_F32 else np.float16, (-1, 16)
     factors = [
-        None if part is None else part.view(scale_type).reshape(len(codes), -1, 16)
+        None if part is None else part.view(scale_type).reshape(len(codes), *a_tile)
         for part in factors
     ]
     return formats.dequantize(

@@ -211,7 +211,8 @@ typedef struct {
 #define OTHER(make, variant, params, field, value)                                                 \
     {make, variant, #field, FIELD(params, field), (uint32_t)(value)}
 
-/* Linear variants: 2 is int4, 14 fp4, 22 int8, 30 int8 in groups of 16, 50 f32. */
+/* Linear variants: 2 is int4, 14 fp4, 22 int8, 30 int8 in groups of 16, 50 int4 and 54 int8
+ * with scales of blocks, 58 f32. */
 static const parameter_change parameter_changes[] = {
     LINEAR(2, rows_var, -1u),
     LINEAR(2, rows_var, MARLIN_MAX_VARS),
@@ -234,9 +235,13 @@ static const parameter_change parameter_changes[] = {
     LINEAR(30, flags, MARLIN_SCALE_F32 | MARLIN_WEIGHT_BIAS | MARLIN_OUTPUT_BIAS),
     LINEAR(38, flags, MARLIN_WEIGHT_BIAS | MARLIN_SCALE_F32),
     LINEAR(42, flags, MARLIN_WEIGHT_BIAS | MARLIN_OUTPUT_BIAS),
-    LINEAR(50, k, 0),
-    LINEAR(50, k, 38),
-    LINEAR(50, n, 22),
+    LINEAR(50, flags, MARLIN_WEIGHT_BIAS | MARLIN_SCALE_BLOCK | MARLIN_SCALE_F32),
+    LINEAR(50, flags, MARLIN_WEIGHT_BIAS | MARLIN_SCALE_F32),
+    LINEAR(50, k, 480), /* no whole blocks */
+    LINEAR(54, k, 240),
+    LINEAR(58, k, 0),
+    LINEAR(58, k, 38),
+    LINEAR(58, n, 22),
     EMBED(0, rows_var, -1u),
     EMBED(0, vocab_size, 0),
     EMBED(0, vocab_size, 33),
@@ -245,8 +250,8 @@ static const parameter_change parameter_changes[] = {
     EMBED(0, group_size, 0),
     EMBED(0, flags, 0),
     EMBED(3, flags, MARLIN_WEIGHT_BIAS),
-    EMBED(12, vocab_size, 22),
-    EMBED(12, dim, 1u << 31),
+    EMBED(14, vocab_size, 22),
+    EMBED(14, dim, 1u << 31),
     OTHER(make_rms_norm, 0, RmsNormParams, rows_var, 8),
     OTHER(make_rms_norm, 0, RmsNormParams, rows_per_var, 0),
     OTHER(make_rms_norm, 0, RmsNormParams, rows_per_var, 6),

@@ -22,8 +22,12 @@ def random_blocks(ggml_type, num_rows, k, seed=0):
 def blank(ggml_type, num_rows, k):
     """A PackedWeight of zeros of the right kind, as the buffers of a fresh device are."""
     row = REPACKED[ggml_type]
-    dtype = np.float32 if row.scale_bytes == 4 else np.float16
-    zeros = np.zeros((num_rows, k // row.group_size), dtype)
+    numbers = num_rows, k // row.group_size
+    if row.scale_bytes == 1:
+        steps = np.zeros((num_rows, k // 256), np.float16)
+        zeros = formats.BlockScales(steps, np.zeros(numbers, np.int8))
+    else:
+        zeros = np.zeros(numbers, np.float32 if row.scale_bytes == 4 else np.float16)
     codes = np.zeros((num_rows, k), np.uint8)
     return formats.pack(row.kind, codes, zeros, zeros if row.has_bias else None)
 

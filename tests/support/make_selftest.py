@@ -305,8 +305,7 @@ def repack_cases():
             raw.view(layout)[field] = rng.standard_normal(num_blocks)
         if "e" in layout.names:
             raw.view(layout)["e"] = rng.integers(120, 134, num_blocks)
-        flags = abi.WEIGHT_BIAS if row.has_bias else 0
-        flags |= abi.SCALE_F32 if row.scale_bytes == 4 else 0
+        flags = ops.weight_flags(row.scale_bytes, row.has_bias)
         names = ("codes", "scales", "biases")
         sizes = zip(names, row.part_bytes(n, k), strict=True)
         parts = [room(name, size, itemsize=1) if size else None for name, size in sizes]

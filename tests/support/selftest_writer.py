@@ -8,7 +8,7 @@ import numpy as np
 import reference
 from matrices import dense_weight, packed_weight
 
-from marlin.device import abi, ops
+from marlin.device import ops
 from marlin.weights import formats
 
 FLOAT32, FLOAT16 = (list(reference.TOLERANCES[name]) for name in ("float32", "float16"))
@@ -104,11 +104,8 @@ def weight_of(weight):
     if not isinstance(weight, formats.PackedWeight):
         kind, array = weight
         return ops.Weight(kind, *array.shape, Tensor("w", array))
-    flags = abi.SCALE_F32 if weight.scales.dtype == np.float32 else 0
-    biases = None
-    if weight.biases is not None:
-        flags |= abi.WEIGHT_BIAS
-        biases = Tensor("biases", weight.biases)
+    flags = ops.weight_flags(weight.scale_bytes, weight.biases is not None)
+    biases = None if weight.biases is None else Tensor("biases", weight.biases)
     return ops.Weight(
         weight.format, *weight.shape, Tensor("codes", weight.codes), weight.group_size, flags,
         Tensor("scales", weight.scales), biases,
