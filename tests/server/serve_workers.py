@@ -30,6 +30,8 @@ LIMITS = Limits(
     abort_s=0.5,
     slow_s=0.3,
     num_failures=4,
+    proof_s=float(os.environ.get("PROOF_S", "20")),
+    proof_pause_s=0.05,
     failing_s=0.5,
 )
 GATE_POLL_S = 0.01

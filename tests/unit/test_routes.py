@@ -69,7 +69,9 @@ def test_another_method_is_refused_with_those_there_are(method, path, allowed):
 
 def test_only_what_tells_nothing_needs_no_key_and_only_probes_and_scrapes_are_quiet():
     assert [route.path for route in ROUTES if not route.needs_key] == ["/", HEALTH.path]
-    assert [route.path for route in ROUTES if route.quiet] == ["/health", "/metrics"]
+    assert [route.path for route in ROUTES if route.quiet] == [
+        *("/health", "/health?deep=1", "/metrics")
+    ]
     assert not ROUTER.find("/health").needs_key and ROUTER.find("/metrics").needs_key
 
 

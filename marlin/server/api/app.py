@@ -71,7 +71,7 @@ class App:
     def handle(self, handler: Handler) -> None:
         """Answer one request. Raises PeerGone when the client leaves before its answer is out."""
         record = self._metrics.record()
-        path = self._router.find(canonical(handler.path))
+        path = self._router.find(canonical(handler.path), handler.head.query)
         try:
             self._answer(handler, record, path)
         finally:

@@ -34,6 +34,7 @@ from marlin.server.observe.health import Health
 from marlin.server.observe.logs import log_fields
 from marlin.server.observe.metrics import RequestRecord
 from marlin.server.observe.metrics_page import MetricsPage
+from marlin.server.observe.proof import StepProof
 from marlin.turns import is_uid
 
 _log = logging.getLogger("marlin.server")
@@ -71,6 +72,7 @@ class Endpoints:
         self._large_bodies = SlotGate(1, None, limits.poll_s)
         self._health = health
         self._metrics_page = metrics_page
+        self._proof = StepProof(model, limits.proof_s, limits.proof_pause_s, limits.poll_s)
         self._capabilities = capabilities
         self._audit = audit
 
@@ -97,6 +99,9 @@ class Endpoints:
         is_well = self._health.is_well()
         content = _health_content(is_well, self._health.scarce, self._model is not None)
         handler.reply(200 if is_well else 503, content, JSON_TYPE)
+
+    def prove_step(self, handler: Handler, _record: RequestRecord) -> None:
+        reply_json(handler, *self._proof.now(handler.check_peer))
 
     def metrics(self, handler: Handler, _record: RequestRecord) -> None:
         content, kind = self._metrics_page.answer(handler.headers.get("accept"))

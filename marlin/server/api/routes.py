@@ -84,6 +84,7 @@ HEALTH = Route("GET", "/health", Endpoints.health, needs_key=False, quiet=True)
 ROUTES = (
     Route("GET", "/", Endpoints.greeting, needs_key=False),
     HEALTH,
+    Route("GET", "/health?deep=1", Endpoints.prove_step, scope="admin", quiet=True),
     Route(
         *("GET", "/metrics", Endpoints.metrics),
         scope="metrics",
@@ -185,9 +186,11 @@ class Router:
         endpoint = len(self._exact) + len(self._with_id)
         table.setdefault(path, Path(endpoint, {})).routes[route.method] = route
 
-    def find(self, path: str) -> Path | None:
-        """The Path of a request's canonical path, or None."""
-        found = self._exact.get(path)
+    def find(self, path: str, query: str = "") -> Path | None:
+        """The Path of a request's canonical path, or None. A query makes another of it only where
+        a route names it."""
+        found = self._exact.get(f"{path}?{query}") if query else None
+        found = found or self._exact.get(path)
         if found is not None:
             return found
         return next((p for prefix, p in self._with_id.items() if path.startswith(prefix)), None)

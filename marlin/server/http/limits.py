@@ -74,6 +74,8 @@ class Limits:
         stuck_s: an engine that has work and completes no step for so long is taken for stuck: a
             full prefill step of an 8B model takes two slow cores about 20 s. So is a worker
             process that gave no sign of life meanwhile.
+        proof_s, proof_pause_s: /health?deep=1 takes an engine for stuck after the first, since who
+            asks waits, and begins no other proof before the second, which each worker counts.
         hung_s: a process whose engine, or a worker of which nothing, has been heard for so long is
             ended: later than /health says so, for whoever looks after it to look elsewhere.
         abort_s: what such a worker gets to say where it hangs.
@@ -127,6 +129,8 @@ class Limits:
     num_output_tokens: int | None = None
     queue_factor: int = 1
     stuck_s: float = 60.0
+    proof_s: float = 20.0
+    proof_pause_s: float = 1.0
     hung_s: float = 90.0
     abort_s: float = 2.0
     num_failures: int = 10

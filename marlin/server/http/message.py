@@ -35,6 +35,7 @@ class RequestHead(NamedTuple):
         path: target without query, still percent-encoded, always starting with "/" (or "*").
         headers: lower-case name to value (latin-1) without surrounding blanks; repeated fields are
             joined by ", ".
+        query: what the target has behind a question mark; no endpoint but one reads it.
         minor: 0 for HTTP/1.0, 1 for HTTP/1.1 and later 1.x.
         content_length: declared body length, 0 when there is none, None when chunked.
         keep_alive: the client wants the connection kept.
@@ -42,6 +43,7 @@ class RequestHead(NamedTuple):
 
     method: str
     path: str
+    query: str
     headers: dict[str, str]
     minor: int
     content_length: int | None
@@ -84,9 +86,11 @@ def parse_head(data, limits):
     headers = _parse_fields(lines[1:])
     if minor == 1 and "host" not in headers:
         raise FramingError("missing Host header field")
+    path, query = _parse_target(target)
     return RequestHead(
         method=method,
-        path=_parse_target(target),
+        path=path,
+        query=query,
         headers=headers,
         minor=minor,
         content_length=_content_length(method, headers, minor),
@@ -117,7 +121,8 @@ def _parse_target(target):
             raise FramingError("malformed request target")
         target = target[absolute.end() :]
         target = target if target.startswith("/") else "/" + target
-    return target.split("?", 1)[0].split("#", 1)[0]
+    path, _, query = target.partition("#")[0].partition("?")
+    return path, query
 
 
 def _content_length(method, headers, minor):
