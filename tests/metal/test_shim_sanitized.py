@@ -133,4 +133,5 @@ for _ in range(2):
 def test_a_report_ends_a_python_process(build):
     done = run_python(ADDRESS, "-c", DESTROY_TWICE, str(build(ADDRESS).library))
     assert done.returncode != 0
-    assert re.search(r"heap-use-after-free .*metal/metal_replay\.m", done.stderr), done.stderr[-6000:]
+    found = re.search(r"heap-use-after-free .*metal/metal_replay\.m", done.stderr)
+    assert found, done.stderr[-6000:]

@@ -21,6 +21,7 @@ from marlin.server.api.event_stream import EventStream
 from marlin.server.http.handler import Handler
 from marlin.server.observe.metrics import RequestRecord
 
+_NO_ECHO = Echo()
 _FINISHED = ("stop", "tool_calls", "length")  # a choice that is whole, as far as it was asked for
 
 
@@ -123,7 +124,7 @@ class Generation(NamedTuple):
             StoppingError: the engine gave a request up.
             PeerGone: the client left.
         """
-        streams = self._start(prompts)
+        streams = self.start(prompts)
         requests = [stream.request for stream in streams]
         send = self._send_stream if self.call.stream else self._send_whole
         with closing(self.record.watch(streams, merged(streams))) as deltas:
@@ -134,7 +135,9 @@ class Generation(NamedTuple):
         prompt = self.call.prompts[index // self.call.num_choices]
         return self.call.beginning(prompt, requests[index], self.model.tokenizer)
 
-    def _start(self, prompts):
+    def start(self, prompts: list[ModelPrompt]) -> list[TextStream]:
+        """The TextStreams of all choices, whose requests are in the engine; run() without what is
+        sent."""
         engine = self.model.engine
         client, streams = self.handler.client, []
         try:
@@ -169,7 +172,7 @@ class Generation(NamedTuple):
         )
 
     def _send_whole(self, deltas, requests):
-        choices = [_Gathered() for _ in requests]
+        choices = [Gathered() for _ in requests]
         num_output_tokens = num_reasoning_tokens = 0
         for index, delta in deltas:
             self._check_finish(delta.finish_reason)
@@ -244,8 +247,8 @@ class Generation(NamedTuple):
         raise StoppingError("the server is stopping")
 
 
-class _Gathered:
-    """A choice while its deltas come."""
+class Gathered:
+    """A choice while its deltas come: add() each, and whole() at the end."""
 
     def __init__(self):
         self._texts = {"content": [], "reasoning": []}
@@ -267,7 +270,7 @@ class _Gathered:
             else:
                 self._calls[part.call].is_whole = True
 
-    def whole(self, index, echo):
+    def whole(self, index: int, echo: Echo = _NO_ECHO) -> Choice:
         """A call that the end of its tokens cut is none."""
         calls = [call for call in self._calls if call.is_whole or self._reason != "length"]
         content, reasoning = map("".join, self._texts.values())

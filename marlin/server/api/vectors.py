@@ -6,7 +6,8 @@ together. Knows no routes and no dialect.
 
 import os
 import queue
-from typing import NamedTuple
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NamedTuple
 
 from marlin.engine.request import VectorEvent
 from marlin.engine.served_model import ServedModel
@@ -16,6 +17,9 @@ from marlin.server.api.encoding import JSON_TYPE, Encoded, encode
 from marlin.server.api.generation import Deadline
 from marlin.server.http.handler import Handler
 from marlin.server.observe.metrics import RequestRecord
+
+if TYPE_CHECKING:  # As in engine/request.py.
+    import numpy as np
 
 
 class Vectors(NamedTuple):
@@ -56,20 +60,30 @@ class Vectors(NamedTuple):
             StoppingError: the engine gave a request up.
             PeerGone: the client left.
         """
-        engine, client = self.model.engine, self.handler.client
         key = os.urandom(12).hex()
+        with self._requests(token_lists, key) as requests, self.record.in_engine(requests):
+            items = [self._item(*pair) for pair in enumerate(requests)]
+        body = self.call.body(items, name, key, self.record.num_prompt_tokens)
+        self.handler.reply(200, encode(body), JSON_TYPE)
+
+    def vectors(self, token_lists: list[list[int]]) -> "list[np.ndarray]":
+        """As run(): what its items are made of."""
+        with self._requests(token_lists, os.urandom(12).hex()) as requests:
+            return [self._vector(request) for request in requests]
+
+    @contextmanager
+    def _requests(self, token_lists, key):
+        """The call's requests in the engine, which end with the block."""
+        engine, client = self.model.engine, self.handler.client
         requests, new_pooler = [], self.model.new_pooler
         assert new_pooler is not None, "texts() refuses such a model"
         try:
             for index, token_ids in enumerate(token_lists):
                 requests.append(engine.pool(token_ids, new_pooler(), f"{key}-{index}", client))
-            with self.record.in_engine(requests):
-                items = [self._item(*pair) for pair in enumerate(requests)]
+            yield requests
         finally:
             for request in requests:
                 request.abort()
-        body = self.call.body(items, name, key, self.record.num_prompt_tokens)
-        self.handler.reply(200, encode(body), JSON_TYPE)
 
     def _item(self, index, request):
         """What is kept of a text's vector, whose memory the call's body share counts."""
