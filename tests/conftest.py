@@ -12,9 +12,17 @@ import threading
 import time
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Draws are the same in every run and take what time they take, so that none fails by luck; other
+# draws: --hypothesis-profile search.
+_QUIET = {"deadline": None, "suppress_health_check": list(hypothesis.HealthCheck)}
+hypothesis.settings.register_profile("same", derandomize=True, database=None, **_QUIET)
+hypothesis.settings.register_profile("search", derandomize=False, **_QUIET)
+hypothesis.settings.load_profile("same")
 
 
 def _load(path):

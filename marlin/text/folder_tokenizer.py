@@ -258,6 +258,10 @@ def _add(backend: tokenizers.Tokenizer, declared: _Declared, path: str) -> None:
     for token in (*declared.named.values(), *declared.extra):
         if token.content not in known and token not in tokens:
             tokens.append(token)
+        elif token in tokens and [t for t in tokens if t.content == token.content][-1] != token:
+            # Which one counts depends in transformers on how each was spelled.
+            message = f"token {token.content!r:.80} is declared with two sets of flags in turns"
+            raise ModelFileError(path, message)
     named = {token.content for token in declared.named.values()}
     for token in tokens:
         token.special |= token.content in named

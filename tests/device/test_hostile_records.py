@@ -187,7 +187,7 @@ def dispatches(draw, kernel_ids):
 
 
 # Derandomized: the same records in every run, so that a failure is one that can be run again.
-@settings(max_examples=600, deadline=None, derandomize=True, database=None)
+@settings(max_examples=600)
 @given(data=st.data())
 def test_likely_records_run_or_are_refused(runner, kernel_ids, data):
     records = np.array(data.draw(st.lists(dispatches(kernel_ids), min_size=1, max_size=3)))
@@ -195,7 +195,7 @@ def test_likely_records_run_or_are_refused(runner, kernel_ids, data):
     assert answer == "ok" or answer.startswith("error: ")
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(max_examples=100)
 @given(raw=st.binary(min_size=abi.DISPATCH.itemsize, max_size=abi.DISPATCH.itemsize))
 def test_records_of_random_bytes_are_refused(runner, raw):
     records = np.frombuffer(raw, abi.DISPATCH).copy()

@@ -5,6 +5,7 @@ Owns the command lines and where everything goes: a cache folder, in folders key
 that a second build is a look-up. Knows nothing of what the device does.
 """
 
+import fcntl
 import glob
 import hashlib
 import os
@@ -127,6 +128,8 @@ def link_flags(runtime, sanitize=None):
 def build(cache, build_metal, sanitize=None):
     """Build what has changed since the last time. Returns a Simulated.
 
+    Of several processes at once one builds, and the others find it done.
+
     Args:
         cache: folder for everything built.
         build_metal: metal_shim/build/build_metal.py as a module.
@@ -135,6 +138,13 @@ def build(cache, build_metal, sanitize=None):
     Raises:
         SimulationError, msl.source.SourceError: a compiler refused.
     """
+    cache.mkdir(parents=True, exist_ok=True)
+    with open(cache / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _build(cache, build_metal, sanitize)
+
+
+def _build(cache, build_metal, sanitize):
     text = build_metal.joined_source(ROOT / "shaders")
     bare = bare_library(cache, build_metal, text, sanitize)
     source, options = _keep(cache, "marlin.metal", text), {}

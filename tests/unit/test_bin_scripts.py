@@ -17,6 +17,9 @@ from pathlib import Path
 import pytest
 from stand_in_checkout import MODEL, Checkout, python_modules
 
+# How bin/test has two processes run the tests.
+SPREAD = "<-n><2><--dist><loadfile><--no-loadscope-reorder>"
+
 
 @pytest.fixture
 def bare(tmp_path, checkout):
@@ -129,7 +132,12 @@ def test_demo_checks_its_options_before_it_sets_anything_up(checkout, bare):
 
 def test_test_passes_its_arguments_to_pytest_in_the_checkout(ready):
     _, calls = ready.run("test", "-k", "a or b", "tests/unit")
-    assert calls[-1] == "<-m><pytest><-k><a or b><tests/unit>"
+    assert calls[-1] == f"<-m><pytest>{SPREAD}<-k><a or b><tests/unit>"
+
+
+def test_tests_run_in_one_process_where_the_spreading_plugin_is_off(ready):
+    _, calls = ready.run("test", "-p", "no:xdist", "tests/unit")
+    assert calls[-1] == "<-m><pytest><-p><no:xdist><tests/unit>"
 
 
 def test_the_first_run_installs_in_place_and_the_second_does_not(ready):
@@ -146,7 +154,7 @@ def test_tests_install_their_extras_and_that_is_enough_for_the_demo(ready):
 def test_light_tests_install_no_pytorch_and_pass_the_rest_on_to_pytest(ready):
     _, calls = ready.run("test", "--light", "-q", "tests/unit")
     assert "<-m><pip><install><--editable><.[test-light]>" in calls
-    assert calls[-1] == "<-m><pytest><-q><tests/unit>"
+    assert calls[-1] == f"<-m><pytest>{SPREAD}<-q><tests/unit>"
     assert ready.installs("demo") == ready.installs("test", "--light") == []
 
 

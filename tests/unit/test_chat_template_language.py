@@ -147,7 +147,7 @@ def _compound(inner):
 ADDRESSED = ("object at", "generator", "function", "method", "_iterator", "reversed")
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=400)
 @given(st.recursive(ATOMS, _compound, max_leaves=6))
 def test_generated_expressions_give_what_jinja2_gives(expression):
     source = "{{ " + expression + " }}"
@@ -179,7 +179,7 @@ def _block(inner):
     return st.builds(str.format, forms, EXPRESSION, inner, EXPRESSION, inner)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 @given(st.recursive(GROWN, _block, max_leaves=5), st.sampled_from(("''", "'<'", "none", "l")))
 def test_generated_blocks_do_what_they_do_in_jinja2(blocks, start):
     source = f"{{% set ns = namespace(o={start}) %}}{blocks}"

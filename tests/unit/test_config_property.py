@@ -6,7 +6,7 @@ from importlib import import_module
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixture_families import MIXTURES
 from transformers import AutoConfig, GenerationConfig
@@ -253,7 +253,7 @@ def test_folders_at_random_read_as_transformers_reads_them_or_are_refused(model_
     backend.save(str(tmp_path / "tokenizer.json"))
     counts = Counter()
 
-    @settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=50)
     @given(config=strategy, generation=GENERATION)
     def check(config, generation):
         experts = {**MIXTURES.get(model_type, ("", {}))[1], "model_type": model_type}

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -241,7 +241,7 @@ def ids_in_order(backend, texts):
     return found
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200)
 @given(
     config=st.none() | CONFIG,
     mapped=st.none() | MAP,
@@ -270,4 +270,17 @@ def test_folders_at_random_read_as_transformers_reads_them(
     if config is None and listed is None:
         del files["tokenizer_config"]
     write(tmp_path, any_backend, files)
+    try:
+        check_equal(tmp_path)
+    except ModelFileError as error:
+        assert error.message.endswith("is declared with two sets of flags in turns")
+
+
+def test_a_token_with_flags_and_others_and_the_first_again_is_refused(backend, tmp_path):
+    word, plain = {"content": "|in|", "single_word": True}, {"content": "|in|"}
+    write(tmp_path, backend, {"special_tokens_map": {"bos_token": plain, "eos_token": word}})
     check_equal(tmp_path)
+    named = {"bos_token": plain, "eos_token": word, "unk_token": "|in|"}
+    write(tmp_path, backend, {"special_tokens_map": named})
+    with pytest.raises(ModelFileError, match=r"'\|in\|' is declared with two sets of flags"):
+        load_tokenizer(tmp_path)

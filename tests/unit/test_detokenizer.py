@@ -61,7 +61,7 @@ def test_joined_pushes_equal_the_whole_decode(tokenizer, text):
 
 
 def test_any_run_of_ids_streams_to_what_it_decodes_to(byte_level, sentencepiece, metaspace):
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(st.data())
     def check(data):
         tokenizer = data.draw(st.sampled_from([byte_level, sentencepiece, metaspace]))
@@ -72,7 +72,7 @@ def test_any_run_of_ids_streams_to_what_it_decodes_to(byte_level, sentencepiece,
 
 
 def test_any_bytes_stream_to_what_python_decodes_them_to(byte_level, sentencepiece):
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=150)
     @given(st.one_of(st.binary(max_size=8), st.text(max_size=4).map(str.encode)))
     def check(data):
         expected = data.decode("utf-8", errors="replace")

@@ -9,7 +9,7 @@ import pytest
 import test_config_keys as config_keys
 import test_config_property as configs
 import test_declared_tokens as tokens
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from pytorch import torch
 from test_config_property import SIZES, maybe, without_absent
@@ -102,13 +102,7 @@ def test_configs_with_any_key_read_alike_or_are_refused_by_it(model_type, tmp_pa
     counts = Counter()
 
     # Without shrinking: each example makes a model, and names what it drew.
-    @settings(
-        max_examples=30,
-        deadline=None,
-        derandomize=True,  # some of these examples are refused, and others are not
-        suppress_health_check=list(HealthCheck),
-        phases=[Phase.generate],
-    )
+    @settings(max_examples=30, phases=[Phase.generate])
     @given(some_of(NUMBERS, 4), some_of(ALL), STRANGE, st.booleans())
     def check(numbers, drawn, strange, is_within):
         config = {**BASE, **strange, **drawn, **numbers, "model_type": model_type}
@@ -175,7 +169,7 @@ ASKED = st.none() | st.sampled_from(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150)
 @given(drawn=some_of(generation_keys(), 8), asked=ASKED)
 def test_generation_configs_ask_for_nothing_or_are_refused_by_what_they_ask_for(
     backend,  # noqa: F811
@@ -215,7 +209,7 @@ TOKENIZER = {
 FLAGS = {"add_bos_token": maybe(True, False, None), "add_eos_token": maybe(True, False, None)}
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60)
 @given(named=some_of({"bos_token": maybe("|in|"), "eos_token": maybe("|too|")}, 2),
        drawn=some_of(TOKENIZER), flags=some_of(FLAGS, 2))  # fmt: skip
 def test_tokenizer_configs_with_any_key_read_alike(

@@ -2,6 +2,8 @@
 method they start from.
 """
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -124,6 +126,35 @@ def test_no_group_is_worse_than_the_plain_method_and_most_are_better(
     # Errors are summed in float32 by the search and in float64 here.
     assert (searched <= baseline * (1 + 1e-4)).all()
     assert searched.sum() < 0.93 * baseline.sum()
+
+
+@pytest.mark.parametrize("format, group_size", CASES)
+def test_rows_are_quantized_alike_however_many_at_a_time(format, group_size, monkeypatch):
+    weights = weights_of("heavy", (19, 128))
+
+    def codes(at_a_time):
+        monkeypatch.setattr(formats, "CHUNK_VALUES", at_a_time)
+        return quantize(format, weights, group_size)
+
+    whole = codes(1 << 30)
+    for at_a_time in (1, 3 * 128):
+        part = codes(at_a_time)
+        np.testing.assert_array_equal(part.codes, whole.codes)
+        np.testing.assert_array_equal(part.scales, whole.scales)
+
+
+@pytest.mark.parametrize("format", ["fp4", "int4"])
+def test_searching_needs_no_more_memory_for_more_rows(format):
+    def needed(num_rows):
+        weights = weights_of("normal", (num_rows, 1024))
+        tracemalloc.start()
+        quantize(format, weights, 32)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    # The codes before they are packed, and what is packed: 3 bytes a weight at the most.
+    assert needed(512) - needed(128) < 3 * 384 * 1024
 
 
 @pytest.mark.parametrize("group_size", GROUP_SIZES)

@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from gguf_builder import build, f32, string, tensor_entry
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marlin.errors import ModelFileError
@@ -276,7 +276,7 @@ def test_a_file_cut_at_any_byte_is_refused(write):
         refused(write, data[:length])
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400)
 @given(
     flips=st.lists(
         st.tuples(st.integers(0, 700), st.one_of(st.integers(0, 255), st.sampled_from([0, 255]))),

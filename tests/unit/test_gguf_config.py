@@ -82,6 +82,34 @@ def test_a_window_makes_a_llama_file_a_mistral_and_counts_for_no_other(read_gguf
     assert read_gguf(window, architecture="qwen2").windows == (None, None, None)
 
 
+@pytest.mark.parametrize("architecture", ["mistral3", "phi3"])
+def test_a_window_of_0_tokens_is_none(read_gguf, architecture):
+    def windows(tokens):
+        window = {"llama.attention.sliding_window": ("u32", tokens)}
+        return read_gguf(window, architecture=architecture).windows
+
+    assert windows(0) == (None, None, None)
+    assert windows(1) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("architecture", ["glm4", "phi3"])
+def test_a_file_says_how_many_dimensions_turn_and_means_all_where_it_does_not(
+    read_gguf, architecture
+):
+    heads = {"llama.attention.key_length": ("u32", 8), "llama.attention.value_length": ("u32", 8)}
+
+    def rotary_dim(value):
+        return read_gguf(
+            heads | {"llama.rope.dimension_count": value}, architecture=architecture
+        ).rotary_dim
+
+    assert rotary_dim(("u32", 4)) == 4
+    assert rotary_dim(...) == 8
+    for value in (3, 10):
+        with pytest.raises(ModelFileError, match=f"rope.dimension_count is {value}"):
+            rotary_dim(("u32", value))
+
+
 def test_gguf_scaling_types_are_read(read_gguf):
     linear = {"llama.rope.scaling.type": ("str", "linear"),
               "llama.rope.scaling.factor": ("f32", 4.0)}  # fmt: skip

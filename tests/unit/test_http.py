@@ -120,7 +120,7 @@ LINE = st.sampled_from(
 
 
 @given(st.lists(LINE | st.binary(max_size=40), max_size=8) | st.binary(max_size=200))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_no_bytes_whatever_get_past_the_head_parser_as_anything_but_an_http_error(lines):
     data = lines if isinstance(lines, bytes) else b"\r\n".join(lines)
     try:
@@ -138,7 +138,7 @@ CHUNK_PARTS = st.sampled_from([b"3\r\nabc\r\n", b"0\r\n", b"\r\n", b"A: b\r\n", 
 
 
 @given(st.binary(max_size=100) | st.lists(CHUNK_PARTS))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_no_bytes_whatever_get_past_the_chunk_reader_as_anything_but_a_known_error(wire):
     wire = wire if isinstance(wire, bytes) else b"".join(wire)
     parsed = head("POST / HTTP/1.1", "Host: h", "Transfer-Encoding: chunked")

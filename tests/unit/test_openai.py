@@ -369,7 +369,7 @@ MESSAGES = st.lists(st.fixed_dictionaries({"role": JSON, "content": JSON}), max_
 
 
 @given(st.dictionaries(st.sampled_from(NAMES) | st.text(), JSON | MESSAGES, max_size=4))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_object_whatever_gets_past_validation_as_anything_but_a_named_error(body):
     full = {"model": "m", "messages": [{"role": "user", "content": "a"}], "prompt": "a", **body}
     chat, completion = openai_requests.parse_chat, openai_requests.parse_completion
@@ -383,7 +383,7 @@ def test_no_object_whatever_gets_past_validation_as_anything_but_a_named_error(b
 
 
 @given(st.binary(max_size=200) | st.text(alphabet='{}[]":,0123456789eE+-.\\untrafls', max_size=60))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_no_bytes_whatever_get_past_the_json_reader_as_anything_but_a_known_error(body):
     body = body if isinstance(body, bytes) else body.encode()
     try:

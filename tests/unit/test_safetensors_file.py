@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
@@ -144,7 +144,7 @@ def test_a_file_cut_at_any_byte_is_refused(write):
         refused(write, data[:length])
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300)
 @given(flips=st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), min_size=1, max_size=6))
 def test_flipped_bytes_end_in_a_model_file_error_or_a_valid_header(write, flips):
     data = bytearray(build({"__metadata__": {"k": "v"}, "t": entry(), "é": entry("U8", (0,), 24)}))

@@ -188,7 +188,7 @@ REQUESTS = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     requests=REQUESTS,
     num_blocks=st.integers(9, 20),
@@ -257,7 +257,7 @@ def trace_of(requests, num_blocks, max_sequences, max_draft_tokens):
     return steps
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(requests=REQUESTS, num_blocks=st.integers(9, 14), max_sequences=st.integers(2, 6))
 def test_wrong_guesses_change_no_step_for_anybody(requests, num_blocks, max_sequences):
     """Whoever is admitted, preempted, resumed or given blocks is so at the same step."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from json_texts import Taker, TooManyOrders, byte_vocabulary
 
@@ -181,7 +181,6 @@ SCHEMAS = st.recursive(
     max_leaves=5,
 )
 VOCABULARY = byte_vocabulary()
-QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
 
 
 def has_fractions_left_out(schema):
@@ -190,7 +189,7 @@ def has_fractions_left_out(schema):
     return any(f'"{word}"' in text for word in ("not", "oneOf", "if"))
 
 
-@settings(max_examples=250, **QUIET)
+@settings(max_examples=250)
 @given(SCHEMAS, st.lists(VALUES, min_size=1, max_size=6))
 def test_a_random_schema_takes_what_jsonschema_calls_valid(schema, values):
     taker = taker_of(schema, VOCABULARY, Counter())
@@ -221,7 +220,7 @@ def texts_of(taker, seed, most=60):
     return None
 
 
-@settings(max_examples=150, **QUIET)
+@settings(max_examples=150)
 @given(SCHEMAS, st.integers(0, 2**32))
 def test_whatever_is_written_under_a_random_schema_is_valid(schema, seed):
     taker = taker_of(schema, VOCABULARY, Counter())
@@ -231,7 +230,7 @@ def test_whatever_is_written_under_a_random_schema_is_valid(schema, seed):
         assert jsonschema.Draft202012Validator(schema).is_valid(value), text
 
 
-@settings(max_examples=60, **QUIET)
+@settings(max_examples=60)
 @given(SCHEMAS, st.lists(VALUES, min_size=1, max_size=4))
 def test_llguidance_takes_what_is_taken_here(schema, values):
     """The other way round it need not be: it takes white space and other orders of keys."""

@@ -103,7 +103,7 @@ def test_without_log_probabilities_there_are_no_tokens():
 
 
 @given(st.text("ab\u00e9", max_size=12), st.integers(1, 5), st.text("ab\u00e9", min_size=1))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_tokens_of_all_deltas_spell_the_text_however_it_was_cut(text, size, stop):
     data = text.encode()
     bursts = [data[i : i + size] for i in range(0, len(data), size)]
