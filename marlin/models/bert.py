@@ -1,13 +1,23 @@
 """BERT, an encoder: what it makes of a text are the states of its tokens, which see each other.
 
-Word, position and type embeddings are added and normed; every text is of the first type. Names of
-RoBERTa and its descendants are others, and their positions begin elsewhere: they are no BERTs here.
+Word, position and type embeddings are added and normed; every text is of the first type. RoBERTa
+and its descendants are the same but for the row of the table where positions begin. In a GGUF file
+they are BERTs whose table begins there, and DistilBERT one without types.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
-from marlin.files.fields import Fields
-from marlin.models.config import HF, MAX_VOCAB, ModelConfig, read_sizes
+from marlin.files.fields import Fields, file_fields
+from marlin.models.config import (
+    GGUF,
+    HF,
+    MAX_CONTEXT_TOKENS,
+    MAX_VOCAB,
+    ModelConfig,
+    read_sizes,
+)
+from marlin.models.config_gguf import fields_of, vocab_size
 from marlin.models.layers import Attention
 from marlin.models.layers_encoder import FeedForward, PostNormLayer
 from marlin.models.rope import RopeScaling
@@ -21,11 +31,12 @@ from marlin.models.spec import (
     Names,
     Tensor,
 )
+from marlin.weights.gguf import GGUFFile
 
 # Of token types; models have two.
 MAX_TYPES = 1 << 10
 # Of the classes in config.json those that a head beside the encoder does not change.
-_CLASSES = ("BertModel", "BertForMaskedLM", "BertForPreTraining")
+_HEADS = ("Model", "ForMaskedLM", "ForPreTraining")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +45,17 @@ class BertConfig(ModelConfig):
 
     Attributes:
         num_types: of token types.
+        first_position: the row of the position table that a text's first token has.
     """
 
     num_types: int = 2
+    first_position: int = 0
 
 
 class Bert(Family[BertConfig]):
     model_type = "bert"
     hf_class = "BertModel"
+    gguf_architecture: str | None = "bert"
 
     def config_from_hf(self, fields: Fields) -> BertConfig:
         fields.choice("hidden_act", ("gelu",), "gelu")
@@ -49,19 +63,40 @@ class Bert(Family[BertConfig]):
         for name in ("is_decoder", "add_cross_attention"):
             if fields.flag(name, False):
                 fields.fail(name, "false (an encoder)")
-        classes = fields.texts("architectures", _CLASSES)
-        if not any(name in _CLASSES for name in classes):
-            fields.fail("architectures", "one of " + ", ".join(_CLASSES))
+        known = tuple(self.hf_class.replace("Model", head) for head in _HEADS)
+        classes = fields.texts("architectures", known)
+        if not any(name in known for name in classes):
+            fields.fail("architectures", "one of " + ", ".join(known))
         sizes = read_sizes(fields, HF)
-        _check_heads(fields, sizes)
+        _check_heads(fields, sizes, "num_key_value_heads", "head_dim")
+        first = self._first_position(fields)
+        sizes["max_context_tokens"] -= first
+        if sizes["max_context_tokens"] < 1:
+            fields.fail("max_position_embeddings", f"more than the {first} before a text's first")
         return self._config(
             sizes,
             fields.count("vocab_size", maximum=MAX_VOCAB),
             fields.number("layer_norm_eps", 1e-12, maximum=1.0),
             fields.count("type_vocab_size", 2, maximum=MAX_TYPES),
+            first,
         )
 
-    def _config(self, sizes, vocab_size, eps, num_types):
+    def _first_position(self, fields: Fields) -> int:
+        return 0
+
+    def config_from_gguf(self, file: GGUFFile) -> BertConfig:
+        fields, general = fields_of(file, "bert"), file_fields(file.path, file.metadata)
+        if fields.flag("attention.causal", False):
+            fields.fail("attention.causal", "false (an encoder)")
+        sizes = read_sizes(fields, GGUF)
+        _check_heads(fields, sizes, "attention.head_count_kv", "attention.key_length")
+        num_types = 0
+        if "token_types.weight" in file.tensors:
+            num_types = general.count("tokenizer.ggml.token_type_count", maximum=MAX_TYPES)
+        eps = fields.number("attention.layer_norm_epsilon", maximum=1.0)
+        return self._config(sizes, vocab_size(general, file.tensors), eps, num_types)
+
+    def _config(self, sizes, vocab_size, eps, num_types, first_position=0):
         return BertConfig(
             architecture=self.model_type,
             **sizes,
@@ -76,9 +111,10 @@ class Bert(Family[BertConfig]):
             o_bias=True,
             mlp_bias=True,
             num_types=num_types,
+            first_position=first_position,
         )
 
-    def hf_config(self, config: BertConfig) -> dict:
+    def hf_config(self, config: BertConfig) -> dict[str, Any]:
         return {
             "architectures": [self.hf_class],
             "model_type": self.model_type,
@@ -96,32 +132,58 @@ class Bert(Family[BertConfig]):
     def spec(self, config: BertConfig) -> ModelSpec:
         dim, names = config.hidden_dim, Names("embeddings.", "")
 
-        def table(name, gguf, rows, role="other"):
+        def table(name, gguf, rows, role="other") -> Tensor:
             return Tensor(f"{names.hf}{name}.weight", f"{gguf}.weight", (rows, dim), role)
 
+        first, types = config.first_position, None
+        if config.num_types:
+            types = table("token_type_embeddings", "token_types", config.num_types)
         return ModelSpec(
             config,
             table("word_embeddings", "token_embd", config.vocab_size, "embedding"),
             tuple(_layer(config, index) for index in range(config.num_layers)),
             norm=None,
             lm_head=None,
-            unused=("pooler.dense.", "cls.", "embeddings.position_ids"),
+            unused=("pooler.dense.", "cls.", "lm_head.", "embeddings.position_ids"),
             learned=LearnedInput(
-                table("position_embeddings", "position_embd", config.max_context_tokens),
-                table("token_type_embeddings", "token_types", config.num_types),
+                table("position_embeddings", "position_embd", first + config.max_context_tokens),
+                first,
+                types,
                 _norm(names, "LayerNorm", "token_embd_norm", dim),
             ),
         )
 
 
-def _check_heads(fields, sizes):
+class Roberta(Bert):
+    """Its positions begin behind that of the token that fills texts up."""
+
+    gguf_architecture = None
+
+    def __init__(self, model_type: str, hf_class: str):
+        self.model_type, self.hf_class = model_type, hf_class
+
+    def _first_position(self, fields: Fields) -> int:
+        return 1 + fields.count("pad_token_id", 1, minimum=0, maximum=MAX_CONTEXT_TOKENS)
+
+    def hf_config(self, config: BertConfig) -> dict[str, Any]:
+        first = config.first_position
+        own = {"max_position_embeddings": first + config.max_context_tokens}
+        return super().hf_config(config) | own | {"pad_token_id": first - 1}
+
+
+ROBERTAS = (
+    Roberta("roberta", "RobertaModel"),
+    Roberta("xlm-roberta", "XLMRobertaModel"),
+    Roberta("camembert", "CamembertModel"),
+)
+
+
+def _check_heads(fields, sizes, kv_heads, head_dim):
     """A BERT's heads share out the hidden values, and each has keys of its own."""
     if sizes["num_kv_heads"] != sizes["num_heads"]:
-        expected = f"the {sizes['num_heads']} query heads, or absent"
-        fields.fail("num_key_value_heads", expected)
+        fields.fail(kv_heads, f"the {sizes['num_heads']} query heads, or absent")
     if sizes["num_heads"] * sizes["head_dim"] != sizes["hidden_dim"]:
-        expected = f"{sizes['hidden_dim'] // sizes['num_heads']}, or absent"
-        fields.fail("head_dim", expected)
+        fields.fail(head_dim, f"{sizes['hidden_dim'] // sizes['num_heads']}, or absent")
 
 
 def _layer(config, index):

@@ -3,6 +3,8 @@
 What one family says in its own way is in its file.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from marlin.errors import ModelFileError
@@ -19,6 +21,7 @@ from marlin.models.config import (
 )
 from marlin.models.rope import RopeScaling, yarn_attention_factor
 from marlin.weights.gguf import GGUFFile
+from marlin.weights.tensor_file import TensorInfo
 
 
 def fields_of(file: GGUFFile, gguf_architecture: str) -> Fields:
@@ -60,13 +63,13 @@ def shared(
     for name in names[:1] if turns_partly else names:
         if fields.count(name, sizes["head_dim"], maximum=MAX_DIM) != sizes["head_dim"]:
             fields.fail(name, f"the head's {sizes['head_dim']} dimensions")
-    vocab_size = _vocab_size(general, tensors)
+    num_tokens = vocab_size(general, tensors)
     if scaling is None:
         scaling = _rope_scaling(fields, sizes["max_context_tokens"], has_log_multiplier)
     return {
         "architecture": architecture,
         **sizes,
-        "vocab_size": vocab_size,
+        "vocab_size": num_tokens,
         "max_context_tokens": context_tokens(sizes["max_context_tokens"], scaling),
         "rms_norm_eps": fields.number("attention.layer_norm_rms_epsilon", maximum=1.0),
         "rope_theta": fields.number("rope.freq_base", 10000.0, above=1.0),
@@ -76,7 +79,7 @@ def shared(
         "o_bias": "blk.0.attn_output.bias" in tensors,
         "mlp_bias": "blk.0.ffn_up.bias" in tensors,
         "qk_norm": "blk.0.attn_q_norm.weight" in tensors,
-        "eos_token_ids": _eos_token_ids(general, vocab_size),
+        "eos_token_ids": _eos_token_ids(general, num_tokens),
         "num_prediction_layers": guessing,
     }
 
@@ -118,7 +121,9 @@ def _without_uniform_arrays(metadata):
     return values
 
 
-def _vocab_size(general, tensors):
+def vocab_size(general: Fields, tensors: Mapping[str, TensorInfo]) -> int:
+    """The embedding's rows, which are at least as many as the tokenizer's tokens; raises as
+    shared()."""
     name, tokens = "token_embd.weight", general.raw("tokenizer.ggml.tokens")
     if name not in tensors:
         raise ModelFileError(general.path, "is missing", tensor=name)

@@ -120,8 +120,10 @@ class Model:
         acts = {name: View.of(device.create(rows * 4 * n)) for name, (rows, n) in shapes.items()}
         if self.spec.learned is not None:
             table = acts["positions"].buffer.array(np.float32, shapes["positions"])
-            table[...] = self._values(self.spec.learned.positions)
-            table += self._values(self.spec.learned.types)[0]
+            learned = self.spec.learned
+            table[...] = self._values(learned.positions)[learned.first :]
+            if learned.types is not None:
+                table += self._values(learned.types)[0]
         return acts
 
     def _values(self, tensor):

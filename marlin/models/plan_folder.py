@@ -35,6 +35,7 @@ TEXT_PREFIXES = {
     "language_model.model.": "model.",
     "language_model.lm_head.": "lm_head.",
     "bert.": "",
+    "roberta.": "",
 }
 
 

@@ -7,7 +7,7 @@ import os
 
 from marlin.files.fields import file_fields
 from marlin.files.strict_json import read_json_object
-from marlin.models.bert import Bert
+from marlin.models.bert import ROBERTAS, Bert
 from marlin.models.config import ModelConfig
 from marlin.models.exaone4 import Exaone4
 from marlin.models.gemma2 import Gemma2
@@ -33,7 +33,7 @@ from marlin.weights.gguf import GGUFFile
 FAMILIES = (
     *(Llama(), Mistral(), Qwen2(), Qwen3(), Gemma3(), Qwen3Moe(), Mixtral(), Glm4Moe()),
     *(SmolLM3(), Granite(), Olmo2(), Olmo3(), Phi3(), Gemma2(), Ministral3(), Exaone4(), Glm4()),
-    *(MuseGlimmer(), Bert()),
+    *(MuseGlimmer(), Bert(), *ROBERTAS),
 )
 
 _BY_MODEL_TYPE = {family.model_type: family for family in FAMILIES}

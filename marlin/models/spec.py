@@ -170,12 +170,14 @@ class LearnedInput:
     """What an encoder adds to its embedding, and the norm of the sum.
 
     Attributes:
-        positions: [max_context_tokens, hidden_dim].
-        types: [any, hidden_dim], of which texts have the first.
+        positions: [first + max_context_tokens, hidden_dim].
+        first: the row of a text's first token.
+        types: [any, hidden_dim], of which texts have the first; None where there are none.
     """
 
     positions: Tensor
-    types: Tensor
+    first: int
+    types: Tensor | None
     norm: LayerNorm
 
 

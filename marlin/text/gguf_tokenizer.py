@@ -18,6 +18,7 @@ from marlin.errors import ModelFileError
 from marlin.files.fields import file_fields
 from marlin.text.cuts import SPACE_PIECE
 from marlin.text.gaps import FillTokens
+from marlin.text.gguf_word_pieces import plain_pieces, word_pieces
 from marlin.text.pretokenizer import FAMILIES
 from marlin.text.tokenizer import TOOL_TEMPLATE, Tokenizer, set_template
 
@@ -29,8 +30,10 @@ NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 # Two spellings of the keys that name what marks a gap.
 FILL_KEYS = (("fim_pre", "prefix"), ("fim_suf", "suffix"), ("fim_mid", "middle"))
 NAMES = {"bos": "bos_token", "eos": "eos_token", "eot": "", "eom": "", "unknown": "unk_token"}
-# Ids that a SentencePiece file means which does not say them: what its trainer gives by default.
-SENTENCEPIECE_IDS = {"unknown": 0, "bos": 1, "eos": 2}
+NAMES |= {"seperator": "sep_token"}  # as the key is spelt
+# Ids that a file means which does not say them: SentencePiece's trainer's, and BERT's own.
+DEFAULT_IDS = {"llama": {"unknown": 0, "bos": 1, "eos": 2}}
+DEFAULT_IDS["bert"] = {"unknown": 100, "bos": 101, "seperator": 102}
 
 # SentencePiece trains pieces of 16 characters unless told otherwise; finding every way to split one
 # takes time with the square of its length.
@@ -56,12 +59,15 @@ def tokenizer_from_gguf(metadata, path):
             vocabulary, or the vocabulary is of a kind this project does not know.
     """
     fields = file_fields(path, metadata, PREFIX)
-    model = fields.choice("model", ("gpt2", "llama"))
-    vocabulary = _Vocabulary.read(fields, SENTENCEPIECE_IDS if model == "llama" else {})
+    model = fields.choice("model", ("gpt2", "llama", "bert"))
+    vocabulary = _Vocabulary.read(fields, model)
     if model == "gpt2":
         backend, adds_bos = _byte_level(fields, vocabulary)
-    else:
+    elif model == "llama":
         backend, adds_bos = _sentencepiece(fields, vocabulary), True
+    else:
+        backend = word_pieces(fields, vocabulary.ids, vocabulary.named("unknown"))
+        adds_bos = True
     suppressed = fields.raw("suppress_tokens")
     if suppressed is not None and np.size(suppressed):
         fields.fail("suppress_tokens", "no token: it is not supported")
@@ -77,10 +83,12 @@ class _Vocabulary:
     named_ids: dict
 
     @classmethod
-    def read(cls, fields, default_ids):
+    def read(cls, fields, model):
         # Unused places of a vocabulary may be empty; no text makes them.
         tokens = [text or f"[EMPTY_{id}]" for id, text in enumerate(fields.texts("tokens"))]
         types = _numbers(fields, "token_type", len(tokens), default=NORMAL)
+        if model == "bert":
+            tokens = plain_pieces(tokens, types == CONTROL)
         ids = {token: id for id, token in enumerate(tokens)}
         if len(ids) < len(tokens):
             first = next(id for id, token in enumerate(tokens) if ids[token] > id)
@@ -88,7 +96,7 @@ class _Vocabulary:
             again = tokens.index(token, first + 1)
             _fail(fields, "tokens", f"{token!r} is both token {first} and {again}")
         last = len(tokens) - 1
-        defaults = {name: id for name, id in default_ids.items() if id <= last}
+        defaults = {name: id for name, id in DEFAULT_IDS.get(model, {}).items() if id <= last}
 
         def named_id(name):
             return fields.count(f"{name}_token_id", defaults.get(name), minimum=0, maximum=last)
@@ -177,6 +185,8 @@ def _implied_merges(fields, vocabulary, scores):
 
 def _finish(fields, vocabulary, backend, adds_bos, templates):
     bos, eos = vocabulary.named("bos"), vocabulary.named("eos")
+    is_bert = fields.raw("model") == "bert"
+    separator = vocabulary.named("seperator") if fields.flag("add_sep_token", is_bert) else None
     control = vocabulary.of_type(CONTROL)
     # What a key names is special even where the types deny it.
     named = [vocabulary.tokens[id] for id in vocabulary.named_ids.values() if id is not None]
@@ -188,7 +198,7 @@ def _finish(fields, vocabulary, backend, adds_bos, templates):
     set_template(
         backend,
         bos if fields.flag("add_bos_token", adds_bos) else None,
-        eos if fields.flag("add_eos_token", False) else None,
+        eos if fields.flag("add_eos_token", False) else separator,
     )
     known = [(name, vocabulary.named(key)) for key, name in NAMES.items() if name]
     return Tokenizer(

@@ -85,7 +85,8 @@ def tiny_bert_config(**changes):
 def tiny_family_config(model_type):
     """The config of a model as small of a dense family or a mixture, or of the others'."""
     if model_type not in FAMILIES | MIXTURES:
-        own = {"gemma3_text": tiny_gemma3_config, "bert": tiny_bert_config}
+        own = {"gemma3_text": tiny_gemma3_config}
+        own |= dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert"), tiny_bert_config)
         said = {"qwen2": {"qkv_bias": True}, "qwen3": {"qk_norm": True}}.get(model_type, {})
         return own.get(model_type, tiny_config)(architecture=model_type, **said)
     values = small_config(model_type)[1] | {"model_type": model_type}

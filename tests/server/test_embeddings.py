@@ -101,6 +101,9 @@ def test_dimensions_cut_a_vector_and_make_it_of_length_1_again(embedder):
         ({"input": "a", "dimensions": STATE_DIM + 1}, "dimensions"),
         ({"input": "a", "dimensions": True}, "dimensions"),
         ({"input": "a", "dimension": 3}, "dimension"),
+        ({"input": "a", "truncate_prompt_tokens": 3}, "truncate_prompt_tokens"),
+        ({"input": "a", "truncate": "END"}, "truncate"),
+        ({"input": "a", "normalize": False}, "normalize"),
         ({"input": "a", "user": 7}, "user"),
     ],
 )

@@ -160,6 +160,7 @@ SEARCHES = (
         "marlin/text/rank_prompt.py",
         "marlin/models/pooling.py",
         "marlin/models/bert.py",
+        "marlin/text/gguf_word_pieces.py",
     ),
     1_000,
 )

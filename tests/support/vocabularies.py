@@ -7,7 +7,7 @@ digits and lines: a pre-tokenizer that cuts in the wrong place then gives other 
 import io
 import json
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 PREFIX = "tokenizer.ggml."
 CONTROL, USER_DEFINED = 3, 4
@@ -142,6 +142,39 @@ def sentencepiece_metadata(processor):
         PREFIX + "bos_token_id": processor.bos_id(),
         PREFIX + "eos_token_id": processor.eos_id(),
         PREFIX + "unknown_token_id": processor.unk_id(),
+    }
+
+
+def word_pieces(vocab_size=None, lowercase=True):
+    """A vocab.txt as BERT's: letters, beginnings and endings of the corpus's words."""
+    normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    cutter = pre_tokenizers.BertPreTokenizer()
+    texts = [normalizer.normalize_str(text) for text in CORPUS]
+    words = {word for text in texts for word, _ in cutter.pre_tokenize_str(text)}
+    letters = {letter for word in words for letter in word if ord(letter) < 0x250}
+    begun = letters | {word[:length] for word in words for length in (2, 3, 4, 7)}
+    within = letters | {word[-length:] for word in words for length in (2, 3)}
+    special = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    return [*special, *sorted(begun), *(f"##{piece}" for piece in sorted(within))][:vocab_size]
+
+
+def word_piece_metadata(vocab_size=None, lowercase=True):
+    """Metadata of a `bert` file, as llama.cpp's converter spells word_pieces()."""
+    pieces = word_pieces(vocab_size, lowercase)
+    control = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+    def spelt(piece):
+        if piece in control:
+            return piece
+        return piece[2:] if piece.startswith("##") else "\u2581" + piece
+
+    ids = {"unknown": "[UNK]", "bos": "[CLS]", "eos": "[SEP]", "seperator": "[SEP]"}
+    return {
+        PREFIX + "model": "bert",
+        PREFIX + "pre": "jina-v2-en",
+        PREFIX + "tokens": [spelt(piece) for piece in pieces],
+        PREFIX + "token_type": [CONTROL if piece in control else 1 for piece in pieces],
+        **{f"{PREFIX}{name}_token_id": pieces.index(piece) for name, piece in ids.items()},
     }
 
 

@@ -41,9 +41,12 @@ BESIDE = {
 }
 
 
-OWN = {"bert": {"num_key_value_heads": None, "tie_word_embeddings": None}}
+OWN = {
+    encoder: {"num_key_value_heads": None, "tie_word_embeddings": None}
+    for encoder in ("bert", "roberta", "xlm-roberta", "camembert")
+}
 # What says something of an output matrix, which an encoder's states do not reach.
-OF_A_HEAD = {("bert", "tie_word_embeddings")}
+OF_A_HEAD = {(encoder, "tie_word_embeddings") for encoder in OWN}
 
 
 def declared(model_type):

@@ -10,6 +10,8 @@ from vocabularies import (
     byte_level_metadata,
     sentencepiece_metadata,
     train_sentencepiece,
+    word_piece_metadata,
+    word_pieces,
 )
 
 from marlin.errors import ModelFileError
@@ -194,3 +196,59 @@ def test_a_sentencepiece_token_too_long_to_split_is_refused(processor):
     metadata = sentencepiece_metadata(processor)
     metadata[PREFIX + "tokens"][-1] = "a" * (MAX_PIECE_CHARS + 1)
     assert "longer than 512" in refusal(metadata)
+
+
+# --- word pieces ---
+
+
+@pytest.mark.parametrize("lowercase", [True, False], ids=["uncased", "cased"])
+def test_word_pieces_are_those_of_berts_own_tokenizer(lowercase, tmp_path):
+    from transformers import BertTokenizer
+
+    vocabulary = {piece: id for id, piece in enumerate(word_pieces(lowercase=lowercase))}
+    theirs = BertTokenizer(vocabulary, do_lower_case=lowercase)
+    ours = tokenizer_from_gguf(word_piece_metadata(lowercase=lowercase), "bert.gguf")
+    for text in (*CORPUS, "[SEP] a [MASK]b [unused0]", "a" * 100 + " x", "a" * 101 + " x"):
+        assert ours.encode(text) == theirs(text)["input_ids"], text
+        plain = theirs(text, add_special_tokens=False)["input_ids"]
+        assert ours.encode(text, add_special_tokens=False) == plain
+    assert ours.named_tokens["sep_token"] == "[SEP]"
+
+
+def test_what_a_file_says_of_letters_counts_before_what_its_vocabulary_has():
+    metadata = word_piece_metadata(lowercase=False)
+    said = {PREFIX + "normalizer.lowercase": True}
+    cased, uncased = (
+        tokenizer_from_gguf(file, "bert.gguf") for file in (metadata, metadata | said)
+    )
+    assert uncased.encode("IT") == cased.encode("it") != cased.encode("IT")
+    marked = tokenizer_from_gguf(
+        metadata | said | {PREFIX + "normalizer.strip_accents": False}, "bert.gguf"
+    )
+    assert marked.encode("caf\u00e9") != uncased.encode("caf\u00e9") == cased.encode("cafe")
+
+
+def test_a_bert_file_ends_texts_with_what_separates_them_unless_it_says_not_to():
+    metadata = word_piece_metadata()
+    first, last = metadata[PREFIX + "bos_token_id"], metadata[PREFIX + "seperator_token_id"]
+    flags = {PREFIX + "add_sep_token": False}
+    assert tokenizer_from_gguf(metadata, "bert.gguf").encode("") == [first, last]
+    assert tokenizer_from_gguf(metadata | flags, "bert.gguf").encode("") == [first]
+    flags |= {PREFIX + "add_eos_token": True}
+    assert tokenizer_from_gguf(metadata | flags, "bert.gguf").encode("") == [first, last]
+
+
+def test_unused_places_of_older_bert_files_are_no_pieces_within_a_word():
+    metadata = word_piece_metadata()
+    tokens = [text.removeprefix("\u2581") if "unused" in text else text
+              for text in metadata[PREFIX + "tokens"]]  # fmt: skip
+    ours = tokenizer_from_gguf(metadata | {PREFIX + "tokens": tokens}, "bert.gguf")
+    newer = tokenizer_from_gguf(metadata, "bert.gguf")
+    assert [ours.token_text(1), newer.token_text(1)] == ["[unused0]"] * 2
+
+
+def test_a_bert_file_without_a_token_for_unknown_words_is_refused():
+    metadata = word_piece_metadata(vocab_size=90)
+    del metadata[PREFIX + "unknown_token_id"]
+    with pytest.raises(ModelFileError, match="unknown_token_id is missing"):
+        tokenizer_from_gguf(metadata, "bert.gguf")

@@ -121,6 +121,7 @@ ROUTES = (
         offered=lambda model: model.embeds,
     ),
     vector_route("/v1/rerank", RERANK, capability="rerank", offered=lambda model: model.ranks),
+    vector_route("/rerank", RERANK),
     vector_route("/v2/rerank", RERANK_COHERE),
     description_route("/api/version", ollama.version),
     description_route("/api/tags", ollama.tags),
