@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from marlin.files.fields import Fields
+
 # What code models mark the gap in a text with: (prefix, suffix, middle) by their texts, and whether
 # the suffix comes first. Without a middle the model goes on behind the prefix.
 _FILL_NAMES: tuple[tuple[str, str, str | None, bool], ...] = (
@@ -24,6 +26,8 @@ _FILL_NAMES: tuple[tuple[str, str, str | None, bool], ...] = (
     ("<[fim-prefix]>", "<[fim-suffix]>", "<[fim-middle]>", True),  # Seed-Coder
     ("[PREFIX]", "[SUFFIX]", None, True),  # Codestral
 )
+# Two spellings of the keys of GGUF files that name what marks a gap.
+_FILL_KEYS = (("fim_pre", "prefix"), ("fim_suf", "suffix"), ("fim_mid", "middle"))
 # Before a project's name, and before a file's.
 _PROJECT_NAMES = (("<|repo_name|>", "<|file_sep|>"), ("<repo_name>", "<file_sep>"))
 
@@ -61,6 +65,26 @@ def fill_tokens(token_to_id: Callable[[str], int | None]) -> FillTokens | None:
             marks = known[0], known[1], known[2] if middle else None
             return FillTokens(*marks, suffix_first, *project)
     return None
+
+
+def named_fill_tokens(fields: Fields, last: int) -> FillTokens | None:
+    """What the keys of a GGUF file name, or None: only some models' files have them.
+
+    Args:
+        fields: those that begin with `tokenizer.ggml.`.
+        last: the highest token id.
+    """
+
+    def id_of(*names):
+        ids = (fields.count(f"{name}_token_id", None, minimum=0, maximum=last) for name in names)
+        return next((id for id in ids if id is not None), None)
+
+    prefix, suffix, middle = (id_of(*names) for names in _FILL_KEYS)
+    if prefix is None or suffix is None:
+        return None
+    project = id_of("fim_rep"), id_of("fim_sep")
+    project = (None, None) if None in project else project
+    return FillTokens(prefix, suffix, middle, middle is None, *project)
 
 
 @dataclass(frozen=True, slots=True)

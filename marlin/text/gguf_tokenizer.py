@@ -17,7 +17,7 @@ from tokenizers.models import BPE
 from marlin.errors import ModelFileError
 from marlin.files.fields import file_fields
 from marlin.text.cuts import SPACE_PIECE
-from marlin.text.gaps import FillTokens
+from marlin.text.gaps import named_fill_tokens
 from marlin.text.gguf_word_pieces import plain_pieces, word_pieces
 from marlin.text.pretokenizer import FAMILIES
 from marlin.text.tokenizer import TOOL_TEMPLATE, Tokenizer, set_template
@@ -27,8 +27,6 @@ PREFIX = "tokenizer.ggml."
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
 
 # What a key names, and what chat templates call it.
-# Two spellings of the keys that name what marks a gap.
-FILL_KEYS = (("fim_pre", "prefix"), ("fim_suf", "suffix"), ("fim_mid", "middle"))
 NAMES = {"bos": "bos_token", "eos": "eos_token", "eot": "", "eom": "", "unknown": "unk_token"}
 NAMES |= {"seperator": "sep_token"}  # as the key is spelt
 # Ids that a file means which does not say them: SentencePiece's trainer's, and BERT's own.
@@ -208,23 +206,8 @@ def _finish(fields, vocabulary, backend, adds_bos, templates):
         eos_token_ids={vocabulary.named_ids[name] for name in ("eos", "eot", "eom")} - {None},
         chat_template=templates[0],
         tool_template=templates[1],
-        fill=_fill_tokens(fields, len(vocabulary.tokens) - 1),
+        fill=named_fill_tokens(fields, len(vocabulary.tokens) - 1),
     )
-
-
-def _fill_tokens(fields, last):
-    """What the keys name, or None: only some models' files have them."""
-
-    def id_of(*names):
-        ids = (fields.count(f"{name}_token_id", None, minimum=0, maximum=last) for name in names)
-        return next((id for id in ids if id is not None), None)
-
-    prefix, suffix, middle = (id_of(*names) for names in FILL_KEYS)
-    if prefix is None or suffix is None:
-        return None
-    project = id_of("fim_rep"), id_of("fim_sep")
-    project = (None, None) if None in project else project
-    return FillTokens(prefix, suffix, middle, middle is None, *project)
 
 
 def _chat_templates(fields):

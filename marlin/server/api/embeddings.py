@@ -16,12 +16,22 @@ from marlin.files.fields import type_name
 from marlin.server.api.dialect import Text, VectorCall, VectorDialect
 from marlin.server.api.encoding import Encoded, encode
 from marlin.server.api.fields import checked_text, refuse, request_fields, required
-from marlin.server.api.names import EMBEDDINGS as NAMES
+from marlin.server.api.names import PARAMETER, Names
 from marlin.server.api.openai_answers import error_body, error_events, error_status
 from marlin.server.api.openai_requests import parse_token_ids
 from marlin.server.http.limits import Limits
 
 FLOAT, BASE64 = "float", "base64"
+_NAMES = Names(
+    PARAMETER,
+    ("model", "input", "encoding_format", "dimensions"),
+    {"user": str},
+    # What clients of other servers may say where it asks for what is done.
+    {
+        **{"truncate_prompt_tokens": (), "truncate": (False, "NONE"), "normalize": (True,)},
+        **{"add_special_tokens": (True,), "normalized": (True,), "embedding_type": ("float",)},
+    },
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +90,7 @@ class Embeddings:
     def parse(
         self, body: dict[str, Any], limits: Limits, max_tokens: int, ignored: list[str] | None
     ) -> EmbeddingsCall:
-        NAMES.check(body, ignored)
+        _NAMES.check(body, ignored)
         model = checked_text(required(body, "model"), "model")
         inputs = _parse_inputs(required(body, "input"), limits)
         given = request_fields(body)

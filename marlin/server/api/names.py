@@ -199,20 +199,3 @@ COMPLETION = Names(
     _ACCEPTED_BY_BOTH,
     inside={"stream_options": STREAM_OPTIONS, **_FORMATS},
 )
-# What other servers' clients may say of texts, where it asks for what is done.
-_WHOLE = {
-    **{"truncate_prompt_tokens": (), "truncate": (False, "NONE"), "add_special_tokens": (True,)},
-    **{"normalize": (True,), "normalized": (True,), "embedding_type": ("float",)},
-}
-EMBEDDINGS = Names(
-    PARAMETER, ("model", "input", "encoding_format", "dimensions"), {"user": str}, _WHOLE
-)
-RERANK = Names(
-    PARAMETER,
-    ("model", "query", "documents", "top_n", "return_documents", "instruction"),
-    {"user": str, "priority": int},
-    # These leave out a part of what was asked about.
-    {"max_tokens_per_doc": (), "max_chunks_per_doc": (), "rank_fields": ()}
-    | {"truncate_prompt_tokens": (), "truncate": (False, "NONE")},
-    {"documents": Names("field of a document", ("text",))},
-)

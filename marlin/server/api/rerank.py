@@ -15,10 +15,22 @@ from marlin.errors import MarlinError, NotServedError
 from marlin.files.fields import type_name
 from marlin.server.api.dialect import Text, VectorCall, VectorDialect
 from marlin.server.api.fields import checked_text, refuse, request_fields, required
-from marlin.server.api.names import RERANK as NAMES
+from marlin.server.api.names import PARAMETER, Names
 from marlin.server.api.openai_answers import error_body, error_events, error_status
 from marlin.server.http.limits import Limits
 from marlin.text.rank_prompt import INSTRUCTION, rank_prompt
+
+_NAMES = Names(
+    PARAMETER,
+    ("model", "query", "documents", "top_n", "return_documents", "instruction"),
+    {"user": str, "priority": int},
+    # These leave out a part of what was asked about.
+    {
+        **{"max_tokens_per_doc": (), "max_chunks_per_doc": (), "rank_fields": ()},
+        **{"truncate_prompt_tokens": (), "truncate": (False, "NONE")},
+    },
+    {"documents": Names("field of a document", ("text",))},
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +87,7 @@ class Rerank:
     def parse(
         self, body: dict[str, Any], limits: Limits, max_tokens: int, ignored: list[str] | None
     ) -> RerankCall:
-        NAMES.check(body, ignored)
+        _NAMES.check(body, ignored)
         model = checked_text(required(body, "model"), "model")
         query = checked_text(required(body, "query"), "query")
         documents = _parse_documents(required(body, "documents"), limits)
