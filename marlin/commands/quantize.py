@@ -8,14 +8,17 @@ import os
 import shlex
 import shutil
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from marlin.commands.parser import typed
 from marlin.commands.progress import Progress
+from marlin.device.device import Device
+from marlin.engine.calibration import METHODS, Calibration, convert_layers
 from marlin.errors import ConfigError
 from marlin.models.source import open_source
-from marlin.option_values import one_of
+from marlin.option_values import one_of, whole_number
 from marlin.weights.convert import RoleError, convert, plan_entry
 from marlin.weights.formats import FORMATS
 from marlin.weights.kinds import GROUP_SIZES
@@ -23,6 +26,9 @@ from marlin.weights.native import NativeWriter, quantization_object
 
 # Room for what the plan does not count: headers, tokenizer files, config.
 SPARE_DISK_BYTES = 128 << 20
+# Tokens to calibrate with: twice as many change the error on other texts by less than a hundredth.
+DEFAULT_TOKENS = 8192
+DEFAULT_TEXT = Path(__file__).with_name("calibration.txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +39,16 @@ class Report:
         source_bytes, result_bytes: of the tensors, before and after.
         bits_per_weight: of the quantized tensors, scales and biases included.
         errors: {role: RoleError}.
-        kept: names of the matrices stored as F16 because the group size does not divide them.
+        narrowed: {group size: matrices that it was taken for, since the one asked for does not
+            divide them}.
+        kept: names of the matrices stored as F16 because no group size divides them.
     """
 
     source_bytes: int
     result_bytes: int
     bits_per_weight: float
     errors: dict[str, RoleError]
+    narrowed: dict[int, int]
     kept: tuple[str, ...]
 
 
@@ -63,16 +72,53 @@ def add_arguments(parser):
         help="weights that share a scale (default: %(default)s)",
     )
 
+    parser.add_argument(
+        "--method",
+        type=typed(one_of(("nearest", *METHODS))),
+        metavar="|".join(("nearest", *METHODS)),
+        help="how codes are chosen: nearest looks at the weights alone, weighted at how large "
+        "their inputs are, gptq at how inputs go together, too (default: nearest, or with "
+        "--calibration weighted)",
+    )
+    parser.add_argument(
+        "--calibration",
+        metavar="FILE",
+        help="text that shows what inputs are like (default: one that comes with the program)",
+    )
+    parser.add_argument(
+        "--calibration-tokens",
+        type=typed(whole_number(1)),
+        default=DEFAULT_TOKENS,
+        metavar="N",
+        help="tokens of it that are read (default: %(default)s)",
+    )
+
 
 def run(args):
     """Run the command and return exit status 0, or raise a MarlinError that says what is wrong."""
     progress = Progress(sys.stderr, "quantized")
-    report = quantize(args.source, args.destination, args.format, args.group_size, progress)
+    calibration = _calibration(args)
+    words = args.source, args.destination, args.format, args.group_size, progress, calibration
+    report = quantize(*words)
     print(_describe(report, args))
     return 0
 
 
-def quantize(source, destination, format, group_size, progress):
+def _calibration(args):
+    method = args.method or ("weighted" if args.calibration else "nearest")
+    if method == "nearest":
+        if args.calibration:
+            raise ConfigError("--method nearest reads no --calibration: leave one of them out")
+        return None
+    path = args.calibration or DEFAULT_TEXT
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--calibration {path} cannot be read as text: {error}") from None
+    return Calibration(method, text, args.calibration_tokens)
+
+
+def quantize(source, destination, format, group_size, progress, calibration=None):
     """Convert a checkpoint into a native folder.
 
     Args:
@@ -80,6 +126,7 @@ def quantize(source, destination, format, group_size, progress):
         destination: a folder that does not exist or is empty.
         format: one of FORMATS; group_size: one of GROUP_SIZES.
         progress: called as progress(values done, values in all).
+        calibration: Calibration, or None to look at weights alone.
 
     Returns:
         Report.
@@ -97,12 +144,12 @@ def quantize(source, destination, format, group_size, progress):
     partial.mkdir(parents=True)
     try:
         checkpoint.write_companions(partial, quantization_object(format, group_size))
-        errors = _convert_into(partial, checkpoint, entries, progress)
+        errors = _convert_into(partial, checkpoint, entries, progress, calibration)
         partial.rename(destination)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return _report(checkpoint, entries, errors)
+    return _report(checkpoint, entries, errors, group_size)
 
 
 def _check_request(source, destination, format, group_size):
@@ -127,7 +174,7 @@ def _check_disk(destination, num_bytes):
         raise ConfigError(message)
 
 
-def _convert_into(folder, checkpoint, entries, progress):
+def _convert_into(folder, checkpoint, entries, progress, calibration):
     total = sum(tensor.num_values for tensor in checkpoint.tensors)
     done = 0
 
@@ -136,15 +183,36 @@ def _convert_into(folder, checkpoint, entries, progress):
         done += num_values
         progress(done, total)
 
+    pairs = list(zip(checkpoint.tensors, entries, strict=True))
+    work = {tensor.name: (tensor, entry) for tensor, entry in pairs}
     writer = NativeWriter(folder, entries)
+    more = os.cpu_count() or 1, advance
     try:
-        return convert(checkpoint.tensors, entries, writer, os.cpu_count() or 1, advance)
+        errors: dict[str, RoleError] = {}
+        if calibration is not None:
+            work = _convert_layers(checkpoint, work, writer, calibration, errors, more)
+        rest = list(work.values())
+        convert([t for t, _ in rest], [e for _, e in rest], writer, *more, errors)
+        return errors
     finally:
         writer.close()
 
 
-def _report(checkpoint, entries, errors):
+def _convert_layers(checkpoint, work, writer, calibration, errors, more):
+    """Convert all layers; returns what of `work` is left to do."""
+    device = Device()
+    try:
+        done = convert_layers(device, checkpoint, work, writer, calibration, errors, *more)
+    finally:
+        device.close()
+    return {name: pair for name, pair in work.items() if name not in done}
+
+
+def _report(checkpoint, entries, errors, group_size):
     packed = [entry for entry in entries if entry.group_size]
+    pairs = zip(checkpoint.tensors, entries, strict=True)
+    inner = [entry for tensor, entry in pairs if tensor.role in ("attention", "mlp")]
+    narrowed = [entry for entry in inner if 0 < entry.group_size < group_size]
     num_weights = sum(entry.shape[0] * entry.shape[1] for entry in packed)
     packed_bytes = sum(entry.num_bytes for entry in packed)
     return Report(
@@ -152,6 +220,7 @@ def _report(checkpoint, entries, errors):
         result_bytes=sum(entry.num_bytes for entry in entries),
         bits_per_weight=8 * packed_bytes / num_weights if num_weights else 0.0,
         errors=errors,
+        narrowed=Counter(entry.group_size for entry in narrowed),
         kept=tuple(entry.name for entry in entries if entry.format == "F16"),
     )
 
@@ -165,8 +234,11 @@ def _describe(report, args):
     ]
     for role, error in report.errors.items():
         lines.append(f"  {role:<16} relative RMS error {error.relative_rms:.2g}")
+    for size, count in report.narrowed.items():
+        why = f"{args.group_size} do not divide them"
+        lines.append(f"  {count} matrices in groups of {size}: {why}")
     if report.kept:
-        lines.append(f"  kept as float16, their columns are no multiple of {args.group_size}:")
+        lines.append(f"  kept as float16, their columns are no multiple of {GROUP_SIZES[0]}:")
         lines += [f"    {name}" for name in report.kept]
     lines.append(f"Serve it with: metal-marlin serve {shlex.quote(str(args.destination))}")
     return "\n".join(lines)

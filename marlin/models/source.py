@@ -18,7 +18,9 @@ from marlin.models.plan_folder import plan_folder
 from marlin.models.plan_gguf import plan_gguf
 from marlin.models.pooling import pooling_of_folder, pooling_of_gguf, write_pooling
 from marlin.models.registry import config_from_hf, family_of
+from marlin.text.folder_tokenizer import load_tokenizer
 from marlin.text.gguf_tokenizer import tokenizer_from_gguf
+from marlin.text.tokenizer import Tokenizer
 from marlin.weights.convert import SourceTensor
 from marlin.weights.gguf_parts import read_gguf
 from marlin.weights.kinds import PACKED_KINDS
@@ -52,6 +54,12 @@ class Source:
     @property
     def num_bytes(self):
         return sum(tensor.info.num_bytes for tensor in self.tensors)
+
+    def load_tokenizer(self) -> Tokenizer:
+        """Raises ModelFileError where there is none that can be read."""
+        if os.path.isdir(self.path):
+            return load_tokenizer(self.path)
+        return tokenizer_from_gguf(read_gguf(self.path).metadata, self.path)
 
     def write_companions(self, folder, quantization):
         """Write config.json with a `quantization` object, and the tokenizer's files, into folder.

@@ -14,7 +14,7 @@ from marlin.errors import ModelFileError
 from marlin.weights import ggml_types
 from marlin.weights.foreign.matrix import ForeignMatrix
 from marlin.weights.formats import dequantize, quantize
-from marlin.weights.kinds import KINDS, ROW_TILE
+from marlin.weights.kinds import GROUP_SIZES, KINDS, ROW_TILE
 from marlin.weights.native import NativeEntry
 from marlin.weights.rows import unpermute_rows
 from marlin.weights.tensor_file import TensorInfo, num_tensor_bytes, read_bytes
@@ -104,19 +104,21 @@ def plan_entry(tensor, format, group_size):
     """The NativeEntry that a tensor becomes.
 
     Linear weights take the format asked for; embedding and output matrix take EDGE_FORMAT when that
-    format has 4 bits; a matrix that the group size does not divide stays F16; the rest is F32.
+    format has 4 bits; where the group size does not divide a matrix, the next smaller one that does
+    is taken, and where none does it stays F16; the rest is F32.
     """
     shape = tensor.shape
     if tensor.role in ("router", "other"):
         return NativeEntry(tensor.name, shape, "F32")
     if tensor.role in ("embedding", "lm_head") and KINDS[format].bits < 8:
         format, group_size = EDGE_FORMAT, EDGE_GROUP_SIZE
-    if shape[1] % group_size:
+    sizes = [size for size in GROUP_SIZES if size <= group_size and shape[1] % size == 0]
+    if not sizes:
         return NativeEntry(tensor.name, shape, "F16")
-    return NativeEntry(tensor.name.removesuffix(".weight"), shape, format, group_size)
+    return NativeEntry(tensor.name.removesuffix(".weight"), shape, format, max(sizes))
 
 
-def convert(tensors, entries, writer, num_threads, progress):
+def convert(tensors, entries, writer, num_threads, progress, errors, pack=quantize, see=None):
     """Convert every tensor and write it.
 
     Args:
@@ -124,18 +126,18 @@ def convert(tensors, entries, writer, num_threads, progress):
         writer: a NativeWriter of these entries.
         num_threads: pieces converted at a time.
         progress: called with the number of values done, after each piece, in this thread.
-
-    Returns:
-        {role: RoleError} of the tensors that were quantized.
+        pack: formats.quantize, or what takes and returns as much.
+        see: called with (first row, float32 values) of what each piece became, from any thread.
+        errors: {role: RoleError} of the tensors that were quantized, to which is added.
 
     Raises:
         ModelFileError: a weight is not finite or too large, or a file became shorter.
     """
-    errors = {}
     with ThreadPoolExecutor(num_threads) as pool:
         for tensor, entry in zip(tensors, entries, strict=True):
             pieces = tensor.chunks()
-            jobs = [pool.submit(_convert_piece, tensor, entry, writer, *piece) for piece in pieces]
+            given = tensor, entry, writer, pack, see
+            jobs = [pool.submit(_convert_piece, *given, *piece) for piece in pieces]
             try:
                 for (start, stop), job in zip(pieces, jobs, strict=True):
                     squared_error, squared_norm = job.result()
@@ -147,17 +149,16 @@ def convert(tensors, entries, writer, num_threads, progress):
             finally:
                 for job in jobs:
                     job.cancel()
-    return errors
 
 
-def _convert_piece(tensor, entry, writer, start, stop):
+def _convert_piece(tensor, entry, writer, pack, see, start, stop):
     """Convert rows [start, stop); returns (squared error, squared norm)."""
     weights = tensor.rows(start, stop)
     if not entry.group_size:
         _write_dense(tensor, entry, writer, start, weights)
         return 0.0, 0.0
     try:
-        packed = quantize(entry.format, weights, entry.group_size)
+        packed = pack(entry.format, weights, entry.group_size)
     except ValueError as error:
         message = f"{error} (rows {start} to {stop - 1})"
         raise ModelFileError(tensor.info.path, message, tensor=tensor.info.name) from error
@@ -165,7 +166,10 @@ def _convert_piece(tensor, entry, writer, start, stop):
         if (array := getattr(packed, part)) is not None:
             tile_bytes = array.nbytes // array.shape[0]
             writer.write(f"{entry.name}.{part}", array, start // ROW_TILE * tile_bytes)
-    difference = (dequantize(packed) - weights).ravel()
+    values = dequantize(packed)
+    if see is not None:
+        see(start, values)
+    difference = (values - weights).ravel()
     return float(difference @ difference), float(weights.ravel() @ weights.ravel())
 
 

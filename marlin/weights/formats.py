@@ -1,6 +1,7 @@
-"""The packed weight formats fp4, int4 and int8: their byte layout, and quantizers that fill them.
+"""The packed weight formats fp4, int4 and int8: their byte layout.
 
-Owns what docs/formats.md specifies; refuses to know files, names and devices. A packed weight
+Owns what docs/formats.md specifies of it; refuses to know files, names and devices, and how codes
+are chosen (rounding.py, and feedback.py with what a model was seen to do). A packed weight
 stands for a matrix W [N, K] of N output rows. Rows are stored in tiles of ROW_TILE, interleaved so
 that one load takes the same columns of every row of a tile; N is padded with zero codes and scales.
 """
@@ -10,23 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from marlin.weights.kinds import BLOCK_COLUMNS, GROUP_SIZES, KINDS, MUST, PACKED_KINDS, ROW_TILE
+from marlin.weights.kinds import BLOCK_COLUMNS, GROUP_SIZES, KINDS, PACKED_KINDS, ROW_TILE
+from marlin.weights.rounding import MAX_HALF, decode, encode, fit
 
 FORMATS = PACKED_KINDS
-# Magnitudes of fp4's codes 0-7 (OCP Microscaling Formats v1.0, E2M1); bit 3 is the sign.
-E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
-FP4_CODE_OF_DOUBLED = np.searchsorted(2 * E2M1, np.arange(13)).astype(np.uint8)
-MAX_HALF = 65504.0
-TINY_HALF = 2.0**-24
-# Below float32's normal range a scale has no finite inverse; such weights round to zero.
-TINY_FLOAT = 2.0**-126
-
-# Divisors of a group's largest magnitude tried as its fp4 scale, before least squares. 6 puts the
-# largest weight on the largest code (plain absmax); smaller ones place the bulk of the group
-# better, larger ones clip.
-FP4_DIVISORS = (6.0, 4.0, 4.6, 5.2, 6.8)
-# Shares of a group's range tried as its int4 range, before least squares; 1 is plain min/max.
-INT4_SHARES = (1.0, 0.94, 0.88, 0.82)
 # Values searched at a time, so that the search's temporaries stay in a core's second-level cache.
 CHUNK_VALUES = 1 << 16
 
@@ -114,19 +102,12 @@ def dequantize(packed):
     """The matrix a PackedWeight stands for, float32 [N, K]."""
     codes, scales, biases = unpack(packed)
     grouped = codes.reshape(codes.shape[0], -1, packed.group_size)
-    if packed.format == "fp4":
-        values = np.concatenate([E2M1, -E2M1])[grouped]
-    elif packed.format == "int8":
-        values = grouped.astype(np.float32) - 128
-    else:
-        values = grouped.astype(np.float32)
-    values *= scales.astype(np.float32)[:, :, None]
-    if biases is not None:
-        values += biases.astype(np.float32)[:, :, None]
+    factors = [scales] if biases is None else [scales, biases]
+    values = decode(packed.format, grouped, np.stack(factors).astype(np.float32))
     return values.reshape(packed.shape)
 
 
-def quantize(format, weights, group_size):
+def quantize(format, weights, group_size, importance=None):
     """Quantize with one of FORMATS.
 
     fp4 and int4 search each group's scale (and bias) for the least squared error. int8 takes plain
@@ -135,6 +116,7 @@ def quantize(format, weights, group_size):
     Args:
         weights: float32 [N, K], K a multiple of group_size.
         group_size: one of GROUP_SIZES.
+        importance: float32 [K] over 0, what squared errors of a column count; None: all alike.
 
     Returns:
         PackedWeight with float16 scales; no group's error exceeds that of plain absmax (int4:
@@ -143,33 +125,19 @@ def quantize(format, weights, group_size):
     Raises:
         ValueError: a weight is NaN, infinite or too large for a float16 scale.
     """
-    groups = _grouped(weights, group_size)
+    groups = grouped(weights, group_size)
+    if importance is not None:
+        importance = importance.reshape(-1, group_size)
     codes = np.empty(groups.shape, np.uint8)
-    has_bias = KINDS[format].bias == MUST
-    factors = np.empty((1 + has_bias, *groups.shape[:2]), np.float16)
-    quantize_groups = {"fp4": _quantize_fp4, "int4": _quantize_int4, "int8": _quantize_int8}[format]
+    chosen = []
     for chunk in _row_chunks(groups):
-        codes[chunk], factors[:, chunk] = quantize_groups(groups[chunk])
+        factors = fit(format, groups[chunk], importance)
+        codes[chunk] = encode(format, groups[chunk], factors)
+        chosen.append(factors)
+    if not chosen:
+        chosen = [fit(format, groups, importance)]
+    factors = np.concatenate(chosen, axis=1).astype(np.float16)
     return pack(format, codes.reshape(weights.shape), *factors)
-
-
-def _quantize_fp4(groups):
-    magnitudes = np.abs(groups)
-    scale = _search_fp4_scale(magnitudes)
-    # Doubled, the levels are integers that index the codes: 0 1 2 3 4 6 8 12.
-    doubled = (2 * _fp4_levels(magnitudes, scale)).astype(np.uint8)
-    return FP4_CODE_OF_DOUBLED[doubled] | np.signbit(groups) << 3, [scale]
-
-
-def _quantize_int4(groups):
-    affine = _search_int4_affine(groups)
-    return _int4_codes(groups, affine), affine
-
-
-def _quantize_int8(groups):
-    scale = _half_scale(np.abs(groups).max(axis=2) / np.float32(127))
-    ratio = groups * _inverse(scale)[:, :, None]
-    return np.clip(np.rint(ratio), -127, 127) + 128, [scale]
 
 
 def _pad_rows(rows):
@@ -207,7 +175,8 @@ def _untile_groups(tiles, num_rows):
     return tiles.transpose(0, 2, 1).reshape(-1, tiles.shape[1])[:num_rows]
 
 
-def _grouped(weights, group_size):
+def grouped(weights, group_size):
+    """Weights [N, K] as float32 [N, K/G, G]; raises ValueError as quantize() does."""
     num_rows, num_columns = weights.shape
     assert group_size in GROUP_SIZES and num_columns % group_size == 0, (weights.shape, group_size)
     weights = np.ascontiguousarray(weights, np.float32)
@@ -222,86 +191,3 @@ def _grouped(weights, group_size):
 def _row_chunks(groups):
     rows = max(1, CHUNK_VALUES // max(1, groups[0].size)) if len(groups) else 1
     return [slice(start, start + rows) for start in range(0, len(groups), rows)]
-
-
-def _half_scale(scale):
-    """Round scales to float16's values; one that is not 0 does not become 0."""
-    rounded = scale.astype(np.float16).astype(np.float32)
-    return np.where((rounded == 0) & (scale > 0), np.float32(TINY_HALF), rounded)
-
-
-def _half_affine(scale, bias):
-    bias = np.clip(bias, -MAX_HALF, MAX_HALF).astype(np.float16).astype(np.float32)
-    return np.stack([_half_scale(scale), bias])
-
-
-def _inverse(scale):
-    return np.divide(1, scale, out=np.zeros_like(scale), where=scale >= TINY_FLOAT)
-
-
-def _dot(left, right):
-    return np.einsum("ngk,ngk->ng", left, right)
-
-
-def _search_fp4_scale(magnitudes):
-    """float32 [n, groups] scales, exact in float16, for magnitudes [n, groups, group_size]."""
-    largest = magnitudes.max(axis=2)
-    fitted, best_gain = np.zeros_like(largest), np.zeros_like(largest)
-    for divisor in FP4_DIVISORS:
-        levels = _fp4_levels(magnitudes, largest / np.float32(divisor))
-        # Levels fixed, the best scale is a.l / l.l; it lowers the squared error by (a.l)^2 / l.l.
-        cross, power = _dot(magnitudes, levels), _dot(levels, levels)
-        scale = cross / np.maximum(power, np.float32(TINY_HALF))
-        better = scale * cross > best_gain
-        fitted = np.where(better, scale, fitted)
-        best_gain = np.where(better, scale * cross, best_gain)
-    plain, fitted = _half_scale(largest / np.float32(6)), _half_scale(fitted)
-    return np.where(_fp4_error(magnitudes, fitted) < _fp4_error(magnitudes, plain), fitted, plain)
-
-
-def _fp4_levels(magnitudes, scale):
-    """The nearest E2M1 magnitude of each weight over its scale, as float32."""
-    ratio = magnitudes * _inverse(scale)[:, :, None]
-    np.minimum(ratio, 6, out=ratio)
-    # From 1 up, E2M1 keeps one mantissa bit; below 1 its values are 0.5 apart.
-    rounded = ((ratio.view(np.uint32) + (1 << 21)) & 0xFFC00000).view(np.float32)
-    return np.where(ratio < 1, np.rint(ratio + ratio) * np.float32(0.5), rounded)
-
-
-def _fp4_error(magnitudes, scale):
-    difference = _fp4_levels(magnitudes, scale) * scale[:, :, None] - magnitudes
-    return _dot(difference, difference)
-
-
-def _search_int4_affine(groups):
-    """float32 [2, n, groups] scales and biases, exact in float16, for [n, groups, group_size]."""
-    low, high, mean = groups.min(axis=2), groups.max(axis=2), groups.mean(axis=2)
-    span, middle = high - low, low / 2 + high / 2
-    fitted, best_gain = np.stack([span / 15, low]), np.zeros_like(low)
-    for share in INT4_SHARES:
-        first = np.stack([span * np.float32(share / 15), middle - span * np.float32(share / 2)])
-        codes = _int4_codes(groups, first)
-        # Least squares line through (code, weight); it lowers the squared error by slope * cross.
-        mean_code = codes.mean(axis=2)
-        codes -= mean_code[:, :, None]
-        cross, power = _dot(codes, groups), _dot(codes, codes)
-        slope = cross / np.maximum(power, np.float32(TINY_HALF))
-        better = slope * cross > best_gain
-        fitted = np.where(better, np.stack([slope, mean - slope * mean_code]), fitted)
-        best_gain = np.where(better, slope * cross, best_gain)
-    plain, fitted = _half_affine(span / 15, low), _half_affine(*fitted)
-    return np.where(_int4_error(groups, fitted) < _int4_error(groups, plain), fitted, plain)
-
-
-def _int4_codes(groups, affine):
-    scale, bias = affine
-    codes = groups - bias[:, :, None]
-    codes *= _inverse(scale)[:, :, None]
-    np.rint(codes, out=codes)
-    return np.clip(codes, 0, 15, out=codes)
-
-
-def _int4_error(groups, affine):
-    scale, bias = affine[:, :, :, None]
-    difference = _int4_codes(groups, affine) * scale + bias - groups
-    return _dot(difference, difference)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from marlin.weights.block_types import BLOCK_TYPES
-from marlin.weights.formats import E2M1
+from marlin.weights.rounding import E2M1
 
 HALF = np.dtype("<f2")
 Q4_0 = np.dtype([("d", HALF), ("qs", "u1", 16)])

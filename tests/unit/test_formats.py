@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from marlin.weights import formats
-from marlin.weights.formats import E2M1, GROUP_SIZES, dequantize, pack, quantize, unpack
+from marlin.weights.formats import GROUP_SIZES, dequantize, pack, quantize, unpack
+from marlin.weights.rounding import E2M1
 
 CASES = [(name, size) for name in formats.FORMATS for size in GROUP_SIZES]
 

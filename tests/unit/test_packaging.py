@@ -128,7 +128,8 @@ def test_the_wheel_is_for_any_python_3_on_this_platform(wheel):
 @pytest.mark.native
 def test_the_wheel_holds_the_package_with_its_library_and_no_more(wheel, checkout):
     sources = {str(path.relative_to(checkout)) for path in (checkout / "marlin").rglob("*.py")}
-    sources |= {"marlin/commands/selftest.safetensors", "marlin/server/api/page.html"}
+    sources |= {f"marlin/commands/{name}" for name in ("calibration.txt", "selftest.safetensors")}
+    sources.add("marlin/server/api/page.html")
     sources.add("marlin/py.typed")
     names = {name for name in wheel_names(wheel) if ".dist-info/" not in name}
     suffix = "dylib" if sys.platform == "darwin" else "so"

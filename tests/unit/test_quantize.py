@@ -129,12 +129,21 @@ def test_bfloat16_and_biases_and_tied_embeddings_are_converted(tmp_path):
     assert config_from_hf(out).o_bias
 
 
-def test_a_matrix_that_the_group_size_does_not_divide_stays_float16_and_is_named(llama, tmp_path):
+def test_a_group_size_that_does_not_divide_becomes_the_next_smaller_one(llama, tmp_path):
     source, weights = llama
     report = command.quantize(source, tmp_path / "out", "fp4", 128, silent)
-    assert f"{DOWN}.weight" in report.kept  # 192 columns
-    assert len(report.kept) == 14
-    stored = load_dense(tmp_path / "out", f"{DOWN}.weight")
+    assert not report.kept and report.narrowed == {64: 14}  # 64 and 192 columns
+    packed = load_packed(tmp_path / "out", DOWN, 64)
+    assert (packed.format, packed.group_size, packed.shape) == ("fp4", 64, (64, 192))
+    assert relative_error(weights[f"{DOWN}.weight"], dequantize(packed)) < ERROR_BOUNDS["fp4"]
+
+
+def test_a_matrix_that_no_group_size_divides_stays_float16_and_is_named(tmp_path):
+    weights = save_model(tmp_path, intermediate_size=200)
+    report = command.quantize(tmp_path, tmp_path.parent / "kept", "int4", 64, silent)
+    names = {f"model.layers.{layer}.mlp.down_proj.weight" for layer in (0, 1)}
+    assert set(report.kept) == names
+    stored = load_dense(tmp_path.parent / "kept", f"{DOWN}.weight")
     np.testing.assert_array_equal(stored, weights[f"{DOWN}.weight"].astype(np.float16))
 
 
@@ -204,7 +213,8 @@ def test_q8_0_becomes_int8_in_groups_of_32_without_a_loss(tmp_path):
     tensor = convert.SourceTensor("model.layers.0.mlp.up_proj.weight", info, "mlp")
     entry = convert.plan_entry(tensor, "int8", 32)
     writer = NativeWriter(tmp_path, [entry])
-    errors = convert.convert([tensor], [entry], writer, 1, lambda values: None)
+    errors = {}
+    convert.convert([tensor], [entry], writer, 1, lambda values: None, errors)
     writer.close()
     assert errors["mlp"].relative_rms == 0
     packed = load_packed(tmp_path, "model.layers.0.mlp.up_proj", 20)
@@ -240,8 +250,8 @@ def test_the_command_prints_its_report_and_the_progress_of_a_pipe(llama, tmp_pat
     assert "bits a weight" in captured.out
     assert captured.out.splitlines()[-1].startswith("Serve it with: metal-marlin serve ")
     shown = re.findall(r" relative RMS error (\S+)", captured.out)
-    assert shown == ["0.0054", "0.0054"]  # two digits, however small
-    assert f"    {DOWN}.weight" in captured.out
+    assert shown[:2] == ["0.0054", "0.0054"]  # two digits, however small
+    assert "  14 matrices in groups of 64: 128 do not divide them" in captured.out
     assert captured.err.startswith("quantized 100% after")
 
 

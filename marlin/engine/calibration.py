@@ -1,0 +1,122 @@
+"""Quantizes a model's layers by what a text gives their matrices.
+
+Layer after layer, each matrix's inputs are seen as the matrices before it left them once they were
+quantized; then it is quantized for these inputs. Owns that order. How texts pass through a layer is
+layerwise.py's, how codes are chosen for inputs weights/feedback.py's and weights/rounding.py's.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from marlin.device.device import Device
+from marlin.engine.layerwise import LayerRunner, Stage
+from marlin.errors import ConfigError
+from marlin.models.registry import spec_of
+from marlin.models.source import Source
+from marlin.models.spec import tensors_of
+from marlin.weights.convert import RoleError, SourceTensor, convert
+from marlin.weights.feedback import DAMPING, Moments, quantize_with_feedback
+from marlin.weights.formats import quantize
+from marlin.weights.native import NativeEntry, NativeWriter
+
+# Tokens of a text that is passed through the model as one: enough for attention to be as in use,
+# and few enough for a cache and activations that are small beside a layer.
+TEXT_TOKENS = 512
+METHODS = ("weighted", "gptq")
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What a model's inputs are learnt from.
+
+    Attributes:
+        method: one of METHODS: "weighted" counts squared errors by how large a column's inputs are;
+            "gptq" feeds errors forward.
+        text: what the model reads.
+        num_tokens: as many of its tokens as are read.
+    """
+
+    method: str
+    text: str
+    num_tokens: int
+
+
+def texts_of(token_ids: list[int], num_tokens: int) -> np.ndarray:
+    """int32 [texts, tokens]: texts of TEXT_TOKENS, spread over all that there are, of num_tokens
+    together; one text where there are fewer.
+
+    Raises:
+        ConfigError: there are no tokens.
+    """
+    length = min(TEXT_TOKENS, len(token_ids), num_tokens)
+    if not length:
+        raise ConfigError("the text to calibrate with has no tokens")
+    whole = len(token_ids) // length
+    count = min(whole, num_tokens // length)
+    starts = [index * whole // count * length for index in range(count)]
+    return np.array([token_ids[start : start + length] for start in starts], np.int32)
+
+
+def convert_layers(
+    device: Device,
+    source: Source,
+    work: dict[str, tuple[SourceTensor, NativeEntry]],
+    writer: NativeWriter,
+    calibration: Calibration,
+    errors: dict[str, RoleError],
+    num_threads: int,
+    progress: Callable[[int], None],
+) -> set[str]:
+    """Convert the tensors of every layer; returns their names.
+
+    Args:
+        work: {name: (tensor, entry)} of all that is to be converted.
+        errors, num_threads, progress: of convert().
+
+    Raises:
+        ConfigError: the text has no tokens, or the model is one that cannot be calibrated.
+        ModelFileError: as convert(), or the tokenizer cannot be read.
+    """
+    token_ids = source.load_tokenizer().encode(calibration.text)
+    texts = texts_of(token_ids, calibration.num_tokens)
+    sources = {tensor.name: tensor for tensor in source.tensors}
+    runner = LayerRunner(device, spec_of(source.config), sources, texts)
+    done: set[str] = set()
+
+    def convert_one(tensor, pack=quantize, see=None):
+        source, entry = work[tensor.name]
+        convert([source], [entry], writer, num_threads, progress, errors, pack, see)
+        done.add(tensor.name)
+
+    for index, layer in enumerate(runner.spec.layers):
+        runner.load(index)
+        for stage in runner.stages:
+            tensors = [t for t in stage.tensors if t.name in work and work[t.name][1].group_size]
+            if tensors:
+                pack = _pack_for(runner, stage, calibration.method)
+                for tensor in tensors:
+                    convert_one(tensor, pack, partial(runner.replace, tensor))
+        for tensor in dict.fromkeys(tensors_of(layer)):
+            if tensor.name in work and tensor.name not in done:
+                convert_one(tensor)
+        runner.advance()
+    runner.unload()
+    return done
+
+
+def _pack_for(runner: LayerRunner, stage: Stage, method: str):
+    """formats.quantize, for the inputs of a stage."""
+    num_columns = stage.tensors[0].shape[-1]
+    shape = (num_columns, num_columns) if method == "gptq" else (num_columns,)
+    total, count = np.zeros(shape, np.float32), 0
+    for x in runner.inputs(stage):
+        total += x.T @ x if method == "gptq" else np.square(x).sum(axis=0)
+        count += len(x)
+    total /= count
+    if method == "gptq":
+        return partial(quantize_with_feedback, moments=Moments(total))
+    damped = total + np.float32(DAMPING * float(total.mean()) or 1.0)
+    return partial(quantize, importance=damped)
