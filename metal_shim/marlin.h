@@ -14,7 +14,7 @@
 
 #include <stdint.h>
 
-#define MARLIN_ABI_VERSION 6
+#define MARLIN_ABI_VERSION 7
 #define MARLIN_MAX_BINDINGS 12
 #define MARLIN_MAX_PARAM_BYTES 64
 #define MARLIN_MAX_VARS 8
@@ -48,6 +48,7 @@ typedef struct {
     int64_t max_buffer_bytes; /* what one buffer may have */
     int64_t allocated_bytes;  /* buffers created (not mapped or wrapped) */
     int64_t mapped_bytes;     /* files mapped */
+    char note[256];           /* what is not as it should be, though it works; "": nothing */
 } marlin_device_info;
 
 typedef struct {

@@ -10,7 +10,7 @@ import numpy as np
 
 from marlin.device.library import library_path as library_path
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 MAX_BINDINGS = 12
 MAX_PARAM_BYTES = 64
 MAX_VARS = 8
@@ -123,6 +123,7 @@ class DeviceInfo(ctypes.Structure):
         ("max_buffer_bytes", ctypes.c_int64),
         ("allocated_bytes", ctypes.c_int64),
         ("mapped_bytes", ctypes.c_int64),
+        ("note", ctypes.c_char * 256),
     ]
 
 

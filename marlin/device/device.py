@@ -3,6 +3,7 @@ asked for. Knows nothing of kernels (program.py) or models.
 """
 
 import ctypes
+import logging
 import os
 import platform
 import sys
@@ -18,6 +19,8 @@ from marlin.errors import ConfigError, DeviceError, NoDeviceError, NoMemoryError
 
 # Where Linux says how much processor time a container may use (cgroup v2: "quota period" in µs).
 CPU_QUOTA_FILE = "/sys/fs/cgroup/cpu.max"
+
+logger = logging.getLogger(__name__)
 
 # The first macOS whose compiler knows MSL 3.1 (metal_shim/build/build_metal.py).
 METAL_MACOS = 14
@@ -45,17 +48,33 @@ def why_not(kind):
     be tried."""
     if kind == "metal" and sys.platform != "darwin":
         return "Metal is a Mac's, and this is none"
-    # An old interpreter takes every newer macOS for 10.16.
-    if kind == "metal" and 11 <= _macos_major() < METAL_MACOS:
-        return f"the shaders need macOS {METAL_MACOS}, and this is {platform.mac_ver()[0]}"
+    if kind == "metal":
+        version = _macos_version()
+        if 0 < int(version.partition(".")[0] or 0) < METAL_MACOS:
+            return f"the shaders need macOS {METAL_MACOS}, and this is {version}"
+        if _sysctl("sysctl.proc_translated")[:1] == b"\1":
+            return "Rosetta translates this Python; one for arm64 sees the GPU as it is"
     path = abi.library_path(kind)
     if not path.exists():
         return f"{path.name} was not built; run `python3 metal_shim/build/build.py` or reinstall"
     return None
 
 
-def _macos_major():
-    return int(platform.mac_ver()[0].partition(".")[0] or 0)
+def _macos_version():
+    """Such as "14.1"; "" where it is not told. An old interpreter takes every macOS for 10.16."""
+    told = platform.mac_ver()[0]
+    if told != "10.16":
+        return told
+    return _sysctl("kern.osproductversion").rstrip(b"\0").decode("ascii", "replace")
+
+
+def _sysctl(name):
+    """The bytes of one of macOS' settings; none where there is no such."""
+    read = getattr(ctypes.CDLL(None), "sysctlbyname", None)
+    value, size = ctypes.create_string_buffer(64), ctypes.c_size_t(64)
+    if read is None or read(name.encode(), value, ctypes.byref(size), None, ctypes.c_size_t(0)):
+        return b""
+    return value.raw[: size.value]
 
 
 def expected_kind():
@@ -71,8 +90,8 @@ class Device:
         num_threads: a CPU's workers, up to MAX_THREADS; None is usable_cores() over num_processes.
         isa: a CPU's instruction set, one of abi.INSTRUCTION_SETS; None is the best here.
         library_path: the native library; None is the one that was built with the package.
-        kind: "cpu" or "metal"; None is "metal" on a Mac that has a GPU and the library, else "cpu"
-            ("cpu" for a library that is given).
+        kind: "cpu" or "metal"; None is "metal" on a Mac where that opens, else "cpu", and then the
+            log says why ("cpu" for a library that is given).
         num_processes: processes that divide this machine's cores.
 
     Attributes:
@@ -91,11 +110,14 @@ class Device:
         self.kind = kind or ("cpu" if library_path else expected_kind())
         try:
             self._open(library_path, num_threads, isa, num_processes)
-        except NoDeviceError:
-            if kind or library_path:
+        except DeviceError as error:
+            if kind or library_path or self.kind == "cpu":
                 raise
+            logger.warning("the CPU computes, many times slower than the GPU: %s", error.message)
             self.kind = "cpu"
             self._open(None, num_threads, isa, num_processes)
+        if self.kind == "metal" and (note := self.info().get("note")):
+            logger.warning("%s", note)
 
     def _open(self, path, num_threads, isa, num_processes):
         if self.kind == "cpu":
@@ -124,11 +146,16 @@ class Device:
         return code
 
     def info(self):
-        """Kind, name, instruction set, threads and memory figures (marlin_device_info), a dict."""
+        """Kind, name, instruction set, threads and memory figures (marlin_device_info), a dict;
+        a text that is empty is left out."""
         info = abi.DeviceInfo()
         self.check(self.library.marlin_device_describe(self.handle, ctypes.byref(info)))
         values = {name: getattr(info, name) for name, *_ in info._fields_}
-        texts = {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
+        texts = {
+            k: v.decode("utf-8", "replace") if isinstance(v, bytes) else v
+            for k, v in values.items()
+            if v != b""
+        }
         return {"kind": self.kind, **texts}
 
     def keep_resident(self):

@@ -22,7 +22,7 @@ from marlin.engine.memory import (
 from marlin.engine.pooler import Pooler
 from marlin.engine.runner import Runner
 from marlin.engine.served_model import ServedModel
-from marlin.errors import ConfigError
+from marlin.errors import ConfigError, DeviceError, NoMemoryError
 from marlin.files.snapshot import Snapshot
 from marlin.files.split_name import prefix_of
 from marlin.models.checkpoint import open_checkpoint
@@ -71,7 +71,8 @@ def load_model(
         isa: CPU instruction set; None is the best here.
         batching: Batching; None runs one request at a time over one contiguous cache.
         share: engine.share.Share, when other processes serve the model, too.
-        device_kind: "cpu" or "metal"; None is Device's choice.
+        device_kind: "cpu" or "metal"; None is Device's choice, and the CPU where a GPU cannot make
+            what the model needs.
         speculative: "ngram" drafts tokens that a sequence's own earlier ones suggest; None does
             not.
         allow_unknown_pretokenizer: see text/folder_tokenizer.py.
@@ -93,9 +94,18 @@ def load_model(
             *(device, path, snapshot, max_context_tokens, batching, share, speculative),
             *(allow_unknown_pretokenizer, pooling),
         )
+    except DeviceError as error:
+        device.close()
+        if device_kind or device.kind == "cpu" or isinstance(error, NoMemoryError):
+            raise
+        logger.warning("the CPU computes, many times slower than the GPU: %s", error.message)
     except BaseException:
         device.close()  # its threads and memory, which nothing else would end
         raise
+    return load_model(
+        *(path, num_threads, max_context_tokens, isa, batching, share, "cpu", speculative),
+        *(allow_unknown_pretokenizer, pooling),
+    )
 
 
 def _load_on(

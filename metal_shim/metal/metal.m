@@ -34,7 +34,9 @@ static int open_library(marlin_device *device)
     if (marlin_metallib_path(path, sizeof path)) {
         device->library = [device->gpu newLibraryWithURL:url_of(path) error:&error];
         if (device->library) return MARLIN_OK;
-        return marlin_fail(MARLIN_EDEVICE, "marlin.metallib does not load: %.300s", text_of(error));
+        snprintf(device->note, sizeof device->note,
+                 "marlin.metallib does not load, so the shaders' source was compiled: %s",
+                 text_of(error));
     }
     NSString *source = [NSString stringWithUTF8String:(const char *)marlin_shader_source];
     MTLCompileOptions *options = MAKE(MTLCompileOptions);
@@ -46,12 +48,30 @@ static int open_library(marlin_device *device)
     return marlin_fail(MARLIN_EDEVICE, "the shaders do not compile: %.400s", text_of(error));
 }
 
+/* The default GPU. A session without a display or in a sandbox may have none, and the list of all
+ * still names it. */
+static id<MTLDevice> new_gpu(void)
+{
+    id<MTLDevice> gpu = MTLCreateSystemDefaultDevice();
+    if (gpu) return gpu;
+    NSArray *all = [MTLCopyAllDevices() autorelease];
+    return [[all firstObject] retain];
+}
+
 static int open_gpu(marlin_device *device, const char *wanted)
 {
-    device->gpu = MTLCreateSystemDefaultDevice();
-    if (!device->gpu) return marlin_fail(MARLIN_ENODEV, "this system has no Metal GPU");
+    device->gpu = new_gpu();
+    if (!device->gpu)
+        return marlin_fail(MARLIN_ENODEV,
+                           "this system has no Metal GPU, or shows none to this session (headless, "
+                           "sandboxed, in a virtual machine)");
     const char *name = [[device->gpu name] UTF8String];
     int family = family_of(device->gpu);
+    if (family == 0 && strstr(name, "aravirtual"))
+        return marlin_fail(MARLIN_ENODEV,
+                           "%.64s is a virtual machine's GPU, which lacks what the kernels need of "
+                           "an Apple GPU of family 7 (M1) or newer",
+                           name);
     if (family == 0 || ![device->gpu hasUnifiedMemory])
         return marlin_fail(
             MARLIN_ENODEV,
@@ -190,6 +210,7 @@ int marlin_device_describe(marlin_device *device, marlin_device_info *out)
         };
         snprintf(out->name, sizeof out->name, "%s", [[device->gpu name] UTF8String]);
         snprintf(out->isa, sizeof out->isa, "%s", device->family);
+        snprintf(out->note, sizeof out->note, "%s", device->note);
         return MARLIN_OK;
     }
 }

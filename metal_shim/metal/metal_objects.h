@@ -35,7 +35,8 @@ struct marlin_device {
     int32_t num_pipelines;
     int64_t used_bytes; /* of every buffer, whole pages */
     char family[16];
-    double pace; /* seconds that this GPU takes for one of metal_cost.c */
+    char note[256]; /* marlin_device_info's */
+    double pace;    /* seconds that this GPU takes for one of metal_cost.c */
     marlin_program *running;
 };
 

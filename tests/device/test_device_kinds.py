@@ -13,13 +13,18 @@ from marlin.device import abi, device
 from marlin.device.device import Device
 from marlin.errors import ConfigError, DeviceError, NoDeviceError
 
+FAILURES = {
+    abi.ENODEV: (NoDeviceError, "no metal device: this system has no Metal GPU"),
+    -4: (DeviceError, "^this system has no Metal GPU"),
+}
 
-@pytest.fixture
-def no_gpu(monkeypatch):
-    """A Mac that has the Metal library built and no GPU for it."""
+
+@pytest.fixture(params=FAILURES)
+def no_gpu(monkeypatch, request):
+    """A Mac that has the Metal library built and no GPU for it, or one that fails."""
     library = SimpleNamespace(
         marlin_abi_version=lambda: abi.ABI_VERSION,
-        marlin_device_open=lambda options, out: abi.ENODEV,
+        marlin_device_open=lambda options, out: request.param,
         marlin_last_error=lambda: b"this system has no Metal GPU",
     )
     real_load = abi.load_library
@@ -27,6 +32,7 @@ def no_gpu(monkeypatch):
     monkeypatch.setattr(
         abi, "load_library", lambda path: library if "metal" in path.name else real_load(path)
     )
+    return FAILURES[request.param]
 
 
 @pytest.fixture
@@ -65,7 +71,7 @@ def test_on_a_mac_without_the_library_metal_is_refused_with_how_to_build_it(monk
 
 @pytest.mark.parametrize(
     ("version", "kind"),
-    [("13.6.1", "cpu"), ("14.0", "metal"), ("26.1", "metal"), ("10.16", "metal")],
+    [("13.6.1", "cpu"), ("14.0", "metal"), ("26.1", "metal"), ("10.15.7", "cpu")],
 )
 def test_a_macos_whose_compiler_is_too_old_has_no_metal(monkeypatch, tmp_path, version, kind):
     monkeypatch.setattr(device, "sys", SimpleNamespace(platform="darwin"))
@@ -74,7 +80,7 @@ def test_a_macos_whose_compiler_is_too_old_has_no_metal(monkeypatch, tmp_path, v
     (tmp_path / "libmarlin_metal.dylib").touch()
     assert device.expected_kind() == kind
     if kind == "cpu":
-        with pytest.raises(NoDeviceError, match="need macOS 14, and this is 13.6.1"):
+        with pytest.raises(NoDeviceError, match=f"need macOS 14, and this is {version}"):
             Device(kind="metal")
 
 
@@ -85,12 +91,33 @@ def test_on_a_mac_with_the_library_the_default_is_metal(monkeypatch, tmp_path):
     assert device.expected_kind() == "metal"
 
 
-def test_without_a_gpu_the_default_is_the_cpu_and_metal_a_refusal(no_gpu):
+def test_where_metal_fails_the_default_is_the_cpu_and_a_warning_and_metal_a_refusal(no_gpu, caplog):
     opened = Device()
     assert opened.kind == "cpu" and opened.info()["num_threads"] >= 1
     opened.close()
-    with pytest.raises(NoDeviceError, match="no metal device: this system has no Metal GPU"):
+    (said,) = caplog.messages
+    assert said.startswith("the CPU computes, many times slower") and "no Metal GPU" in said
+    kind, text = no_gpu
+    with pytest.raises(kind, match=text):
         Device(kind="metal")
+
+
+def test_a_library_that_the_system_cannot_load_leaves_the_cpu(monkeypatch, tmp_path, caplog):
+    broken, real = tmp_path / "libmarlin_metal.dylib", abi.library_path("cpu")
+    broken.write_bytes(b"cut sho")
+    monkeypatch.setattr(device, "why_not", lambda kind: None)
+    monkeypatch.setattr(abi, "library_path", lambda kind: broken if kind == "metal" else real)
+    opened = Device()
+    opened.close()
+    assert opened.kind == "cpu"
+    assert "native library libmarlin_metal.dylib cannot be loaded" in caplog.text
+
+
+def test_what_is_not_as_it_should_be_is_a_warning(monkeypatch, caplog):
+    told = Device.info
+    monkeypatch.setattr(Device, "info", lambda self: told(self) | {"note": "something is slow"})
+    Device(library_path=abi.library_path("cpu"), kind="metal").close()
+    assert caplog.messages == ["something is slow"]
 
 
 @pytest.mark.parametrize(

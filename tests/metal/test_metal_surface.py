@@ -32,7 +32,14 @@ CLASS_SELECTORS = {
 FOUNDATION_SELECTORS = {
     *("alloc", "init", "retain", "release", "autorelease", "respondsToSelector:"),
     *("stringWithUTF8String:", "initWithFormat:", "UTF8String", "fileURLWithPath:"),
-    *("objectForKey:", "arrayWithObject:", "lastObject", "localizedDescription", "userInfo"),
+    *(
+        "objectForKey:",
+        "arrayWithObject:",
+        "firstObject",
+        "lastObject",
+        "localizedDescription",
+        "userInfo",
+    ),
     *("processInfo", "operatingSystemVersionString"),
 }
 

@@ -113,7 +113,7 @@ def attention_program(device, case):
 def test_attention_beyond_a_segment_is_cut_between_its_tiles(fresh, segments, sim, monkeypatch):
     """16 tiles at 120,000 tokens, 32 heads of 128: a second on an M1, in one dispatch."""
     device, heads, dim, position = fresh(), 32, 128, 120_000
-    layout = ops.KvLayout(1, position + 256, 1, 8, dim)
+    layout = ops.KvLayout(1, position + 256, 1, 1, dim)
     q, out = (View.of(device.create(4 * 256 * heads * dim)) for _ in range(2))
     caches = tuple(View.of(device.create(layout.layer_bytes)) for _ in range(2))
     tiles = np.array([(16 * i, 16, 0, position + 16 * i) for i in range(16)], np.int32)
@@ -122,10 +122,10 @@ def test_attention_beyond_a_segment_is_cut_between_its_tiles(fresh, segments, si
     ops.attention(recorder, q, caches, ops.AttentionInputs(*views, layout, heads, None, 1.0), out)
     ops.silu_mul(recorder, out, out, out, heads * dim)
     program = recorder.finish()
-    monkeypatch.setenv("SIMMETAL_CLOCK", "attention:8000000,silu:100")  # of a tile and KV head
+    monkeypatch.setenv("SIMMETAL_CLOCK", "attention:64000000,silu:100")  # a tile
     monkeypatch.setenv("SIMMETAL_KILL_MS", "100")
     assert segments(program, 256, 16) == 16
-    monkeypatch.setenv("SIMMETAL_CLOCK", "attention:800000,silu:100")
+    monkeypatch.setenv("SIMMETAL_CLOCK", "attention:6400000,silu:100")
     counts = [segments(program, 256, 16) for _ in range(12)]
     assert counts[-1] == 2
 

@@ -33,7 +33,7 @@ def test_a_device_says_which_gpu_it_is(metal_device):
 @pytest.mark.parametrize(
     "name, value, reason",
     [
-        ("SIMMETAL_NO_DEVICE", "1", "this system has no Metal GPU"),
+        ("SIMMETAL_NO_DEVICE", "1", "this system has no Metal GPU, or shows none to this session"),
         ("SIMMETAL_FAMILY", "6", "Simulated Apple GPU is no Apple GPU of family 7"),
     ],
 )
@@ -45,6 +45,20 @@ def test_a_system_without_a_usable_gpu_has_no_device(
     with pytest.raises(NoDeviceError, match=reason):
         simulated_metal.open()
     assert sim.objects == before
+
+
+def test_a_virtual_machines_gpu_that_is_too_old_is_named(simulated_metal, monkeypatch):
+    monkeypatch.setenv("SIMMETAL_FAMILY", "5")
+    monkeypatch.setenv("SIMMETAL_NAME", "Apple Paravirtual device")
+    with pytest.raises(NoDeviceError, match="Paravirtual device is a virtual machine's GPU"):
+        simulated_metal.open()
+
+
+def test_a_session_without_a_default_gpu_takes_the_first_of_all(fresh, monkeypatch):
+    monkeypatch.setenv("SIMMETAL_NO_DEVICE", "2")
+    device = fresh()
+    assert device.info()["name"] == "Simulated Apple GPU"
+    run_silu(device)
 
 
 def test_a_gpu_of_another_family_is_named(fresh, monkeypatch):
@@ -242,11 +256,17 @@ def alone(simulated_metal, tmp_path):
     return Path(shutil.copy(simulated_metal.library, tmp_path))
 
 
-def test_a_damaged_metallib_is_named(alone, tmp_path):
+def test_instead_of_a_damaged_metallib_the_source_is_compiled_and_a_warning_says_so(
+    alone, simulated_metal, tmp_path
+):
     """Without its path: reports are made to be shown. What follows are Metal's own words."""
     (tmp_path / "marlin.metallib").write_bytes(b"cut sho")
-    said = said_by(run_elsewhere(["-c", SCRIPT], alone))
-    assert said.startswith("refused marlin.metallib does not load: ")
+    whole = simulated_metal.library.with_name("marlin.metallib")
+    compiler = f"sh -c 'cp {whole} $2' compiler"
+    done = run_elsewhere(["-c", SCRIPT], alone, SIMMETAL_COMPILER=compiler)
+    assert said_by(done).startswith("opened 1 ")
+    said = "marlin.metallib does not load, so the shaders' source was compiled: "
+    assert said in done.stderr and str(tmp_path) not in done.stderr.split(said)[0]
 
 
 def test_the_whole_source_is_compiled_without_a_metallib_and_its_pipelines_are_kept(

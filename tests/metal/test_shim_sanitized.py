@@ -81,7 +81,8 @@ def run_python(sanitize, *arguments):
 
 
 def assert_no_report(done):
-    assert done.returncode == 0 and not REPORT.search(done.stderr), done.stderr[-6000:]
+    said = done.stdout[-3000:] + done.stderr[-6000:]
+    assert done.returncode == 0 and not REPORT.search(done.stderr), said
 
 
 @pytest.mark.parametrize("sanitize", simulated.SANITIZERS)

@@ -151,7 +151,7 @@ def test_without_an_affinity_all_cores_count(monkeypatch, tmp_path):
         ("darwin", "15.1", True, None),
         ("darwin", "13.6.1", True, "the shaders need macOS 14, and this is 13.6.1"),
         ("darwin", "11.0", True, "the shaders need macOS 14, and this is 11.0"),
-        ("darwin", "10.16", True, None),
+        ("darwin", "10.15.7", True, "the shaders need macOS 14, and this is 10.15.7"),
         ("darwin", "", True, None),
         ("darwin", "14.0", False, "libmarlin_metal.dylib was not built; run `python3 "
          "metal_shim/build/build.py` or reinstall"),
@@ -166,6 +166,32 @@ def test_why_there_is_no_metal_here(monkeypatch, tmp_path, platform, macos, is_b
     monkeypatch.setattr(device.abi, "library_path", lambda _kind: path)
     assert why_not("metal") == why
     assert expected_kind() == ("cpu" if why else "metal")
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"kern.osproductversion": b"13.2\0"}, "the shaders need macOS 14, and this is 13.2"),
+        ({"kern.osproductversion": b"15.2\0"}, None),
+        ({}, None),
+        (
+            {"sysctl.proc_translated": b"\1\0\0\0"},
+            "Rosetta translates this Python; one for arm64 sees the GPU as it is",
+        ),
+        ({"sysctl.proc_translated": bytes(4)}, None),
+    ],
+)
+def test_an_old_or_translated_python_on_a_mac_is_named(monkeypatch, tmp_path, settings, why):
+    monkeypatch.setattr(device.sys, "platform", "darwin")
+    monkeypatch.setattr(device.platform, "mac_ver", lambda: ("10.16", (), ""))
+    monkeypatch.setattr(device, "_sysctl", lambda name: settings.get(name, b""))
+    (tmp_path / "metal").touch()
+    monkeypatch.setattr(device.abi, "library_path", lambda kind: tmp_path / kind)
+    assert why_not("metal") == why
+
+
+def test_a_setting_that_is_not_there_is_no_bytes():
+    assert device._sysctl("no.such.setting") == b""
 
 
 def test_the_library_of_a_kind_lies_beside_the_package_and_the_cpus_is_the_default():

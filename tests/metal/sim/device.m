@@ -177,7 +177,8 @@ static NSString *const ARCHIVE_HEAD = @"simulated binary archive";
 
 - (NSString *)name
 {
-    return @"Simulated Apple GPU";
+    const char *name = getenv("SIMMETAL_NAME");
+    return name ? [NSString stringWithUTF8String:name] : @"Simulated Apple GPU";
 }
 
 - (BOOL)hasUnifiedMemory
@@ -341,4 +342,11 @@ static NSString *const ARCHIVE_HEAD = @"simulated binary archive";
 id<MTLDevice> MTLCreateSystemDefaultDevice(void)
 {
     return sim_setting("SIMMETAL_NO_DEVICE", 0) ? nil : [[SimDevice alloc] init];
+}
+
+NSArray *MTLCopyAllDevices(void)
+{
+    if (sim_setting("SIMMETAL_NO_DEVICE", 0) == 1) return [[NSArray alloc] init];
+    SimDevice *device = [[[SimDevice alloc] init] autorelease];
+    return [[NSArray alloc] initWithObjects:device, nil];
 }

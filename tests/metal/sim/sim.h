@@ -7,7 +7,8 @@
  * another without a barrier between them, which a real GPU would silently get wrong.
  *
  * The environment, read when it is needed:
- *   SIMMETAL_NO_DEVICE=1         no GPU at all
+ *   SIMMETAL_NO_DEVICE=1         no GPU at all; 2: none is the default, and one in the list
+ *   SIMMETAL_NAME=text           what the GPU is called
  *   SIMMETAL_FAMILY=n            newest Apple family (9); below 7 it is too old for us
  *   SIMMETAL_WORKING_SET=bytes   recommendedMaxWorkingSetSize (8 GiB)
  *   SIMMETAL_MAX_BUFFER=bytes    maxBufferLength (4 GiB)

@@ -294,5 +294,9 @@ extern NSString *const MTLCommandBufferEncoderInfoErrorKey;
 extern "C"
 #endif
     id<MTLDevice> MTLCreateSystemDefaultDevice(void);
+#ifdef __cplusplus
+extern "C"
+#endif
+    NSArray *MTLCopyAllDevices(void) __attribute__((ns_returns_retained));
 
 #endif

@@ -60,6 +60,7 @@ __attribute__((objc_root_class))
 
 @interface NSArray : NSObject <NSCopying>
 + (instancetype)arrayWithObject:(id)object;
+- (id)firstObject;
 - (id)lastObject;
 @end
 
