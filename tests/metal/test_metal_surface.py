@@ -32,15 +32,8 @@ CLASS_SELECTORS = {
 FOUNDATION_SELECTORS = {
     *("alloc", "init", "retain", "release", "autorelease", "respondsToSelector:"),
     *("stringWithUTF8String:", "initWithFormat:", "UTF8String", "fileURLWithPath:"),
-    *(
-        "objectForKey:",
-        "arrayWithObject:",
-        "firstObject",
-        "lastObject",
-        "localizedDescription",
-        "userInfo",
-    ),
-    *("processInfo", "operatingSystemVersionString"),
+    *("objectForKey:", "arrayWithObject:", "firstObject", "lastObject"),
+    *("localizedDescription", "userInfo", "processInfo", "operatingSystemVersionString"),
 }
 
 
