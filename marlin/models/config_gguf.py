@@ -3,8 +3,6 @@
 What one family says in its own way is in its file.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from marlin.errors import ModelFileError
@@ -21,7 +19,6 @@ from marlin.models.config import (
 )
 from marlin.models.rope import RopeScaling, yarn_attention_factor
 from marlin.weights.gguf import GGUFFile
-from marlin.weights.tensor_file import TensorInfo
 
 
 def fields_of(file: GGUFFile, gguf_architecture: str) -> Fields:
@@ -121,9 +118,8 @@ def _without_uniform_arrays(metadata):
     return values
 
 
-def vocab_size(general: Fields, tensors: Mapping[str, TensorInfo]) -> int:
-    """The embedding's rows, which are at least as many as the tokenizer's tokens; raises as
-    shared()."""
+def vocab_size(general: Fields, tensors: dict) -> int:
+    """The embedding's rows, no fewer than the tokenizer's tokens; raises as shared()."""
     name, tokens = "token_embd.weight", general.raw("tokenizer.ggml.tokens")
     if name not in tensors:
         raise ModelFileError(general.path, "is missing", tensor=name)

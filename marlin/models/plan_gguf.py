@@ -55,11 +55,11 @@ def plan_gguf(file: GGUFFile) -> tuple[ModelSpec, list[GgufTensor], list[int]]:
     tensors = split_fused(spec, file.tensors, "gguf")
     plan, slabs, known = [], SlabPlan(), set()
     for tensor in spec.tensors:
-        found = _whole(tensors.get(tensor.gguf), tensor)
+        found = tensors.get(tensor.gguf)
         dtypes = _MATRIX_TYPES if tensor.is_matrix else DENSE_KINDS
         if not check_found(file.path, tensor, tensor.gguf, found, dtypes):
             continue
-        info = found
+        info = tensors[tensor.gguf]
         if tensor.is_matrix:
             check_tiles(tensor, BLOCK_TYPES[info.dtype].kind, info)
             info = replace(info, shape=tensor.rows)
@@ -72,13 +72,6 @@ def plan_gguf(file: GGUFFile) -> tuple[ModelSpec, list[GgufTensor], list[int]]:
     known |= {planned.info.name for planned in plan}
     check_leftovers(spec, tensors, known)
     return spec, plan, slabs.sizes
-
-
-def _whole(info, tensor):
-    """With the outermost dimensions of 1, which llama.cpp's quantizer leaves away."""
-    if info is None or len(info.shape) >= len(tensor.shape):
-        return info
-    return replace(info, shape=(1,) * (len(tensor.shape) - len(info.shape)) + info.shape)
 
 
 def _factor(file, tensor, info, known):

@@ -59,13 +59,13 @@ def tokenizer_from_gguf(metadata, path):
     fields = file_fields(path, metadata, PREFIX)
     model = fields.choice("model", ("gpt2", "llama", "bert"))
     vocabulary = _Vocabulary.read(fields, model)
+    adds_bos = True
     if model == "gpt2":
         backend, adds_bos = _byte_level(fields, vocabulary)
     elif model == "llama":
-        backend, adds_bos = _sentencepiece(fields, vocabulary), True
+        backend = _sentencepiece(fields, vocabulary)
     else:
         backend = word_pieces(fields, vocabulary.ids, vocabulary.named("unknown"))
-        adds_bos = True
     suppressed = fields.raw("suppress_tokens")
     if suppressed is not None and np.size(suppressed):
         fields.fail("suppress_tokens", "no token: it is not supported")
@@ -183,8 +183,8 @@ def _implied_merges(fields, vocabulary, scores):
 
 def _finish(fields, vocabulary, backend, adds_bos, templates):
     bos, eos = vocabulary.named("bos"), vocabulary.named("eos")
-    is_bert = fields.raw("model") == "bert"
-    separator = vocabulary.named("seperator") if fields.flag("add_sep_token", is_bert) else None
+    ends = fields.flag("add_sep_token", fields.raw("model") == "bert")
+    separator = vocabulary.named("seperator") if ends else None
     control = vocabulary.of_type(CONTROL)
     # What a key names is special even where the types deny it.
     named = [vocabulary.tokens[id] for id in vocabulary.named_ids.values() if id is not None]

@@ -25,8 +25,8 @@ METADATA = {
 }
 
 
-def write_gguf(path, model, metadata, kind="F32", without=(), flat=()):
-    """What llama.cpp's converter makes of a model; flat: matrices written as their only row."""
+def write_gguf(path, model, metadata, kind="F32", without=()):
+    """What llama.cpp's converter makes of a model."""
     writer = gguf.GGUFWriter(str(path), "bert")
     config = model.config
     writer.add_context_length(config.max_position_embeddings)
@@ -47,8 +47,6 @@ def write_gguf(path, model, metadata, kind="F32", without=(), flat=()):
         if name.startswith("pooler.") or found in without:
             continue
         values = parameter.detach().numpy()
-        if found in flat:
-            (values,) = values
         is_layers = values.ndim == 2 and found.startswith("blk.")
         stored = gguf.GGMLQuantizationType[kind if is_layers else "F32"]
         writer.add_tensor(found, gguf.quants.quantize(values, stored), raw_dtype=stored)
@@ -74,16 +72,6 @@ def test_a_gguf_file_without_types_adds_none(tmp_path):
     with torch.no_grad():
         model.embeddings.token_type_embeddings.weight.zero_()
     with Running(tmp_path / "bert.gguf") as running:
-        (found,) = running.pool([TEXT])
-    assert np.abs(found - pooled(states_of(model, TEXT), "mean")).max() < TOLERANCE
-
-
-def test_a_gguf_file_whose_only_type_is_a_row_is_read(tmp_path):
-    """As llama.cpp's quantizer leaves it."""
-    model, path = build(type_vocab_size=1), tmp_path / "bert.gguf"
-    write_gguf(path, model, METADATA, flat=("token_types.weight",))
-    assert GGUFFile(path).tensors["token_types.weight"].shape == (64,)
-    with Running(path) as running:
         (found,) = running.pool([TEXT])
     assert np.abs(found - pooled(states_of(model, TEXT), "mean")).max() < TOLERANCE
 

@@ -161,10 +161,8 @@ MESSAGE = Names(
         *("role", "content", "name", "reasoning_content", "reasoning", "refusal"),
         *("tool_calls", "tool_call_id", "function_call"),
     ),
-    {
-        **{"id": str, "reasoning_details": list, "annotations": list, "cache_control": dict},
-        "parsed": dict,
-    },
+    {"id": str, "reasoning_details": list, "annotations": list, "cache_control": dict}
+    | {"parsed": dict},
     {"audio": ([],)},
     {"content": CONTENT_PART, "tool_calls": TOOL_CALL, "function_call": CALLED},
 )
@@ -178,12 +176,7 @@ CHAT = Names(
         *_HONOURED_BY_BOTH,
     ),
     {**_ACCEPTED_BY_BOTH, "verbosity": str},
-    {
-        "modalities": (["text"],),
-        "audio": (),
-        "prediction": (),
-        "web_search_options": (),
-    },
+    {"modalities": (["text"],), "audio": (), "prediction": (), "web_search_options": ()},
     {
         "messages": MESSAGE,
         "reasoning": REASONING,

@@ -32,11 +32,7 @@ def parse_conversation(
 
 
 def parse_thought_tokens(fields: Fields) -> int | None:
-    """How many tokens a thought may have, by either name of OpenAI's dialects; None for no bound.
-
-    Raises:
-        RequestError: with `param` naming the field.
-    """
+    """How many tokens a thought may have, by either name; None for no bound."""
     given = fields.count("thinking_token_budget", None, minimum=0)
     reasoning = fields.section("reasoning")
     inner = None if reasoning is None else reasoning.count("max_tokens", None, minimum=0)
