@@ -39,6 +39,10 @@ MODEL_PATH_VARIABLE = "METAL_MARLIN_MODEL_PATH"
 API_KEY_BYTES = 16
 API_KEY_VARIABLE = "METAL_MARLIN_API_KEY"
 MOCK_MODEL_VARIABLE = "METAL_MARLIN_MOCK_MODEL"
+WEAK_KEY = (
+    f"{API_KEY_VARIABLE} has fewer than {API_KEY_BYTES} bytes and may be guessed; "
+    "`openssl rand -hex 16` makes one"
+)
 # Of the CPU device, which takes no more (metal_shim/cpu/cpu.c).
 MAX_THREADS = 256
 
@@ -159,7 +163,7 @@ class ServeConfig:
     key_file: str | None = _option("--key-file", None, str, "FILE",
         "named keys with limits each, see `metal-marlin keys`; read again when it changes")
     require_key: bool = _option("--require-key", False, switch, SWITCH,
-        "do not start without METAL_MARLIN_API_KEY or --key-file")
+        "do not start without METAL_MARLIN_API_KEY, of 16 bytes at least, or --key-file")
     allowed_hosts: tuple[str, ...] = _option("--allowed-host", (),
         partial(listed, r"[\w-]+(\.[\w-]+)*", "names of hosts, without ports,"), "NAME[,NAME]",
         "names with dots by which clients on this machine may call a server without a key")
@@ -180,6 +184,11 @@ class ServeConfig:
     @property
     def has_keys(self) -> bool:
         return self.api_key is not None or self.key_file is not None
+
+    @property
+    def has_weak_key(self) -> bool:
+        """Whether the key that all may present can be guessed."""
+        return self.api_key is not None and len(self.api_key) < API_KEY_BYTES
 
 
 OPTIONS = tuple(

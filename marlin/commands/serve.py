@@ -29,6 +29,8 @@ def run(arguments):
     if settings.require_key and not settings.has_keys:
         variable = config.API_KEY_VARIABLE
         raise ConfigError(f"--require-key: neither {variable} nor --key-file is there")
+    if settings.require_key and settings.has_weak_key:
+        raise ConfigError(f"--require-key: {config.WEAK_KEY}")
     _warn(given, settings, arguments.environ)
     if arguments.check:
         return 0
@@ -145,8 +147,5 @@ def _warn(given, settings, environ):
         log.warning("no effect without --enable-batching: %s", ", ".join(unused))
     if unknown := config.unknown_variables(environ):
         log.warning("no such variable, nothing reads it: %s", ", ".join(unknown))
-    if settings.api_key is not None and len(settings.api_key) < config.API_KEY_BYTES:
-        log.warning(
-            "%s has fewer than %d bytes and may be guessed; `openssl rand -hex 16` makes one",
-            *(config.API_KEY_VARIABLE, config.API_KEY_BYTES),
-        )
+    if settings.has_weak_key:
+        log.warning("%s", config.WEAK_KEY)

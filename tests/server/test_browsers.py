@@ -213,10 +213,11 @@ def test_an_option_that_names_no_host_or_origin_is_refused(option, value):
         serve_config({option: value}, {})
 
 
-def test_a_server_that_requires_a_key_does_not_start_without():
+def test_a_server_that_requires_a_key_does_not_start_without_or_with_one_to_be_guessed():
     words = [sys.executable, "-m", "marlin", "serve", "--require-key", "--check"]
     environ = {name: v for name, v in os.environ.items() if not name.startswith("METAL_MARLIN")}
-    for more, code in (({}, 2), ({"METAL_MARLIN_API_KEY": KEY}, 0)):
+    weak = {"METAL_MARLIN_API_KEY": KEY[:-1]}
+    for more, code in (({}, 2), (weak, 2), ({"METAL_MARLIN_API_KEY": KEY}, 0)):
         done = subprocess.run(words, env=environ | more, capture_output=True, text=True)
         assert done.returncode == code, done.stderr
         assert ("--require-key" in done.stderr) == (code == 2)

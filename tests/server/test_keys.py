@@ -8,12 +8,14 @@ import time
 import pytest
 from clients import CLIENT_TIMEOUT_S, completion_body, request_bytes
 from fakes import FakeEngine, say
+from worker_processes import until
 
 from marlin.config import serve_config
 from marlin.errors import ConfigError, RateLimitError
 from marlin.server.api import keys
 from marlin.server.api.keys import Keys, read_key_file, with_new_key
 from marlin.server.api.quotas import Quotas
+from marlin.server.observe.metrics import FAMILIES, Metrics
 
 SECRETS = {name: f"mm-{name}-" + "0123456789abcdef" * 2 for name in ("ann", "bob", "carl")}
 
@@ -99,6 +101,8 @@ def test_a_key_may_have_so_many_requests_at_once(start):
 def test_a_key_that_has_had_its_tokens_waits_and_others_do_not(start):
     server = start(FakeEngine(say(b"x" * 90)), tokens_per_minute=60)
     assert ask(server, "ann", body={"max_tokens": 90}).status == 200  # 92 tokens with its prompt
+    counted = FAMILIES["key_tokens_total"].start
+    until(lambda: server.app._metrics.cells[counted] == 92, "they are counted")
     answer = ask(server, "ann")
     assert answer.status == 429 and "60 tokens" in answer.error["message"]
     assert 31 <= int(answer.headers["retry-after"]) <= 33
@@ -107,11 +111,14 @@ def test_a_key_that_has_had_its_tokens_waits_and_others_do_not(start):
 
 def test_tokens_wear_off_at_the_rate_that_is_allowed():
     now = [100.0]
-    quotas = Quotas(lambda: now[0])
+    metrics = Metrics()
+    quotas = Quotas(metrics, [metrics.cells], lambda: now[0])
     principal = keys.Principal("a", 0, b"", tokens_per_minute=60)
 
     def have(num_tokens):
-        with quotas.request(principal, lambda: num_tokens):
+        record = metrics.record()
+        record.num_prompt_tokens = num_tokens
+        with quotas.use(principal, True, record):
             pass
 
     have(100)

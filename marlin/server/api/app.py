@@ -8,7 +8,6 @@ neither.
 import logging
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 
 from marlin.config import ServeConfig
 from marlin.errors import (
@@ -45,6 +44,7 @@ class App:
         failures: is told of every generation request's answer.
         shortages: are told of what could not be had for one.
         browsers: what web pages may send.
+        quotas: what each key may.
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class App:
         failures: Failures,
         shortages: Shortages,
         browsers: Browsers,
+        quotas: Quotas,
     ):
         self._failures = failures
         self._shortages = shortages
@@ -65,7 +66,7 @@ class App:
         self._metrics = metrics
         self._keys = keys
         self._guesses = guesses
-        self._quotas = Quotas()
+        self._quotas = quotas
         self._browsers = browsers
 
     def handle(self, handler: Handler) -> None:
@@ -104,6 +105,7 @@ class App:
     def heartbeat(self) -> None:
         """Bring up to date what the other workers tell about this one; several times a second."""
         self._keys.look()
+        self._quotas.look(self._keys.named)
         self._endpoints.heartbeat()
 
     def read_keys_again(self) -> None:
@@ -163,18 +165,8 @@ class App:
             return
         if route.needs_key and route.scope not in principal.scopes:
             raise ForbiddenError(f"key {principal.name} may not {route.scope}")
-
-        def used():
-            return record.num_prompt_tokens + record.num_output_tokens
-
-        with ExitStack() as stack:
-            if route.method == "POST":
-                stack.enter_context(self._quotas.request(principal, used))
-            try:
-                route.answer(self._endpoints, handler, record)
-            finally:
-                if not principal.shares:
-                    self._metrics.used_by_key(principal.number, used())
+        with self._quotas.use(principal, route.method == "POST", record):
+            route.answer(self._endpoints, handler, record)
 
     def _answer_error(self, handler, record, dialect, error):
         if handler.progress is Progress.STREAMING:

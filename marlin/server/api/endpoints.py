@@ -8,7 +8,6 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote
 
@@ -23,6 +22,7 @@ from marlin.server.api.encoding import JSON_TYPE, encode
 from marlin.server.api.event_stream import EventStream
 from marlin.server.api.fields import memory_bytes, parse_json
 from marlin.server.api.generation import Deadline, Generation
+from marlin.server.api.keys import asked_by
 from marlin.server.api.model_names import served_as
 from marlin.server.api.names import MAX_IGNORED, taking
 from marlin.server.api.vectors import Vectors
@@ -35,7 +35,6 @@ from marlin.server.observe.logs import log_fields
 from marlin.server.observe.metrics import RequestRecord
 from marlin.server.observe.metrics_page import MetricsPage
 from marlin.server.observe.proof import StepProof
-from marlin.turns import is_uid
 
 _log = logging.getLogger("marlin.server")
 
@@ -215,12 +214,7 @@ class Endpoints:
         """A request's body, recorded before anything is made of it."""
         content = handler.read_body()
         if self._audit is not None:
-            client = handler.client_address[0]
-            whose = {"client": client, "endpoint": canonical(handler.path)}
-            if handler.principal is not None:
-                whose["principal"] = handler.principal.name
-            elif is_uid(client):
-                whose["principal"] = client
+            whose = {"endpoint": canonical(handler.path), **asked_by(handler)}
             handler.witness = self._audit.begin(content, request_id=handler.request_id, **whose)
         return content
 
@@ -245,20 +239,13 @@ class Endpoints:
         if handler.witness is not None:
             handler.witness.parameters = parameters_digest(body)
         ignored = taking(self._config.unknown_parameters)
-        limits = self._limits_for(handler)
+        limits = handler.principal.within(self._limits) if handler.principal else self._limits
         most = limits.num_output_tokens
         max_tokens = min(self._config.max_tokens, most or self._config.max_tokens)
         call = dialect.parse(body, limits, max_tokens, ignored)
         if left_out := [*(ignored or ()), *call.skipped]:
             _tell_of_ignored(handler, ", ".join(left_out[:MAX_IGNORED]))
         return call
-
-    def _limits_for(self, handler):
-        own = handler.principal and handler.principal.output_tokens
-        if own is None:
-            return self._limits
-        most = self._limits.num_output_tokens
-        return replace(self._limits, num_output_tokens=own if most is None else min(own, most))
 
     def _loaded_model(self):
         if self._model is None:

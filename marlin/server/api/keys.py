@@ -15,7 +15,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from marlin.config import KEY_SCOPES
@@ -23,7 +23,10 @@ from marlin.errors import ConfigError, ModelFileError
 from marlin.files.fields import Fields, shown
 from marlin.files.regular import read_regular
 from marlin.files.strict_json import JsonError, parse_json
+from marlin.server.http.handler import Handler
+from marlin.server.http.limits import Limits
 from marlin.server.observe.metrics import NUM_KEYS
+from marlin.turns import is_uid
 
 _log = logging.getLogger("marlin.server")
 
@@ -65,6 +68,21 @@ class Principal:
 
     def may_name(self, model: str) -> bool:
         return self.models is None or model in self.models
+
+    def within(self, limits: Limits) -> Limits:
+        """These limits, or its own where that is less."""
+        own, most = self.output_tokens, limits.num_output_tokens
+        if own is None:
+            return limits
+        return replace(limits, num_output_tokens=own if most is None else min(own, most))
+
+
+def asked_by(handler: Handler) -> dict[str, str]:
+    """Whose a request is, for a record of it."""
+    client = handler.client_address[0]
+    if handler.principal is not None:
+        return {"client": client, "principal": handler.principal.name}
+    return {"client": client, "principal": client} if is_uid(client) else {"client": client}
 
 
 class Guesses:
@@ -126,6 +144,11 @@ class Keys:
     @property
     def are_asked_for(self) -> bool:
         return bool(self._everybody) or self._path is not None
+
+    @property
+    def named(self) -> tuple[Principal, ...]:
+        """The key file's."""
+        return self._named
 
     @property
     def names(self) -> dict[int, str]:

@@ -1,64 +1,101 @@
-"""What each key has in hand: requests at once and tokens of the last minute, against its limits.
+"""What each key has in hand, and tokens of the last minute, against its limits: in all of a
+server's processes together.
 
-Counts of one process; knows neither HTTP nor how keys are told apart.
+Each counts in its own cells, which the others read (observe/worker_table.py); knows neither HTTP
+nor how keys are told apart.
 """
 
 import math
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from marlin.errors import RateLimitError
 from marlin.server.api.keys import Principal
+from marlin.server.observe.metrics import FAMILIES, Metrics, RequestRecord
 
 _MINUTE_S = 60.0
 _MAX_RETRY_S = 60
+_IN_HAND, _TOKENS = "key_requests_in_hand", "key_tokens_total"
+_LEVEL, _LEVEL_AT = "key_tokens_of_minute", "key_tokens_of_minute_at"
+
+
+class _Level(NamedTuple):
+    """Tokens that count as had lately, as of when; tokens: that had ever been counted then."""
+
+    value: float
+    at: float
+    tokens: float
 
 
 class Quotas:
-    """Args:
-    clock: monotonic seconds.
+    """The limits of keys. Any thread.
+
+    Args:
+        metrics: of this process.
+        rows: the cells of all processes' metrics, this one's among them.
+        clock: seconds since a moment that all processes share.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic):
-        self._clock = clock
+    def __init__(
+        self,
+        metrics: Metrics,
+        rows: Sequence[Sequence[float]],
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._metrics, self._rows, self._clock = metrics, rows, clock
         self._lock = threading.Lock()
-        self._in_hand: Counter[str] = Counter()
-        self._used: dict[str, tuple[float, float]] = {}  # tokens, as of when; they wear off
+        self._levels: dict[str, _Level] = {}
+
+    def look(self, principals: Iterable[Principal]) -> None:
+        """Take note of what other processes have counted; several times a second."""
+        with self._lock:
+            for principal in principals:
+                if principal.tokens_per_minute is not None:
+                    self._level(principal)
 
     @contextmanager
-    def request(self, principal: Principal, used: Callable[[], int]) -> Iterator[None]:
-        """A request, for the length of a `with` block.
+    def use(self, principal: Principal, is_post: bool, record: RequestRecord) -> Iterator[None]:
+        """A request, for the length of a `with` block. What a minute may have is over when it has
+        been had, and then nothing begins until enough has worn off.
 
         Args:
-            used: tokens of its prompt and answer, asked for at its end: what a minute may have is
-                over when it has been had, and then nothing begins until enough has worn off.
+            is_post: others take nothing that is limited.
+            record: tells its tokens, at its end.
 
         Raises:
             RateLimitError: it would be one too many, or comes too soon.
         """
-        with self._lock:
-            self._check(principal)
-            self._in_hand[principal.name] += 1
+        if is_post:
+            with self._lock:
+                self._begin(principal)
         try:
             yield
         finally:
-            with self._lock:
-                self._in_hand[principal.name] -= 1
-                left = self._left_over(principal) + used()
-                if principal.tokens_per_minute is not None:
-                    self._used[principal.name] = left, self._clock()
+            if not principal.shares:
+                used = record.num_prompt_tokens + record.num_output_tokens
+                self._metrics.used_by_key(principal.number, used)
+                if is_post:
+                    self._metrics.hold_for_key(principal.number, -1)
 
-    def _check(self, principal):
+    def _begin(self, principal):
+        self._check_minute(principal)
+        if principal.shares:
+            return
+        # Counted first: of two processes that begin one at once, one sees the other's at least.
+        self._metrics.hold_for_key(principal.number, 1)
         most = principal.concurrent_requests
-        if most is not None and self._in_hand[principal.name] >= most:
+        if most is not None and self._sum(_IN_HAND, principal) > most:
+            self._metrics.hold_for_key(principal.number, -1)
             raise RateLimitError(f"key {principal.name} may have {most} requests at once", 1)
+
+    def _check_minute(self, principal):
         per_minute = principal.tokens_per_minute
         if per_minute is None:
             return
-        over = self._left_over(principal) - per_minute
+        over = self._level(principal) - per_minute
         if over >= 0:
             # Until one token is free again.
             wait_s = max(1, math.ceil((over + 1) * _MINUTE_S / per_minute))
@@ -67,10 +104,30 @@ class Quotas:
                 min(wait_s, _MAX_RETRY_S),
             )
 
-    def _left_over(self, principal):
+    def _level(self, principal):
         """Tokens that count as had lately: they wear off at the rate that is allowed."""
-        used, since = self._used.get(principal.name, (0.0, 0.0))
-        if principal.tokens_per_minute is None:
-            return 0.0
-        worn = (self._clock() - since) * principal.tokens_per_minute / _MINUTE_S
-        return max(0.0, used - worn)
+        now, tokens = self._clock(), self._sum(_TOKENS, principal)
+        before = self._levels.get(principal.name)
+        if before is None:  # a process that has just begun goes on from what others know
+            value, at = max(self._published(principal), key=lambda known: self._worn(known, now))
+            before = _Level(value, at, tokens)
+        rate = principal.tokens_per_minute / _MINUTE_S
+        value = max(0.0, before.value - (now - before.at) * rate) + tokens - before.tokens
+        self._levels[principal.name] = _Level(value, now, tokens)
+        self._metrics.publish_level(principal.number, value, now)
+        return value
+
+    @staticmethod
+    def _worn(known, now):
+        """Whose knowledge counts: who knew it last, and of those at once whoever knew of more."""
+        value, at = known
+        return at if at <= now else -math.inf, value
+
+    def _published(self, principal):
+        value, at = FAMILIES[_LEVEL].start, FAMILIES[_LEVEL_AT].start
+        number = principal.number
+        return [(row[value + number], row[at + number]) for row in self._rows]
+
+    def _sum(self, family, principal):
+        cell = FAMILIES[family].start + principal.number
+        return sum(row[cell] for row in self._rows)

@@ -137,6 +137,10 @@ FAMILIES = _lay_out(
     ("workers", "gauge", "Worker processes that are up."),
     # On the clock of all processes of the machine; counts only while requests are in flight.
     ("busy_since", "hidden", "When the requests in flight began to be more than none."),
+    # Of each named key, for its limits over all processes (api/quotas.py).
+    ("key_requests_in_hand", "hidden", "Requests that are limited in number.", _BY_KEY),
+    ("key_tokens_of_minute", "hidden", "Tokens that count as had lately.", _BY_KEY),
+    ("key_tokens_of_minute_at", "hidden", "When that was so.", _BY_KEY),
 )
 NUM_CELLS = max(family.stop for family in FAMILIES.values())
 _CELL = {name: family.start for name, family in FAMILIES.items()}
@@ -185,6 +189,22 @@ class Metrics:
         with self._lock:
             for name, count in counts:
                 self._cells[FAMILIES[name].start + number] += count
+
+    def hold_for_key(self, number: int, change: int) -> None:
+        """A limited request of this key begins, or below 0 ends."""
+        with self._lock:
+            self._cells[FAMILIES["key_requests_in_hand"].start + number] += change
+
+    def publish_level(self, number: int, level: float, now: float) -> None:
+        """What this key has had of its minute, as this process knows it."""
+        with self._lock:
+            self._cells[FAMILIES["key_tokens_of_minute"].start + number] = level
+            self._cells[FAMILIES["key_tokens_of_minute_at"].start + number] = now
+
+    @property
+    def cells(self):
+        """float64 [NUM_CELLS], as they go on; to read."""
+        return self._cells
 
     def add(self, **counts):
         """Add to counters by their names in FAMILIES."""

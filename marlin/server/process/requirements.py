@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
-from marlin.config import API_KEY_BYTES, ServeConfig
+from marlin.config import WEAK_KEY, ServeConfig
 from marlin.errors import ConfigError
 from marlin.server.process import seccomp
 
@@ -34,10 +34,7 @@ def _unless(field: str, option: str) -> Callable[[ServeConfig], str | None]:
 def _keys(config):
     if config.key_file is None and config.api_key is None:
         return "give --key-file, or set METAL_MARLIN_API_KEY"
-    if config.api_key is None:
-        return None
-    few = len(config.api_key) < API_KEY_BYTES
-    return f"METAL_MARLIN_API_KEY has fewer than {API_KEY_BYTES} bytes" if few else None
+    return WEAK_KEY if config.has_weak_key else None
 
 
 def _real_model(config):

@@ -26,6 +26,7 @@ from marlin.server.api.browsers import Browsers
 from marlin.server.api.endpoints import Endpoints
 from marlin.server.api.keys import Guesses, Keys
 from marlin.server.api.model_names import served_as
+from marlin.server.api.quotas import Quotas
 from marlin.server.api.routes import Router, capabilities
 from marlin.server.http import allocator
 from marlin.server.http.doors import Doors
@@ -179,8 +180,9 @@ def build_app(config, model, limits, row=None, created=None, audit=None):
     gate = SlotGate(num_slots, limits.queue_factor * num_slots, limits.poll_s)
     if row is None:
         metrics, snapshots = Metrics(), None
+        cells = [metrics.cells]
     else:
-        metrics = Metrics(row.metrics)
+        metrics, cells = Metrics(row.metrics), [each.metrics for each in row.table.rows]
 
         def snapshots():
             return row.table.snapshots(time.monotonic())
@@ -211,7 +213,8 @@ def build_app(config, model, limits, row=None, created=None, audit=None):
         audit=audit,
     )
     browsers = Browsers(keys.are_asked_for, config.allowed_hosts, config.allowed_origins)
-    return App(router, endpoints, metrics, keys, guesses, failures, shortages, browsers)
+    told = failures, shortages, browsers
+    return App(router, endpoints, metrics, keys, guesses, *told, Quotas(metrics, cells))
 
 
 def parts(model, failures):

@@ -192,6 +192,14 @@ class Supervisor:
                 return 128 + signum
             if signum in _STOP:
                 self._begin_stopping()
+            elif signum == signal.SIGHUP:
+                self._pass_on(signum)
+
+    def _pass_on(self, signum):
+        """To workers that serve; others are not ready for it, and read all anew as they begin."""
+        for worker in self._workers:
+            if worker.process is not None and worker.ready_fd is None:
+                worker.process.send_signal(signum)
 
     def _processes(self):
         return [worker.process for worker in self._workers if worker.process is not None]
