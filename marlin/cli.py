@@ -28,7 +28,6 @@ metal-marlin version          this version
 # What other programs call what is done here, or is not.
 _ELSEWHERE = {
     "run": "generate",
-    "chat": "generate",
     "start": "serve",
     "server": "serve",
     "doctor": "info",

@@ -146,6 +146,10 @@ class Model:
         """As chat(), piece by piece; what is refused is refused at once."""
         return self._stream(CHAT, {"messages": messages}, parameters)
 
+    def check_chat(self, messages: list[dict[str, Any]], **parameters: Any) -> None:
+        """Raise what chat() refuses of this; nothing is generated."""
+        self._prepared(CHAT, {"messages": messages}, parameters).encode()
+
     def embed(self, texts: str | list[str], **parameters: Any) -> "np.ndarray":
         """Vectors of texts, float32 [num_texts, dim]; parameters: of POST /v1/embeddings, and
         timeout_s. Raises NotServedError where the model makes none (open_model's pooling)."""
@@ -178,8 +182,8 @@ class Model:
         size = self._served.tokenizer.vocab_size
         call = replace(call, sampling=replace(call.sampling, num_logprobs=size))
         found = np.full(size, -np.inf)
-        run = self._begun(call, Deadline(_NEVER_S), self._limits)
-        with closing(merged(run)) as deltas:
+        run = self._run(call, Deadline(_NEVER_S), self._limits)
+        with closing(merged(run.start(run.encode()))) as deltas:
             for _, delta in deltas:
                 _check(delta.finish_reason)
                 for shown in delta.tokens:
@@ -204,25 +208,25 @@ class Model:
         body = {"model": self.name, **fields, **parameters}
         return self._limits, body, Deadline(_NEVER_S if timeout_s is None else timeout_s)
 
-    def _streams(self, dialect, fields, parameters):
+    def _prepared(self, dialect, fields, parameters):
         limits, body, deadline = self._asked(fields, parameters)
         call = dialect.parse(body, limits, self.max_context_tokens, None)
         if call.stream or call.num_choices * len(call.prompts) != 1:
             name = "stream" if call.stream else "n" if call.num_choices != 1 else "prompt"
             raise ConfigError(f"{name}: a call gives one answer, and stream methods stream it")
-        return self._begun(call, deadline, limits)
+        return self._run(call, deadline, limits)
 
-    def _begun(self, call: Call, deadline, limits):
+    def _run(self, call: Call, deadline, limits):
         self._served.check_generates()
         answer = call.answer(self._served, self.name, os.urandom(12).hex(), 0)
         caller: Any = _Caller()
-        run = Generation(
+        return Generation(
             *(caller, caller, caller, self._served, call, answer, deadline, limits.poll_s)
         )
-        return run.start(run.encode())
 
     def _whole(self, dialect, fields, parameters):
-        streams = self._streams(dialect, fields, parameters)
+        run = self._prepared(dialect, fields, parameters)
+        streams = run.start(run.encode())
         gathered, num_tokens, num_reasoning = Gathered(), 0, 0
         with closing(merged(streams)) as deltas:
             for _, delta in deltas:
@@ -238,7 +242,8 @@ class Model:
         )
 
     def _stream(self, dialect, fields, parameters):
-        streams = self._streams(dialect, fields, parameters)
+        run = self._prepared(dialect, fields, parameters)
+        streams = run.start(run.encode())
         return Stream(_pieces(streams), streams[0].request.abort)
 
 

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 from marlin import config
 from marlin.commands.parser import typed
-from marlin.commands.progress import waiting
+from marlin.commands.progress import spoken, waiting
 from marlin.engine.sampling import PARAMETERS, parse_sampling
 from marlin.engine.stream import TextStream
 from marlin.errors import ConfigError, MarlinError, RequestError
@@ -210,7 +210,7 @@ def _answer(name, request, stream, stdout, stderr):
             text += delta.text
             num_tokens += delta.num_tokens
             if stdout:
-                stdout.write(delta.text)
+                stdout.write(spoken(delta.text) if stdout.isatty() else delta.text)
                 stdout.flush()
     if stdout:
         stdout.write("\n")

@@ -15,6 +15,13 @@ TICK_S = 0.5
 PLAIN_PROGRESS_S = 10.0
 BAR_COLUMNS = 30
 _CLEAR = "\r\x1b[K"
+# What a terminal would take for orders: a model's text may hold any.
+_ORDERS = {code: 0xFFFD for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def spoken(text: str) -> str:
+    """A model's text as a terminal may be given it: without the characters that steer one."""
+    return text.translate(_ORDERS)
 
 
 class Progress:

@@ -11,6 +11,7 @@ from marlin.commands.parser import Parser
 COMMANDS = {
     "serve": "answer the OpenAI API over HTTP",
     "generate": "write a model's answer to standard output",
+    "chat": "talk with a model in the terminal",
     "quantize": "make a packed model folder from safetensors or GGUF",
     "bench": "measure prefill and decode speed",
     "manifest": "write down which bytes a model consists of",

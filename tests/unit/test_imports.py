@@ -32,7 +32,7 @@ BELOW = {
     "server.api": {"", "engine", "server.observe", "server.http"},
     "server.process": {"", "device", "engine", "server.observe", "server.http", "server.api"},
     "commands": {
-        *("", "device", "weights", "models", "engine"),
+        *("", "device", "weights", "models", "engine", "library"),
         *("server.http", "server.api", "server.observe", "server.process"),
     },
     "library": {"engine", "server.http", "server.api", "server.process"},
