@@ -55,6 +55,7 @@ inline float rms_squares(thread const RmsRow &row, thread float4 *kept)
 {
     float squares = 0.0f;
     uint stride = row.threads * ROW_WIDTH, whole = row.dim / ROW_WIDTH * ROW_WIDTH;
+#pragma unroll
     for (uint j = 0; j < RMS_KEPT; j++) {
         uint i = row.thread_index * ROW_WIDTH + j * stride;
         if (i >= whole) break;
@@ -83,6 +84,7 @@ inline void rms_put(thread const RmsRow &row, uint i, float4 norm)
 inline void rms_store(thread const RmsRow &row, thread const float4 *kept, float inverse)
 {
     uint stride = row.threads * ROW_WIDTH, whole = row.dim / ROW_WIDTH * ROW_WIDTH;
+#pragma unroll
     for (uint j = 0; j < RMS_KEPT; j++) {
         uint i = row.thread_index * ROW_WIDTH + j * stride;
         if (i >= whole) break;

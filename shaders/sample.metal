@@ -248,6 +248,8 @@ inline uint sample_find_largest(thread SampleDraw &d)
 // Counts and masses of the tokens above each of SAMPLE_WEIGHT_FLOORS.
 inline void sample_weigh(thread const SampleDraw &d, thread uint *counts, thread ulong *masses)
 {
+    // Unrolled: with indices that are known beforehand, counts and masses can be registers.
+#pragma unroll
     for (uint f = 0; f < SAMPLE_FLOORS; f++) {
         counts[f] = 0;
         masses[f] = 0;
@@ -255,12 +257,14 @@ inline void sample_weigh(thread const SampleDraw &d, thread uint *counts, thread
     for (uint i = d.thread_index; i < d.vocab_size; i += THREADS_sample) {
         uint bits = sample_weight_bits(d, d.logits[i]);
         ulong weight = sample_fixed_weight(bits);
+#pragma unroll
         for (uint f = 0; f < SAMPLE_FLOORS; f++) {
             if (bits <= SAMPLE_WEIGHT_FLOORS[f]) continue;
             counts[f]++;
             masses[f] += weight;
         }
     }
+#pragma unroll
     for (uint f = 0; f < SAMPLE_FLOORS; f++) {
         uint count = simd_sum(counts[f]);
         ulong mass = sample_simd_sum(masses[f]);
@@ -272,10 +276,12 @@ inline void sample_weigh(thread const SampleDraw &d, thread uint *counts, thread
         masses[f] = 0;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    for (uint i = 0; i < SAMPLE_FLOORS * SAMPLE_SIMDGROUPS; i++) {
-        counts[i / SAMPLE_SIMDGROUPS] += d.memory->group_counts[i];
-        masses[i / SAMPLE_SIMDGROUPS] += d.memory->group_masses[i];
-    }
+#pragma unroll
+    for (uint f = 0; f < SAMPLE_FLOORS; f++)
+        for (uint i = f * SAMPLE_SIMDGROUPS; i < (f + 1) * SAMPLE_SIMDGROUPS; i++) {
+            counts[f] += d.memory->group_counts[i];
+            masses[f] += d.memory->group_masses[i];
+        }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 

@@ -133,6 +133,7 @@ def _load_on(
         context = min(context, pooling.max_tokens)
     more = tokenizer.vocab_size, watch, Grammars(device.library, tokenizer, config.vocab_size)
     engine = Engine(runner, tokenizer.eos_token_ids, context, *more)
+    device.keep_resident()  # now and not in the first step
     isa = _log_memory(name, device, runner.kv_bytes)
     facts = checkpoint.format, isa, config.num_layers
     return ServedModel(

@@ -48,7 +48,8 @@ double marlin_tile_seconds(const marlin_records *records, int32_t index, int32_t
 /* marlin.metallib beside this library. 0: there is none. */
 int marlin_metallib_path(char *out, size_t size);
 /* Where compiled pipelines are kept: in the user's cache, named after what they were made from: our
- * source, the system's version (its compiler), the GPU. 0: the user has no home. */
+ * source, the system's version (its compiler), the GPU. 0: the user has no home, or
+ * METAL_MARLIN_KEEP_PIPELINES is 0. */
 int marlin_archive_path(const char *source, const char *system, const char *gpu, char *out,
                         size_t size);
 /* Where to write an archive until it is whole: no other process's place, nor another `owner`'s

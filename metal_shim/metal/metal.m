@@ -27,6 +27,18 @@ static int family_of(id<MTLDevice> gpu)
     return family;
 }
 
+/* Fast math may assume that no value is NaN or infinite. macOS 15 has another word for it. */
+static void leave_out_fast_math(MTLCompileOptions *options)
+{
+#if !defined(__MAC_OS_X_VERSION_MAX_ALLOWED) || __MAC_OS_X_VERSION_MAX_ALLOWED >= 150000
+    if (@available(macOS 15.0, *)) {
+        [options setMathMode:MTLMathModeSafe];
+        return;
+    }
+#endif
+    [options setFastMathEnabled:NO];
+}
+
 static int open_library(marlin_device *device)
 {
     NSError *error = nil;
@@ -41,8 +53,7 @@ static int open_library(marlin_device *device)
     NSString *source = [NSString stringWithUTF8String:(const char *)marlin_shader_source];
     MTLCompileOptions *options = MAKE(MTLCompileOptions);
     [options setLanguageVersion:MTLLanguageVersion3_1];
-    /* Fast math may assume that no value is NaN or infinite. */
-    [options setFastMathEnabled:NO];
+    leave_out_fast_math(options);
     device->library = [device->gpu newLibraryWithSource:source options:options error:&error];
     if (device->library) return MARLIN_OK;
     return marlin_fail(MARLIN_EDEVICE, "the shaders do not compile: %.400s", text_of(error));
@@ -138,15 +149,45 @@ static void set_resident(marlin_device *device, id<MTLBuffer> buffer, BOOL resid
     }
 }
 
+/* A process that asked for residency and never ran anything does not get its memory back from the
+ * system when the set goes (Apple's FB23959296, as llama.cpp's issue 25937 has it). */
+static void run_one_blit(marlin_device *device)
+{
+    if (device->has_run) return;
+    device->has_run = YES;
+    id<MTLCommandBuffer> commands = [device->queue commandBuffer];
+    id<MTLBlitCommandEncoder> encoder = [commands blitCommandEncoder];
+    [encoder fillBuffer:device->nothing range:NSMakeRange(0, 4) value:0];
+    [encoder endEncoding];
+    [commands commit];
+    [commands waitUntilCompleted];
+}
+
 void marlin_request_residency(marlin_device *device)
 {
     if (@available(macOS 15.0, *)) {
         if (device->residency_grew) [device->residency commit];
         [device->residency requestResidency];
         device->residency_grew = NO;
+        if (device->residency) run_one_blit(device);
     }
 }
 #endif
+
+void marlin_begin_activity(marlin_device *device)
+{
+    if (device->activity) return;
+    NSActivityOptions options = NSActivityUserInitiated | NSActivityLatencyCritical;
+    device->activity = [[[NSProcessInfo processInfo] beginActivityWithOptions:options
+                                                                       reason:@"a step"] retain];
+}
+
+static void end_activity(marlin_device *device)
+{
+    if (device->activity) [[NSProcessInfo processInfo] endActivity:device->activity];
+    [device->activity release];
+    device->activity = nil;
+}
 
 /* ---- the device ---- */
 
@@ -181,6 +222,7 @@ void marlin_device_close(marlin_device *device)
         if (!device) return;
         if (device->running) marlin_program_wait(device->running);
         marlin_save_archive(device);
+        end_activity(device);
         marlin_buffers_close(device);
         close_residency(device);
         for (int32_t i = 0; i < device->num_pipelines; i++) [device->pipelines[i].state release];
@@ -220,6 +262,7 @@ int marlin_device_keep_resident(marlin_device *device)
     @autoreleasepool {
         if (!device) return marlin_fail(MARLIN_EINVAL, "no device");
         marlin_request_residency(device);
+        if (!device->running) end_activity(device);
         return MARLIN_OK;
     }
 }

@@ -29,6 +29,9 @@ struct marlin_device {
     BOOL archive_grew;
     id residency; /* id<MTLResidencySet>, nil: the OS has none */
     BOOL residency_grew;
+    BOOL has_run;          /* any command */
+    BOOL explains;         /* a replay has failed: from now on Metal notes how far each gets */
+    id activity;           /* what keeps the system from slowing us down, nil: nothing does */
     id<MTLBuffer> status;  /* one uint32 */
     id<MTLBuffer> nothing; /* bound where a record binds nothing */
     pipeline *pipelines;
@@ -61,7 +64,11 @@ void marlin_save_archive(marlin_device *device);
 int marlin_find_pipeline(marlin_device *device, const marlin_record *record, int variant,
                          id<MTLComputePipelineState> *out);
 
-/* metal.m: ask for all buffers that are in the residency set. */
+/* metal.m */
+/* Ask for all buffers that are in the residency set. */
 void marlin_request_residency(marlin_device *device);
+/* Tell the system that somebody waits for this process, until the device is told to keep resident,
+ * which is when nothing is left to do, or closes. */
+void marlin_begin_activity(marlin_device *device);
 
 #endif

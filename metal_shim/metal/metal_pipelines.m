@@ -12,6 +12,9 @@
 
 void marlin_open_archive(marlin_device *device, const char *source)
 {
+    /* Metal has ended processes that opened one on a virtual machine's GPU. */
+    if (strstr([[device->gpu name] UTF8String], "aravirtual") || ![device->gpu architecture])
+        return;
     NSString *system = [[NSProcessInfo processInfo] operatingSystemVersionString];
     if (!marlin_archive_path(source, [system UTF8String], [[device->gpu name] UTF8String],
                              device->archive_path, PATH_BYTES))
@@ -59,16 +62,14 @@ static id<MTLComputePipelineState> new_state(marlin_device *device, id<MTLFuncti
                                        reflection:NULL
                                             error:NULL];
         if (state) return state;
-        [descriptor setBinaryArchives:nil];
-    }
-    state = [device->gpu newComputePipelineStateWithDescriptor:descriptor
-                                                       options:MTLPipelineOptionNone
-                                                    reflection:NULL
-                                                         error:error];
-    if (state && device->archive)
+        /* Compiled into it, and then taken out of it: the other way round is compiled twice. */
         device->archive_grew |=
             [device->archive addComputePipelineFunctionsWithDescriptor:descriptor error:NULL];
-    return state;
+    }
+    return [device->gpu newComputePipelineStateWithDescriptor:descriptor
+                                                      options:MTLPipelineOptionNone
+                                                   reflection:NULL
+                                                        error:error];
 }
 
 static int add_pipeline(marlin_device *device, const marlin_record *record, pipeline wanted)

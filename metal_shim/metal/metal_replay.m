@@ -207,6 +207,7 @@ static void finish_segment(marlin_program *program)
     if ([commands status] != MTLCommandBufferStatusCompleted) {
         if (program->failed) return;
         program->failed = failure_of(program, [commands error]);
+        device->explains = YES;
         keep_pace(device, 1, 4 * device->pace); /* whatever it was: shorter ones end less often */
         return;
     }
@@ -230,7 +231,9 @@ static int begin_segment(pass *p)
     if (program->num_begun - program->num_finished == SEGMENTS_IN_FLIGHT) finish_segment(program);
     MTLCommandBufferDescriptor *descriptor = MAKE(MTLCommandBufferDescriptor);
     [descriptor setRetainedReferences:NO];
-    [descriptor setErrorOptions:MTLCommandBufferErrorOptionEncoderExecutionStatus];
+    /* Takes time on the CPU (Apple's documentation), so not before something has failed. */
+    if (program->device->explains)
+        [descriptor setErrorOptions:MTLCommandBufferErrorOptionEncoderExecutionStatus];
     p->commands = [program->device->queue commandBufferWithDescriptor:descriptor];
     p->encoder = [p->commands computeCommandEncoderWithDispatchType:MTLDispatchTypeConcurrent];
     if (!p->encoder) return marlin_fail(MARLIN_EDEVICE, "the GPU takes no commands");
@@ -283,7 +286,7 @@ static void encode_launch(pass *p, const launch *what)
     p->encoded = YES;
     p->estimate += what->estimate;
     [p->encoder setComputePipelineState:s->states[what->variant]];
-    [p->encoder insertDebugSignpost:s->signpost];
+    if (p->program->device->explains) [p->encoder insertDebugSignpost:s->signpost];
     [p->encoder dispatchThreadgroups:MTLSizeMake((NSUInteger)groups[0], (NSUInteger)groups[1],
                                                  (NSUInteger)groups[2])
                threadsPerThreadgroup:MTLSizeMake((NSUInteger)marlin_launch_threads(record), 1, 1)];
@@ -351,6 +354,7 @@ int marlin_program_submit(marlin_program *program, int32_t first, int32_t count,
         int code = marlin_records_select(&program->records, first, count, vars, num_vars);
         if (code != MARLIN_OK) return code;
         if (device->residency_grew) marlin_request_residency(device);
+        marlin_begin_activity(device);
         *(uint32_t *)[device->status contents] = STATUS_FINE;
         program->num_begun = program->num_finished = 0;
         program->ended = 0;

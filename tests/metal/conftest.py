@@ -66,6 +66,7 @@ class Counters:
         "requested",
         "saved",
         "committed",
+        "blits",
     )
 
     def __init__(self, library):

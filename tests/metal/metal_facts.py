@@ -63,6 +63,7 @@ def _add_method(surface, call):
     arguments = info.get("arguments", {})
     count = selector.count(b":")
     types = [_text(arguments.get(2 + i, {}).get("type", "")) for i in range(count)]
+    types = ["C" if kind == "z" else kind for kind in types]  # its word for an 8-bit number
     result = _text(info.get("retval", {}).get("type", ""))
     surface.add(_text(owner), _text(selector), result, types)
 
@@ -117,6 +118,7 @@ def _add_methods(surface, node, enums):
 
 _ENCODINGS = {
     **{"void": "v", "unsigned long": "Q", "unsigned long long": "Q", "long": "q", "double": "d"},
+    **{"unsigned char": "C"},
     **{"_Bool": "Z", "bool": "Z", "void *": "^v", "const void *": "^v"},
 }
 
@@ -129,6 +131,8 @@ def _encode(kind, enums):
     full = kind.get("desugaredQualType", written)
     if "(^" in full:
         return "@?"
+    if written == "NSRange":
+        return "{_NSRange=QQ}"
     if full.startswith("struct MTLSize") or written == "MTLSize":
         return "{MTLSize=QQQ}"
     if re.fullmatch(r"\w+ \*(__autoreleasing|__strong)? ?\*|MTLAutoreleased\w+ \*", full):

@@ -20,7 +20,7 @@ DOWNLOAD_S = 60
 # Properties of Metal's own classes: the metadata leaves out what the runtime tells by itself.
 # From Apple's documentation of the class.
 CLASS_SELECTORS = {
-    "MTLCompileOptions": {"languageVersion", "setLanguageVersion:"},
+    "MTLCompileOptions": {"languageVersion", "setLanguageVersion:", "mathMode", "setMathMode:"},
     "MTLComputePipelineDescriptor": {
         *("computeFunction", "setComputeFunction:", "binaryArchives", "setBinaryArchives:"),
     },
@@ -34,6 +34,7 @@ FOUNDATION_SELECTORS = {
     *("stringWithUTF8String:", "initWithFormat:", "UTF8String", "fileURLWithPath:"),
     *("objectForKey:", "arrayWithObject:", "firstObject", "lastObject"),
     *("localizedDescription", "userInfo", "processInfo", "operatingSystemVersionString"),
+    *("beginActivityWithOptions:reason:", "endActivity:"),
 }
 
 
@@ -140,6 +141,8 @@ def test_a_selector_that_metal_lacks_would_be_found(published):
 RESIDENCY_SELECTORS = {
     *("newResidencySetWithDescriptor:error:", "addResidencySet:", "removeResidencySet:"),
     *("addAllocation:", "removeAllocation:", "requestResidency", "endResidency"),
+    # and what only its requests ask for, and macOS 15's word for safe arithmetic
+    *("commandBuffer", "blitCommandEncoder", "fillBuffer:range:value:", "setMathMode:"),
 }
 
 

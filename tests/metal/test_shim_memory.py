@@ -90,6 +90,15 @@ def test_residency_is_asked_for_by_the_step_after_a_new_buffer_and_by_keep_resid
     assert sim["requested"] == before + 3
 
 
+def test_the_first_request_is_followed_by_a_command_so_that_memory_goes_back(fresh, sim):
+    """Also where nothing else ever runs; once."""
+    device, before = fresh(), sim["blits"]
+    device.create(64)
+    device.keep_resident()
+    device.keep_resident()
+    assert sim["blits"] == before + 1
+
+
 def test_buffers_that_no_step_has_used_yet_can_be_kept_resident(fresh, sim):
     device, before = fresh(), sim["resident"]
     device.create(64)

@@ -108,16 +108,17 @@ sys.exit(pytest.main([*options, *sys.argv[2:]]))
 """
 
 
+@pytest.mark.parametrize(
+    ("names", "least"), [(("test_shim.py", "test_shim_memory.py"), 25), (("test_segments.py",), 6)]
+)
 @pytest.mark.parametrize("sanitize", simulated.SANITIZERS)
-def test_the_shims_tests_pass_under_sanitizers(build, sanitize):
+def test_the_shims_tests_pass_under_sanitizers(build, sanitize, names, least):
     build(sanitize)  # by a compiler that has none preloaded
-    files = [
-        str(HERE / name) for name in ("test_shim.py", "test_shim_memory.py", "test_segments.py")
-    ]
+    files = [str(HERE / name) for name in names]
     done = run_python(sanitize, "-c", TESTS_OF_THE_SHIM, sanitize, *files)
     assert_no_report(done)
-    passed = re.search(r"^(\d+) passed, 1 deselected in", done.stdout, re.MULTILINE)
-    assert passed and int(passed[1]) > 25, done.stdout
+    passed = re.search(r"^(\d+) passed(, 1 deselected)? in", done.stdout, re.MULTILINE)
+    assert passed and int(passed[1]) > least, done.stdout
 
 
 DESTROY_TWICE = """

@@ -150,6 +150,11 @@ static pthread_mutex_t fences_mutex = PTHREAD_MUTEX_INITIALIZER;
     return encoder;
 }
 
+- (id<MTLBlitCommandEncoder>)blitCommandEncoder
+{
+    return [[[SimBlitEncoder alloc] init] autorelease];
+}
+
 - (void)addCompletedHandler:(void (^)(id<MTLCommandBuffer>))block
 {
     EXPECT([self status] < MTLCommandBufferStatusCommitted, "addCompletedHandler: after commit");
@@ -162,7 +167,7 @@ static pthread_mutex_t fences_mutex = PTHREAD_MUTEX_INITIALIZER;
     EXPECT(!_encoder, "commit with an open encoder");
     EXPECT([self status] < MTLCommandBufferStatusCommitted, "a command buffer was committed twice");
     _status = MTLCommandBufferStatusCommitted;
-    sim_count(SIM_COMMITTED, 1);
+    if (_count) sim_count(SIM_COMMITTED, 1);
     [self simKeepRanges];
     [self simTakeFences];
     [_queue simPush:self];
@@ -425,6 +430,12 @@ static void *run_queue(void *context)
     [_state->waiting addObject:commands];
     pthread_cond_signal(&_state->work);
     pthread_mutex_unlock(&_state->mutex);
+}
+
+- (id<MTLCommandBuffer>)commandBuffer
+{
+    MTLCommandBufferDescriptor *usual = [[[MTLCommandBufferDescriptor alloc] init] autorelease];
+    return [self commandBufferWithDescriptor:usual];
 }
 
 - (id<MTLCommandBuffer>)commandBufferWithDescriptor:(MTLCommandBufferDescriptor *)descriptor

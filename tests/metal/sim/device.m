@@ -181,6 +181,12 @@ static NSString *const ARCHIVE_HEAD = @"simulated binary archive";
     return name ? [NSString stringWithUTF8String:name] : @"Simulated Apple GPU";
 }
 
+/* Only whether there is one is asked. */
+- (MTLArchitecture *)architecture
+{
+    return sim_setting("SIMMETAL_NO_ARCHITECTURE", 0) ? nil : (MTLArchitecture *)[self name];
+}
+
 - (BOOL)hasUnifiedMemory
 {
     return YES;

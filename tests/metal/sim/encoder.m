@@ -176,3 +176,24 @@
 }
 
 @end
+
+@implementation SimBlitEncoder
+
+- (void)fillBuffer:(id<MTLBuffer>)buffer range:(NSRange)range value:(uint8_t)value
+{
+    EXPECT(range.length && range.location + range.length <= [buffer length],
+           "fillBuffer: a range that is empty or past the end");
+    memset((uint8_t *)[buffer contents] + range.location, value, range.length);
+    sim_count(SIM_BLITS, 1);
+}
+
+- (void)insertDebugSignpost:(NSString *)string
+{
+    (void)string;
+}
+
+- (void)endEncoding
+{
+}
+
+@end

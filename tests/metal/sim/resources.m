@@ -231,6 +231,16 @@ SimBuffer *sim_wrap_buffer(SimDevice *device, void *pointer, NSUInteger length,
     return self;
 }
 
+- (MTLMathMode)mathMode
+{
+    return _fastMathEnabled ? MTLMathModeFast : MTLMathModeSafe;
+}
+
+- (void)setMathMode:(MTLMathMode)mode
+{
+    _fastMathEnabled = mode == MTLMathModeFast;
+}
+
 - (id)copyWithZone:(NSZone *)zone
 {
     MTLCompileOptions *copy = [[MTLCompileOptions allocWithZone:zone] init];

@@ -9,6 +9,7 @@
  * The environment, read when it is needed:
  *   SIMMETAL_NO_DEVICE=1         no GPU at all; 2: none is the default, and one in the list
  *   SIMMETAL_NAME=text           what the GPU is called
+ *   SIMMETAL_NO_ARCHITECTURE=1   the GPU does not tell its architecture
  *   SIMMETAL_FAMILY=n            newest Apple family (9); below 7 it is too old for us
  *   SIMMETAL_WORKING_SET=bytes   recommendedMaxWorkingSetSize (8 GiB)
  *   SIMMETAL_MAX_BUFFER=bytes    maxBufferLength (4 GiB)
@@ -62,6 +63,7 @@ enum {
     SIM_REQUESTED,
     SIM_SAVED,
     SIM_COMMITTED,
+    SIM_BLITS,
     NUM_SIM_COUNTS
 };
 __attribute__((visibility("default"))) long sim_counted(int event);
@@ -217,6 +219,10 @@ typedef struct {
     NSMutableArray *_signposts;
     size_t _ordered; /* commands before this one are behind a barrier */
 }
+@end
+
+/* Fills buffers at once: nothing that runs reads them. */
+@interface SimBlitEncoder : SimObject <MTLBlitCommandEncoder>
 @end
 
 /* Find what a command touches, from its kernel's arguments (hazards.m). */

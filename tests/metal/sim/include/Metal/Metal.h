@@ -91,6 +91,13 @@ typedef NS_ENUM(NSInteger, MTLGPUFamily) {
     MTLGPUFamilyMac2 = 2002,
     MTLGPUFamilyMetal3 = 5001,
 };
+#ifdef STUB_MACOS_15
+typedef NS_ENUM(NSInteger, MTLMathMode) {
+    MTLMathModeSafe = 0,
+    MTLMathModeRelaxed = 1,
+    MTLMathModeFast = 2,
+};
+#endif
 typedef NS_ENUM(NSUInteger, MTLLanguageVersion) {
     MTLLanguageVersion3_0 = 3 << 16,
     MTLLanguageVersion3_1 = (3 << 16) + 1,
@@ -100,7 +107,7 @@ typedef NS_ENUM(NSUInteger, MTLLanguageVersion) {
 @protocol MTLDevice
 , MTLBuffer, MTLLibrary, MTLFunction, MTLComputePipelineState, MTLCommandQueue, MTLCommandBuffer,
     MTLComputeCommandEncoder, MTLBinaryArchive, MTLFence;
-@class MTLComputePipelineReflection;
+@class MTLComputePipelineReflection, MTLArchitecture;
 
 typedef MTLComputePipelineReflection *__autoreleasing MTLAutoreleasedComputePipelineReflection;
 
@@ -112,6 +119,9 @@ typedef MTLComputePipelineReflection *__autoreleasing MTLAutoreleasedComputePipe
 }
 @property(nonatomic) MTLLanguageVersion languageVersion;
 @property(nonatomic) BOOL fastMathEnabled;
+#ifdef STUB_MACOS_15
+@property(nonatomic) MTLMathMode mathMode;
+#endif
 @end
 
 @interface MTLFunctionConstantValues : NSObject <NSCopying> {
@@ -230,6 +240,10 @@ typedef MTLComputePipelineReflection *__autoreleasing MTLAutoreleasedComputePipe
 - (void)waitForFence:(id<MTLFence>)fence;
 @end
 
+@protocol MTLBlitCommandEncoder <MTLCommandEncoder>
+- (void)fillBuffer:(id<MTLBuffer>)buffer range:(NSRange)range value:(uint8_t)value;
+@end
+
 @protocol MTLCommandBufferEncoderInfo <NSObject>
 @property(readonly) NSString *label;
 @property(readonly) NSArray *debugSignposts;
@@ -243,6 +257,7 @@ typedef MTLComputePipelineReflection *__autoreleasing MTLAutoreleasedComputePipe
 @property(readonly) CFTimeInterval GPUStartTime;
 @property(readonly) CFTimeInterval GPUEndTime;
 - (id<MTLComputeCommandEncoder>)computeCommandEncoderWithDispatchType:(MTLDispatchType)type;
+- (id<MTLBlitCommandEncoder>)blitCommandEncoder;
 - (void)addCompletedHandler:(void (^)(id<MTLCommandBuffer>))block;
 - (void)commit;
 - (void)waitUntilCompleted;
@@ -250,6 +265,7 @@ typedef MTLComputePipelineReflection *__autoreleasing MTLAutoreleasedComputePipe
 
 @protocol MTLCommandQueue <NSObject>
 @property(copy, atomic) NSString *label;
+- (id<MTLCommandBuffer>)commandBuffer;
 - (id<MTLCommandBuffer>)commandBufferWithDescriptor:(MTLCommandBufferDescriptor *)descriptor;
 #ifdef STUB_MACOS_15
 - (void)addResidencySet:(id<MTLResidencySet>)residencySet;
@@ -260,6 +276,7 @@ typedef MTLComputePipelineReflection *__autoreleasing MTLAutoreleasedComputePipe
 @protocol MTLDevice <NSObject>
 @property(readonly) NSString *name;
 @property(readonly) BOOL hasUnifiedMemory;
+@property(readonly) MTLArchitecture *architecture;
 @property(readonly) uint64_t recommendedMaxWorkingSetSize;
 @property(readonly) NSUInteger maxBufferLength;
 @property(readonly) NSUInteger currentAllocatedSize;

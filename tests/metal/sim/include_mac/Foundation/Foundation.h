@@ -9,6 +9,13 @@
 typedef unsigned long NSUInteger;
 typedef long NSInteger;
 typedef double CFTimeInterval;
+typedef struct {
+    NSUInteger location, length;
+} NSRange;
+static inline NSRange NSMakeRange(NSUInteger location, NSUInteger length)
+{
+    return (NSRange){location, length};
+}
 typedef _Bool BOOL;
 #define YES ((BOOL)1)
 #define NO ((BOOL)0)
@@ -69,9 +76,16 @@ __attribute__((objc_root_class))
 - (NSDictionary *)userInfo;
 @end
 
+typedef NS_OPTIONS(uint64_t, NSActivityOptions) {
+    NSActivityUserInitiated = 0x00ffffffull | 1ull << 20,
+    NSActivityLatencyCritical = 0xff00000000ull,
+};
+
 @interface NSProcessInfo : NSObject
 + (NSProcessInfo *)processInfo;
 - (NSString *)operatingSystemVersionString;
+- (id<NSObject>)beginActivityWithOptions:(NSActivityOptions)options reason:(NSString *)reason;
+- (void)endActivity:(id<NSObject>)activity;
 @end
 
 #endif
