@@ -74,8 +74,10 @@ class Grammars:
                 time.sleep(TURN_S)
             if token_id not in tokenizer.eos_token_ids:
                 data = tokenizer.token_bytes(token_id)
-                is_special = tokenizer.is_special(token_id)
-                tokens[token_id] = SPECIAL + data if is_special else data
+                if tokenizer.is_special(token_id):
+                    tokens[token_id] = SPECIAL + data
+                elif SPECIAL not in data:  # a byte that no text has must not begin a special one
+                    tokens[token_id] = data
         return tuple(tokens)  # the collector does not look into it
 
     def token_ids(self, text: str) -> list[int]:
