@@ -1,0 +1,160 @@
+"""deploy/haproxy.cfg in a real HAProxy, in front of three real servers: one is stopped, one killed,
+one hangs, one cut off in the middle of a stream."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection, HTTPException
+
+import pytest
+from contract import CHAT, MODEL, chat
+from served import PATIENCE_S, serve_mock
+
+JSON = {"Content-Type": "application/json"}
+pytestmark = pytest.mark.long
+
+
+class Haproxy:
+    """A running HAProxy over three servers; the shipped file but for its addresses."""
+
+    def __init__(self, program, text, folder, servers):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.port = listener.getsockname()[1]
+        assert text.count("bind 127.0.0.1:8080") == 1
+        text = text.replace("bind 127.0.0.1:8080", f"bind 127.0.0.1:{self.port}")
+        for number, served in enumerate(servers, 1):
+            text, found = re.subn(rf"10\.0\.0\.{number}:8000", f"127.0.0.1:{served.port}", text)
+            assert found == 2
+        path = folder / "haproxy.cfg"
+        path.write_text(text)
+        checked = subprocess.run([program, "-c", "-f", path], capture_output=True, text=True)
+        assert checked.returncode == 0 and "WARNING" not in checked.stderr, checked.stderr
+        self.process = subprocess.Popen([program, "-db", "-f", path], stderr=subprocess.DEVNULL)
+        end = time.monotonic() + PATIENCE_S
+        while not self._listens():
+            assert self.process.poll() is None and time.monotonic() < end
+            time.sleep(0.02)
+
+    def _listens(self):
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def connect(self):
+        return HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE_S)
+
+    def ask(self, body=None, headers=()):
+        """(status, answer) of one chat."""
+        connection = self.connect()
+        try:
+            body = json.dumps(chat(max_tokens=20) if body is None else body)
+            connection.request("POST", CHAT, body, {**JSON, **dict(headers)})
+            response = connection.getresponse()
+            return response.status, response.read()
+        finally:
+            connection.close()
+
+
+@pytest.fixture
+def replicas():
+    servers = [serve_mock(model=f"models/{MODEL}") for _ in range(3)]
+    yield servers
+    for served in servers:
+        if served.process.poll() is None:
+            served.process.send_signal(signal.SIGCONT)
+        with served:
+            pass
+
+
+@pytest.fixture
+def proxy(program, deploy, tmp_path, replicas):
+    made = Haproxy(program("haproxy"), (deploy / "haproxy.cfg").read_text(), tmp_path, replicas)
+    yield made
+    made.process.send_signal(signal.SIGTERM)
+    made.process.wait(PATIENCE_S)
+
+
+def counts(replicas):
+    return [served.metrics()["requests_total"] for served in replicas]
+
+
+def test_requests_spread_and_a_session_stays_with_one_server(proxy, replicas):
+    with ThreadPoolExecutor(12) as pool:
+        found = list(pool.map(lambda _: proxy.ask()[0], range(36)))
+    assert found == [200] * 36
+    assert min(counts(replicas)) > 0
+    before = counts(replicas)
+    assert [proxy.ask(headers={"X-Session-ID": "mine"})[0] for _ in range(9)] == [200] * 9
+    added = [now - then for now, then in zip(counts(replicas), before, strict=True)]
+    assert sorted(added) == [0, 0, 9]
+
+
+def test_no_request_is_lost_when_a_server_is_told_to_stop(proxy, replicas):
+    statuses, stopped = [], threading.Event()
+
+    def ask():
+        while not stopped.is_set():
+            statuses.append(proxy.ask()[0])
+
+    threads = [threading.Thread(target=ask) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.3)
+    assert replicas[0].stop() == 0
+    time.sleep(1.5)
+    stopped.set()
+    for thread in threads:
+        thread.join()
+    assert len(statuses) > 20
+    assert set(statuses) == {200}
+
+
+def test_a_killed_server_loses_what_it_had_and_no_more(proxy, replicas):
+    replicas[1].process.kill()
+    replicas[1].process.wait()
+    assert [proxy.ask()[0] for _ in range(12)] == [200] * 12
+    session = {"X-Session-ID": "any"}
+    assert [proxy.ask(headers=session)[0] for _ in range(3)] == [200] * 3
+
+
+def test_a_server_that_hangs_is_left_out_and_its_clients_hear_of_it(proxy, replicas):
+    replicas[2].process.send_signal(signal.SIGSTOP)
+    start = time.monotonic()
+    with ThreadPoolExecutor(12) as pool:
+        statuses = list(pool.map(lambda _: proxy.ask()[0], range(12)))
+    assert time.monotonic() - start < 30
+    assert set(statuses) <= {200, 502, 503}
+    assert statuses.count(200) >= 6
+    assert [proxy.ask()[0] for _ in range(9)] == [200] * 9
+
+
+def test_a_stream_that_is_cut_off_is_seen_to_be_and_others_go_on(proxy, replicas):
+    body = chat(stream=True, max_tokens=1500, ignore_eos=True)
+    streams = []
+    for _ in range(3):
+        connection = proxy.connect()
+        connection.request("POST", CHAT, json.dumps(body), JSON)
+        response = connection.getresponse()
+        assert response.readline().startswith(b"data: {")
+        streams.append((connection, response))
+    assert [served.metrics()["requests_active"] for served in replicas] == [1, 1, 1]
+    replicas[0].process.kill()
+    ends = []
+    for connection, response in streams:
+        try:
+            ends.append(response.read().endswith(b"data: [DONE]\n\n"))
+        except (HTTPException, OSError):
+            ends.append(False)
+        connection.close()
+    assert sorted(ends) == [False, True, True]
+
+
+def test_counters_are_not_for_everybody(proxy):
+    connection = proxy.connect()
+    connection.request("GET", "/metrics")
+    assert connection.getresponse().status == 403
+    connection.close()
