@@ -5,6 +5,7 @@
 //   v_cache  half [num_blocks, num_kv_heads, block_size, head_dim], 16-byte aligned
 //   tables   int32 [num_sequences, table_stride], block ids in logical order
 //   tiles    int32 [num_tiles, 4]: first row, rows (<= 16), sequence, position of the first row
+//   sinks    float [num_heads], or not bound: scores that take their share of a head's softmax
 //
 // Scores are q k * scale, or softcap * tanh(q k * scale / softcap), and a query may be multiplied
 // for its position, too. A query at position p sees positions (p - window, p]. The query heads of a
@@ -64,6 +65,13 @@ inline float attention_score(constant AttentionParams &p, float score)
     if (p.softcap == 0.0f) return score;
     float cap = p.softcap * ATTENTION_LOG2_E;
     return cap * soft_tanh(score / cap);
+}
+
+// Where a head's softmax begins: the largest score so far, and the sum of the weights.
+inline float2 attention_begin(constant AttentionParams &p, device const float *sinks, uint head)
+{
+    if (p.has_sinks == 0) return float2(ATTENTION_UNSEEN, 0.0f);
+    return float2(max(sinks[head] * ATTENTION_LOG2_E, ATTENTION_UNSEEN), 1.0f);
 }
 
 // False: the tile points outside q (binding 0), the tables (binding 3) or its own table.

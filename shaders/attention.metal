@@ -30,6 +30,7 @@ struct PrefillQueries {
     uint begin;    // the eight see some of [begin, end)
     uint end;
     uint lane;
+    float2 begun;                // this lane's query's softmax before any token: attention_begin()
     threadgroup float *q;        // [8, PREFILL_Q_STRIDE]
     threadgroup float *scores;   // [8, PREFILL_SCORE_STRIDE]
     threadgroup float *diagonal; // [8, 8], 0 off the diagonal
@@ -226,7 +227,7 @@ inline void prefill_attend(thread const PrefillQueries &s, thread const Attentio
 #pragma unroll
         for (uint i = 0; i < PREFILL_OUT_MATRICES; i++)
             out[i] = make_filled_simdgroup_matrix<float, PREFILL_MATRIX, PREFILL_MATRIX>(0.0f);
-        float most = ATTENTION_UNSEEN, sum = 0.0f;
+        float most = s.begun.x, sum = s.begun.y;
         for (uint start = s.begin / PREFILL_CHUNK * PREFILL_CHUNK; start < s.end;
              start += PREFILL_CHUNK) {
             prefill_score(s, tile, p, q, k_cache, start);
@@ -252,6 +253,7 @@ inline void prefill_attend(thread const PrefillQueries &s, thread const Attentio
 attention(device const float *q [[buffer(0)]], device const half *k_cache [[buffer(1)]],
           device const half *v_cache [[buffer(2)]], device const int32_t *tables [[buffer(3)]],
           device const int32_t *tiles [[buffer(4)]], device float *out [[buffer(5)]],
+          device const float *sinks [[buffer(6)]],
           constant AttentionParams &p [[buffer(MARLIN_PARAMS_INDEX)]],
           constant int32_t *vars [[buffer(MARLIN_VARS_INDEX)]],
           constant MarlinCall &call [[buffer(MARLIN_CALL_INDEX)]],
@@ -287,7 +289,9 @@ attention(device const float *q [[buffer(0)]], device const half *k_cache [[buff
     for (s.first = simdgroup * PREFILL_MATRIX; s.first < tile.num_queries;
          s.first += PREFILL_SIMDGROUPS * PREFILL_MATRIX) {
         uint last_query = min(s.first + PREFILL_MATRIX, tile.num_queries) - 1;
-        s.position = tile.position + min(s.first + lane / 4, last_query) / HEADS_PER_KV;
+        uint query = min(s.first + lane / 4, last_query);
+        s.position = tile.position + query / HEADS_PER_KV;
+        s.begun = attention_begin(p, sinks, s.kv_head * HEADS_PER_KV + query % HEADS_PER_KV);
         s.begin = attention_first_seen(p, tile.position + s.first / HEADS_PER_KV);
         s.end = tile.position + last_query / HEADS_PER_KV + 1;
         prefill_attend(s, tile, p, q, k_cache, v_cache, out);

@@ -289,6 +289,7 @@ inline void split_attend(thread const SplitTask &s, thread const AttentionTile &
 [[kernel]] void attention_combine(device const float *partials [[buffer(0)]],
                                   device const int32_t *tiles [[buffer(4)]],
                                   device float *out [[buffer(5)]],
+                                  device const float *sinks [[buffer(6)]],
                                   constant AttentionParams &p [[buffer(MARLIN_PARAMS_INDEX)]],
                                   constant int32_t *vars [[buffer(MARLIN_VARS_INDEX)]],
                                   constant MarlinCall &call [[buffer(MARLIN_CALL_INDEX)]],
@@ -312,13 +313,14 @@ inline void split_attend(thread const SplitTask &s, thread const AttentionTile &
         uint query = (uint(first_row) + r) * p.num_heads + group.y, at = uint(position) + r;
         uint begin = attention_first_seen(p, at) / MARLIN_KV_SPLIT, end = at / MARLIN_KV_SPLIT + 1;
         device const float *partial = partials + ulong(query) * p.max_splits * stride;
-        float most = ATTENTION_UNSEEN;
+        float2 begun = attention_begin(p, sinks, group.y);
+        float most = begun.x;
         for (uint split = begin + lane; split < end; split += SIMD_THREADS)
             most = max(most, partial[split * stride + HEAD_DIM]);
         most = simd_max(most);
         for (uint first = 0; first < HEAD_DIM; first += THREADS_attention_combine) {
             uint column = min(first + thread_index, HEAD_DIM - 1);
-            float value = 0.0f, sum = 0.0f;
+            float value = 0.0f, sum = begun.y * exp2(begun.x - most);
             for (uint split = begin; split < end; split += SIMD_THREADS) {
                 // Lane: one split. Then every lane: its column of all of them, in order.
                 device const float *from = partial + min(split + lane, end - 1) * stride;

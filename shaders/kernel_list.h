@@ -68,9 +68,9 @@
     X(scale_rows,    scale_rows,    none, ScaleParams,     2, row_pieces,   1, 0, 256, 1, 1) \
     X(gelu,          gelu,          none, RowsParams,      2, row_pieces,   1, 0, 256, 1, 1) \
     X(gather_rows,   gather_rows,   none, RowsParams,      3, rows,         1, 0, 256, 1, 1) \
-    X(attention,       attention,       none, AttentionParams, 6, kv_heads, 2, UNEVEN, 128, 1, 1) \
+    X(attention,       attention,       none, AttentionParams, 7, kv_heads, 2, UNEVEN, 128, 1, 1) \
     X(attention_split, attention_split, none, AttentionParams, 6, splits,   3, UNEVEN, 128, 1, 1) \
-    X(attention_combine, attention_combine, none, AttentionParams, 6, heads, 1, 0, 128, 1, 1) \
+    X(attention_combine, attention_combine, none, AttentionParams, 7, heads, 1, 0, 128, 1, 1) \
     X(mask_logits,   mask_logits,   none, SampleParams,    3, rows,         1, 0, 256, 1, 1) \
     X(penalize,      penalize,      none, SampleParams,    4, rows,         1, 0, 256, 1, 1) \
     X(sample,        sample,        none, SampleParams,    3, rows,         1, 0, 512, 1, 1) \

@@ -167,6 +167,7 @@ struct AttentionParams {
     float position_scale; /* queries are multiplied by 1 + this * ln(1 + position / scale_tokens),
                              the quotient a whole number; 0: they are not */
     uint32_t scale_tokens;
+    uint32_t has_sinks; /* attention and attention_combine; ignored by attention_split */
 };
 
 struct SampleParams {

@@ -95,7 +95,7 @@ PARAMS = {
         "i4 tiles_var splits_var",
         "u4 num_heads num_kv_heads head_dim block_size num_blocks table_stride window max_splits",
         "f4 scale softcap position_scale",
-        "u4 scale_tokens",
+        "u4 scale_tokens has_sinks",
     ),
     "SampleParams": _params("i4 rows_var", "u4 vocab_size"),
     "ProbeParams": _params("u4 num_units"),

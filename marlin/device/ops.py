@@ -195,6 +195,8 @@ class AttentionInputs(NamedTuple):
         softcap: scores become softcap * tanh(score / softcap); 0: they stay.
         position_scale, scale_tokens: queries are multiplied by 1 + position_scale * ln(1 +
             position // scale_tokens); 0: they are not.
+        sinks: float [num_heads], a score a head that takes its share of the softmax and has no
+            value; None: there are none.
     """
 
     tables: View
@@ -206,6 +208,7 @@ class AttentionInputs(NamedTuple):
     softcap: float = 0.0
     position_scale: float = 0.0
     scale_tokens: int = 1
+    sinks: View | None = None
 
 
 def _attention_params(inputs):
@@ -223,6 +226,7 @@ def _attention_params(inputs):
         softcap=inputs.softcap,
         position_scale=inputs.position_scale,
         scale_tokens=inputs.scale_tokens,
+        has_sinks=int(inputs.sinks is not None),
     )
 
 
@@ -233,7 +237,7 @@ def _attention_bindings(q, caches, inputs, out):
 
 def attention(recorder, q, caches, inputs, out):
     """Causal attention, each tile's whole context in one unit of work: for prefill."""
-    bindings = _attention_bindings(q, caches, inputs, out)
+    bindings = [*_attention_bindings(q, caches, inputs, out), maybe(inputs.sinks, READ)]
     recorder.dispatch("attention", _attention_params(inputs), bindings)
 
 
@@ -241,11 +245,8 @@ def split_attention(recorder, q, caches, inputs, partials, out):
     """The same numbers as attention(), the context shared out over threads: for decode."""
     params = _attention_params(inputs)
     recorder.dispatch("attention_split", params, _attention_bindings(q, caches, inputs, partials))
-    recorder.dispatch(
-        "attention_combine",
-        params,
-        [(partials, READ), None, None, None, (inputs.tiles, READ), (out, WRITE)],
-    )
+    merged = [(partials, READ), None, None, None, (inputs.tiles, READ), (out, WRITE)]
+    recorder.dispatch("attention_combine", params, [*merged, maybe(inputs.sinks, READ)])
 
 
 def silu_mul(recorder, gate, up, y, dim):

@@ -119,6 +119,12 @@ class Step:
         eps = self.config.rms_norm_eps if eps is None else eps
         ops.rms_norm(self.recorder, self.acts[x], values, self.acts[y], dim, eps, **options)
 
+    def floats(self, tensor: Tensor) -> View:
+        """A tensor that is no matrix, float32."""
+        found = self.weights[tensor.name]
+        assert isinstance(found, View), tensor
+        return found
+
     def linear(self, x: str, layer: Linear, y: str, label: str) -> None:
         """The activations y = layer(the activations x)."""
         ops.linear(
@@ -142,6 +148,7 @@ class Attention:
         rope: None where positions turn nothing.
         scale, softcap, position_scale, scale_tokens: of ops.AttentionInputs.
         gate: its sigmoid multiplies what is attended, before o; None where the family has none.
+        sinks: [num_heads], of ops.AttentionInputs; None where the family has none.
     """
 
     q_norm: Tensor | Constant | None
@@ -158,6 +165,7 @@ class Attention:
     position_scale: float = 0.0
     scale_tokens: int = 1
     gate: Linear | None = None
+    sinks: Tensor | None = None
 
     @property
     def fused(self) -> tuple[Fused, ...]:
@@ -210,7 +218,8 @@ class Attention:
         rows, heads = (table, cache.slots), self.num_heads
         ops.rope_kv_write(step.recorder, qkv, rows, caches, cache.layout, heads, turns)
         window = self.cache.window if isinstance(self.cache, WindowKV) else None
-        scores = self.scale, self.softcap, self.position_scale, self.scale_tokens
+        sinks = None if self.sinks is None else step.floats(self.sinks)
+        scores = self.scale, self.softcap, self.position_scale, self.scale_tokens, sinks
         seen = AttentionInputs(cache.tables, inputs.tiles, cache.layout, heads, window, *scores)
         if step.prefill:
             ops.attention(step.recorder, acts["q"], caches, seen, acts["attended"])

@@ -108,10 +108,12 @@ def _fused(tensor, info):
     def read(expert):
         values = read_bytes(info, expert * size, size).view(element).reshape(inner)
         if stack.transposed:
-            return values[..., stack.part :: stack.num_parts].T
-        return values[stack.part * rows : (stack.part + 1) * rows]
+            values = values[..., stack.part :: stack.num_parts].T
+        else:
+            values = values[stack.part * rows : (stack.part + 1) * rows]
+        return values.reshape(-1, tensor.shape[-1])
 
-    return _dense(tensor, (info,), Pieces(rows, read))
+    return _dense(tensor, (info,), Pieces(rows if columns else 1, read))
 
 
 def _check(info: TensorInfo, shape: tuple[int, ...]) -> None:
@@ -132,8 +134,7 @@ def _dense(tensor, infos, pieces):
     def arrays(start, stop):
         return (pieces.rows(start, stop),)
 
-    shape = tensor.rows if tensor.is_matrix else (math.prod(tensor.shape), 1)
-    return ForeignMatrix(shape, infos, Form(DENSE_KINDS[dtype]), values, arrays)
+    return ForeignMatrix(tensor.rows, infos, Form(DENSE_KINDS[dtype]), values, arrays)
 
 
 def check_tiles(tensor: Tensor, kind: str, info: TensorInfo) -> None:

@@ -14,6 +14,7 @@ from marlin.models.gemma2 import Gemma2
 from marlin.models.gemma3 import Gemma3
 from marlin.models.glm4 import Glm4
 from marlin.models.glm4_moe import Glm4Moe
+from marlin.models.gpt_oss import GptOss
 from marlin.models.granite import Granite
 from marlin.models.llama import Llama
 from marlin.models.ministral3 import Ministral3
@@ -33,7 +34,7 @@ from marlin.weights.gguf import GGUFFile
 FAMILIES = (
     *(Llama(), Mistral(), Qwen2(), Qwen3(), Gemma3(), Qwen3Moe(), Mixtral(), Glm4Moe()),
     *(SmolLM3(), Granite(), Olmo2(), Olmo3(), Phi3(), Gemma2(), Ministral3(), Exaone4(), Glm4()),
-    *(MuseGlimmer(), Bert(), *ROBERTAS),
+    *(MuseGlimmer(), GptOss(), Bert(), *ROBERTAS),
 )
 
 _BY_MODEL_TYPE = {family.model_type: family for family in FAMILIES}

@@ -72,7 +72,7 @@ class Tensor:
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """The shape as a matrix, the rows of all experts one below the other."""
+        """The shape as a matrix, the rows of all experts one below the other, or a bias each."""
         return (math.prod(self.shape[:-1]), self.shape[-1])
 
 

@@ -274,6 +274,7 @@ static void check_attention(marlin_check *c)
     /* Rows come from the tiles, which the kernel checks against binding 0. */
     need(c, 5, 4, c->record->bytes[0] / row_bytes * row_bytes);
     writes(c, 5);
+    if (p->has_sinks) need(c, 6, 4, 4 * (int64_t)p->num_heads);
 }
 
 static int64_t partial_bytes(const struct AttentionParams *p)
@@ -317,6 +318,7 @@ static void check_attention_combine(marlin_check *c)
     need_rows(c, 4, p->tiles_var, 1, 0, 16);
     need(c, 5, 4, c->record->bytes[0] / partial_bytes(p) * 4 * p->num_heads * p->head_dim);
     writes(c, 5);
+    if (p->has_sinks) need(c, 6, 4, 4 * (int64_t)p->num_heads);
     limit_splits(c);
 }
 

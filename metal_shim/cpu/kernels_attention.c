@@ -5,6 +5,7 @@
  *   v_cache  half [num_blocks, num_kv_heads, block_size, head_dim]
  *   tables   int32 [num_sequences, table_stride], block ids in logical order
  *   tiles    int32 [num_tiles, 4]: first row, rows (<= 16), sequence, position of the first row
+ *   sinks    float [num_heads], or not bound: scores that take their share of a head's softmax
  *
  * Scores are q k * scale, or softcap * tanh(q k * scale / softcap). A query at position p sees
  * positions (p - window, p]. A contiguous cache is one block as long as the context. The context is
@@ -16,6 +17,8 @@
 #include "cpu/simd.h"
 
 #define SPLIT MARLIN_KV_SPLIT
+/* Softmax is in powers of two: e^x = 2^(x * LOG2_E). */
+#define LOG2_E 1.44269504f
 /* Rows of q that share a key tile, and rows x vectors of v that are summed at once: both fit the
  * registers. */
 #define Q_BLOCK 8
@@ -82,7 +85,7 @@ static int load_tile(attention *a, const marlin_call *call, int64_t tile, int64_
     a->kv_head = kv_head;
     a->rows = (int)(t[1] * heads);
     for (int64_t r = 0; r < a->rows; r++) {
-        float scale = p->scale * 1.44269504f * query_scale(p, t[3] + r / heads);
+        float scale = p->scale * LOG2_E * query_scale(p, t[3] + r / heads);
         int64_t row = t[0] + r / heads, head = kv_head * heads + r % heads;
         const float *q = (const float *)call->at[0] + (row * p->num_heads + head) * dim;
         for (int64_t i = 0; i < dim; i++) a->q[r * dim + i] = q[i] * scale;
@@ -138,7 +141,7 @@ static void softmax_row(const attention *a, int row, int64_t start, int64_t coun
     int64_t hidden = a->p->window ? a->last[row] - (int64_t)a->p->window + 1 - start : 0;
     if (seen < 0) seen = 0;
     if (a->p->softcap > 0.0f) {
-        float cap = a->p->softcap * 1.44269504f; /* scores are in powers of two */
+        float cap = a->p->softcap * LOG2_E;
         for (int64_t i = 0; i < count; i += V_LANES)
             vf_store(s + i, vf_mul(vf_set1(cap), vf_tanh(vf_div(vf_load(s + i), vf_set1(cap)))));
     }
@@ -252,10 +255,15 @@ static void merge(float *merged, const float *partial, int64_t dim)
     merged[dim + 1] = fmaf(partial[dim + 1], factors[V_LANES], merged[dim + 1] * factors[0]);
 }
 
-static void merge_begin(float *merged, int64_t dim)
+/* What partials of a head are merged into: nothing, or its sink (binding 6). */
+static void merge_begin(float *merged, const marlin_call *call, int64_t head)
 {
-    memset(merged, 0, (size_t)(dim + 2) * sizeof *merged);
-    merged[dim] = -INFINITY;
+    const struct AttentionParams *p = call->params;
+    memset(merged, 0, (size_t)(p->head_dim + 2) * sizeof *merged);
+    merged[p->head_dim] = -INFINITY;
+    if (!p->has_sinks) return;
+    merged[p->head_dim] = ((const float *)call->at[6])[head] * LOG2_E;
+    merged[p->head_dim + 1] = 1.0f;
 }
 
 static void store_output(const marlin_call *call, int64_t row, int64_t head, const float *merged)
@@ -278,7 +286,8 @@ KERNEL(attention)
     for (int64_t unit = begin; unit < end; unit++) {
         int64_t tile = tiles - 1 - unit / p->num_kv_heads;
         if (!load_tile(&a, call, tile, unit % p->num_kv_heads)) return MARLIN_EDEVICE;
-        for (int r = 0; r < a.rows; r++) merge_begin(a.merged + r * (dim + 2), dim);
+        for (int r = 0; r < a.rows; r++)
+            merge_begin(a.merged + r * (dim + 2), call, a.kv_head * heads + r % heads);
         int64_t hidden = p->window ? a.last[0] - (int64_t)p->window + 1 : 0;
         for (int64_t split = hidden > 0 ? hidden / SPLIT : 0; split * SPLIT <= a.last[a.rows - 1];
              split++) {
@@ -321,7 +330,7 @@ KERNEL(attention_split)
     return MARLIN_OK;
 }
 
-/* Units: tiles. Binding 0 is the partials, 4 the tiles, 5 the output. */
+/* Units: tiles. Binding 0 is the partials, 4 the tiles, 5 the output, 6 the sinks. */
 KERNEL(attention_combine)
 {
     const struct AttentionParams *p = call->params;
@@ -340,7 +349,7 @@ KERNEL(attention_combine)
             for (int64_t head = 0; head < p->num_heads; head++) {
                 const float *partials = (const float *)call->at[0] +
                                         (row * p->num_heads + head) * p->max_splits * (dim + 2);
-                merge_begin(merged, dim);
+                merge_begin(merged, call, head);
                 for (int64_t split = hidden > 0 ? hidden / SPLIT : 0; split * SPLIT <= last;
                      split++)
                     merge(merged, partials + split * (dim + 2), dim);

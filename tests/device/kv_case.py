@@ -21,7 +21,8 @@ class KvCase:
         k_cache, v_cache: float16, as the kernels' heads say.
         tables: int32 [num_sequences, table_stride]; -1 where no position may be looked up.
         tiles: int32 [num_tiles, 4]: first row, rows, sequence, position of the first row.
-        scores: softcap, position_scale and scale_tokens of ops.AttentionInputs, where they are set.
+        scores: softcap, position_scale, scale_tokens and sinks (float32 [num_heads]) of
+            ops.AttentionInputs, where they are set.
     """
 
     sequences: list

@@ -217,8 +217,11 @@ def attention(device, case, split=False, num_splits=None):
     with Memory(device) as memory:
         q, k_cache, v_cache = (memory.put(a) for a in (case.q, case.k_cache, case.v_cache))
         tables, tiles, num_heads = memory.put(case.tables), memory.put(case.tiles), case.q.shape[1]
+        scores = dict(case.scores)
+        if "sinks" in scores:
+            scores["sinks"] = memory.put(scores["sinks"])
         inputs = ops.AttentionInputs(
-            tables, tiles, layout, num_heads, case.window, case.scale, **case.scores
+            tables, tiles, layout, num_heads, case.window, case.scale, **scores
         )
         out = memory.floats(*case.q.shape)
         if split:

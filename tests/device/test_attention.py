@@ -67,8 +67,44 @@ def test_queries_grow_with_their_position(device, shape, split):
     )
 
 
-@pytest.mark.parametrize("scores", [{"softcap": 4.0}, {"position_scale": 0.4, "scale_tokens": 8}])
-def test_a_cap_and_a_growth_keep_the_bits_however_a_context_is_divided(isa, devices, scores):
+def sinks_of(shape, size=6.0):
+    """Some far above what a head's tokens score, some far below."""
+    values = np.random.default_rng(7).standard_normal(shape["num_heads"]) * size
+    return values.astype(np.float32)
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
+@pytest.mark.parametrize("shape", SHAPES, ids=name_of)
+@pytest.mark.parametrize("loudness", [1.0, 30.0])
+def test_a_sink_takes_its_share_of_every_head(device, shape, split, loudness):
+    sinks = sinks_of(shape)
+    case = make_case([*DECODE, (273, 20)], **shape, loudness=loudness, sinks=sinks)
+    reference.assert_close(launch.attention(device, case, split), case.expected())
+    plain = replace(case, scores={}).expected().value
+    assert np.abs(plain - case.expected().value).max() > 0.05
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
+def test_a_sink_far_above_all_scores_leaves_nothing_and_one_far_below_everything(device, split):
+    case = make_case([(273, 20), (40, 1)], num_heads=2, sinks=np.array([300.0, -300.0], np.float32))
+    found = launch.attention(device, case, split)
+    assert np.abs(found[:, 0]).max() < 1e-30
+    plain = launch.attention(device, replace(case, scores={}), split)
+    np.testing.assert_array_equal(found[:, 1], plain[:, 1])
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [
+        {"softcap": 4.0},
+        {"position_scale": 0.4, "scale_tokens": 8},
+        {"sinks": sinks_of(SHAPES[2])},
+    ],
+    ids=lambda scores: next(iter(scores)),
+)
+def test_a_cap_and_a_growth_and_sinks_keep_the_bits_however_a_context_is_divided(
+    isa, devices, scores
+):
     case = make_case([*DECODE, (273, 20)], **SHAPES[2], **scores)
     whole = launch.attention(devices.get(isa, 1), case)
     for num_threads in (1, 3):

@@ -49,7 +49,9 @@ def attention_params(case):
         "max_splits": layout.max_splits,
         "scale": layout.head_dim**-0.5,
         **{"softcap": 0.0, "position_scale": 0.0, "scale_tokens": 1, **case.scores},
+        "has_sinks": int("sinks" in case.scores),
     }
+    fields.pop("sinks", None)
     heads = num_heads // layout.num_kv_heads
     return ("AttentionParams", fields), {"HEAD_DIM": layout.head_dim, "HEADS_PER_KV": heads}
 
@@ -58,7 +60,8 @@ def whole(shader, case, more_tiles=0):
     """float32 [rows, num_heads, head_dim] of `attention`, or None if it failed."""
     params, constants = attention_params(case)
     out, tiles = np.full_like(case.q, np.nan), len(case.tiles)
-    bindings = [case.q, case.k_cache, case.v_cache, case.tables, case.tiles, out]
+    sinks = case.scores.get("sinks")
+    bindings = [case.q, case.k_cache, case.v_cache, case.tables, case.tiles, out, sinks]
     units = (tiles + more_tiles, case.layout.num_kv_heads + more_tiles, 1)
     step = (tiles, case.num_splits)
     return (
@@ -86,7 +89,7 @@ def split(shader, case):
     """float32 [rows, num_heads, head_dim] of `attention_split` and `attention_combine`."""
     params, constants = attention_params(case)
     partials, out = partials_of(shader, case), np.full_like(case.q, np.nan)
-    bindings = [partials, None, None, None, case.tiles, out]
+    bindings = [partials, None, None, None, case.tiles, out, case.scores.get("sinks")]
     units, step = (len(case.tiles), case.q.shape[1], 1), (len(case.tiles), case.num_splits)
     assert shader("attention_split").run(
         "attention_combine", units, bindings, params, step, constants
@@ -116,6 +119,16 @@ def test_rows_that_share_a_tile_do_not_change_each_others_bits(shader, any_order
     )
     together = way(shader, case)
     np.testing.assert_array_equal(way(shader, case.in_tiles_of(1)), together)
+    np.testing.assert_array_equal(way(shader, case.in_tiles_of(7)), together)
+
+
+@pytest.mark.parametrize("way", [whole, split])
+@pytest.mark.parametrize("shape", WIDE[:2], ids=lambda shape: shape["head_dim"])
+def test_sinks_take_their_share_of_each_head(shader, any_order, way, shape):
+    sinks = normal(shape["num_heads"], seed=5) * 6
+    case = kv_case.make_case([(400, 16), (60, 9), (257, 1)], **shape, sinks=sinks)
+    together = way(shader, case)
+    reference.assert_close(together, case.expected())
     np.testing.assert_array_equal(way(shader, case.in_tiles_of(7)), together)
 
 

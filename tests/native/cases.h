@@ -46,7 +46,7 @@ test_case *make_combine_experts(int variant);
 test_case *make_layer(int variant);
 
 /* Variants of make_attention() from here on are attention_split and attention_combine. */
-#define FIRST_SPLIT_ATTENTION 5
+#define FIRST_SPLIT_ATTENTION 6
 
 void check_kernels(void);
 void check_replays(void);

@@ -49,14 +49,16 @@ test_case *make_rope(int variant)
 typedef struct {
     int heads, kv_heads, dim, block_size, window;
     float softcap, position_scale;
+    int has_sinks;
 } attention_shape;
 
 /* Heads of one vector and of several, one to eight query heads a KV head, a window shorter and one
  * longer than a split, and a contiguous cache: one block as long as the context; a cap of scores,
- * and queries that grow with their position. */
+ * and queries that grow with their position; sinks. */
 static const attention_shape attention_shapes[FIRST_SPLIT_ATTENTION] = {
-    {6, 2, 48, 16, 0, 0.0f, 0.0f},  {4, 4, 80, 32, 40, 0.0f, 0.0f}, {8, 1, 16, 16, 300, 0.0f, 0.0f},
-    {2, 1, 64, 544, 0, 0.0f, 0.0f}, {3, 1, 48, 16, 0, 1.5f, 0.5f},
+    {6, 2, 48, 16, 0, 0.0f, 0.0f, 0},   {4, 4, 80, 32, 40, 0.0f, 0.0f, 0},
+    {8, 1, 16, 16, 300, 0.0f, 0.0f, 0}, {2, 1, 64, 544, 0, 0.0f, 0.0f, 0},
+    {3, 1, 48, 16, 0, 1.5f, 0.5f, 0},   {4, 2, 48, 16, 40, 0.0f, 0.0f, 1},
 };
 
 /* The caches at bindings 1 and 2, and the tables at 3: two sequences, of 530 and 17 tokens, whose
@@ -98,9 +100,10 @@ test_case *make_attention(int variant)
                                 .scale = 0.2f,
                                 .softcap = s->softcap,
                                 .position_scale = s->position_scale,
-                                .scale_tokens = 8};
+                                .scale_tokens = 8,
+                                .has_sinks = s->has_sinks};
     marlin_dispatch *record =
-        add_record(c, is_split ? "attention_split" : "attention", &p, sizeof p, 6);
+        add_record(c, is_split ? "attention_split" : "attention", &p, sizeof p, is_split ? 6 : 7);
     bind(c, record, 0, add_floats(c, INPUT, values, -1.0f, 1.0f), MARLIN_READ);
     add_context(c, record, &p);
     memcpy(record->params, &p, sizeof p);
@@ -110,14 +113,19 @@ test_case *make_attention(int variant)
     bind(c, record, 5, out, MARLIN_WRITE);
     c->vars[1] = 3;
     c->vars[3] = 3;
-    if (!is_split) return c;
+    int sinks = s->has_sinks ? add_floats(c, INPUT, s->heads, -3.0f, 3.0f) : 0;
+    if (!is_split) {
+        if (sinks) bind(c, record, 6, sinks, MARLIN_READ);
+        return c;
+    }
     int64_t partials = (int64_t)rows * s->heads * p.max_splits * (s->dim + 2);
     int partial = add_bytes(c, SUMMED, 4 * partials);
     bind(c, record, 5, partial, MARLIN_WRITE);
-    record = add_record(c, "attention_combine", &p, sizeof p, 6);
+    record = add_record(c, "attention_combine", &p, sizeof p, 7);
     bind(c, record, 0, partial, MARLIN_READ);
     bind(c, record, 4, tiles, MARLIN_READ);
     bind(c, record, 5, out, MARLIN_WRITE);
+    if (sinks) bind(c, record, 6, sinks, MARLIN_READ);
     return c;
 }
 
@@ -266,7 +274,7 @@ static void add_attention(layer *l, int slots, int out)
                                 .num_blocks = 4,
                                 .table_stride = 2,
                                 .scale = 0.17f};
-    record = add_record(c, "attention", &p, sizeof p, 6);
+    record = add_record(c, "attention", &p, sizeof p, 7);
     int inputs[] = {l->q, l->k_cache, l->v_cache, l->tables, l->tiles};
     for (int i = 0; i < 5; i++) bind(c, record, i, inputs[i], MARLIN_READ);
     bind(c, record, 5, out, MARLIN_WRITE);

@@ -214,6 +214,7 @@ def attention_cases():
         "capped and grown": make_case(
             [(20, 5)], loudness=8.0, softcap=5.0, position_scale=0.4, scale_tokens=8
         ),
+        "sinks": make_case([(20, 5)], window=9, sinks=np.array([3, -1], np.float32)),
     }.items():
         expected = case.expected()
         tensors = {name: Tensor(name, getattr(case, name)) for name in ("q", "tables", "tiles")}
@@ -222,7 +223,10 @@ def attention_cases():
         inputs = ops.AttentionInputs(
             *(tensors[name] for name in ("tables", "tiles")),
             *(layout, num_heads, case.window, case.scale),
-            **case.scores,
+            **{
+                name: Tensor(name, value) if name == "sinks" else value
+                for name, value in case.scores.items()
+            },
         )
         out = room("out", *case.q.shape)
         writer = CaseWriter(f"attention, {name}", tiles=len(case.tiles))

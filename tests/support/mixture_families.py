@@ -40,6 +40,23 @@ MIXTURES = {
             "num_nextn_predict_layers": 0,
         },
     ),
+    "gpt_oss": (
+        "GptOss",
+        {
+            "num_local_experts": 8,
+            "num_experts_per_tok": 3,
+            "intermediate_size": 48,
+            "head_dim": 32,
+            "sliding_window": 33,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 150000.0,
+                "factor": 8.0,
+                "original_max_position_embeddings": 64,
+                "truncate": False,
+            },
+        },
+    ),
 }
 # A change of a family's config whose lack would show in the logits.
 FEATURES = [
@@ -48,6 +65,8 @@ FEATURES = [
     ("glm4_moe", {"routed_scaling_factor": 1.0}),
     ("glm4_moe", {"topk_group": 4}),
     ("glm4_moe", {"norm_topk_prob": False}),
+    ("gpt_oss", {"sliding_window": 400}),
+    ("gpt_oss", {"num_experts_per_tok": 2}),
 ]
 
 

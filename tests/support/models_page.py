@@ -60,6 +60,12 @@ MODELS = (
     ("EXAONE 4 32B", "exaone4", (64, 5120, 27392, 40, 8, 128, 102400, 131072), {}),
     ("GLM-4 9B", "glm4", (40, 4096, 13696, 32, 2, 128, 151552, 32768), {}),
     ("Muse Glimmer 30B", "muse_glimmer_text", (52, 6656, 19968, 32, 2, 128, 202048, 131072), {}),
+    ("Qwen3 30B-A3B", "qwen3_moe", (48, 2048, 6144, 32, 4, 128, 151936, 40960),
+     {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}),
+    ("gpt-oss 20B", "gpt_oss", (24, 2880, 2880, 64, 8, 64, 201088, 131072),
+     {"num_local_experts": 32, "num_experts_per_tok": 4}),
+    ("gpt-oss 120B", "gpt_oss", (36, 2880, 2880, 64, 8, 64, 201088, 131072),
+     {"num_local_experts": 128, "num_experts_per_tok": 4}),
 )  # fmt: skip
 
 

@@ -173,7 +173,7 @@ FAMILIES = (
             *("smollm3", "granite", "olmo2", "phi3", "gemma2", "ministral3", "exaone4", "glm4"),
             *("muse_glimmer", "wrappers"),
             *("layers_experts", "plan_experts", "config_experts"),
-            *("qwen3_moe", "mixtral", "glm4_moe"),
+            *("qwen3_moe", "mixtral", "glm4_moe", "gpt_oss"),
         )
     )
     + (

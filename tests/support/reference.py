@@ -211,6 +211,7 @@ def attention(
     softcap=0.0,
     position_scale=0.0,
     scale_tokens=1,
+    sinks=None,
 ):
     """Causal attention of one sequence.
 
@@ -221,6 +222,7 @@ def attention(
         softcap: scores become softcap * tanh(score / softcap); 0: they stay.
         position_scale, scale_tokens: a query is multiplied by 1 + position_scale * ln(1 + position
             // scale_tokens).
+        sinks: [num_heads] scores that take their share of a head's softmax and have no value.
     """
     growth = 1 + position_scale * np.log1p(np.asarray(positions) // scale_tokens)
     q, keys, values = (array.astype(np.float64) for array in (q, keys, values))
@@ -237,8 +239,10 @@ def attention(
         scores = softcap * np.tanh(scores / softcap)
         terms = terms + softcap
     scores = np.where(seen[:, None], scores, -np.inf)
-    weights = np.exp(scores - scores.max(axis=2, keepdims=True))
-    weights /= weights.sum(axis=2, keepdims=True)
+    sinks = np.full(q.shape[1], -np.inf) if sinks is None else sinks.astype(np.float64)
+    largest = np.maximum(scores.max(axis=2, keepdims=True), sinks[None, :, None])
+    weights = np.exp(scores - largest)
+    weights /= weights.sum(axis=2, keepdims=True) + np.exp(sinks[None, :, None] - largest)
     sizes = np.einsum("rhc,chd->rhd", weights, np.abs(values))
     strongest = np.where(seen[:, None], terms, 0).max(axis=2, keepdims=True)
     return Expected(np.einsum("rhc,chd->rhd", weights, values), sizes * (1 + strongest))
