@@ -2,6 +2,7 @@
 
 import errno
 import os
+import resource
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -300,3 +301,10 @@ def test_sizes_of_a_paged_cache_that_is_not_there_are_one_warning(words, said, m
     monkeypatch.setattr("marlin.server.process.serve.serve", lambda _settings, _load: 0)
     assert cli.main(["serve", *words], {}) == 0
     assert [record.getMessage() for record in caplog.records] == ([said] if said else [])
+
+
+def test_the_version_costs_hardly_any_processor_time(checkout):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([checkout / "bin" / "metal-marlin", "--version"], check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.25
