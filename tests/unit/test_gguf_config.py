@@ -114,6 +114,8 @@ def test_gguf_scaling_types_are_read(read_gguf):
     linear = {"llama.rope.scaling.type": ("str", "linear"),
               "llama.rope.scaling.factor": ("f32", 4.0)}  # fmt: skip
     assert read_gguf(linear).rope_scaling == RopeScaling("linear", 4.0)
+    without_type = {"llama.rope.scaling.factor": ("f32", 4.0)}  # which llama.cpp takes for linear
+    assert read_gguf(without_type).rope_scaling == RopeScaling("linear", 4.0)
     assert read_gguf({"llama.rope.scale_linear": ("f32", 2.0)}).rope_scaling.factor == 2.0
     yarn = linear | {"llama.rope.scaling.type": ("str", "yarn"),
                      "llama.rope.scaling.original_context_length": ("u32", 256)}  # fmt: skip
