@@ -263,9 +263,10 @@ def test_a_score_depends_on_its_document_alone_and_top_n_keeps_the_best(reranker
         ({"return_documents": 1}, "return_documents"),
         ({"max_tokens_per_doc": 7}, "max_tokens_per_doc"),
         ({"instruction": 7}, "instruction"),
+        ({"truncate_prompt_tokens": 7}, "truncate_prompt_tokens"),
     ],
 )
-@pytest.mark.parametrize("path", [RERANK, RERANK_2])
+@pytest.mark.parametrize("path", [RERANK, RERANK_2, "/rerank"])
 def test_what_cannot_be_ranked_is_refused_by_its_name(reranker, path, body, param):
     answer = rerank(reranker, path, **body)
     assert (answer.status, answer.error["param"]) == (422, param), answer.body
@@ -274,8 +275,9 @@ def test_what_cannot_be_ranked_is_refused_by_its_name(reranker, path, body, para
 def test_coheres_errors_have_their_message_where_its_clients_read_it(reranker):
     own, other = rerank(reranker, RERANK_2, top_n=0).json(), rerank(reranker, top_n=0).json()
     assert own["message"] == own["error"]["message"] and "message" not in other
-    whole = [rerank(reranker, path).json()["results"] for path in (RERANK, RERANK_2)]
-    assert whole[0] == whole[1]
+    paths = RERANK, RERANK_2, "/rerank"
+    whole = [rerank(reranker, path).json()["results"] for path in paths]
+    assert whole[0] == whole[1] == whole[2]
 
 
 def test_the_largest_vectors_are_counted_in_the_memory_for_bodies(embedder):
