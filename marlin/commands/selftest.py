@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
-from marlin.commands import info
+from marlin.commands import determinism, info
 from marlin.config import add_options
 from marlin.device import abi
 from marlin.device.device import Device
@@ -84,6 +84,11 @@ def add_arguments(parser):
     """Declare the command's arguments on a Parser."""
     add_options(parser, ["device"])
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--determinism",
+        metavar="MODEL",
+        help="show that its seeds give the same alone, batched, cached, put back and guessed",
+    )
 
 
 def run(arguments, open_device=Device, file=None):
@@ -98,6 +103,10 @@ def run(arguments, open_device=Device, file=None):
         Exit code: 0, or 1 when anything failed.
     """
     file = file or sys.stdout
+    if arguments.determinism is not None:
+        rows = determinism.check(arguments.determinism, arguments.device)
+        file.write(determinism.report(rows, arguments.json) + "\n")
+        return 0 if all(row.passed for row in rows) else 1
     report = {"versions": info.versions(), "machine": info.machine()}
     report |= _test_device(arguments.device, open_device)
     if arguments.json:

@@ -25,6 +25,10 @@ def test_its_command_and_variables_are_settings_that_the_server_takes(plist):
     assert serve_config(arguments, variables).model_path == "/opt/models/qwen3_4b_fp4"
 
 
+def test_it_does_not_start_without_a_key(plist):
+    assert plist["EnvironmentVariables"]["METAL_MARLIN_REQUIRE_KEY"] == "true"
+
+
 def test_it_starts_with_the_machine_and_again_after_a_crash(plist):
     assert plist["RunAtLoad"] is True and plist["KeepAlive"] is True
     assert plist["ThrottleInterval"] == 10

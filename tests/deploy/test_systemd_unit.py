@@ -68,11 +68,20 @@ def test_systemd_finds_no_fault(program, installed):
 
 def test_systemd_rates_the_exposure_as_low(program, installed):
     # In tenths of systemd's scale, where 10.0 is no protection; its own "OK" begins at 5.0.
-    command = [program("systemd-analyze"), "security", "--offline=true", "--threshold=20"]
+    command = [program("systemd-analyze"), "security", "--offline=true", "--threshold=10"]
     done = subprocess.run([*command, installed], capture_output=True, text=True)
     if "unrecognized option" in done.stderr:
         pytest.skip("this systemd-analyze cannot rate a file")
     assert done.returncode == 0, done.stdout.splitlines()[-1]
+
+
+def test_it_listens_where_it_may_and_not_without_a_key(unit):
+    service = unit["Service"]
+    port = re.search(r"METAL_MARLIN_PORT=(\d+)", service["Environment"])[1]
+    assert service["SocketBindDeny"] == "any" and service["SocketBindAllow"] == f"tcp:{port}"
+    assert "METAL_MARLIN_REQUIRE_KEY=true" in service["Environment"]
+    assert service["ExecStart"].split()[0].startswith(service["ExecPaths"].split()[0] + "/")
+    assert service["ExecReload"] == "/bin/kill -HUP $MAINPID"  # which the key file is read again at
 
 
 def test_streams_in_flight_have_their_time_before_systemd_kills(unit):
