@@ -5,14 +5,14 @@ quantized; then it is quantized for these inputs. Owns that order. How texts pas
 layerwise.py's, how codes are chosen for inputs weights/feedback.py's and weights/rounding.py's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
 from marlin.device.device import Device
-from marlin.engine.layerwise import LayerRunner, Stage
+from marlin.engine.layerwise import LayerRunner
 from marlin.errors import ConfigError
 from marlin.models.registry import spec_of
 from marlin.models.source import Source
@@ -96,7 +96,7 @@ def convert_layers(
         for stage in runner.stages:
             tensors = [t for t in stage.tensors if t.name in work and work[t.name][1].group_size]
             if tensors:
-                pack = _pack_for(runner, stage, calibration.method)
+                pack = pack_for(runner.inputs(stage), calibration.method)
                 for tensor in tensors:
                     convert_one(tensor, pack, partial(runner.replace, tensor))
         for tensor in dict.fromkeys(tensors_of(layer)):
@@ -107,13 +107,16 @@ def convert_layers(
     return done
 
 
-def _pack_for(runner: LayerRunner, stage: Stage, method: str):
-    """formats.quantize, for the inputs of a stage."""
-    num_columns = stage.tensors[0].shape[-1]
-    shape = (num_columns, num_columns) if method == "gptq" else (num_columns,)
-    total, count = np.zeros(shape, np.float32), 0
-    for x in runner.inputs(stage):
-        total += x.T @ x if method == "gptq" else np.square(x).sum(axis=0)
+def pack_for(inputs: Iterable[np.ndarray], method: str):
+    """formats.quantize, for matrices that are given these inputs.
+
+    Args:
+        inputs: float32 [num_tokens, columns] of each text.
+        method: one of METHODS.
+    """
+    total, count = np.float32(0), 0
+    for x in inputs:
+        total = total + (x.T @ x if method == "gptq" else np.square(x).sum(axis=0))
         count += len(x)
     total /= count
     if method == "gptq":
