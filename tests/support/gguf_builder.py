@@ -37,6 +37,12 @@ def tensor_entry(name, shape, type_id, offset):
     return body + struct.pack("<IQ", type_id, offset)
 
 
+def head(num_tensors, metadata, version=3, magic=b"GGUF"):
+    """What a file begins with, before the entries of its tensors."""
+    start = magic + struct.pack("<IQQ", version, num_tensors, len(metadata))
+    return start + b"".join(entry(*item) for item in metadata)
+
+
 def build(metadata=(), tensors=(), version=3, alignment=32, magic=b"GGUF"):
     """The bytes of a GGUF file.
 
@@ -45,13 +51,11 @@ def build(metadata=(), tensors=(), version=3, alignment=32, magic=b"GGUF"):
         tensors: (name, dtype, shape, raw bytes) of each tensor.
     """
     metadata, tensors = list(metadata), list(tensors)
-    head = magic + struct.pack("<IQQ", version, len(tensors), len(metadata))
-    head += b"".join(entry(*item) for item in metadata)
-    data = b""
+    start, data = head(len(tensors), metadata, version, magic), b""
     for name, dtype, shape, raw in tensors:
-        head += tensor_entry(name, shape, TYPE_IDS[dtype], len(data))
+        start += tensor_entry(name, shape, TYPE_IDS[dtype], len(data))
         data += bytes(raw) + b"\0" * (-len(raw) % alignment)
-    return head + b"\0" * (-len(head) % alignment) + data
+    return start + b"\0" * (-len(start) % alignment) + data
 
 
 def f32(array):
