@@ -13,6 +13,7 @@ import time
 
 import numpy as np
 
+from marlin.commands.bench_kernels import measure_kernels, print_kernels
 from marlin.commands.info import machine
 from marlin.commands.parser import typed
 from marlin.config import MAX_THREADS, add_options
@@ -59,6 +60,9 @@ def add_arguments(parser):
     parser.add_argument(
         "--isa", metavar="NAME", help="CPU instruction set (default: the best here)"
     )
+    parser.add_argument(
+        "--kernels", action="store_true", help="also time each size of matrix alone"
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the figures; - is stdout")
 
 
@@ -85,6 +89,11 @@ def run(arguments):
         "repeat": arguments.repeat,
         "results": [subject.summary() for subject in subjects],
     }
+    if arguments.kernels:
+        for subject, result in zip(subjects, report["results"], strict=True):
+            result["kernels"] = measure_kernels(
+                subject.runner, PREFILL_STEP_TOKENS, arguments.repeat
+            )
     for subject in subjects:
         subject.close()
     print_table(report, sys.stderr if arguments.json == "-" else sys.stdout)
@@ -255,3 +264,5 @@ def print_table(report, file):
                 f"{row['decode_share_of_bandwidth']:>14.0%}",
                 file=file,
             )
+        if "kernels" in result:
+            print_kernels(result["kernels"], file)

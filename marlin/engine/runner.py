@@ -191,6 +191,11 @@ class Runner:
         """Bytes of the KV cache."""
         return self._cache.num_bytes
 
+    @property
+    def programs(self):
+        """The recorded Programs of a prefill step and of a decode step."""
+        return self._prefill.program, self._decode.program
+
     def close(self):
         """Destroy the programs."""
         self._prefill.program.close()

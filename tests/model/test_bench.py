@@ -1,6 +1,7 @@
 """`metal-marlin bench`: what a report holds, on a CPU and on a device that is none."""
 
 import io
+import json
 
 import numpy as np
 import pytest
@@ -51,6 +52,31 @@ def test_the_table_names_threads_of_a_cpu_and_a_gpu_by_its_name(subject):
         assert first.startswith(f"{summary['threads']} threads, ") and ", int8 " in first
     else:
         assert first.startswith(f"{summary['device']}, ") and ", float32 " in first
+
+
+def test_each_size_of_matrix_is_timed_alone(subject):
+    config, printed = tiny_config(), io.StringIO()
+    rows = bench.measure_kernels(subject.runner, 32, 2)
+    sizes = {(row["n"], row["k"], row["rows"]): row for row in rows}
+    hidden, ffn, vocab = config.hidden_dim, config.intermediate_dim, config.vocab_size
+    gate_and_up = sizes[ffn, hidden, 1]
+    assert gate_and_up["matrices"] == 2 * config.num_layers
+    assert gate_and_up["operations"] == 2 * ffn * hidden
+    assert gate_and_up["bytes"] == ffn * hidden * 4 + 4 * (ffn + hidden)
+    prefill, output = sizes[hidden, ffn, 32], sizes[vocab, hidden, 1]
+    assert prefill["operations"] == 64 * ffn * hidden and prefill["kernel"].startswith("matmul_")
+    assert output["matrices"] == 1 and all(row["seconds"] > 0 for row in rows)
+    bench.print_kernels(rows, printed)
+    assert len(printed.getvalue().splitlines()) == len(rows) + 2
+
+
+def test_the_command_prints_and_writes_them(folder, tmp_path, capsys):
+    place = tmp_path / "figures.json"
+    words = ["--device", "cpu", "--prompt-tokens", "4", "--output-tokens", "2", "--repeat", "1"]
+    assert cli.main(["bench", str(folder), *words, "--kernels", "--json", str(place)]) == 0
+    printed = capsys.readouterr().out
+    (result,) = json.loads(place.read_text())["results"]
+    assert "GFLOP/s" in printed and len(result["kernels"]) > 5
 
 
 def test_a_gpus_peak_counts_the_threads_that_the_shader_has():
