@@ -111,6 +111,7 @@ sys.exit(pytest.main([*options, *sys.argv[2:]]))
 @pytest.mark.parametrize(
     ("names", "least"), [(("test_shim.py", "test_shim_memory.py"), 25), (("test_segments.py",), 6)]
 )
+@pytest.mark.long
 @pytest.mark.parametrize("sanitize", simulated.SANITIZERS)
 def test_the_shims_tests_pass_under_sanitizers(build, sanitize, names, least):
     build(sanitize)  # by a compiler that has none preloaded

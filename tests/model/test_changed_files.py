@@ -123,6 +123,8 @@ def manifest(folder, tmp_path):
 def test_nothing_that_happens_on_disk_changes_what_a_manifest_pinned(num_workers, folder, manifest):
     words = (folder, "--host", "127.0.0.1", "--threads", "1", "--workers", num_workers)
     with Served(*words, "--manifest", manifest) as served:
+        if num_workers == 2:
+            served.wait_for_workers(2)
         status, before = complete(served)
         assert status == 200
         overwrite(folder / "model.safetensors")

@@ -298,6 +298,7 @@ def test_a_server_records_texts_where_it_is_told_to(tmp_path, key_path):
 def test_each_worker_has_a_log_of_its_own(tmp_path, key_path):
     path = tmp_path / "audit.jsonl"
     with serve(path, key_path, "--workers", "2") as served:
+        served.wait_for_workers(2)
         served.post("/v1/completions", BODY)
     logs = [tmp_path / f"audit.jsonl.{index}" for index in range(2)]
     assert sorted(len(records(log)) for log in logs) in ([2, 4], [1, 4])

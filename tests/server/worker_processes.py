@@ -16,11 +16,13 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 # A gentle poll of what has no event to wait for: other processes' lives.
 _POLL_S = 0.02
+# Processes start one after another, and with them everything else on the machine.
+PATIENCE_S = 60
 
 
 def until(condition, what):
     """Poll until condition() is true; returns its value."""
-    end = time.monotonic() + CLIENT_TIMEOUT_S
+    end = time.monotonic() + PATIENCE_S
     while not (value := condition()):
         assert time.monotonic() < end, f"never happened: {what}"
         time.sleep(_POLL_S)

@@ -60,9 +60,10 @@ class Served:
         self._log.close()
 
     def log(self):
-        """Standard error so far."""
-        self._log.seek(0)
-        return self._log.read()
+        """Standard error so far. Read at a place, not from where the file stands: it stands in the
+        same place for the server's own writes."""
+        file = self._log.fileno()
+        return os.pread(file, os.fstat(file).st_size, 0).decode(errors="replace")
 
     def stop(self, signum=signal.SIGTERM):
         """Send a signal and wait; returns the exit code."""
@@ -122,6 +123,13 @@ class Served:
         end = time.monotonic() + PATIENCE_S
         while self.metrics()["requests_active"] != number:
             assert time.monotonic() < end, f"requests_active never became {number}"
+
+    def wait_for_workers(self, number):
+        """Poll until so many workers have said that they serve: one is enough to announce it."""
+        end = time.monotonic() + PATIENCE_S
+        while len(re.findall(r"worker \d+ \(process \d+\) serves", self.log())) < number:
+            assert time.monotonic() < end, self.log()
+            time.sleep(0.02)
 
 
 def serve_mock(*arguments, environ=None, port=None, model="models/mock", before_start=None):
