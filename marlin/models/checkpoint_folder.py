@@ -53,7 +53,10 @@ class FolderCheckpoint:
         """Files or tensors that are mapped, each once, what is copied, and slabs."""
         ranges, copied = set(), sum(self._slab_bytes)
         for stored in self.plan:
-            for info in () if stored.slab >= 0 else stored.parts:
+            if stored.foreign is not None:
+                copied += 0 if stored.slab >= 0 else 4 * math.prod(stored.foreign.shape)
+                continue
+            for info in stored.parts:
                 if self._is_copied(stored, info):
                     copied += info.num_bytes if stored.kind else 4 * math.prod(info.shape)
                 else:

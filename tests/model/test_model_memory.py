@@ -1,6 +1,8 @@
 """What a model is counted to take is what its device then holds, and too much is refused before
 anything is read."""
 
+from pathlib import Path
+
 import pytest
 from gguf_models import write_gguf
 from reference_models import build
@@ -20,6 +22,7 @@ from marlin.models.model import Model
 
 # In place, put in another order, and repacked; the matrices together are larger than a slab's rest.
 KINDS = {".v_proj.": "Q4_0", ".q_proj.": "F16", ".o_proj.": "F32", ".down_proj.": "Q6_K"}
+FAMILIES = Path(__file__).parents[1] / "data" / "families"
 SIZES = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 8, "head_dim": 32}
 
 
@@ -37,6 +40,23 @@ def folder_model(folder):
     return write_folder(folder / "model", config, random_tensors(config, 0))
 
 
+def mixture_folder(family):
+    def write(folder):
+        widths = {"hidden_size": 256, "intermediate_size": 128, "moe_intermediate_size": 128}
+        build(family, **widths).save_pretrained(folder / "model")
+        return folder / "model"
+
+    write.__name__ = family
+    return write
+
+
+def mixture_gguf(_folder):
+    return FAMILIES / "gpt_oss_mxfp4.gguf"
+
+
+MIXTURES = [*map(mixture_folder, ("qwen3_moe", "glm4_moe", "gpt_oss")), mixture_gguf]
+
+
 @pytest.fixture
 def fresh():
     device = Device(num_threads=1, kind="cpu")
@@ -49,7 +69,7 @@ def held(device):
     return info["allocated_bytes"] + info["mapped_bytes"]
 
 
-@pytest.mark.parametrize("write", [gguf_model, folder_model])
+@pytest.mark.parametrize("write", [gguf_model, folder_model, *MIXTURES])
 def test_weights_are_counted_as_they_come_to_lie_on_the_device(fresh, tmp_path, write):
     checkpoint = open_checkpoint(write(tmp_path), fresh)
     counted = checkpoint.weight_bytes
@@ -59,8 +79,9 @@ def test_weights_are_counted_as_they_come_to_lie_on_the_device(fresh, tmp_path, 
     assert counted <= held(fresh) <= counted + 4096
 
 
-def test_cache_and_activations_are_counted_as_they_come_to_be_allocated(fresh, tmp_path):
-    model = Model(open_checkpoint(folder_model(tmp_path), fresh))
+@pytest.mark.parametrize("write", [folder_model, *MIXTURES[-2:]])
+def test_cache_and_activations_are_counted_as_they_come_to_be_allocated(fresh, tmp_path, write):
+    model = Model(open_checkpoint(write(tmp_path), fresh))
     before, paging = held(fresh), Paging(8, 16, 8)
     Runner(fresh, model, paging, 64, 3)
     counted = 128 * kv_token_bytes(model.spec)
