@@ -27,7 +27,8 @@ class Relay(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         bodies.append(json.loads(body))
-        request = urllib.request.Request(f"{BASE_URL}/chat/completions", body)
+        kind = {"Content-Type": self.headers["Content-Type"]}
+        request = urllib.request.Request(f"{BASE_URL}/chat/completions", body, kind)
         with urllib.request.urlopen(request) as answer:
             self.send_response(200)
             self.send_header("Content-Type", answer.headers["Content-Type"])
