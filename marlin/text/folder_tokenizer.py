@@ -132,7 +132,7 @@ def _make_safe(path: str, description: dict[str, Any], allow_unknown: bool) -> b
     is_changed = False
     for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
         try:
-            is_changed |= make_safe(description.get(part) or {}, allow_unknown)
+            is_changed |= make_safe({part: description.get(part)}, allow_unknown)
         except UnknownPatternError as error:
             message = f"the regular expression {str(error)!r:.300} of its {part} is not known here"
             warning = "a hostile one can take the server for minutes with a line of text"
