@@ -40,6 +40,11 @@ _NAMES = Names(
         **{"context_management": dict},
     },
     {"mcp_servers": ([],), "container": ()},
+    {
+        "thinking": Names("field of thinking", ("type", "budget_tokens"), {"display": str}),
+        "output_config": Names("field of output_config", ("effort", "format")),
+        "tool_choice": Names("field of tool_choice", ("type", "name", "disable_parallel_tool_use")),
+    },
 )
 # A line that differs from request to request, so that no prefix of two would be equal.
 _BILLING = "x-anthropic-"

@@ -19,11 +19,7 @@ from marlin.server.api.openai_answers import error_body, error_status
 from marlin.server.api.openai_messages import parse_message
 from marlin.server.api.openai_tools import parse_function, tool_use
 from marlin.server.api.output_format import response_format
-from marlin.server.api.responses_answers import (
-    REASONING_PREFIX,
-    ResponsesAnswer,
-    error_events,
-)
+from marlin.server.api.responses_answers import REASONING_PREFIX, ResponsesAnswer, error_events
 from marlin.server.api.template_options import parse_conversation, parse_thought_tokens
 from marlin.server.http.limits import Limits
 
