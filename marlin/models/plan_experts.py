@@ -64,13 +64,45 @@ def find_stack(path: str, tensor: Tensor, tensors: dict, reader) -> ForeignMatri
     stem = tensor.name.removesuffix(".weight")
     if tensor.name in tensors or f"{stem}.codes" in tensors:
         return None
-    if stack.single and stack.single.format(0) in tensors and reader is None:
+    if stack.single and reader is not None:
+        if (found := _packed_singles(path, tensor, reader)) is not None:
+            return found
+    if stack.single and stack.single.format(0) in tensors:
         return _dense_singles(path, tensor, tensors)
     if stack.fused and isinstance(reader, HfMxfp4) and tensor.is_matrix:
         return reader.fused(stack.fused, tensor.shape, stack.part, stack.num_parts)
     if stack.fused in tensors:
         return _fused(tensor, tensors[stack.fused])
     return None
+
+
+def _packed_singles(path, tensor, reader):
+    """Matrices that another program has quantized one by one; None where it has not."""
+    count, rows, columns = tensor.shape if tensor.is_matrix else (0, 0, 0)
+    stems = [tensor.stack.single.format(expert).removesuffix(".weight") for expert in range(count)]
+    found = [reader.matrix(stem, (rows, columns)) for stem in stems]
+    if not found or found[0] is None:
+        return None
+    for stem, matrix in zip(stems, found, strict=True):
+        if matrix is None or matrix.form != found[0].form:
+            message = "is not stored as expert 0's is, to which its rows would be put"
+            raise ModelFileError(path, message, tensor=stem)
+
+    def pieces(start, stop):
+        """(matrix, its first row, the row behind its last) of rows [start, stop)."""
+        for expert in range(start // rows, -(-stop // rows)):
+            first = expert * rows
+            yield found[expert], max(start - first, 0), min(stop - first, rows)
+
+    def values(start, stop):
+        return np.concatenate([one.values(*part) for one, *part in pieces(start, stop)])
+
+    def arrays(start, stop):
+        made = [one.arrays(*part) for one, *part in pieces(start, stop)]
+        return tuple(np.concatenate(parts) for parts in zip(*made, strict=True))
+
+    parts = tuple(info for matrix in found for info in matrix.parts)
+    return ForeignMatrix(tensor.rows, parts, found[0].form, values, arrays)
 
 
 def _dense_singles(path, tensor, tensors):

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from foreign_files import bf16, bf16_values, bit_stream, mlx_affine, write_tensors
+from foreign_files import GPTQ, bf16, bf16_values, bit_stream, gptq_parts, mlx_affine, write_tensors
 from pytorch import torch
 from reference_models import build, logits_of, tensors_of, with_weights
+from safetensors.numpy import load_file
 from test_native_folder import SIZES, assert_near, convert, stored_weights
 from test_shared_weights import fd, load  # noqa: F401
 from tiny_models import (
@@ -185,3 +186,27 @@ def test_a_folder_of_another_program_agrees_with_transformers_running_its_weight
     with running(tmp_path, sequences=16) as runner:
         assert open_checkpoint(tmp_path, runner.device).format == settings["quant_method"]
         assert_near(logits_of_positions(runner, token_ids), expected)
+
+
+def test_experts_of_gptq_one_by_one_give_the_logits_of_their_values(tmp_path):
+    widths = {"hidden_size": 128, "moe_intermediate_size": 64, "intermediate_size": 64}
+    build("qwen3_moe", **widths).save_pretrained(tmp_path / "original")
+    config = json.loads((tmp_path / "original" / "config.json").read_text())
+    packed, plain = {}, {}
+    for name, values in load_file(tmp_path / "original" / "model.safetensors").items():
+        packed[name] = plain[name] = values
+        if ".experts." in name:
+            parts, plain[name] = gptq_parts(4, 1, n=values.shape[0], k=values.shape[1])
+            stem = name.removesuffix("weight")
+            packed |= {part.replace("m.", stem, 1): array for part, array in parts.items()}
+            del packed[name]
+    found, token_ids = [], random_tokens(20, 97)
+    for tensors, more in ((packed, {"quantization_config": GPTQ}), (plain, {})):
+        folder = tmp_path / f"folder{len(found)}"
+        folder.mkdir()
+        write_tensors(folder / "model.safetensors", tensors)
+        (folder / "config.json").write_text(json.dumps(config | more))
+        with running(folder, sequences=16) as runner:
+            found.append(logits_of_positions(runner, token_ids))
+    # Activations are rounded to int8 beside packed weights.
+    assert np.abs(found[0] - found[1]).max() < 0.03 * found[1].std()
