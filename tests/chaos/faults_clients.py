@@ -134,7 +134,7 @@ def _hostile(port, act, over, num_done):
         num_done.append(act.__name__)
 
 
-def _what_it_holds(victim):
+def what_it_holds(victim):
     counts = [
         (len(os.listdir(f"/proc/{pid}/fd")), len(os.listdir(f"/proc/{pid}/task")))
         for pid in victim.pids()
@@ -147,7 +147,7 @@ def hostile_ones_beside_others(arena):
     """Two of each kind; afterwards the server holds what it held before them."""
     victim = arena.start("--max-concurrent-requests", "32")
     arena.serves(victim)
-    before = _what_it_holds(victim)
+    before = what_it_holds(victim)
     over, done = _Over(), []
     threads = [
         threading.Thread(target=_hostile, args=(victim.port, act, over, done), daemon=True)
@@ -165,7 +165,7 @@ def hostile_ones_beside_others(arena):
     arena.serves(victim)
     until(lambda: victim.metrics()["requests_active"] == 0, "no request stays active")
     most = [count + 4 for count in before]
-    until(lambda: max(map(sub, _what_it_holds(victim), most)) <= 0, f"again about {before} held")
+    until(lambda: max(map(sub, what_it_holds(victim), most)) <= 0, f"again about {before} held")
 
 
 @fault("clients", modes=("one", "workers"))
@@ -269,7 +269,7 @@ def all_kinds_of_requests_for_a_long_time(arena):
         while time.monotonic() < end:
             time.sleep(min(10.0, ENDURANCE_S / 4))
             assert victim.health() == 200
-            grown.append([*_what_it_holds(victim), _resident_mb(victim)])
+            grown.append([*what_it_holds(victim), resident_mb(victim)])
             arena.injected()
     assert victim.metrics()["requests_total"] - total == len(load.outcomes)
     arena.serves(victim)
@@ -278,7 +278,7 @@ def all_kinds_of_requests_for_a_long_time(arena):
     assert last[0] <= first[0] + 8 and last[1] <= first[1] + 8 and last[2] <= first[2] + 64
 
 
-def _resident_mb(victim):
+def resident_mb(victim):
     pages = 0
     for pid in victim.pids():
         with open(f"/proc/{pid}/statm", encoding="ascii") as statm:

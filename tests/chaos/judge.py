@@ -16,6 +16,9 @@ MODEL = "SmolLM2-135M-Instruct.Q4_1"
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 # A client that waits this long has found a hang; servers get less for an answer.
 ANSWER_S, TIMEOUT_S = 60, 40
+# What every client sends, whether or not its server asks for one.
+KEY = "chaos-0123456789abcdef0123456789abcdef"
+_FIELDS = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
 RIGHT, REFUSED, LOST, WRONG = "right", "refused", "lost", "wrong"
 _NO_ANSWER = f"neither an answer nor an end within {ANSWER_S} s"
 _WORDS = "why does the quick brown fox jump over a lazy dog near seven rivers of France".split()
@@ -129,7 +132,7 @@ def _send(port, path, body):
 def _response(connection, path, body):
     """As widespread clients do, read what came before the server would read no more."""
     try:
-        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        connection.request("POST", path, json.dumps(body), _FIELDS)
     except BrokenPipeError:
         pass
     return connection.getresponse()

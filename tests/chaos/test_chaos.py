@@ -8,6 +8,7 @@ end of the run.
 import os
 
 import faults_clients  # noqa: F401  (each file adds its rows)
+import faults_locked  # noqa: F401
 import faults_signals  # noqa: F401
 import faults_system  # noqa: F401
 import pytest
