@@ -106,7 +106,8 @@ MARLIN_API int marlin_program_create(marlin_device *device, const marlin_dispatc
                                      int32_t count, marlin_program **out);
 MARLIN_API void marlin_program_destroy(marlin_program *program);
 
-/* Start one replay of dispatches [first, first + count) and return at once.
+/* Start one replay of dispatches [first, first + count) and return at once; a GPU's long replay
+ * (metal_replay.m) returns when the rest of it is in flight.
  *
  * vars: num_vars values (<= MARLIN_MAX_VARS), copied; they count rows and tiles, and each
  * is checked against what the bound buffers can hold. One replay a device may be in flight. The

@@ -131,7 +131,8 @@ class Program:
         return len(self.records)
 
     def submit(self, *variables, first=0, count=None):
-        """Start a replay of dispatches [first, first + count); returns at once.
+        """Start a replay of dispatches [first, first + count); returns at once, or on a GPU when
+        little of it is left.
 
         Raises:
             DeviceError: a bad range, a var that the buffers cannot hold, or a replay in flight.
