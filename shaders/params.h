@@ -46,6 +46,10 @@
 /* Floats of a row that a unit of silu_mul, its likes and combine_experts takes. */
 #define MARLIN_PIECE_FLOATS 1024
 
+/* Taps of a convolution; channels of it that a unit takes. */
+#define MARLIN_MAX_TAPS 8
+#define MARLIN_CONV_CHANNELS 256
+
 /* Bytes that a unit of probe_read reads, and dot instructions that a unit of probe_dot runs. */
 #define MARLIN_PROBE_BYTES 1048576
 #define MARLIN_PROBE_DOTS 65536
@@ -168,6 +172,19 @@ struct AttentionParams {
                              the quotient a whole number; 0: they are not */
     uint32_t scale_tokens;
     uint32_t has_sinks; /* attention and attention_combine; ignored by attention_split */
+};
+
+/* Of a step's sequences, each of which has runs of rows: see kernels_state.c. */
+struct ConvParams {
+    int32_t sequences_var;
+    uint32_t dim;        /* channels */
+    uint32_t taps;       /* rows that an output is made of, its own the last */
+    uint32_t row_floats; /* of x */
+    uint32_t num_slots;  /* states */
+    uint32_t gated; /* a row of x is three rows of dim: the first times the third is convolved, and
+                       the result is multiplied by the second */
+    uint32_t silu;  /* y = silu(the sum) */
+    uint32_t has_bias;
 };
 
 struct SampleParams {

@@ -142,7 +142,7 @@ class Subject:
         self.peak = "int8" if device.kind == "cpu" else "float32"
         self.checkpoint = open_checkpoint(path, device)
         spec = self.checkpoint.spec
-        paging = Paging.contiguous(context_tokens)
+        paging = Paging.contiguous(context_tokens).with_states(spec, 1, 0)
         budget = MemoryBudget(device.info()["memory_bytes"], self.checkpoint.weight_bytes)
         check_memory(budget, spec, paging, PREFILL_STEP_TOKENS, 1)
         self.model = Model(self.checkpoint)
@@ -181,12 +181,14 @@ class Subject:
         start = time.perf_counter()
         for begin in range(0, num_prompt, PREFILL_STEP_TOKENS):
             count = min(PREFILL_STEP_TOKENS, num_prompt - begin)
+            request.state_runs = [(0, count, 0 if begin else -1, 0)]
             sampled = self.runner.step([Chunk(request, begin, count)])
         middle = time.perf_counter()
         for position in range(num_prompt, num_prompt + num_outputs):
             if sampled[0] == [NO_TOKEN]:
                 raise DeviceError(NOT_NUMBERS)
             request.output_token_ids += sampled[0]
+            request.state_runs = [(0, 1, 0, 0)]
             sampled = self.runner.step([Chunk(request, position, 1)])
         end = time.perf_counter()
         return num_prompt / (middle - start), num_outputs / (end - middle)

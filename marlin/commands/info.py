@@ -70,7 +70,7 @@ def of_model(path):
     token_bytes, window_bytes = capacity.kv_growth(spec)
     return facts | {
         "kv_bytes_per_token": token_bytes,
-        "kv_bytes_of_windows": window_bytes,
+        "kv_bytes_at_any_length": window_bytes,
         "context_tokens_on_macs": {
             str(size): capacity.context_that_fits(spec, weight_bytes, capacity.gpu_bytes(size))
             for size in capacity.MAC_GIGABYTES
@@ -92,8 +92,9 @@ def print_model(facts, file):
     ]
     if "kv_bytes_per_token" in facts:
         kept = f"{facts['kv_bytes_per_token'] / 1024:g} KiB a token"
-        if facts["kv_bytes_of_windows"]:
-            kept += f", and {-(-facts['kv_bytes_of_windows'] >> 20)} MiB of windows"
+        if facts["kv_bytes_at_any_length"]:
+            what = "windows" if windows else "states"
+            kept += f", and {-(-facts['kv_bytes_at_any_length'] >> 20)} MiB of {what}"
         lines.append(("KV cache", kept))
         for size, tokens in facts["context_tokens_on_macs"].items():
             fits = f"a context of {tokens} tokens" if tokens else "too large"

@@ -36,11 +36,12 @@ KERNELS = (
     *("route", "sort_experts", "combine_experts"),
     *("rms_norm", "layer_norm", "rope_table", "rope_kv_write", "silu_mul", "gelu_mul"),
     *("swiglu_mul", "sigmoid_mul", "scale_rows", "gelu", "gather_rows"),
-    *("attention", "attention_split", "attention_combine"),
+    *("attention", "attention_split", "attention_combine", "causal_conv"),
     *("mask_logits", "penalize", "sample", "repack", "probe_read", "probe_dot"),
 )
 
 MAX_EXPERTS, MAX_SLOTS = 1024, 64
+MAX_TAPS = 8
 GATE_SOFTMAX, GATE_SIGMOID, GATE_CHOSEN = range(3)
 GATES = {"softmax": GATE_SOFTMAX, "sigmoid": GATE_SIGMOID, "chosen": GATE_CHOSEN}
 SCALE_F32 = 1
@@ -96,6 +97,9 @@ PARAMS = {
         "u4 num_heads num_kv_heads head_dim block_size num_blocks table_stride window max_splits",
         "f4 scale softcap position_scale",
         "u4 scale_tokens has_sinks",
+    ),
+    "ConvParams": _params(
+        "i4 sequences_var", "u4 dim taps row_floats num_slots gated silu has_bias"
     ),
     "SampleParams": _params("i4 rows_var", "u4 vocab_size"),
     "ProbeParams": _params("u4 num_units"),

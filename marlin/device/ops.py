@@ -17,7 +17,8 @@ VAR_TILES = 1  # attention tiles
 VAR_LOGITS = 2  # rows whose logits are wanted
 VAR_SPLITS = 3  # KV splits of the longest context
 VAR_MASKS = 4  # rows of logits that have a mask
-NUM_VARS = 5
+VAR_SEQUENCES = 5  # chunks, each of a sequence of its own
+NUM_VARS = 6
 
 
 class Weight(NamedTuple):

@@ -11,6 +11,7 @@ import numpy as np
 
 from marlin.device import abi
 from marlin.device.device import Device
+from marlin.device.ops_state import StateRuns
 from marlin.device.program import View
 from marlin.engine.kv_cache import Paging
 from marlin.engine.request import Chunk, Request
@@ -35,12 +36,13 @@ class BatchSizes(NamedTuple):
     num_splits: int
     num_drafts: int
     num_masks: int
+    num_sequences: int
 
     @property
-    def vars(self) -> tuple[int, int, int, int, int]:
+    def vars(self) -> tuple[int, int, int, int, int, int]:
         """What a replay is given, in the order of the recorded step's variables."""
         sizes = self.num_tokens, self.num_tiles, self.num_samples, self.num_splits
-        return *sizes, self.num_masks
+        return *sizes, self.num_masks, self.num_sequences
 
 
 class Batch:
@@ -59,6 +61,7 @@ class Batch:
             int32 [max_samples + 1]; entries, PENALTY_ENTRY [any]; masks,
             uint32 [max_samples, words]; mask_rows, int32 [max_samples]; score_rows,
             int32 [max_scores].
+        state_runs: StateRuns of layers that have a state; None without any.
         places: {None, or the length of a window with blocks of its own: Views of slots,
             int32 [max_step_tokens], and tables, int32 [max_sequences, paging.table_stride]}.
     """
@@ -88,6 +91,9 @@ class Batch:
             tables = self._input("tables", np.int32, (max_sequences, paging.table_stride))
             self._places.append((slots, tables))
             self.places[window] = self.views.pop("slots"), self.views.pop("tables")
+        self.state_runs = None
+        if paging.num_states:
+            self.state_runs = self._new_runs(max_step_tokens, max_sequences, paging.num_states)
         self._tiles = self._input("tiles", np.int32, (max_tiles, 4))
         self._logit_rows = self._input("logit_rows", np.int32, (max_samples,))
         self._sample_rows = self._input("sample_rows", SAMPLE_ROW, (max_samples,))
@@ -103,6 +109,16 @@ class Batch:
         self._score_rows = self._input("score_rows", np.int32, (max_scores,))
         self._unknown_masks = []
 
+    @property
+    def where(self) -> tuple[dict[int | None, tuple[View, View]], StateRuns | None]:
+        """Where a step's tokens and states lie, as KvCache takes them."""
+        return self.places, self.state_runs
+
+    def _new_runs(self, max_runs, max_sequences, num_slots):
+        self._runs = self._input("runs", np.int32, (max_runs, 4))
+        self._run_starts = self._input("run_starts", np.int32, (max_sequences + 1,))
+        return StateRuns(self.views.pop("runs"), self.views.pop("run_starts"), num_slots)
+
     def _input(self, name, dtype, shape):
         buffer = self._device.create(int(np.prod(shape)) * np.dtype(dtype).itemsize)
         self.views[name] = View.of(buffer)
@@ -111,6 +127,7 @@ class Batch:
     def fill(self, chunks: list[Chunk]) -> BatchSizes:
         """Write a step's inputs; the device must not be reading the last step's any more."""
         num_tokens = num_tiles = num_samples = num_entries = num_drafts = num_masks = 0
+        num_runs = 0
         self._unknown_masks = []
         last_position = 0
         for sequence, chunk in enumerate(chunks):
@@ -118,6 +135,8 @@ class Batch:
             count, drafts = len(token_ids), chunk.draft_token_ids
             self._fill_tokens(num_tokens, chunk.start, token_ids)
             self._fill_places(sequence, num_tokens, chunk, count)
+            if self.state_runs is not None:
+                num_runs = self._fill_runs(sequence, num_tokens, num_runs, chunk.request.state_runs)
             num_tiles = self._fill_tiles(num_tiles, num_tokens, chunk.start, count, sequence)
             num_tokens += count
             num_drafts += len(drafts)
@@ -129,7 +148,8 @@ class Batch:
                 num_masks = self._fill_masks(rows, num_masks, chunk)
                 num_samples = rows.stop
         num_splits = last_position // abi.KV_SPLIT + 1
-        return BatchSizes(num_tokens, num_tiles, num_samples, num_splits, num_drafts, num_masks)
+        sizes = num_tokens, num_tiles, num_samples, num_splits, num_drafts, num_masks
+        return BatchSizes(*sizes, len(chunks))
 
     def fill_scores(self, rows: Sequence[int]) -> None:
         """Write the rows whose logits are wanted for scores, after the step that computed them."""
@@ -158,6 +178,15 @@ class Batch:
             slots[at : at + count] = (
                 table[positions // block_size] * block_size + positions % block_size
             )
+
+    def _fill_runs(self, sequence, at, num_runs, runs):
+        """Write the runs of a sequence whose first row is `at`; returns the runs so far."""
+        assert runs, "a sequence whose states have no slots"
+        end = num_runs + len(runs)
+        self._runs[num_runs:end] = runs
+        self._runs[num_runs:end, 0] += at
+        self._run_starts[sequence : sequence + 2] = num_runs, end
+        return end
 
     def _fill_tiles(self, num_tiles, at, start, count, sequence):
         """Cut a chunk into attention tiles; returns the tiles so far."""

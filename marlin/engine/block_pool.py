@@ -3,7 +3,8 @@
 A block is held by one or more sequences, or unused. A full block may carry the hash of all tokens
 up to its end; unused, it is then cached: still found by that hash, and given away last.
 
-Layers with a window have a WindowPool: blocks that no later query sees go back to it.
+Layers with a window have a WindowPool: blocks that no later query sees go back to it. Layers with a
+state have a StatePool, whose slots are kept and found as blocks are.
 """
 
 import hashlib
@@ -136,6 +137,25 @@ class BlockPool:
         assert sorted(both) == sorted(unused), "a block is neither held nor unused, or both"
         known = {value: block for block, value in enumerate(self._hashes) if value is not None}
         assert known == self._by_hash, "a hash leads to another block"
+
+
+class StatePool(BlockPool):
+    """Slots of states: a state after a full block of tokens is found by that block's hash."""
+
+    def __init__(self, num_slots):
+        super().__init__(num_slots, 1)
+
+    def usable(self, hashes, count):
+        """After how many blocks, `count` at most, there is a state."""
+        while count and hashes[count - 1] not in self._by_hash:
+            count -= 1
+        return count
+
+    def find_after(self, value):
+        """The slot of the state after a known block, now held."""
+        slot = self._by_hash[value]
+        self._hold([slot])
+        return slot
 
 
 class WindowPool(BlockPool):

@@ -76,7 +76,7 @@ class EncoderRunner:
         self.logprobs = []
         # One sample's room, which no step uses.
         self._batch = _EncoderBatch(device, paging, 1, max_step_tokens, max_sequences, 1, 1)
-        self._cache = KvCache(device, model.spec, paging, self._batch.places)
+        self._cache = KvCache(device, model.spec, paging, *self._batch.where)
         self._acts = model.allocate(device, StepSizes(max_step_tokens, 0, paging.max_splits))
         states = self._acts["normed"].buffer
         self._states = states.array(np.float32, (max_step_tokens, model.config.hidden_dim))

@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 
-from marlin.engine.block_pool import BlockPool, WindowPool
+from marlin.engine.block_pool import BlockPool, StatePool, WindowPool
 from marlin.engine.draft import Drafter
 from marlin.engine.interface import EngineStats
 from marlin.engine.request import (
@@ -81,7 +81,8 @@ class Engine:
         self._pool = BlockPool(paging.num_blocks, paging.block_size)
         self._windows = [WindowPool(w, count, paging.block_size) for w, count in paging.windows]
         limits = runner.max_sequences, runner.max_step_tokens, runner.max_draft_tokens
-        self._scheduler = Scheduler(self._pool, *limits, self._windows)
+        states = StatePool(paging.num_states) if paging.num_states else None
+        self._scheduler = Scheduler(self._pool, *limits, self._windows, states)
         self._incoming = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False

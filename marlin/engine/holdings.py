@@ -1,14 +1,15 @@
-"""What requests hold of the cache: blocks of all tokens, and of each window the last ones.
+"""What requests hold of the cache: blocks of all tokens, of each window the last ones, and states.
 
-Every pool has blocks of the same tokens, so that a sequence's tables are cut alike. Knows which
-blocks a request needs, gives back and may begin with; not which request may run.
+Every pool has blocks of the same tokens, so that a sequence's tables are cut alike; the states that
+are kept lie at the ends of blocks. Knows what a request needs, gives back and may begin with; not
+which request may run.
 """
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from marlin.engine.block_pool import NO_BLOCK, BlockPool, WindowPool
-from marlin.engine.request import Request
+from marlin.engine.block_pool import NO_BLOCK, BlockPool, StatePool, WindowPool
+from marlin.engine.request import Chunk, Request
 
 
 class Beginning(NamedTuple):
@@ -16,12 +17,14 @@ class Beginning(NamedTuple):
 
     Attributes:
         table, windows: its block tables, that of all tokens and those of the windows.
-        num_known: blocks of its tokens that are known, but for what windows have lost.
+        num_known: blocks of its tokens that are known, but for what windows and states have lost.
+        states: Request.states of it.
     """
 
     table: list[int]
     windows: list[list[int]]
     num_known: int
+    states: list[tuple[int, int]]
 
 
 class Holdings:
@@ -31,10 +34,18 @@ class Holdings:
         pool: BlockPool of all tokens.
         windows: a WindowPool for each length of window that gives blocks back.
         max_step_tokens: tokens of a request that are computed at once, at most.
+        states: of layers that have a state: two slots for each request, and one more at least.
     """
 
-    def __init__(self, pool: BlockPool, windows: Sequence[WindowPool], max_step_tokens: int):
-        self._pool, self._windows = pool, windows
+    def __init__(
+        self,
+        pool: BlockPool,
+        windows: Sequence[WindowPool],
+        max_step_tokens: int,
+        states: StatePool | None = None,
+    ):
+        self._pool, self._windows, self._states = pool, windows, states
+        assert states is None or pool.num_blocks > 1, "states are kept at the ends of blocks"
         self._block_size = pool.block_size
         self._max_step_tokens = max_step_tokens
         for window in windows:
@@ -54,11 +65,17 @@ class Holdings:
         count = self._usable(hashes, len(known))
         self._pool.give_back(known[count:])
         windows = [window.find_seen(hashes, count) for window in self._windows]
-        return Beginning(known[:count], windows, len(known))
+        states = []
+        if self._states is not None and count:
+            slot = self._states.find_after(hashes[count - 1])
+            states.append((count * self._block_size, slot))
+        return Beginning(known[:count], windows, len(known), states)
 
     def _usable(self, hashes, count):
         while True:
-            shortest = min((w.usable(hashes, count) for w in self._windows), default=count)
+            pools: list[WindowPool | StatePool] = [*self._windows]
+            pools += [self._states] if self._states else []
+            shortest = min((pool.usable(hashes, count) for pool in pools), default=count)
             if shortest == count:
                 return count
             count = shortest
@@ -68,6 +85,7 @@ class Holdings:
         self._pool.give_back(beginning.table)
         for window, table in zip(self._windows, beginning.windows, strict=True):
             window.give_back(_held(table))
+        self._give_states_back(beginning.states, ())
 
     def has_room(self, num_tokens: int, beginning: Beginning) -> bool:
         """Whether all of a request's tokens can be computed after a beginning that it holds."""
@@ -85,6 +103,7 @@ class Holdings:
         """Give a request what find() gave."""
         request.block_ids = beginning.table
         request.window_block_ids = beginning.windows
+        request.states = beginning.states
         request.num_computed_tokens = len(beginning.table) * self._block_size
         last = (len(request.prompt_token_ids) - 1) // self._block_size
         request.restarts = {len(beginning.table), beginning.num_known, last}
@@ -124,6 +143,76 @@ class Holdings:
                 window.give_back([table[index]], is_wanted)
                 table[index] = NO_BLOCK
 
+    def plan_states(self, chunk: Chunk, num_others: int) -> int:
+        """Give a chunk's states their slots, in Request.state_runs.
+
+        A state is left at the last end of a block, and at the ends after which others may begin,
+        as far as there are slots; behind each guess there is one, so that a guess which was wrong
+        is undone by taking the state before it.
+
+        Args:
+            num_others: chunks that still need a slot in this step.
+
+        Returns:
+            How many of the chunk's guesses have a slot.
+        """
+        if self._states is None:
+            return len(chunk.draft_token_ids)
+        request, start, size = chunk.request, chunk.start, self._block_size
+        end = start + chunk.num_tokens
+        source = next((slot for at, slot in request.states if at == start), -1)
+        ends = self._ends_within(request, start, end)
+        # A state within a block is nobody else's: the next one may lie in its place.
+        is_own = source >= 0 and start % size > 0 and end % size > 0
+        spare = self._states.num_free - num_others - (not is_own)
+        ends = ends[max(0, len(ends) - max(0, spare)) :]
+        num_drafts = min(len(chunk.draft_token_ids), max(0, spare - len(ends)))
+        ends += range(end, end + num_drafts + 1)
+        taken = self._states.take(len(ends) - is_own)
+        assert taken is not None, "there are slots for the states of all requests"
+        if is_own:
+            taken.insert(ends.index(end), source)
+            request.states.remove((start, source))
+        request.states += zip(ends, taken, strict=True)
+        request.state_runs = []
+        for at, slot in zip(ends, taken, strict=True):
+            request.state_runs.append((start - chunk.start, at - start, source, slot))
+            start, source = at, slot
+        return num_drafts
+
+    def _ends_within(self, request, start, end):
+        """The ends of blocks before `end` whose states are to be kept, in order. The last one that
+        was is given back where a later one comes."""
+        size = self._block_size
+        places = [end // size * size, *(count * size for count in request.restarts)]
+        if start < places[0]:
+            old = [held for held in request.states if held[0] != start]
+            self._give_states_back(old, request.restarts)
+            request.states = [held for held in request.states if held[0] == start]
+        return sorted({at for at in places if start < at < end})
+
+    def settle_states(self, request: Request) -> None:
+        """Keep the state of the tokens that are computed now, and that of the last full block; let
+        those at ends of blocks be found."""
+        if self._states is None:
+            return
+        size, now = self._block_size, request.num_computed_tokens
+        at_ends = [at for at, _ in request.states if at % size == 0 and at <= now]
+        kept = {now, max(at_ends, default=now)}
+        for at, slot in request.states:
+            if at in at_ends and not request.needs_all_states:
+                self._states.remember(slot, request.block_hashes[at // size - 1])
+        left = [held for held in request.states if held[0] not in kept]
+        self._give_states_back(left, request.restarts)
+        request.states = [held for held in request.states if held[0] in kept]
+
+    def _give_states_back(self, states, restarts):
+        if self._states is None:
+            return
+        for at, slot in states:
+            is_wanted = not restarts or at // self._block_size in restarts
+            self._states.give_back([slot], is_wanted)
+
     def cut(self, request: Request) -> None:
         """Give back what lies behind a request's computed tokens."""
         count = self._pool.blocks_for(request.num_computed_tokens)
@@ -135,7 +224,8 @@ class Holdings:
         """Give back all that a request holds."""
         for pool, table in self._tables(request):
             pool.give_back(_held(table))
-        request.block_ids, request.window_block_ids = [], []
+        self._give_states_back(request.states, request.restarts)
+        request.block_ids, request.window_block_ids, request.states = [], [], []
 
     def check(self, running: Iterable[Request]) -> None:
         """Every block is free, cached or held by those who say so, and holders have what they need.
@@ -146,6 +236,8 @@ class Holdings:
         tables = [self._tables(request) for request in running]
         for index, pool in enumerate((self._pool, *self._windows)):
             pool.check([block for held in tables for block in _held(held[index][1])])
+        if self._states is not None:
+            self._states.check([slot for request in running for _, slot in request.states])
         for request, held in zip(running, tables, strict=True):
             needed = self._pool.blocks_for(request.num_computed_tokens)
             for pool, table in held:

@@ -16,7 +16,7 @@ from marlin.device.device import Device
 from marlin.device.ops import Weight
 from marlin.device.program import Recorder, View
 from marlin.engine.batch import Batch
-from marlin.engine.kv_cache import Paging, groups_of
+from marlin.engine.kv_cache import Paging, groups_of, state_bytes
 from marlin.engine.request import Chunk, Request
 from marlin.engine.sampling import SamplingParams
 from marlin.errors import ConfigError
@@ -69,7 +69,7 @@ class LayerRunner:
         stages: of the layer that is loaded, in the order in which it needs their inputs.
 
     Raises:
-        ConfigError: the model is an encoder, or a layer of it cannot be watched.
+        ConfigError: the model is an encoder or has states, or a layer of it cannot be watched.
     """
 
     def __init__(
@@ -81,6 +81,9 @@ class LayerRunner:
     ):
         if spec.is_encoder:
             raise ConfigError(f"{spec.config.architecture} is an encoder; it cannot be calibrated")
+        if state_bytes(spec):
+            message = f"{spec.config.architecture} has layers with a state; it cannot be calibrated"
+            raise ConfigError(message)
         self.spec = spec
         self.stages: list[Stage] = []
         self._device, self._sources = device, sources

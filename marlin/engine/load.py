@@ -179,10 +179,13 @@ def _sizes(spec, budget, max_context_tokens, batching, speculative):
     if batching is None:
         max_logits = max_sequences + draft_tokens
         context = _context_tokens(spec, budget, max_context_tokens, max_logits)
-        paging = Paging.of_one(spec, context, step_tokens)
+        paging = Paging.of_one(spec, context, step_tokens, draft_tokens)
     else:
         context, paging = _paged(spec.config, batching, max_context_tokens)
         paging = paging.with_windows(spec, max_sequences, step_tokens)
+        paging = paging.with_states(spec, max_sequences, draft_tokens)
+        if paging.num_states and paging.num_blocks == 1:
+            raise ConfigError("this model has states at the ends of blocks: --num-kv-blocks 2")
     return _Sizes(context, paging, step_tokens, max_sequences, draft_tokens)
 
 
@@ -259,7 +262,8 @@ def _context_tokens(spec, budget, wanted, max_logits):
         _check_wanted(wanted, own, own)
         return wanted // CONTEXT_STEP * CONTEXT_STEP
     sizes = StepSizes(PREFILL_STEP_TOKENS, max_logits, Paging.contiguous(own).max_splits)
-    fits = budget.context_that_fits(spec, activation_bytes(spec, sizes))
+    more = PREFILL_STEP_TOKENS, max_logits - 1
+    fits = budget.context_that_fits(spec, activation_bytes(spec, sizes), *more)
     if fits < own:
         logger.warning(
             "context limited to %d of the model's %d tokens by the device's memory (at most %g%% "

@@ -39,7 +39,11 @@ class MemoryBudget(NamedTuple):
     num_processes: int = 1
 
     def context_that_fits(
-        self, spec: ModelSpec, activations: int, step_tokens: int = PREFILL_STEP_TOKENS
+        self,
+        spec: ModelSpec,
+        activations: int,
+        step_tokens: int = PREFILL_STEP_TOKENS,
+        draft_tokens: int = 0,
     ) -> int:
         """Tokens of the longest context of one sequence when the user names none, up to the
         model's own; may be 0.
@@ -50,7 +54,8 @@ class MemoryBudget(NamedTuple):
         free = self.memory_bytes - self.weight_bytes - self.num_processes * activations
         room = min(free, int(self.memory_bytes * MAX_KV_MEMORY_SHARE))
         most = spec.config.max_context_tokens
-        return longest_context(spec, max(0, room) // self.num_processes, most, step_tokens)
+        sizes = most, step_tokens, draft_tokens
+        return longest_context(spec, max(0, room) // self.num_processes, *sizes)
 
     def check(self, cache, kv_bytes, activations):
         """Refuse what the device cannot hold.

@@ -72,6 +72,9 @@ class Request:
         num_cached_tokens: those of them that a prefix hit gave.
         block_ids: KV blocks that it holds, in logical order.
         window_block_ids: the same of each window; NO_BLOCK in place of those that it gave back.
+        states: (end in tokens, slot) of the states that it holds.
+        state_runs: of its part of a step, in order: (first token of the part, tokens, slot of the
+            state before them or -1, slot of that after them).
         restarts: ends, in blocks, after which another request may well begin.
         block_hashes: hash chain of its full blocks of tokens, as far as it was needed.
         drafter: engine.draft.Drafter, or None without speculation.
@@ -97,6 +100,8 @@ class Request:
     num_cached_tokens: int = 0
     block_ids: list[int] = field(default_factory=list)
     window_block_ids: list[list[int]] = field(default_factory=list)
+    states: list[tuple[int, int]] = field(default_factory=list)
+    state_runs: list[tuple[int, int, int, int]] = field(default_factory=list)
     restarts: set[int] = field(default_factory=set)
     block_hashes: list[bytes] = field(default_factory=list)
     drafter: object = None

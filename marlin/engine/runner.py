@@ -64,7 +64,7 @@ class Runner:
             *(device, paging, config.vocab_size, max_step_tokens, max_sequences, max_samples),
             SCORED_ROWS,
         )
-        self._cache = KvCache(device, model.spec, paging, self._batch.places)
+        self._cache = KvCache(device, model.spec, paging, *self._batch.where)
         sampled = device.create(max_samples * np.dtype(np.int32).itemsize)
         self._sampled_view = View.of(sampled)
         self._sampled = sampled.array(np.int32, (max_samples,))
@@ -144,7 +144,9 @@ class Runner:
         for start in range(0, len(wanted), SCORED_ROWS):
             group = wanted[start : start + SCORED_ROWS]
             self._batch.fill_scores([row for row, _, _ in group])
-            self._scoring.run(*(len(group) if var == ops.VAR_LOGITS else 0 for var in range(5)))
+            self._scoring.run(
+                *(len(group) if var == ops.VAR_LOGITS else 0 for var in range(ops.NUM_VARS))
+            )
             for logits, (_, request, token_id) in zip(self._scores, group, strict=False):
                 if not request.is_score_broken:
                     scored = Distribution(logits, request.params.num_logprobs).of(token_id)

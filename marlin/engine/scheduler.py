@@ -38,6 +38,7 @@ class Scheduler:
         max_step_tokens: tokens a step may compute.
         max_draft_tokens: guesses among them, of all requests together.
         windows: a WindowPool for each length of window whose layers give blocks back.
+        states: StatePool of layers that have a state, or None.
 
     Attributes:
         waiting: deque of Requests, first to be admitted first.
@@ -47,9 +48,11 @@ class Scheduler:
         shares: engine.shares.Shares; whoever runs the steps says there how long each took.
     """
 
-    def __init__(self, pool, max_sequences, max_step_tokens, max_draft_tokens=0, windows=()):
+    def __init__(
+        self, pool, max_sequences, max_step_tokens, max_draft_tokens=0, windows=(), states=None
+    ):
         self._pool = pool
-        self._held = Holdings(pool, windows, max_step_tokens)
+        self._held = Holdings(pool, windows, max_step_tokens, states)
         self._max_sequences = max_sequences
         self._max_step_tokens = max_step_tokens
         self._max_draft_tokens = max_draft_tokens
@@ -72,7 +75,13 @@ class Scheduler:
             included. Empty only when there is no request.
         """
         chunks = self._schedule_tokens()
-        return self._with_drafts(chunks) if self._max_draft_tokens else chunks
+        if self._max_draft_tokens:
+            chunks = self._with_drafts(chunks)
+        for place, chunk in enumerate(chunks):
+            num_drafts = self._held.plan_states(chunk, len(chunks) - 1 - place)
+            if num_drafts < len(chunk.draft_token_ids):
+                chunks[place] = replace(chunk, draft_token_ids=chunk.draft_token_ids[:num_drafts])
+        return chunks
 
     def _schedule_tokens(self):
         self.shares.update({request.client for request in self.requests()})
@@ -289,12 +298,14 @@ class Scheduler:
         request.num_computed_tokens = end
         if request.drafter is not None:
             self._learn(chunk, num_accepted)
-        if self._pool.num_blocks == 1 or chunk.start // size == end // size:
+        if self._pool.num_blocks == 1:
             return
-        if not request.needs_all_states:
-            self._hash_blocks(request, end)
-            self._held.remember(request, chunk.start, end)
-        self._held.pass_by(request, chunk.start)
+        if chunk.start // size < end // size:
+            if not request.needs_all_states:
+                self._hash_blocks(request, end)
+                self._held.remember(request, chunk.start, end)
+            self._held.pass_by(request, chunk.start)
+        self._held.settle_states(request)
 
     def _learn(self, chunk, num_accepted):
         request, num_drafted = chunk.request, len(chunk.draft_token_ids)

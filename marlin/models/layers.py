@@ -7,6 +7,7 @@ Knows nothing of files and requests.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from marlin.device import ops
 from marlin.device.ops import AttentionInputs, KvLayout, Weight
@@ -34,6 +35,10 @@ class LayerCache:
     slots: View
     tables: View
 
+    @property
+    def num_bytes(self) -> int:
+        return self.k.num_bytes + self.v.num_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
@@ -43,14 +48,14 @@ class StepInputs:
         token_ids, positions: int32 [num_tokens].
         tiles: int32 [num_tiles, 4], the queries of each unit of attention.
         logit_rows: int32 [num_logits], tokens whose logits are wanted.
-        caches: a LayerCache a layer.
+        caches: a LayerCache a layer, or a layers_state.StateCache.
     """
 
     token_ids: View
     positions: View
     tiles: View
     logit_rows: View
-    caches: list[LayerCache]
+    caches: list[Any]
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,7 +72,8 @@ class Model:
         self._path = checkpoint.path
         self.config = self.spec.config
         for layer in self.spec.layers:
-            if (head_dim := layer.attention.cache.head_dim) % 16:
+            head_dim = getattr(layer.attention.cache, "head_dim", 0)
+            if head_dim % 16:
                 message = f"head_dim is {head_dim}, expected a multiple of 16"
                 raise ModelFileError(checkpoint.path, message)
         self.weights = checkpoint.load()

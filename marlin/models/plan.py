@@ -51,7 +51,10 @@ def check_found(
     if info is None:
         message = f"is missing; the config implies it, with shape {list(tensor.shape)}"
         raise ModelFileError(path, message, tensor=name)
-    if info.shape != tensor.shape:
+    shape = info.shape
+    if tensor.role == "conv":
+        shape = tuple(size for size in shape if size != 1)
+    if shape != tensor.shape:
         message = f"has shape {list(info.shape)}; the config implies {list(tensor.shape)}"
         raise ModelFileError(info.path, message, tensor=info.name)
     check_dtype(info, dtypes)

@@ -16,6 +16,7 @@ from marlin.models.glm4 import Glm4
 from marlin.models.glm4_moe import Glm4Moe
 from marlin.models.gpt_oss import GptOss
 from marlin.models.granite import Granite
+from marlin.models.lfm2 import Lfm2
 from marlin.models.llama import Llama
 from marlin.models.ministral3 import Ministral3
 from marlin.models.mistral import Mistral
@@ -34,7 +35,7 @@ from marlin.weights.gguf import GGUFFile
 FAMILIES = (
     *(Llama(), Mistral(), Qwen2(), Qwen3(), Gemma3(), Qwen3Moe(), Mixtral(), Glm4Moe()),
     *(SmolLM3(), Granite(), Olmo2(), Olmo3(), Phi3(), Gemma2(), Ministral3(), Exaone4(), Glm4()),
-    *(MuseGlimmer(), GptOss(), Bert(), *ROBERTAS),
+    *(MuseGlimmer(), GptOss(), Lfm2(), Bert(), *ROBERTAS),
 )
 
 _BY_MODEL_TYPE = {family.model_type: family for family in FAMILIES}

@@ -45,9 +45,10 @@ class Tensor:
     Attributes:
         name, gguf: what Hugging Face checkpoints and GGUF files call it.
         shape: outermost first; (outputs, inputs) of a matrix, (experts, outputs, inputs) of those
-            of all experts.
+            of all experts; (channels, taps) of a convolution, which files have with a 1 between.
         role: "embedding", "lm_head", "attention" or "mlp", by which `quantize` chooses a matrix's
-            format and reports its error; "router", a matrix that is never quantized; "other".
+            format and reports its error; "router", a matrix that is never quantized; "conv", which
+            is no matrix; "other".
         rope_heads: heads whose rows a GGUF file stores in the order of interleaved RoPE; 0 where
             it keeps Hugging Face's.
         plus: added to the values of Hugging Face's checkpoints (norms that multiply by 1 + w);
@@ -68,7 +69,7 @@ class Tensor:
     @property
     def is_matrix(self) -> bool:
         is_bias_of_experts = self.stack is not None and self.role == "other"
-        return len(self.shape) > 1 and not is_bias_of_experts
+        return len(self.shape) > 1 and not is_bias_of_experts and self.role != "conv"
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -201,8 +202,29 @@ class WindowKV(FullKV):
     window: int
 
 
+@dataclass(frozen=True, slots=True)
+class State:
+    """A layer that keeps a state of a sequence, float32, of the same size however long that is.
+
+    Attributes:
+        shapes: of each part of it: rows of a convolution, matrices of a recurrence.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def token_bytes(self) -> int:
+        return 0
+
+    @property
+    def slot_bytes(self) -> int:
+        """Bytes of a state in one layer."""
+        return 4 * sum(math.prod(shape) for shape in self.shapes)
+
+
 # What a layer keeps of a sequence. Layers of equal specs cache alike.
 KvSpec = FullKV | WindowKV
+CacheSpec = KvSpec | State
 
 
 def tensors_of(part: object) -> Iterator[Tensor]:

@@ -127,6 +127,7 @@ FAMILIES = MappingProxyType(
         "llama3": _LLAMA3,
         "llama-v3": _LLAMA3,
         "llama-bpe": _LLAMA3,
+        "lfm2": _LLAMA3,
         # Phi-4 and OLMo 2; SmolLM3; GLM-4 of both kinds of checkpoint.
         "dbrx": Family(splits=(LLAMA3,)),
         "smaug-bpe": Family(splits=(LLAMA3,)),

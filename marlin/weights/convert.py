@@ -108,7 +108,7 @@ def plan_entry(tensor, format, group_size):
     is taken, and where none does it stays F16; the rest is F32.
     """
     shape = tensor.shape
-    if tensor.role in ("router", "other"):
+    if tensor.role in ("router", "conv", "other"):
         return NativeEntry(tensor.name, shape, "F32")
     if tensor.role in ("embedding", "lm_head") and KINDS[format].bits < 8:
         format, group_size = EDGE_FORMAT, EDGE_GROUP_SIZE

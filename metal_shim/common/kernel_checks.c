@@ -322,6 +322,8 @@ static void check_attention_combine(marlin_check *c)
     limit_splits(c);
 }
 
+#include "common/checks_state.h"
+
 /* ---- sampling and repacking ---- */
 
 static void check_vocab(marlin_check *c, int rows_binding)

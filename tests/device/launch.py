@@ -6,7 +6,7 @@ that writes one element too many fails the test that ran it.
 
 import numpy as np
 
-from marlin.device import ops, ops_experts
+from marlin.device import ops, ops_experts, ops_state
 from marlin.device.program import Recorder, View
 from marlin.weights import formats
 from marlin.weights.block_types import BLOCK_TYPES
@@ -71,9 +71,9 @@ class Memory:
         )  # fmt: skip
 
 
-def step(tokens=0, tiles=0, logits=0, splits=0, masks=0):
+def step(tokens=0, tiles=0, logits=0, splits=0, masks=0, sequences=0):
     """A step's vars in their order."""
-    return tokens, tiles, logits, splits, masks
+    return tokens, tiles, logits, splits, masks, sequences
 
 
 def run(device, record, variables):
@@ -340,3 +340,28 @@ def combine_experts(device, values, weights, y=None):
         adds, steps = y is not None, step(tokens=rows)
         run(device, lambda r: ops_experts.combine_experts(r, *views, out, dim, slots, adds), steps)
         return memory.read(out, np.float32, (rows, dim))
+
+
+def runs_of(sequences):
+    """(runs, starts), int32, of each sequence's (first row, rows, slot before, slot after)."""
+    runs = [run for of_one in sequences for run in of_one]
+    starts = np.cumsum([0, *map(len, sequences)])
+    return np.array(runs, np.int32).reshape(-1, 4), starts.astype(np.int32)
+
+
+def causal_conv(device, x, weight, bias, states, sequences, **options):
+    """(y, states) after the kernel; options as ops_state.Conv's."""
+    dim, taps = weight.shape
+    with Memory(device) as memory:
+        arrays = x, weight, bias, states, *runs_of(sequences)
+        x_view, w, b, kept, *where = (a if a is None else memory.put(a) for a in arrays)
+        y = memory.floats(len(x), dim)
+        places = ops_state.StateRuns(*where, len(states))
+        conv = ops_state.Conv(dim, taps, x.shape[1], **options)
+        run(
+            device,
+            lambda r: ops_state.causal_conv(r, x_view, w, b, kept, places, y, conv),
+            step(sequences=len(sequences)),
+        )
+        shapes = (y, (len(x), dim)), (kept, states.shape)
+        return [memory.read(view, np.float32, shape) for view, shape in shapes]

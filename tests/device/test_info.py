@@ -133,7 +133,7 @@ def test_a_model_is_described_from_its_headers(capsys):
     # Two KV heads of 32, float16, keys and values: in two layers of each token, and in two of the
     # tokens of 26 blocks, three beginnings of 6 tokens and a step of 256.
     assert facts["kv_bytes_per_token"] == 2 * 2 * 2 * 32 * 2
-    assert facts["kv_bytes_of_windows"] == 2 * 2 * 2 * 32 * 2 * 26 * 16
+    assert facts["kv_bytes_at_any_length"] == 2 * 2 * 2 * 32 * 2 * 26 * 16
     assert facts["context_tokens_on_macs"] == dict.fromkeys(("16", "24", "36", "64"), 512)
     assert cli.main(["info", str(GEMMA2)]) == 0
     text = capsys.readouterr().out

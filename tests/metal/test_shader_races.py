@@ -24,6 +24,7 @@ from expert_runs import (
 from ggml_blocks import blank, random_blocks
 from msl import build, simt
 from shader import SHADERS, Shader
+from state_runs import causal_conv
 from test_attention_shaders import draws, kv_case, normal, split, whole
 from test_linear_shaders import TWO_UNITS, arrays_of, matmul, repacked_by_cpu
 
@@ -296,6 +297,7 @@ RUNS = {
     "attention": attention,
     "attention_split": attention_split,
     "attention_combine": attention_split,
+    "causal_conv": causal_conv,
     "mask_logits": mask_logits,
     "penalize": penalize,
     "sample": sample,

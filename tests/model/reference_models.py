@@ -5,6 +5,7 @@ from copy import deepcopy
 import numpy as np
 import transformers
 from dense_families import SIZES
+from hybrid_families import HYBRIDS
 from mixture_families import small_config
 from pytorch import torch
 from tiny_models import random_tensor
@@ -115,7 +116,9 @@ class HalfCache(DynamicCache):
 
 def logits_of(model, token_ids, half_cache=True):
     """float32 [len(token_ids), vocab_size]; half_cache: attend to keys and values as float16."""
-    cache = HalfCache() if half_cache else None
+    # A cache is told of layers that keep a state, and not of windows, whose keys it would drop.
+    config = model.config if model.config.model_type in HYBRIDS else None
+    cache = HalfCache(config=config) if half_cache else None
     with torch.no_grad():
         ids = torch.tensor([token_ids])
         return model(ids, past_key_values=cache, use_cache=half_cache).logits[0].numpy()

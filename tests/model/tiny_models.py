@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dense_families import FAMILIES
+from hybrid_families import HYBRIDS
 from mixture_families import MIXTURES, small_config
 from safetensors.numpy import save_file
 
 from marlin.device import abi
 from marlin.device.device import Device
-from marlin.engine.kv_cache import Paging
+from marlin.engine.kv_cache import Paging, state_bytes
 from marlin.engine.request import Chunk, Request
 from marlin.engine.runner import Runner
 from marlin.engine.sampling import SamplingParams
@@ -84,7 +85,7 @@ def tiny_bert_config(**changes):
 
 def tiny_family_config(model_type):
     """The config of a model as small of a dense family or a mixture, or of the others'."""
-    if model_type not in FAMILIES | MIXTURES:
+    if model_type not in FAMILIES | MIXTURES | HYBRIDS:
         own = {"gemma3_text": tiny_gemma3_config}
         own |= dict.fromkeys(("bert", "roberta", "xlm-roberta", "camembert"), tiny_bert_config)
         said = {"qwen2": {"qkv_bias": True}, "qwen3": {"qk_norm": True}}.get(model_type, {})
@@ -154,6 +155,7 @@ def running(
     sequences=1,
     blocks=None,
     windows=(),
+    states=0,
     drafts=0,
 ):
     """A Runner of the model at `path`.
@@ -162,13 +164,15 @@ def running(
         context: tokens of the contiguous cache.
         blocks: (number, tokens each) of a paged cache instead; a sequence may hold all of them.
         windows: (length, blocks) of windows that give blocks back.
+        states: slots of states, of a model that has some; 0: one.
         drafts: guesses a step may hold.
     """
     device = open_device(isa, num_threads)
     try:
         num_blocks, block_size = blocks or (1, context)
         model = Model(open_checkpoint(path, device), num_blocks * block_size)
-        paging = Paging(num_blocks, block_size, num_blocks, windows)
+        num_states = (states or 1) if state_bytes(model.spec) else 0
+        paging = Paging(num_blocks, block_size, num_blocks, windows, num_states)
         runner = Runner(device, model, paging, max_step_tokens, sequences, drafts)
         try:
             yield runner
@@ -182,6 +186,7 @@ def greedy_chunk(token_ids, start, block_table=(0,)):
     """A Chunk whose last token's logits are computed."""
     prompt = [0] * start + list(token_ids)
     request = Request("tiny", prompt, GREEDY, seed=0, block_ids=list(block_table))
+    request.state_runs = [(0, len(token_ids), 0 if start else -1, 0)]
     return Chunk(request, start, len(token_ids))
 
 

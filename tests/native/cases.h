@@ -43,6 +43,7 @@ test_case *make_experts(int variant);
 test_case *make_route(int variant);
 test_case *make_sort_experts(int variant);
 test_case *make_combine_experts(int variant);
+test_case *make_causal_conv(int variant);
 test_case *make_layer(int variant);
 
 /* Variants of make_attention() from here on are attention_split and attention_combine. */

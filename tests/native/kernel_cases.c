@@ -325,6 +325,7 @@ const case_family case_families[] = {
     {make_route, 3},
     {make_sort_experts, 1},
     {make_combine_experts, 2},
+    {make_causal_conv, 2},
     {make_layer, 2},
 };
 const int num_case_families = (int)(sizeof case_families / sizeof *case_families);

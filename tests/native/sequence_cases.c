@@ -360,3 +360,32 @@ test_case *make_layer(int variant)
     c->vars[1] = c->vars[2] = 2;
     return c;
 }
+
+/* A convolution of two sequences, of which one leaves a state behind on the way; gated, and with a
+ * bias and SiLU. */
+test_case *make_causal_conv(int variant)
+{
+    enum { DIM = 301, TAPS = 4, SLOTS = 3 };
+    static const int32_t runs[] = {0, 2, -1, 2, 2, 1, 0, 1, 3, 4, 1, 0}, starts[] = {0, 1, 3};
+    int rows = 7, row_floats = variant ? DIM : 3 * DIM;
+    struct ConvParams p = {.sequences_var = 2,
+                           .dim = DIM,
+                           .taps = TAPS,
+                           .row_floats = row_floats,
+                           .num_slots = SLOTS,
+                           .gated = !variant,
+                           .silu = variant,
+                           .has_bias = variant};
+    test_case *c = new_case(2000 + variant, "causal_conv %s", variant ? "silu" : "gated");
+    marlin_dispatch *record = add_record(c, "causal_conv", &p, sizeof p, 7);
+    bind(c, record, 0, add_floats(c, INPUT, rows * row_floats, -1.0f, 1.0f), MARLIN_READ);
+    bind(c, record, 1, add_floats(c, INPUT, DIM * TAPS, -1.0f, 1.0f), MARLIN_READ);
+    if (variant) bind(c, record, 2, add_floats(c, INPUT, DIM, -1.0f, 1.0f), MARLIN_READ);
+    bind(c, record, 3, add_floats(c, SUMMED, SLOTS * (TAPS - 1) * DIM, -1.0f, 1.0f),
+         MARLIN_READ | MARLIN_WRITE);
+    bind(c, record, 4, add_integers(c, 12, runs), MARLIN_READ);
+    bind(c, record, 5, add_integers(c, 3, starts), MARLIN_READ);
+    bind(c, record, 6, add_bytes(c, SUMMED, 4 * rows * DIM), MARLIN_WRITE);
+    c->vars[2] = 2;
+    return c;
+}

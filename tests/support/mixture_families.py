@@ -4,6 +4,7 @@ with every feature where it shows."""
 from copy import deepcopy
 
 from dense_families import FAMILIES, SIZES
+from hybrid_families import HYBRIDS
 
 MIXTURES = {
     "qwen3_moe": (
@@ -73,5 +74,5 @@ FEATURES = [
 def small_config(model_type):
     """(transformers' name, config fields) of one of either table, which the caller may change:
     transformers' config classes write into the sections that they are given."""
-    name, own = (FAMILIES | MIXTURES)[model_type]
+    name, own = (FAMILIES | MIXTURES | HYBRIDS)[model_type]
     return name, deepcopy(SIZES | own)

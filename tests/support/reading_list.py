@@ -171,18 +171,22 @@ FAMILIES = (
         f"marlin/models/{name}.py"
         for name in (
             *("smollm3", "granite", "olmo2", "phi3", "gemma2", "ministral3", "exaone4", "glm4"),
-            *("muse_glimmer", "wrappers"),
+            *("muse_glimmer", "wrappers", "lfm2"),
             *("layers_experts", "plan_experts", "config_experts"),
             *("qwen3_moe", "mixtral", "glm4_moe", "gpt_oss"),
         )
     )
     + (
         "marlin/device/ops_experts.py",
+        "marlin/device/ops_state.py",
         "metal_shim/common/checks_experts.h",
+        "metal_shim/common/checks_state.h",
         "metal_shim/cpu/experts.h",
         "metal_shim/cpu/kernels_experts.c",
+        "metal_shim/cpu/kernels_state.c",
         "shaders/experts.h",
         "shaders/experts.metal",
+        "shaders/state.metal",
         "shaders/matvec_experts.h",
     ),
     3_000,

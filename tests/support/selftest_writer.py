@@ -32,11 +32,11 @@ class Tensor:
 class CaseWriter:
     """Records one case, as program.Recorder would."""
 
-    def __init__(self, name, tokens=0, tiles=0, logits=0, splits=0, masks=0):
+    def __init__(self, name, tokens=0, tiles=0, logits=0, splits=0, masks=0, sequences=0):
         self.name = name
         self.fields = {
             "name": name,
-            "variables": [tokens, tiles, logits, splits, masks],
+            "variables": [tokens, tiles, logits, splits, masks, sequences],
             "dispatches": [],
             "sizes": {},
             "tolerances": {},

@@ -9,6 +9,7 @@ import json
 import pytest
 from dense_families import FAMILIES as DENSE
 from dense_families import SIZES
+from hybrid_families import HYBRIDS
 from mixture_families import MIXTURES, small_config
 from transformers import CONFIG_MAPPING
 
@@ -25,6 +26,7 @@ WITHOUT_EFFECT = {
 # Keys that another one overrules in the configs used here, and what must be left out for them to be
 # read.
 OVERRULED = {
+    "full_attn_idxs": ("layer_types",),
     "no_rope_layer_interval": ("no_rope_layers", "layer_types"),
     "sliding_window_pattern": ("layer_types",),
     "max_window_layers": ("layer_types",),
@@ -57,11 +59,11 @@ def declared(model_type):
 
 def base_of(model_type):
     own = OWN.get(model_type, {"head_dim": 32})
-    if model_type in DENSE | MIXTURES:
+    if model_type in DENSE | MIXTURES | HYBRIDS:
         own = small_config(model_type)[1]
     values = SIZES | own | {"num_hidden_layers": 4, "model_type": model_type}
     for name in ("layer_types", "no_rope_layers", "layer_rope_theta"):
-        if name in values:
+        if name in values and len(values[name]) < 4:
             values[name] = values[name] * 2
     return {name: value for name, value in values.items() if value is not None}
 

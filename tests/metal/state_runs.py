@@ -1,0 +1,26 @@
+"""One small run of each kernel whose sequences have a state, compared with the oracle."""
+
+import numpy as np
+import reference
+import reference_state
+from test_attention_shaders import normal
+
+
+def causal_conv(shader):
+    """A sequence that leaves a state behind on the way; more channels than a threadgroup has."""
+    dim, taps = 300, 4
+    sequences = [[(0, 2, -1, 2)], [(2, 1, 0, 1), (3, 4, 1, 0)]]
+    runs = np.array([run for of_one in sequences for run in of_one], np.int32)
+    starts = np.array([0, 1, 3], np.int32)
+    for gated, bias in ((1, None), (0, normal(dim))):
+        x, states = normal(7, dim * (3 if gated else 1)), normal(3, taps - 1, dim)
+        weight, y = normal(dim, taps), np.full((7, dim), np.nan, np.float32)
+        options = {"gated": bool(gated), "silu": not gated}
+        expected, left = reference_state.causal_conv(x, weight, bias, states, sequences, **options)
+        sizes = {"dim": dim, "taps": taps, "row_floats": x.shape[1], "num_slots": 3}
+        sizes |= {"gated": gated, "silu": 1 - gated, "has_bias": int(bias is not None)}
+        bindings = [x, weight, bias, states, runs, starts, y]
+        params = ("ConvParams", {"sequences_var": 0, **sizes})
+        assert shader("state").run("causal_conv", (2, 2, 1), bindings, params, [2])
+        reference.assert_close(y, expected)
+        np.testing.assert_allclose(states, left, rtol=1e-6, atol=1e-30)
