@@ -1,19 +1,23 @@
 """`metal-marlin quantize SRC DST`: a checkpoint becomes a native folder.
 
 Owns the command: its options, what it refuses, progress, and the closing report. The folder is made
-under a temporary name beside DST and renamed at the end, so DST is whole or absent.
+under a temporary name beside DST and renamed at the end, so DST is whole or absent; an interrupted
+run leaves it there for the next (unfinished.py).
 """
 
 import os
 import shlex
 import shutil
 import sys
+import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from marlin import __version__
 from marlin.commands.parser import typed
 from marlin.commands.progress import Progress
+from marlin.commands.unfinished import Unfinished
 from marlin.device.device import Device
 from marlin.engine.calibration import METHODS, Calibration, convert_layers
 from marlin.errors import ConfigError
@@ -21,11 +25,14 @@ from marlin.models.source import open_source
 from marlin.option_values import one_of, whole_number
 from marlin.weights.convert import RoleError, convert, plan_entry
 from marlin.weights.formats import FORMATS
+from marlin.weights.formats import quantize as pack_nearest
 from marlin.weights.kinds import GROUP_SIZES
 from marlin.weights.native import NativeWriter, quantization_object
 
 # Room for what the plan does not count: headers, tokenizer files, config.
 SPARE_DISK_BYTES = 128 << 20
+# Between notes of what is done, which wait for the disk.
+NOTE_S = 5.0
 # Tokens to calibrate with: twice as many change the error on other texts by less than a hundredth.
 DEFAULT_TOKENS = 8192
 DEFAULT_TEXT = Path(__file__).with_name("calibration.txt")
@@ -133,21 +140,27 @@ def quantize(source, destination, format, group_size, progress, calibration=None
 
     Raises:
         ConfigError: format, group size or destination cannot be used, or the disk is too small.
-        ModelFileError: the checkpoint cannot be converted. Nothing is left behind.
+        ModelFileError: the checkpoint cannot be converted. Nothing is left behind, but by an
+            interruption.
     """
     source, destination = Path(source), Path(destination).resolve()
     _check_request(source, destination, format, group_size)
     checkpoint = open_source(source)
     entries = [plan_entry(tensor, format, group_size) for tensor in checkpoint.tensors]
     _check_disk(destination, sum(entry.num_bytes for entry in entries))
-    partial = destination.with_name(f".{destination.name}.partial-{os.getpid()}")
-    partial.mkdir(parents=True)
+    asked = _asked(checkpoint, format, group_size, calibration)
+    unfinished = Unfinished(destination.with_name(f".{destination.name}.partial"), asked)
     try:
-        checkpoint.write_companions(partial, quantization_object(format, group_size))
-        errors = _convert_into(partial, checkpoint, entries, progress, calibration)
-        partial.rename(destination)
+        if unfinished.is_new:
+            quantization = quantization_object(format, group_size)
+            checkpoint.write_companions(unfinished.folder, quantization)
+        errors = _convert_into(unfinished, checkpoint, entries, progress, calibration)
+        unfinished.finish(destination)
+    except Exception:
+        unfinished.remove()
+        raise
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        unfinished.leave()
         raise
     return _report(checkpoint, entries, errors, group_size)
 
@@ -174,38 +187,60 @@ def _check_disk(destination, num_bytes):
         raise ConfigError(message)
 
 
-def _convert_into(folder, checkpoint, entries, progress, calibration):
+def _asked(checkpoint, format, group_size, calibration):
+    """All that decides what a folder becomes."""
+    paths = sorted({tensor.info.path for tensor in checkpoint.tensors})
+    files = [(path, os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths]
+    return [__version__, files, format, group_size, calibration and astuple(calibration)]
+
+
+def _convert_into(unfinished, checkpoint, entries, progress, calibration):
     total = sum(tensor.num_values for tensor in checkpoint.tensors)
-    done = 0
+    pairs = list(zip(checkpoint.tensors, entries, strict=True))
+    work = {tensor.name: (tensor, entry) for tensor, entry in pairs}
+    done = sum(work[name][0].num_values for name in unfinished.done)
+    writer = NativeWriter(unfinished.folder, entries)
+    errors = {role: RoleError(*sums) for role, sums in unfinished.errors.items()}
+    noted_s = time.monotonic()
 
     def advance(num_values):
         nonlocal done
         done += num_values
         progress(done, total)
 
-    pairs = list(zip(checkpoint.tensors, entries, strict=True))
-    work = {tensor.name: (tensor, entry) for tensor, entry in pairs}
-    writer = NativeWriter(folder, entries)
-    more = os.cpu_count() or 1, advance
+    def note(names, layer=0, states=()):
+        nonlocal noted_s
+        unfinished.done |= names
+        if layer or time.monotonic() - noted_s >= NOTE_S:
+            writer.sync()
+            sums = {role: (e.squared_error, e.squared_norm) for role, e in errors.items()}
+            unfinished.note(unfinished.done, sums, layer, states)
+            noted_s = time.monotonic()
+
+    def convert_one(name, pack=pack_nearest, see=None):
+        tensor, entry = work[name]
+        convert([tensor], [entry], writer, os.cpu_count() or 1, advance, errors, pack, see)
+
     try:
-        errors: dict[str, RoleError] = {}
         if calibration is not None:
-            work = _convert_layers(checkpoint, work, writer, calibration, errors, more)
-        rest = list(work.values())
-        convert([t for t, _ in rest], [e for _, e in rest], writer, *more, errors)
+            packed = {name for name, (_, entry) in work.items() if entry.group_size}
+            _convert_layers(unfinished, checkpoint, packed, calibration, convert_one, note)
+        for name in work:
+            if name not in unfinished.done:
+                convert_one(name)
+                note({name})
         return errors
     finally:
         writer.close()
 
 
-def _convert_layers(checkpoint, work, writer, calibration, errors, more):
-    """Convert all layers; returns what of `work` is left to do."""
+def _convert_layers(unfinished, checkpoint, packed, calibration, convert_one, note):
+    begin = unfinished.layer, unfinished.states
     device = Device()
     try:
-        done = convert_layers(device, checkpoint, work, writer, calibration, errors, *more)
+        convert_layers(device, checkpoint, packed, calibration, convert_one, begin, note)
     finally:
         device.close()
-    return {name: pair for name, pair in work.items() if name not in done}
 
 
 def _report(checkpoint, entries, errors, group_size):

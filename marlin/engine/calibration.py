@@ -5,7 +5,7 @@ quantized; then it is quantized for these inputs. Owns that order. How texts pas
 layerwise.py's, how codes are chosen for inputs weights/feedback.py's and weights/rounding.py's.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,10 +17,8 @@ from marlin.errors import ConfigError
 from marlin.models.registry import spec_of
 from marlin.models.source import Source
 from marlin.models.spec import tensors_of
-from marlin.weights.convert import RoleError, SourceTensor, convert
 from marlin.weights.feedback import DAMPING, Moments, quantize_with_feedback
 from marlin.weights.formats import quantize
-from marlin.weights.native import NativeEntry, NativeWriter
 
 # Tokens of a text that is passed through the model as one: enough for attention to be as in use,
 # and few enough for a cache and activations that are small beside a layer.
@@ -63,18 +61,20 @@ def texts_of(token_ids: list[int], num_tokens: int) -> np.ndarray:
 def convert_layers(
     device: Device,
     source: Source,
-    work: dict[str, tuple[SourceTensor, NativeEntry]],
-    writer: NativeWriter,
+    packed: set[str],
     calibration: Calibration,
-    errors: dict[str, RoleError],
-    num_threads: int,
-    progress: Callable[[int], None],
-) -> set[str]:
-    """Convert the tensors of every layer; returns their names.
+    convert_one: Callable,
+    begin: tuple[int, Sequence[np.ndarray]],
+    end_layer: Callable[[set[str], int, Sequence[np.ndarray]], None],
+) -> None:
+    """Convert the tensors of every layer.
 
     Args:
-        work: {name: (tensor, entry)} of all that is to be converted.
-        errors, num_threads, progress: of convert().
+        packed: names of the matrices that are to be quantized.
+        convert_one: (name, pack, see), the latter two as convert()'s; without, (name).
+        begin: the first layer to do, and what end_layer was given of the one before it.
+        end_layer: called after each layer with the names of its tensors, the next layer's number,
+            and the states that texts are in before it.
 
     Raises:
         ConfigError: the text has no tokens, or the model is one that cannot be calibrated.
@@ -84,26 +84,31 @@ def convert_layers(
     texts = texts_of(token_ids, calibration.num_tokens)
     sources = {tensor.name: tensor for tensor in source.tensors}
     runner = LayerRunner(device, spec_of(source.config), sources, texts)
-    done: set[str] = set()
-
-    def convert_one(tensor, pack=quantize, see=None):
-        source, entry = work[tensor.name]
-        convert([source], [entry], writer, num_threads, progress, errors, pack, see)
-        done.add(tensor.name)
-
-    for index, layer in enumerate(runner.spec.layers):
+    first, states = begin
+    for own, state in zip((runner.hidden, runner.delta), states, strict=False):
+        own[...] = state
+    for index, layer in enumerate(runner.spec.layers[first:], first):
         runner.load(index)
-        for stage in runner.stages:
-            tensors = [t for t in stage.tensors if t.name in work and work[t.name][1].group_size]
-            if tensors:
-                pack = pack_for(runner.inputs(stage), calibration.method)
-                for tensor in tensors:
-                    convert_one(tensor, pack, partial(runner.replace, tensor))
-        for tensor in dict.fromkeys(tensors_of(layer)):
-            if tensor.name in work and tensor.name not in done:
-                convert_one(tensor)
+        done = _convert_layer(runner, packed, calibration.method, convert_one)
+        for name in dict.fromkeys(tensor.name for tensor in tensors_of(layer)):
+            if name in sources and name not in done:
+                convert_one(name)
+                done.add(name)
         runner.advance()
+        end_layer(done, index + 1, (runner.hidden, runner.delta))
     runner.unload()
+
+
+def _convert_layer(runner, packed, method, convert_one):
+    """Convert what of the loaded layer is seen with its inputs; returns the names."""
+    done = set()
+    for stage in runner.stages:
+        tensors = [tensor for tensor in stage.tensors if tensor.name in packed]
+        if tensors:
+            pack = pack_for(runner.inputs(stage), method)
+        for tensor in tensors:
+            convert_one(tensor.name, pack, partial(runner.replace, tensor))
+            done.add(tensor.name)
     return done
 
 

@@ -66,7 +66,7 @@ class NativeWriter:
     """Creates the weight files of a folder and fills them.
 
     Args:
-        folder: exists and holds no weights.
+        folder: exists, and holds no weights but those that a writer of the same entries has left.
         entries: NativeEntry of every weight; none may lack its data when close() is called.
         max_shard_bytes: a file over this becomes several. One weight's tensors share a file.
     """
@@ -105,14 +105,19 @@ class NativeWriter:
             written = os.pwrite(file.fileno(), data, position)
             data, position = data[written:], position + written
 
+    def sync(self):
+        """Put on disk what was written."""
+        for file in self._files:
+            os.fsync(file.fileno())
+
     def close(self):
         """Put everything on disk, close the files, and have the library read back their headers.
 
         Raises:
             ModelFileError: what lies there is no safetensors file; the disk is at fault.
         """
+        self.sync()
         for file in self._files:
-            os.fsync(file.fileno())
             file.close()
         found = {file.name: SafetensorsFile(file.name).tensors for file in self._files}
         for name, (file, offset, _) in self._places.items():
@@ -129,7 +134,7 @@ class NativeWriter:
         text = json.dumps(header, separators=(",", ":")).encode()
         # The format allows trailing spaces, and they put the first tensor on a boundary.
         text += b" " * (-(8 + len(text)) % ALIGNMENT)
-        file = open(path, "wb")
+        file = open(path, "r+b" if os.path.exists(path) else "wb")
         self._files.append(file)
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + offset)

@@ -104,6 +104,25 @@ def test_calibrated_folders_change_answers_less_than_others(model, tmp_path):
     assert 0.9 * changes[None] < changes["weighted"] < 1.05 * changes[None]
 
 
+def test_a_calibrated_run_that_was_interrupted_goes_on_with_the_next_layer(model, tmp_path):
+    def stop(done, total):
+        if done > 0.7 * total:  # within the second layer
+            raise KeyboardInterrupt
+
+    said = "int4", 64
+    seen = Calibration("gptq", TEXT, 500)
+    command.quantize(model, tmp_path / "whole", *said, lambda *_: None, seen)
+    with pytest.raises(KeyboardInterrupt):
+        command.quantize(model, tmp_path / "out", *said, stop, seen)
+    calls = []
+    command.quantize(model, tmp_path / "out", *said, lambda *call: calls.append(call), seen)
+    assert len(calls) == 9 + 3 and calls[-1][0] == calls[-1][1]
+    for name in ("model.safetensors", "config.json"):
+        made = (tmp_path / "out" / name).read_bytes()
+        assert made == (tmp_path / "whole" / name).read_bytes()
+    assert not list((tmp_path / "out").glob("unfinished*"))
+
+
 def test_texts_are_spread_over_all_that_there_is_and_never_empty():
     assert texts_of(list(range(2000)), 1024).tolist()[1][0] == 512
     assert texts_of(list(range(5120)), 1024)[:, 0].tolist() == [0, 2560]

@@ -85,14 +85,54 @@ def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(
     assert_nothing_was_made(tmp_path)
 
 
-def test_an_interrupted_run_leaves_nothing(llama, tmp_path):
-    def interrupt(done, total):
-        assert any(tmp_path.iterdir())
-        raise KeyboardInterrupt
+def stop_after(count):
+    """A progress that interrupts once it was called `count` times, and the calls."""
+    calls = []
 
+    def progress(done, total):
+        calls.append((done, total))
+        if len(calls) == count:
+            raise KeyboardInterrupt
+
+    return progress, calls
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_an_interrupted_run_goes_on_where_it_was(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "NOTE_S", 0.0)
+    expected = command.quantize(llama[0], tmp_path / "whole", "fp4", 64, silent)
+    progress, _ = stop_after(9)
     with pytest.raises(KeyboardInterrupt):
-        command.quantize(llama[0], tmp_path / "out", "fp4", 64, interrupt)
-    assert_nothing_was_made(tmp_path)
+        command.quantize(llama[0], tmp_path / "out", "fp4", 64, progress)
+    assert_nothing_was_made(tmp_path, ".out.partial", "whole")
+    progress, calls = stop_after(0)
+    assert command.quantize(llama[0], tmp_path / "out", "fp4", 64, progress) == expected
+    assert len(calls) == 21 - 8 and calls[-1][0] == calls[-1][1]  # 21 tensors, 8 of them noted
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
+    assert_nothing_was_made(tmp_path, "out", "whole")
+
+
+def test_what_was_asked_for_otherwise_is_made_anew(llama, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "NOTE_S", 0.0)
+    progress, _ = stop_after(9)
+    with pytest.raises(KeyboardInterrupt):
+        command.quantize(llama[0], tmp_path / "out", "fp4", 64, progress)
+    progress, calls = stop_after(0)
+    command.quantize(llama[0], tmp_path / "out", "int4", 64, progress)
+    assert len(calls) == 21
+    command.quantize(llama[0], tmp_path / "other", "int4", 64, silent)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "other")
+
+
+def test_two_runs_into_one_folder_are_one_too_many(llama, tmp_path):
+    def again(done, total):
+        command.quantize(llama[0], tmp_path / "out", "fp4", 64, silent)
+
+    with pytest.raises(ConfigError, match="another run is converting into"):
+        command.quantize(llama[0], tmp_path / "out", "fp4", 64, again)
 
 
 @pytest.mark.parametrize("value, expected", [(float("nan"), "is nan"), (1e5, "over the limit")])
