@@ -249,6 +249,7 @@ def attention_params(num_blocks, table_stride):
         softcap=0.0,
         position_scale=0.0,
         scale_tokens=1,
+        has_sinks=0,
     )
 
 

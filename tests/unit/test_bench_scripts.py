@@ -1,6 +1,7 @@
 """The scripts in bench/: what the docs tell to run, and the figures they print."""
 
 import ast
+import importlib
 import re
 import sys
 
@@ -8,13 +9,27 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def workers(checkout):
-    sys.path.insert(0, str(checkout / "bench"))
-    try:
-        import workers
-    finally:
-        sys.path.pop(0)
-    return workers
+def script(checkout):
+    """script("workers") is bench/workers.py."""
+
+    def imported(name):
+        sys.path.insert(0, str(checkout / "bench"))
+        try:
+            return importlib.import_module(name)
+        finally:
+            sys.path.pop(0)
+
+    return imported
+
+
+@pytest.fixture(scope="module")
+def workers(script):
+    return script("workers")
+
+
+def test_what_a_gpu_is_timed_with_has_the_fields_of_today(script):
+    params = script("gpu_times").attention_params(num_blocks=8, table_stride=4)
+    assert (params["table_stride"], params["has_sinks"]) == (4, 0)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/performance.md", "docs/metal.md"])
