@@ -291,7 +291,7 @@ def test_instead_of_a_damaged_metallib_the_source_is_compiled_and_a_warning_says
     """Without its path: reports are made to be shown. What follows are Metal's own words."""
     (tmp_path / "marlin.metallib").write_bytes(b"cut sho")
     whole = simulated_metal.library.with_name("marlin.metallib")
-    compiler = f"sh -c 'cp {whole} $2' compiler"
+    compiler = f"""sh -c 'cp "{whole}" "$2"' compiler"""
     done = run_elsewhere(["-c", SCRIPT], alone, SIMMETAL_COMPILER=compiler)
     assert said_by(done).startswith("opened 1 ")
     said = "marlin.metallib does not load, so the shaders' source was compiled: "
