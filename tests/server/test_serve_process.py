@@ -337,6 +337,7 @@ def test_a_process_whose_engine_hangs_says_where_and_exits_with_1(start):
     hung = {"model": "failing", "messages": [{"role": "user", "content": DEVICE_HANGS}]}
     with process.connect() as client, process.connect() as waiting, process.connect() as reader:
         client.send(request_bytes("POST", "/v1/chat/completions", chat_body(**hung)))
+        process.wait_until_active(1)
         body = chat_body(model="failing")
         waiting.send(request_bytes("POST", "/v1/chat/completions", body))
         body = chat_body(model="failing", stream=True)

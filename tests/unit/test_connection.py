@@ -19,6 +19,8 @@ from marlin.server.http.listener import open_listener
 class FakeSocket:
     """Gives what is in `coming`, bytes or exceptions; remembers its timeouts and its reads."""
 
+    family = socket.AF_INET
+
     def __init__(self, *coming):
         self.coming = list(coming)
         self.timeouts, self.sizes, self.sent, self.how = [], [], [], []
