@@ -54,18 +54,19 @@ embed_packed(device const int32_t *token_ids [[buffer(0)]], device const uint *c
         return;
     }
     const uint tile = id / MARLIN_ROW_TILE, row = id % MARLIN_ROW_TILE;
-    const uint num_words = p.dim / Weight::COLUMNS, num_groups = p.dim / GROUP_SIZE;
+    const uint num_words = p.dim * Weight::BITS / 32, num_groups = p.dim / GROUP_SIZE;
     device const uint *words = codes + ulong(tile) * num_words * MARLIN_ROW_TILE + row;
     device float *to = y + ulong(group.x) * p.dim;
-    for (uint j = thread_index; j < num_words; j += threads.x) {
-        const uint word = words[j * MARLIN_ROW_TILE];
+    for (uint j = thread_index; j < p.dim / Weight::COLUMNS; j += threads.x) {
+        const uint2 codes_at = Weight::load(words, j * Weight::COLUMNS);
         const uint scale_group = j * Weight::COLUMNS / GROUP_SIZE;
         const uint at = (tile * num_groups + scale_group) * MARLIN_ROW_TILE + row;
         const float scale = scale_at(scales, at);
         const float bias = Weight::has_bias() ? scale_at(biases, at) : 0.0f;
         for (uint i = 0; i < Weight::COLUMNS / 4; i++) {
-            const float4 quad = (scale * Weight::quad(word, i) + bias) * p.scale;
-            for (uint c = 0; c < 4; c++) to[j * Weight::COLUMNS + 4 * i + c] = quad[c];
+            const uint column = j * Weight::COLUMNS + 4 * i;
+            const float4 quad = (scale * Weight::quad(codes_at, column) + bias) * p.scale;
+            for (uint c = 0; c < 4; c++) to[column + c] = quad[c];
         }
     }
 }
@@ -79,3 +80,6 @@ EMBED("embed_bf16", embed_dense, Bf16Weight)
 EMBED("embed_int8", embed_packed, Int8Weight)
 EMBED("embed_int4", embed_packed, Int4Weight)
 EMBED("embed_fp4", embed_packed, Fp4Weight)
+EMBED("embed_int5", embed_packed, Int5Weight)
+EMBED("embed_int6", embed_packed, Int6Weight)
+EMBED("embed_iq4", embed_packed, Iq4Weight)

@@ -97,29 +97,29 @@ template <typename Weight> struct DenseTile {
 };
 
 template <typename Weight> struct PackedTile {
-    enum { BITS = 32 / Weight::COLUMNS, IS_PACKED = 1 };
+    enum { BITS = Weight::BITS, IS_PACKED = 1 };
     static void load(thread const MatmulWeight &w, uint column, threadgroup float *to,
                      uint thread_index)
     {
         const uint words = MATMUL_STEP / Weight::COLUMNS; // of a row, in this step
-        const uint num_words = w.k / Weight::COLUMNS, num_groups = w.k / GROUP_SIZE;
+        const uint num_words = w.k * Weight::BITS / 32, num_groups = w.k / GROUP_SIZE;
         for (uint i = thread_index; i < MATMUL_COLUMNS * words; i += MATMUL_THREADS) {
             const uint lane = i % MARLIN_ROW_TILE, j = i / MARLIN_ROW_TILE % words;
             const uint row = i / (MARLIN_ROW_TILE * words) * MARLIN_ROW_TILE;
             const uint first = column + j * Weight::COLUMNS;
-            uint word = 0;
+            uint2 codes = uint2(0);
             float scale = 0.0f, bias = 0.0f;
             if (w.row + row < w.n) {
                 const uint tile = (w.row + row) / MARLIN_ROW_TILE;
-                const ulong word_at = ulong(tile) * num_words + first / Weight::COLUMNS;
-                word = ((device const uint *)w.data)[word_at * MARLIN_ROW_TILE + lane];
+                const ulong words_at = ulong(tile) * num_words * MARLIN_ROW_TILE + lane;
+                codes = Weight::load((device const uint *)w.data + words_at, first);
                 const uint at = (tile * num_groups + first / GROUP_SIZE) * MARLIN_ROW_TILE + lane;
                 scale = scale_at(w.scales, at);
                 if (Weight::has_bias()) bias = scale_at(w.biases, at);
             }
             for (uint q = 0; q < Weight::COLUMNS / 4; q++)
                 matmul_store(to, row + lane, j * Weight::COLUMNS + 4 * q,
-                             scale * Weight::quad(word, q) + bias);
+                             scale * Weight::quad(codes, first + 4 * q) + bias);
         }
     }
 };
@@ -260,9 +260,15 @@ MATMUL(matmul_bf16, DenseTile<Bf16Weight>)
 MATMUL(matmul_int8, PackedTile<Int8Weight>)
 MATMUL(matmul_int4, PackedTile<Int4Weight>)
 MATMUL(matmul_fp4, PackedTile<Fp4Weight>)
+MATMUL(matmul_int5, PackedTile<Int5Weight>)
+MATMUL(matmul_int6, PackedTile<Int6Weight>)
+MATMUL(matmul_iq4, PackedTile<Iq4Weight>)
 MATMUL_OF(matmul_experts_f32, DenseTile<F32Weight>, matmul_experts)
 MATMUL_OF(matmul_experts_f16, DenseTile<F16Weight>, matmul_experts)
 MATMUL_OF(matmul_experts_bf16, DenseTile<Bf16Weight>, matmul_experts)
 MATMUL_OF(matmul_experts_int8, PackedTile<Int8Weight>, matmul_experts)
 MATMUL_OF(matmul_experts_int4, PackedTile<Int4Weight>, matmul_experts)
 MATMUL_OF(matmul_experts_fp4, PackedTile<Fp4Weight>, matmul_experts)
+MATMUL_OF(matmul_experts_int5, PackedTile<Int5Weight>, matmul_experts)
+MATMUL_OF(matmul_experts_int6, PackedTile<Int6Weight>, matmul_experts)
+MATMUL_OF(matmul_experts_iq4, PackedTile<Iq4Weight>, matmul_experts)

@@ -60,12 +60,13 @@ inline float4 half_quad(uint first, uint second)
     return float4(even.x, odd.x, even.y, odd.y);
 }
 
-// Kinds of packed weights. decode(): a word's columns by four. They come without step(), which a
+// Kinds of packed weights. decode(): WORD_COLUMNS columns by four, of a word and the one with what
+// lies above, which has them from quad `place` on. They come without step(), which a
 // whole sum takes in at its end; int4's second four are 16 times too large, which matched() makes
 // up for in x. Shifts are few, since Apple GPUs are slow at them: int4's codes are masked where
 // they lie, as halves without exponent: denormal, which those GPUs keep.
 struct MatvecFp4 {
-    enum { WORD_COLUMNS = 8 };
+    enum { BITS = MARLIN_BITS_fp4, WORD_COLUMNS = 8 };
     static float step() { return FP4_STEP; }
     static bool has_bias() { return false; }
     static float4 matched(float4 x, uint) { return x; }
@@ -76,8 +77,9 @@ struct MatvecFp4 {
     // also added to bits 12 to 14; it carries into bit 15 if all bits of n are set. Hence n is
     // inverted before and the product after: then only 0 does, and becomes -0. Two ways, so that no
     // one kind of operation holds up the others.
-    static void decode(uint word, thread float4 *quads)
+    static void decode(uint2 words, uint, thread float4 *quads)
     {
+        const uint word = words.x;
         const uint low = (~word & 0x0f0f0f0fu) * 0x12u;
         const uint high = (word & 0xe0808080u) | (word >> 3 & 0x1f7f7f7fu);
         quads[0] = half_quad(~(low << 8) & 0x8e008e00u, ~low & 0x8e008e00u);
@@ -86,35 +88,80 @@ struct MatvecFp4 {
 };
 
 struct MatvecInt4 {
-    enum { WORD_COLUMNS = 8 };
+    enum { BITS = MARLIN_BITS_int4, WORD_COLUMNS = 8 };
     static float step() { return 16777216.0f; }
     static bool has_bias() { return true; }
     static float4 matched(float4 x, uint quad) { return quad == 0 ? x : x * 0.0625f; }
 
-    static void decode(uint word, thread float4 *quads)
+    static void decode(uint2 words, uint, thread float4 *quads)
     {
-        const uint odd = word >> 8;
+        const uint word = words.x, odd = word >> 8;
         quads[0] = half_quad(word & 0x000f000fu, odd & 0x000f000fu);
         quads[1] = half_quad(word & 0x00f000f0u, odd & 0x00f000f0u);
     }
 };
 
-// A byte below an exponent of 1024's: 1024 + 128 + code. The difference is exact in a half.
+// Bytes below an exponent of 1024's: 1024 + a byte. The difference to 1024 + zero is exact in a
+// half.
+inline float4 byte_quad(uint bytes, half zero)
+{
+    const uint exponent = 0x64006400u, pairs = 0x00ff00ffu;
+    const half2 none = half2(1024.0h + zero);
+    const float2 even = float2(as_type<half2>((bytes & pairs) | exponent) - none);
+    const float2 odd = float2(as_type<half2>((bytes >> 8 & pairs) | exponent) - none);
+    return float4(even.x, odd.x, even.y, odd.y);
+}
+
 struct MatvecInt8 {
-    enum { WORD_COLUMNS = 4 };
+    enum { BITS = MARLIN_BITS_int8, WORD_COLUMNS = 4 };
     static float step() { return 1.0f; }
     static bool has_bias() { return FLAGS & MARLIN_WEIGHT_BIAS; }
     static float4 matched(float4 x, uint) { return x; }
 
-    static float2 pair(uint bytes)
+    static void decode(uint2 words, uint, thread float4 *quads)
     {
-        return float2(as_type<half2>((bytes & 0x00ff00ffu) | 0x64006400u) - half2(1152.0h));
+        quads[0] = byte_quad(words.x, 128.0h);
     }
+};
 
-    static void decode(uint word, thread float4 *quads)
+struct MatvecInt5 {
+    enum { BITS = MARLIN_BITS_int5, WORD_COLUMNS = 8 };
+    static float step() { return 1.0f; }
+    static bool has_bias() { return true; }
+    static float4 matched(float4 x, uint) { return x; }
+
+    static void decode(uint2 words, uint place, thread float4 *quads)
     {
-        const float2 even = pair(word), odd = pair(word >> 8);
-        quads[0] = float4(even.x, odd.x, even.y, odd.y);
+#pragma unroll
+        for (uint q = 0; q < 2; q++)
+            quads[q] = byte_quad(int5_bytes(words.x, q, words.y, place + q), 0.0h);
+    }
+};
+
+struct MatvecInt6 {
+    enum { BITS = MARLIN_BITS_int6, WORD_COLUMNS = 8 };
+    static float step() { return 1.0f; }
+    static bool has_bias() { return false; }
+    static float4 matched(float4 x, uint) { return x; }
+
+    static void decode(uint2 words, uint place, thread float4 *quads)
+    {
+#pragma unroll
+        for (uint q = 0; q < 2; q++)
+            quads[q] = byte_quad(int6_bytes(words.x, q, words.y, place + q), 32.0h);
+    }
+};
+
+struct MatvecIq4 {
+    enum { BITS = MARLIN_BITS_iq4, WORD_COLUMNS = 8 };
+    static float step() { return 1.0f; }
+    static bool has_bias() { return false; }
+    static float4 matched(float4 x, uint) { return x; }
+
+    static void decode(uint2 words, uint, thread float4 *quads)
+    {
+        quads[0] = iq4_low(words.x);
+        quads[1] = iq4_low(words.x >> 4);
     }
 };
 
@@ -124,14 +171,16 @@ struct MatvecSource {
     device const uchar *scales; // of a block: its float16
     device const uchar *biases;
     uint numbers; // bytes from there to the int8 numbers
+    uint place;   // of the lane's first quad in a word that more steps share
 };
 
 // One step of a lane: 16 columns of four rows, as they lie in memory: what is loaded ahead must not
 // be touched before its turn, or the loads are waited for.
 template <typename Weight> struct MatvecStep {
-    uint4 codes[STEP_COLUMNS / Weight::WORD_COLUMNS];
+    uint4 codes[(Weight::BITS + 1) / 2];
     uint4 scales; // of four rows: floats, or halves in the first two words, int8 in the third
     uint4 biases;
+    uint place;
 };
 
 // Bytes of the scales of whole tiles, and of `columns` that are whole blocks.
@@ -156,12 +205,25 @@ inline float4 scales_of(uint4 raw)
     return FLAGS & MARLIN_SCALE_BLOCK ? halves * float4(as_type<char4>(raw.z)) : halves;
 }
 
+// Words of a row before step `first` of a lane. Two steps of five bits share their last word.
+template <typename Weight> inline uint words_before(uint first)
+{
+    return Weight::BITS == 5 ? first / 2 * 5 + first % 2 * 2 : first * (Weight::BITS / 2);
+}
+
+// Word i of a step, from its first one on.
+template <typename Weight> inline uint word_of(uint i, uint place)
+{
+    return Weight::BITS == 5 && i == 2 ? 4 - place / 2 : i;
+}
+
 template <typename Weight>
 inline void load_step(thread MatvecStep<Weight> &step, thread const MatvecSource &from)
 {
 #pragma unroll
-    for (uint i = 0; i < STEP_COLUMNS / Weight::WORD_COLUMNS; i++)
-        step.codes[i] = load_words(from.codes + 4 * i);
+    for (uint i = 0; i < (Weight::BITS + 1) / 2; i++)
+        step.codes[i] = load_words(from.codes + 4 * word_of<Weight>(i, from.place));
+    step.place = from.place;
     step.scales = load_scales(from.scales, from.numbers);
     if (Weight::has_bias()) step.biases = load_scales(from.biases, from.numbers);
 }
@@ -206,7 +268,9 @@ inline void multiply_step(thread float4 *sums, thread const MatvecStep<Weight> &
         float4 codes[4][Weight::WORD_COLUMNS / 4];
 #pragma unroll
         for (uint r = 0; r < 4; r++)
-            Weight::decode(step.codes[i / Weight::WORD_COLUMNS][r], codes[r]);
+            Weight::decode(uint2(step.codes[i / Weight::WORD_COLUMNS][r],
+                                 step.codes[(Weight::BITS + 1) / 2 - 1][r]),
+                           step.place + i / 4, codes[r]);
 #pragma unroll
         for (uint m = 0; m < ROW_BLOCK; m++) {
             if (m >= ROWS || is_beyond(rows, m)) break;
@@ -234,7 +298,7 @@ inline void multiply_step(thread float4 *sums, thread const MatvecStep<Weight> &
 template <typename Weight> inline void advance(thread MatvecSource &from)
 {
     const uint together = SIMDGROUPS * QUARTER_LANES;
-    from.codes += together * (STEP_COLUMNS / Weight::WORD_COLUMNS * 4);
+    from.codes += words_before<Weight>(together) * 4;
     from.scales += scales_bytes(together * STEP_COLUMNS);
     from.biases += scales_bytes(together * STEP_COLUMNS);
 }
@@ -262,7 +326,8 @@ inline void multiply_part(thread float4 *sums, device const float *x, MatvecSour
     uint left = num_steps / together + (first < num_steps % together ? 1 : 0);
     if (left == 0) return;
     x += first * STEP_COLUMNS;
-    from.codes += first * (STEP_COLUMNS / Weight::WORD_COLUMNS * 4) + lane % 4;
+    from.codes += words_before<Weight>(first) * 4 + lane % 4;
+    from.place = Weight::BITS == 5 ? first % 2 * 4 : 0;
     const ulong at = first_scales(from, first * STEP_COLUMNS, lane % 4);
     from.scales += at;
     from.biases += at;
@@ -299,7 +364,7 @@ inline void matvec_packed(device const float *x, MatvecSource from, device const
     const uint k = p.k, n = p.n, blocks = (ROWS + ROW_BLOCK - 1) / ROW_BLOCK;
     uint first_row = group.y * ROWS;
     uint rows = ROWS > 1 ? uint(vars[p.rows_var]) : first_row + 1;
-    from.codes += ulong(group.x) * (k / Weight::WORD_COLUMNS * 4);
+    from.codes += ulong(group.x) * (k * Weight::BITS / 8);
     const ulong scales = ulong(group.x) * scales_bytes(k);
     from.scales += scales;
     from.biases += scales;
@@ -358,6 +423,9 @@ inline void matvec_packed(device const float *x, MatvecSource from, device const
 MATVEC_PACKED(matvec_fp4, MatvecFp4)
 MATVEC_PACKED(matvec_int4, MatvecInt4)
 MATVEC_PACKED(matvec_int8, MatvecInt8)
+MATVEC_PACKED(matvec_int5, MatvecInt5)
+MATVEC_PACKED(matvec_int6, MatvecInt6)
+MATVEC_PACKED(matvec_iq4, MatvecIq4)
 
 // Products of W_ROWS rows of W, at the same columns, with up to X_ROWS rows of x, num_x of them.
 template <typename Weight, uint X_ROWS, uint W_ROWS, typename Rows>

@@ -16,7 +16,7 @@ inline void matvec_chosen(device const float *x, MatvecSource from, device const
     const uint k = p.k, n = p.n, block = min(uint(ROWS), uint(ROW_BLOCK));
     const ulong tiles = ulong(chosen.expert) * (n / 16) + tile;
     const ulong scales = tiles * scales_bytes(k);
-    from.codes += tiles * (k / Weight::WORD_COLUMNS * 4);
+    from.codes += tiles * (k * Weight::BITS / 8);
     from.scales += scales;
     from.biases += scales;
     for (uint first = 0; first < chosen.count; first += block) {
@@ -80,6 +80,9 @@ inline void matvec_chosen(device const float *x, MatvecSource from, device const
 MATVEC_EXPERTS(matvec_experts_fp4, MatvecFp4)
 MATVEC_EXPERTS(matvec_experts_int4, MatvecInt4)
 MATVEC_EXPERTS(matvec_experts_int8, MatvecInt8)
+MATVEC_EXPERTS(matvec_experts_int5, MatvecInt5)
+MATVEC_EXPERTS(matvec_experts_int6, MatvecInt6)
+MATVEC_EXPERTS(matvec_experts_iq4, MatvecIq4)
 
 #define EXPERT_ROWS 2
 

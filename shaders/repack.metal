@@ -37,7 +37,7 @@ inline uint repack_code_32(uint type, device const uchar *block, uint i)
         return repack_nibble(p[i % 16], i >= 16);
     const uint fifth = p[i / 8] >> i % 8 & 1;
     const uint code = repack_nibble(p[4 + i % 16], i >= 16) | fifth << 4;
-    return code + (type == MARLIN_GGML_Q5_0 ? 128 - 16 : 128);
+    return code + (type == MARLIN_GGML_Q5_0 ? 32 - 16 : 0); // int6 and int5
 }
 
 // Code i of a block of 256, Q4_K or Q5_K.
@@ -48,7 +48,7 @@ inline uint repack_code_k(uint type, device const uchar *block, uint i)
     const uint code = repack_nibble(low[group / 2 * 32 + at], group % 2);
     if (type == MARLIN_GGML_Q4_K) return code;
     const uint fifth = block[16 + at] >> group & 1;
-    return (code | fifth << 4) + 128;
+    return code | fifth << 4;
 }
 
 // Code i of a block of 256, Q6_K.
@@ -57,21 +57,13 @@ inline uint repack_code_q6_k(device const uchar *block, uint i)
     const uint part = i / 128, quarter = i % 128 / 32, at = i % 32;
     const uint low = block[part * 64 + quarter % 2 * 32 + at];
     const uint high = block[128 + part * 32 + at] >> 2 * quarter & 3;
-    return (repack_nibble(low, quarter >= 2) | high << 4) + 128 - 32;
+    return repack_nibble(low, quarter >= 2) | high << 4;
 }
 
 // Code i of a block of 256, of two bits: of each half the bits 0-1 of all its 32 bytes, then 2-3.
 inline uint repack_two_bits(device const uchar *qs, uint i)
 {
     return qs[i / 128 * 32 + i % 32] >> (i % 128 / 32 * 2) & 3;
-}
-
-// What a code of IQ4_NL and IQ4_XS stands for, as stored.
-inline uint repack_iq4(uint code)
-{
-    const uint values[16] = {1,   24,  45,  63,  79,  93,  106, 118,
-                             129, 141, 153, 166, 181, 197, 217, 241};
-    return values[code];
 }
 
 // A digit of base 3 of a byte, the first one in its highest places.
@@ -97,9 +89,8 @@ inline uint repack_code(uint type, device const uchar *block, uint i)
     case MARLIN_GGML_Q6_K: return repack_code_q6_k(block, i);
     case MARLIN_GGML_MXFP4: return repack_nibble(block[1 + i % 16], i >= 16);
     case MARLIN_GGML_NVFP4: return repack_nibble(block[4 + i / 16 * 8 + i % 8], i % 16 >= 8);
-    case MARLIN_GGML_IQ4_NL: return repack_iq4(repack_nibble(block[2 + i % 16], i >= 16));
-    case MARLIN_GGML_IQ4_XS:
-        return repack_iq4(repack_nibble(block[8 + i / 32 * 16 + i % 16], i % 32 >= 16));
+    case MARLIN_GGML_IQ4_NL: return repack_nibble(block[2 + i % 16], i >= 16);
+    case MARLIN_GGML_IQ4_XS: return repack_nibble(block[8 + i / 32 * 16 + i % 16], i % 32 >= 16);
     case MARLIN_GGML_Q2_K: return repack_two_bits(block + 16, i);
     case MARLIN_GGML_Q3_K:
         return repack_two_bits(block + 32, i) | (block[i % 32] >> (i / 32) & 1) << 2;
@@ -220,6 +211,25 @@ inline void repack_store(device uchar *to, MarlinBlockType type, uint at, float 
     }
 }
 
+// Word j of a row: bytes of four codes, nibbles of eight, or what lies above the nibbles, a bit or
+// two, of as many codes as it has room for, after their nibbles.
+inline uint repack_word(uint number, MarlinBlockType type, device const uchar *blocks, uint j)
+{
+    const uint above = type.bits % 4, columns = type.bits == 8 ? 4 : 8;
+    const uint together = above ? 32 / above : columns, nibbles = together / columns;
+    const uint in_turn = above ? nibbles + 1 : 1, at = j % in_turn;
+    const bool is_above = at == nibbles;
+    const uint column = j / in_turn * together + (is_above ? 0 : at * columns);
+    device const uchar *block = blocks + column / type.values * type.bytes;
+    uint word = 0;
+    for (uint c = 0; c < (is_above ? together : columns); c++) {
+        const uint code = repack_code(number, block, column % type.values + c);
+        const uint part = is_above ? code >> 4 : type.bits == 8 ? code : code & 15;
+        word |= part << (8 * (c % 4) + (is_above ? above : 4) * (c / 4));
+    }
+    return word;
+}
+
 [[kernel]] void repack(device const uchar *source [[buffer(0)]], device uint *codes [[buffer(1)]],
                        device uchar *scales [[buffer(2)]], device uchar *biases [[buffer(3)]],
                        constant RepackParams &p [[buffer(MARLIN_PARAMS_INDEX)]],
@@ -237,18 +247,10 @@ inline void repack_store(device uchar *to, MarlinBlockType type, uint at, float 
     device const uchar *blocks =
         source + ulong(repack_source_row(p, row)) * (p.k / type.values) * type.bytes;
 
-    const uint columns = 32 / type.bits, num_words = p.k / columns;
+    const uint num_words = p.k * type.bits / 32;
     device uint *words = codes + ulong(tile) * num_words * MARLIN_ROW_TILE + lane;
-    for (uint j = first; j < num_words; j += stride) {
-        const uint column = j * columns;
-        device const uchar *block = blocks + column / type.values * type.bytes;
-        uint word = 0;
-        for (uint c = 0; c < columns; c++) {
-            const uint code = repack_code(p.type, block, column % type.values + c);
-            word |= code << (8 * (c % 4) + 4 * (c / 4));
-        }
-        words[j * MARLIN_ROW_TILE] = word;
-    }
+    for (uint j = first; j < num_words; j += stride)
+        words[j * MARLIN_ROW_TILE] = repack_word(p.type, type, blocks, j);
 
     const uint num_groups = p.k / type.group;
     for (uint g = first; g < num_groups; g += stride) {

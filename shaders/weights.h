@@ -1,8 +1,8 @@
 // weights.h: packed weights (docs/formats.md) into floats: words of codes, scales, biases. Knows
 // nothing of who multiplies them.
 //
-// A word is one row's: 8 columns of fp4 and int4, 4 columns of int8. Codes come without scale and
-// bias:
+// A word is one row's: nibbles of 8 columns, 4 columns of int8, or what lies above the nibbles of
+// 32 columns (int5) or 16 (int6). Codes come without scale and bias:
 //   fp4    scale * fp4_low(word)     columns 0-3; fp4_high(word): columns 4-7
 //   int4   scale * int4_low(word) + bias
 //   int8   scale * int8_codes(word) (+ bias, where FLAGS has MARLIN_WEIGHT_BIAS)
@@ -36,24 +36,101 @@ inline float4 int4_high(uint word) { return float4(as_type<uchar4>(word >> 4 & 0
 
 inline float4 int8_codes(uint word) { return float4(as_type<uchar4>(word)) - 128.0f; }
 
-// The three kinds, for templates. COLUMNS: of a word. quad(word, i): columns 4i to 4i + 3 as codes.
+// What the sixteen codes of iq4 stand for.
+constant float IQ4_VALUES[16] = {-127.0f, -104.0f, -83.0f, -65.0f, -49.0f, -35.0f, -22.0f, -10.0f,
+                                 1.0f,    13.0f,   25.0f,  38.0f,  53.0f,  69.0f,  89.0f,  113.0f};
+
+// Of the nibbles at the low end of each byte.
+inline float4 iq4_low(uint word)
+{
+    return float4(IQ4_VALUES[word & 15], IQ4_VALUES[word >> 8 & 15], IQ4_VALUES[word >> 16 & 15],
+                  IQ4_VALUES[word >> 24 & 15]);
+}
+
+// The four codes of 5 and of 6 bits of quad i of a word of nibbles and of quad j of one of what
+// lies above, a byte each.
+inline uint int5_bytes(uint word, uint i, uint high, uint j)
+{
+    return (word >> 4 * i & 0x0f0f0f0fu) | (high >> j & 0x01010101u) << 4;
+}
+
+inline uint int6_bytes(uint word, uint i, uint high, uint j)
+{
+    return (word >> 4 * i & 0x0f0f0f0fu) | (high >> 2 * j & 0x03030303u) << 4;
+}
+
+// The kinds, for templates. BITS: of a code. COLUMNS: of a word that is loaded: load(words,
+// column): the word of a row that has a column, and the one of what lies above; words are
+// MARLIN_ROW_TILE apart. quad(words, column): as codes, this and the next three columns.
 // has_bias(): whether a bias a group is added.
 struct Fp4Weight {
-    enum { COLUMNS = 32 / MARLIN_BITS_fp4 };
+    enum { BITS = MARLIN_BITS_fp4, COLUMNS = 8 };
     static bool has_bias() { return false; }
-    static float4 quad(uint word, uint i) { return fp4_low(word >> 4 * i); }
+    static uint2 load(device const uint *words, uint column)
+    {
+        return uint2(words[column / 8 * MARLIN_ROW_TILE], 0);
+    }
+    static float4 quad(uint2 words, uint column) { return fp4_low(words.x >> column % 8); }
 };
 
 struct Int4Weight {
-    enum { COLUMNS = 32 / MARLIN_BITS_int4 };
+    enum { BITS = MARLIN_BITS_int4, COLUMNS = 8 };
     static bool has_bias() { return true; }
-    static float4 quad(uint word, uint i) { return int4_low(word >> 4 * i); }
+    static uint2 load(device const uint *words, uint column)
+    {
+        return Fp4Weight::load(words, column);
+    }
+    static float4 quad(uint2 words, uint column) { return int4_low(words.x >> column % 8); }
+};
+
+struct Iq4Weight {
+    enum { BITS = MARLIN_BITS_iq4, COLUMNS = 8 };
+    static bool has_bias() { return false; }
+    static uint2 load(device const uint *words, uint column)
+    {
+        return Fp4Weight::load(words, column);
+    }
+    static float4 quad(uint2 words, uint column) { return iq4_low(words.x >> column % 8); }
+};
+
+struct Int5Weight {
+    enum { BITS = MARLIN_BITS_int5, COLUMNS = 8 };
+    static bool has_bias() { return true; }
+    static uint2 load(device const uint *words, uint column)
+    {
+        words += column / 32 * 5 * MARLIN_ROW_TILE;
+        return uint2(words[column % 32 / 8 * MARLIN_ROW_TILE], words[4 * MARLIN_ROW_TILE]);
+    }
+    static float4 quad(uint2 words, uint column)
+    {
+        const uint bytes = int5_bytes(words.x, column / 4 % 2, words.y, column / 4 % 8);
+        return float4(as_type<uchar4>(bytes));
+    }
+};
+
+struct Int6Weight {
+    enum { BITS = MARLIN_BITS_int6, COLUMNS = 8 };
+    static bool has_bias() { return false; }
+    static uint2 load(device const uint *words, uint column)
+    {
+        words += column / 16 * 3 * MARLIN_ROW_TILE;
+        return uint2(words[column % 16 / 8 * MARLIN_ROW_TILE], words[2 * MARLIN_ROW_TILE]);
+    }
+    static float4 quad(uint2 words, uint column)
+    {
+        const uint bytes = int6_bytes(words.x, column / 4 % 2, words.y, column / 4 % 4);
+        return float4(as_type<uchar4>(bytes)) - 32.0f;
+    }
 };
 
 struct Int8Weight {
-    enum { COLUMNS = 32 / MARLIN_BITS_int8 };
+    enum { BITS = MARLIN_BITS_int8, COLUMNS = 4 };
     static bool has_bias() { return FLAGS & MARLIN_WEIGHT_BIAS; }
-    static float4 quad(uint word, uint) { return int8_codes(word); }
+    static uint2 load(device const uint *words, uint column)
+    {
+        return uint2(words[column / 4 * MARLIN_ROW_TILE], 0);
+    }
+    static float4 quad(uint2 words, uint) { return int8_codes(words.x); }
 };
 
 // Value `at` of scales or biases: float32, float16, or an int8 times a float16 of its block.

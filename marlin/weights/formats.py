@@ -1,4 +1,4 @@
-"""The packed weight formats fp4, int4 and int8: their byte layout.
+"""The packed weight kinds: their byte layout.
 
 Owns what docs/formats.md specifies of it; refuses to know files, names and devices, and how codes
 are chosen (rounding.py, and feedback.py with what a model was seen to do). A packed weight
@@ -11,10 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from marlin.weights.kinds import BLOCK_COLUMNS, GROUP_SIZES, KINDS, PACKED_KINDS, ROW_TILE
+from marlin.weights.kinds import BLOCK_COLUMNS, GROUP_SIZES, KINDS, ROW_TILE
 from marlin.weights.rounding import MAX_HALF, decode, encode, fit
 
-FORMATS = PACKED_KINDS
+# Those that quantize() makes.
+FORMATS = ("fp4", "int4", "int8")
 # Values searched at a time, so that the search's temporaries stay in a core's second-level cache.
 CHUNK_VALUES = 1 << 16
 
@@ -24,10 +25,10 @@ class PackedWeight:
     """One packed matrix. With T = ceil(N / 16) and G = group_size:
 
     Attributes:
-        format: "fp4", "int4" or "int8".
+        format: a packed kind of kinds.KINDS.
         shape: (N, K).
         group_size: columns that share a scale.
-        codes: uint32 [T, K/8, 16] of 4-bit codes or uint8 [T, K/4, 16, 4] of 8-bit ones.
+        codes: uint32 [T, K * bits / 32, 16], or uint8 [T, K/4, 16, 4] of 8-bit ones.
         scales: float16 or float32 [T, K/G, 16], or block_scales(G) [T, K/256].
         biases: like scales, or None; kinds.py says which formats have them.
     """
@@ -63,8 +64,9 @@ def pack(format, codes, scales, biases=None):
     """Interleave row-major codes and scales.
 
     Args:
-        format: one of FORMATS.
-        codes: uint8 [N, K]: nibbles, or for int8 the value + 128. K is a multiple of 32.
+        format: a packed kind.
+        codes: uint8 [N, K]: numbers of the kind's bits, or for int8 the value + 128. K is a
+            multiple of 32.
         scales: float16 or float32 [N, K/G], or BlockScales.
         biases: like scales, or None.
 
@@ -79,7 +81,7 @@ def pack(format, codes, scales, biases=None):
         format,
         (num_rows, num_columns),
         group_size,
-        _pack_bytes(codes) if KINDS[format].bits == 8 else _pack_nibbles(codes),
+        _pack_bytes(codes) if KINDS[format].bits == 8 else _pack_words(codes, KINDS[format].bits),
         _tile_groups(scales),
         None if biases is None else _tile_groups(biases),
     )
@@ -91,8 +93,8 @@ def unpack(packed):
     num_rows, num_columns = packed.shape
     words = np.ascontiguousarray(packed.codes).view(np.uint8)
     words = words.reshape(len(packed.codes), -1, ROW_TILE, 4)
-    if KINDS[packed.format].bits == 4:
-        words = np.concatenate([words & 15, words >> 4], axis=3)
+    if KINDS[packed.format].bits < 8:
+        words = _unpack_words(words, KINDS[packed.format].bits)
     codes = words.transpose(0, 2, 1, 3).reshape(-1, num_columns)[:num_rows]
     biases = None if packed.biases is None else _untile_groups(packed.biases, num_rows)
     return codes, _untile_groups(packed.scales, num_rows), biases
@@ -145,10 +147,34 @@ def _pad_rows(rows):
     return np.pad(rows, ((0, missing), (0, 0))) if missing else rows
 
 
-def _pack_nibbles(codes):
-    words = _pad_rows(codes).reshape(-1, ROW_TILE, codes.shape[1] // 8, 8)
-    packed = words[..., :4] | words[..., 4:] << 4
-    return np.ascontiguousarray(packed.transpose(0, 2, 1, 3)).view("<u4")[..., 0]
+def _pack_words(codes, bits):
+    """Words of nibbles; of more bits, after those of as many columns as a word has room for in what
+    lies above nibbles, one of that."""
+    above, rows = bits - 4, _pad_rows(codes)
+    span = 32 // above if above else 8
+    spans = rows.reshape(-1, ROW_TILE, codes.shape[1] // span, span // 4, 4)
+    low = spans & 15
+    words = low[:, :, :, 0::2] | low[:, :, :, 1::2] << 4
+    if above:
+        places = (above * np.arange(span // 4, dtype=np.uint8))[:, None]
+        high = np.bitwise_or.reduce(spans >> 4 << places, axis=3, keepdims=True)
+        words = np.concatenate([words, high], axis=3)
+    words = words.reshape(len(words), ROW_TILE, -1, 4)
+    return np.ascontiguousarray(words.transpose(0, 2, 1, 3)).view("<u4")[..., 0]
+
+
+def _unpack_words(words, bits):
+    """[T, words, 16, 4] as _pack_words() made them, to codes [T, K/4, 16, 4]."""
+    above = bits - 4
+    span = 32 // above if above else 8
+    spans = words.reshape(len(words), -1, span // 8 + (above > 0), ROW_TILE, 4)
+    nibbles = spans[:, :, : span // 8]
+    codes = np.stack([nibbles & 15, nibbles >> 4], axis=3)
+    codes = codes.reshape(len(words), -1, span // 4, ROW_TILE, 4)
+    if above:
+        places = (above * np.arange(span // 4, dtype=np.uint8))[:, None, None]
+        codes = codes | (spans[:, :, -1:] >> places & (1 << above) - 1) << 4
+    return codes.reshape(len(words), -1, ROW_TILE, 4)
 
 
 def _pack_bytes(codes):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from marlin.weights.block_types import BLOCK_TYPES
-from marlin.weights.rounding import E2M1
+from marlin.weights.rounding import E2M1, IQ4
 
 HALF = np.dtype("<f2")
 Q4_0 = np.dtype([("d", HALF), ("qs", "u1", 16)])
@@ -168,12 +168,6 @@ def _nvfp4(blocks):
     scales = np.where(bits == 127, 0, scales).astype(np.float32)[:, :, None]
     codes = np.concatenate([blocks["qs"] & 15, blocks["qs"] >> 4], axis=2)
     return (scales * np.concatenate([E2M1, -E2M1])[codes]).reshape(-1, 64)
-
-
-# What the sixteen codes of IQ4_NL and IQ4_XS stand for.
-IQ4 = np.array(
-    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
-)
 
 
 def _iq4_nl(blocks):

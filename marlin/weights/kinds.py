@@ -50,6 +50,9 @@ KINDS = {
         WeightKind("fp4", 4, 16, NEVER),
         WeightKind("int4", 4, 16, MUST),
         WeightKind("int8", 8, 16, MAY),
+        WeightKind("int5", 5, 32, MUST),
+        WeightKind("int6", 6, 16, NEVER),
+        WeightKind("iq4", 4, 32, NEVER),
     )
 }
 

@@ -9,8 +9,14 @@ import numpy as np
 
 # Magnitudes of fp4's codes 0-7 (OCP Microscaling Formats v1.0, E2M1); bit 3 is the sign.
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6], np.float32)
-_FP4_VALUES = np.concatenate([E2M1, -E2M1])
 _FP4_CODE_OF_DOUBLED = np.searchsorted(2 * E2M1, np.arange(13)).astype(np.uint8)
+# What the codes of iq4 stand for, as of GGUF's IQ4_NL.
+IQ4 = np.array(
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
+)
+_TABLES = {"fp4": np.concatenate([E2M1, -E2M1]), "iq4": IQ4}
+# What the code of 0 is, of kinds without a table.
+_ZEROS = {"int8": 128, "int6": 32}
 MAX_HALF = 65504.0
 TINY_HALF = 2.0**-24
 # Below float32's normal range a scale has no finite inverse; such weights round to zero.
@@ -57,9 +63,9 @@ def encode(format, groups, factors):
 
 def levels(format, codes):
     """float32, what a scale is multiplied by for each code."""
-    if format == "fp4":
-        return _FP4_VALUES[codes]
-    return codes.astype(np.float32) - 128 if format == "int8" else codes.astype(np.float32)
+    if format in _TABLES:
+        return _TABLES[format][codes]
+    return codes.astype(np.float32) - _ZEROS.get(format, 0)
 
 
 def decode(format, codes, factors):

@@ -81,9 +81,10 @@ static void check_weight(marlin_check *c, int64_t n, int64_t k, uint32_t group, 
     }
     require(c, group == 16 || group == 32 || group == 64 || group == 128,
             "has a group size other than 16, 32, 64 or 128");
+    require(c, group >= (uint32_t)kind->group, "has a group size that its kind is not read in");
     bool has_bias = flags & MARLIN_WEIGHT_BIAS;
-    require(c, has_bias || kind->bias != MARLIN_MUST, "int4 needs a weight bias");
-    require(c, !has_bias || kind->bias != MARLIN_NEVER, "fp4 has no weight bias");
+    require(c, has_bias || kind->bias != MARLIN_MUST, "needs a weight bias");
+    require(c, !has_bias || kind->bias != MARLIN_NEVER, "has no weight bias");
     if (c->problem) return;
     require(c, k % 32 == 0 && k % group == 0,
             "has a width that is no multiple of 32 and of the group size");

@@ -1,4 +1,4 @@
-/* kernels_linear.c: y = x W^T for packed weights (fp4, int4, int8), one row or many.
+/* kernels_linear.c: y = x W^T for packed weights (fp4, int4, int5, …), one row or many.
  *
  *   x  float [rows, k]              y  float [rows, n]           output bias  float [n], optional
  *   W  codes, scales, biases in tiles of 16 rows (docs/formats.md);
@@ -40,11 +40,26 @@ typedef struct {
     int32_t int8_half[2]; /* -128 * sum of each half */
 } act_begin;
 
+/* IQ4's sixteen numbers, 128 added. */
+static const uint8_t iq4_table[16] = {1,   24,  45,  63,  79,  93,  106, 118,
+                                      129, 141, 153, 166, 181, 197, 217, 241};
+
 /* 2 * e2m1 + 12 for each fp4 code: unsigned, as the dot product wants it. */
 static const uint8_t fp4_table[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
 
-/* The last three: two halves of a group, each of 16 columns, have their scales. */
-typedef enum { FP4, INT4, INT8, FP4_G16, INT4_G16, INT8_G16 } weight_kind;
+/* Those from FP4_G16: two halves of a group, each of 16 columns, have their scales. */
+typedef enum {
+    FP4,
+    INT4,
+    INT5,
+    INT6,
+    IQ4,
+    INT8,
+    FP4_G16,
+    INT4_G16,
+    INT6_G16 = FP4_G16 + INT6,
+    INT8_G16 = FP4_G16 + INT8
+} weight_kind;
 
 INLINE int has_halves(weight_kind kind) { return kind >= FP4_G16; }
 
@@ -179,6 +194,24 @@ void ISA(quantize_rows)(const float *x, int64_t k, int64_t begin, int64_t end, u
     }
 }
 
+/* Whether codes are bytes with 128 added. */
+INLINE int is_off(weight_kind kind) { return codes_of(kind) == INT8 || kind == IQ4; }
+
+INLINE int bits_of(weight_kind kind)
+{
+    return codes_of(kind) == INT8 ? 8 : codes_of(kind) == INT6 ? 6 : kind == INT5 ? 5 : 4;
+}
+
+/* What lies above the nibbles: a bit of each of 32 columns, or two of each of 16. */
+INLINE void load_high(weight_kind kind, const uint8_t *p, vi w[8])
+{
+    for (int i = 0; i < 8; i++) {
+        if (kind == INT5) w[i] = vi_or_bits(w[i], vi_load(p + 64 * 4), i, 0x10);
+        if (codes_of(kind) == INT6)
+            w[i] = vi_or_bits(w[i], vi_load(p + 64 * (i / 4 * 3 + 2)), i % 4 * 2, 0x30);
+    }
+}
+
 /* Eight registers: columns 4i .. 4i + 3 of V_LANES rows, for the 32 columns of a group. */
 INLINE void load_group(weight_kind kind, const uint8_t *p, vi w[8])
 {
@@ -187,14 +220,16 @@ INLINE void load_group(weight_kind kind, const uint8_t *p, vi w[8])
         return;
     }
     for (int i = 0; i < 4; i++) {
-        vi word = vi_load(p + 64 * i);
+        vi word = vi_load(p + 64 * (codes_of(kind) == INT6 ? i + i / 2 : i));
         w[2 * i] = vi_low_nibbles(word);
         w[2 * i + 1] = vi_high_nibbles(word);
-        if (codes_of(kind) == FP4) {
-            w[2 * i] = vi_lookup(w[2 * i], fp4_table);
-            w[2 * i + 1] = vi_lookup(w[2 * i + 1], fp4_table);
+        if (codes_of(kind) == FP4 || kind == IQ4) {
+            const uint8_t *table = kind == IQ4 ? iq4_table : fp4_table;
+            w[2 * i] = vi_lookup(w[2 * i], table);
+            w[2 * i + 1] = vi_lookup(w[2 * i + 1], table);
         }
     }
+    load_high(kind, p, w);
 }
 
 INLINE int32_t load_four(const int8_t *p)
@@ -214,11 +249,13 @@ INLINE vi dot_quads(weight_kind kind, const vi w[8], const int8_t *x, const act_
     vi sum = vi_set1(0);
     if (kind == FP4) sum = vi_set1(begin->fp4);
     if (kind == FP4_G16) sum = vi_set1(-12 * half_sum(begin, first / 4));
-    if (kind == INT8) sum = vi_begin_off(begin->int8);
+    if (kind == INT6) sum = vi_set1(begin->int8 / 4);
+    if (kind == INT6_G16) sum = vi_set1(begin->int8_half[first / 4] / 4);
+    if (kind == INT8 || kind == IQ4) sum = vi_begin_off(begin->int8);
     if (kind == INT8_G16) sum = vi_begin_off(begin->int8_half[first / 4]);
     for (int i = first; i < last; i++) {
         vi quad = vi_set1(load_four(x + 4 * i));
-        sum = codes_of(kind) == INT8 ? vi_dot4_off(sum, w[i], quad) : vi_dot4(sum, w[i], quad);
+        sum = is_off(kind) ? vi_dot4_off(sum, w[i], quad) : vi_dot4(sum, w[i], quad);
     }
     return sum;
 }
@@ -279,7 +316,7 @@ INLINE group_scales load_scales(const linear *a, weight_kind kind, int64_t tile,
     group_scales found = {
         .scale = {load_scale(a, kind, a->scales, at), vf_zero()},
         .bias = {vf_zero(), vf_zero()},
-        .has_bias = codes_of(kind) == INT4 || (codes_of(kind) == INT8 && a->biases),
+        .has_bias = codes_of(kind) == INT4 || kind == INT5 || (codes_of(kind) == INT8 && a->biases),
     };
     if (has_halves(kind)) found.scale[1] = load_scale(a, kind, a->scales, at + 16);
     if (!found.has_bias) return found;
@@ -329,9 +366,8 @@ INLINE void add_rows(const linear *a, weight_kind kind, const chosen_rows *chose
 INLINE void pair_weights(weight_kind kind, const vi w[8], vi pairs[8])
 {
     for (int i = 0; i < 8; i += 2) {
-        int is_off = codes_of(kind) == INT8;
-        vi left = is_off ? vi_remove_off(w[i]) : w[i];
-        vi right = is_off ? vi_remove_off(w[i + 1]) : w[i + 1];
+        vi left = is_off(kind) ? vi_remove_off(w[i]) : w[i];
+        vi right = is_off(kind) ? vi_remove_off(w[i + 1]) : w[i + 1];
         pairs[i] = vi_zip_low(left, right);
         pairs[i + 1] = vi_zip_high(left, right);
     }
@@ -368,6 +404,9 @@ INLINE void add_row_pairs(const linear *a, weight_kind kind, const chosen_rows *
             const act_begin *begin = a->x_begins + places[i];
             vi dots[2] = {halves[0][i], has_halves(kind) ? halves[1][i] : vi_set1(0)};
             if (kind == FP4) dots[0] = vi_add(dots[0], vi_set1(begin->fp4));
+            if (kind == INT6) dots[0] = vi_add(dots[0], vi_set1(begin->int8 / 4));
+            for (int half = 0; kind == INT6_G16 && half < 2; half++)
+                dots[half] = vi_add(dots[half], vi_set1(begin->int8_half[half] / 4));
             for (int half = 0; kind == FP4_G16 && half < 2; half++)
                 dots[half] = vi_add(dots[half], vi_set1(-12 * half_sum(begin, half)));
             sums[m + i] = add_group(kind, s, a->x_groups + places[i], begin, dots, sums[m + i]);
@@ -380,7 +419,7 @@ INLINE void add_row_pairs(const linear *a, weight_kind kind, const chosen_rows *
 INLINE void dot_rows(const linear *a, weight_kind kind, const chosen_rows *chosen, int num_rows,
                      int64_t row, int64_t tile, int part)
 {
-    const int64_t group_bytes = codes_of(kind) == INT8 ? 512 : 256;
+    const int64_t group_bytes = MARLIN_ROW_TILE * MARLIN_ACT_GROUP / 8 * bits_of(kind);
     const uint8_t *codes = a->codes + tile * a->groups_of_32 * group_bytes + part * V_LANES * 4;
     int64_t at = chosen ? 0 : group_place(row, a->groups_of_32);
     int64_t step = chosen ? 1 : block_rows(a->rows, row);
@@ -479,6 +518,9 @@ INLINE int run_either(const marlin_call *call, int64_t begin, int64_t end, weigh
 LINEAR_KERNELS(, fp4, run_either(call, begin, end, FP4))
 LINEAR_KERNELS(, int4, run_either(call, begin, end, INT4))
 LINEAR_KERNELS(, int8, run_either(call, begin, end, INT8))
+LINEAR_KERNELS(, int5, run_linear(call, begin, end, INT5))
+LINEAR_KERNELS(, int6, run_either(call, begin, end, INT6))
+LINEAR_KERNELS(, iq4, run_linear(call, begin, end, IQ4))
 
 /* The same tiles of each expert that was chosen, for the rows that chose it. */
 INLINE int run_experts(const marlin_call *call, int64_t begin, int64_t end, weight_kind kind)
@@ -486,7 +528,7 @@ INLINE int run_experts(const marlin_call *call, int64_t begin, int64_t end, weig
     const struct ExpertParams *p = call->params;
     const struct LinearParams one = {p->rows_var, p->n, p->k, p->group_size, p->flags};
     const linear whole = linear_of(call, &one, call->vars[p->rows_var] * (int64_t)p->x_slots);
-    int64_t expert_codes = (int64_t)p->n * p->k / (codes_of(kind) == INT8 ? 1 : 2);
+    int64_t expert_codes = (int64_t)p->n * p->k * bits_of(kind) / 8;
     int64_t expert_scales = MARLIN_SCALE_BYTES(p->flags, p->group_size, p->n * whole.scale_groups);
     expert_groups groups = groups_of(call);
     for (int64_t g = 0; g < groups.count; g++) {
@@ -513,3 +555,6 @@ INLINE int run_either_experts(const marlin_call *call, int64_t begin, int64_t en
 LINEAR_KERNELS(experts_, fp4, run_either_experts(call, begin, end, FP4))
 LINEAR_KERNELS(experts_, int4, run_either_experts(call, begin, end, INT4))
 LINEAR_KERNELS(experts_, int8, run_either_experts(call, begin, end, INT8))
+LINEAR_KERNELS(experts_, int5, run_experts(call, begin, end, INT5))
+LINEAR_KERNELS(experts_, int6, run_either_experts(call, begin, end, INT6))
+LINEAR_KERNELS(experts_, iq4, run_experts(call, begin, end, IQ4))

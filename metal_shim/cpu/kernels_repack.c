@@ -37,7 +37,7 @@ static void decode_32(uint32_t type, const uint8_t *p, uint8_t *codes, float *sc
         codes[16 + i] = p[i] >> 4;
     }
     if (!is_5_bit) return;
-    int offset = type == MARLIN_GGML_Q5_0 ? 128 - 16 : 128;
+    int offset = type == MARLIN_GGML_Q5_0 ? 32 - 16 : 0; /* int6 and int5 */
     for (int i = 0; i < 32; i++) codes[i] = (uint8_t)((codes[i] | (high >> i & 1) << 4) + offset);
 }
 
@@ -66,7 +66,7 @@ static void decode_k(uint32_t type, const uint8_t *p, uint8_t *codes, float *sca
         for (int i = 0; i < 32; i++) {
             int byte = low[j / 2 * 32 + i];
             int code = j % 2 ? byte >> 4 : byte & 15;
-            if (is_5_bit) code = (code | (high[i] >> j & 1) << 4) + 128;
+            if (is_5_bit) code |= (high[i] >> j & 1) << 4;
             codes[j * 32 + i] = (uint8_t)code;
         }
     }
@@ -80,8 +80,7 @@ static void decode_q6_k(const uint8_t *p, uint8_t *codes, float *scales)
         int part = i / 128, quarter = i % 128 / 32, l = i % 32;
         int low = p[part * 64 + quarter % 2 * 32 + l];
         int high = p[128 + part * 32 + l] >> (2 * quarter) & 3;
-        int code = (quarter < 2 ? low & 15 : low >> 4) | high << 4;
-        codes[i] = (uint8_t)(code - 32 + 128);
+        codes[i] = (uint8_t)((quarter < 2 ? low & 15 : low >> 4) | high << 4);
     }
 }
 
@@ -126,16 +125,12 @@ static void decode_q3_k(const uint8_t *p, uint8_t *codes, float *scales, float *
         codes[i] = (uint8_t)(two_bits(p + 32, i) | (p[i % 32] >> (i / 32) & 1) << 2);
 }
 
-/* What the codes of IQ4_NL and IQ4_XS stand for, as stored: with 128 added. */
-static const uint8_t iq4_values[16] = {1,   24,  45,  63,  79,  93,  106, 118,
-                                       129, 141, 153, 166, 181, 197, 217, 241};
-
-/* 32 of them, as in Q4_0. */
+/* 32 nibbles, as in Q4_0: of IQ4_NL and IQ4_XS. */
 static void decode_iq4(const uint8_t *qs, uint8_t *codes)
 {
     for (int i = 0; i < 16; i++) {
-        codes[i] = iq4_values[qs[i] & 15];
-        codes[16 + i] = iq4_values[qs[i] >> 4];
+        codes[i] = qs[i] & 15;
+        codes[16 + i] = qs[i] >> 4;
     }
 }
 
@@ -278,21 +273,39 @@ static void store_steps(const marlin_call *call, const struct MarlinBlockType *t
         memcpy(call->at[2 + i] + b * bytes + lane * 2, &steps[i], 2);
 }
 
+INLINE uint32_t load_four(const uint8_t *p)
+{
+    uint32_t four;
+    memcpy(&four, p, 4);
+    return four;
+}
+
+/* Word j of a row: nibbles of eight codes, or what so many bits above them are of as many codes as
+ * a word has room for, after these codes' nibbles. */
+static uint32_t nibbles_or_above(const uint8_t *codes, uint32_t high_bits, int64_t j)
+{
+    int64_t together = high_bits ? 32 / high_bits : 8, words = together / 8 + (high_bits > 0);
+    codes += j / words * together;
+    if (j % words < together / 8) {
+        codes += j % words * 8;
+        return (load_four(codes) & 0x0f0f0f0fu) | (load_four(codes + 4) & 0x0f0f0f0fu) << 4;
+    }
+    uint32_t word = 0, mask = (1u << high_bits) - 1u;
+    for (uint32_t i = 0; i < together / 4; i++)
+        word |= (load_four(codes + 4 * i) >> 4 & mask * 0x01010101u) << i * high_bits;
+    return word;
+}
+
 static void store_row(const marlin_call *call, const struct MarlinBlockType *type, int64_t row,
                       const decoded *d)
 {
     const struct RepackParams *p = call->params;
-    int is_4_bit = type->bits == 4;
     int64_t tile = row / MARLIN_ROW_TILE, lane = row % MARLIN_ROW_TILE, k = p->k;
-    int64_t words = is_4_bit ? k / 8 : k / 4;
+    int64_t words = k * type->bits / 32;
     uint8_t *codes = call->at[1] + (tile * words * MARLIN_ROW_TILE + lane) * 4;
     for (int64_t j = 0; j < words; j++) {
-        uint32_t word, high;
-        memcpy(&word, d->codes + j * (is_4_bit ? 8 : 4), 4);
-        if (is_4_bit) {
-            memcpy(&high, d->codes + j * 8 + 4, 4);
-            word |= high << 4;
-        }
+        uint32_t word = type->bits == 8 ? load_four(d->codes + j * 4)
+                                        : nibbles_or_above(d->codes, type->bits - 4, j);
         memcpy(codes + j * MARLIN_ROW_TILE * 4, &word, 4);
     }
     int64_t groups = k / type->group;

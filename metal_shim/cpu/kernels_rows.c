@@ -4,6 +4,8 @@
 #include "cpu/cpu.h"
 #include "cpu/simd.h"
 
+static const int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
+                                      1,    13,   25,  38,  53,  69,  89,  113};
 static const float fp4_values[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
                                      -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
 
@@ -19,6 +21,20 @@ INLINE float load_any(const uint8_t *values, const struct EmbedParams *p, int64_
     return step * (float)((const int8_t *)values)[MARLIN_BLOCK_STEP_BYTES + at % a_block];
 }
 
+/* Code of column i of a row in a tile that begins after `first` columns: a nibble and, one word for
+ * as many columns as it has places, what lies above. */
+INLINE int nibble_code(const uint8_t *codes, int kind, int64_t first, int64_t lane, int64_t i)
+{
+    int high_bits = kind == WEIGHT_int5 ? 1 : kind == WEIGHT_int6 ? 2 : 0;
+    int64_t together = high_bits ? 32 / high_bits : 8, words = together / 8 + (high_bits > 0);
+    int64_t word = (first + i) / together * words, at = i % together;
+    const uint8_t *nibbles = codes + ((word + at / 8) * MARLIN_ROW_TILE + lane) * 4;
+    int code = nibbles[i % 4] >> (at % 8 / 4 * 4) & 15;
+    if (!high_bits) return code;
+    const uint8_t *high = codes + ((word + words - 1) * MARLIN_ROW_TILE + lane) * 4;
+    return code | (high[i % 4] >> (at / 4 * high_bits) & ((1 << high_bits) - 1)) << 4;
+}
+
 /* Column i of row `row` of a packed weight (docs/formats.md). */
 INLINE float packed_value(const marlin_call *call, int kind, int64_t row, int64_t i)
 {
@@ -31,9 +47,10 @@ INLINE float packed_value(const marlin_call *call, int kind, int64_t row, int64_
         int code = call->at[1][((tile * (k / 4) + i / 4) * MARLIN_ROW_TILE + lane) * 4 + i % 4];
         return scale * (float)(code - 128) + bias;
     }
-    int byte = call->at[1][((tile * (k / 8) + i / 8) * MARLIN_ROW_TILE + lane) * 4 + i % 4];
-    int code = i % 8 < 4 ? byte & 15 : byte >> 4;
-    return kind == WEIGHT_fp4 ? scale * fp4_values[code] : scale * (float)code + bias;
+    int code = nibble_code(call->at[1], kind, tile * k, lane, i);
+    if (kind == WEIGHT_fp4) return scale * fp4_values[code];
+    if (kind == WEIGHT_iq4) return scale * (float)iq4_values[code];
+    return scale * (float)(kind == WEIGHT_int6 ? code - 32 : code) + bias;
 }
 
 /* y[t, :] = W[token_ids[t], :] * scale

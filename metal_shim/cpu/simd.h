@@ -2,6 +2,8 @@
  *
  *   V_LANES                float lanes of a vector; 16 % V_LANES == 0
  *   vf, vi                 V_LANES floats; V_LANES int32 or 4 * V_LANES bytes
+ *   vi_or_bits(a, b, i, m) a | the bits m of each byte, which b has i - 4 places higher; m 0x10 or
+ *                          0x30
  *   vi_dot4(a, u, s)       a[i] + sum over j < 4 of u[4i+j] * s[4i+j]; u unsigned and at most 127,
  * s signed vi_dot4_off(a, u, s)   the same for bytes stored with 128 added: sum of (u - 128) * s,
  * given that a began as vi_begin_off(-128 * sum of s), which an instruction set without u8 x s8

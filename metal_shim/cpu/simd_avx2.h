@@ -80,6 +80,13 @@ static inline vi vi_high_nibbles(vi a)
 {
     return _mm256_and_si256(_mm256_srli_epi32(a, 4), _mm256_set1_epi8(15));
 }
+static inline vi vi_or_bits(vi low, vi high, int from, int mask)
+{
+    __m128i left = _mm_cvtsi32_si128(from < 4 ? 4 - from : 0);
+    __m128i right = _mm_cvtsi32_si128(from > 4 ? from - 4 : 0);
+    vi moved = _mm256_srl_epi32(_mm256_sll_epi32(high, left), right);
+    return _mm256_or_si256(low, _mm256_and_si256(moved, _mm256_set1_epi8((char)mask)));
+}
 static inline vi vi_lookup(vi codes, const uint8_t *table16)
 {
     __m128i table = _mm_loadu_si128((const __m128i *)table16);

@@ -76,6 +76,13 @@ static inline vi vi_high_nibbles(vi a)
 {
     return _mm512_and_si512(_mm512_srli_epi32(a, 4), _mm512_set1_epi8(15));
 }
+static inline vi vi_or_bits(vi low, vi high, int from, int mask)
+{
+    __m128i left = _mm_cvtsi32_si128(from < 4 ? 4 - from : 0);
+    __m128i right = _mm_cvtsi32_si128(from > 4 ? from - 4 : 0);
+    vi moved = _mm512_srl_epi32(_mm512_sll_epi32(high, left), right);
+    return _mm512_ternarylogic_epi32(low, moved, _mm512_set1_epi8((char)mask), 0xf8);
+}
 static inline vi vi_lookup(vi codes, const uint8_t *table16)
 {
     __m128i table = _mm_loadu_si128((const __m128i *)table16);

@@ -71,6 +71,12 @@ static inline vi vi_high_nibbles(vi a)
 {
     return vreinterpretq_s32_u8(vshrq_n_u8(vreinterpretq_u8_s32(a), 4));
 }
+static inline vi vi_or_bits(vi low, vi high, int from, int mask)
+{
+    uint8x16_t moved = vshlq_u8(vreinterpretq_u8_s32(high), vdupq_n_s8((int8_t)(4 - from)));
+    moved = vandq_u8(moved, vdupq_n_u8((uint8_t)mask));
+    return vreinterpretq_s32_u8(vorrq_u8(vreinterpretq_u8_s32(low), moved));
+}
 static inline vi vi_lookup(vi codes, const uint8_t *table16)
 {
     return vreinterpretq_s32_u8(vqtbl1q_u8(vld1q_u8(table16), vreinterpretq_u8_s32(codes)));

@@ -45,6 +45,11 @@ static inline vi vi_load(const void *p)
 static inline vi vi_set1(int32_t a) { return (vi){.word = a}; }
 static inline vi vi_low_nibbles(vi a) { return (vi){.word = a.word & 0x0f0f0f0f}; }
 static inline vi vi_high_nibbles(vi a) { return (vi){.word = a.word >> 4 & 0x0f0f0f0f}; }
+static inline vi vi_or_bits(vi low, vi high, int from, int mask)
+{
+    for (int i = 0; i < 4; i++) low.bytes[i] |= (uint8_t)(high.bytes[i] << 4 >> from & mask);
+    return low;
+}
 static inline vi vi_lookup(vi codes, const uint8_t *table16)
 {
     for (int i = 0; i < 4; i++) codes.bytes[i] = table16[codes.bytes[i]];

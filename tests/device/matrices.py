@@ -4,6 +4,7 @@ import numpy as np
 import reference
 
 from marlin.weights import formats
+from marlin.weights.kinds import KINDS, MUST
 
 DENSE = ("f32", "f16", "bf16")
 
@@ -23,9 +24,9 @@ def packed_weight(kind, n, k, group_size, scale_dtype=np.float16, with_bias=None
     """PackedWeight of random codes, scales of both signs and, where the kind has them, biases;
     scale_dtype "block": those of formats.BlockScales."""
     rng = np.random.default_rng(seed)
-    codes = rng.integers(0, 256 if kind == "int8" else 16, (n, k)).astype(np.uint8)
+    codes = rng.integers(0, 1 << KINDS[kind].bits, (n, k)).astype(np.uint8)
     factors = [_scales_of(rng, scale_dtype, n, k, group_size, size) for size in (1, 4)]
-    with_bias = kind == "int4" if with_bias is None else with_bias
+    with_bias = KINDS[kind].bias == MUST if with_bias is None else with_bias
     return formats.pack(kind, codes, factors[0], factors[1] if with_bias else None)
 
 

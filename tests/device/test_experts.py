@@ -12,6 +12,7 @@ from test_linear import seen_by
 from marlin.device import ops, ops_experts
 from marlin.errors import DeviceError
 from marlin.weights import formats
+from marlin.weights.kinds import PACKED_KINDS
 
 ROUTERS = {
     "softmax": ops_experts.Router(8, 2, "softmax", False),
@@ -105,7 +106,7 @@ def expected_experts(device, x, values, magnitudes, ids, bias=None):
 
 def stack_of(kind, count, n, k, group_size=32, dtype=np.float16):
     """(weight of all experts, its values [count, n, k], what cancels in them or None)."""
-    if kind not in formats.FORMATS:
+    if kind not in PACKED_KINDS:
         stored, values = dense_weight(kind, count * n, k)
         return stored, values.reshape(count, n, k), None
     packed = packed_weight(kind, count * n, k, group_size, dtype)
@@ -129,7 +130,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("many_rows", [False, True])
-@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", *formats.FORMATS])
+@pytest.mark.parametrize("kind", ["f32", "f16", "bf16", *PACKED_KINDS])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_each_choice_is_multiplied_by_its_own_expert(device, kind, shape, many_rows):
     rows, count, slots, n, k, group_size, own_rows = shape
@@ -159,7 +160,7 @@ def test_dense_experts_need_no_whole_tiles(device):
         reference.assert_close(found, expected_experts(device, x, values, None, ids))
 
 
-@pytest.mark.parametrize("kind", ["f32", "bf16", *formats.FORMATS])
+@pytest.mark.parametrize("kind", ["f32", "bf16", *PACKED_KINDS])
 @pytest.mark.parametrize("many_rows", [False, True])
 def test_a_choice_gets_the_same_bits_whoever_chose_the_same_expert(device, kind, many_rows):
     x, ids = activations(33, 160).reshape(33, 1, 160), chosen_ids(33, 4, 2)

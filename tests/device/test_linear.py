@@ -7,6 +7,7 @@ import reference
 from matrices import activations, bias_of, packed_weight
 
 from marlin.weights import formats
+from marlin.weights.kinds import PACKED_KINDS
 
 # (rows, n, k, group size): each value of each column, each with a few of the others. From 8192 rows
 # of W on, fewer simdgroups of a GPU share a tile (shaders/kernel_list.h).
@@ -57,7 +58,11 @@ def test_packed_weights_multiply_the_activations(device, kind, rows, n, k, group
         ("int4", 32, "block", True),
         ("int4", 16, "block", True),
         ("int8", 32, "block", True),
-        ("int8", 16, "block", False),
+        ("int5", 32, "block", True),
+        ("int6", 16, "block", False),
+        ("int6", 32, np.float32, False),
+        ("iq4", 32, "block", False),
+        ("iq4", 32, np.float16, False),
         ("fp4", 64, "block", False),
         ("int8", 128, "block", False),
     ],
@@ -70,7 +75,9 @@ def test_every_form_of_scales_is_read(device, kind, group_size, scale_dtype, wit
     reference.assert_close(launch.linear(device, x, packed), expected_of(device, x, packed))
 
 
-@pytest.mark.parametrize("kind, group_size", [("int4", 32), ("int4", 16), ("int8", 16)])
+@pytest.mark.parametrize(
+    "kind, group_size", [("int4", 32), ("int4", 16), ("int5", 32), ("int6", 16), ("iq4", 32)]
+)
 @pytest.mark.parametrize("rows", [1, 2, 9])
 def test_scales_of_blocks_make_the_bits_of_their_products(device, kind, group_size, rows):
     x = np.random.default_rng(8).standard_normal((rows, 512)).astype(np.float32)
@@ -90,7 +97,7 @@ def test_an_output_bias_is_added_once(device, kind, rows, n):
     reference.assert_close(launch.linear(device, x, packed, bias), expected)
 
 
-@pytest.mark.parametrize("kind", [*formats.FORMATS, "int8-16", "int4-16", "fp4-16"])
+@pytest.mark.parametrize("kind", [*PACKED_KINDS, "int8-16", "int4-16", "fp4-16", "int6-16"])
 def test_a_row_gets_the_same_bits_whatever_rows_and_threads_share_the_work(isa, devices, kind):
     x = np.random.default_rng(3).standard_normal((37, 160)).astype(np.float32)
     weight = packed_weight(kind.partition("-")[0], 33, 160, 16 if "-" in kind else 32)
@@ -102,7 +109,7 @@ def test_a_row_gets_the_same_bits_whatever_rows_and_threads_share_the_work(isa, 
             np.testing.assert_array_equal(y, every[part])
 
 
-@pytest.mark.parametrize("kind", formats.FORMATS)
+@pytest.mark.parametrize("kind", PACKED_KINDS)
 def test_instruction_sets_agree_within_the_order_of_their_sums(isa, devices, kind):
     x, weight = activations(5, 256), packed_weight(kind, 17, 256, 64)
     actual = launch.linear(devices.get(isa), x, weight)
@@ -156,13 +163,16 @@ def test_subnormal_activations_count_as_zero(cpu_device):
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize(
     "kind, code, value",
-    [("int8", 0, -128), ("int8", 255, 127), ("int4", 15, 15), ("fp4", 7, 6), ("fp4", 15, -6)],
+    [
+        *[("int8", 0, -128), ("int8", 255, 127), ("int4", 15, 15), ("fp4", 7, 6), ("fp4", 15, -6)],
+        *[("int5", 31, 31), ("int6", 63, 31), ("int6", 0, -32), ("iq4", 0, -127), ("iq4", 15, 113)],
+    ],
 )
 def test_the_largest_codes_do_not_saturate(device, kind, code, value, sign):
     x = np.full((2, 64), sign * 3.0, np.float32)
     ones = np.ones((16, 2), np.float16)
     codes = np.full((16, 64), code, np.uint8)
-    packed = formats.pack(kind, codes, ones, 0 * ones if kind == "int4" else None)
+    packed = formats.pack(kind, codes, ones, 0 * ones if kind in ("int4", "int5") else None)
     y = launch.linear(device, x, packed)
     np.testing.assert_allclose(y, np.full((2, 16), sign * 3.0 * 64 * value), rtol=1e-6)
 

@@ -36,10 +36,14 @@ def assert_dequantized(device, actual, expected):
         ("fp4", 16, np.float16),
         ("int4", 16, np.float32),
         ("int8", 128, np.float16),
+        ("int5", 32, np.float16),
+        ("int6", 16, "block"),
+        ("int6", 64, np.float16),
+        ("iq4", 128, np.float32),
     ],
 )
 def test_a_packed_embedding_row_is_the_dequantized_one(device, kind, group_size, scale_dtype):
-    packed = packed_weight(kind, 33, 128, group_size, scale_dtype)
+    packed = packed_weight(kind, 33, 256, group_size, scale_dtype)
     token_ids = [0, 32, 15, 16, 16, 31, 1]
     expected = reference.embed(formats.dequantize(packed), token_ids)
     assert_dequantized(device, launch.embed(device, token_ids, packed), expected)

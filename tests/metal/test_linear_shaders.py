@@ -14,7 +14,7 @@ from marlin.device.device import Device
 from marlin.device.program import Recorder, View
 from marlin.weights import formats
 from marlin.weights.block_types import REPACKED
-from marlin.weights.kinds import ROW_TILE
+from marlin.weights.kinds import KINDS, MUST, PACKED_KINDS, ROW_TILE
 
 
 def weight_of(kind, n, k, group_size=32):
@@ -23,13 +23,14 @@ def weight_of(kind, n, k, group_size=32):
     if kind == "f32":
         data = rng.standard_normal((n, k)).astype(np.float32)
         return [data, None, None], 0, data, np.abs(data)
-    codes = rng.integers(0, 256 if kind == "int8" else 16, (n, k)).astype(np.uint8)
+    codes = rng.integers(0, 1 << KINDS[kind].bits, (n, k)).astype(np.uint8)
+    has_bias = KINDS[kind].bias == MUST
     scales, biases = rng.standard_normal((2, n, k // group_size)).astype(np.float16)
-    packed = formats.pack(kind, codes, scales, biases if kind == "int4" else None)
+    packed = formats.pack(kind, codes, scales, biases if has_bias else None)
     values = formats.dequantize(packed)
     bias = np.repeat(np.abs(biases.astype(np.float64)), group_size, axis=1)
-    flags = abi.WEIGHT_BIAS if kind == "int4" else 0
-    magnitude = np.abs(values) + (2 * bias if kind == "int4" else 0)
+    flags = abi.WEIGHT_BIAS if has_bias else 0
+    magnitude = np.abs(values) + (2 * bias if has_bias else 0)
     return arrays_of(packed), flags, values, magnitude
 
 
@@ -46,7 +47,7 @@ def matmul(shader, kind, x, arrays, n, flags, group_size=32, y_rows=None):
     return y
 
 
-@pytest.mark.parametrize("kind", ["f32", "int4", "fp4", "int8"])
+@pytest.mark.parametrize("kind", ["f32", *PACKED_KINDS])
 @pytest.mark.parametrize("rows, n", [(65, 130), (130, 63), (64, 64), (33, 97)])
 def test_tiles_of_y_meet_without_seam_or_overlap(shader, any_order, kind, rows, n):
     k = 70 if kind == "f32" else 96
@@ -56,7 +57,7 @@ def test_tiles_of_y_meet_without_seam_or_overlap(shader, any_order, kind, rows, 
     reference.assert_close(y, reference.linear(x, values, weight_magnitude=magnitude))
 
 
-@pytest.mark.parametrize("kind", ["f32", "int4", "fp4", "int8"])
+@pytest.mark.parametrize("kind", ["f32", *PACKED_KINDS])
 def test_activations_past_the_largest_half_are_multiplied(shader, kind):
     x = np.random.default_rng(0).standard_normal((17, 64)).astype(np.float32) * 1e30
     arrays, flags, values, magnitude = weight_of(kind, 33, 64)
@@ -82,7 +83,7 @@ def test_rows_past_the_step_are_not_written(shader):
 
 
 @pytest.mark.parametrize("simdgroups", [4, 8])
-@pytest.mark.parametrize("kind", ["int4", "fp4", "int8"])
+@pytest.mark.parametrize("kind", PACKED_KINDS)
 @pytest.mark.parametrize("rows, k", [(1, 544), (1, 1056), (3, 1632), (16, 2080)])
 def test_few_and_many_simdgroups_share_the_steps_of_a_tile(shader, simdgroups, kind, rows, k):
     x = np.random.default_rng(k).standard_normal((rows, k)).astype(np.float32)

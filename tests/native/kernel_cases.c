@@ -1,6 +1,7 @@
 /* kernel_cases.c: programs of one kernel with odd shapes: embedding, linear layers, row kernels,
  * repacking, probes. Attention and sampling are in sequence_cases.c. */
 #include <stdio.h>
+#include <string.h>
 
 #include "cases.h"
 
@@ -21,16 +22,30 @@ static const weight_shape weights[] = {
     {"int4", 35, 64, 16, MARLIN_WEIGHT_BIAS | MARLIN_SCALE_F32},
     {"int4", 18, 512, 32, MARLIN_WEIGHT_BIAS | MARLIN_SCALE_BLOCK},
     {"int8", 20, 256, 16, MARLIN_SCALE_BLOCK},
+    {"int5", 19, 256, 32, MARLIN_WEIGHT_BIAS | MARLIN_SCALE_BLOCK},
+    {"int6", 21, 512, 16, MARLIN_SCALE_BLOCK},
+    {"int6", 17, 96, 32, MARLIN_OUTPUT_BIAS},
+    {"iq4", 18, 256, 32, MARLIN_SCALE_BLOCK},
+    {"iq4", 16, 128, 64, 0},
     {"f32", 21, 37, 0, MARLIN_OUTPUT_BIAS},
     {"f16", 3, 1, 0, 0},
     {"f16", 20, 100, 0, MARLIN_OUTPUT_BIAS},
     {"bf16", 18, 99, 0, 0},
 };
-#define NUM_PACKED 14
+#define NUM_PACKED 19
 #define NUM_WEIGHTS (int)(sizeof weights / sizeof *weights)
 /* One row, a pair, and counts that take every block of rows a set has: 16, 8, 4, 2, 1. */
 static const int row_counts[] = {1, 2, 7, 19};
 #define NUM_ROW_COUNTS 4
+
+static int bits_of(const char *kind)
+{
+#define X(name, bits, ...)                                                                         \
+    if (!strcmp(kind, #name)) return bits;
+    MARLIN_WEIGHT_KINDS(X)
+#undef X
+    return 0;
+}
 
 /* Random int8 numbers after the float16 of each block, which are finite. */
 static int add_block_scales(test_case *c, const weight_shape *w, int64_t count)
@@ -53,7 +68,7 @@ void add_weight(test_case *c, marlin_dispatch *record, const weight_shape *w)
         bind(c, record, 1, values, MARLIN_READ);
         return;
     }
-    int bits = w->weight[3] == '8' ? 8 : 4;
+    int bits = bits_of(w->weight);
     int64_t padded = (w->n + MARLIN_ROW_TILE - 1) / MARLIN_ROW_TILE * MARLIN_ROW_TILE;
     bind(c, record, 1, add_random_bytes(c, padded * w->k * bits / 8), MARLIN_READ);
     int num_scales = w->flags & MARLIN_WEIGHT_BIAS ? 2 : 1;
@@ -321,7 +336,7 @@ const case_family case_families[] = {
     {make_mask_logits, 1},
     {make_penalize, 1},
     {make_sample, 3},
-    {make_experts, 14},
+    {make_experts, 20},
     {make_route, 3},
     {make_sort_experts, 1},
     {make_combine_experts, 2},

@@ -124,6 +124,9 @@ def matrices(n, k):
         ("int4", 64, np.float16),
         ("fp4", 32, np.float16),
         ("fp4", 64, np.float32),
+        ("int5", 32, np.float32),
+        ("int6", 16, np.float16),
+        ("iq4", 64, np.float16),
     ):
         packed = packed_weight(kind, n, k, group_size, dtype)
         values, size = formats.dequantize(packed), 0

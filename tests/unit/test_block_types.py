@@ -60,11 +60,11 @@ def test_no_number_is_two_types():
 def test_the_parts_of_a_repacked_matrix_are_of_whole_tiles():
     # 17 rows are two tiles of 16: 4 bits a value, and a float16 scale and bias for each 32 of them.
     assert REPACKED["Q4_1"].part_bytes(17, 64) == (32 * 64 // 2, 32 * 2 * 2, 32 * 2 * 2)
-    # 8 bits a value, a byte for each 16 of them and a float16 for all.
-    assert REPACKED["Q6_K"].part_bytes(1, 256) == (16 * 256, 16 * (16 + 2), 0)
+    # 6 bits a value, a byte for each 16 of them and a float16 for all.
+    assert REPACKED["Q6_K"].part_bytes(1, 256) == (16 * 256 * 6 // 8, 16 * (16 + 2), 0)
 
 
 def test_codes_of_a_packed_matrix_have_the_shape_of_its_tiles():
     assert KINDS["fp4"].code_dtype == "U32" and KINDS["fp4"].code_shape(17, 64) == (2, 8, 16)
     assert KINDS["int8"].code_dtype == "U8" and KINDS["int8"].code_shape(17, 64) == (2, 16, 16, 4)
-    assert PACKED_KINDS == ("fp4", "int4", "int8")
+    assert PACKED_KINDS == ("fp4", "int4", "int8", "int5", "int6", "iq4")
