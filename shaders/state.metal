@@ -67,11 +67,13 @@ causal_conv(device const float *x [[buffer(0)]], device const float *w [[buffer(
     for (uint k = 0; k < MARLIN_MAX_TAPS; k++)
         c.w[k] = k < first ? 0.0f : w[channel * p.taps + k - first];
     for (int32_t at = starts[group.x]; at < starts[group.x + 1]; at++) {
-        if (at < 0 || uint(at) >= call.words[4] / 4 || !is_run(runs[at], rows, p.num_slots)) {
+        // Read once: a record may bind the runs where other threads write. No rows are no run.
+        const bool is_there = at >= 0 && uint(at) < call.words[4] / 4;
+        const int4 run = is_there ? runs[at] : int4(0);
+        if (!is_run(run, rows, p.num_slots)) {
             if (thread_index == 0) fail(status, call);
             return;
         }
-        const int4 run = runs[at];
         for (uint k = 0; k < MARLIN_MAX_TAPS; k++) {
             const ulong row = ulong(run.z) * (p.taps - 1) + k - first - 1;
             c.rows[k] = k > first && run.z >= 0 ? states[row * p.dim + channel] : 0.0f;

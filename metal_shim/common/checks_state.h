@@ -1,10 +1,11 @@
 /* checks_state.h: what the kernels ask whose sequences have a state, a part of kernel_checks.c,
  * which includes it once. */
 
-/* The runs of each sequence and where they begin: the kernels check each number that they take. */
+/* The runs of each sequence, which are read as vectors, and where they begin: the kernels check
+ * each number that they take. */
 static void check_runs(marlin_check *c, int runs, int starts, int32_t sequences_var)
 {
-    need(c, runs, 4, 16);
+    need(c, runs, VECTOR_BYTES, 16);
     need_rows(c, starts, sequences_var, 1, 1, 4);
 }
 

@@ -12,15 +12,16 @@ typedef struct {
     int32_t first, count, source, slot;
 } run_of_rows;
 
-/* Run `at` of sequence s, or 0 where a number points outside of what there is. */
-static const run_of_rows *run_at(const marlin_call *call, int64_t at, int64_t rows,
-                                 int64_t num_slots)
+/* Copy run `at`; 0 where a number points outside of what there is. A copy, because a record may
+ * bind the runs where the kernel writes: what was checked is what is used. */
+static int take_run(const marlin_call *call, int64_t at, int64_t rows, int64_t num_slots,
+                    run_of_rows *run)
 {
-    const run_of_rows *run = (const run_of_rows *)call->at[4] + at;
-    if (at < 0 || at >= call->bytes[4] / (int64_t)sizeof *run) return NULL;
-    if (run->first < 0 || run->count < 1 || run->first + (int64_t)run->count > rows) return NULL;
-    if (run->source < -1 || run->source >= num_slots) return NULL;
-    return run->slot < 0 || run->slot >= num_slots ? NULL : run;
+    if (at < 0 || at >= call->bytes[4] / (int64_t)sizeof *run) return 0;
+    memcpy(run, (const run_of_rows *)call->at[4] + at, sizeof *run);
+    if (run->first < 0 || run->count < 1 || run->first + (int64_t)run->count > rows) return 0;
+    if (run->source < -1 || run->source >= num_slots) return 0;
+    return run->slot >= 0 && run->slot < num_slots;
 }
 
 /* The last rows that were convolved, of a piece of the channels: oldest first. */
@@ -75,13 +76,13 @@ static int conv_sequence(const marlin_call *call, int64_t sequence, conv_piece *
     int64_t rows = call->bytes[0] / (4 * (int64_t)p->row_floats);
     int64_t rows_of_y = call->bytes[6] / (4 * (int64_t)p->dim);
     const int32_t *starts = (const int32_t *)call->at[5] + sequence;
+    if (rows > rows_of_y) rows = rows_of_y;
     for (int64_t at = starts[0]; at < starts[1]; at++) {
-        const run_of_rows *run =
-            run_at(call, at, rows < rows_of_y ? rows : rows_of_y, p->num_slots);
-        if (!run) return 0;
-        load_state(call, c, run->source);
-        for (int64_t row = 0; row < run->count; row++) conv_row(call, c, run->first + row);
-        store_state(call, c, run->slot);
+        run_of_rows run;
+        if (!take_run(call, at, rows, p->num_slots, &run)) return 0;
+        load_state(call, c, run.source);
+        for (int64_t row = 0; row < run.count; row++) conv_row(call, c, run.first + row);
+        store_state(call, c, run.slot);
     }
     return 1;
 }

@@ -33,6 +33,7 @@ SOUND = {
     **{"has_sinks": 1},
     **{"num_experts": 2, "num_slots": 2, "x_slots": 1, "gating": 1, "normalizes": 1},
     **{"has_bias": 1, "num_groups": 1, "kept_groups": 1, "epsilon": 0.0},
+    **{"sequences_var": 0, "taps": 4, "row_floats": 192, "gated": 1, "silu": 1},
 }
 
 

@@ -18,7 +18,7 @@ from tiny_models import (
     write_folder,
 )
 
-from marlin.engine.block_pool import BlockPool
+from marlin.engine.block_pool import BlockPool, StatePool
 from marlin.engine.request import Request
 from marlin.engine.sampling import SamplingParams
 from marlin.engine.scheduler import Scheduler
@@ -52,10 +52,14 @@ class Mix:
     Attributes:
         logits: {Request: [bytes of the logits behind each sampled token, the end one included]}.
         num_preempted: times that a running request was put back.
+        states: StatePool of all slots that the runner has; None where its model has no states.
     """
 
     def __init__(self, runner, pool, max_sequences=1, step_tokens=STEP_TOKENS):
-        self.scheduler = Scheduler(pool, max_sequences, step_tokens)
+        num_states = runner.paging.num_states
+        self.states = StatePool(num_states) if num_states else None
+        sizes = max_sequences, step_tokens
+        self.scheduler = Scheduler(pool, *sizes, states=self.states)
         self.logits = {}
         self.num_preempted = 0
         self._runner = runner
@@ -162,7 +166,8 @@ def random_mix(bank, seed, pool_for):
         elif len(requests) == len(plan):
             break
     assert not mix.scheduler.requests(), "requests are left"
-    assert pool.num_free == pool.num_blocks, "blocks were not given back"
+    for each in (pool, *([mix.states] if mix.states else ())):
+        assert each.num_free == each.num_blocks, "blocks were not given back"
     for place, (token_ids, logits) in enumerate(expected):
         compare(requests[place], mix.logits[requests[place]], token_ids, logits)
     return Counter(
