@@ -14,6 +14,7 @@ from record_runner import ALL_ONE, BUFFER_BYTES, MAPPED_FILE, ROOT, RecordRunner
 from marlin.device import abi
 from marlin.device.device import Device, why_not
 from marlin.device.program import make_params
+from marlin.weights.kinds import KINDS, NEVER, PACKED_KINDS
 
 # Kernel: parameter struct, number of bindings. A unit of a probe reads more than a buffer here has.
 KERNELS = {
@@ -35,6 +36,7 @@ SOUND = {
     **{"has_bias": 1, "num_groups": 1, "kept_groups": 1, "epsilon": 0.0},
     **{"sequences_var": 0, "taps": 4, "row_floats": 192, "gated": 1, "silu": 1},
 }
+WITHOUT_BIAS = tuple(name for name in PACKED_KINDS if KINDS[name].bias == NEVER)
 
 
 @pytest.fixture(scope="module", params=["cpu", "metal"])
@@ -77,7 +79,7 @@ def whole(buffer_id, access=abi.READ | abi.WRITE):
 def sound_record(kernel_ids, name, **changes):
     """A record of a kernel over buffers 1, 2, ... that runs; changes are parameters."""
     struct, num_bindings = KERNELS[name]
-    values = SOUND | ({"flags": 0} if name.endswith("fp4") else {}) | changes
+    values = SOUND | ({"flags": 0} if name.endswith(WITHOUT_BIAS) else {}) | changes
     values = {field: values[field] for field in abi.PARAMS[struct].names}
     bound = [whole(1 + i) for i in range(num_bindings)]
     if name == "attention_split":  # its output is larger than its input
