@@ -89,6 +89,7 @@ def fixed_addresses():
     return prefix
 
 
+@pytest.mark.long
 def test_no_check_reads_or_writes_past_a_binding_or_leaks_or_is_undefined(
     checkout, tmp_path, fixed_addresses
 ):
@@ -127,6 +128,7 @@ def test_an_arm_processor_gets_the_sets_that_it_has(arm_program, processor, sets
     assert done.stdout.splitlines()[0] == f"instruction sets: {sets}; best: {best}"
 
 
+@pytest.mark.long
 def test_clang_builds_it_without_a_warning_and_it_passes(checkout, tmp_path):
     require_program("clang", "clang")
     program = build_device_test(checkout, tmp_path, "clang")
