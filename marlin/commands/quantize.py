@@ -33,7 +33,7 @@ from marlin.weights.native import NativeWriter, quantization_object
 SPARE_DISK_BYTES = 128 << 20
 # Between notes of what is done, which wait for the disk.
 NOTE_S = 5.0
-# Tokens to calibrate with: the default text has about as many.
+# Tokens to calibrate with, at most: more than the default text has by most tokenizers.
 DEFAULT_TOKENS = 8192
 DEFAULT_TEXT = Path(__file__).with_name("calibration.txt")
 
