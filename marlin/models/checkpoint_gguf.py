@@ -21,6 +21,7 @@ from marlin.text.tokenizer import Tokenizer
 from marlin.weights import ggml_types
 from marlin.weights.block_types import DENSE_KINDS
 from marlin.weights.gguf_parts import read_gguf
+from marlin.weights.gguf_writers import Pieces
 from marlin.weights.kinds import Form
 from marlin.weights.rows import unpermute_rows
 from marlin.weights.tensor_file import read_bytes
@@ -106,7 +107,8 @@ class GgufCheckpoint:
         weight = self._slabs.weight(Form(DENSE_KINDS[info.dtype]), n, k, *place)
         if not self._slabs.filled:
             rows, view = read_bytes(info).reshape(n, -1), weight.data
-            rows = unpermute_rows(rows, tensor.rope_heads)
+            if tensor.rope_heads:
+                rows = unpermute_rows(rows, tensor.rope_heads)
             view.buffer.array(np.uint8, rows.shape, view.offset)[...] = rows
         return weight
 
@@ -118,7 +120,10 @@ class GgufCheckpoint:
         sources = []
         for planned, weight in pending:
             info = planned.info
-            source = self.device.map(info.path, info.offset, info.num_bytes)
+            if isinstance(info, Pieces):
+                source = self.device.create_from(read_bytes(info))
+            else:
+                source = self.device.map(info.path, info.offset, info.num_bytes)
             sources.append(source)
             more = planned.form.number, planned.tensor.rope_heads, planned.factor
             ops.repack(recorder, View.of(source), weight, *more)

@@ -49,6 +49,7 @@ BLOCK_TYPES = {
         BlockType("F16", 1, 1, 2, "f16"),
         BlockType("Q4_0", 2, 32, 18, "int4", 32, 2, True),
         BlockType("Q4_1", 3, 32, 20, "int4", 32, 2, True),
+        BlockType("MXFP4_PAIRS", 4, 32, 17),  # Ollama's first one (gguf_writers.py)
         BlockType("Q5_0", 6, 32, 22, "int6", 32, 2, False),
         BlockType("Q5_1", 7, 32, 24, "int5", 32, 2, True),
         BlockType("Q8_0", 8, 32, 34, "int8", 32, 2, False),

@@ -10,6 +10,7 @@ from marlin.errors import ModelFileError
 from marlin.files.fields import Fields, file_fields
 from marlin.files.split_name import parts_of
 from marlin.weights.gguf import GGUFFile
+from marlin.weights.gguf_writers import in_usual_words
 
 MAX_PARTS = 99_999  # five digits
 
@@ -23,8 +24,15 @@ def read_gguf(path: str | os.PathLike) -> GGUFFile:
     path = os.fspath(path)
     file = GGUFFile(path)
     count = _fields(file).count("split.count", 1, minimum=0, maximum=MAX_PARTS)
-    if count <= 1:
-        return file
+    if count > 1:
+        _add_parts(file, count)
+    in_usual_words(file)
+    return file
+
+
+def _add_parts(file, count):
+    """The tensors of all parts; raises as read_gguf()."""
+    path = file.path
     number, paths = parts_of(path)
     if len(paths) != count:
         message = f"is one of {count} parts; their names end in -00001-of-{count:05}.gguf"
@@ -49,7 +57,6 @@ def read_gguf(path: str | os.PathLike) -> GGUFFile:
     total = len(file.tensors)
     if _fields(file).count("split.tensors.count", total, minimum=0) != total:
         _fields(file).fail("split.tensors.count", f"the {total} tensors of all parts")
-    return file
 
 
 def _fields(file: GGUFFile) -> Fields:

@@ -32,6 +32,21 @@ class TensorInfo:
     num_bytes: int
     path: str
 
+    def read(self, start: int, num_bytes: int) -> np.ndarray:
+        """A copy of bytes [start, start + num_bytes), which it has; raises as read_bytes()."""
+        raw = np.empty(num_bytes, np.uint8)
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self.offset + start)
+                got = file.readinto(raw.data)
+        except OSError as error:
+            message = f"cannot be read: {error.strerror}"
+            raise ModelFileError(self.path, message, tensor=self.name) from error
+        if got != num_bytes:
+            place = f"{num_bytes} bytes expected at byte {self.offset + start}"
+            raise ModelFileError(self.path, f"{place}, the file holds {got}", tensor=self.name)
+        return raw
+
 
 def num_tensor_bytes(dtype, shape):
     """Bytes that `shape` (outermost first) takes as `dtype`.
@@ -67,15 +82,4 @@ def read_bytes(info, start=0, num_bytes=None):
     """
     wanted = info.num_bytes - start if num_bytes is None else num_bytes
     assert 0 <= start and 0 <= wanted and start + wanted <= info.num_bytes, (info, start, wanted)
-    raw = np.empty(wanted, np.uint8)
-    try:
-        with open(info.path, "rb") as file:
-            file.seek(info.offset + start)
-            got = file.readinto(raw.data)
-    except OSError as error:
-        message = f"cannot be read: {error.strerror}"
-        raise ModelFileError(info.path, message, tensor=info.name) from error
-    if got != wanted:
-        message = f"{wanted} bytes expected at byte {info.offset + start}, the file holds {got}"
-        raise ModelFileError(info.path, message, tensor=info.name)
-    return raw
+    return info.read(start, wanted)

@@ -143,6 +143,7 @@ FORMATS = (
     (
         "marlin/files/split_name.py",
         "marlin/weights/gguf_parts.py",
+        "marlin/weights/gguf_writers.py",
         "marlin/weights/foreign/table.py",
         "marlin/weights/foreign/numbers.py",
         "marlin/weights/foreign/matrix.py",
