@@ -115,10 +115,12 @@ class Streams:
 
     Args:
         url: where it listens.
+        key: of the client, if the server asks for one.
     """
 
-    def __init__(self, url):
+    def __init__(self, url, key=None):
         parts = urlsplit(url)
+        self._key = {"Authorization": f"Bearer {key}"} if key else {}
         self.address = parts.hostname, parts.port or 80
         self.model = self.get("/v1/models")["data"][0]["id"]
         self._selector = selectors.DefaultSelector()
@@ -127,7 +129,7 @@ class Streams:
         """The JSON that a GET answers."""
         connection = http.client.HTTPConnection(*self.address, timeout=SILENCE_S)
         try:
-            connection.request("GET", path, headers={"Accept": "application/json"})
+            connection.request("GET", path, headers={"Accept": "application/json", **self._key})
             return json.load(connection.getresponse())
         finally:
             connection.close()
@@ -146,8 +148,9 @@ class Streams:
         content = json.dumps(body).encode()
         head = (
             f"POST /v1/completions HTTP/1.1\r\nHost: {self.address[0]}\r\nConnection: close\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n"
         )
+        head += "".join(f"{name}: {value}\r\n" for name, value in self._key.items()) + "\r\n"
         connection = socket.create_connection(self.address)
         stream = Stream(connection)
         connection.sendall(head.encode() + content)

@@ -79,11 +79,14 @@ def test_pytorch_comes_through_the_helper_that_skips_without_it(tests):
 def test_the_soak_test_runs_only_when_asked_for(checkout, words, soaks):
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *words]
     done = subprocess.run(
-        [*command, "tests/contract/test_serve_abuse.py"],
+        [*command, "tests/contract/test_serve_abuse.py", "tests/chaos"],
         cwd=checkout,
         capture_output=True,
         text=True,
     )
     names = {line.rpartition("::")[2] for line in done.stdout.splitlines() if "::" in line}
-    soak = {"test_minutes_of_abuse_leave_a_server_as_it_was"}
+    soak = {
+        "test_minutes_of_abuse_leave_a_server_as_it_was",
+        "test_a_server_in_lock_down_bears_half_an_hour_of_everything",
+    }
     assert names == soak if soaks else names and not names & soak
