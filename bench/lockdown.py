@@ -56,7 +56,8 @@ def server(kind, model, folder, num_streams, num_threads):
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     words = [*command(), "serve", model, "--host", "127.0.0.1", "--port", port]
-    words += ["--enable-batching", "--max-concurrent-requests", num_streams, "--threads", num_threads]
+    words += ["--enable-batching", "--threads", num_threads]
+    words += ["--max-concurrent-requests", num_streams]
     words += options_of(kind, model, folder)
     environ = {**os.environ, "METAL_MARLIN_API_KEY": KEY, "PYTHONPATH": str(ROOT)}
     with open(folder / f"{kind}.log", "wb") as log:
@@ -105,7 +106,8 @@ def compare(servers, arguments):
         for kind in [*servers][turn:] + [*servers][:turn]:
             prompts = Prompts(number, arguments.vocab)
             asked = [prompts.next(arguments.prompt_tokens) for _ in range(arguments.streams)]
-            figures = rate_of(*servers[kind], asked, arguments.output_tokens)
+            pid, streams = servers[kind]
+            figures = rate_of(pid, streams, asked, arguments.output_tokens)
             if number:
                 found[kind].append(figures)
     return found
