@@ -258,6 +258,28 @@ def serve_config(arguments: Mapping, environ: Mapping[str, str]) -> ServeConfig:
     )
 
 
+# Of those options what a server in a program's own process has; others are of the model that it is
+# given, or of a process.
+_EMBEDDED = (
+    *("served_names", "max_concurrent_requests", "max_tokens", "max_output_tokens", "max_choices"),
+    *("unknown_parameters", "timeout_s", "enable_metrics", "web_page", "key_file"),
+    *("allowed_hosts", "allowed_origins"),
+)
+
+
+def embedded_settings(settings: Mapping[str, str]) -> dict[str, str]:
+    """Such a server's settings by their fields, from flags with underscores instead of dashes.
+
+    Raises:
+        ConfigError: it has no such setting.
+    """
+    names = {o.flag[2:].replace("-", "_"): o.field for o in OPTIONS if o.field in _EMBEDDED}
+    for name in settings:
+        if name not in names:
+            raise ConfigError(f"Server has no setting {name}; it has {', '.join(names)}")
+    return {names[name]: text for name, text in settings.items()}
+
+
 def settled(names: Iterable[str], arguments: Mapping, environ: Mapping[str, str]) -> dict[str, Any]:
     """{field: value} of these fields of ServeConfig; raises as serve_config()."""
     chosen = set(names)

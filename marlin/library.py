@@ -11,15 +11,18 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from marlin.config import serve_config
+from marlin.config import embedded_settings, serve_config
+from marlin.engine.bounds import check_vocabulary
 from marlin.engine.load import Batching, load_model
 from marlin.engine.served_model import ServedModel
 from marlin.engine.stream import merged
 from marlin.errors import ConfigError, StoppingError, TimedOutError
 from marlin.server.api.dialect import Call, ToolCall, Usage
-from marlin.server.api.embeddings import EMBEDDINGS
+from marlin.server.api.embeddings import EMBEDDINGS, EmbeddingsCall
+from marlin.server.api.fields import refuse
 from marlin.server.api.generation import Deadline, Gathered, Generation
 from marlin.server.api.openai_requests import CHAT, COMPLETIONS
 from marlin.server.api.vectors import Vectors
@@ -32,8 +35,11 @@ if TYPE_CHECKING:
 
 # A library speaks when its program has said where to; Python would have it on standard error.
 logging.getLogger("marlin").addHandler(logging.NullHandler())
+_log = logging.getLogger("marlin.library")
 
 _NEVER_S = 1e9  # of a call without a time limit
+# What an Answer and an array have no place for.
+_NOT_SHOWN = ("echo", "logprobs", "top_logprobs", "encoding_format")
 
 
 @dataclass(frozen=True)
@@ -157,9 +163,10 @@ class Model:
 
         limits, body, deadline = self._asked({"input": texts}, parameters)
         call = EMBEDDINGS.parse(body, limits, 0, None)
+        assert isinstance(call, EmbeddingsCall)
         caller: Any = _Caller()
         vectors = Vectors(caller, caller, self._served, call, deadline, limits.poll_s)
-        return np.stack(vectors.vectors(vectors.encode()))
+        return np.stack([call.cut(vector) for vector in vectors.vectors(vectors.encode())])
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The token ids of a text, as a prompt has them."""
@@ -168,8 +175,11 @@ class Model:
         )
 
     def detokenize(self, token_ids: Iterable[int]) -> str:
-        """Their text; bytes that are no UTF-8 become U+FFFD."""
-        data = b"".join(map(self._served.tokenizer.token_bytes, token_ids))
+        """Their text; bytes that are no UTF-8 become U+FFFD. Raises RequestError for an id outside
+        the vocabulary."""
+        ids = list(token_ids)
+        check_vocabulary(ids, self._served.engine, "token_ids")
+        data = b"".join(map(self._served.tokenizer.token_bytes, ids))
         return data.decode("utf-8", "replace")
 
     def log_probabilities(self, prompt: str | list[int]) -> "np.ndarray":
@@ -180,7 +190,9 @@ class Model:
         token_ids = self._served.encode_prompt(prompt)
         call = COMPLETIONS.parse({"model": self.name, "prompt": token_ids}, self._limits, 1, None)
         size = self._served.tokenizer.vocab_size
-        call = replace(call, sampling=replace(call.sampling, num_logprobs=size))
+        # An end token that is drawn would end the answer before anything is told.
+        sampling = replace(call.sampling, num_logprobs=size, temperature=0.0, ignore_eos=True)
+        call = replace(call, sampling=sampling)
         found = np.full(size, -np.inf)
         run = self._run(call, Deadline(_NEVER_S), self._limits)
         with closing(merged(run.start(run.encode()))) as deltas:
@@ -205,6 +217,9 @@ class Model:
     def _asked(self, fields, parameters):
         """(limits, the body of a request, its Deadline)."""
         timeout_s = parameters.pop("timeout_s", None)
+        for name in _NOT_SHOWN:
+            if parameters.get(name) is not None and parameters[name] is not False:
+                refuse(name, "is of the HTTP API alone: there is no place for it here")
         body = {"model": self.name, **fields, **parameters}
         return self._limits, body, Deadline(_NEVER_S if timeout_s is None else timeout_s)
 
@@ -255,11 +270,10 @@ class Server:
         host: numeric address or "localhost".
         port: 0 picks a free one.
         api_key: that clients must present.
-        settings: other fields of `serve`'s options as text, by their names with underscores:
-            max_tokens="100".
+        settings: options of `serve` as text, by their names with underscores: max_tokens="100".
 
     Raises:
-        ConfigError: a setting that cannot be used, or an address that cannot be bound.
+        ConfigError: a setting that it does not have, or an address that cannot be bound.
 
     Attributes:
         url: of the server.
@@ -275,8 +289,10 @@ class Server:
         **settings: str,
     ):
         environ = {} if api_key is None else {"METAL_MARLIN_API_KEY": api_key}
-        config = serve_config({"host": host, "port": str(port), **settings}, environ)
-        limits = Limits().for_context(model.max_context_tokens)
+        place = {"host": host, "port": str(port)}
+        config = serve_config(place | embedded_settings(settings), environ)
+        takes_many = model._served.new_pooler is not None
+        limits = Limits().for_context(model.max_context_tokens, takes_many)
         app = build_app(config, model._served, limits)
         try:
             listener = open_listener(config.host, config.port, limits.backlog)
@@ -285,13 +301,28 @@ class Server:
         bound, number = listener.getsockname()[:2]
         self.url = f"http://[{bound}]:{number}" if ":" in bound else f"http://{bound}:{number}"
         self._server = HttpServer(listener, app, limits)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
-        self._thread.start()
+        self._is_closed = threading.Event()
+        works = self._server.serve_forever, partial(self._beat, app, limits.heartbeat_s)
+        self._threads = [threading.Thread(target=work, daemon=True) for work in works]
+        for thread in self._threads:
+            thread.start()
+
+    def _beat(self, app, pause_s):
+        """Without signs of life /health takes the server for stuck, and keys stay as they were."""
+        while not self._is_closed.wait(pause_s):
+            try:
+                app.heartbeat()
+            except OSError as error:
+                _log.warning("this server's sign of life is late: %s", error.strerror)
+            except MemoryError:
+                app.missed("memory")
 
     def close(self, grace_s: float = 10.0) -> bool:
         """Accept nothing more and wait for requests in flight; whether all were done in time."""
         is_done = self._server.drain(grace_s)
-        self._thread.join()
+        self._is_closed.set()
+        for thread in self._threads:
+            thread.join()
         return is_done
 
     def __enter__(self) -> "Server":

@@ -31,14 +31,14 @@ def check_prompt(token_ids: Sequence[int], bounds: Bounds, name: str = "prompt")
     """
     _check_any(token_ids, name)
     check_prompt_fits(len(token_ids), bounds.max_context_tokens)
-    _check_vocabulary(token_ids, bounds, name)
+    check_vocabulary(token_ids, bounds, name)
 
 
 def check_text(token_ids: Sequence[int], bounds: Bounds, name: str = "input") -> None:
     """As check_prompt(), of a text that nothing follows, so that it may fill the context."""
     _check_any(token_ids, name)
     check_text_fits(len(token_ids), bounds.max_context_tokens, name)
-    _check_vocabulary(token_ids, bounds, name)
+    check_vocabulary(token_ids, bounds, name)
 
 
 def _check_any(token_ids, name):
@@ -46,8 +46,9 @@ def _check_any(token_ids, name):
         raise RequestError(f"{name} has no tokens; at least 1 is needed", param=name)
 
 
-def _check_vocabulary(token_ids, bounds, name):
-    if not 0 <= min(token_ids) <= max(token_ids) < bounds.vocab_size:
+def check_vocabulary(token_ids: Sequence[int], bounds: Bounds, name: str) -> None:
+    """Refuse ids, of which there may be none, that are no tokens; RequestError."""
+    if len(token_ids) and not 0 <= min(token_ids) <= max(token_ids) < bounds.vocab_size:
         index, token_id = next(
             (index, token_id)
             for index, token_id in enumerate(token_ids)

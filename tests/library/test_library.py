@@ -7,6 +7,10 @@ import re
 import subprocess
 import sys
 import threading
+import time
+import urllib.error
+import urllib.request
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -14,12 +18,15 @@ import pytest
 import marlin
 from marlin.aio import pieces
 from marlin.errors import (
+    ConfigError,
     MarlinError,
     NotServedError,
     StoppingError,
     TimedOutError,
 )
+from marlin.server.api import keys
 
+WAIT_S = 30  # whoever waits this long has found a hang
 QUESTION = [{"role": "user", "content": "What is 2+2?"}]
 SCHEMA = {"type": "object", "properties": {"sum": {"type": "integer", "maximum": 99}},
           "required": ["sum"], "additionalProperties": False}  # fmt: skip
@@ -81,6 +88,12 @@ def test_a_schema_holds(model):
         (lambda m: m.generate(["x", "y"]), "prompt"),
         (lambda m: m.generate("x", stream=True), "stream"),
         (lambda m: m.stream("word " * 5000), "prompt"),
+        (lambda m: m.generate("x", echo=True), "echo"),
+        (lambda m: m.generate("x", logprobs=0), "logprobs"),
+        (lambda m: m.chat(QUESTION, logprobs=True, top_logprobs=2), "logprobs"),
+        (lambda m: m.embed("x", encoding_format="base64"), "encoding_format"),
+        (lambda m: m.detokenize([5, -1]), "token_ids[1]"),
+        (lambda m: m.detokenize([10**7]), "token_ids[0]"),
         (lambda m: m.chat(QUESTION, response_format={"type": "xml"}), "response_format.type"),
     ],
 )
@@ -99,6 +112,46 @@ def test_log_probabilities_are_those_that_answers_are_drawn_by(model):
         == model.generate(ids, max_tokens=1, temperature=0).text
     )
     np.testing.assert_array_equal(found, model.log_probabilities("The capital of France is"))
+
+
+def test_log_probabilities_are_told_where_an_end_token_is_likeliest(model):
+    turn = "<|im_start|>user\nSay OK.<|im_end|>\n<|im_start|>assistant\nOK."
+    found = model.log_probabilities(turn)
+    assert model.generate(turn, max_tokens=1, temperature=0).finish_reason == "stop"
+    assert np.exp(found).sum() == pytest.approx(1, abs=1e-9)
+
+
+def test_a_server_gives_signs_of_life_and_reads_its_keys_again(model, tmp_path):
+    """Without the signs its /health was 503 after a minute."""
+    path, secret = tmp_path / "keys.json", "mm-" + "1" * 40
+    write_keys(path, "mm-" + "0" * 40)
+    with marlin.Server(model, key_file=str(path)) as server:
+        write_keys(path, secret)
+        asked = urllib.request.Request(server.url + "/v1/models", headers={"x-api-key": secret})
+        until, is_known = time.monotonic() + WAIT_S, False
+        while not is_known and time.monotonic() < until:
+            with suppress(urllib.error.HTTPError), urllib.request.urlopen(asked):
+                is_known = True
+    assert is_known
+
+
+def write_keys(path, secret):
+    path.write_bytes(keys.encode(keys.with_new_key({"keys": []}, "team", secret)))
+    path.chmod(0o600)
+
+
+@pytest.mark.parametrize(
+    "setting", ["audit_log", "lock_down", "workers", "uds", "require_key", "timeout_s", "nonsense"]
+)
+def test_a_server_refuses_a_setting_that_it_would_not_keep(model, setting):
+    with pytest.raises(ConfigError, match=f"no setting {setting};"):
+        marlin.Server(model, **{setting: "1"})
+
+
+def test_a_server_goes_by_the_options_of_serve(model):
+    with marlin.Server(model, served_model_name="other", timeout="7") as server:
+        with urllib.request.urlopen(server.url + "/v1/models") as answer:
+            assert [card["id"] for card in json.load(answer)["data"]] == ["other"]
 
 
 def test_texts_and_tokens_are_each_others(model):
@@ -163,6 +216,8 @@ def test_a_process_has_several_models_and_vectors_of_one(model, demo_model_path)
         one, two, again = other.embed(["a river", "a bank", "a river"])
         np.testing.assert_array_equal(one, again)
         assert one.dtype == np.float32 and not np.array_equal(one, two)
+        short = other.embed("a river", dimensions=8)[0]
+        np.testing.assert_allclose(short, one[:8] / np.linalg.norm(one[:8]), rtol=1e-6)
         assert model.generate("x", max_tokens=1).usage.num_output_tokens == 1
         with pytest.raises(NotServedError):
             model.embed("a river")

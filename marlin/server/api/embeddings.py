@@ -58,11 +58,15 @@ class EmbeddingsCall(VectorCall):
             refuse("dimensions", f"must be an integer {given}, got {self.dimensions}")
         return self.inputs
 
+    def cut(self, vector: np.ndarray) -> np.ndarray:
+        """A vector of as many dimensions as were asked for."""
+        if self.dimensions is None or self.dimensions >= len(vector):
+            return vector
+        return unit(vector[: self.dimensions].astype(np.float64)).astype(np.float32)
+
     def item(self, index: int, vector: np.ndarray) -> Encoded:
-        if self.dimensions is not None and self.dimensions < len(vector):
-            vector = unit(vector[: self.dimensions].astype(np.float64)).astype(np.float32)
         head = b'{"object":"embedding","index":%d,"embedding":' % index
-        return Encoded(head + _encoded(vector, self.encoding) + b"}")
+        return Encoded(head + _encoded(self.cut(vector), self.encoding) + b"}")
 
     def body(self, items: list[Any], name: str, key: str, num_tokens: int) -> dict[str, Any]:
         return {
