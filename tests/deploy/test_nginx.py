@@ -162,7 +162,7 @@ def test_plain_http_is_sent_to_tls(start_nginx, replica):
 
 def test_a_stream_arrives_through_tls_while_it_is_generated(start_nginx, replica):
     connection = start_nginx(replica).connect()
-    body = chat(stream=True, max_tokens=500, ignore_eos=True)
+    body = chat(stream=True, max_tokens=2000, ignore_eos=True)
     connection.request("POST", CHAT, json.dumps(body), JSON)
     response = connection.getresponse()
     assert response.readline().startswith(b"data: {")

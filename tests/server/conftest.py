@@ -3,7 +3,6 @@
 import dataclasses
 import socket
 import threading
-import time
 from contextlib import ExitStack
 
 import openai
@@ -16,6 +15,7 @@ from marlin.engine.mock import mock_vectors
 from marlin.engine.served_model import LONG_TEXT_CHARACTERS, ServedModel
 from marlin.server.http.limits import Limits
 from marlin.server.http.listener import HttpServer, open_listener
+from marlin.server.observe.metrics import FAMILIES
 from marlin.server.process.serve import build_app
 
 
@@ -42,10 +42,11 @@ class RunningServer:
             return client.ask("GET", "/metrics").json()
 
     def wait_until_idle(self):
-        """Poll /metrics until no request is active."""
-        end = time.monotonic() + CLIENT_TIMEOUT_S
-        while self.metrics()["requests_active"]:
-            assert time.monotonic() < end, "a request stayed active"
+        """Wait until every request is over: counted, logged, and its key's and memory's share given
+        back. All that comes after an answer's last byte, which its client has by then."""
+        places = self.http_server.places
+        assert places.wait_until_none_is_busy(CLIENT_TIMEOUT_S), "a request stayed in hand"
+        assert self.app._metrics.snapshot()[FAMILIES["requests_in_flight"].start] == 0
 
 
 @pytest.fixture

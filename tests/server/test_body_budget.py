@@ -237,7 +237,7 @@ def take_in_turn(budget, wanted, order):
     for client, num_bytes in wanted:
         threads.append(threading.Thread(target=take, args=(client, num_bytes)))
         threads[-1].start()
-        time.sleep(0.05)
+        wait_until(lambda: len(budget._waiting) + len(order) == len(threads))
     return threads
 
 

@@ -224,6 +224,7 @@ def test_requests_for_vectors_wait_for_a_slot_like_others(start_server):
 
 def test_prompt_tokens_and_the_endpoint_are_counted(embedder):
     embed(embedder, ["hello", "ab"])
+    embedder.wait_until_idle()
     with embedder.connect() as client:
         page = client.ask("GET", "/metrics", headers=["Accept: text/plain"]).body.decode()
     assert 'endpoint="/v1/embeddings",status="200"} 1' in page

@@ -167,11 +167,11 @@ def test_a_tokenizer_that_takes_longer_than_the_timeout_ends_in_504(start_server
     class SlowTokenizer(ByteTokenizer):
         def encode(self, text, *, add_special_tokens=True):
             encoded.append(text)
-            time.sleep(0.3)
+            time.sleep(0.7)
             return super().encode(text)
 
     server = start_server(
-        tokenizer=SlowTokenizer(), options={"timeout_s": "0.1"}, long_text_characters=10
+        tokenizer=SlowTokenizer(), options={"timeout_s": "0.6"}, long_text_characters=10
     )
     with ask(server, [text, text, text]) as client:
         answer = client.read()
@@ -191,11 +191,11 @@ def test_a_client_that_left_while_its_text_was_tokenized_reaches_no_engine(start
 
 def test_a_text_is_given_up_between_two_parts_when_its_time_is_over(start_server, parts_tokenizer):
     server = start_server(
-        tokenizer=parts_tokenizer, options={"timeout_s": "0.2"}, long_text_characters=10
+        tokenizer=parts_tokenizer, options={"timeout_s": "0.6"}, long_text_characters=10
     )
     with ask(server, "x" * 50) as client:
         assert parts_tokenizer.entered.acquire(timeout=CLIENT_TIMEOUT_S)
-        time.sleep(0.3)
+        time.sleep(0.7)
         parts_tokenizer.go_on.release()
         answer = client.read()
     assert (answer.status, answer.error["code"]) == (504, "timeout")
@@ -234,11 +234,11 @@ def test_long_texts_of_two_clients_are_tokenized_by_turns(start_server, parts_to
 
 
 def test_health_tells_of_a_text_that_no_tokenizer_comes_to_an_end_with(start_server, tokenizer):
-    server = start_server(tokenizer=tokenizer, stuck_s=0.3)
+    server = start_server(tokenizer=tokenizer, stuck_s=1.0)
     with server.connect() as probe, ask(server, SHORT) as client:
         assert tokenizer.entered.acquire(timeout=CLIENT_TIMEOUT_S)
         assert probe.ask("GET", "/health").status == 200
-        time.sleep(0.4)
+        time.sleep(1.1)
         server.app.heartbeat()  # it does not wait for the tokenizer
         assert probe.ask("GET", "/health").status == 503
         tokenizer.release()
@@ -262,7 +262,7 @@ class Hostile(ByteTokenizer):
 def test_a_text_that_a_tokenizer_may_never_end_is_504_in_time_and_holds_up_no_other(start_server):
     tokenizer = Hostile()
     server = start_server(
-        tokenizer=tokenizer, options={"timeout_s": "1"}, num_helpers=2, poll_s=0.05, stuck_s=60
+        tokenizer=tokenizer, options={"timeout_s": "2"}, num_helpers=2, poll_s=0.05, stuck_s=60
     )
 
     def status(text):
@@ -270,7 +270,7 @@ def test_a_text_that_a_tokenizer_may_never_end_is_504_in_time_and_holds_up_no_ot
         with server.connect() as client:
             began = time.monotonic()
             answer = client.ask("POST", "/v1/chat/completions", body)
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < CLIENT_TIMEOUT_S
         return answer.status
 
     try:

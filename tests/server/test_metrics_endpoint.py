@@ -58,7 +58,9 @@ def test_requests_are_counted_by_endpoint_and_status(server):
     assert ask(server, "GET", "/v1/models/tiny").status == 200
     assert ask(server, "GET", "/v1/models/huge").status == 404
     assert ask(server, "GET", "/admin").status == 404
-    scrape = scrape_until(server, lambda scrape: scrape.requests("other", 404))
+    server.wait_until_idle()
+    scrape = Scrape(server)
+    assert scrape.requests("other", 404) == 1
     assert scrape.requests(CHAT, 200) == 4
     assert scrape.requests(CHAT, 422) == 1
     assert scrape.requests(COMPLETIONS, 400) == scrape.requests(COMPLETIONS, 404) == 1
@@ -140,8 +142,9 @@ def test_a_waiting_request_is_queued_and_in_flight(start_server):
         scrape_until(server, lambda scrape: scrape.value("requests_in_flight") == 2)
         scrape_until(server, lambda scrape: scrape.value("requests_queued") == 1)
         assert ask(server, "POST", CHAT, chat_body()).status == 503
-    scrape_until(server, lambda scrape: scrape.value("requests_in_flight") == 0)
-    scrape = scrape_until(server, lambda scrape: scrape.value("requests_queued") == 0)
+    server.wait_until_idle()
+    scrape = Scrape(server)
+    assert scrape.value("requests_in_flight") == scrape.value("requests_queued") == 0
     assert scrape.requests(CHAT, 503) == 1
 
 

@@ -189,7 +189,7 @@ def test_a_second_signal_stops_at_once(start):
         process.popen.send_signal(signal.SIGTERM)
         assert "stopping" in next(line for line in process.popen.stderr if "stopping" in line)
         process.popen.send_signal(signal.SIGTERM)
-        assert process.popen.wait(timeout=2) == 128 + signal.SIGTERM
+        assert process.popen.wait(CLIENT_TIMEOUT_S) == 128 + signal.SIGTERM
 
 
 def test_an_engine_that_cannot_be_closed_does_not_outlive_its_time(start):
@@ -203,7 +203,7 @@ def test_a_second_signal_stops_at_once_when_requests_are_over_and_the_engine_han
     process.popen.send_signal(signal.SIGTERM)
     assert "closing" in next(line for line in process.popen.stderr if "closing" in line)
     process.popen.send_signal(signal.SIGTERM)
-    assert process.popen.wait(timeout=2) == 128 + signal.SIGTERM
+    assert process.popen.wait(CLIENT_TIMEOUT_S) == 128 + signal.SIGTERM
 
 
 def test_what_the_grace_period_cuts_off_is_told_that_the_server_stops(start):

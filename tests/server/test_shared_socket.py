@@ -6,9 +6,11 @@ import time
 
 import pytest
 from clients import CLIENT_TIMEOUT_S, RawClient, request_bytes
+from worker_processes import until
 
 from marlin.server.http.limits import Limits
 from marlin.server.http.listener import open_listener
+from marlin.server.process import worker
 from marlin.server.process.worker import WorkerServer
 
 
@@ -41,7 +43,8 @@ def siblings():
     limits = Limits(heartbeat_s=0.05)
     servers = [WorkerServer(listener.dup(), app, limits) for app in applications]
     listener.close()
-    for server in servers:
+    for app, server in zip(applications, servers, strict=True):
+        app.server = server
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
 
     def connect():
@@ -75,12 +78,16 @@ def names(connect, count):
     return found
 
 
-def test_who_answers_somebody_leaves_new_connections_to_who_is_idle(siblings):
+def test_who_answers_somebody_leaves_new_connections_to_who_is_idle(siblings, monkeypatch):
     one, two, connect = siblings
     for busy, idle in ((one, two), (two, one)):
         busy.let_go.clear(), busy.held.clear()
-        with hold(busy, connect):
-            found = names(connect, 20)
+        with hold(busy, connect), monkeypatch.context() as patch:
+            patch.setattr(worker, "_YIELD_S", 0.2)  # on a machine with other work, too
+            found = []
+            for _ in range(20):
+                until(lambda idle=idle: idle.server.num_busy == 0, "its last answer is over")
+                found += names(connect, 1)
             assert found.count(idle.name) >= 15, found  # a sibling may be late by chance
             busy.let_go.set()
 
@@ -93,18 +100,18 @@ def test_when_all_answer_somebody_a_connection_is_taken_all_the_same_and_soon(si
             started = time.monotonic()
             names(connect, 1)
             waited.append(time.monotonic() - started)
-        assert sorted(waited)[4] < 0.1
+        assert sorted(waited)[4] < 0.5
 
 
 def test_who_gives_way_takes_nothing_and_looks_again_at_its_beats_only(siblings):
     one, two, connect = siblings
     one.slow = True
     assert set(names(connect, 20)) == {two.name}
-    one.num_asked = 0
+    one.num_asked, began = 0, time.monotonic()
     two.slow = True
     with connect() as client:
         client.send(request_bytes("GET", "/"))
         time.sleep(0.4)
-        assert one.num_asked <= 9  # 8 beats in that time
+        assert one.num_asked <= (time.monotonic() - began) / 0.05 + 1
         one.slow = two.slow = False
         assert client.read().status == 200

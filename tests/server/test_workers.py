@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from clients import chat_body, request_bytes
+from clients import CLIENT_TIMEOUT_S, chat_body, request_bytes
 from failing_engine import BREAKS, DEVICE_FAILS, DEVICE_HANGS, REASON
 from worker_processes import HERE, ROOT, Stream, Workers, running, until
 
@@ -236,7 +236,7 @@ def test_a_second_signal_stops_at_once(pair):
         pair.popen.send_signal(signal.SIGTERM)
         until(lambda: pair.logged("stopping"), "the stop")
         pair.popen.send_signal(signal.SIGTERM)
-        assert pair.popen.wait(timeout=2) == 128 + signal.SIGTERM
+        assert pair.popen.wait(CLIENT_TIMEOUT_S) == 128 + signal.SIGTERM
     assert not any(running(pid) for pid in pair.pids())
 
 
