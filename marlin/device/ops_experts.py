@@ -38,18 +38,19 @@ class Choices(NamedTuple):
     groups: View
 
 
-def route(recorder, logits, bias, router, choices):
-    """Choose the experts of each token, and sort the choices by expert.
+def choose(recorder, logits, bias, router, ids, weights):
+    """Choose the experts of each token.
 
     Args:
         logits: float [tokens, num_experts].
         bias: float [num_experts], added to what is ranked and not to the weights; or None.
+        ids, weights: int32 and float [tokens, num_slots].
     """
-    counts = {"num_experts": router.num_experts, "num_slots": router.num_slots}
     params = make_params(
         "RouteParams",
         rows_var=VAR_TOKENS,
-        **counts,
+        num_experts=router.num_experts,
+        num_slots=router.num_slots,
         gating=abi.GATES[router.gating],
         normalizes=int(router.normalizes),
         has_bias=int(bias is not None),
@@ -58,8 +59,14 @@ def route(recorder, logits, bias, router, choices):
         scale=router.scale,
         epsilon=router.epsilon,
     )
-    outputs = [(choices.ids, WRITE), (choices.weights, WRITE)]
+    outputs = [(ids, WRITE), (weights, WRITE)]
     recorder.dispatch("route", params, [(logits, READ), maybe(bias, READ), *outputs])
+
+
+def route(recorder, logits, bias, router, choices):
+    """choose(), and sort the choices by expert."""
+    choose(recorder, logits, bias, router, choices.ids, choices.weights)
+    counts = {"num_experts": router.num_experts, "num_slots": router.num_slots}
     params = make_params("SortParams", rows_var=VAR_TOKENS, **counts)
     outputs = [(choices.order, WRITE), (choices.groups, WRITE)]
     recorder.dispatch("sort_experts", params, [(choices.ids, READ), *outputs])

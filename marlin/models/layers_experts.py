@@ -25,6 +25,7 @@ class Mixture:
         gate, up, down: of all experts, with biases or without.
         routing: how experts are chosen and weighted.
         shared: what every token takes besides.
+        shared_gate: [1, hidden]; its sigmoid multiplies that; None where the family has none.
     """
 
     router: Linear
@@ -35,6 +36,7 @@ class Mixture:
     routing: ops_experts.Router
     activation: str
     shared: GatedFeedForward | None = None
+    shared_gate: Linear | None = None
 
     @property
     def fused(self) -> tuple[Fused, ...]:
@@ -45,6 +47,8 @@ class Mixture:
         tokens, slots = sizes.max_tokens, self.routing.num_slots
         _, width, dim = self.gate.weight.shape
         found = self.shared.activations(sizes) if self.shared else {}
+        if self.shared_gate:
+            found |= {f"shared {what}": (tokens, 1) for what in ("gate", "ids", "weights")}
         return found | {
             "router": (tokens, self.routing.num_experts),
             "expert ids": (tokens, slots),
@@ -73,8 +77,20 @@ class Mixture:
         self._experts(step, "expert gate", self.down, down, slots, choices, f"{label} down")
         if self.shared:
             self.shared.record(step, index, x)
+        if self.shared_gate:
+            self._gate_shared(step, x, label)
         parts = acts[down], choices.weights, acts["delta"]
         ops_experts.combine_experts(step.recorder, *parts, dim, slots, adds=self.shared is not None)
+
+    def _gate_shared(self, step, x, label):
+        """What every token takes is a mixture of one expert, which weighs what a sigmoid says."""
+        acts = step.acts
+        step.linear(x, self.shared_gate, "shared gate", f"{label} shared gate")
+        one = ops_experts.Router(1, 1, "sigmoid", normalizes=False)
+        chosen = acts["shared ids"], acts["shared weights"]
+        ops_experts.choose(step.recorder, acts["shared gate"], None, one, *chosen)
+        delta, dim = acts["delta"], self.down.weight.shape[1]
+        ops_experts.combine_experts(step.recorder, delta, chosen[1], delta, dim, 1)
 
     def _experts(self, step, x, layer, y, x_slots, choices, label):
         ops_experts.experts(
@@ -121,6 +137,7 @@ def mixture(
     has_bias: bool = False,
     has_correction: bool = False,
     shared: GatedFeedForward | None = None,
+    shared_gate: Linear | None = None,
 ) -> Mixture:
     """The mixture of a layer under its usual names.
 
@@ -142,7 +159,18 @@ def mixture(
         _experts_of(names.gguf, block, spelled, routing, index, shape, has_bias)
         for index, shape in enumerate(shapes)
     )
-    return Mixture(router, correction, gate, up, down, routing, activation, shared)
+    return Mixture(router, correction, gate, up, down, routing, activation, shared, shared_gate)
+
+
+def gated_shared(names: Names, dim: int, width: int) -> tuple[GatedFeedForward, Linear]:
+    """Qwen's expert that every token shares, and the gate of it."""
+    shapes = {"gate": (width, dim), "up": (width, dim), "down": (dim, width)}
+    gate, up, down = (
+        names.linear(f"mlp.shared_expert.{word}_proj", f"ffn_{word}_shexp", shape, "mlp")
+        for word, shape in shapes.items()
+    )
+    own = names.linear("mlp.shared_expert_gate", "ffn_gate_inp_shexp", (1, dim), "router")
+    return GatedFeedForward(gate, up, down, "silu"), own
 
 
 def _experts_of(gguf, block, spelled, routing, index, shape, has_bias):

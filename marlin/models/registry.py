@@ -25,6 +25,7 @@ from marlin.models.muse_glimmer import MuseGlimmer
 from marlin.models.olmo2 import Olmo2, Olmo3
 from marlin.models.phi3 import Phi3
 from marlin.models.qwen2 import Qwen2
+from marlin.models.qwen2_moe import Qwen2Moe
 from marlin.models.qwen3 import Qwen3
 from marlin.models.qwen3_moe import Qwen3Moe
 from marlin.models.smollm3 import SmolLM3
@@ -33,7 +34,7 @@ from marlin.models.wrappers import MODEL_TYPES, text_part
 from marlin.weights.gguf import GGUFFile
 
 FAMILIES = (
-    *(Llama(), Mistral(), Qwen2(), Qwen3(), Gemma3(), Qwen3Moe(), Mixtral(), Glm4Moe()),
+    *(Llama(), Mistral(), Qwen2(), Qwen3(), Gemma3(), Qwen3Moe(), Mixtral(), Glm4Moe(), Qwen2Moe()),
     *(SmolLM3(), Granite(), Olmo2(), Olmo3(), Phi3(), Gemma2(), Ministral3(), Exaone4(), Glm4()),
     *(MuseGlimmer(), GptOss(), Lfm2(), Bert(), *ROBERTAS),
 )

@@ -81,6 +81,8 @@ def in_usual_words(file: GGUFFile) -> None:
     for name, info in list(file.tensors.items()):
         if match := _FUSED.fullmatch(name):
             _split(file, info, match, takes_turns=is_ollama)
+        elif name.endswith(".ffn_gate_inp_shexp.weight") and len(info.shape) == 1:
+            file.tensors[name] = replace(info, shape=(1, *info.shape))
         elif info.dtype == PAIRS:
             row = info.num_bytes // int(np.prod(info.shape[:-1]))
             _put(file, name, name, _pieces(info, info.shape, 0, row, row))

@@ -117,6 +117,17 @@ def test_gates_and_ups_in_one_tensor_give_the_same_bits(usual, tmp_path):
         np.testing.assert_array_equal(of_fused[name], values)
 
 
+@pytest.mark.parametrize("usual", ["qwen2_moe"], indirect=True)
+def test_a_matrix_of_one_row_may_be_a_vector(usual, tmp_path):
+    path, token_ids, expected = usual
+    metadata, tensors = parts_of(path)
+    for name in [name for name in tensors if "ffn_gate_inp_shexp" in name]:
+        dtype, shape, raw = tensors[name]
+        tensors[name] = dtype, shape[1:], raw
+    vectors = write(tmp_path / "vectors.gguf", metadata, tensors)
+    np.testing.assert_array_equal(logits_from(vectors, token_ids), expected)
+
+
 @pytest.mark.parametrize("pairs", [False, True], ids=["ggml's blocks", "its own blocks"])
 @pytest.mark.parametrize("usual", ["gpt_oss_mxfp4"], indirect=True)
 def test_gpt_oss_as_ollama_writes_it_gives_the_same_bits(usual, pairs, tmp_path):

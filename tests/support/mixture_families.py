@@ -19,6 +19,20 @@ MIXTURES = {
             "mlp_only_layers": [1],
         },
     ),
+    "qwen2_moe": (
+        "Qwen2Moe",
+        {
+            "num_hidden_layers": 4,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 48,
+            "shared_expert_intermediate_size": 80,
+            "mlp_only_layers": [1],
+            "use_sliding_window": True,
+            "sliding_window": 33,
+            "max_window_layers": 3,
+        },
+    ),
     "mixtral": (
         "Mixtral",
         {"num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": None},
@@ -63,6 +77,8 @@ MIXTURES = {
 FEATURES = [
     ("qwen3_moe", {"norm_topk_prob": False}),
     ("qwen3_moe", {"num_experts_per_tok": 2}),
+    ("qwen2_moe", {"norm_topk_prob": True}),
+    ("qwen2_moe", {"use_sliding_window": False}),
     ("glm4_moe", {"routed_scaling_factor": 1.0}),
     ("glm4_moe", {"topk_group": 4}),
     ("glm4_moe", {"norm_topk_prob": False}),

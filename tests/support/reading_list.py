@@ -174,7 +174,7 @@ FAMILIES = (
             *("smollm3", "granite", "olmo2", "phi3", "gemma2", "ministral3", "exaone4", "glm4"),
             *("muse_glimmer", "wrappers", "lfm2"),
             *("layers_experts", "plan_experts", "config_experts"),
-            *("qwen3_moe", "mixtral", "glm4_moe", "gpt_oss"),
+            *("qwen3_moe", "mixtral", "glm4_moe", "gpt_oss", "qwen2_moe"),
         )
     )
     + (
@@ -190,7 +190,7 @@ FAMILIES = (
         "shaders/state.metal",
         "shaders/matvec_experts.h",
     ),
-    3_000,
+    3_300,
 )
 LOCKED_PLACES = (
     "What locked-down places ask for",
