@@ -157,6 +157,7 @@ def running(
     windows=(),
     states=0,
     drafts=0,
+    device=None,
 ):
     """A Runner of the model at `path`.
 
@@ -166,8 +167,9 @@ def running(
         windows: (length, blocks) of windows that give blocks back.
         states: slots of states, of a model that has some; 0: one.
         drafts: guesses a step may hold.
+        device: one that is closed at the end, in place of a CPU.
     """
-    device = open_device(isa, num_threads)
+    device = device or open_device(isa, num_threads)
     try:
         num_blocks, block_size = blocks or (1, context)
         model = Model(open_checkpoint(path, device), num_blocks * block_size)
