@@ -56,6 +56,10 @@ class ModelTarget:
     def case(self, rng):
         return self.change(rng, self.valid)
 
+    def change_again(self, rng, case):
+        """One more change to a case; ValueError if it is not what it was any more."""
+        return self.change(rng, case)
+
     def run(self, case):
         self.path.write_bytes(case)
         return generate(self.folder)
@@ -145,6 +149,9 @@ class Gguf(ModelTarget):
         head = self.head_bytes + 4096
         return mutations.of_bytes(rng, self.valid[:head]) + self.valid[head:]
 
+    def change_again(self, rng, case):
+        return mutations.of_bytes(rng, case)
+
     def run(self, case):
         if self.path.suffix != ".gguf":
             return super().run(case)
@@ -184,6 +191,10 @@ class Template:
 
     def case(self, rng):
         text = mutations.of_text(rng, rng.choice(self.valid), self.words)
+        return text.encode("utf-8", "surrogatepass")
+
+    def change_again(self, rng, case):
+        text = mutations.of_text(rng, case.decode("utf-8", "replace"), self.words)
         return text.encode("utf-8", "surrogatepass")
 
     def run(self, case):
@@ -228,6 +239,9 @@ class Http:
     def case(self, rng):
         return mutations.of_bytes(rng, rng.choice(self.valid))
 
+    def change_again(self, rng, case):
+        return mutations.of_bytes(rng, case)
+
     def run(self, case):
         with socket.create_connection(self.address, timeout=30) as client:
             try:
@@ -271,6 +285,10 @@ class Bodies(Http):
         path, body = rng.choice(self.CALLS)
         content = mutations.of_json(rng, json.dumps(body).encode())
         return self._request(path.encode(), content)
+
+    def change_again(self, rng, case):
+        head, _, body = case.partition(b"\r\n\r\n")
+        return self._request(head.split(b" ")[1], mutations.of_json(rng, body))
 
 
 TARGETS = {
