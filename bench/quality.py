@@ -161,12 +161,13 @@ class Comparison:
         device.close()
         return states
 
-    def measure(self, make):
+    def measure(self, make, is_seen):
         """(bits, KL, its standard error, share of equal best tokens).
 
         Args:
             make: (weights, power, inputs) to (values, bits) of a matrix: the mean squares of its
                 inputs in the float model, and a function that gives what it is given now.
+            is_seen: whether make asks for the latter, so that the calibration text must pass, too.
         """
         bits, sizes = [], []
 
@@ -181,7 +182,8 @@ class Comparison:
                     bits.append(cost)
                     sizes.append(weights.size)
 
-        states = self._run(self._texts, change)[self._num_seen :]
+        texts = self._texts if is_seen else self._texts[self._num_seen :]
+        states = self._run(texts, change)[-len(self._exact) :]
         found = [self._kl(*pair) for pair in zip(self._exact, states, strict=True)]
         kl, same = (np.concatenate(part) for part in zip(*found, strict=True))
         error = kl.std() / math.sqrt(len(kl))
@@ -208,21 +210,22 @@ class Comparison:
 
 
 def ways(ggml):
-    """(name, make) of everything that is compared."""
+    """(name, make, whether make sees its inputs) of everything that is compared."""
     for format, size in OURS:
         for method in ("nearest", *METHODS):
-            yield f"{format} g{size} {method}", partial(ours, format, size, method)
+            make = partial(ours, format, size, method)
+            yield f"{format} g{size} {method}", make, method != "nearest"
     for name in GGML_TYPES if ggml else ():
-        yield name, partial(theirs, ggml, name, False)
+        yield name, partial(theirs, ggml, name, False), False
         if name != "Q8_0":
-            yield f"{name} imatrix", partial(theirs, ggml, name, True)
+            yield f"{name} imatrix", partial(theirs, ggml, name, True), False
     for name, quantizer, bits in (
         ("MLX affine g64", partial(mlx_affine, group_size=64), 4.5),
         ("MLX affine g32", partial(mlx_affine, group_size=32), 5.0),
         ("MLX mxfp4", partial(mlx_fp4, group_size=32, round_scale=e8m0), 4.25),
         ("MLX nvfp4", partial(mlx_fp4, group_size=16, round_scale=e4m3), 4.5),
     ):
-        yield name, partial(formula, quantizer, bits)
+        yield name, partial(formula, quantizer, bits), False
 
 
 def ours(format, group_size, method, weights, _, inputs):
@@ -317,13 +320,13 @@ def run(args, comparison, compared):
     if args.json and Path(args.json).exists():
         rows = json.loads(Path(args.json).read_text())
     wanted = [word for word in args.only.split(",") if word]
-    for name, make in compared:
+    for name, make, is_seen in compared:
         if any(row["name"] == name for row in rows) or (
             wanted and not any(word in name for word in wanted)
         ):
             continue
         start = time.monotonic()
-        bits, kl, error, same = comparison.measure(make)
+        bits, kl, error, same = comparison.measure(make, is_seen)
         row = {"name": name, "bits": bits, "kl": float(kl), "error": float(error)}
         rows.append(row | {"same": float(same), "seconds": time.monotonic() - start})
         print_row(rows[-1])

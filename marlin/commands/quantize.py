@@ -19,15 +19,16 @@ from marlin.commands.parser import typed
 from marlin.commands.progress import Progress
 from marlin.commands.unfinished import Unfinished
 from marlin.device.device import Device
-from marlin.engine.calibration import METHODS, Calibration, convert_layers
+from marlin.engine.calibration import METHODS, Calibration, convert_layers, texts_of
+from marlin.engine.mixing import CHOICES, MIX_TOKENS, choose, sensitivities
 from marlin.errors import ConfigError
 from marlin.models.source import open_source
-from marlin.option_values import one_of, whole_number
+from marlin.option_values import number, one_of, whole_number
 from marlin.weights.convert import RoleError, convert, plan_entry
 from marlin.weights.formats import FORMATS
 from marlin.weights.formats import quantize as pack_nearest
 from marlin.weights.kinds import GROUP_SIZES
-from marlin.weights.native import NativeWriter, quantization_object
+from marlin.weights.native import MIXED, NativeWriter, quantization_object
 
 # Room for what the plan does not count: headers, tokenizer files, config.
 SPARE_DISK_BYTES = 128 << 20
@@ -35,6 +36,7 @@ SPARE_DISK_BYTES = 128 << 20
 NOTE_S = 5.0
 # Tokens to calibrate with, at most: more than the default text has by most tokenizers.
 DEFAULT_TOKENS = 8192
+DEFAULT_FORMAT, DEFAULT_GROUP_SIZE = "fp4", 64
 DEFAULT_TEXT = Path(__file__).with_name("calibration.txt")
 
 
@@ -49,6 +51,8 @@ class Report:
         narrowed: {group size: matrices that it was taken for, since the one asked for does not
             divide them}.
         kept: names of the matrices stored as F16 because no group size divides them.
+        layer_bits: bits_per_weight of the layers' matrices alone.
+        forms: {(format, group size): how many of these}.
     """
 
     source_bytes: int
@@ -57,6 +61,8 @@ class Report:
     errors: dict[str, RoleError]
     narrowed: dict[int, int]
     kept: tuple[str, ...]
+    layer_bits: float
+    forms: dict[tuple[str, int], int]
 
 
 def add_arguments(parser):
@@ -66,26 +72,34 @@ def add_arguments(parser):
     parser.add_argument(
         "--format",
         type=typed(one_of(FORMATS)),
-        default="fp4",
         metavar="|".join(FORMATS),
-        help="of the weights (default: %(default)s)",
+        help=f"of the weights (default: {DEFAULT_FORMAT})",
     )
     sizes = tuple(map(str, GROUP_SIZES))
     parser.add_argument(
         "--group-size",
         type=typed(lambda text: int(one_of(sizes)(text))),
-        default=64,
         metavar="|".join(sizes),
-        help="weights that share a scale (default: %(default)s)",
+        help=f"weights that share a scale (default: {DEFAULT_GROUP_SIZE})",
     )
+    parser.add_argument(
+        "--mixed",
+        type=typed(number),
+        metavar="BITS",
+        help="instead of one format: give each matrix the one that spends so many bits a weight of "
+        "the layers, on the average, where they change answers least",
+    )
+    _add_calibration(parser)
 
+
+def _add_calibration(parser):
     parser.add_argument(
         "--method",
         type=typed(one_of(("nearest", *METHODS))),
         metavar="|".join(("nearest", *METHODS)),
         help="how codes are chosen: nearest looks at the weights alone, weighted at how large "
         "their inputs are, gptq at how inputs go together, too (default: nearest, or with "
-        "--calibration weighted)",
+        "--calibration weighted, or with --mixed gptq)",
     )
     parser.add_argument(
         "--calibration",
@@ -105,15 +119,20 @@ def run(args):
     """Run the command and return exit status 0, or raise a MarlinError that says what is wrong."""
     progress = Progress(sys.stderr, "quantized")
     calibration = _calibration(args)
-    words = args.source, args.destination, args.format, args.group_size, progress, calibration
-    report = quantize(*words)
-    print(_describe(report, args))
+    form = args.format or DEFAULT_FORMAT, args.group_size or DEFAULT_GROUP_SIZE
+    if args.mixed is not None:
+        if args.format or args.group_size:
+            raise ConfigError("--mixed chooses --format and --group-size: leave them out")
+        form = MIXED, DEFAULT_GROUP_SIZE
+    report = quantize(args.source, args.destination, *form, progress, calibration)
+    print(_describe(report, args.destination, *form))
     return 0
 
 
 def _calibration(args):
-    method = args.method or ("weighted" if args.calibration else "nearest")
-    if method == "nearest":
+    is_mixed = args.mixed is not None
+    method = args.method or ("gptq" if is_mixed else "weighted" if args.calibration else "nearest")
+    if method == "nearest" and not is_mixed:
         if args.calibration:
             raise ConfigError("--method nearest reads no --calibration: leave one of them out")
         return None
@@ -122,7 +141,7 @@ def _calibration(args):
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--calibration {path} cannot be read as text: {error}") from None
-    return Calibration(method, text, args.calibration_tokens)
+    return Calibration(method, text, args.calibration_tokens, args.mixed)
 
 
 def quantize(source, destination, format, group_size, progress, calibration=None):
@@ -131,9 +150,9 @@ def quantize(source, destination, format, group_size, progress, calibration=None
     Args:
         source: a Hugging Face folder of safetensors (F32, F16 or BF16), or a .gguf file.
         destination: a folder that does not exist or is empty.
-        format: one of FORMATS; group_size: one of GROUP_SIZES.
+        format: one of FORMATS, or MIXED; group_size: one of GROUP_SIZES.
         progress: called as progress(values done, values in all).
-        calibration: Calibration, or None to look at weights alone.
+        calibration: Calibration, or None to look at weights alone; with mixed_bits for MIXED.
 
     Returns:
         Report.
@@ -146,14 +165,18 @@ def quantize(source, destination, format, group_size, progress, calibration=None
     source, destination = Path(source), Path(destination).resolve()
     _check_request(source, destination, format, group_size)
     checkpoint = open_source(source)
-    entries = [plan_entry(tensor, format, group_size) for tensor in checkpoint.tensors]
-    _check_disk(destination, sum(entry.num_bytes for entry in entries))
+    if format != MIXED:
+        entries = [plan_entry(tensor, format, group_size) for tensor in checkpoint.tensors]
+        _check_disk(destination, sum(entry.num_bytes for entry in entries))
     asked = _asked(checkpoint, format, group_size, calibration)
     unfinished = Unfinished(destination.with_name(f".{destination.name}.partial"), asked)
     try:
         if unfinished.is_new:
             quantization = quantization_object(format, group_size)
             checkpoint.write_companions(unfinished.folder, quantization)
+        if format == MIXED:
+            entries = _mix(unfinished, checkpoint, calibration)
+            _check_disk(destination, sum(entry.num_bytes for entry in entries))
         errors = _convert_into(unfinished, checkpoint, entries, progress, calibration)
         unfinished.finish(destination)
     except Exception:
@@ -162,11 +185,11 @@ def quantize(source, destination, format, group_size, progress, calibration=None
     except BaseException:
         unfinished.leave()
         raise
-    return _report(checkpoint, entries, errors, group_size)
+    return _report(checkpoint, entries, errors, 0 if format == MIXED else group_size)
 
 
 def _check_request(source, destination, format, group_size):
-    if format not in FORMATS:
+    if format not in (*FORMATS, MIXED):
         raise ConfigError(f"format {format!r} is unknown; {', '.join(FORMATS)} are known")
     if group_size not in GROUP_SIZES:
         known = ", ".join(map(str, GROUP_SIZES))
@@ -185,6 +208,30 @@ def _check_disk(destination, num_bytes):
     if free < needed:
         message = f"the result needs {_megabytes(needed)} and {parent} has {_megabytes(free)} free"
         raise ConfigError(message)
+
+
+def _mix(unfinished, checkpoint, calibration):
+    """The NativeEntries of a mix; what is chosen is kept for a run that goes on with this one."""
+    packed = {
+        tensor.name
+        for tensor in checkpoint.tensors
+        if tensor.role in ("attention", "mlp") and plan_entry(tensor, *CHOICES[0]).group_size
+    }
+
+    def make():
+        text = texts_of(checkpoint.load_tokenizer().encode(calibration.text), MIX_TOKENS)
+        progress = Progress(sys.stderr, "weighed")
+        device = Device()
+        try:
+            found = sensitivities(device, checkpoint, packed, text, progress)
+        finally:
+            device.close()
+        return choose(found, calibration.mixed_bits)
+
+    chosen = unfinished.keep("mix", make)
+    return [
+        plan_entry(tensor, *chosen.get(tensor.name, CHOICES[0])) for tensor in checkpoint.tensors
+    ]
 
 
 def _asked(checkpoint, format, group_size, calibration):
@@ -222,7 +269,7 @@ def _convert_into(unfinished, checkpoint, entries, progress, calibration):
         convert([tensor], [entry], writer, os.cpu_count() or 1, advance, errors, pack, see)
 
     try:
-        if calibration is not None:
+        if calibration is not None and calibration.method != "nearest":
             packed = {name for name, (_, entry) in work.items() if entry.group_size}
             _convert_layers(unfinished, checkpoint, packed, calibration, convert_one, note)
         for name in work:
@@ -243,39 +290,48 @@ def _convert_layers(unfinished, checkpoint, packed, calibration, convert_one, no
         device.close()
 
 
+def _bits(entries):
+    num_weights = sum(entry.shape[0] * entry.shape[1] for entry in entries)
+    return 8 * sum(entry.num_bytes for entry in entries) / num_weights if num_weights else 0.0
+
+
 def _report(checkpoint, entries, errors, group_size):
     packed = [entry for entry in entries if entry.group_size]
     pairs = zip(checkpoint.tensors, entries, strict=True)
     inner = [entry for tensor, entry in pairs if tensor.role in ("attention", "mlp")]
     narrowed = [entry for entry in inner if 0 < entry.group_size < group_size]
-    num_weights = sum(entry.shape[0] * entry.shape[1] for entry in packed)
-    packed_bytes = sum(entry.num_bytes for entry in packed)
     return Report(
         source_bytes=checkpoint.num_bytes,
         result_bytes=sum(entry.num_bytes for entry in entries),
-        bits_per_weight=8 * packed_bytes / num_weights if num_weights else 0.0,
+        bits_per_weight=_bits(packed),
         errors=errors,
         narrowed=Counter(entry.group_size for entry in narrowed),
         kept=tuple(entry.name for entry in entries if entry.format == "F16"),
+        layer_bits=_bits([entry for entry in inner if entry.group_size]),
+        forms=Counter((entry.format, entry.group_size) for entry in inner if entry.group_size),
     )
 
 
-def _describe(report, args):
+def _describe(report, destination, format, group_size):
     lines = [
-        f"{args.destination}: {args.format}, groups of {args.group_size}",
+        f"{destination}: {format}" + (f", groups of {group_size}" if format != MIXED else ""),
         f"  weights before   {_megabytes(report.source_bytes)}",
         f"  weights after    {_megabytes(report.result_bytes)}",
         f"  bits a weight    {report.bits_per_weight:.2f}",
     ]
+    if format == MIXED:
+        lines.append(f"  of layers        {report.layer_bits:.2f}")
+        for (kind, size), count in sorted(report.forms.items()):
+            lines.append(f"    {count} matrices {kind}, groups of {size}")
     for role, error in report.errors.items():
         lines.append(f"  {role:<16} relative RMS error {error.relative_rms:.2g}")
     for size, count in report.narrowed.items():
-        why = f"{args.group_size} do not divide them"
+        why = f"{group_size} do not divide them"
         lines.append(f"  {count} matrices in groups of {size}: {why}")
     if report.kept:
         lines.append(f"  kept as float16, their columns are no multiple of {GROUP_SIZES[0]}:")
         lines += [f"    {name}" for name in report.kept]
-    lines.append(f"Serve it with: metal-marlin serve {shlex.quote(str(args.destination))}")
+    lines.append(f"Serve it with: metal-marlin serve {shlex.quote(str(destination))}")
     return "\n".join(lines)
 
 

@@ -8,14 +8,16 @@ import fcntl
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from marlin.errors import ConfigError, ModelFileError
 from marlin.files.strict_json import read_json_object
 
-NOTE, STATES = "unfinished.json", "unfinished-{}.npy"
+NOTE, STATES, KEPT = "unfinished.json", "unfinished-{}.npy", "unfinished-{}.json"
 
 
 class Unfinished:
@@ -83,9 +85,20 @@ class Unfinished:
         for name in (*(STATES.format(index) for index in range(len(states))), NOTE):
             os.replace(self.folder / f"{name}.new", self.folder / name)
 
+    def keep(self, name: str, make: Callable[[], Any]) -> Any:
+        """The JSON value that a run before this one has kept under a name, or what make() makes,
+        kept for the next."""
+        path = self.folder / KEPT.format(name)
+        if not path.exists():
+            self.note(self.done, self.errors, self.layer, self.states)
+            value = json.dumps(make())
+            path.with_suffix(".new").write_text(value, encoding="utf-8")
+            os.replace(path.with_suffix(".new"), path)
+        return json.loads(path.read_text(encoding="utf-8"))
+
     def finish(self, destination: Path) -> None:
         """The folder becomes the destination."""
-        for pattern in (NOTE, STATES.format("*")):
+        for pattern in (NOTE, STATES.format("*"), KEPT.format("*")):
             for path in self.folder.glob(f"{pattern}*"):
                 path.unlink()
         self.folder.rename(destination)

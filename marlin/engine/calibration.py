@@ -31,15 +31,17 @@ class Calibration:
     """What a model's inputs are learnt from.
 
     Attributes:
-        method: one of METHODS: "weighted" counts squared errors by how large a column's inputs are;
-            "gptq" feeds errors forward.
+        method: "nearest", which needs none, or one of METHODS: "weighted" counts squared errors by
+            how large a column's inputs are; "gptq" feeds errors forward.
         text: what the model reads.
         num_tokens: as many of its tokens as are read.
+        mixed_bits: bits a weight to which kinds are mixed (mixing.py); None: all are of one.
     """
 
     method: str
     text: str
     num_tokens: int
+    mixed_bits: float | None = None
 
 
 def texts_of(token_ids: list[int], num_tokens: int) -> np.ndarray:

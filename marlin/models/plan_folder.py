@@ -19,7 +19,7 @@ from marlin.weights.block_types import BLOCK_TYPES, DENSE_KINDS
 from marlin.weights.foreign.matrix import ForeignMatrix
 from marlin.weights.foreign.table import reader_of
 from marlin.weights.kinds import GROUP_SIZES, KINDS, MAY, MUST, PACKED_KINDS, ROW_TILE
-from marlin.weights.native import PADDING_PREFIX, VERSION
+from marlin.weights.native import MIXED, PADDING_PREFIX, VERSION
 from marlin.weights.safetensors_file import SafetensorsFolder
 from marlin.weights.tensor_file import TensorInfo
 
@@ -161,7 +161,7 @@ def _plan_packed(tensor, stem, tensors, format):
     n, k = tensor.rows
     codes = tensors[f"{stem}.codes"]
     tiles = -(-n // ROW_TILE)
-    kind = _packed_kind(codes, n, k, format)
+    kind = _packed_kind(codes, n, k, format, f"{stem}.biases" in tensors)
     scales = _part(tensors, codes, f"{stem}.scales", ("F16", "F32"))
     shapes = {(tiles, k // size, ROW_TILE): size for size in GROUP_SIZES if k % size == 0}
     group_size = shapes.get(scales.shape)
@@ -185,15 +185,18 @@ def _part(tensors, codes, name, dtypes):
     return info
 
 
-def _packed_kind(codes, n, k, format):
-    shapes = {KINDS[name].code_dtype: KINDS[name].code_shape(n, k) for name in PACKED_KINDS}
-    if shapes.get(codes.dtype) != codes.shape:
-        expected = " or ".join(f"{dtype} {shape}" for dtype, shape in shapes.items())
+def _packed_kind(codes, n, k, format, has_biases):
+    kinds = [KINDS[name] for name in PACKED_KINDS]
+    stored = {kind.name: f"{kind.code_dtype} {kind.code_shape(n, k)}" for kind in kinds}
+    fitting = [name for name in stored if stored[name] == f"{codes.dtype} {codes.shape}"]
+    if not fitting:
+        expected = " or ".join(dict.fromkeys(stored.values()))
         message = f"is {codes.dtype} {codes.shape}, expected {expected}"
         raise ModelFileError(codes.path, message, tensor=codes.name)
-    fitting = [name for name in PACKED_KINDS if KINDS[name].code_dtype == codes.dtype]
     if len(fitting) == 1:
         return fitting[0]
+    if format == MIXED:
+        format = "int4" if has_biases else "iq4"
     if format not in fitting:
         message = f"is 4-bit in a folder of format {format or 'safetensors'}"
         raise ModelFileError(codes.path, message, tensor=codes.name)
@@ -214,7 +217,7 @@ def _native_format(config: Fields) -> str | None:
     native = config.object("quantization")
     if native.raw("version") != VERSION:
         native.fail("version", f"{VERSION}, of what `metal-marlin quantize` writes")
-    format = native.choice("format", PACKED_KINDS)
+    format = native.choice("format", (*PACKED_KINDS, MIXED))
     if native.raw("tile_rows") != ROW_TILE:
         native.fail("tile_rows", f"{ROW_TILE}, the only tiles that kernels read")
     return format

@@ -144,6 +144,6 @@ def _move_factors(format, within, pull, values, codes, factors):
     changed = _values(format, codes, moved)
     change = changed - values
     gain = (change * (2 * pull - within @ change)).sum(axis=0)
-    better = (gain > 0) & (moved[0] > 0)
+    better = (gain > 0) & (moved[0] * factors[0] > 0)
     factors[:, better] = moved[:, better]
     values[:, better] = changed[:, better]

@@ -15,7 +15,7 @@ from marlin.weights.kinds import BLOCK_COLUMNS, GROUP_SIZES, KINDS, ROW_TILE
 from marlin.weights.rounding import MAX_HALF, decode, encode, fit
 
 # Those that quantize() makes.
-FORMATS = ("fp4", "int4", "int8")
+FORMATS = ("fp4", "int4", "int8", "iq4", "int5", "int6")
 # Values searched at a time, so that the search's temporaries stay in a core's second-level cache.
 CHUNK_VALUES = 1 << 16
 
@@ -112,7 +112,7 @@ def dequantize(packed):
 def quantize(format, weights, group_size, importance=None):
     """Quantize with one of FORMATS.
 
-    fp4 and int4 search each group's scale (and bias) for the least squared error. int8 takes plain
+    All but int8 search each group's scale (and bias) for the least squared error. int8 takes plain
     absmax: at 127 steps a search gains nothing worth its time.
 
     Args:
@@ -121,8 +121,8 @@ def quantize(format, weights, group_size, importance=None):
         importance: float32 [K] over 0, what squared errors of a column count; None: all alike.
 
     Returns:
-        PackedWeight with float16 scales; no group's error exceeds that of plain absmax (int4:
-        min/max).
+        PackedWeight with float16 scales; no group's error exceeds that of plain absmax (int4 and
+        int5: min/max).
 
     Raises:
         ValueError: a weight is NaN, infinite or too large for a float16 scale.
@@ -153,12 +153,16 @@ def _pack_words(codes, bits):
     above, rows = bits - 4, _pad_rows(codes)
     span = 32 // above if above else 8
     spans = rows.reshape(-1, ROW_TILE, codes.shape[1] // span, span // 4, 4)
-    low = spans & 15
-    words = low[:, :, :, 0::2] | low[:, :, :, 1::2] << 4
+    words = np.empty((*spans.shape[:3], span // 8 + (above > 0), 4), np.uint8)
     if above:
-        places = (above * np.arange(span // 4, dtype=np.uint8))[:, None]
-        high = np.bitwise_or.reduce(spans >> 4 << places, axis=3, keepdims=True)
-        words = np.concatenate([words, high], axis=3)
+        high = spans >> 4
+        high <<= (above * np.arange(span // 4, dtype=np.uint8))[:, None]
+        words[:, :, :, -1] = np.bitwise_or.reduce(high, axis=3)
+        del high
+    low = spans & 15
+    low[:, :, :, 1::2] <<= 4
+    words[:, :, :, : span // 8] = low[:, :, :, 0::2] | low[:, :, :, 1::2]
+    del low
     words = words.reshape(len(words), ROW_TILE, -1, 4)
     return np.ascontiguousarray(words.transpose(0, 2, 1, 3)).view("<u4")[..., 0]
 

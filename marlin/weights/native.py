@@ -15,6 +15,8 @@ from marlin.weights.safetensors_file import INDEX_FILE, SINGLE_FILE, Safetensors
 from marlin.weights.tensor_file import num_tensor_bytes
 
 VERSION = 1
+# The format of a folder whose matrices take whichever of the kinds a mix is of.
+MIXED = "mixed"
 # A cache line, and the largest vector a kernel loads.
 ALIGNMENT = 64
 # Tensors of this name fill what another leaves of an ALIGNMENT; safetensors allows no holes.
@@ -31,7 +33,7 @@ class NativeEntry:
     Attributes:
         name: for a packed weight the Hugging Face name without `.weight`, else the whole name.
         shape: (N, K) of a packed weight, any shape of a dense one.
-        format: "fp4", "int4" or "int8"; "F32" or "F16" for a dense one.
+        format: one of formats.FORMATS; "F32" or "F16" for a dense one.
         group_size: of a packed weight; 0 for a dense one.
     """
 

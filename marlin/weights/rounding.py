@@ -1,4 +1,4 @@
-"""How the weights of a group become codes, a scale and, of int4, a bias.
+"""How the weights of a group become codes, a scale and, of int4 and int5, a bias.
 
 Owns the searches that docs/formats.md describes. Everything is a group at a time: groups are
 float32 [n, groups, group_size], factors float32 [1 or 2, n, groups], a scale and maybe a bias, both
@@ -15,8 +15,14 @@ IQ4 = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
 )
 _TABLES = {"fp4": np.concatenate([E2M1, -E2M1]), "iq4": IQ4}
+# The code of iq4 whose number is nearest to half of index - 254: numbers lie halfway between two
+# of its numbers at multiples of a half alone.
+_IQ4_CODES = np.searchsorted((IQ4[1:] + IQ4[:-1]) / 2, np.arange(-254, 227) / 2, "right")
+_IQ4_CODES = _IQ4_CODES.astype(np.uint8)
 # What the code of 0 is, of kinds without a table.
 _ZEROS = {"int8": 128, "int6": 32}
+# The largest code of kinds with a bias.
+_TOPS = {"int4": 15, "int5": 31}
 MAX_HALF = 65504.0
 TINY_HALF = 2.0**-24
 # Below float32's normal range a scale has no finite inverse; such weights round to zero.
@@ -26,12 +32,19 @@ TINY_FLOAT = 2.0**-126
 # largest weight on the largest code (plain absmax); smaller ones place the bulk of the group
 # better, larger ones clip.
 _FP4_DIVISORS = (6.0, 4.0, 4.6, 5.2, 6.8)
-# Shares of a group's range that are cut off its lower and upper end to be tried as its int4 range,
-# before least squares; without cuts it is plain min/max.
-_INT4_CUTS = ((0, 0), (0.03, 0.03), (0.06, 0.06), (0.09, 0.09), (0, 0.1), (0.1, 0))
+# Shares of a group's range that are cut off its lower and upper end to be tried as the range of
+# codes with a bias, before least squares; without cuts it is plain min/max.
+_CUTS = ((0, 0), (0.03, 0.03), (0.06, 0.06), (0.09, 0.09), (0, 0.1), (0.1, 0))
 # Where columns matter unequally the best scale lies farther from plain, which most miss.
 _WEIGHTED_FP4_DIVISORS = (*_FP4_DIVISORS, 3.6, 5.6, 7.6, 8.6)
-_WEIGHTED_INT4_CUTS = (*_INT4_CUTS, (0.13, 0.13), (0, 0.2), (0.2, 0), (0, 0.35), (0.35, 0))
+_WEIGHTED_CUTS = (*_CUTS, (0.13, 0.13), (0, 0.2), (0.2, 0), (0, 0.35), (0.35, 0))
+# What a group's largest weight is taken to be of, of kinds whose numbers end farther from zero on
+# one side than on the other: the first is plain.
+_SIGNED_DIVISORS = {"iq4": (-127, -117, -107, -137, 113, 101), "int6": (-32, 31, -33.5, 33)}
+_WEIGHTED_SIGNED_DIVISORS = {
+    "iq4": (*_SIGNED_DIVISORS["iq4"], -95, -83, -150, -170, 125, 89),
+    "int6": (*_SIGNED_DIVISORS["int6"], -30, 29, -36),
+}
 
 
 def fit(format, groups, importance=None):
@@ -45,17 +58,25 @@ def fit(format, groups, importance=None):
         return _half_scale(np.abs(groups).max(axis=2) / np.float32(127))[None]
     if format == "fp4":
         return _search_fp4_scale(np.abs(groups), importance)[None]
-    return _search_int4_affine(groups, importance)
+    if format in _SIGNED_DIVISORS:
+        return _search_signed_scale(format, groups, importance)[None]
+    return _search_affine(groups, importance, _TOPS[format])
 
 
 def encode(format, groups, factors):
     """uint8 codes, as formats.pack() takes them, that are nearest to the weights."""
-    if format == "int4":
-        return _int4_codes(groups, factors).astype(np.uint8)
+    if format in _TOPS:
+        return _affine_codes(groups, factors, _TOPS[format]).astype(np.uint8)
     scale = factors[0]
-    if format == "int8":
+    if format != "fp4":
         ratio = groups * _inverse(scale)[:, :, None]
+    if format == "int8":
         return (np.clip(np.rint(ratio), -127, 127) + 128).astype(np.uint8)
+    if format == "int6":
+        return (np.clip(np.rint(ratio), -32, 31) + 32).astype(np.uint8)
+    if format == "iq4":
+        halves = np.floor(2 * np.clip(ratio, -127, 113)) + 254
+        return _IQ4_CODES[halves.astype(np.int16)]
     # Doubled, the levels are integers that index the codes: 0 1 2 3 4 6 8 12.
     doubled = (2 * _fp4_levels(np.abs(groups), scale)).astype(np.uint8)
     return _FP4_CODE_OF_DOUBLED[doubled] | np.signbit(groups).astype(np.uint8) << 3
@@ -85,7 +106,8 @@ def half_factors(factors):
 
 def _half_scale(scale):
     rounded = scale.astype(np.float16).astype(np.float32)
-    return np.where((rounded == 0) & (scale > 0), np.float32(TINY_HALF), rounded)
+    least = np.copysign(np.float32(TINY_HALF), scale)
+    return np.where((rounded == 0) & (scale != 0), least, rounded)
 
 
 def _inverse(scale):
@@ -130,7 +152,29 @@ def _fp4_error(magnitudes, scale, importance):
     return _dot(difference, difference, importance)
 
 
-def _search_int4_affine(groups, importance):
+def _search_signed_scale(format, groups, importance):
+    """As _search_fp4_scale(), for the groups themselves and scales of either sign."""
+    at = np.abs(groups).argmax(axis=2)[:, :, None]
+    largest = np.take_along_axis(groups, at, axis=2)[:, :, 0]
+    divisors = (_SIGNED_DIVISORS if importance is None else _WEIGHTED_SIGNED_DIVISORS)[format]
+    fitted, best_gain = np.zeros_like(largest), np.zeros_like(largest)
+    for divisor in divisors:
+        factors = (largest / np.float32(divisor))[None]
+        numbers = levels(format, encode(format, groups, factors))
+        cross, power = _dot(numbers, groups, importance), _dot(numbers, numbers, importance)
+        scale = cross / np.maximum(power, np.float32(TINY_HALF))
+        better = scale * cross > best_gain
+        fitted = np.where(better, scale, fitted)
+        best_gain = np.where(better, scale * cross, best_gain)
+    tried = [_half_scale(scale) for scale in (fitted, largest / np.float32(divisors[0]))]
+    errors = []
+    for scale in tried:
+        difference = decode(format, encode(format, groups, scale[None]), scale[None]) - groups
+        errors.append(_dot(difference, difference, importance))
+    return np.where(errors[0] < errors[1], *tried)
+
+
+def _search_affine(groups, importance, top):
     """float32 [2, n, groups] scales and biases, exact in float16, for [n, groups, group_size]."""
     low, high = groups.min(axis=2), groups.max(axis=2)
     shares = np.float32(1) / groups.shape[2]
@@ -138,11 +182,11 @@ def _search_int4_affine(groups, importance):
         shares = importance / importance.sum(axis=1, keepdims=True)
     mean = (groups * shares).sum(axis=2)
     span = high - low
-    fitted, best_gain = np.stack([span / 15, low]), np.zeros_like(low)
-    for lower, upper in _INT4_CUTS if importance is None else _WEIGHTED_INT4_CUTS:
-        width = np.float32((1 - lower - upper) / 15)
+    fitted, best_gain = np.stack([span / top, low]), np.zeros_like(low)
+    for lower, upper in _CUTS if importance is None else _WEIGHTED_CUTS:
+        width = np.float32((1 - lower - upper) / top)
         first = np.stack([span * width, low + span * np.float32(lower)])
-        codes = _int4_codes(groups, first)
+        codes = _affine_codes(groups, first, top)
         # Least squares line through (code, weight); it lowers the squared error by slope * cross.
         mean_code = (codes * shares).sum(axis=2)
         codes -= mean_code[:, :, None]
@@ -151,20 +195,20 @@ def _search_int4_affine(groups, importance):
         better = slope * cross > best_gain
         fitted = np.where(better, np.stack([slope, mean - slope * mean_code]), fitted)
         best_gain = np.where(better, slope * cross, best_gain)
-    plain, fitted = half_factors(np.stack([span / 15, low])), half_factors(fitted)
-    errors = [_int4_error(groups, factors, importance) for factors in (fitted, plain)]
+    plain, fitted = half_factors(np.stack([span / top, low])), half_factors(fitted)
+    errors = [_affine_error(groups, factors, importance, top) for factors in (fitted, plain)]
     return np.where(errors[0] < errors[1], fitted, plain)
 
 
-def _int4_codes(groups, factors):
+def _affine_codes(groups, factors, top):
     scale, bias = factors
     codes = groups - bias[:, :, None]
     codes *= _inverse(scale)[:, :, None]
     np.rint(codes, out=codes)
-    return np.clip(codes, 0, 15, out=codes)
+    return np.clip(codes, 0, top, out=codes)
 
 
-def _int4_error(groups, factors, importance):
+def _affine_error(groups, factors, importance, top):
     scale, bias = factors[:, :, :, None]
-    difference = _int4_codes(groups, factors) * scale + bias - groups
+    difference = _affine_codes(groups, factors, top) * scale + bias - groups
     return _dot(difference, difference, importance)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from dense_families import FAMILIES
 from mixture_families import MIXTURES
+from reference_models import build
 from tiny_checkpoints import save_model, write_gguf
 from tiny_models import (
     prefill,
@@ -19,11 +20,15 @@ from marlin.commands import quantize as command
 from marlin.device.device import Device
 from marlin.engine.calibration import Calibration, texts_of
 from marlin.engine.layerwise import LayerRunner
+from marlin.engine.mixing import sensitivities
 from marlin.errors import ConfigError
 from marlin.models.registry import spec_of
 from marlin.models.source import open_source
+from marlin.weights.convert import plan_entry
+from marlin.weights.safetensors_file import SafetensorsFolder
 
 KNOWN = ("llama", "qwen2", "qwen3", "gemma3_text", *FAMILIES, *MIXTURES)
+ROLES = ("attention", "mlp")
 # Of the characters that the tiny model's tokenizer knows.
 TEXT = "".join(chr(48 + token) for token in random_tokens(2000, 74))
 
@@ -121,6 +126,62 @@ def test_a_calibrated_run_that_was_interrupted_goes_on_with_the_next_layer(model
         made = (tmp_path / "out" / name).read_bytes()
         assert made == (tmp_path / "whole" / name).read_bytes()
     assert not list((tmp_path / "out").glob("unfinished*"))
+
+
+def bits_of_layers(folder, source):
+    """Bits a weight of a native folder's layers."""
+    num_weights = sum(t.num_values for t in open_source(source).tensors if t.role in ROLES)
+    stored = SafetensorsFolder(folder).tensors.values()
+    packed = [t for t in stored if ".layers." in t.name and not t.name.endswith(".weight")]
+    return 8 * sum(tensor.num_bytes for tensor in packed) / num_weights
+
+
+def test_a_mix_keeps_to_its_bits_and_changes_answers_less_than_one_kind_of_as_many(model, tmp_path):
+    texts = [random_tokens(60, 74, seed) for seed in range(8, 14)]
+    exact, changes = states(model, texts), {}
+    for format, bits in (("int4", None), ("mixed", 5.0)):
+        seen = Calibration("gptq", TEXT, 2000, bits)
+        command.quantize(model, tmp_path / format, format, 32, lambda *_: None, seen)
+        change = states(tmp_path / format, texts) - exact
+        changes[format] = np.linalg.norm(change) / np.linalg.norm(exact)
+    assert bits_of_layers(tmp_path / "int4", model) == 5.0
+    assert 4.9 < bits_of_layers(tmp_path / "mixed", model) <= 5.0
+    assert changes["mixed"] < 0.9 * changes["int4"]
+
+
+def test_a_mix_that_was_interrupted_goes_on_with_what_it_had_chosen(model, tmp_path, monkeypatch):
+    def stop(done, total):
+        if done > 0.7 * total:
+            raise KeyboardInterrupt
+
+    seen = Calibration("nearest", TEXT, 500, 4.6)
+    command.quantize(model, tmp_path / "whole", "mixed", 64, lambda *_: None, seen)
+    monkeypatch.setattr(command, "NOTE_S", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        command.quantize(model, tmp_path / "out", "mixed", 64, stop, seen)
+    monkeypatch.setattr(command, "sensitivities", None)
+    command.quantize(model, tmp_path / "out", "mixed", 64, lambda *_: None, seen)
+    made = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert made == sorted(path.name for path in (tmp_path / "whole").iterdir())
+    for name in ("model.safetensors", "config.json"):
+        made = (tmp_path / "out" / name).read_bytes()
+        assert made == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_every_matrix_of_a_mixture_is_weighed_experts_included(family, tmp_path):
+    widths = {"hidden_size": 64, "moe_intermediate_size": 64, "intermediate_size": 64}
+    model = build(family, **widths)
+    model.save_pretrained(tmp_path)
+    source = open_source(tmp_path)
+    inner = [tensor for tensor in source.tensors if tensor.role in ROLES]
+    packed = {tensor.name for tensor in inner if plan_entry(tensor, "iq4", 64).group_size}
+    device = Device(2, kind="cpu")
+    text = np.array([random_tokens(40, 97, 1)], np.int32)
+    found = sensitivities(device, source, packed, text, lambda *_: None)
+    device.close()
+    assert set(found) == packed and any("experts" in name for name in packed)
+    assert all(cost > 0 for matrix in found.values() for cost in matrix.costs.values())
 
 
 def test_texts_are_spread_over_all_that_there_is_and_never_empty():

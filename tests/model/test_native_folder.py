@@ -14,7 +14,7 @@ from tiny_models import (
 from marlin.commands.quantize import quantize
 from marlin.models.checkpoint import open_checkpoint
 from marlin.weights import ggml_types
-from marlin.weights.formats import PackedWeight, dequantize
+from marlin.weights.formats import FORMATS, PackedWeight, dequantize
 from marlin.weights.safetensors_file import SafetensorsFolder
 from marlin.weights.tensor_file import read_bytes
 
@@ -32,8 +32,13 @@ SIZES = {
 NUMPY_TYPES = {"U8": np.uint8, "U32": np.uint32, "F16": np.float16, "F32": np.float32}
 
 
-def stored_weights(folder, model):
-    """{Hugging Face name: float32 array} of a native folder, by numpy alone."""
+def bits_of(codes, shape):
+    return codes.nbytes * 8 // (-(-shape[0] // 16) * 16 * shape[1])
+
+
+def stored_weights(folder, model, four_bits="fp4"):
+    """{Hugging Face name: float32 array} of a native folder, by numpy alone; four_bits is the
+    format of codes of 4 bits without biases."""
     tensors = SafetensorsFolder(folder).tensors
 
     def array(name):
@@ -50,8 +55,8 @@ def stored_weights(folder, model):
             found[name] = ggml_types.dequantize(info.dtype, read_bytes(info), shape)
             continue
         parts = {part: array(f"{stem}.{part}") for part in ("codes", "scales", "biases")}
-        format = "int8" if parts["codes"].dtype == np.uint8 else "fp4"
-        if parts["biases"] is not None:
+        format = {4: four_bits, 5: "int5", 6: "int6", 8: "int8"}[bits_of(parts["codes"], shape)]
+        if parts["biases"] is not None and format != "int5":
             format = "int4"
         group_size = shape[1] // parts["scales"].shape[1]
         found[name] = dequantize(PackedWeight(format, shape, group_size, **parts))
@@ -70,13 +75,14 @@ def convert(source, destination, format, group_size):
 
 
 @pytest.mark.parametrize("group_size", [32, 64, 128])
-@pytest.mark.parametrize("format", ["fp4", "int4", "int8"])
+@pytest.mark.parametrize("format", FORMATS)
 def test_a_native_folder_agrees_with_transformers_running_its_weights(format, group_size, tmp_path):
     model = build("llama", **SIZES)
     model.save_pretrained(tmp_path / "source")
     folder = convert(tmp_path / "source", tmp_path / "native", format, group_size)
     token_ids = random_tokens(80, 97)
-    expected = logits_of(with_weights(model, stored_weights(folder, model)), token_ids)
+    stored = stored_weights(folder, model, "fp4" if format == "fp4" else "iq4")
+    expected = logits_of(with_weights(model, stored), token_ids)
     with running(folder, sequences=16) as runner:
         assert_near(logits_of_positions(runner, token_ids), expected)
         found = logits_by_chunks(runner, token_ids, [33])

@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from marlin.weights import ggml_types
 from marlin.weights.formats import PackedWeight
+from marlin.weights.kinds import KINDS
 from marlin.weights.safetensors_file import SafetensorsFolder
 from marlin.weights.tensor_file import read_bytes
 
@@ -39,8 +40,9 @@ def save_model(folder, dtype=torch.float32, **changes):
     return {name: value.float().numpy() for name, value in model.state_dict().items()}
 
 
-def load_packed(folder, name, num_rows):
-    """The PackedWeight that a native folder holds under a name without `.weight`."""
+def load_packed(folder, name, num_rows, format=None):
+    """The PackedWeight that a native folder holds under a name without `.weight`; format: what
+    4 bits without a bias are, if not fp4, or the format of 5 or 6 bits."""
     tensors = SafetensorsFolder(folder).tensors
 
     def array(part, dtype):
@@ -49,9 +51,10 @@ def load_packed(folder, name, num_rows):
 
     codes = array("codes", np.uint8 if tensors[f"{name}.codes"].dtype == "U8" else np.uint32)
     scales, biases = array("scales", np.float16), array("biases", np.float16)
-    eight_bits = codes.ndim == 4
-    format = "int8" if eight_bits else "int4" if biases is not None else "fp4"
-    num_columns = codes.shape[1] * (4 if eight_bits else 8)
+    if codes.ndim == 4:
+        format = "int8"
+    format = format or ("int4" if biases is not None else "fp4")
+    num_columns = codes.shape[1] * 32 // KINDS[format].bits
     group_size = num_columns // scales.shape[1]
     return PackedWeight(format, (num_rows, num_columns), group_size, codes, scales, biases)
 

@@ -236,7 +236,13 @@ def test_options_cannot_be_abbreviated(words, capsys):
         (
             ["quantize", "S", "D", "--format", "fp3"],
             {},
-            "--format must be fp4 or int4 or int8, got",
+            "--format must be fp4 or int4 or int8 or iq4 or int5 or int6, got",
+        ),
+        (["quantize", "S", "D", "--mixed", "four"], {}, "--mixed must be a number, got 'four'"),
+        (
+            ["quantize", "S", "D", "--mixed", "5", "--format", "fp4"],
+            {},
+            "--mixed chooses --format and --group-size: leave them out",
         ),
         (["quantize", "S", "D", "--group-size", "48"], {}, "--group-size must be 32 or 64 or 128"),
         (["completion", "csh"], {}, "bash|zsh|fish must be bash or zsh or fish, got 'csh'"),

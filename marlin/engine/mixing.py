@@ -1,0 +1,240 @@
+"""Chooses the kind of each matrix of a model's layers, so that a budget of bits is spent where it
+keeps what the model says.
+
+Each matrix in turn is quantized alone, and a text goes on through the layers behind it: how much
+that changes the next token's probabilities is what its errors cost. Owns that measurement and the
+choice; how matrices are quantized then is calibration.py's.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from marlin.device.device import Device
+from marlin.engine.layerwise import LayerRunner
+from marlin.errors import ConfigError
+from marlin.models.registry import spec_of
+from marlin.models.source import Source
+from marlin.models.spec import tensors_of
+from marlin.weights.formats import dequantize, quantize
+from marlin.weights.kinds import KINDS, MUST, ROW_TILE
+
+# What a matrix may become, the first that fits it being what its errors are measured with.
+CHOICES = (
+    *(("iq4", 64), ("iq4", 32), ("iq4", 128), ("int4", 64), ("int4", 32)),
+    *(("int5", 128), ("int5", 64), ("int5", 32), ("int6", 128), ("int6", 64), ("int6", 32)),
+    *(("int8", 128), ("int8", 64), ("int8", 32)),
+)
+# Tokens that go through the model once for each matrix: KL over as many positions tells matrices
+# apart that differ by a fifth.
+MIX_TOKENS = 256
+# Likeliest tokens by which a change of probabilities is measured, and positions whose logits lie in
+# memory together.
+TOP_TOKENS, LOGIT_ROWS = 64, 64
+# Tiles of a matrix's first rows whose error stands for all of it.
+SAMPLE_TILES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """What a matrix's errors cost.
+
+    Attributes:
+        num_values: of the matrix.
+        costs: {choice: the KL divergence that is expected of it}.
+    """
+
+    num_values: int
+    costs: dict[tuple[str, int], float]
+
+
+def bits_of(format: str, group_size: int) -> float:
+    """Bits a weight of a packed kind with float16 scales, padding aside."""
+    return KINDS[format].bits + 16 / group_size * (2 if KINDS[format].bias == MUST else 1)
+
+
+def choose(matrices: dict[str, Sensitivity], bits: float) -> dict[str, tuple[str, int]]:
+    """The choice of each matrix, by name, of no more than so many bits a weight together.
+
+    Raises:
+        ConfigError: no choice is of so few bits.
+    """
+    budget = bits * sum(matrix.num_values for matrix in matrices.values())
+    chosen, steps, used = {}, [], 0.0
+    for name, matrix in matrices.items():
+        hull = _hull(matrix.costs)
+        chosen[name] = hull[0]
+        used += bits_of(*hull[0]) * matrix.num_values
+        for low, high in pairwise(hull):
+            extra = (bits_of(*high) - bits_of(*low)) * matrix.num_values
+            saved = matrix.costs[low] - matrix.costs[high]
+            steps.append((saved / extra, extra, name, high))
+    if used > budget:
+        least = used / budget * bits
+        raise ConfigError(f"--mixed {bits:g} is too few bits: these matrices take {least:.3f}")
+    # On a convex hull each matrix's steps come in their order; one that no longer fits ends it for
+    # its matrix.
+    full = set()
+    for _, extra, name, choice in sorted(steps, key=lambda step: -step[0]):
+        if used + extra > budget:
+            full.add(name)
+        if name not in full:
+            chosen[name], used = choice, used + extra
+    return chosen
+
+
+def _hull(costs):
+    """The choices on the lower convex hull of bits and costs, from the fewest bits on."""
+    hull: list[tuple[str, int]] = []
+    for choice in sorted(costs, key=lambda choice: (bits_of(*choice), costs[choice])):
+        if hull and costs[choice] >= costs[hull[-1]]:
+            continue
+        while len(hull) > 1 and _slope(costs, hull[-2], hull[-1]) <= _slope(
+            costs, hull[-2], choice
+        ):
+            hull.pop()
+        hull.append(choice)
+    return hull
+
+
+def _slope(costs, low, high):
+    return (costs[low] - costs[high]) / (bits_of(*high) - bits_of(*low))
+
+
+def sensitivities(
+    device: Device,
+    source: Source,
+    packed: set[str],
+    text: np.ndarray,
+    progress: Callable[[int, int], None],
+) -> dict[str, Sensitivity]:
+    """Measure the matrices of a model's layers.
+
+    Args:
+        packed: names of the matrices that are to be quantized.
+        text: int32 [1, tokens].
+        progress: called as progress(layers done, layers in all).
+
+    Raises:
+        ConfigError: the model is one that cannot be calibrated.
+        ModelFileError: a tensor cannot be read.
+        ValueError: a weight cannot be quantized.
+    """
+    sources = {tensor.name: tensor for tensor in source.tensors}
+    runner = LayerRunner(device, spec_of(source.config), sources, text)
+    layers, head = runner.spec.layers, runner.spec.lm_head
+    assert head is not None  # decoders have one
+    # The text as it is comes first, and then as each matrix in turn has left it.
+    states, names, errors = [(runner.hidden, runner.delta)], [], []
+    for index in range(len(layers)):
+        runner.load(index)
+        changed = []
+        for tensor, power in _matrices(runner, layers[index], states[0], packed - set(names)):
+            found, after = _changed(runner, sources[tensor.name], tensor, power, states[0])
+            names.append(tensor.name)
+            errors.append(found)
+            changed.append(after)
+        states = [_passed(runner, state) for state in states] + changed
+        progress(index + 1, len(layers))
+    runner.hidden, runner.delta = (np.concatenate(part) for part in zip(*states, strict=True))
+    costs = _divergences(runner.spec, sources[head.name], runner.finish())
+    found = {}
+    for name, error, cost in zip(names, errors, costs, strict=True):
+        first = next(iter(error.values()))
+        scaled = {choice: cost * value / first for choice, value in error.items()}
+        found[name] = Sensitivity(sources[name].num_values, scaled)
+    return found
+
+
+def _matrices(runner, layer, state, wanted):
+    """(tensor, mean squares of its inputs) of the loaded layer's matrices in `wanted`; experts'
+    inputs are not seen."""
+    runner.hidden, runner.delta = (part.copy() for part in state)
+    found = []
+    for stage in runner.stages:
+        power = np.mean([np.square(x).mean(axis=0) for x in runner.inputs(stage)], axis=0)
+        found += [(tensor, power) for tensor in stage.tensors if tensor.name in wanted]
+    seen = {tensor.name for tensor, _ in found}
+    rest = dict.fromkeys(tensor for tensor in tensors_of(layer) if tensor.name in wanted - seen)
+    return found + [(tensor, None) for tensor in rest]
+
+
+def _changed(runner, source, tensor, power, state):
+    """({choice: squared error}, the state behind the layer with this matrix quantized)."""
+    width = source.shape[1]
+    choices = [choice for choice in CHOICES if width % choice[1] == 0]
+    importance = None
+    if power is not None:
+        importance = (power + np.float32(0.1 * float(power.mean()) or 1.0)).astype(np.float32)
+    for start, stop in source.chunks():
+        packed = quantize(choices[0][0], source.rows(start, stop), choices[0][1], importance)
+        runner.replace(tensor, start, dequantize(packed))
+    after = _passed(runner, state)
+    for start, stop in source.chunks():
+        runner.replace(tensor, start, source.rows(start, stop))
+    sample = _sample(source)
+    errors = {}
+    for format, size in choices:
+        change = dequantize(quantize(format, sample, size, importance)) - sample
+        errors[format, size] = float(np.square(change).mean(axis=0) @ _weights(importance, width))
+    return errors, after
+
+
+def _weights(importance, width):
+    return np.ones(width, np.float32) if importance is None else importance
+
+
+def _sample(source):
+    """Rows spread over a matrix's first piece."""
+    rows = source.rows(*source.chunks()[0])
+    step = max(1, len(rows) // (SAMPLE_TILES * ROW_TILE))
+    return np.ascontiguousarray(rows[::step][: SAMPLE_TILES * ROW_TILE])
+
+
+def _passed(runner, state):
+    runner.hidden, runner.delta = (part.copy() for part in state)
+    runner.advance()
+    return runner.hidden, runner.delta
+
+
+def _divergences(spec, head, states):
+    """The KL divergence of each of the later states to the first, over its likeliest tokens."""
+    exact, width = states[0], min(TOP_TOKENS, head.shape[0])
+    tokens = np.concatenate(
+        [_likeliest(head, exact[start : start + LOGIT_ROWS], width)
+         for start in range(0, len(exact), LOGIT_ROWS)]
+    )  # fmt: skip
+    rows = np.empty((*tokens.shape, exact.shape[1]), np.float32)
+    for start, stop in head.chunks():
+        here = (tokens >= start) & (tokens < stop)
+        rows[here] = head.rows(start, stop)[tokens[here] - start]
+    first = _log_probabilities(spec, rows, exact)
+    found = []
+    for state in states[1:]:
+        other = _log_probabilities(spec, rows, state)
+        found.append(float((np.exp(first) * (first - other)).sum(axis=1).mean()))
+    return found
+
+
+def _likeliest(head, states, count):
+    """int [rows, count], the tokens of the largest logits."""
+    best: np.ndarray = np.full((len(states), 0), -np.inf, np.float32)
+    tokens: np.ndarray = np.zeros((len(states), 0), np.int64)
+    for start, stop in head.chunks():
+        logits = states @ head.rows(start, stop).T
+        best = np.concatenate([best, logits], axis=1)
+        ids = np.broadcast_to(np.arange(start, stop), logits.shape)
+        tokens = np.concatenate([tokens, ids], axis=1)
+        keep = np.argsort(-best, axis=1)[:, :count]
+        best, tokens = (np.take_along_axis(part, keep, axis=1) for part in (best, tokens))
+    return tokens
+
+
+def _log_probabilities(spec, rows, states):
+    logits = np.matmul(rows, states[:, :, None])[:, :, 0] * np.float32(spec.logit_scale)
+    if cap := spec.logit_cap:
+        logits = cap * np.tanh(logits / cap)
+    logits -= logits.max(axis=1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
