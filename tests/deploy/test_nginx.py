@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPConnection, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
 import pytest
 from contract import CHAT, COMPLETIONS, MODEL, chat, completion
@@ -42,7 +42,8 @@ def replaced(text, old, new):
 def localized(text, folder, ports, servers):
     """The shipped configuration for this machine; ports: of HTTP and TLS."""
     addresses = " ".join(f"server 127.0.0.1:{port};" for port in servers)
-    text = replaced(text, "server metal-marlin:8000;", addresses)
+    assert text.count("server metal-marlin:8000;") == 2  # the least busy, and sessions
+    text = text.replace("server metal-marlin:8000;", addresses)
     text = replaced(text, "listen 80;", f"listen 127.0.0.1:{ports[0]};")
     text = replaced(text, "listen 443 ssl http2;", f"listen 127.0.0.1:{ports[1]} ssl http2;")
     text = text.replace("/etc/nginx/ssl/", f"{folder}/")
@@ -252,6 +253,121 @@ def test_a_replica_that_is_killed_under_load_loses_no_request_that_had_not_start
             assert set(statuses) == {200}
         assert min(shares) > 0, "only one of the replicas was asked"
         assert kept.metrics()["requests_total"] > shares[1]
+
+
+@pytest.fixture
+def replicas():
+    with replica_of() as first, replica_of() as second, replica_of() as third:
+        yield first, second, third
+        for served in (first, second, third):
+            if served.process.poll() is None:
+                served.process.send_signal(signal.SIGCONT)
+
+
+def counts(replicas):
+    return [served.metrics()["requests_total"] for served in replicas]
+
+
+def session(name):
+    return {"X-Session-ID": name}
+
+
+def owner(nginx, replicas, name):
+    """The number of the replica that a session's requests go to, all of them."""
+    before = counts(replicas)
+    asked = [nginx.send("POST", CHAT, chat(), session(name))[0] for _ in range(3)]
+    assert asked == [200] * 3
+    added = [now - then for now, then in zip(counts(replicas), before, strict=True)]
+    assert sorted(added) == [0, 0, 3], added
+    return added.index(3)
+
+
+@pytest.mark.long
+def test_a_session_stays_with_one_replica_and_only_the_sessions_of_a_killed_one_move(
+    start_nginx, replicas
+):
+    nginx = start_nginx(*replicas, change=without_rate_limit)
+    names = [f"session {number}" for number in range(12)]
+    owners = {name: owner(nginx, replicas, name) for name in names}
+    assert len(set(owners.values())) > 1
+    gone = owners[names[0]]
+    replicas[gone].process.kill()
+    replicas[gone].process.wait()
+    kept = [served for number, served in enumerate(replicas) if number != gone]
+    for name, before in owners.items():
+        counted = counts(kept)
+        assert nginx.send("POST", CHAT, chat(), session(name))[0] == 200
+        added = [now - then for now, then in zip(counts(kept), counted, strict=True)]
+        assert sum(added) == 1
+        if before != gone:
+            assert kept[added.index(1)] is replicas[before]
+
+
+@pytest.mark.long
+def test_no_request_is_lost_when_a_replica_is_told_to_stop(start_nginx, replicas):
+    nginx = start_nginx(*replicas, change=without_rate_limit)
+    answered, stopped = threading.Semaphore(0), threading.Event()
+
+    def ask(number):
+        statuses = []
+        while not stopped.is_set():
+            headers = session(str(number)) if number % 2 else {}
+            statuses.append(nginx.send("POST", CHAT, chat(), headers)[0])
+            answered.release()
+        return statuses
+
+    with ThreadPoolExecutor(max_workers=6) as pool:
+        asked = [pool.submit(ask, number) for number in range(6)]
+        try:
+            for _ in range(20):
+                assert answered.acquire(timeout=PATIENCE_S)
+            assert replicas[0].stop() == 0
+            for _ in range(20):
+                assert answered.acquire(timeout=PATIENCE_S)
+        finally:
+            stopped.set()
+    assert {status for one in asked for status in one.result()} == {200}
+
+
+@pytest.mark.long
+def test_a_replica_that_hangs_keeps_its_requests_for_the_read_timeout_and_is_left_out_then(
+    start_nginx, replicas
+):
+    def impatient(text):
+        return replaced(without_rate_limit(text), "proxy_read_timeout 130s", "proxy_read_timeout 2s")
+
+    nginx = start_nginx(*replicas, change=impatient)
+    replicas[2].process.send_signal(signal.SIGSTOP)
+    with ThreadPoolExecutor(max_workers=12) as pool:
+        statuses = list(pool.map(lambda _: nginx.send("POST", CHAT, chat())[0], range(12)))
+    assert statuses == [200] * 12  # those that it held went to another
+    before = sum(counts(replicas[:2]))
+    assert [nginx.send("POST", CHAT, chat())[0] for _ in range(6)] == [200] * 6
+    assert sum(counts(replicas[:2])) == before + 6
+
+
+@pytest.mark.long
+def test_a_stream_that_is_cut_off_is_seen_to_be_and_is_not_begun_again(start_nginx, replicas):
+    nginx = start_nginx(*replicas, change=without_rate_limit)
+    body = json.dumps(chat(stream=True, max_tokens=1500, ignore_eos=True))
+    streams = []
+    for _ in range(3):
+        connection = nginx.connect()
+        connection.request("POST", CHAT, body, JSON)
+        response = connection.getresponse()
+        assert response.readline().startswith(b"data: {")
+        streams.append((connection, response))
+    assert [served.metrics()["requests_active"] for served in replicas] == [1, 1, 1]
+    replicas[0].process.kill()
+    ends = []
+    for connection, response in streams:
+        try:
+            ends.append(response.read().endswith(b"data: [DONE]\n\n"))
+        except (HTTPException, OSError):
+            ends.append(False)
+        connection.close()
+    assert sorted(ends) == [False, True, True]
+    assert counts(replicas[1:]) == [1, 1]
 
 
 def test_with_no_replica_left_the_answer_is_503_as_json(start_nginx):
