@@ -22,7 +22,7 @@ from marlin.engine.stream import merged
 from marlin.errors import ConfigError, StoppingError, TimedOutError
 from marlin.server.api.dialect import Call, ToolCall, Usage
 from marlin.server.api.embeddings import EMBEDDINGS, EmbeddingsCall
-from marlin.server.api.fields import refuse
+from marlin.server.api.fields import refuse, request_fields
 from marlin.server.api.generation import Deadline, Gathered, Generation
 from marlin.server.api.openai_requests import CHAT, COMPLETIONS
 from marlin.server.api.vectors import Vectors
@@ -38,8 +38,8 @@ logging.getLogger("marlin").addHandler(logging.NullHandler())
 _log = logging.getLogger("marlin.library")
 
 _NEVER_S = 1e9  # of a call without a time limit
-# What an Answer and an array have no place for.
-_NOT_SHOWN = ("echo", "logprobs", "top_logprobs", "encoding_format")
+# What a Model says itself, and what an Answer and an array have no place for.
+_OF_HTTP = ("model", "echo", "logprobs", "top_logprobs", "encoding_format")
 
 
 @dataclass(frozen=True)
@@ -216,12 +216,13 @@ class Model:
 
     def _asked(self, fields, parameters):
         """(limits, the body of a request, its Deadline)."""
-        timeout_s = parameters.pop("timeout_s", None)
-        for name in _NOT_SHOWN:
+        timeout_s = request_fields(parameters).number("timeout_s", _NEVER_S)
+        parameters.pop("timeout_s", None)
+        for name in _OF_HTTP:
             if parameters.get(name) is not None and parameters[name] is not False:
                 refuse(name, "is of the HTTP API alone: there is no place for it here")
         body = {"model": self.name, **fields, **parameters}
-        return self._limits, body, Deadline(_NEVER_S if timeout_s is None else timeout_s)
+        return self._limits, body, Deadline(timeout_s)
 
     def _prepared(self, dialect, fields, parameters):
         limits, body, deadline = self._asked(fields, parameters)
@@ -235,9 +236,8 @@ class Model:
         self._served.check_generates()
         answer = call.answer(self._served, self.name, os.urandom(12).hex(), 0)
         caller: Any = _Caller()
-        return Generation(
-            *(caller, caller, caller, self._served, call, answer, deadline, limits.poll_s)
-        )
+        whose = caller, caller, caller
+        return Generation(*whose, self._served, call, answer, deadline, limits.poll_s)
 
     def _whole(self, dialect, fields, parameters):
         run = self._prepared(dialect, fields, parameters)

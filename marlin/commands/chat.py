@@ -207,8 +207,17 @@ class Chat:
         value: Any = text
         with suppress(ValueError):
             value = parse_json(text)
-        self._model.check_chat([{"role": "user", "content": "?"}], **others, **{name: value})
+        self._check([], others | {name: value}, None)
         self._parameters = {**others, name: value}
+
+    def _check(self, messages, parameters, system):
+        """Raise what the model would refuse of a conversation, which may have no messages yet."""
+        for name in ("self", "messages"):  # of the method that they are handed to
+            if name in parameters:
+                raise ConfigError(f"{name} is no parameter of answers")
+        asked = [] if system is None else [{"role": "system", "content": system}]
+        asked += messages or [{"role": "user", "content": "?"}]
+        self._model.check_chat(asked, **parameters)
 
     def save(self, rest: str) -> None:
         """FILE: write the conversation down"""
@@ -222,19 +231,23 @@ class Chat:
         messages, parameters = kept.get("messages"), kept.get("parameters", {})
         if not isinstance(messages, list) or not isinstance(parameters, dict):
             raise ConfigError(f"{rest}: no conversation that /save has written")
-        if messages:
-            self._model.check_chat(messages, **parameters)
-        self._messages, self._parameters = messages, parameters
-        self._system = kept.get("system") or None
+        system = kept.get("system") or None
+        self._check(messages, parameters, system)
+        self._messages, self._parameters, self._system = messages, parameters, system
         self._say(f"{len(messages)} messages")
 
     def regenerate(self, _rest: str) -> None:
         """answer the last message again"""
         if not self._messages:
             raise ConfigError("nothing was said yet")
+        before = list(self._messages)
         if self._messages[-1]["role"] == "assistant":
             self._messages.pop()
-        self._answer()
+        try:
+            self._answer()
+        except BaseException:
+            self._messages = before
+            raise
 
     def stats(self, _rest: str) -> None:
         """how fast the last answer was"""

@@ -201,3 +201,27 @@ def test_the_tokens_of_a_prompt_are_counted_without_an_answer(start):
 def test_what_clients_ask_before_their_first_request_is_answered(start):
     with start("Hi").connect() as client:
         assert client.ask("HEAD", "/").status == 200
+
+
+def test_fields_within_blocks_that_mean_nothing_here_are_told(start):
+    text = {"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral"}, "lang": "en"}
+    call = {"type": "tool_use", "id": "a", "name": "weather", "input": {}, "cache_control": None}
+    result = {"type": "tool_result", "tool_use_id": "a", "content": [text], "is_error": True}
+    messages = [
+        {"role": "user", "content": [text], "id": "msg_1"},
+        {"role": "assistant", "content": [call]},
+        {"role": "user", "content": [result]},
+    ]
+    tools = [{**WEATHER, "input_examples": [{}]}]
+    answer = ask(start("Hi"), messages=messages, tools=tools, system=[text])
+    assert answer.status == 200
+    told = answer.headers["x-ignored-parameters"].split(", ")
+    assert sorted(told) == [
+        *("messages[0].content[0].lang", "messages[0].id"),
+        *("messages[2].content[0].content[0].lang", "system[0].lang", "tools[0].input_examples"),
+    ]
+
+
+def test_a_refused_stop_string_is_called_as_it_was_given(start):
+    error = ask(start("Hi"), stop_sequences=["a", ""]).json()["error"]
+    assert error["message"].startswith("stop_sequences[1] ")

@@ -144,9 +144,37 @@ def test_what_another_service_would_do_is_left_out_and_told(start):
     assert "namespace" not in prompt_of(server)
 
 
+FIELDS_OF_OTHERS = {
+    "input": [
+        {"role": "user", "content": [{"type": "input_text", "text": "Hi", "lang": "en"}], "x": 1},
+        {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": None, "effort": 1},
+        {"type": "function_call", "call_id": "a", "name": "weather", "arguments": "{}", "to": "b"},
+        {"type": "function_call_output", "call_id": "a", "output": "B", "status": "completed"},
+    ],
+    "tools": [{**WEATHER, "defer_loading": True}],
+    "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [WEATHER], "why": "so"},
+}
+
+
+def test_fields_within_items_that_mean_nothing_here_are_told(start):
+    answer = ask(start(CALL), **FIELDS_OF_OTHERS)
+    assert answer.status == 200
+    assert answer.headers["x-ignored-parameters"].split(", ") == [
+        *("input[0].content[0].lang", "input[0].x", "input[1].effort", "input[2].to"),
+        *("tools[0].defer_loading", "tool_choice.why"),
+    ]
+
+
+def test_a_strict_server_refuses_them(start_server):
+    server = start_server(*saying(CALL), options={"unknown_parameters": "strict"})
+    for changes in ({"tools": FIELDS_OF_OTHERS["tools"]}, {"input": FIELDS_OF_OTHERS["input"]}):
+        assert ask(server, **changes).status == 422
+
+
 @pytest.mark.parametrize(
     ("changes", "param"),
     [
+        ({"text": {"format": {"type": "json_object", "skema": {}}}}, "text.format.skema"),
         ({"input": []}, "input"),
         ({"input": [5]}, "input[0]"),
         ({"input": [{"type": "message", "role": "king", "content": "a"}]}, "input[0].role"),

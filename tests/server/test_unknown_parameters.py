@@ -45,6 +45,11 @@ def test_a_stream_and_an_error_tell_of_them_too(lenient):
         assert (answer.status, answer.headers[HEADER]) == (status, "num_ctx")
 
 
+def test_every_endpoint_that_reads_a_body_tells_of_them(lenient):
+    answer = ask(lenient, "/api/show", {"model": MODEL, "modle": 1})
+    assert (answer.status, answer.headers[HEADER]) == (200, "modle")
+
+
 def test_what_is_known_is_refused_all_the_same(lenient):
     for changes in ({"tools": [{}]}, {"temperature": "hot"}, {"response_format": {"type": "x"}}):
         assert ask(lenient, "/v1/chat/completions", chat_body(**changes)).status == 422

@@ -123,6 +123,13 @@ AGENTS = (
     ),
     5_000,
 )
+SENT_ALONG = (
+    "What agents send along",
+    "The names within items and blocks: those that mean something here, those that others' servers "
+    "put there, and that whoever sends another is told.",
+    ("marlin/server/api/item_names.py",),
+    200,
+)
 EDITORS = (
     "What editors and measurements ask for",
     "Token ids of a text, a text of token ids, gaps to be filled, and a prompt's scores.",
@@ -214,7 +221,7 @@ FOREIGN_WORDS = (
     ("marlin/server/api/browsers.py", "marlin/server/api/page.py", "marlin/text/origin.py"),
     500,
 )
-APART = (AGENTS, EDITORS, FORMATS, SEARCHES, FAMILIES, LOCKED_PLACES, FOREIGN_WORDS)
+APART = (AGENTS, SENT_ALONG, EDITORS, FORMATS, SEARCHES, FAMILIES, LOCKED_PLACES, FOREIGN_WORDS)
 
 # What sees checked values only: these files, and of what PARTS leaves, those folders.
 FILES_BEHIND = {

@@ -70,9 +70,10 @@ def test_parameters_are_set_and_checked_at_once_and_taken_back():
 
 
 def test_a_mistake_in_a_terminal_is_said_and_the_conversation_goes_on():
-    lines = ["/nonsense", "/set top_p 7", "/save", "/load /nowhere/x.json", "Hi"]
+    wrong = ["/set messages []", "/set self 1", "/set model x", "/set timeout_s soon"]
+    lines = ["/nonsense", "/set top_p 7", "/save", "/load /nowhere/x.json", *wrong, "Hi"]
     shown, said, engine = talk(*lines, kind=Terminal)
-    assert said.count("\n! ") == 4
+    assert said.count("\n! ") == 8
     assert shown == "Hello there!\n"
     assert len(engine.requests) == 1
 
@@ -94,6 +95,10 @@ def test_a_conversation_is_written_down_and_gone_on_with(tmp_path):
     path.write_text('{"messages": [{"role": "king"}]}')
     with pytest.raises(MarlinError, match="role"):
         talk(f"/load {path}")
+    for kept, name in (({"parameters": {"self": 1}}, "self"), ({"system": 5}, "content")):
+        path.write_text(json.dumps({"messages": [], **kept}))
+        with pytest.raises(MarlinError, match=name):
+            talk(f"/load {path}")
 
 
 def test_an_answer_is_given_again():
@@ -101,6 +106,15 @@ def test_an_answer_is_given_again():
     assert prompts(engine) == ["user: Hi\nassistant:"] * 2
     with pytest.raises(ConfigError, match="nothing was said"):
         talk("/regenerate")
+
+
+def test_an_answer_that_cannot_be_given_again_stays(tmp_path):
+    path = tmp_path / "kept.json"
+    lines = ["Hi", "/system " + "x" * 500, "/regenerate", f"/save {path}"]
+    _, said, _ = talk(*lines, engine=FakeEngine(max_context_tokens=100), kind=Terminal)
+    assert "\n! " in said
+    kept = json.loads(path.read_text())["messages"]
+    assert [message["role"] for message in kept] == ["user", "assistant"]
 
 
 def test_thoughts_are_grey_in_a_terminal_and_left_out_of_a_pipe():

@@ -128,12 +128,10 @@ class Endpoints:
 
     def show_model(self, handler: Handler, _record: RequestRecord) -> None:
         """Ollama's /api/show."""
-        body = parse_json(handler.read_body(), self._limits.num_values)
-        ignored = taking(self._config.unknown_parameters)
-        name = ollama.asked_for(body, ignored)
-        model = self._loaded_model()
-        self._check_name(handler, name)
-        reply_json(handler, ollama.show(self._facts(handler), model))
+        deadline = Deadline(self._config.timeout_s)
+        asked = self._parse(handler, ollama.SHOW, handler.read_body(), deadline)
+        self._check_name(handler, asked.model)
+        reply_json(handler, ollama.show(self._facts(handler), self._loaded_model()))
 
     def _facts(self, handler):
         return ollama.Facts(self._model, self._names_for(handler), self._created)

@@ -11,6 +11,7 @@ from typing import Any
 from marlin.engine.sampling import parse_sampling
 from marlin.engine.served_model import ServedModel
 from marlin.files.fields import shown, type_name
+from marlin.server.api import item_names
 from marlin.server.api.dialect import WHOLE_CONTEXT, Call, ChatPrompt
 from marlin.server.api.fields import checked_text, refuse, request_fields, required
 from marlin.server.api.messages_answers import (
@@ -42,7 +43,7 @@ _NAMES = Names(
     {"mcp_servers": ([],), "container": ()},
     {
         "thinking": Names("field of thinking", ("type", "budget_tokens"), {"display": str}),
-        "output_config": Names("field of output_config", ("effort", "format")),
+        "output_config": item_names.OUTPUT_CONFIG,
         "tool_choice": Names("field of tool_choice", ("type", "name", "disable_parallel_tool_use")),
     },
 )
@@ -84,6 +85,7 @@ class Messages:
         fields = request_fields(body)
         model = checked_text(required(body, "model"), "model")
         skipped: list[str] = []
+        item_names.MESSAGES.tell(body, ignored, skipped)
         messages = _messages(body, skipped)
         offered, choice, is_parallel = _tools(body, skipped)
         tools = tool_use(offered, choice, is_parallel)
@@ -99,7 +101,7 @@ class Messages:
                 constraint=_format(fields),
                 thought_tokens=_budget(fields),
             ),
-            stop=parse_stop({"stop": body.get("stop_sequences")}, limits),
+            stop=parse_stop(body, limits, "stop_sequences"),
             stream=fields.flag("stream", False),
             num_choices=1,
             skipped=tuple(skipped),
@@ -150,8 +152,7 @@ def _tools(body, skipped):
         if type(tool) is not dict:
             refuse(param, f"must be an object, got {type_name(tool)}")
         if tool.get("type") in (None, "custom"):
-            function = {name: tool.get(name) for name in ("name", "description", "strict")}
-            function["parameters"] = tool.get("input_schema")
+            function = {**tool, "parameters": tool.get("input_schema")}
             parsed.append(parse_function(function, param))
         else:
             skipped.append(f"{param} {shown(tool['type'])}")

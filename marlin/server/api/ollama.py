@@ -16,6 +16,7 @@ from marlin.server.api.encoding import event
 from marlin.server.api.fields import checked_text
 from marlin.server.api.names import PARAMETER, Names
 from marlin.server.api.openai_answers import fingerprint
+from marlin.server.http.limits import Limits
 
 VERSION = "0.12.6"
 _TAG = ":latest"  # what that API puts behind a name without a tag
@@ -70,13 +71,34 @@ def running(facts: Facts) -> dict[str, Any]:
     return {"models": [_card(facts, name) | more for name in _names(facts)]}
 
 
-def asked_for(body: dict[str, Any], ignored: list[str] | None) -> str:
-    """The model's name of a request to /api/show, without the tag that stands for none."""
-    _SHOW.check(body, ignored)
-    given = "name" if body.get("model") is None and "name" in body else "model"
-    if body.get(given) is None:
-        raise MissingFieldError("model is required", param="model")
-    return checked_text(body[given], given).removesuffix(_TAG)
+@dataclass(frozen=True, slots=True)
+class ShowCall:
+    """A request to /api/show.
+
+    Attributes:
+        model: the name it gives, without the tag that stands for none.
+        skipped: as dialect.Call's.
+    """
+
+    model: str
+    skipped: tuple[str, ...] = ()
+
+
+class Show(Errors):
+    """Parses such requests."""
+
+    def parse(
+        self, body: dict[str, Any], limits: Limits, max_tokens: int, ignored: list[str] | None
+    ) -> ShowCall:
+        """As dialect.Dialect's."""
+        _SHOW.check(body, ignored)
+        given = "name" if body.get("model") is None and "name" in body else "model"
+        if body.get(given) is None:
+            raise MissingFieldError("model is required", param="model")
+        return ShowCall(checked_text(body[given], given).removesuffix(_TAG))
+
+
+SHOW = Show()
 
 
 def show(facts: Facts, model: ServedModel) -> dict[str, Any]:

@@ -222,19 +222,19 @@ def _parse_logit_bias(given):
     )
 
 
-def parse_stop(body, limits):
-    """The stop strings of a mapping with the API's names, as a tuple; RequestError as above."""
-    value = body.get("stop")
+def parse_stop(body, limits, name="stop"):
+    """The stop strings of a mapping that calls them so, as a tuple; RequestError as above."""
+    value = body.get(name)
     if value is None:
         return ()
     if type(value) is str:
-        return (_parse_stop_string(value, "stop", limits),)
+        return (_parse_stop_string(value, name, limits),)
     if type(value) is not list:
-        refuse("stop", f"must be a string or an array of strings, got {type_name(value)}")
+        refuse(name, f"must be a string or an array of strings, got {type_name(value)}")
     if len(value) > limits.num_stop_strings:
-        refuse("stop", f"may hold {limits.num_stop_strings} strings, got {len(value)}")
+        refuse(name, f"may hold {limits.num_stop_strings} strings, got {len(value)}")
     return tuple(
-        _parse_stop_string(item, f"stop[{index}]", limits) for index, item in enumerate(value)
+        _parse_stop_string(item, f"{name}[{index}]", limits) for index, item in enumerate(value)
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from marlin.engine.sampling import parse_sampling
 from marlin.engine.served_model import ServedModel
 from marlin.files.fields import shown, type_name
+from marlin.server.api import item_names
 from marlin.server.api.dialect import WHOLE_CONTEXT, Call, ChatPrompt
 from marlin.server.api.fields import checked_text, refuse, request_fields, required
 from marlin.server.api.names import REASONING, Names
@@ -40,7 +41,7 @@ _NAMES = Names(
         **{"previous_response_id": (), "conversation": (), "background": (False,), "prompt": ()},
         **{"max_tool_calls": (), "top_logprobs": (0,)},
     },
-    {"reasoning": REASONING, "text": Names("field of text", ("format",), {"verbosity": str})},
+    {"reasoning": REASONING, "text": item_names.TEXT},
 )
 _TEXT_PARTS = ("input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text")
 
@@ -78,6 +79,7 @@ class Responses:
         fields = request_fields(body)
         model = checked_text(required(body, "model"), "model")
         skipped: list[str] = []
+        item_names.RESPONSES.tell(body, ignored, skipped)
         messages = _messages(body, skipped)
         is_parallel = fields.flag("parallel_tool_calls", True)
         offered, choice = _tools(body, skipped)
