@@ -334,7 +334,8 @@ def test_a_replica_that_hangs_keeps_its_requests_for_the_read_timeout_and_is_lef
     start_nginx, replicas
 ):
     def impatient(text):
-        return replaced(without_rate_limit(text), "proxy_read_timeout 130s", "proxy_read_timeout 2s")
+        text = without_rate_limit(text)
+        return replaced(text, "proxy_read_timeout 130s", "proxy_read_timeout 2s")
 
     nginx = start_nginx(*replicas, change=impatient)
     replicas[2].process.send_signal(signal.SIGSTOP)
