@@ -49,6 +49,9 @@
 /* Taps of a convolution; channels of it that a unit takes. */
 #define MARLIN_MAX_TAPS 8
 #define MARLIN_CONV_CHANNELS 256
+/* Floats of a key of the delta rule, at most; values of a head that a unit takes. */
+#define MARLIN_MAX_KEY_DIM 128
+#define MARLIN_DELTA_COLUMNS 32
 
 /* Bytes that a unit of probe_read reads, and dot instructions that a unit of probe_dot runs. */
 #define MARLIN_PROBE_BYTES 1048576
@@ -185,6 +188,29 @@ struct ConvParams {
                        the result is multiplied by the second */
     uint32_t silu;  /* y = silu(the sum) */
     uint32_t has_bias;
+};
+
+/* As ConvParams. A head's state is a matrix [key_dim, value_dim]. */
+struct DeltaParams {
+    int32_t sequences_var;
+    uint32_t key_heads; /* each of which value_heads / key_heads heads of values use */
+    uint32_t value_heads;
+    uint32_t key_dim;
+    uint32_t value_dim;
+    uint32_t num_slots;
+    uint32_t tiled;  /* values' head j uses the keys of j % key_heads, else those of its share */
+    uint32_t is_log; /* the decay is -exp of what is stored, else as it is */
+};
+
+struct ColumnsParams {
+    int32_t rows_var;
+    uint32_t x_floats; /* of a row */
+    uint32_t y_floats;
+    uint32_t pieces; /* of a row of x */
+    uint32_t stride; /* floats from one to the next */
+    uint32_t start;  /* where the first begins */
+    uint32_t width;  /* of a piece */
+    uint32_t y_start;
 };
 
 struct SampleParams {

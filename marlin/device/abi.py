@@ -37,11 +37,12 @@ KERNELS = (
     *("rms_norm", "layer_norm", "rope_table", "rope_kv_write", "silu_mul", "gelu_mul"),
     *("swiglu_mul", "sigmoid_mul", "scale_rows", "gelu", "gather_rows"),
     *("attention", "attention_split", "attention_combine", "causal_conv"),
+    *("delta_rule", "take_columns"),
     *("mask_logits", "penalize", "sample", "repack", "probe_read", "probe_dot"),
 )
 
 MAX_EXPERTS, MAX_SLOTS = 1024, 64
-MAX_TAPS = 8
+MAX_TAPS, MAX_KEY_DIM = 8, 128
 GATE_SOFTMAX, GATE_SIGMOID, GATE_CHOSEN = range(3)
 GATES = {"softmax": GATE_SOFTMAX, "sigmoid": GATE_SIGMOID, "chosen": GATE_CHOSEN}
 SCALE_F32 = 1
@@ -100,6 +101,12 @@ PARAMS = {
     ),
     "ConvParams": _params(
         "i4 sequences_var", "u4 dim taps row_floats num_slots gated silu has_bias"
+    ),
+    "DeltaParams": _params(
+        "i4 sequences_var", "u4 key_heads value_heads key_dim value_dim num_slots tiled is_log"
+    ),
+    "ColumnsParams": _params(
+        "i4 rows_var", "u4 x_floats y_floats pieces stride start width y_start"
     ),
     "SampleParams": _params("i4 rows_var", "u4 vocab_size"),
     "ProbeParams": _params("u4 num_units"),

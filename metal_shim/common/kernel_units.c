@@ -18,6 +18,8 @@ static int64_t ceiling(int64_t count, int64_t size) { return (count + size - 1) 
 #define UNITS_heads {vars[p->tiles_var], p->num_heads, 1}
 #define UNITS_splits {vars[p->tiles_var], p->num_kv_heads, vars[p->splits_var]}
 #define UNITS_channels {vars[p->sequences_var], ceiling(p->dim, MARLIN_CONV_CHANNELS), 1}
+#define UNITS_value_pieces                                                                         \
+    {vars[p->sequences_var], p->value_heads * ceiling(p->value_dim, MARLIN_DELTA_COLUMNS), 1}
 #define UNITS_repack_tiles {ceiling(p->n, MARLIN_ROW_TILE), 1, 1}
 #define UNITS_probes {p->num_units, 1, 1}
 

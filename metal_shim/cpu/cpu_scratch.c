@@ -15,6 +15,12 @@ static int64_t sample_bytes(const struct SampleParams *p)
 
 static int64_t repack_bytes(const struct RepackParams *p) { return (int64_t)p->k / 16 * 8 + p->k; }
 
+/* Of a head: its piece of the state, and a row's key and query. */
+static int64_t delta_bytes(const struct DeltaParams *p)
+{
+    return (int64_t)p->key_dim * (MARLIN_DELTA_COLUMNS + 2) * 4;
+}
+
 int64_t marlin_scratch_bytes(int32_t kernel_id, const void *params)
 {
     switch (kernel_id) {
@@ -22,6 +28,7 @@ int64_t marlin_scratch_bytes(int32_t kernel_id, const void *params)
     case KERNEL_attention_split:
     case KERNEL_attention_combine: return attention_bytes(params);
     case KERNEL_sample: return sample_bytes(params);
+    case KERNEL_delta_rule: return delta_bytes(params);
     case KERNEL_repack: return repack_bytes(params);
     default: return 0;
     }

@@ -365,3 +365,28 @@ def causal_conv(device, x, weight, bias, states, sequences, **options):
         )
         shapes = (y, (len(x), dim)), (kept, states.shape)
         return [memory.read(view, np.float32, shape) for view, shape in shapes]
+
+
+def delta_rule(device, x, gates, states, sequences, delta):
+    """(y, states) after the kernel; gates: arrays of ops_state.Gates; delta: ops_state.Delta."""
+    with Memory(device) as memory:
+        arrays = x, *gates, states, *runs_of(sequences)
+        x_view, *gate_views, kept, runs, starts = (memory.put(array) for array in arrays)
+        y = memory.floats(len(x), delta.value_floats)
+        places, views = ops_state.StateRuns(runs, starts, len(states)), ops_state.Gates(*gate_views)
+        run(
+            device,
+            lambda r: ops_state.delta_rule(r, x_view, views, kept, places, y, delta),
+            step(sequences=len(sequences)),
+        )
+        shapes = (y, (len(x), delta.value_floats)), (kept, states.shape)
+        return [memory.read(view, np.float32, shape) for view, shape in shapes]
+
+
+def take_columns(device, x, columns, y, y_start):
+    """y after the kernel; columns: ops_state.Columns."""
+    with Memory(device) as memory:
+        x_view, y_view = memory.put(x), memory.put(y)
+        taken = x_view, columns, y_view, y.shape[1], y_start
+        run(device, lambda r: ops_state.take_columns(r, *taken), step(tokens=len(x)))
+        return memory.read(y_view, np.float32, y.shape)

@@ -104,6 +104,7 @@ def test_every_constant_that_python_needs_is_there(params_header, device_header)
     # What only native code uses: result codes but OK, and tiles that Python never lays out.
     native_only = {"EINVAL", "ENOMEM", "EBUSY", "EDEVICE", "EIO", "ACT_GROUP", "KEY_TILE"}
     native_only |= {"ROW_TILE", "PIECE_FLOATS", "CONV_CHANNELS"}  # kinds.py's, below
+    native_only |= {"DELTA_COLUMNS"}
     native_only |= {"BLOCK_COLUMNS", "BLOCK_STEP_BYTES"}  # of scales, which formats.py lays out
     assert {name for name in set(in_c) - native_only if not hasattr(abi, name)} == set()
 

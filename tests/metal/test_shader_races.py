@@ -24,7 +24,7 @@ from expert_runs import (
 from ggml_blocks import blank, random_blocks
 from msl import build, simt
 from shader import SHADERS, Shader
-from state_runs import causal_conv
+from state_runs import causal_conv, delta_rule, take_columns
 from test_attention_shaders import draws, kv_case, normal, split, whole
 from test_linear_shaders import TWO_UNITS, arrays_of, matmul, repacked_by_cpu
 
@@ -298,6 +298,8 @@ RUNS = {
     "attention_split": attention_split,
     "attention_combine": attention_split,
     "causal_conv": causal_conv,
+    "delta_rule": delta_rule,
+    "take_columns": take_columns,
     "mask_logits": mask_logits,
     "penalize": penalize,
     "sample": sample,
@@ -344,6 +346,7 @@ RUNS_OF_FILES = {
     "matvec_experts.h": functools.partial(every_kind, run=matvec_experts),
     "probe.metal": probe_read,
     "sample.metal": sample,
+    "state.metal": delta_rule,
 }
 # Its histogram is of atomics, which do not race: too early, they give a wrong answer.
 FILES_OF_ATOMICS = ("sample.metal",)

@@ -44,6 +44,8 @@ test_case *make_route(int variant);
 test_case *make_sort_experts(int variant);
 test_case *make_combine_experts(int variant);
 test_case *make_causal_conv(int variant);
+test_case *make_delta_rule(int variant);
+test_case *make_take_columns(int variant);
 test_case *make_layer(int variant);
 
 /* Variants of make_attention() from here on are attention_split and attention_combine. */

@@ -341,6 +341,8 @@ const case_family case_families[] = {
     {make_sort_experts, 1},
     {make_combine_experts, 2},
     {make_causal_conv, 2},
+    {make_delta_rule, 2},
+    {make_take_columns, 1},
     {make_layer, 2},
 };
 const int num_case_families = (int)(sizeof case_families / sizeof *case_families);

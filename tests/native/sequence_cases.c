@@ -389,3 +389,49 @@ test_case *make_causal_conv(int variant)
     c->vars[2] = 2;
     return c;
 }
+
+/* A delta rule over the same kind of runs; values' heads share keys, or take turns. */
+test_case *make_delta_rule(int variant)
+{
+    enum { KEYS = 2, VALUES = 4, KEY_DIM = 32, VALUE_DIM = 48, SLOTS = 3, ROWS = 7 };
+    static const int32_t runs[] = {0, 2, -1, 2, 2, 1, 0, 1, 3, 4, 1, 0}, starts[] = {0, 1, 3};
+    struct DeltaParams p = {.sequences_var = 2,
+                            .key_heads = KEYS,
+                            .value_heads = VALUES,
+                            .key_dim = KEY_DIM,
+                            .value_dim = VALUE_DIM,
+                            .num_slots = SLOTS,
+                            .tiled = variant,
+                            .is_log = 1};
+    test_case *c = new_case(2100 + variant, "delta_rule %s", variant ? "tiled" : "shared");
+    marlin_dispatch *record = add_record(c, "delta_rule", &p, sizeof p, 9);
+    static const int sizes[] = {ROWS * (2 * KEYS * KEY_DIM + VALUES * VALUE_DIM), ROWS * VALUES,
+                                ROWS * VALUES, VALUES, VALUES};
+    for (int i = 0; i < 5; i++)
+        bind(c, record, i, add_floats(c, INPUT, sizes[i], -1.0f, 1.0f), MARLIN_READ);
+    int floats = SLOTS * VALUES * KEY_DIM * VALUE_DIM;
+    bind(c, record, 5, add_floats(c, SUMMED, floats, -1.0f, 1.0f), MARLIN_READ | MARLIN_WRITE);
+    bind(c, record, 6, add_integers(c, 12, runs), MARLIN_READ);
+    bind(c, record, 7, add_integers(c, 3, starts), MARLIN_READ);
+    bind(c, record, 8, add_bytes(c, SUMMED, 4 * ROWS * VALUES * VALUE_DIM), MARLIN_WRITE);
+    c->vars[2] = 2;
+    return c;
+}
+
+test_case *make_take_columns(int variant)
+{
+    struct ColumnsParams p = {.rows_var = 2,
+                              .x_floats = 70,
+                              .y_floats = 48,
+                              .pieces = 3,
+                              .stride = 20,
+                              .start = 5,
+                              .width = 14,
+                              .y_start = 4};
+    test_case *c = new_case(2200 + variant, "take_columns");
+    marlin_dispatch *record = add_record(c, "take_columns", &p, sizeof p, 2);
+    bind(c, record, 0, add_floats(c, INPUT, 3 * 70, -1.0f, 1.0f), MARLIN_READ);
+    bind(c, record, 1, add_floats(c, SUMMED, 3 * 48, -1.0f, 1.0f), MARLIN_WRITE);
+    c->vars[2] = 3;
+    return c;
+}

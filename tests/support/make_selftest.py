@@ -19,9 +19,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support"), str(ROOT / "tests" /
 
 import reference
 import reference_experts
-import reference_state
 from kv_case import make_case
 from matrices import bias_of
+from selftest_state import delta_cases, state_cases
 from selftest_writer import (
     EXACT,
     FLOAT16,
@@ -34,7 +34,7 @@ from selftest_writer import (
     weight_of,
 )
 
-from marlin.device import abi, ops, ops_experts, ops_state
+from marlin.device import abi, ops, ops_experts
 from marlin.weights import ggml_types
 from marlin.weights.block_types import REPACKED
 
@@ -164,25 +164,6 @@ def expert_cases():
     case = CaseWriter("swiglu_mul", tokens=2)
     ops.swiglu_mul(case, Tensor("gate", gate), Tensor("up", up), room("y", 2, 70), 70)
     yield case.answer("y", reference_experts.swiglu_mul(gate, up))
-
-
-def state_cases():
-    """Sequences that begin, go on in their slot, and leave a state behind on the way."""
-    sequences = [[(0, 2, -1, 3)], [(2, 1, 1, 1)], [(3, 1, 0, 2), (4, 5, 2, 0)]]
-    runs = np.array([run for of_one in sequences for run in of_one], np.int32)
-    starts = np.array([0, 1, 2, 4], np.int32)
-    for name, row, options in (("gated", 3 * 40, {"gated": True}), ("silu", 40, {"silu": True})):
-        x, weight, states = normal(9, row), normal(40, 4, seed=1), normal(4, 3, 40, seed=2)
-        bias = normal(40, seed=3) if name == "silu" else None
-        case = CaseWriter(f"causal_conv {name}", sequences=3)
-        where = ops_state.StateRuns(Tensor("runs", runs), Tensor("starts", starts), 4)
-        tensors = Tensor("x", x), Tensor("w", weight), None if bias is None else Tensor("b", bias)
-        conv = ops_state.Conv(40, 4, row, **options)
-        views = *tensors, Tensor("states", states), where, room("y", 9, 40)
-        ops_state.causal_conv(case, *views, conv)
-        expected, left = reference_state.causal_conv(x, weight, bias, states, sequences, **options)
-        left = reference.Expected(left, np.abs(left))
-        yield case.answer("y", expected).answer("states", left)
 
 
 def rope_cases():
@@ -367,7 +348,15 @@ def probe_cases():
 def make_vectors():
     """({name: array}, [fields of each case])."""
     makers = (embed_cases, linear_cases, row_cases, gate_cases, rope_cases, attention_cases)
-    makers += (state_cases, expert_cases, sample_cases, mask_cases, repack_cases, probe_cases)
+    makers += (
+        state_cases,
+        delta_cases,
+        expert_cases,
+        sample_cases,
+        mask_cases,
+        repack_cases,
+        probe_cases,
+    )
     cases = [case for maker in makers for case in maker()]
     tensors = {}
     for case in cases:

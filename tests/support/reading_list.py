@@ -197,7 +197,7 @@ FAMILIES = (
         "shaders/state.metal",
         "shaders/matvec_experts.h",
     ),
-    3_300,
+    4_000,
 )
 LOCKED_PLACES = (
     "What locked-down places ask for",
