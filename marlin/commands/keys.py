@@ -6,6 +6,7 @@ The secret is shown once and is in no file; a key file has its digest alone.
 import json
 import os
 import secrets
+import stat
 import sys
 from contextlib import suppress
 
@@ -18,7 +19,7 @@ _PREFIX = "mm-"
 _COUNTS = {
     "concurrent_requests": "requests at once",
     "tokens_per_minute": "prompt and output tokens a minute",
-    "output_tokens": "output tokens of a request",
+    "output_tokens": "output tokens of a request's choice",
 }
 
 
@@ -37,7 +38,7 @@ def add_arguments(parser):
 
 def run(arguments):
     """Make a key. Returns the exit code."""
-    from marlin.server.api.keys import encode, key_file_data, with_new_key
+    from marlin.server.api.keys import encode, key_file_data, read_key_file, with_new_key
 
     if arguments.action != "new":
         raise ConfigError(f"keys: the only action is new, got {arguments.action!r}")
@@ -49,6 +50,8 @@ def run(arguments):
         print(json.dumps(key), file=sys.stderr)
     else:
         old = key_file_data(path) if os.path.lexists(path) else {"keys": []}
+        if old["keys"] != []:
+            read_key_file(path)
         _replace(path, encode(with_new_key(old, arguments.name, secret, **more)))
     print(secret)
     return 0
@@ -77,16 +80,21 @@ def _parsed(flag, parse, text):
 
 
 def _replace(path, content):
-    """Put a file in the place of another at once, readable by its owner alone; a server that looks
-    meanwhile sees the one or the other."""
+    """Put a file in the place of another at once; a server that looks meanwhile sees the one or the
+    other. Whose it is and who reads it stays; a new one is for its owner alone."""
     from marlin.server.api.keys import read_key_file
 
-    new = f"{path}.new"
+    path = os.path.realpath(path)
+    old, new = os.stat(path) if os.path.exists(path) else None, f"{path}.new"
     with suppress(FileNotFoundError):
         os.unlink(new)
     try:
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
+            if old is not None:
+                with suppress(PermissionError):  # whoever is not root can keep the group at most
+                    os.fchown(descriptor, old.st_uid, old.st_gid)
+                os.fchmod(descriptor, stat.S_IMODE(old.st_mode))
             file.write(content)
             file.flush()
             os.fsync(descriptor)

@@ -16,6 +16,7 @@ import pytest
 from served import PATIENCE_S, serve_mock
 
 from marlin.errors import AuditError, AuditFileError, ConfigError
+from marlin.server.http.limits import Limits
 from marlin.server.observe import audit
 from marlin.server.observe.audit import AuditLog, parameters_digest, read_key
 
@@ -188,6 +189,20 @@ def test_an_unfinished_record_is_cut_off_and_told(written, key_path):
     code, said = verify(key_path, written)
     assert code == 1 and "line 14 opens, and none before it closes" in said
     assert verify(key_path, written, "--unclosed")[0] == 0
+
+
+def test_the_largest_record_is_one_line_and_the_next_follows_it(tmp_path):
+    """A body is recorded before it is known to be text: each of its bytes may take six."""
+    path, chain = tmp_path / "log", audit.Chain(KEY)
+    body = "\x01" * Limits().for_context(128 * 1024, takes_many=True).body_bytes
+    path.write_bytes(chain.added({"event": "begin", "request": body}))
+    again = audit.Chain(KEY)
+    for line in audit.lines_of(str(path)):
+        again.read(line)
+    assert (again.seq, again.mac) == (chain.seq, chain.mac)
+    log = AuditLog(str(path), KEY, FACTS)
+    log.close()
+    assert log.head.startswith("3:")
 
 
 def test_one_server_writes_a_log(written):

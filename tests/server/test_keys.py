@@ -9,6 +9,8 @@ from clients import CLIENT_TIMEOUT_S, completion_body, request_bytes
 from fakes import FakeEngine, say
 from worker_processes import until
 
+from marlin import cli
+from marlin.commands import keys as commands_keys
 from marlin.config import serve_config
 from marlin.errors import ConfigError, RateLimitError
 from marlin.server.api import keys
@@ -259,3 +261,26 @@ def test_new_keys_have_numbers_that_are_free(path):
     assert {key["name"]: key["number"] for key in data["keys"]} == {"a": 0, "c": 2, "d": 1}
     with pytest.raises(ConfigError, match="a key named a"):
         with_new_key(data, "a", "x" * 40)
+
+
+@pytest.mark.parametrize("content", ['{"keys": 5}', '{"keys": [5]}', '{"keys": [{}]}'])
+def test_a_new_key_is_not_added_to_what_is_no_key_file(path, content):
+    path.write_text(content)
+    path.chmod(0o600)
+    with pytest.raises(ConfigError, match=f"{path.name}: keys"):
+        commands_keys.run(cli.read(["keys", "new", "ann", "--key-file", str(path)], {}))
+    assert path.read_text() == content
+
+
+def test_who_may_read_a_key_file_still_may_when_a_key_is_added(path):
+    """The server that reads it is often another user than who adds keys."""
+    ask = ["keys", "new", "ann", "--key-file", str(path)]
+    path.unlink(missing_ok=True)
+    commands_keys.run(cli.read(ask, {}))
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o640)
+    link = path.with_name("link")
+    link.symlink_to(path)
+    commands_keys.run(cli.read(["keys", "new", "bob", "--key-file", str(link)], {}))
+    assert path.stat().st_mode & 0o777 == 0o640 and link.is_symlink()
+    assert [principal.name for principal in read_key_file(str(path))] == ["ann", "bob"]

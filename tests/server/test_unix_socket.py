@@ -3,6 +3,7 @@ and real processes."""
 
 import errno
 import json
+import logging
 import os
 import re
 import signal
@@ -11,7 +12,7 @@ import stat
 import subprocess
 import sys
 import threading
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import pytest
 from clients import CLIENT_TIMEOUT_S, RawClient, completion_body, request_bytes
@@ -31,6 +32,7 @@ from marlin.server.process.serve import listen
 PROGRAM = (str(HERE / "serve_attempts.py"),)
 KEY = "k" * 32
 ME = f"uid:{os.getuid()}"
+_ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="names without files are Linux's")
 
 
 @pytest.fixture
@@ -265,11 +267,32 @@ def test_the_options_say_what_they_must_be():
         listen(serve_config({"uds_beside_tcp": "true"}, {}), Limits())
 
 
+@contextmanager
+def beside(server, path, limits):
+    """The same application on a Unix socket."""
+    also = HttpServer(UnixListener(path, 0o600, (-1, -1), 8), server.app, limits)
+    threading.Thread(target=also.serve_forever, args=(0.01,), daemon=True).start()
+    yield
+    assert also.drain(CLIENT_TIMEOUT_S)
+
+
 def test_a_request_that_is_cut_off_is_answered_as_on_tcp(start_server, path):
-    server = start_server(head_s=0.2)
     limits = Limits(head_s=0.2, linger_s=0.1)
-    beside = HttpServer(UnixListener(path, 0o600, (-1, -1), 8), server.app, limits)
-    threading.Thread(target=beside.serve_forever, args=(0.01,), daemon=True).start()
-    with connect(path) as client:
+    with beside(start_server(head_s=0.2), path, limits), connect(path) as client:
         assert client.send(request_bytes("GET", "/health")[:-3]).read().status == 408
-    assert beside.drain(CLIENT_TIMEOUT_S)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("{}.client", id="file"), pytest.param("\0{}", marks=_ON_LINUX, id="abstract")],
+)
+def test_a_client_whose_own_socket_has_a_name_is_known_by_its_user_all_the_same(
+    start_server, path, name, caplog
+):
+    caplog.set_level(logging.INFO, "marlin.server")
+    with beside(start_server(), path, Limits()), socket.socket(socket.AF_UNIX) as sock:
+        sock.settimeout(CLIENT_TIMEOUT_S)
+        sock.bind(name.format(path))
+        sock.connect(path)
+        assert RawClient(sock).ask("POST", "/v1/completions", completion_body()).status == 200
+    assert any(record.getMessage().startswith(f"{ME} POST ") for record in caplog.records)

@@ -165,7 +165,7 @@ class HttpServer(ThreadingHTTPServer):
     def get_request(self):
         try:
             request, address = super().get_request()
-            return request, address or (user_of(request), 0)
+            return request, (user_of(request), 0) if request.family == socket.AF_UNIX else address
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
                 self._refusals.warn("cannot accept a connection: %s", error.strerror)
