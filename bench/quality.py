@@ -29,14 +29,19 @@ from marlin.commands import quantize as command
 from marlin.device.device import Device
 from marlin.engine.calibration import METHODS, pack_for, texts_of
 from marlin.engine.layerwise import LayerRunner
+from marlin.engine.mixing import MIX_TOKENS, bits_of, choose, sensitivities
 from marlin.models.registry import spec_of
 from marlin.models.source import open_source
 from marlin.weights import formats, ggml_types
 from marlin.weights.block_types import BLOCK_TYPES
-from marlin.weights.kinds import GROUP_SIZES, KINDS
+from marlin.weights.kinds import GROUP_SIZES
 from marlin.weights.rounding import E2M1
 
-OURS = (("fp4", 64), ("int4", 128), ("fp4", 32), ("int4", 64), ("int4", 32), ("int8", 32))
+OURS = (
+    *(("fp4", 64), ("iq4", 64), ("fp4", 32), ("iq4", 32), ("int4", 64), ("int4", 32)),
+    ("int8", 32),
+)
+MIXED_BITS = (4.25, 4.5, 5.0, 8.5)
 GGML_TYPES = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "Q4_K": 12, "IQ4_NL": 20, "IQ4_XS": 23}
 # A row of K types is whole blocks of this many values; shorter ones are joined.
 SUPER_BLOCK = 256
@@ -131,7 +136,7 @@ class Ggml:
 class Comparison:
     """A float model, what it says of the text, and what its matrices are given."""
 
-    def __init__(self, folder, texts, num_seen, layers):
+    def __init__(self, folder, texts, num_seen, layers, cache):
         self.source = open_source(folder)
         self.spec = spec_of(self.source.config)
         self._sources = {tensor.name: tensor for tensor in self.source.tensors}
@@ -140,8 +145,13 @@ class Comparison:
         self.layers = {round(i * (count - 1) / max(1, layers - 1)) for i in range(layers)}
         head = self._sources[self.spec.lm_head.name]
         self._head = head.rows(0, head.shape[0]).astype(np.float32)
-        self.power = {}
-        self._exact = self._run(texts, self._watch)[num_seen:]
+        if cache.exists():
+            self.power = dict(np.load(cache))
+        else:
+            self.power = {}
+            self.power["exact"] = self._run(texts, self._watch)[num_seen:]
+            np.savez(cache, **self.power)
+        self._exact = self.power["exact"]
 
     def _watch(self, runner, index):
         for stage in runner.stages:
@@ -165,8 +175,8 @@ class Comparison:
         """(bits, KL, its standard error, share of equal best tokens).
 
         Args:
-            make: (weights, power, inputs) to (values, bits) of a matrix: the mean squares of its
-                inputs in the float model, and a function that gives what it is given now.
+            make: (weights, power, inputs, name) to (values, bits) of a matrix: the mean squares of
+                its inputs in the float model, and a function that gives what it is given now.
             is_seen: whether make asks for the latter, so that the calibration text must pass, too.
         """
         bits, sizes = [], []
@@ -177,7 +187,7 @@ class Comparison:
                 for tensor in stage.tensors:
                     source = self._sources[tensor.name]
                     weights = source.rows(0, source.shape[0])
-                    values, cost = make(weights, self.power[tensor.name], inputs)
+                    values, cost = make(weights, self.power[tensor.name], inputs, tensor.name)
                     runner.replace(tensor, 0, values)
                     bits.append(cost)
                     sizes.append(weights.size)
@@ -209,12 +219,33 @@ class Comparison:
         return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
-def ways(ggml):
+class Mix:
+    """What --mixed chooses for the matrices that are compared."""
+
+    def __init__(self, comparison, text):
+        self._comparison, self._text, self._found = comparison, text, {}
+
+    def __call__(self, bits):
+        if not self._found:
+            source, device = self._comparison.source, Device()
+            names = set(self._comparison.power) - {"exact"}
+            self._found = sensitivities(device, source, names, self._text, print_progress)
+            device.close()
+        return choose(self._found, bits)
+
+
+def print_progress(done, total):
+    print(f"weighed {done} of {total} layers", file=sys.stderr, flush=True)
+
+
+def ways(ggml, mix):
     """(name, make, whether make sees its inputs) of everything that is compared."""
     for format, size in OURS:
         for method in ("nearest", *METHODS):
             make = partial(ours, format, size, method)
             yield f"{format} g{size} {method}", make, method != "nearest"
+    for bits in MIXED_BITS:
+        yield f"mixed {bits:g} gptq", partial(mixed, mix, bits), True
     for name in GGML_TYPES if ggml else ():
         yield name, partial(theirs, ggml, name, False), False
         if name != "Q8_0":
@@ -228,20 +259,23 @@ def ways(ggml):
         yield name, partial(formula, quantizer, bits), False
 
 
-def ours(format, group_size, method, weights, _, inputs):
+def mixed(mix, bits, weights, power, inputs, name):
+    return ours(*mix(bits)[name], "gptq", weights, power, inputs, name)
+
+
+def ours(format, group_size, method, weights, _, inputs, __):
     sizes = [size for size in GROUP_SIZES if size <= group_size and weights.shape[1] % size == 0]
     pack = formats.quantize if method == "nearest" else pack_for(inputs(), method)
     packed = pack(format, weights, max(sizes))
-    bits = KINDS[format].bits + 16 / max(sizes) * (1 if packed.biases is None else 2)
-    return formats.dequantize(packed), bits
+    return formats.dequantize(packed), bits_of(format, max(sizes))
 
 
-def theirs(ggml, name, weighted, weights, power, _):
+def theirs(ggml, name, weighted, weights, power, *_):
     block = BLOCK_TYPES[name]
     return ggml(weights, power, name, weighted), 8 * block.bytes / block.values
 
 
-def formula(quantizer, bits, weights, _, __):
+def formula(quantizer, bits, weights, *_):
     return quantizer(weights), bits
 
 
@@ -270,7 +304,7 @@ def plot(rows, path):
         parts.append(f'<text x="{x}" y="{high - 30}" font-size="12">{bits} bits</text>')
     for row in rows:
         x, y = place(row)
-        ours = row["name"].split()[0] in ("fp4", "int4", "int8")
+        ours = row["name"].split()[0] in ("mixed", *formats.FORMATS)
         colour = "#c33" if ours else "#357"
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')
         words = f"{row['name']} {row['kl']:.4f}"
@@ -308,8 +342,11 @@ def main():
         held_out = tokenizer.encode(Path(args.text).read_text(encoding="utf-8"))
         texts = np.concatenate([seen, texts_of(held_out, args.tokens)])
         num_layers = len(spec_of(open_source(folder).config).layers)
-        comparison = Comparison(folder, texts, len(seen), min(args.layers, num_layers))
-        rows = run(args, comparison, ways(Ggml(args.ggml) if args.ggml else None))
+        cache = scratch / f"exact-{seen.size}-{texts.size}.npz"
+        layers = min(args.layers, num_layers)
+        comparison = Comparison(folder, texts, len(seen), layers, cache)
+        mix = Mix(comparison, texts_of(tokenizer.encode(learnt), MIX_TOKENS))
+        rows = run(args, comparison, ways(Ggml(args.ggml) if args.ggml else None, mix))
     if args.plot:
         plot(rows, args.plot)
 

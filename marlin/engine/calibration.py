@@ -17,13 +17,15 @@ from marlin.errors import ConfigError
 from marlin.models.registry import spec_of
 from marlin.models.source import Source
 from marlin.models.spec import tensors_of
-from marlin.weights.feedback import DAMPING, Moments, quantize_with_feedback
+from marlin.weights.feedback import DAMPING, Moments, quantize_with_feedback, trust_of
 from marlin.weights.formats import quantize
 
 # Tokens of a text that is passed through the model as one: enough for attention to be as in use,
 # and few enough for a cache and activations that are small beside a layer.
 TEXT_TOKENS = 512
 METHODS = ("weighted", "gptq")
+# Columns of inputs by which it is judged how far their products can be trusted.
+TRUST_COLUMNS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +123,27 @@ def pack_for(inputs: Iterable[np.ndarray], method: str):
         inputs: float32 [num_tokens, columns] of each text.
         method: one of METHODS.
     """
+    if method == "gptq":
+        return partial(quantize_with_feedback, moments=_moments(inputs))
     total, count = np.float32(0), 0
     for x in inputs:
-        total = total + (x.T @ x if method == "gptq" else np.square(x).sum(axis=0))
+        total = total + np.square(x).sum(axis=0)
         count += len(x)
     total /= count
-    if method == "gptq":
-        return partial(quantize_with_feedback, moments=Moments(total))
     damped = total + np.float32(DAMPING * float(total.mean()) or 1.0)
     return partial(quantize, importance=damped)
+
+
+def _moments(inputs):
+    """Moments, trusted as far as each other text agrees with those between, or both halves of a
+    single one."""
+    total, halves, count = np.float32(0), [np.float32(0), np.float32(0)], 0
+    for index, x in enumerate(inputs):
+        total = total + x.T @ x
+        count += len(x)
+        some = x[:, :: -(-x.shape[1] // TRUST_COLUMNS)]
+        halves[index % 2] = halves[index % 2] + some.T @ some
+    if count == len(x):
+        halves = [part.T @ part for part in np.array_split(some, 2)]
+    total /= count
+    return Moments(total, trust_of(*halves))

@@ -1,9 +1,10 @@
 """Chooses the kind of each matrix of a model's layers, so that a budget of bits is spent where it
 keeps what the model says.
 
-Each matrix in turn is quantized alone, and a text goes on through the layers behind it: how much
-that changes the next token's probabilities is what its errors cost. Owns that measurement and the
-choice; how matrices are quantized then is calibration.py's.
+Each layer in turn is quantized alone, and a text goes on through the layers behind it: how much
+that changes the next token's probabilities is what its errors cost. Each matrix has a share of that
+as large as what it alone changes of its layer's result. Owns that measurement and the choice; how
+matrices are quantized then is calibration.py's.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from marlin.errors import ConfigError
 from marlin.models.registry import spec_of
 from marlin.models.source import Source
 from marlin.models.spec import tensors_of
+from marlin.weights.feedback import DAMPING
 from marlin.weights.formats import dequantize, quantize
 from marlin.weights.kinds import KINDS, MUST, ROW_TILE
 
@@ -27,8 +29,7 @@ CHOICES = (
     *(("int5", 128), ("int5", 64), ("int5", 32), ("int6", 128), ("int6", 64), ("int6", 32)),
     *(("int8", 128), ("int8", 64), ("int8", 32)),
 )
-# Tokens that go through the model once for each matrix: KL over as many positions tells matrices
-# apart that differ by a fifth.
+# Tokens that go through the model once for each layer.
 MIX_TOKENS = 256
 # Likeliest tokens by which a change of probabilities is measured, and positions whose logits lie in
 # memory together.
@@ -126,25 +127,32 @@ def sensitivities(
     runner = LayerRunner(device, spec_of(source.config), sources, text)
     layers, head = runner.spec.layers, runner.spec.lm_head
     assert head is not None  # decoders have one
-    # The text as it is comes first, and then as each matrix in turn has left it.
-    states, names, errors = [(runner.hidden, runner.delta)], [], []
+    # The text as it is comes first, and then as each layer in turn has left it.
+    states, measured = [(runner.hidden, runner.delta)], []
+    done: set[str] = set()
     for index in range(len(layers)):
         runner.load(index)
-        changed = []
-        for tensor, power in _matrices(runner, layers[index], states[0], packed - set(names)):
-            found, after = _changed(runner, sources[tensor.name], tensor, power, states[0])
-            names.append(tensor.name)
-            errors.append(found)
-            changed.append(after)
-        states = [_passed(runner, state) for state in states] + changed
+        before, matrices = states[0], _matrices(runner, layers[index], states[0], packed - done)
+        states = [_passed(runner, state) for state in states]
+        seen = {}
+        for tensor, power in matrices:
+            given = runner, sources[tensor.name], tensor, power
+            seen[tensor.name] = _measure(*given, before, states[0])
+        for tensor, power in matrices:
+            _quantize(runner, sources[tensor.name], tensor, power)
+        states.append(_passed(runner, before))
+        measured.append(seen)
+        done |= set(seen)
         progress(index + 1, len(layers))
     runner.hidden, runner.delta = (np.concatenate(part) for part in zip(*states, strict=True))
     costs = _divergences(runner.spec, sources[head.name], runner.finish())
     found = {}
-    for name, error, cost in zip(names, errors, costs, strict=True):
-        first = next(iter(error.values()))
-        scaled = {choice: cost * value / first for choice, value in error.items()}
-        found[name] = Sensitivity(sources[name].num_values, scaled)
+    for layer, cost in zip(measured, costs, strict=True):
+        total = sum(share for share, _ in layer.values()) or 1.0
+        for name, (share, errors) in layer.items():
+            scale = cost * share / total / (next(iter(errors.values())) or 1.0)
+            scaled = {choice: scale * error for choice, error in errors.items()}
+            found[name] = Sensitivity(sources[name].num_values, scaled)
     return found
 
 
@@ -161,29 +169,38 @@ def _matrices(runner, layer, state, wanted):
     return found + [(tensor, None) for tensor in rest]
 
 
-def _changed(runner, source, tensor, power, state):
-    """({choice: squared error}, the state behind the layer with this matrix quantized)."""
-    width = source.shape[1]
-    choices = [choice for choice in CHOICES if width % choice[1] == 0]
-    importance = None
-    if power is not None:
-        importance = (power + np.float32(0.1 * float(power.mean()) or 1.0)).astype(np.float32)
-    for start, stop in source.chunks():
-        packed = quantize(choices[0][0], source.rows(start, stop), choices[0][1], importance)
-        runner.replace(tensor, start, dequantize(packed))
-    after = _passed(runner, state)
+def _measure(runner, source, tensor, power, before, after):
+    """(what of the layer's result changes with this matrix quantized, {choice: squared error})."""
+    _quantize(runner, source, tensor, power)
+    (changed, exact) = (sum(state) for state in (_passed(runner, before), after))
     for start, stop in source.chunks():
         runner.replace(tensor, start, source.rows(start, stop))
-    sample = _sample(source)
+    # Of each position as a share of its own size: a first token's can be a thousand others'.
+    change = np.square(changed - exact).sum(axis=2) / np.square(exact).sum(axis=2)
+    sample, importance = _sample(source), _importance(power)
+    weights = np.float32(1) if importance is None else importance
     errors = {}
-    for format, size in choices:
-        change = dequantize(quantize(format, sample, size, importance)) - sample
-        errors[format, size] = float(np.square(change).mean(axis=0) @ _weights(importance, width))
-    return errors, after
+    for format, size in _choices(source):
+        error = dequantize(quantize(format, sample, size, importance)) - sample
+        errors[format, size] = float((np.square(error).mean(axis=0) * weights).sum())
+    return float(change.mean()), errors
 
 
-def _weights(importance, width):
-    return np.ones(width, np.float32) if importance is None else importance
+def _quantize(runner, source, tensor, power):
+    (format, size), *_ = _choices(source)
+    for start, stop in source.chunks():
+        packed = quantize(format, source.rows(start, stop), size, _importance(power))
+        runner.replace(tensor, start, dequantize(packed))
+
+
+def _choices(source):
+    return [choice for choice in CHOICES if source.shape[1] % choice[1] == 0]
+
+
+def _importance(power):
+    if power is None:
+        return None
+    return power + np.float32(DAMPING * float(power.mean()) or 1.0)
 
 
 def _sample(source):

@@ -8,7 +8,7 @@ with all others as they are. Owns the mathematics; refuses to know where inputs 
 import numpy as np
 
 from marlin.weights.formats import grouped, pack
-from marlin.weights.rounding import decode, encode, fit, half_factors, levels
+from marlin.weights.rounding import TINY_FLOAT, decode, encode, fit, half_factors, levels
 
 # What is added to the diagonal, as a share of its mean. Inputs that calibration never saw apart
 # come apart in use, so that more than the usual 0.01 is added.
@@ -22,20 +22,39 @@ RUN_COLUMNS = 8
 class Moments:
     """The second moments of a matrix's inputs.
 
+    Args:
+        matrix: float32 [K, K], the mean of x x^T; it becomes `matrix`.
+        trust: the share, 0 to 1, of the products of different columns that is believed.
+
     Attributes:
         matrix: float32 [K, K], the mean of x x^T, damped.
         feedback: float32 [K, K], upper triangular U with U^T U the inverse of `matrix`.
     """
 
-    def __init__(self, matrix):
+    def __init__(self, matrix, trust):
         self.matrix = matrix
-        diagonal = np.diagonal(matrix)
+        diagonal = np.diagonal(matrix).copy()
+        matrix *= np.float32(trust)
         mean = float(diagonal.mean()) or 1.0
-        matrix[np.diag_indices_from(matrix)] += np.float32(DAMPING * mean)
+        matrix[np.diag_indices_from(matrix)] = diagonal + np.float32(DAMPING * mean)
         # The inverse's upper factor is the inverse of a lower factor from the other end: two
         # triangular matrices at a time, where inverting first would take three whole ones.
         lower = np.linalg.cholesky(matrix[::-1, ::-1])
         self.feedback = np.ascontiguousarray(np.linalg.inv(lower)[::-1, ::-1])
+
+
+def trust_of(first, second):
+    """The share of the products of different columns that is there in other inputs, too, by least
+    squares over products relative to the columns' own.
+
+    Args:
+        first, second: float32 [columns, columns], sums of x x^T over each half of what was seen.
+    """
+    sizes = np.sqrt(np.maximum(np.diagonal(first) + np.diagonal(second), np.float32(TINY_FLOAT)))
+    pair = [np.triu(half / sizes / sizes[:, None], 1).ravel() for half in (first, second)]
+    power = float(pair[0] @ pair[0] + pair[1] @ pair[1])
+    agreed = max(0.0, 2 * float(pair[0] @ pair[1]) / power) if power else 0.0
+    return 2 * agreed / (1 + agreed)  # both halves together have half the noise
 
 
 def quantize_with_feedback(format, weights, group_size, moments):

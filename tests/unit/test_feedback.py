@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from marlin.weights.feedback import Moments, quantize_with_feedback
+from marlin.weights.feedback import Moments, quantize_with_feedback, trust_of
 from marlin.weights.formats import dequantize, quantize
 from marlin.weights.rounding import decode, encode, fit
 
@@ -24,6 +24,16 @@ def weights():
     return np.random.default_rng(5).normal(size=(NUM_ROWS, NUM_COLUMNS)).astype(np.float32) / 50
 
 
+def moments_of(x, trust=None):
+    if trust is None:
+        trust = trust_between_halves(x)
+    return Moments(x.T @ x / len(x), trust)
+
+
+def trust_between_halves(x):
+    return trust_of(*(part.T @ part for part in np.array_split(x, 2)))
+
+
 def output_error(packed, weights, x):
     difference = x @ (dequantize(packed) - weights).T
     return np.linalg.norm(difference) / np.linalg.norm(x @ weights.T)
@@ -32,7 +42,7 @@ def output_error(packed, weights, x):
 @pytest.mark.parametrize("format, size", [("fp4", 32), ("int4", 32), ("int4", 64), ("int8", 32)])
 def test_feedback_beats_weighting_and_weighting_beats_none_on_other_inputs(weights, format, size):
     seen, others = inputs(2000, 1), inputs(500, 2)
-    moments = Moments(seen.T @ seen / len(seen))
+    moments = moments_of(seen)
     plain = output_error(quantize(format, weights, size), weights, others)
     importance = np.diagonal(moments.matrix).copy()
     weighted = output_error(quantize(format, weights, size, importance), weights, others)
@@ -42,9 +52,21 @@ def test_feedback_beats_weighting_and_weighting_beats_none_on_other_inputs(weigh
     assert format == "int8" or weighted < 0.98 * plain  # measured 0.90 to 0.97
 
 
+def test_products_of_columns_are_believed_as_far_as_two_halves_agree(weights):
+    assert trust_between_halves(inputs(20000, 1)) > 0.9
+    independent = np.random.default_rng(3).normal(size=(400, NUM_COLUMNS)).astype(np.float32)
+    assert trust_between_halves(independent) < 0.1
+    few, others = inputs(100, 1), inputs(500, 2)
+    errors = [
+        output_error(quantize_with_feedback("iq4", weights, 32, moments), weights, others)
+        for moments in (moments_of(few), moments_of(few, trust=1))
+    ]
+    assert errors[0] < 0.92 * errors[1], errors  # measured 0.86
+
+
 def test_feedback_keeps_rows_apart(weights):
     seen = inputs(300, 1)
-    moments = Moments(seen.T @ seen / len(seen))
+    moments = moments_of(seen)
     whole = dequantize(quantize_with_feedback("int4", weights, 64, moments))
     part = dequantize(quantize_with_feedback("int4", weights[16:32], 64, moments))
     np.testing.assert_allclose(part, whole[16:32], atol=2e-3)
@@ -52,7 +74,7 @@ def test_feedback_keeps_rows_apart(weights):
 
 @pytest.mark.parametrize("format", ["fp4", "int4", "int8"])
 def test_inputs_that_are_all_zero_leave_a_matrix_that_is_close(weights, format):
-    moments = Moments(np.zeros((NUM_COLUMNS, NUM_COLUMNS), np.float32))
+    moments = Moments(np.zeros((NUM_COLUMNS, NUM_COLUMNS), np.float32), 1)
     values = dequantize(quantize_with_feedback(format, weights, 32, moments))
     assert np.linalg.norm(values - weights) < 0.1 * np.linalg.norm(weights)
 
@@ -77,6 +99,6 @@ def test_a_column_of_no_importance_gives_way_to_those_that_have_some(format):
 def test_a_weight_that_cannot_be_quantized_is_named(weights, value, expected):
     broken = weights.copy()
     broken[3, 9] = value
-    moments = Moments(np.eye(NUM_COLUMNS, dtype=np.float32))
+    moments = Moments(np.eye(NUM_COLUMNS, dtype=np.float32), 1)
     with pytest.raises(ValueError, match=expected):
         quantize_with_feedback("fp4", broken, 32, moments)
