@@ -14,6 +14,7 @@ COMMANDS = {
     "chat": "talk with a model in the terminal",
     "quantize": "make a packed model folder from safetensors or GGUF",
     "bench": "measure prefill and decode speed",
+    "plan": "tell what of a model fits on a machine, and how fast it should be",
     "manifest": "write down which bytes a model consists of",
     "audit": "check an audit log, or show what is in it",
     "lockdown": "show what serve --lock-down would hold, and what is missing",
