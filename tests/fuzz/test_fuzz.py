@@ -1,5 +1,5 @@
-"""Every target of targets.py for a few seconds; `-m long` has a minute each, and
-METAL_MARLIN_TEST_FUZZ_S as long as it says.
+"""Every target of targets.py for a few seconds; `-m long` has a minute each (test_long_fuzz_*.py),
+and METAL_MARLIN_TEST_FUZZ_S as long as it says.
 
 A run has a seed of its own, which is said with what was found: METAL_MARLIN_TEST_FUZZ_SEED repeats
 it. `-m long` has those that reach native code with the library under sanitizers, too, and `-m soak`
@@ -22,8 +22,10 @@ from marlin.errors import ModelFileError
 from marlin.text.folder_tokenizer import load_tokenizer
 
 PROGRAM = Path(__file__).with_name("fuzz.py")
-NAMES = ("gguf", "safetensors", "config.json", "tokenizer.json", "tokenizer_config.json",
-         "generation_config.json", "template", "http", "bodies")  # fmt: skip
+# Two halves, each with a file of its own for its minutes: two files run at once.
+FILES = ("gguf", "safetensors", "config.json", "tokenizer.json")
+TEXTS = ("tokenizer_config.json", "generation_config.json", "template", "http", "bodies")
+NAMES = FILES + TEXTS
 NATIVE = ("gguf", "safetensors", "config.json")
 QUICK_S, LONG_S, GUIDED_S = "1", "60", "30"
 SANITIZERS = {
@@ -75,12 +77,6 @@ def test_found_a_part_of_a_tokenizer_that_is_no_object_is_refused(part, value, t
 @pytest.mark.parametrize("name", NAMES)
 def test_changed_input_is_answered_or_refused(name, tmp_path):
     fuzz(name, QUICK_S, tmp_path)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("name", NAMES)
-def test_a_minute_of_changed_input_is_answered_or_refused(name, tmp_path):
-    fuzz(name, LONG_S, tmp_path)
 
 
 @pytest.fixture(scope="module")

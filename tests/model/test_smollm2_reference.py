@@ -32,7 +32,7 @@ EVENT_TIMEOUT_S = 60
 END_TOKEN = 2  # <|im_end|>
 # The scalar kernels take 13 s for the first test here, and minutes for the others.
 FAST_SETS = [name for name in INSTRUCTION_SETS if name != "scalar"]
-SETS = [*FAST_SETS, pytest.param("scalar", marks=pytest.mark.slow)]
+SETS = [*FAST_SETS, pytest.param("scalar", marks=pytest.mark.long)]
 
 
 @pytest.fixture(scope="module")

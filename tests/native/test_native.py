@@ -5,6 +5,7 @@ Under qemu: the ARM instruction sets, and which of them a processor gets. With c
 build with. Owns the building of the program; the checks are in the C files beside this one.
 """
 
+import os
 import platform
 import re
 import shutil
@@ -30,7 +31,7 @@ def require_program(name, packages):
         pytest.skip(f"{name} is not on PATH: sudo apt-get install {packages}")
 
 
-def build_device_test(checkout, folder, compiler, sanitize=None, machine=None, isa=None):
+def build_device_test(checkout, folder, compiler, sanitize=None, machine=None, isa=None, flags=""):
     """The library and the program that tests it, built alike. Returns the program's path.
 
     Args:
@@ -40,6 +41,7 @@ def build_device_test(checkout, folder, compiler, sanitize=None, machine=None, i
         sanitize: sanitizers, as -fsanitize= takes them.
         machine: what the compiler compiles for, if not this machine.
         isa: the one instruction set to build; None is all.
+        flags: that the library's own give way to.
     """
     build = [sys.executable, "metal_shim/build/build.py", "--output", str(folder), "--cc", compiler]
     build += ["--sanitize", sanitize] if sanitize else []
@@ -52,7 +54,8 @@ def build_device_test(checkout, folder, compiler, sanitize=None, machine=None, i
     compile_program += [f"-L{folder}", "-lmarlin_cpu", "-ldl", f"-Wl,-rpath,{folder}"]
     compile_program += ["-o", str(program)]
     for command in (build, compile_program):
-        done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
+        environ = {**os.environ, **({"CFLAGS": flags} if flags else {})}
+        done = subprocess.run(command, cwd=checkout, env=environ, capture_output=True, text=True)
         assert done.returncode == 0 and done.stderr == "", done.stderr
     return program
 
@@ -108,21 +111,26 @@ def test_workers_do_not_race(checkout, tmp_path, fixed_addresses):
     assert_all_passed(done)
 
 
-@pytest.fixture(scope="module")
-def arm_program(checkout, tmp_path_factory):
+@pytest.fixture(scope="module", params=["-O1", pytest.param("-O3", marks=pytest.mark.long)])
+def arm_program(request, checkout, tmp_path_factory):
+    """-O3 is what is shipped, and takes a minute more."""
     require_program("aarch64-linux-gnu-gcc", ARM_PACKAGES)
     require_program("qemu-aarch64", "qemu-user")
     folder = tmp_path_factory.mktemp("arm")
-    return build_device_test(checkout, folder, "aarch64-linux-gnu-gcc", machine="aarch64")
+    compiler = "aarch64-linux-gnu-gcc"
+    return build_device_test(checkout, folder, compiler, machine="aarch64", flags=request.param)
 
 
 @pytest.mark.parametrize(
     ("processor", "sets"),
     [("max", "i8mm neon scalar"), ("neoverse-n1", "neon scalar"), ("cortex-a72", "scalar")],
 )
-def test_an_arm_processor_gets_the_sets_that_it_has(arm_program, processor, sets):
+def test_an_arm_processor_gets_the_sets_that_it_has(request, arm_program, processor, sets):
+    """The first has all sets, and so the whole program; the others have it where there is time."""
     qemu = ("qemu-aarch64", "-cpu", processor, "-L", ARM_LIBRARIES)
-    done = run_device_test(arm_program, prefix=qemu)
+    is_long = request.node.get_closest_marker("long") is not None
+    groups = () if is_long or processor == "max" else ("devices",)
+    done = run_device_test(arm_program, *groups, prefix=qemu)
     assert_all_passed(done)
     best = sets.split()[0]
     assert done.stdout.splitlines()[0] == f"instruction sets: {sets}; best: {best}"

@@ -7,7 +7,7 @@ import signal
 import socket
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -354,9 +354,12 @@ def test_a_worker_that_answers_nothing_but_500s_is_replaced(start, model, reason
         return workers.logged("ended with code 1; replaced in")
 
     with workers.connect() as victim:  # stays with its worker
-        for _ in range(5):
-            answer = victim.ask("POST", "/v1/chat/completions", body)
-            assert (answer.status, answer.error["code"]) == (500, "internal_error")
+        answers = []
+        with suppress(AssertionError, OSError):  # it may end before the last one
+            for _ in range(5):
+                answers.append(victim.ask("POST", "/v1/chat/completions", body))
+        said = {(answer.status, answer.error["code"]) for answer in answers}
+        assert said == {(500, "internal_error")}
         until(replaced, "the worker's end")
     workers.wait_for_workers(3)
     assert len(workers.logged(f"this process cannot answer, and ends: {reason}")) == 1

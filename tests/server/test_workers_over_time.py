@@ -5,6 +5,8 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,11 @@ def children(pid):
 
 def descriptors(pid):
     """What each descriptor of a process is, but for numbers that differ from pipe to pipe."""
-    return sorted(os.readlink(fd).partition("[")[0] for fd in Path(f"/proc/{pid}/fd").iterdir())
+    found = Counter()
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found[os.readlink(fd).partition("[")[0]] += 1
+    return found
 
 
 def test_nobody_works_while_there_is_nothing_to_do(pair):  # noqa: F811
@@ -38,7 +44,8 @@ def test_a_worker_that_was_replaced_leaves_nothing_behind(pair):  # noqa: F811
     for num_served in (3, 4, 5):
         os.kill(pair.pids()[-1], signal.SIGKILL)
         pair.wait_for_workers(num_served)
-    until(lambda: descriptors(supervisor) == before, f"the descriptors {before} and no others")
+    # Before, some that a start needs may have been open still.
+    until(lambda: not descriptors(supervisor) - before, f"the descriptors {before} and no others")
     assert len(children(supervisor)) == 2
 
 
