@@ -1,7 +1,7 @@
 """A minute of each fuzzer of what is text: settings, templates, HTTP and bodies (test_fuzz.py)."""
 
 import pytest
-from test_fuzz import TEXTS, LONG_S, fuzz
+from test_fuzz import LONG_S, TEXTS, fuzz
 
 
 @pytest.mark.long
