@@ -29,6 +29,7 @@ def body(**changes):
 
 
 def counted(server, name):
+    server.wait_for_active(0)  # what a stream's tokens were is counted behind its last byte
     text = server.send("GET", "/metrics", headers={"Accept": "text/plain"})[2].decode()
     return int(float(re.search(rf"^metal_marlin_{name}_total (\S+)$", text, re.MULTILINE)[1]))
 

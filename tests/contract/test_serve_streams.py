@@ -111,7 +111,7 @@ def test_a_name_that_the_locale_has_no_letters_for_is_announced_with_escapes(tmp
 
 @pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["one", "workers"])
 def test_a_log_that_nobody_reads_holds_no_request_and_no_stop_up(options, tmp_path):
-    """Its pipe holds 64 KiB, some 600 lines."""
+    """Its pipe holds 16 pages, some 600 lines; lines that are written at once may begin a page."""
     fifo = tmp_path / "log"
     os.mkfifo(fifo)
     reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
@@ -124,7 +124,7 @@ def test_a_log_that_nobody_reads_holds_no_request_and_no_stop_up(options, tmp_pa
         started = time.monotonic()
         assert stop(process) == 0
         assert time.monotonic() - started < 20
-    assert len(os.read(reader, 1 << 20)) > 60_000
+    assert len(os.read(reader, 1 << 20)) > 32 << 10
     os.close(reader)
 
 
