@@ -9,6 +9,16 @@ static void check_choices(marlin_check *c, uint32_t num_experts, uint32_t num_sl
             "has a num_slots out of range");
 }
 
+/* What is written is not what says where: a kernel checks an index once, and reads it again. */
+static void keep_apart(marlin_check *c, int written, int index)
+{
+    const marlin_record *record = c->record;
+    uintptr_t to = (uintptr_t)record->at[written], from = (uintptr_t)record->at[index];
+    if (to < from + (uintptr_t)record->bytes[index] &&
+        from < to + (uintptr_t)record->bytes[written])
+        refuse(c, written, "lies over the indices that say where it is written");
+}
+
 static void check_experts(marlin_check *c)
 {
     const struct ExpertParams *p = params_of(c);
@@ -29,6 +39,7 @@ static void check_experts(marlin_check *c)
     need_rows(c, 6, p->rows_var, p->num_slots, 0, 4);
     need(c, 7, 4, 12 * (int64_t)p->num_experts);
     writes(c, 5);
+    for (int i = 6; i < 8; i++) keep_apart(c, 5, i);
 }
 
 static void check_route(marlin_check *c)
@@ -60,7 +71,10 @@ static void check_sort_experts(marlin_check *c)
     need_rows(c, 0, p->rows_var, p->num_slots, 0, 4); /* the kernel checks each choice */
     need_rows(c, 1, p->rows_var, p->num_slots, 0, 4);
     need(c, 2, 4, 12 * (int64_t)p->num_experts);
-    for (int i = 1; i < 3; i++) writes(c, i);
+    for (int i = 1; i < 3; i++) {
+        writes(c, i);
+        keep_apart(c, i, 0);
+    }
 }
 
 static void check_combine_experts(marlin_check *c)

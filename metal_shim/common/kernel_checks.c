@@ -260,6 +260,7 @@ static void check_attention_params(marlin_check *c)
             "has a table_stride out of range");
     require(c, p->softcap >= 0.0f, "has a softcap below 0");
     require(c, p->position_scale == 0.0f || p->scale_tokens >= 1, "has no scale_tokens");
+    for (int i = 3; i < 5; i++) keep_apart(c, 5, i);
 }
 
 static void check_attention(marlin_check *c)

@@ -159,8 +159,9 @@ def test_a_stream_that_is_cut_off_is_seen_to_be_and_others_go_on(proxy, replicas
     assert sorted(ends) == [False, True, True]
 
 
-def test_counters_are_not_for_everybody(proxy):
+@pytest.mark.parametrize("path", ["/metrics", "/metrics/", "/metrics//?a"])
+def test_counters_are_not_for_everybody(proxy, path):
     connection = proxy.connect()
-    connection.request("GET", "/metrics")
+    connection.request("GET", path)
     assert connection.getresponse().status == 403
     connection.close()

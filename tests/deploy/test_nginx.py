@@ -135,6 +135,13 @@ def replica():
         yield served
 
 
+def test_counters_are_for_the_operators_network_by_whatever_path(start_nginx, replica):
+    outside = start_nginx(replica, change=lambda text: replaced(text, "allow 127.0.0.1;", ""))
+    for path in ("/metrics", "/metrics/", "//metrics//", "/%6Detrics/?a"):
+        assert outside.send("GET", path)[0] == 403
+    assert start_nginx(replica).send("GET", "/metrics/")[0] == 200
+
+
 def without_rate_limit(text):
     return replaced(text, "rate=10r/s", "rate=100000r/s")
 

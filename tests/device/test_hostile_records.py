@@ -145,6 +145,22 @@ def test_a_cache_whose_size_overflows_is_refused(runner, kernel_ids, name, num_b
     assert answer.startswith(f"error: dispatch 0 ({name}): ") and "index" not in answer
 
 
+@pytest.mark.parametrize(
+    "name, written, index",
+    [("sort_experts", 1, 0), ("sort_experts", 2, 0), ("matvec_experts_f32", 5, 6),
+     ("matmul_experts_f32", 5, 7), ("attention", 5, 3), ("attention_split", 5, 4)],
+)  # fmt: skip
+def test_no_kernel_writes_over_the_indices_that_it_goes_by(
+    runner, kernel_ids, name, written, index
+):
+    """What was checked of them would no longer be so when they are read again."""
+    record = sound_record(kernel_ids, name)
+    record["bindings"][written] = record["bindings"][index]
+    answer = runner.run(np.array([record]), [8000])
+    assert answer.startswith(f"error: dispatch 0 ({name}): binding {written} ")
+    assert "lies over the indices" in answer
+
+
 # --- random records ---
 
 SIZES = st.one_of(
