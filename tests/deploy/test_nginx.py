@@ -357,7 +357,7 @@ def test_a_replica_that_hangs_keeps_its_requests_for_the_read_timeout_and_is_lef
 @pytest.mark.long
 def test_a_stream_that_is_cut_off_is_seen_to_be_and_is_not_begun_again(start_nginx, replicas):
     nginx = start_nginx(*replicas, change=without_rate_limit)
-    body = json.dumps(chat(stream=True, max_tokens=1500, ignore_eos=True))
+    body = json.dumps(chat(stream=True, max_tokens=4000, ignore_eos=True))
     streams = []
     for _ in range(3):
         connection = nginx.connect()

@@ -8,6 +8,8 @@
 the first, or takes the place of what it says of a test. `run` draws mutants and gives each the
 tests that run its line, quickest first, until one fails twice; a test that ends only by its time
 limit counts as failed. Draws are by line: each line that has a mutant is as likely as any other.
+Without a record a mutant gets the test files that name its module. A draw that was interrupted goes
+on where it was.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from pathlib import Path
 import copied_tree
 import operators
 import tracing
-from recorded import Record
+from recorded import Judged, Record
 from running import Run, run_pytest
 
 # Seconds of tests, as recorded, and from how many files: at first, then for what survives that.
@@ -108,7 +110,7 @@ def chosen(record, tests, path, budget_s, num_files):
 
 def judge(root, record, mutant, number):
     """Put a mutant in the copy and run its tests: (verdict, the test that failed or '')."""
-    tests = record.covering(mutant, root)
+    tests = record.covering(mutant, root) if record.tests else naming(root, mutant.path)
     if not tests:
         return "not covered", ""
     path = root / mutant.path
@@ -117,6 +119,9 @@ def judge(root, record, mutant, number):
     stamp = 1_000_000_000 + number * 10 + os.getpid() % 10  # no .pyc of another is taken for it
     os.utime(path, (stamp, stamp))
     try:
+        if not record.tests:
+            failed = next(filter(None, (_failing(root, record, files) for files in tests)), None)
+            return ("killed", failed) if failed else ("survived", "")
         for seconds, num_files in ROUNDS:
             order = chosen(record, tests, mutant.path, seconds, num_files)
             failed = _failing(root, record, order) if order else None
@@ -129,14 +134,30 @@ def judge(root, record, mutant, number):
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
+def naming(root, path):
+    """Lists of the test files that name a module: those that are named after it, then those of
+    tests/unit, then the others."""
+    module = path[: -len(".py")].replace("/", ".").removesuffix(".__init__")
+    package, _, name = module.rpartition(".")
+    lists = [], [], []
+    for file in sorted((root / "tests").rglob("test_*.py")):
+        text = file.read_text()
+        if name in file.stem:
+            lists[0].append(str(file.relative_to(root)))
+        elif f"{module} " in text or f"from {package} import {name}" in text:
+            lists[1 if file.parent.name == "unit" else 2].append(str(file.relative_to(root)))
+    return [files for files in lists if files]
+
+
 def _failing(root, record, order):
-    """The test that fails of these, or None."""
+    """The test that fails of these tests or, without a record, test files; or None."""
 
     def limit(name):
-        return 10 + 5 * record.tests.get(name, ["", 5])[1]
+        return 10 + 5 * record.tests.get(name, ["", 10])[1]
 
     files = list(dict.fromkeys(name.partition("::")[0] for name in order))
-    code, tests = run_pytest(root, ["-x", *files], lambda folder: Run(folder, order), limit)
+    chosen = order if record.tests else None
+    code, tests = run_pytest(root, ["-x", *files], lambda folder: Run(folder, chosen), limit)
     if code in (0, 5):
         return None
     if code == 1 and tests:
@@ -170,18 +191,20 @@ def show(root, result):
 def run(root, patterns, count, seed):
     """Draw, judge each, print what survived as it comes and the table at the end."""
     kept = Record(root / ".mutate" / "record.json")
-    results = []
+    judged = Judged(root / ".mutate" / f"judged.{seed}.jsonl")
     for number, mutant in enumerate(draw(root, patterns, count, seed), 1):
         started = time.time()
         changed = operators.apply(mutant, (root / mutant.path).read_bytes()).decode()
+        if judged.of(mutant.path, changed):
+            continue
         verdict, by = judge(root, kept, mutant, number)
-        results.append({**mutant._asdict(), "verdict": verdict, "source": changed})
+        judged.add({**mutant._asdict(), "verdict": verdict, "source": changed})
         what = f"{number} {mutant.path}:{mutant.line} [{mutant.operator}]"
         print(f"{what} {verdict} {by} {time.time() - started:.0f} s", flush=True)
         if verdict != "killed":
-            show(root, results[-1])
+            show(root, judged.results[-1])
     print()
-    table(results)
+    table(judged.results)
 
 
 def preload():

@@ -22,6 +22,7 @@ from pathlib import Path
 import copied_tree
 from mutate import preload, show, table
 from operators import Mutant, apply
+from recorded import Judged
 from running import Run, run_pytest
 
 _NOTHING = re.compile(
@@ -162,22 +163,26 @@ def main():
         copied_tree.refresh(root)
         copied_tree.run_inside(root, __file__)
     preload()
-    results = []
+    judged, num_drawn = Judged(root / ".mutate" / f"judged_c.{options.seed}.jsonl"), 0
     for mutant in draw(root, options.files, options.seed):
-        if len(results) == options.count:
+        if num_drawn == options.count:
             break
         started = time.time()
         changed = apply(mutant, (root / mutant.path).read_bytes()).decode()
+        if judged.of(mutant.path, changed):
+            num_drawn += 1
+            continue
         verdict, by = judge(root, mutant)
         if verdict is None:
             continue
-        results.append({**mutant._asdict(), "verdict": verdict, "source": changed})
-        what = f"{len(results)} {mutant.path}:{mutant.line} [{mutant.operator}]"
+        num_drawn += 1
+        judged.add({**mutant._asdict(), "verdict": verdict, "source": changed})
+        what = f"{num_drawn} {mutant.path}:{mutant.line} [{mutant.operator}]"
         print(f"{what} {verdict} {by} {time.time() - started:.0f} s", flush=True)
         if verdict != "killed":
-            show(root, results[-1])
+            show(root, judged.results[-1])
     print()
-    table(results)
+    table(judged.results)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,36 @@
-"""What a record says: which tests run which lines of marlin/, and how long each takes.
+"""What is kept: which tests run which lines of marlin/ and how long each takes; what was judged.
 
-Knows no mutants and runs nothing. Lines are followed when a file changes after the record was made.
+Runs nothing. Lines are followed when a file changes after the record was made.
 """
 
 import ast
 import difflib
 import json
+
+
+class Judged:
+    """The verdicts of one draw, on disk as they come: whoever draws the same again goes on.
+
+    Attributes:
+        results: dicts of a Mutant's fields, `verdict` and `source`, the file as it was changed.
+    """
+
+    def __init__(self, path):
+        self._path = path
+        lines = path.read_text().splitlines() if path.exists() else []
+        self.results = [json.loads(line) for line in lines]
+
+    def of(self, path, source):
+        """The verdict on a file that was changed like this, or None."""
+        for result in self.results:
+            if (result["path"], result["source"]) == (path, source):
+                return result["verdict"]
+        return None
+
+    def add(self, result):
+        self.results.append(result)
+        with self._path.open("a") as file:
+            file.write(json.dumps(result) + "\n")
 
 
 class Record:
