@@ -159,3 +159,11 @@ def test_items_of_an_array_are_named_by_their_place():
     assert items.object("p.a[0]").count("b") == 1
     with pytest.raises(ModelFileError, match=r"c.json: p.a\[1\] is 'x'; expected an object"):
         items.object("p.a[1]")
+
+
+def test_whatever_is_taken_out_of_an_object_knows_its_file():
+    fields = file_fields("config.json", {"a.list": [{"n": 1}], "a.inner": {"n": 1}}, "a.")
+    items = fields.elements("list")
+    taken = [fields.with_defaults({"b": 1}), items, items.object("a.list[0]")]
+    taken += [fields.object("inner"), fields.section("inner")]
+    assert {part.path for part in taken} == {"config.json"}
