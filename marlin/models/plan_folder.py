@@ -12,6 +12,7 @@ from marlin.files.fields import Fields, file_fields
 from marlin.files.strict_json import read_json_object
 from marlin.models.plan import check_dtype, check_leftovers, split_fused
 from marlin.models.plan_experts import check_tiles, find_plain, find_stack, stem_of
+from marlin.models.plan_mlx import without_plus
 from marlin.models.registry import config_from_hf, spec_of
 from marlin.models.slab_plan import SlabPlan
 from marlin.models.spec import ModelSpec, Tensor
@@ -135,7 +136,7 @@ def plan_folder(path: str) -> FolderPlan:
             message = f"says that {reader.name} has quantized these weights, and no matrix is"
             raise ModelFileError(config_path, message)
     check_leftovers(spec, tensors, known)
-    return FolderPlan(spec, reader.name if reader else native, plan, slabs.sizes)
+    return FolderPlan(spec, reader.name if reader else native, without_plus(plan), slabs.sizes)
 
 
 def _text_names(path, tensors):

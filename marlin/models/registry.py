@@ -27,7 +27,9 @@ from marlin.models.phi3 import Phi3
 from marlin.models.qwen2 import Qwen2
 from marlin.models.qwen2_moe import Qwen2Moe
 from marlin.models.qwen3 import Qwen3
+from marlin.models.qwen3_5 import Qwen35, Qwen35Moe
 from marlin.models.qwen3_moe import Qwen3Moe
+from marlin.models.qwen3_next import Qwen3Next
 from marlin.models.smollm3 import SmolLM3
 from marlin.models.spec import Family, ModelSpec
 from marlin.models.wrappers import MODEL_TYPES, text_part
@@ -36,7 +38,7 @@ from marlin.weights.gguf import GGUFFile
 FAMILIES = (
     *(Llama(), Mistral(), Qwen2(), Qwen3(), Gemma3(), Qwen3Moe(), Mixtral(), Glm4Moe(), Qwen2Moe()),
     *(SmolLM3(), Granite(), Olmo2(), Olmo3(), Phi3(), Gemma2(), Ministral3(), Exaone4(), Glm4()),
-    *(MuseGlimmer(), GptOss(), Lfm2(), Bert(), *ROBERTAS),
+    *(MuseGlimmer(), GptOss(), Lfm2(), Qwen3Next(), Qwen35(), Qwen35Moe(), Bert(), *ROBERTAS),
 )
 
 _BY_MODEL_TYPE = {family.model_type: family for family in FAMILIES}

@@ -38,6 +38,8 @@ _WRAPPERS: dict[str, dict[str, tuple[str, Mapping]]] = {
     "internvl": {"qwen2": ("qwen2", {}), "qwen3": ("qwen3", {}), "llama": ("llama", {})},
     "qwen2_vl": {"qwen2_vl_text": ("qwen2", _QWEN2_VL)},
     "qwen2_5_vl": {"qwen2_5_vl_text": ("qwen2", _QWEN2_VL)},
+    "qwen3_5": {"qwen3_5_text": ("qwen3_5_text", {})},
+    "qwen3_5_moe": {"qwen3_5_moe_text": ("qwen3_5_moe_text", {})},
     "qwen3_vl": {"qwen3_vl_text": ("qwen3", _QWEN3_VL)},
 }
 MODEL_TYPES = tuple(_WRAPPERS)

@@ -46,6 +46,9 @@ GEMMA3 = {
     },
 }
 
+# Of Qwen3-Next and its line, whose norm within a delta rule is of the other kind.
+DELTA_NORMS = "layernorm.weight", "q_norm.weight", "k_norm.weight", "model.norm.weight"
+
 # Of a tower that is skipped.
 VISION = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
           "num_attention_heads": 2}  # fmt: skip
@@ -60,7 +63,8 @@ def build(family, seed=0, **changes):
         config = SIZES | (GEMMA3 if family == "gemma3" else {})
     else:
         name, config = small_config(family)
-        config_class = getattr(transformers, f"{name}Config")
+        whole = getattr(transformers, f"{name}Config")
+        config_class = getattr(transformers, f"{name}TextConfig", whole)
         model_class = getattr(transformers, f"{name}ForCausalLM", None)
     config = deepcopy(config | changes)  # transformers writes into the sections
     if name == "MuseGlimmer":
@@ -87,7 +91,7 @@ def stores_less_one(model, name):
         "gemma2": "norm.weight",
         "gemma3_text": "norm.weight",
         "muse_glimmer": "layernorm.weight",
-    }
+    } | dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), DELTA_NORMS)
     return name.endswith(ends.get(model.config.model_type, "no norm"))
 
 

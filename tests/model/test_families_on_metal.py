@@ -1,6 +1,6 @@
 """A prompt of each family of kernels on the simulated Metal, from a file to logits: mixtures of
-each way to choose experts, sinks, windows, and states of convolutions. A GPU's activations are
-float32, so that its logits are those of transformers up to the cache's float16."""
+each way to choose experts, sinks, windows, and states of convolutions and delta rules. A GPU's
+activations are float32, so that its logits are those of transformers up to the cache's float16."""
 
 from pathlib import Path
 
@@ -16,6 +16,10 @@ MODELS = {
     "families/glm4_moe.gguf": 2.5e-3,
     "families/gpt_oss_mxfp4.gguf": 2.5e-3,
     "families/lfm2.gguf": 2.5e-3,
+    "families/qwen3_next.gguf": 2.5e-3,
+    "families/qwen3_5_moe_wrapped.gguf": 2.5e-3,
+    "mlx_hybrid/qwen3_next": 2.5e-3,
+    "mlx_hybrid/qwen3_5_moe_wrapped": 2.5e-3,
     "mlx/gemma3_text": 2.5e-3,
     "mlx_experts/qwen3_moe": 2.5e-3,
 }

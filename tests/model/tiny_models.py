@@ -101,6 +101,8 @@ def random_tensor(name, shape, rng):
     norm weights differ from 1, biases from 0, and attention is not uniform."""
     if name.endswith(".bias"):
         return (0.3 * rng.standard_normal(shape)).astype(np.float32)
+    if name.endswith("A_log"):  # a state that lasts
+        return (0.5 * rng.standard_normal(shape) - 2.5).astype(np.float32)
     if len(shape) == 1:
         return (1 + 0.25 * rng.standard_normal(shape)).astype(np.float32)
     return (shape[1] ** -0.5 * rng.standard_normal(shape)).astype(np.float32)

@@ -1,7 +1,32 @@
 """Families that mix attention with layers of a state, for tests: config fields over
 dense_families.SIZES, small, and with every feature where it shows."""
 
+# Heads of values that share keys, a part of each head that turns, and each kind of layer.
+_DELTA = {
+    "num_hidden_layers": 4,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+    "head_dim": 32,
+    "linear_conv_kernel_dim": 4,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 16,
+    "rope_parameters": {
+        "rope_type": "default",
+        "rope_theta": 1000.0,
+        "partial_rotary_factor": 0.25,
+    },
+}
+_EXPERTS = {
+    "num_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 48,
+    "shared_expert_intermediate_size": 32,
+}
 HYBRIDS = {
+    "qwen3_next": ("Qwen3Next", _DELTA | _EXPERTS | {"mlp_only_layers": [2]}),
+    "qwen3_5_text": ("Qwen3_5", _DELTA),
+    "qwen3_5_moe_text": ("Qwen3_5Moe", _DELTA | _EXPERTS),
     "lfm2": (
         "Lfm2",
         {

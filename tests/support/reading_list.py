@@ -179,8 +179,8 @@ FAMILIES = (
         f"marlin/models/{name}.py"
         for name in (
             *("smollm3", "granite", "olmo2", "phi3", "gemma2", "ministral3", "exaone4", "glm4"),
-            *("muse_glimmer", "wrappers", "lfm2"),
-            *("layers_experts", "plan_experts", "config_experts"),
+            *("muse_glimmer", "wrappers", "lfm2", "qwen3_next", "qwen3_5", "config_delta"),
+            *("layers_experts", "plan_experts", "plan_mlx", "config_experts"),
             *("qwen3_moe", "mixtral", "glm4_moe", "gpt_oss", "qwen2_moe"),
         )
     )

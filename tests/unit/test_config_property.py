@@ -94,8 +94,19 @@ KINDS = st.fixed_dictionaries(
     }
 ).map(without_absent)
 END_TOKENS = maybe(None, 7, [7, 9], [])
+# Attention in every layer: of the others' layers there is no RoPE to compare.
+DELTA = {"layer_types": st.just(["full_attention"] * NUM_LAYERS)}
+EXPERTS = {
+    "num_experts": st.just(8),
+    "num_experts_per_tok": st.just(2),
+    "moe_intermediate_size": st.just(48),
+    "shared_expert_intermediate_size": maybe(64),
+}
 # What some families have of their own.
 OWN = {
+    "qwen3_next": DELTA | EXPERTS,
+    "qwen3_5_text": DELTA,
+    "qwen3_5_moe_text": DELTA | EXPERTS,
     "gemma2": {"attn_logit_softcapping": maybe(None, 50.0)},
     "gemma3_text": {"attn_logit_softcapping": maybe(None, 50.0)},
     "granite": {"attention_multiplier": maybe(0.3)},

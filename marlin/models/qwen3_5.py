@@ -1,0 +1,38 @@
+"""Qwen3.5 (and 3.6, 3.8), dense and with experts: Qwen3-Next's layers under names of their own."""
+
+from marlin.files.fields import Fields
+from marlin.models import config_experts
+from marlin.models.config import MAX_DIM
+from marlin.models.config_delta import DeltaConfig
+from marlin.models.qwen3_next import DeltaLine
+
+
+class Qwen35(DeltaLine):
+    model_type = "qwen3_5_text"
+    hf_class = "Qwen3_5ForCausalLM"
+    gguf_architecture = "qwen35"
+
+
+class Qwen35Moe(DeltaLine):
+    """Every layer has experts, whose weights are always normalized."""
+
+    model_type = "qwen3_5_moe_text"
+    hf_class = "Qwen3_5MoeForCausalLM"
+    gguf_architecture = "qwen35moe"
+
+    def _experts_of_hf(self, fields: Fields, _num_layers: int) -> dict:
+        width = fields.count("shared_expert_intermediate_size", 512, maximum=MAX_DIM)
+        return config_experts.from_hf(fields, count="num_experts") | {"shared_dim": width}
+
+    def _experts_of_gguf(self, fields: Fields, _num_layers: int) -> dict:
+        width = fields.count("expert_shared_feed_forward_length", maximum=MAX_DIM)
+        return config_experts.from_gguf(fields) | {"shared_dim": width}
+
+    def hf_config(self, config: DeltaConfig) -> dict:
+        """As Family's."""
+        return super().hf_config(config) | {
+            "num_experts": config.num_experts,
+            "num_experts_per_tok": config.num_slots,
+            "moe_intermediate_size": config.expert_dim,
+            "shared_expert_intermediate_size": config.shared_dim,
+        }
