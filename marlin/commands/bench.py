@@ -14,6 +14,7 @@ import time
 import numpy as np
 
 from marlin.commands.bench_kernels import measure_kernels, print_kernels
+from marlin.commands.bench_plot import bar, svg
 from marlin.commands.info import machine
 from marlin.commands.parser import typed
 from marlin.config import MAX_THREADS, add_options
@@ -64,6 +65,7 @@ def add_arguments(parser):
         "--kernels", action="store_true", help="also time each size of matrix alone"
     )
     parser.add_argument("--json", metavar="FILE", help="also write the figures; - is stdout")
+    parser.add_argument("--plot", metavar="FILE.svg", help="also draw them")
 
 
 def run(arguments):
@@ -73,7 +75,9 @@ def run(arguments):
     if not prompts:
         raise ConfigError("--prompt-tokens needs a length")
     if arguments.json not in (None, "-"):
-        _check_place(arguments.json)
+        _check_place("--json", arguments.json)
+    if arguments.plot is not None:
+        _check_place("--plot", arguments.plot)
     context = -(-(max(prompts) + arguments.output_tokens) // 16) * 16
     subjects = [
         Subject(arguments.model, Device(count, arguments.isa, kind=arguments.device), context)
@@ -100,25 +104,27 @@ def run(arguments):
     if arguments.json == "-":
         json.dump(report, sys.stdout, indent=1)
     elif arguments.json is not None:
-        _write(arguments.json, json.dumps(report, indent=1))
+        _write("--json", arguments.json, json.dumps(report, indent=1))
+    if arguments.plot is not None:
+        _write("--plot", arguments.plot, svg(report))
     return 0
 
 
-def _check_place(path):
+def _check_place(option, path):
     """A mistyped name is found before anything is measured."""
     folder = os.path.dirname(path) or "."
     if os.path.isdir(path):
-        raise ConfigError(f"--json {path} cannot be written: it is a folder")
+        raise ConfigError(f"{option} {path} cannot be written: it is a folder")
     if not os.path.isdir(folder):
-        raise ConfigError(f"--json {path} cannot be written: there is no folder {folder}")
+        raise ConfigError(f"{option} {path} cannot be written: there is no folder {folder}")
 
 
-def _write(path, text):
+def _write(option, path, text):
     try:
         with open(path, "w", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise ConfigError(f"--json {path} cannot be written: {error.strerror}") from None
+        raise ConfigError(f"{option} {path} cannot be written: {error.strerror}") from None
 
 
 def _numbers(option, text, high=None):
@@ -238,6 +244,10 @@ def _seconds(call):
     return time.perf_counter() - start
 
 
+def _shown(share):
+    return f"  {bar(share)} {share:>7.0%}"
+
+
 def print_table(report, file):
     """The report as text."""
     cpu = report["machine"]
@@ -255,15 +265,15 @@ def print_table(report, file):
             file=file,
         )
         print(
-            f"{'prompt':>8}{'prefill tok/s':>16}{'of peak':>9}"
-            f"{'decode tok/s':>15}{'of bandwidth':>14}",
+            f"{'prompt':>8}{'prefill tok/s':>16}{'of peak':>20}"
+            f"{'decode tok/s':>15}{'of bandwidth':>20}",
             file=file,
         )
         for row in result["rows"]:
             print(
                 f"{row['prompt_tokens']:>8}{row['prefill_tokens_per_s']:>16.1f}"
-                f"{row['prefill_share_of_peak']:>9.0%}{row['decode_tokens_per_s']:>15.1f}"
-                f"{row['decode_share_of_bandwidth']:>14.0%}",
+                f"{_shown(row['prefill_share_of_peak'])}{row['decode_tokens_per_s']:>15.1f}"
+                f"{_shown(row['decode_share_of_bandwidth'])}",
                 file=file,
             )
         if "kernels" in result:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -71,10 +72,13 @@ def test_each_size_of_matrix_is_timed_alone(subject):
 
 
 def test_the_command_prints_and_writes_them(folder, tmp_path, capsys):
-    place = tmp_path / "figures.json"
+    place, picture = tmp_path / "figures.json", tmp_path / "figures.svg"
     words = ["--device", "cpu", "--prompt-tokens", "4", "--output-tokens", "2", "--repeat", "1"]
-    assert cli.main(["bench", str(folder), *words, "--kernels", "--json", str(place)]) == 0
+    words += ["--kernels", "--json", str(place), "--plot", str(picture)]
+    assert cli.main(["bench", str(folder), *words]) == 0
+    assert picture.read_text().startswith("<svg ")
     printed = capsys.readouterr().out
+    assert len(re.findall(r" [#.]{10} ", printed)) == 2  # of prefill and of decode
     (result,) = json.loads(place.read_text())["results"]
     assert "GFLOP/s" in printed and len(result["kernels"]) > 5
 
@@ -106,9 +110,11 @@ def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(
     monkeypatch.setattr(bench, "Subject", None)
     missing = tmp_path / "no" / "x.json"
     for path, reason in ((missing, "there is no folder"), (tmp_path, "it is a folder")):
-        assert cli.main(["bench", str(folder), "--json", str(path)]) == 2
-        error = capsys.readouterr().err
-        assert f"--json {path} cannot be written: {reason}" in error and error.count("\n") == 1
+        for option in ("--json", "--plot"):
+            assert cli.main(["bench", str(folder), option, str(path)]) == 2
+            error = capsys.readouterr().err
+            assert f"{option} {path} cannot be written: {reason}" in error
+            assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
