@@ -75,7 +75,7 @@ class SamplingParams:
         constraint, grammar: what the answer must be, and that compiled; None for anything.
         thought_tokens: that a thought may have. thought: the same, as a ThoughtLimit, or None.
         score_prompt: report the prompt's tokens, too (Request.prompt_logprobs); with num_logprobs
-            alone. max_tokens may then be 0: nothing is generated.
+            alone. With a max_tokens of 0 the prompt is computed, and nothing generated.
         num_logprobs: report each token's log-probability and those of this many of the likeliest
             tokens, 0 to MAX_LOGPROBS; None reports none.
     """

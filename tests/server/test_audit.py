@@ -179,6 +179,32 @@ def test_a_log_that_was_renamed_goes_on_in_a_new_file(tmp_path, key_path):
     assert verify(key_path, path, older)[0] == 1
 
 
+def test_a_new_file_is_begun_by_its_opening_record_when_there_is_room(
+    tmp_path, key_path, monkeypatch
+):
+    path, older = tmp_path / "audit.jsonl", tmp_path / "audit.jsonl.1"
+    monkeypatch.setattr(audit, "_RETRY_S", 0.02)
+    log = AuditLog(str(path), KEY, FACTS)
+    write, failures = os.write, [OSError(errno.ENOSPC, "No space left on device")]
+
+    def write_all_but_one_opening(fd, data):
+        if failures and b'"event":"open"' in data:
+            raise failures.pop()
+        return write(fd, data)
+
+    monkeypatch.setattr(audit.os, "write", write_all_but_one_opening)
+    path.rename(older)
+    with pytest.raises(AuditError, match="No space left"):
+        ask(log)
+    until = time.monotonic() + PATIENCE_S
+    while log.failing() and time.monotonic() < until:
+        time.sleep(0.02)
+    ask(log, 1)
+    log.close()
+    assert not failures and records(path)[0]["event"] == "open"
+    assert verify(key_path, older, path)[0] == 0
+
+
 def test_an_unfinished_record_is_cut_off_and_told(written, key_path):
     whole = written.read_bytes()
     written.write_bytes(whole[:-10])

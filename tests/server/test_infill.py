@@ -87,6 +87,15 @@ def test_why_a_gap_was_left_is_told(coder, changes, kind, word):
     assert (answer["stop_type"], answer["stopping_word"]) == (kind, word)
 
 
+def test_an_editor_may_have_what_it_will_ask_about_computed(coder):
+    """As llama.vim does while nobody types."""
+    asked = {"input_prefix": "", "input_suffix": "", "prompt": "", "n_predict": 0, "samplers": []}
+    files = [{"filename": "b.py", "text": "b = 2\n"}]
+    answer = ask(coder, **asked, input_extra=files, id_slot=0, cache_prompt=True)
+    assert answer.status == 200
+    assert coder.engine.requests[-1].params.max_tokens == 0
+
+
 def test_other_files_come_before_the_gap(start_server, coder):
     files = [{"filename": "b.py", "text": "b = 2\n", "time": 1}, {"text": "c"}]
     server = start_server(FakeEngine(), Projects())
@@ -123,7 +132,6 @@ def test_what_has_no_effect_on_a_gap_is_told(coder):
     [
         ({"input_prefix": "a"}, "input_suffix"),
         ({**AROUND, "input_prefix": 1}, "input_prefix"),
-        ({**AROUND, "n_predict": 0}, "n_predict"),
         ({**AROUND, "n_predict": -2}, "n_predict"),
         ({**AROUND, "repeat_penalty": 1.1}, "repeat_penalty"),
         ({**AROUND, "input_extra": [{"filename": "a"}]}, "input_extra[0].text"),

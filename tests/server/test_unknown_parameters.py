@@ -18,9 +18,17 @@ def ask(server, path, body):
         return client.ask("POST", path, body)
 
 
-def test_unknown_parameters_are_refused_by_default(server):
-    answer = ask(server, "/v1/chat/completions", chat_body(mirostat=2))
-    assert (answer.status, answer.error["param"]) == (422, "mirostat")
+@pytest.mark.parametrize(
+    ("given", "param"),
+    [
+        ({"mirostat": 2}, "mirostat"),
+        ({"tool_choice": {"type": "auto", "disable_parallel": True}},
+         "tool_choice.disable_parallel"),
+    ],
+)  # fmt: skip
+def test_unknown_parameters_are_refused_by_default(server, given, param):
+    answer = ask(server, "/v1/chat/completions", chat_body(**given))
+    assert (answer.status, answer.error["param"]) == (422, param)
     assert HEADER not in answer.headers
 
 

@@ -134,12 +134,14 @@ class Infill:
 
 
 def _sampling(fields, limits, max_tokens):
-    """n_predict: -1 is until the context, or what the server allows, is full."""
+    """n_predict: -1 is until the context, or what the server allows, is full; 0 computes the prompt
+    alone, by which editors have it cached."""
     asked = fields.raw("n_predict")
     if asked == -1:
         max_tokens = limits.num_output_tokens or WHOLE_CONTEXT
     else:
-        max_tokens = fields.count("n_predict", max_tokens, maximum=limits.num_output_tokens)
+        most = limits.num_output_tokens
+        max_tokens = fields.count("n_predict", max_tokens, minimum=0, maximum=most)
     return parse_sampling(fields, max_tokens=max_tokens)
 
 

@@ -183,6 +183,7 @@ CHAT = Names(
         "stream_options": STREAM_OPTIONS,
         **_FORMATS,
         "tools": TOOL,
+        "tool_choice": Names("field of tool_choice", ("type", "function", "allowed_tools")),
         "functions": FUNCTION,
     },
 )

@@ -152,6 +152,7 @@ class AuditLog:
         self._waiting: list[dict[str, Any]] = []
         self._num_put = self._num_written = 0
         self._torn_at: int | None = None  # where a record ends that could not be written whole
+        self._is_begun = True  # the file has its opening record
         self._is_closed = False
         self._problem: str | None = None
         self._writing_since: float | None = None
@@ -265,10 +266,16 @@ class AuditLog:
         mine = os.fstat(self._fd)
         try:
             now = os.stat(self._path)
-            if (now.st_dev, now.st_ino) == (mine.st_dev, mine.st_ino):
-                return
+            has_moved = (now.st_dev, now.st_ino) != (mine.st_dev, mine.st_ino)
         except FileNotFoundError:
-            pass
+            has_moved = True
+        if has_moved:
+            self._begin_another()
+        if not self._is_begun:  # a disk may have had room for the end of the old one alone
+            self._write([self._opening(0)])
+            self._is_begun = True
+
+    def _begin_another(self):
         fd = _open(self._path)
         try:
             if os.fstat(fd).st_size:
@@ -278,8 +285,7 @@ class AuditLog:
             os.close(fd)
             raise
         os.close(self._fd)
-        self._fd = fd
-        self._write([self._opening(0)])
+        self._fd, self._is_begun = fd, False
 
     def _closing(self):
         return {"event": "close", "time": rfc3339(time.time())}
