@@ -17,6 +17,7 @@ import difflib
 import fnmatch
 import os
 import random
+import re
 import tempfile
 import time
 from collections import Counter
@@ -136,24 +137,26 @@ def judge(root, record, mutant, number):
 
 def naming(root, path):
     """Lists of the test files that name a module: those that are named after it, then those of
-    tests/unit, then the others."""
+    tests/unit, then the others; without any, those in which its name is a word."""
     module = path[: -len(".py")].replace("/", ".").removesuffix(".__init__")
     package, _, name = module.rpartition(".")
-    lists = [], [], []
+    lists, vague = ([], [], []), []
     for file in sorted((root / "tests").rglob("test_*.py")):
-        text = file.read_text()
+        text, shown = file.read_text(), str(file.relative_to(root))
         if name in file.stem:
-            lists[0].append(str(file.relative_to(root)))
+            lists[0].append(shown)
         elif f"{module} " in text or f"from {package} import {name}" in text:
-            lists[1 if file.parent.name == "unit" else 2].append(str(file.relative_to(root)))
-    return [files for files in lists if files]
+            lists[1 if file.parent.name == "unit" else 2].append(shown)
+        elif re.search(rf"\b{name}\b", text):
+            vague.append(shown)
+    return [files for files in lists if files] or [vague] * bool(vague)
 
 
 def _failing(root, record, order):
     """The test that fails of these tests or, without a record, test files; or None."""
 
     def limit(name):
-        return 10 + 5 * record.tests.get(name, ["", 10])[1]
+        return 10 + 5 * record.tests.get(name, ["", 60])[1]
 
     files = list(dict.fromkeys(name.partition("::")[0] for name in order))
     chosen = order if record.tests else None
