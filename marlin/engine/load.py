@@ -11,6 +11,7 @@ from marlin.engine.constraint import Grammars
 from marlin.engine.draft import MAX_DRAFT_TOKENS, MAX_STEP_DRAFT_TOKENS
 from marlin.engine.encoder import EncoderRunner, EncoderSizes
 from marlin.engine.engine import Engine
+from marlin.engine.interface import ModelTokenizer
 from marlin.engine.kv_cache import CONTEXT_STEP, Paging
 from marlin.engine.memory import (
     MAX_KV_MEMORY_SHARE,
@@ -22,7 +23,7 @@ from marlin.engine.memory import (
 from marlin.engine.pooler import Pooler
 from marlin.engine.runner import Runner
 from marlin.engine.served_model import ServedModel
-from marlin.errors import ConfigError, DeviceError, NoMemoryError
+from marlin.errors import ConfigError, DeviceError, ModelFileError, NoMemoryError
 from marlin.files.snapshot import Snapshot
 from marlin.files.split_name import prefix_of
 from marlin.models.checkpoint import open_checkpoint
@@ -125,6 +126,7 @@ def _load_on(
     steps = sizes.paging, sizes.step_tokens, sizes.max_sequences, sizes.draft_tokens
     runner = (EncoderRunner if spec.is_encoder else Runner)(device, model, *steps)
     tokenizer = checkpoint.load_tokenizer(allow_unknown)
+    check_case(checkpoint.path, pooling, tokenizer)
     snapshot.check_same()
     name = prefix_of(os.path.basename(os.path.abspath(path)))
     watch = partial(snapshot.check_in_place, checkpoint.mapped_paths)
@@ -155,6 +157,15 @@ def _pooling(checkpoint, asked):
             "say how: --pooling mean or cls does"
         )
     return pooling
+
+
+def check_case(path: str, pooling: Pooling | None, tokenizer: ModelTokenizer) -> None:
+    """Refuse, by ModelFileError, a model of texts in lower case whose tokenizer keeps capitals."""
+    if pooling is None or not pooling.lowers_case:
+        return
+    if tokenizer.encode("GR\u00d6SSE Two") != tokenizer.encode("gr\u00f6sse two"):
+        message = "do_lower_case is true, but the tokenizer keeps capitals; nobody else lowers them"
+        raise ModelFileError(os.path.join(path, "sentence_bert_config.json"), message)
 
 
 class _Sizes(NamedTuple):

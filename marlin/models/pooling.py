@@ -45,12 +45,14 @@ class Pooling:
     normalised: vectors have length 1.
     is_declared: the model's files say so, and it is made for nothing else.
     max_tokens: of a text, as the files say; None is the model's context.
+    lowers_case: vectors are of texts in lower case.
     """
 
     kind: str
     normalised: bool = True
     is_declared: bool = False
     max_tokens: int | None = None
+    lowers_case: bool = False
 
 
 def pooling_of_folder(folder: str) -> Pooling | None:
@@ -80,7 +82,7 @@ def pooling_of_folder(folder: str) -> Pooling | None:
             )
     if found is None:
         raise ModelFileError(path, "has no pooling module")
-    return Pooling(found, normalised, True, _max_tokens(folder))
+    return Pooling(found, normalised, True, *_of_texts(folder))
 
 
 def _inside(module, path):
@@ -107,11 +109,13 @@ def _pooled(path: str) -> str:
     return chosen[0]
 
 
-def _max_tokens(folder: str) -> int | None:
+def _of_texts(folder: str) -> tuple[int | None, bool]:
+    """Pooling.max_tokens and lowers_case."""
     path = os.path.join(folder, _SENTENCE_CONFIG)
     if not os.path.exists(path):
-        return None
-    return file_fields(path, read_json_object(path)).count("max_seq_length", None)
+        return None, False
+    fields = file_fields(path, read_json_object(path))
+    return fields.count("max_seq_length", None), fields.flag("do_lower_case", False)
 
 
 def _modules(path: str) -> Any:
@@ -150,8 +154,9 @@ def write_pooling(folder: str, pooling: Pooling) -> None:
         ],
         os.path.join("1_Pooling", "config.json"): {mode: True},
     }
-    if pooling.max_tokens is not None:
-        written[_SENTENCE_CONFIG] = {"max_seq_length": pooling.max_tokens}
+    if pooling.max_tokens is not None or pooling.lowers_case:
+        of_texts = {"max_seq_length": pooling.max_tokens, "do_lower_case": pooling.lowers_case}
+        written[_SENTENCE_CONFIG] = of_texts
     for name, value in written.items():
         with open(os.path.join(folder, name), "w", encoding="utf-8") as file:
             json.dump(value, file, indent=1)

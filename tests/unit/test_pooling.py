@@ -5,6 +5,7 @@ import json
 import pytest
 from gguf_builder import build
 
+from marlin.engine.load import check_case
 from marlin.errors import ModelFileError
 from marlin.models.pooling import Pooling, pooling_of_folder, pooling_of_gguf, write_pooling
 from marlin.weights.gguf import GGUFFile
@@ -97,11 +98,30 @@ def test_another_way_of_pooling_is_refused_by_name(tmp_path, mode, says):
 
 @pytest.mark.parametrize("kind", ["mean", "cls", "last"])
 @pytest.mark.parametrize("normalised", [True, False])
-@pytest.mark.parametrize("max_tokens", [None, 256])
-def test_what_is_written_is_read_back(tmp_path, kind, normalised, max_tokens):
-    pooling = Pooling(kind, normalised, True, max_tokens)
+@pytest.mark.parametrize("of_texts", [(None, False), (256, False), (None, True), (256, True)])
+def test_what_is_written_is_read_back(tmp_path, kind, normalised, of_texts):
+    pooling = Pooling(kind, normalised, True, *of_texts)
     write_pooling(str(tmp_path), pooling)
     assert pooling_of_folder(str(tmp_path)) == pooling
+
+
+class Cased:
+    def encode(self, text):
+        return list(text.encode())
+
+
+class Uncased:
+    def encode(self, text):
+        return list(text.lower().encode())
+
+
+def test_a_model_of_lower_case_needs_a_tokenizer_that_sees_to_it():
+    lowers = Pooling("cls", lowers_case=True)
+    check_case("folder", lowers, Uncased())  # as bge's folders are
+    check_case("folder", Pooling("cls"), Cased())
+    check_case("folder", None, Cased())
+    with pytest.raises(ModelFileError, match="do_lower_case is true"):
+        check_case("folder", lowers, Cased())
 
 
 @pytest.mark.parametrize(
