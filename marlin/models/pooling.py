@@ -82,6 +82,7 @@ def pooling_of_folder(folder: str) -> Pooling | None:
             )
     if found is None:
         raise ModelFileError(path, "has no pooling module")
+    _refuse_prompt(os.path.join(folder, "config_sentence_transformers.json"))
     return Pooling(found, normalised, True, *_of_texts(folder))
 
 
@@ -107,6 +108,14 @@ def _pooled(path: str) -> str:
     if not fields.flag("include_prompt", True):
         fields.fail("include_prompt", "true: all tokens of a text are pooled")
     return chosen[0]
+
+
+def _refuse_prompt(path: str) -> None:
+    """A prompt that is meant to stand before every text, which clients would not know of."""
+    fields = file_fields(path, read_json_object(path, {}))
+    name = fields.text("default_prompt_name", None)
+    if name is not None and fields.of_type(dict, "prompts", {}).get(name):
+        fields.fail("default_prompt_name", "null: texts are embedded as they are sent")
 
 
 def _of_texts(folder: str) -> tuple[int | None, bool]:

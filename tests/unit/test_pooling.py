@@ -105,6 +105,16 @@ def test_what_is_written_is_read_back(tmp_path, kind, normalised, of_texts):
     assert pooling_of_folder(str(tmp_path)) == pooling
 
 
+def test_a_prompt_before_every_text_is_refused(tmp_path):
+    name, modules = "config_sentence_transformers.json", [TRANSFORMER, POOLING]
+    for prompts, default in (({}, None), ({"query": "find: "}, None), ({"query": ""}, "query")):
+        write(tmp_path, name, {"prompts": prompts, "default_prompt_name": default})
+        assert declared(tmp_path, modules, {"pooling_mode_mean_tokens": True})
+    write(tmp_path, name, {"prompts": {"query": "find: "}, "default_prompt_name": "query"})
+    with pytest.raises(ModelFileError, match="default_prompt_name is 'query'"):
+        declared(tmp_path, modules, {"pooling_mode_mean_tokens": True})
+
+
 class Cased:
     def encode(self, text):
         return list(text.encode())
