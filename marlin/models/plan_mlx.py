@@ -6,12 +6,9 @@ tells of the other. In a folder without convolutions nothing was added.
 """
 
 from dataclasses import replace
-from typing import TypeVar
-
-Stored = TypeVar("Stored")
 
 
-def without_plus(plan: list[Stored]) -> list[Stored]:
+def without_plus(plan: list) -> list:
     """The same StoredTensors, of which nothing is to be added to any where that has been done."""
     convolutions = [at.info for at in plan if at.tensor.role == "conv"]
     if not any(info.shape[-1] == 1 < info.shape[-2] for info in convolutions):

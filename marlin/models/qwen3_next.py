@@ -59,8 +59,7 @@ class DeltaLine(Family[DeltaConfig]):
     def config_from_gguf(self, file: GGUFFile) -> DeltaConfig:
         """As Family's."""
         fields = config_gguf.fields_of(file, str(self.gguf_architecture))
-        reads = {"turns_partly": True, "experts": True}
-        shared = config_gguf.shared(file, fields, self.model_type, **reads)
+        shared = config_gguf.shared(file, fields, self.model_type, turns_partly=True, experts=True)
         return DeltaConfig(
             **shared | {"qk_norm": True},
             **self._experts_of_gguf(fields, shared["num_layers"]),
@@ -127,17 +126,21 @@ class Qwen3Next(DeltaLine):
 def _layer(config, rope, index):
     names, dim = Names.of_layer(index, 1.0), config.hidden_dim
     mixes = _delta if config.linear_layers[index] else _attention
-    feed_forward = gated_feed_forward(names, config)
-    if index not in config.dense_layers:
-        routing = ops_experts.Router(
-            config.num_experts, config.num_slots, "softmax", config.normalizes
-        )
-        shared, gate = gated_shared(names, dim, config.shared_dim)
-        sizes = dim, config.expert_dim
-        feed_forward = mixture(names, routing, *sizes, shared=shared, shared_gate=gate)
-    norm = names.norm("post_attention_layernorm", "post_attention_norm", dim)
-    mixer = mixes(names, config, rope)
-    return PreNormLayer(names.norm("input_layernorm", "attn_norm", dim), mixer, norm, feed_forward)
+    return PreNormLayer(
+        names.norm("input_layernorm", "attn_norm", dim),
+        mixes(names, config, rope),
+        names.norm("post_attention_layernorm", "post_attention_norm", dim),
+        gated_feed_forward(names, config)
+        if index in config.dense_layers
+        else _mixture(names, config),
+    )
+
+
+def _mixture(names, config):
+    sizes = config.hidden_dim, config.expert_dim
+    routing = ops_experts.Router(config.num_experts, config.num_slots, "softmax", config.normalizes)
+    shared, gate = gated_shared(names, config.hidden_dim, config.shared_dim)
+    return mixture(names, routing, *sizes, shared=shared, shared_gate=gate)
 
 
 def _attention(names, config, rope):
