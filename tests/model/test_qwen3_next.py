@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from reference_models import build, logits_of
 from safetensors.numpy import load_file, save_file
+from test_native_folder import convert
 from test_parity import SENSITIVITY, TOLERANCE, assert_close
 from test_speculation import answers, answers_and_drafts, know, read, serving, submit
 from tiny_models import logits_by_chunks, random_tokens, running
@@ -17,6 +18,7 @@ from marlin import cli
 from marlin.errors import ModelFileError
 from marlin.models.plan_folder import plan_folder
 from marlin.models.registry import config_from_gguf, config_from_hf, family_of
+from marlin.models.source import open_source
 from marlin.weights.gguf import GGUFFile
 
 # Small models as llama.cpp's own converter and mlx-lm wrote them, and the logits of transformers.
@@ -114,6 +116,33 @@ def test_configs_survive_being_written(family, tmp_path):
     config = config_from_hf(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(family_of(config).hf_config(config)))
     assert config_from_hf(tmp_path) == config
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_config_json_cannot_say_of_a_file_is_refused_by_quantize(name, tmp_path):
+    """Read back, its decays would be logarithms, and its heads in another order."""
+    source = open_source(DATA / "families" / f"{name}.gguf")
+    values = family_of(source.config).hf_config(source.config)
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ModelFileError, match="is_log=False.*which config.json cannot say"):
+        source._check_config(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["transformers", "mlx"])
+def test_a_folder_that_quantize_wrote_gives_nearly_the_same_logits(kind, tmp_path):
+    original = DATA / "mlx_hybrid" / "qwen3_5_text"
+    token_ids = np.load(original / "ids.npy").ravel().tolist()
+    if kind == "mlx":
+        expected = np.load(original / "logits.npy").reshape(len(token_ids), -1)
+    else:
+        model, original = build("qwen3_5_text", hidden_size=128), tmp_path / "original"
+        model.save_pretrained(original)
+        expected = logits_of(model, token_ids)
+    convert(original, tmp_path / "made", "int8", 32)
+    with running(tmp_path / "made") as runner:
+        found = logits_by_chunks(runner, token_ids, [1])
+    errors = np.stack(list(found.values())) - expected
+    assert np.sqrt((errors**2).mean()) < 0.15 * expected.std()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from tiny_models import (
     random_tokens,
     running,
     tiny_config,
+    tiny_family_config,
     tiny_gemma3_config,
     write_folder,
 )
@@ -233,6 +234,26 @@ def test_in_any_mix_over_a_paged_cache_each_request_gets_what_it_gets_alone(fold
     assert happened["preempted"] > 300 and happened["evicted"] > 1000, happened
     assert happened["cached"] > 10_000 and happened["aborted"] > 300, happened
     assert happened["ended"] > 300, happened
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", ["lfm2", "qwen3_5_text"])
+def test_in_any_mix_of_models_that_keep_a_state_each_request_gets_what_it_gets_alone(
+    family, tmp_path
+):
+    """Slots for all that may run, and a few beginnings besides."""
+    config = tiny_family_config(family)
+    with running(
+        write_folder(tmp_path, config, random_tensors(config, seed=11)),
+        num_threads=1,
+        max_step_tokens=STEP_TOKENS,
+        sequences=MAX_SEQUENCES,
+        blocks=(NUM_BLOCKS, BLOCK_SIZE),
+        states=2 * MAX_SEQUENCES + 6,
+    ) as runner:
+        happened = random_mixes(Bank(runner), range(200), paged_pool)
+    assert happened["preempted"] > 30 and happened["cached"] > 300, happened
+    assert happened["aborted"] > 50, happened
 
 
 def test_in_any_mix_over_one_contiguous_cache_each_request_gets_what_it_gets_alone(folder):
