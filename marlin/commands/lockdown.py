@@ -8,6 +8,7 @@ from marlin.streams import say
 def add_arguments(parser):
     """Declare the command's arguments, which are serve's, on a Parser."""
     config.add_arguments(parser)
+    parser.add_argument("--check", action="store_true", help="what it does with and without this")
 
 
 def run(arguments):

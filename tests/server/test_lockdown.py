@@ -115,7 +115,8 @@ def test_lock_down_does_not_start_without_what_it_requires(workers, tmp_path):
 
 
 def test_the_table_says_what_is_missing_and_what_is_held():
-    words = [sys.executable, "-m", "marlin", "lockdown", "model", "--unknown-parameters", "warn"]
+    words = [sys.executable, "-m", "marlin", "lockdown", "model", "--check"]
+    words += ["--unknown-parameters", "warn"]
     environ = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
     done = subprocess.run(words, capture_output=True, text=True, env=environ, check=False)
     assert done.returncode == 1
@@ -128,7 +129,7 @@ def test_the_table_says_what_is_missing_and_what_is_held():
     held = ["--manifest", "m", "--audit-log", "a"]
     environ["METAL_MARLIN_API_KEY"] = KEY
     done = subprocess.run(
-        [*words[:5], *held], capture_output=True, text=True, env=environ, check=False
+        [*words[:6], *held], capture_output=True, text=True, env=environ, check=False
     )
     why = seccomp.why_not()
     assert (done.returncode, "all are held" in done.stdout) == (
