@@ -2,6 +2,7 @@
 those of llama.cpp and MLX, as a table and a plot.
 
     .venv/bin/python bench/quality.py MODEL.gguf --text TEXT --ggml FOLDER [--plot FILE.svg]
+    .venv/bin/python bench/quality.py MODEL.gguf --text TEXT --ggml FOLDER --outputs LAYER
 
 Ours are what `metal-marlin quantize` makes of a layer; llama.cpp's are made by its own library in
 FOLDER (libggml-base), with an importance matrix of the same calibration text or without; MLX's by
@@ -11,7 +12,6 @@ each weight gets a uniform draw from what rounds to it, since its own lattice wo
 """
 
 import argparse
-import ctypes
 import json
 import math
 import sys
@@ -25,6 +25,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from quality_peers import GGML_TYPES, Ggml, e4m3, e8m0, mlx_affine, mlx_fp4
+
 from marlin.commands import quantize as command
 from marlin.device.device import Device
 from marlin.engine.calibration import METHODS, pack_for, texts_of
@@ -32,19 +34,15 @@ from marlin.engine.layerwise import LayerRunner
 from marlin.engine.mixing import MIX_TOKENS, bits_of, choose, sensitivities
 from marlin.models.registry import spec_of
 from marlin.models.source import open_source
-from marlin.weights import formats, ggml_types
+from marlin.weights import formats
 from marlin.weights.block_types import BLOCK_TYPES
 from marlin.weights.kinds import GROUP_SIZES
-from marlin.weights.rounding import E2M1
 
 OURS = (
     *(("fp4", 64), ("iq4", 64), ("fp4", 32), ("iq4", 32), ("int4", 64), ("int4", 32)),
     ("int8", 32),
 )
 MIXED_BITS = (4.25, 4.5, 5.0, 8.5)
-GGML_TYPES = {"Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "Q4_K": 12, "IQ4_NL": 20, "IQ4_XS": 23}
-# A row of K types is whole blocks of this many values; shorter ones are joined.
-SUPER_BLOCK = 256
 # Positions whose logits are compared at a time, and those of a text that have too little before
 # them to count.
 LOGIT_ROWS, UNSCORED = 64, 128
@@ -69,68 +67,6 @@ def write_float_model(source, folder, seed=0):
             groups += (steps * (rng.random(groups.shape) - 0.5)).astype(np.float32)
         tensors[tensor.name] = values
     save_file(tensors, folder / "model.safetensors")
-
-
-def mlx_affine(weights, group_size):
-    """MLX's affine mode of 4 bits, scales and biases in float16."""
-    groups = weights.reshape(-1, group_size)
-    low, high = groups.min(axis=1), groups.max(axis=1)
-    from_low = np.abs(low) > np.abs(high)
-    scale = np.maximum((high - low) / 15, 1e-7)
-    scale = np.where(from_low, scale, -scale)
-    edge = np.where(from_low, low, high)
-    steps = np.rint(edge / scale)
-    scale = np.where(steps != 0, edge / np.where(steps != 0, steps, 1), scale)
-    bias = np.where(steps != 0, edge, 0)
-    codes = np.clip(np.rint((groups - bias[:, None]) / scale[:, None]), 0, 15)
-    scale, bias = (part.astype(np.float16).astype(np.float32)[:, None] for part in (scale, bias))
-    return (codes * scale + bias).reshape(weights.shape)
-
-
-def mlx_fp4(weights, group_size, round_scale):
-    """MLX's mxfp4 and nvfp4: the largest magnitude over 6, rounded, is a group's scale."""
-    groups = weights.reshape(-1, group_size)
-    scale = round_scale(np.abs(groups).max(axis=1) / np.float32(6))[:, None]
-    ratio = np.abs(groups) / np.where(scale > 0, scale, 1)
-    middles = (E2M1[1:] + E2M1[:-1]) / 2
-    return (np.sign(groups) * E2M1[np.searchsorted(middles, ratio)] * scale).reshape(weights.shape)
-
-
-def e8m0(scale):
-    return np.exp2(np.rint(np.log2(np.maximum(scale, 2.0**-126)))).astype(np.float32)
-
-
-def e4m3(scale):
-    exponent = np.floor(np.log2(np.maximum(scale, 2.0**-6)))
-    step = np.exp2(exponent - 3)
-    return np.minimum(np.rint(scale / step) * step, 448).astype(np.float32)
-
-
-class Ggml:
-    """llama.cpp's quantizers, by its library."""
-
-    def __init__(self, folder):
-        (path, *_) = sorted(Path(folder).glob("**/libggml-base.*"))
-        self._quantize = ctypes.CDLL(str(path)).ggml_quantize_chunk
-        self._quantize.restype = ctypes.c_size_t
-        numbers = [ctypes.c_int64] * 3
-        floats = ctypes.c_void_p
-        self._quantize.argtypes = [ctypes.c_int, floats, floats, *numbers, floats]
-
-    def __call__(self, weights, power, name, weighted):
-        """weights as they are read back; power: mean squares of inputs."""
-        joined = 1
-        if BLOCK_TYPES[name].values == SUPER_BLOCK:
-            joined = SUPER_BLOCK // math.gcd(SUPER_BLOCK, weights.shape[1])
-        rows, columns = weights.shape[0] // joined, weights.shape[1] * joined
-        source = np.ascontiguousarray(weights, np.float32)
-        block = BLOCK_TYPES[name]
-        out = np.zeros(rows * columns // block.values * block.bytes, np.uint8)
-        importance = np.tile(power, joined).astype(np.float32) if weighted else None
-        address = None if importance is None else importance.ctypes.data
-        sizes = 0, rows, columns
-        self._quantize(GGML_TYPES[name], source.ctypes.data, out.ctypes.data, *sizes, address)
-        return ggml_types.dequantize(name, out, (rows, columns)).reshape(weights.shape)
 
 
 class Comparison:
@@ -219,6 +155,35 @@ class Comparison:
         return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
 
 
+def output_errors(source, texts, num_seen, index, compared):
+    """Rows of a table: of a layer's matrices, the squared error of what they make of texts that
+    were not seen, in ten-thousandths of its square; geometric means."""
+    device, found = Device(), {}
+    sources = {tensor.name: tensor for tensor in source.tensors}
+    runner = LayerRunner(device, spec_of(source.config), sources, texts)
+    runner.load(0)
+    for at in range(index):
+        runner.advance()
+        runner.load(at + 1)
+    for stage in runner.stages:
+        inputs = [x.copy() for x in runner.inputs(stage)]
+        seen, others = inputs[:num_seen], np.concatenate(inputs[num_seen:])
+        power = np.mean([np.square(x).mean(axis=0) for x in seen], axis=0)
+        for tensor in stage.tensors:
+            weights = sources[tensor.name].rows(0, tensor.shape[0])
+            whole = np.square(others @ weights.T).sum()
+            for name, make, _ in compared:
+                values, bits = make(weights, power, lambda seen=seen: seen, tensor.name)
+                error = np.square(others @ (values - weights).T).sum() / whole
+                found.setdefault((bits, name), []).append(error)
+    device.close()
+    rows = []
+    for (bits, name), errors in sorted(found.items()):
+        rows.append({"name": name, "bits": bits, "kl": 1e4 * math.exp(np.log(errors).mean())})
+        print(f"| {name} | {bits:.2f} | {rows[-1]['kl']:.2f} |", flush=True)
+    return rows
+
+
 class Mix:
     """What --mixed chooses for the matrices that are compared."""
 
@@ -229,13 +194,9 @@ class Mix:
         if not self._found:
             source, device = self._comparison.source, Device()
             names = set(self._comparison.power) - {"exact"}
-            self._found = sensitivities(device, source, names, self._text, print_progress)
+            self._found = sensitivities(device, source, names, self._text, lambda *_: None)
             device.close()
         return choose(self._found, bits)
-
-
-def print_progress(done, total):
-    print(f"weighed {done} of {total} layers", file=sys.stderr, flush=True)
 
 
 def ways(ggml, mix):
@@ -244,7 +205,7 @@ def ways(ggml, mix):
         for method in ("nearest", *METHODS):
             make = partial(ours, format, size, method)
             yield f"{format} g{size} {method}", make, method != "nearest"
-    for bits in MIXED_BITS:
+    for bits in MIXED_BITS if mix else ():
         yield f"mixed {bits:g} gptq", partial(mixed, mix, bits), True
     for name in GGML_TYPES if ggml else ():
         yield name, partial(theirs, ggml, name, False), False
@@ -260,7 +221,8 @@ def ways(ggml, mix):
 
 
 def mixed(mix, bits, weights, power, inputs, name):
-    return ours(*mix(bits)[name], "gptq", weights, power, inputs, name)
+    format, group_size = mix(bits)[name]
+    return ours(format, group_size, "gptq", weights, power, inputs, name)
 
 
 def ours(format, group_size, method, weights, _, inputs, __):
@@ -288,28 +250,26 @@ def print_row(row):
 
 
 def plot(rows, path):
-    """Bits a weight against KL, logarithmic, as SVG."""
-    wide, high, margin = 860, 560, 70
-    low, top = (f(math.log10(row["kl"]) for row in rows) for f in (min, max))
-
-    def place(row):
-        share = (math.log10(row["kl"]) - low) / (top - low or 1)
-        y = high - margin - share * (high - 2 * margin)
-        return margin + (row["bits"] - 4) / 5 * (wide - 3 * margin), y
-
+    """Bits a weight against KL or error, logarithmic, as SVG."""
+    wide, high, margin = 860, 640, 60
+    ends = [(f(row["bits"] for row in rows), f(row["kl"] for row in rows)) for f in (min, max)]
+    (first, low), (last, top) = ends
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {high}">']
     parts.append(f'<rect width="{wide}" height="{high}" fill="white"/>')
-    for bits in range(4, 10):
-        x = margin + (bits - 4) / 5 * (wide - 3 * margin)
-        parts.append(f'<text x="{x}" y="{high - 30}" font-size="12">{bits} bits</text>')
-    for row in rows:
-        x, y = place(row)
+    labels = {}
+    for row in sorted(rows, key=lambda row: -row["kl"]):
+        x = margin + (row["bits"] - first) / (last - first or 1) * (wide - 4 * margin)
+        share = math.log(row["kl"] / low) / (math.log(top / low) or 1)
+        y = high - margin - share * (high - 2 * margin)
+        beside = labels[x] = max(y, labels.get(x, 0) + 11)
         ours = row["name"].split()[0] in ("mixed", *formats.FORMATS)
-        colour = "#c33" if ours else "#357"
+        colour = "#b22" if ours else "#357"
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>')
-        words = f"{row['name']} {row['kl']:.4f}"
-        parts.append(f'<text x="{x + 6:.1f}" y="{y + 3:.1f}" font-size="9">{words}</text>')
-    Path(path).write_text("\n".join([*parts, "</svg>"]) + "\n")
+        words = f'font-size="10" fill="{colour}">{row["name"]}, {row["kl"]:.3g}</text>'
+        parts.append(f'<text x="{x + 8:.1f}" y="{beside + 3:.1f}" {words}')
+        bits = f'font-size="12">{row["bits"]:.2f} bits</text>'
+        parts.append(f'<text x="{x - 10:.1f}" y="{high - 20}" {bits}')
+    Path(path).write_text("\n".join([*dict.fromkeys(parts), "</svg>"]) + "\n")
 
 
 def arguments():
@@ -321,7 +281,13 @@ def arguments():
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--calibration-tokens", type=int, default=command.DEFAULT_TOKENS)
     parser.add_argument("--layers", type=int, default=10**6, help="to quantize, evenly spread")
-    parser.add_argument("--only", default="", help="names, or parts of them, with commas between")
+    parser.add_argument("--outputs", type=int, metavar="LAYER", help="of one layer's, at once")
+    parser.add_argument(
+        "--only",
+        type=lambda text: text.split(","),
+        default=[""],
+        help="names, or parts of them, with commas between",
+    )
     parser.add_argument("--scratch", help="folder for models, kept (default: a temporary one)")
     parser.add_argument("--json", help="file for the figures; those that it has are kept")
     parser.add_argument("--plot", help="SVG file")
@@ -342,11 +308,18 @@ def main():
         held_out = tokenizer.encode(Path(args.text).read_text(encoding="utf-8"))
         texts = np.concatenate([seen, texts_of(held_out, args.tokens)])
         num_layers = len(spec_of(open_source(folder).config).layers)
-        cache = scratch / f"exact-{seen.size}-{texts.size}.npz"
-        layers = min(args.layers, num_layers)
-        comparison = Comparison(folder, texts, len(seen), layers, cache)
-        mix = Mix(comparison, texts_of(tokenizer.encode(learnt), MIX_TOKENS))
-        rows = run(args, comparison, ways(Ggml(args.ggml) if args.ggml else None, mix))
+        ggml = Ggml(args.ggml) if args.ggml else None
+        if args.outputs is not None:
+            compared = [
+                row for row in ways(ggml, None) if any(word in row[0] for word in args.only)
+            ]
+            rows = output_errors(open_source(folder), texts, len(seen), args.outputs, compared)
+        else:
+            cache = scratch / f"exact-{seen.size}-{texts.size}.npz"
+            layers = min(args.layers, num_layers)
+            comparison = Comparison(folder, texts, len(seen), layers, cache)
+            mix = Mix(comparison, texts_of(tokenizer.encode(learnt), MIX_TOKENS))
+            rows = run(args, comparison, ways(ggml, mix))
     if args.plot:
         plot(rows, args.plot)
 
@@ -356,11 +329,8 @@ def run(args, comparison, compared):
     rows = []
     if args.json and Path(args.json).exists():
         rows = json.loads(Path(args.json).read_text())
-    wanted = [word for word in args.only.split(",") if word]
     for name, make, is_seen in compared:
-        if any(row["name"] == name for row in rows) or (
-            wanted and not any(word in name for word in wanted)
-        ):
+        if any(row["name"] == name for row in rows) or not any(word in name for word in args.only):
             continue
         start = time.monotonic()
         bits, kl, error, same = comparison.measure(make, is_seen)
