@@ -4,6 +4,7 @@
     .venv/bin/python bench/make_model.py qwen3-30b-a3b OUT.gguf --layers 4 --type Q4_K
     .venv/bin/python bench/make_model.py gpt-oss-20b OUT.gguf --layers 3 --type MXFP4 --edge Q8_0
     .venv/bin/python bench/make_model.py gemma-3-4b OUT.gguf --layers 6 --type Q4_0
+    .venv/bin/python bench/make_model.py qwen3.5-4b OUT.gguf --layers 8 --type Q4_K
 
 Names and shapes are the family's own (marlin/models), so that llama.cpp reads the file, too; values
 are random bits under scales that keep activations near 1. The vocabulary is learnt from this
@@ -26,6 +27,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 import gguf_builder
 
 from marlin.models.config import GGUF, SIZES
+from marlin.models.config_delta import DeltaConfig
 from marlin.models.config_experts import MixtureConfig
 from marlin.models.registry import config_from_hf, family_of, spec_of
 from marlin.weights import ggml_types
@@ -60,6 +62,13 @@ MODELS = {
         {"model_type": "gpt_oss", "rms_norm_eps": 1e-5, "num_local_experts": 32,
          "num_experts_per_tok": 4},
     ),
+    "qwen3.5-4b": (
+        "qwen35",
+        (32, 2560, 9216, 16, 4, 256, 248320, 262144),
+        {"model_type": "qwen3_5_text", "rms_norm_eps": 1e-6, "rope_theta": 1e7,
+         "linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_key_head_dim": 128,
+         "linear_value_head_dim": 128, "full_attention_interval": 4, "tie_word_embeddings": True},
+    ),
     "gemma-3-4b": (
         "qwen2",
         (34, 2560, 10240, 8, 4, 256, 262208, 131072),
@@ -92,7 +101,9 @@ def metadata_of(config, name, pre):
         shape["rope.scaling.type"] = "str", "yarn"
         shape["rope.scaling.factor"] = "f32", scaling.factor
         shape["rope.scaling.original_context_length"] = "u32", scaling.original_max_tokens
-    if isinstance(config, MixtureConfig):
+    if isinstance(config, DeltaConfig):
+        shape |= _delta_metadata(config)
+    if isinstance(config, MixtureConfig) and config.num_experts:
         shape["expert_count"] = "u32", config.num_experts
         shape["expert_used_count"] = "u32", config.num_slots
         shape["expert_feed_forward_length"] = "u32", config.expert_dim
@@ -103,6 +114,22 @@ def metadata_of(config, name, pre):
     ]
     own = [(f"{family.gguf_architecture}.{key}", *value) for key, value in shape.items()]
     return general + own + tokenizer_of(config.vocab_size, pre)
+
+
+def _delta_metadata(config):
+    delta, turns = config.delta, config.rotary_dim // 2
+    # Of text alone any sections turn alike: those of published files, for others as near.
+    sections = [turns - 2 * (turns // 3), turns // 3, turns // 3, 0]
+    return {
+        "ssm.conv_kernel": ("u32", config.taps),
+        "ssm.state_size": ("u32", delta.key_dim),
+        "ssm.group_count": ("u32", delta.key_heads),
+        "ssm.time_step_rank": ("u32", delta.value_heads),
+        "ssm.inner_size": ("u32", delta.value_floats),
+        "attention.recurrent_layers": ("arr:bool", list(config.linear_layers)),
+        "rope.dimension_count": ("u32", config.rotary_dim),
+        "rope.dimension_sections": ("arr:i32", sections),
+    }
 
 
 def tokenizer_of(vocab_size, pre, num_merges=NUM_MERGES):
@@ -197,6 +224,8 @@ def _write_tensor(file, tensor, dtype, rng):
         values *= tensor.shape[-1] ** -0.5
     elif tensor.gguf.endswith("norm.weight"):
         values = 1 + 0.1 * values
+    elif tensor.gguf.endswith("ssm_a"):  # a decay: states must not grow
+        values = -np.exp(values)
     else:
         values *= 0.1
     file.write(values.astype("<f4").tobytes())

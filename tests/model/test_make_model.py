@@ -28,9 +28,14 @@ SMALL = {
     "moe_intermediate_size": 256,
     "num_experts": 8,
     "num_local_experts": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 64,
+    "full_attention_interval": 2,
 }
 MADE = [("qwen3-30b-a3b", "Q4_K", "Q6_K"), ("gpt-oss-20b", "MXFP4", "Q8_0"),
-        ("gemma-3-4b", "Q4_0", "Q4_1")]  # fmt: skip
+        ("gemma-3-4b", "Q4_0", "Q4_1"), ("qwen3.5-4b", "Q4_K", "Q6_K")]  # fmt: skip
 
 
 @pytest.mark.parametrize("model, type, edge", MADE)
@@ -48,6 +53,9 @@ def test_a_made_model_is_read_as_it_was_asked_for(model, type, edge, tmp_path):
     # A GGUF file's numbers are float32, and it names the end token that config.json here does not.
     assert found.rms_norm_eps == pytest.approx(config.rms_norm_eps)
     same = {"eos_token_ids": (), "rms_norm_eps": 1.0}
+    if model == "qwen3.5-4b":  # heads are in the same numbers, in the order that GGUF files have
+        assert found.delta[:4] == config.delta[:4] and found.delta.tiled
+        same["delta"] = config.delta
     assert replace(found, **same) == replace(config, **same)
     roles = {at.tensor.role: at.info.dtype for at in plan_gguf(file)[1] if at.tensor.is_matrix}
     assert (roles["mlp"], roles["attention"], roles.get("router", "F32")) == (type, edge, "F32")
