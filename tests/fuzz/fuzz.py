@@ -19,6 +19,7 @@ import signal
 import sys
 import time
 import traceback
+from itertools import islice
 from pathlib import Path
 
 sys.path[:0] = [
@@ -31,6 +32,7 @@ FOUND = Path(__file__).with_name("found")
 # A single case: the worst template that is within its limits takes 2 s alone on a quiet machine.
 CASE_S = 60
 MEMORY_BYTES = 6 << 30
+NUM_FIRST = 64  # cases that coverage begins from
 
 
 def too_long(_signum, _frame):
@@ -81,7 +83,7 @@ def guided(name, seconds, seed, folder):
         from targets import TARGETS
     target, corpus, rng = TARGETS[name](Path(folder)), Path(folder) / "corpus", random.Random(seed)
     corpus.mkdir()
-    for number, case in enumerate(cases_of(name, target, 0.5, seed)):
+    for number, case in enumerate(islice(cases_of(name, target, CASE_S, seed), NUM_FIRST)):
         (corpus / str(number)).write_bytes(case)
 
     def change(data, most, _seed):
