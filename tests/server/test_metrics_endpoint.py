@@ -168,15 +168,15 @@ def test_a_call_of_many_choices_is_one_request_and_queued_until_one_of_them_begi
 def test_gauges_come_from_the_engine(start_server):
     class Engine(FakeEngine):
         def stats(self):
-            return EngineStats(0, 2, 4096, 3 << 20, num_kv_blocks=512, num_free_kv_blocks=500)
+            return EngineStats(0, 2, 4096, 7 << 19, num_kv_blocks=512, num_free_kv_blocks=500)
 
     server = start_server(Engine())
     scrape = Scrape(server)
     assert (scrape.value("kv_blocks"), scrape.value("kv_blocks_free")) == (512, 500)
-    assert (scrape.value("kv_bytes"), scrape.value("gpu_memory_bytes")) == (4096, 3 << 20)
+    assert (scrape.value("kv_bytes"), scrape.value("gpu_memory_bytes")) == (4096, 7 << 19)
     assert scrape.value("workers") == scrape.value("model_info", model="tiny") == 1
     assert 5e6 < scrape.value("resident_memory_bytes") < 50e9
-    assert server.metrics()["gpu_memory_usage_mb"] == 3
+    assert server.metrics()["gpu_memory_usage_mb"] == 3.5
 
 
 def test_without_a_model_there_is_no_model_info(start_server):

@@ -124,6 +124,13 @@ def test_a_wrong_grammar_is_refused_with_its_line_or_rule(source, what):
         compile_grammar(Ebnf(source), "grammar")
 
 
+def test_a_grammar_is_read_up_to_65536_characters_and_refused_beyond():
+    longest = 'root ::= "a"'.ljust(65536)
+    compile_grammar(Ebnf(longest), "grammar")
+    with pytest.raises(RequestError, match="may have 65536 characters, got 65537"):
+        compile_grammar(Ebnf(longest + " "), "grammar")
+
+
 def test_a_rule_that_begins_with_itself_ends(vocabulary):
     taker = Taker(Ebnf('root ::= root "a" | "b"'), vocabulary)
     assert taker.takes("baa") and not taker.takes("ab")
