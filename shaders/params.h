@@ -156,6 +156,8 @@ struct RopeKvParams {
     uint32_t num_blocks;
     uint32_t rotary_dim;  /* of a head's first dimensions, those that turn; 0: none */
     uint32_t interleaved; /* pairs are (2i, 2i + 1), else (i, i + rotary_dim / 2) */
+    uint32_t has_norms;   /* heads of q and k are normed before they turn, as rms_norm does it */
+    float eps;
 };
 
 struct AttentionParams {

@@ -204,22 +204,33 @@ inline void rms_store(thread const RmsRow &row, thread const float4 *kept, float
 // The half nearest to x; out of range the largest, so that the cache holds finite values only.
 inline half row_finite_half(float x) { return half(max(min(x, ROW_MAX_HALF), -ROW_MAX_HALF)); }
 
-// rope_kv_write: rotates the first rotary_dim dimensions of q and k in place (half-split pairs, as
-// Hugging Face mostly stores them, or neighbours) and writes k and v to the cache.
+// What a head of q or k is multiplied by before it turns: its norm, weight by weight.
+struct RowHeadNorm {
+    device const float *w;
+    float inverse;
+    bool norms;
+    float of(float x, uint i) const { return norms ? x * inverse * w[i] : x; }
+};
+
+// rope_kv_write: norms the heads of q and k (if has_norms, as rms_norm), rotates their first
+// rotary_dim dimensions in place (half-split pairs, as Hugging Face mostly stores them, or
+// neighbours) and writes k and v to the cache.
 //
 //   q  float [rows, num_heads, head_dim]    k, v  float [rows, num_kv_heads, head_dim]
 //   table  float [rows, 2, rotary_dim / 2]    slots  int32 [rows]: block * block_size + offset
 //   k_cache  half [num_blocks, num_kv_heads, block_size / 16, head_dim, 16]
 //   v_cache  half [num_blocks, num_kv_heads, block_size, head_dim]
+//   q_norm, k_norm  float [head_dim], not bound without has_norms
 //   Grid: (rows, num_heads + 2 * num_kv_heads): the heads of q, then k, then v. Group: 128 threads,
-//   a simdgroup a head. Bytes a row: q and k read and written, v and the table read, 2 halves
-//   written for each of k and v. Bad index: a slot that the cache does not have; its row stays as
-//   it is.
+//   a simdgroup a head; each lane sums, norms and turns the same dimensions. Bytes a row: q and k
+//   read and written, v and the table read, 2 halves written for each of k and v. Bad index: a slot
+//   that the cache does not have; its row stays as it is.
 [[kernel]] void
 rope_kv_write(device float *q [[buffer(0)]], device float *k [[buffer(1)]],
               device const float *v [[buffer(2)]], device const float *table [[buffer(3)]],
               device const int32_t *slots [[buffer(4)]], device half *k_cache [[buffer(5)]],
-              device half *v_cache [[buffer(6)]],
+              device half *v_cache [[buffer(6)]], device const float *q_norm [[buffer(7)]],
+              device const float *k_norm [[buffer(8)]],
               constant RopeKvParams &p [[buffer(MARLIN_PARAMS_INDEX)]],
               constant int32_t *vars [[buffer(MARLIN_VARS_INDEX)]],
               constant MarlinCall &call [[buffer(MARLIN_CALL_INDEX)]],
@@ -252,9 +263,22 @@ rope_kv_write(device float *q [[buffer(0)]], device float *k [[buffer(1)]],
     device half *to = k_cache + base + offset / MARLIN_KEY_TILE * MARLIN_KEY_TILE * dim +
                       offset % MARLIN_KEY_TILE;
     device const float *turn = table + row * p.rotary_dim;
+    RowHeadNorm norm = {is_query ? q_norm : k_norm, 1.0f, p.has_norms != 0};
+    if (norm.norms) {
+        float squares = 0.0f;
+        for (uint i = lane; i < pairs; i += SIMD_THREADS) {
+            float a = values[p.interleaved ? 2 * i : i];
+            float b = values[p.interleaved ? 2 * i + 1 : pairs + i];
+            squares = fma(a, a, fma(b, b, squares));
+        }
+        for (uint i = p.rotary_dim + lane; i < dim; i += SIMD_THREADS)
+            squares = fma(values[i], values[i], squares);
+        norm.inverse = precise::rsqrt(simd_sum(squares) / float(dim) + p.eps);
+    }
     for (uint i = lane; i < pairs; i += SIMD_THREADS) {
         uint one = p.interleaved ? 2 * i : i, other = p.interleaved ? 2 * i + 1 : pairs + i;
-        float a = values[one], b = values[other], c = turn[i], s = turn[pairs + i];
+        float a = norm.of(values[one], one), b = norm.of(values[other], other);
+        float c = turn[i], s = turn[pairs + i];
         float low = a * c - b * s, high = b * c + a * s;
         values[one] = low;
         values[other] = high;
@@ -263,9 +287,12 @@ rope_kv_write(device float *q [[buffer(0)]], device float *k [[buffer(1)]],
             to[other * MARLIN_KEY_TILE] = row_finite_half(high);
         }
     }
-    if (!is_key) return;
-    for (uint i = p.rotary_dim + lane; i < dim; i += SIMD_THREADS)
-        to[i * MARLIN_KEY_TILE] = row_finite_half(values[i]);
+    if (is_query && !norm.norms) return;
+    for (uint i = p.rotary_dim + lane; i < dim; i += SIMD_THREADS) {
+        float value = norm.of(values[i], i);
+        if (norm.norms) values[i] = value;
+        if (is_key) to[i * MARLIN_KEY_TILE] = row_finite_half(value);
+    }
 }
 
 // x * sigmoid(z), with exp of -|z| only, so that it cannot overflow: sigmoid(z) = (z >= 0 ? 1 : e)

@@ -91,7 +91,8 @@ PARAMS = {
     "RopeTableParams": _params("i4 rows_var", "u4 half_dim", "f4 scale"),
     "RopeKvParams": _params(
         "i4 rows_var",
-        "u4 num_heads num_kv_heads head_dim block_size num_blocks rotary_dim interleaved",
+        "u4 num_heads num_kv_heads head_dim block_size num_blocks rotary_dim interleaved has_norms",
+        "f4 eps",
     ),
     "AttentionParams": _params(
         "i4 tiles_var splits_var",

@@ -157,8 +157,8 @@ def rope_table(recorder, positions, inv_freq, table, half_dim, scale):
     recorder.dispatch("rope_table", params, [(positions, READ), (inv_freq, READ), (table, WRITE)])
 
 
-def rope_kv_write(recorder, qkv, rows, caches, layout, num_heads, turns=None):
-    """Rotate q and k in place and write k and v to their slots.
+def rope_kv_write(recorder, qkv, rows, caches, layout, num_heads, turns=None, norms=None):
+    """Norm and rotate q and k in place and write k and v to their slots.
 
     Args:
         qkv: Views q, k, v.
@@ -166,8 +166,11 @@ def rope_kv_write(recorder, qkv, rows, caches, layout, num_heads, turns=None):
         caches: Views (K cache, V cache) of the layer.
         turns: (the first dimensions of a head that turn, whether pairs are neighbours); None is all
             of them in half-split pairs.
+        norms: (weight of q's heads, of k's, float [head_dim] each, eps), as rms_norm() takes them;
+            None: they are not normed.
     """
     rotary_dim, interleaved = turns or (layout.head_dim, False)
+    q_norm, k_norm, eps = norms or (None, None, 0.0)
     params = make_params(
         "RopeKvParams",
         rows_var=VAR_TOKENS,
@@ -175,9 +178,11 @@ def rope_kv_write(recorder, qkv, rows, caches, layout, num_heads, turns=None):
         **_cache_shape(layout),
         rotary_dim=rotary_dim,
         interleaved=int(interleaved),
+        has_norms=int(norms is not None),
+        eps=eps,
     )
-    accesses = (BOTH, BOTH, READ, READ, READ, WRITE, WRITE)
-    views = zip((*qkv, *rows, *caches), accesses, strict=True)
+    accesses = (BOTH, BOTH, READ, READ, READ, WRITE, WRITE, READ, READ)
+    views = zip((*qkv, *rows, *caches, q_norm, k_norm), accesses, strict=True)
     bindings = [maybe(view, access) for view, access in views]
     recorder.dispatch("rope_kv_write", params, bindings)
 

@@ -197,22 +197,24 @@ class Attention:
         for name, layer in (("q", self.q), ("k", self.k), ("v", self.v), ("gate", self.gate)):
             if layer is not None:
                 step.linear(x, layer, name, f"{label} {name}")
-        self._head_norm(step, "q", self.q_norm, self.num_heads)
-        self._head_norm(step, "k", self.k_norm, self.cache.num_kv_heads)
         self._attend(step, index)
         if self.gate is not None:
             attended, dim = step.acts["attended"], self.gate.weight.shape[0]
             ops.sigmoid_mul(step.recorder, step.acts["gate"], attended, attended, dim)
         step.linear("attended", self.o, "delta", f"{label} o")
 
-    def _head_norm(self, step, name, weight, num_heads):
-        if weight is None:
-            return
-        x, eps = step.acts[name], step.config.rms_norm_eps
-        values = step.weights[weight.name]
-        dim = weight.shape[0]
-        num_rows = num_heads * self.cache.head_dim // dim
-        ops.rms_norm(step.recorder, x, values, x, dim, eps, rows_per_var=num_rows)
+    def _head_norms(self, step):
+        """Of ops.rope_kv_write, which norms q and k where they turn; None: no norm of each head."""
+        norms = [norm for norm in (self.q_norm, self.k_norm) if norm is not None]
+        if [norm.shape for norm in norms] != [(self.cache.head_dim,)] * 2:
+            return None
+        return *(step.weights[norm.name] for norm in norms), step.config.rms_norm_eps
+
+    def _row_norm(self, step, name, weight, num_heads):
+        if weight is not None:
+            x, values, dim = step.acts[name], step.weights[weight.name], weight.shape[0]
+            num_rows, eps = num_heads * self.cache.head_dim // dim, step.config.rms_norm_eps
+            ops.rms_norm(step.recorder, x, values, x, dim, eps, rows_per_var=num_rows)
 
     def _attend(self, step, index):
         acts, inputs, cache = step.acts, step.inputs, step.inputs.caches[index]
@@ -221,7 +223,11 @@ class Attention:
         if self.rope is not None:
             table, turns = step.ropes[self.rope], (self.rope.dim, self.rope.interleaved)
         rows, heads = (table, cache.slots), self.num_heads
-        ops.rope_kv_write(step.recorder, qkv, rows, caches, cache.layout, heads, turns)
+        norms = self._head_norms(step)
+        if norms is None:
+            self._row_norm(step, "q", self.q_norm, heads)
+            self._row_norm(step, "k", self.k_norm, cache.layout.num_kv_heads)
+        ops.rope_kv_write(step.recorder, qkv, rows, caches, cache.layout, heads, turns, norms)
         window = self.cache.window if isinstance(self.cache, WindowKV) else None
         sinks = None if self.sinks is None else step.floats(self.sinks)
         scores = self.scale, self.softcap, self.position_scale, self.scale_tokens, sinks

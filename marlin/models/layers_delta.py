@@ -122,8 +122,6 @@ class GatedAttention(Attention):
         _take(step, "queries and gates", heads, (head_dim, head_dim), ("q", "gate"))
         step.linear(x, self.k, "k", f"{label} k")
         step.linear(x, self.v, "v", f"{label} v")
-        self._head_norm(step, "q", self.q_norm, heads)
-        self._head_norm(step, "k", self.k_norm, self.cache.num_kv_heads)
         self._attend(step, index)
         attended = step.acts["attended"]
         ops.sigmoid_mul(step.recorder, step.acts["gate"], attended, attended, heads * head_dim)

@@ -201,6 +201,7 @@ static void check_rope_kv_write(marlin_check *c)
     need_rows(c, 2, p->rows_var, 1, 0, 4 * (int64_t)p->num_kv_heads * p->head_dim);
     if (p->rotary_dim) need_rows(c, 3, p->rows_var, 1, 0, 4 * (int64_t)p->rotary_dim);
     need_rows(c, 4, p->rows_var, 1, 0, 4);
+    for (int i = 7; p->has_norms && i < 9; i++) need(c, i, 4, 4 * (int64_t)p->head_dim);
     static const int written[] = {0, 1, 5, 6};
     for (int i = 0; i < 4; i++) writes(c, written[i]);
 }

@@ -92,37 +92,42 @@ MARLIN_WEIGHT_KINDS(X)
 /* x += delta * delta_scale (if has_delta);  y = x * rsqrt(mean(x^2) + eps) * w, or += (if adds)
  * x float [rows, dim], in place; delta float [rows, dim]; w float [dim]; y float [rows, dim], may
  * be x */
+INLINE void norm_row(const struct RmsNormParams *p, float *x, const float *delta, const float *w,
+                     float *y)
+{
+    int64_t dim = p->dim, whole = dim / V_LANES * V_LANES;
+    vf squares = vf_zero();
+    float tail = 0.0f;
+    for (int64_t i = 0; i < whole; i += V_LANES) {
+        vf v = vf_load(x + i);
+        if (delta) vf_store(x + i, v = vf_fma(vf_load(delta + i), vf_set1(p->delta_scale), v));
+        squares = vf_fma(v, v, squares);
+    }
+    for (int64_t i = whole; i < dim; i++) {
+        if (delta) x[i] = fmaf(delta[i], p->delta_scale, x[i]);
+        tail += x[i] * x[i];
+    }
+    float mean = (vf_reduce_add(squares) + tail) / (float)dim;
+    float inverse = 1.0f / sqrtf(mean + p->eps);
+    for (int64_t i = 0; i < whole; i += V_LANES) {
+        vf norm = vf_mul(vf_mul(vf_load(x + i), vf_set1(inverse)), vf_load(w + i));
+        vf_store(y + i, p->adds ? vf_add(vf_load(y + i), norm) : norm);
+    }
+    for (int64_t i = whole; i < dim; i++) {
+        float norm = x[i] * inverse * w[i];
+        y[i] = p->adds ? y[i] + norm : norm;
+    }
+}
+
 KERNEL(rms_norm)
 {
     (void)scratch;
     const struct RmsNormParams *p = call->params;
-    const float *w = (const float *)call->at[2];
-    int64_t dim = p->dim, whole = dim / V_LANES * V_LANES;
     for (int64_t row = begin; row < end; row++) {
-        float *x = (float *)call->at[0] + row * dim;
-        float *y = (float *)call->at[3] + row * dim;
-        const float *delta = p->has_delta ? (const float *)call->at[1] + row * dim : NULL;
-        vf squares = vf_zero();
-        float tail = 0.0f;
-        for (int64_t i = 0; i < whole; i += V_LANES) {
-            vf v = vf_load(x + i);
-            if (delta) vf_store(x + i, v = vf_fma(vf_load(delta + i), vf_set1(p->delta_scale), v));
-            squares = vf_fma(v, v, squares);
-        }
-        for (int64_t i = whole; i < dim; i++) {
-            if (delta) x[i] = fmaf(delta[i], p->delta_scale, x[i]);
-            tail += x[i] * x[i];
-        }
-        float mean = (vf_reduce_add(squares) + tail) / (float)dim;
-        float inverse = 1.0f / sqrtf(mean + p->eps);
-        for (int64_t i = 0; i < whole; i += V_LANES) {
-            vf norm = vf_mul(vf_mul(vf_load(x + i), vf_set1(inverse)), vf_load(w + i));
-            vf_store(y + i, p->adds ? vf_add(vf_load(y + i), norm) : norm);
-        }
-        for (int64_t i = whole; i < dim; i++) {
-            float norm = x[i] * inverse * w[i];
-            y[i] = p->adds ? y[i] + norm : norm;
-        }
+        int64_t at = row * p->dim;
+        const float *delta = p->has_delta ? (const float *)call->at[1] + at : NULL;
+        norm_row(p, (float *)call->at[0] + at, delta, (const float *)call->at[2],
+                 (float *)call->at[3] + at);
     }
     return MARLIN_OK;
 }
@@ -208,40 +213,42 @@ INLINE void rotate(float *head, const float *table, const struct RopeKvParams *p
     }
 }
 
-/* Rotate the first rotary_dim dimensions of q and k in place (half-split pairs, as Hugging Face
- * mostly stores them, or neighbours), then write k and v to the cache.
+/* Norm the heads of q and k (if has_norms), rotate their first rotary_dim dimensions in place
+ * (half-split pairs, as Hugging Face mostly stores them, or neighbours), then write k and v to the
+ * cache. A unit is a head: of q, then k, then v.
  *
  *   q float [rows, num_heads, head_dim]    k, v float [rows, num_kv_heads, head_dim]
  *   table float [rows, 2, rotary_dim / 2], not bound where nothing turns    slots int32 [rows]:
- * block * block_size + offset k_cache half [num_blocks, num_kv_heads, block_size / 16, head_dim,
- * 16] v_cache half [num_blocks, num_kv_heads, block_size, head_dim] */
+ * block * block_size + offset    norms of q and k float [head_dim], not bound without has_norms
+ *   k_cache half [num_blocks, num_kv_heads, block_size / 16, head_dim, 16]
+ *   v_cache half [num_blocks, num_kv_heads, block_size, head_dim] */
 KERNEL(rope_kv_write)
 {
     (void)scratch;
     const struct RopeKvParams *p = call->params;
+    const struct RmsNormParams norm = {.dim = p->head_dim, .eps = p->eps};
     const int32_t *slots = (const int32_t *)call->at[4];
-    uint16_t *k_cache = (uint16_t *)call->at[5], *v_cache = (uint16_t *)call->at[6];
-    int64_t dim = p->head_dim;
-    for (int64_t t = begin; t < end; t++) {
-        const float *table = (const float *)call->at[3] + t * p->rotary_dim;
-        float *q = (float *)call->at[0] + t * p->num_heads * dim;
-        float *k = (float *)call->at[1] + t * p->num_kv_heads * dim;
-        const float *v = (const float *)call->at[2] + t * p->num_kv_heads * dim;
-        int64_t slot = slots[t];
+    int64_t dim = p->head_dim, q_heads = p->num_heads, kv_heads = p->num_kv_heads;
+    for (int64_t unit = begin; unit < end; unit++) {
+        int64_t t = unit / (q_heads + 2 * kv_heads), head = unit % (q_heads + 2 * kv_heads);
+        int64_t slot = slots[t], kv = t * kv_heads + (head - q_heads) % kv_heads;
         if (slot < 0 || slot >= (int64_t)p->num_blocks * p->block_size) return MARLIN_EDEVICE;
         int64_t block = slot / p->block_size, offset = slot % p->block_size;
-        for (int64_t h = 0; h < p->num_heads; h++) rotate(q + h * dim, table, p);
-        for (int64_t h = 0; h < p->num_kv_heads; h++) {
-            rotate(k + h * dim, table, p);
-            int64_t base = (block * p->num_kv_heads + h) * p->block_size * dim;
-            uint16_t *k_to = k_cache + base + offset / MARLIN_KEY_TILE * MARLIN_KEY_TILE * dim;
-            k_to += offset % MARLIN_KEY_TILE;
-            uint16_t *v_to = v_cache + base + offset * dim;
-            for (int64_t i = 0; i < dim; i++) {
-                k_to[i * MARLIN_KEY_TILE] = f16_from_f32(k[h * dim + i]);
-                v_to[i] = f16_from_f32(v[h * dim + i]);
-            }
+        int64_t base = (block * kv_heads + kv % kv_heads) * p->block_size * dim;
+        if (head >= q_heads + kv_heads) {
+            const float *v = (const float *)call->at[2] + kv * dim;
+            uint16_t *to = (uint16_t *)call->at[6] + base + offset * dim;
+            for (int64_t i = 0; i < dim; i++) to[i] = f16_from_f32(v[i]);
+            continue;
         }
+        int is_key = head >= q_heads;
+        float *x = (float *)call->at[is_key] + (is_key ? kv : t * q_heads + head) * dim;
+        if (p->has_norms) norm_row(&norm, x, NULL, (const float *)call->at[7 + is_key], x);
+        rotate(x, (const float *)call->at[3] + t * p->rotary_dim, p);
+        if (!is_key) continue;
+        uint16_t *to = (uint16_t *)call->at[5] + base + offset % MARLIN_KEY_TILE;
+        to += offset / MARLIN_KEY_TILE * MARLIN_KEY_TILE * dim;
+        for (int64_t i = 0; i < dim; i++) to[i * MARLIN_KEY_TILE] = f16_from_f32(x[i]);
     }
     return MARLIN_OK;
 }

@@ -152,17 +152,20 @@ def rope_table(device, positions, inv_freq, scale):
         return memory.read(table, np.float32, shape)
 
 
-def rope_kv_write(device, q, k, v, table, slots, k_cache, v_cache, turns=None):
-    """(q, k, k_cache, v_cache) after the kernel has rotated and stored; table None: no rotation."""
+def rope_kv_write(device, q, k, v, table, slots, k_cache, v_cache, turns=None, norms=None):
+    """(q, k, k_cache, v_cache) after the kernel has rotated and stored; table None: no rotation;
+    norms: arrays for q and k, and eps."""
     num_blocks, num_kv_heads, block_size, head_dim = v_cache.shape
     layout = ops.KvLayout(num_blocks, block_size, num_blocks, num_kv_heads, head_dim)
     with Memory(device) as memory:
         arrays = (q, k, v, table, np.asarray(slots, np.int32), k_cache, v_cache)
         views = [None if array is None else memory.put(array) for array in arrays]
         parts = views[:3], views[3:5], views[5:]
+        if norms is not None:
+            norms = memory.put(norms[0]), memory.put(norms[1]), norms[2]
         run(
             device,
-            lambda r: ops.rope_kv_write(r, *parts, layout, q.shape[1], turns),
+            lambda r: ops.rope_kv_write(r, *parts, layout, q.shape[1], turns, norms),
             step(tokens=len(slots)),
         )
         changed = [(views[i], arrays[i]) for i in (0, 1, 5, 6)]

@@ -23,7 +23,7 @@ from marlin.errors import DeviceError
 
 # Buffers that records may name: 1 to NUM_BUFFERS are memory between pages that may not be touched,
 # the next is a mapped file. Their size is a multiple of every page size in use.
-NUM_BUFFERS = 9
+NUM_BUFFERS = abi.MAX_BINDINGS
 MAPPED_FILE = NUM_BUFFERS + 1
 BUFFER_BYTES = 1 << 16
 ALL_ONE = -2

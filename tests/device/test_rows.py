@@ -217,6 +217,44 @@ def test_a_part_of_a_head_turns_and_the_rest_stays(device, rotary_dim, interleav
     np.testing.assert_array_equal(actual[3], v_cache)
 
 
+@pytest.mark.parametrize("head_dim, rotary_dim", [(16, 16), (48, 22), (80, 0), (272, 272)])
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_heads_are_normed_before_they_turn(device, head_dim, rotary_dim, interleaved):
+    q, k, v, _, slots, k_cache, v_cache = rope_inputs(5, 3, 2, head_dim, 16, 2)
+    table = reference.rope_table(np.arange(5) * 7, normal(rotary_dim // 2) ** 2, 1.2).value
+    table, turns = table.astype(np.float32), (rotary_dim, interleaved)
+    norms = normal(head_dim, seed=7), normal(head_dim, seed=8), 1e-3
+    caches = k_cache.copy(), v_cache.copy()
+    actual = launch.rope_kv_write(device, q, k, v, table, slots, *caches, turns, norms)
+    heads = [x.reshape(-1, head_dim) for x in (q, k)]
+    pairs = zip(heads, norms[:2], strict=True)
+    normed = [reference.rms_norm(x, weight, 1e-3)[0].value for x, weight in pairs]
+    q_turned, k_turned = (
+        reference.rotate(x.astype(np.float32).reshape(old.shape), table, interleaved)
+        for x, old in zip(normed, (q, k), strict=True)
+    )
+    for got, want in zip(actual[:2], (q_turned, k_turned), strict=True):
+        reference.assert_close(got, reference.Expected(want, np.abs(want) + 1))
+    reference.write_kv(k_cache, v_cache, actual[1], v, slots)
+    np.testing.assert_array_equal(actual[2], k_cache)
+    np.testing.assert_array_equal(actual[3], v_cache)
+
+
+def test_norms_of_heads_give_the_bits_of_a_norm_of_its_own(cpu_device):
+    q, k, v, table, slots, k_cache, v_cache = rope_inputs(5, 3, 2, 80, 16, 2)
+    norms = normal(80, seed=7), normal(80, seed=8), 1e-3
+    caches = k_cache, v_cache
+    fused = launch.rope_kv_write(cpu_device, q, k, v, table, slots, *caches, norms=norms)
+    normed = [
+        launch.rms_norm(cpu_device, x.reshape(-1, 80), weight, 1e-3, rows_per_var=x.shape[1])[0]
+        for x, weight in ((q, norms[0]), (k, norms[1]))
+    ]
+    q, k = normed[0].reshape(q.shape), normed[1].reshape(k.shape)
+    alone = launch.rope_kv_write(cpu_device, q, k, v, table, slots, *caches)
+    for got, want in zip(fused, alone, strict=True):
+        np.testing.assert_array_equal(got, want)
+
+
 def test_heads_without_rope_are_stored_as_they_are(device):
     q, k, v, _, slots, k_cache, v_cache = rope_inputs(5, 3, 2, 48, 16, 2)
     actual = launch.rope_kv_write(device, q, k, v, None, slots, k_cache, v_cache, (0, False))

@@ -67,6 +67,7 @@ class Counters:
         "saved",
         "committed",
         "blits",
+        "dispatched",
     )
 
     def __init__(self, library):

@@ -120,12 +120,16 @@ def rope_kv_write(shader):
     k_cache = np.full((blocks, 1, 1, head_dim, 16), 7, np.float16)
     v_cache = np.full((blocks, 1, block_size, head_dim), 9, np.float16)
     expected_k, expected_v = k_cache.copy(), v_cache.copy()
-    turned_q, turned_k = reference.rotate(q, table), reference.rotate(k, table)
+    norms = normal(head_dim, seed=3), normal(head_dim, seed=4)
+    turned_q, turned_k = (
+        reference.rotate(reference.rms_norm(x, weight, 1e-5)[0].value.astype(np.float32), table)
+        for x, weight in zip((q, k), norms, strict=True)
+    )
     reference.write_kv(expected_k, expected_v, turned_k, v, slots)
     sizes = {"num_heads": heads, "num_kv_heads": 1, "head_dim": head_dim}
-    sizes |= {"rotary_dim": head_dim, "interleaved": 0}
+    sizes |= {"rotary_dim": head_dim, "interleaved": 0, "has_norms": 1, "eps": 1e-5}
     fields = {"rows_var": 0, **sizes, "block_size": block_size, "num_blocks": blocks}
-    bindings, units = [q, k, v, table, slots, k_cache, v_cache], (rows, heads + 2, 1)
+    bindings, units = [q, k, v, table, slots, k_cache, v_cache, *norms], (rows, heads + 2, 1)
     assert shader("rows").run("rope_kv_write", units, bindings, ("RopeKvParams", fields), [rows])
     for got, want in ((q, turned_q), (k, turned_k)):
         reference.assert_close(got, reference.Expected(want, np.abs(want) + 1))

@@ -364,6 +364,7 @@ static const parameter_change parameter_changes[] = {
     OTHER(make_rope, 1, RopeKvParams, num_blocks, -1),
     OTHER(make_rope, 1, RopeKvParams, rotary_dim, 50),
     OTHER(make_rope, 1, RopeKvParams, rotary_dim, 47),
+    OTHER(make_rope, 1, RopeKvParams, has_norms, 1),
     OTHER(make_attention, 0, AttentionParams, softcap, 0xbf800000u),
     OTHER(make_attention, 4, AttentionParams, scale_tokens, 0),
     OTHER(make_attention, 0, AttentionParams, has_sinks, 1),

@@ -19,9 +19,9 @@ test_case *make_rope(int variant)
         c->vars[4] = 3;
         return c;
     }
-    /* All of a head, neighbours of a part of it, and nothing of it turns. */
+    /* All of a head, neighbours of a part of it, and nothing of it turns; normed before. */
     int rows = variant == 1 ? 1 : 4, heads = 3, kv_heads = 2, dim = 48;
-    int rotary_dim = variant == 3 ? 22 : variant == 4 ? 0 : dim;
+    int rotary_dim = variant == 3 ? 22 : variant == 4 ? 0 : dim, has_norms = variant == 3;
     test_case *c = new_case(700 + variant, "rope_kv_write rows=%d rotary_dim=%d", rows, rotary_dim);
     struct RopeKvParams p = {.rows_var = 0,
                              .num_heads = heads,
@@ -30,18 +30,25 @@ test_case *make_rope(int variant)
                              .block_size = 16,
                              .num_blocks = 3,
                              .rotary_dim = rotary_dim,
-                             .interleaved = variant == 3};
-    marlin_dispatch *record = add_record(c, "rope_kv_write", &p, sizeof p, 7);
+                             .interleaved = variant == 3,
+                             .has_norms = has_norms,
+                             .eps = 1e-3f};
+    marlin_dispatch *record = add_record(c, "rope_kv_write", &p, sizeof p, 9);
     int access = MARLIN_READ | MARLIN_WRITE;
-    bind(c, record, 0, add_floats(c, EXACT, rows * heads * dim, -1.0f, 1.0f), access);
-    bind(c, record, 1, add_floats(c, EXACT, rows * kv_heads * dim, -1e-4f, 1e-4f), access);
+    block_kind turned = has_norms ? SUMMED : EXACT;
+    bind(c, record, 0, add_floats(c, turned, rows * heads * dim, -1.0f, 1.0f), access);
+    bind(c, record, 1, add_floats(c, turned, rows * kv_heads * dim, -1e-4f, 1e-4f), access);
     /* Past the largest half, 65504: stored values are never infinite. */
     bind(c, record, 2, add_floats(c, INPUT, rows * kv_heads * dim, -9e4f, 9e4f), MARLIN_READ);
     if (rotary_dim)
         bind(c, record, 3, add_floats(c, INPUT, rows * rotary_dim, -1.0f, 1.0f), MARLIN_READ);
     bind(c, record, 4, add_integers(c, rows, (int32_t[]){47, 0, 20, 17}), MARLIN_READ);
-    bind(c, record, 5, add_halves(c, EXACT, 3 * 16 * kv_heads * dim), MARLIN_WRITE);
+    /* Sums of another order may round to another half. */
+    block_kind keys = has_norms ? SCRATCH : EXACT;
+    bind(c, record, 5, add_halves(c, keys, 3 * 16 * kv_heads * dim), MARLIN_WRITE);
     bind(c, record, 6, add_halves(c, EXACT, 3 * 16 * kv_heads * dim), MARLIN_WRITE);
+    for (int i = 7; has_norms && i < 9; i++)
+        bind(c, record, i, add_floats(c, INPUT, dim, -1.0f, 1.0f), MARLIN_READ);
     c->vars[0] = rows;
     return c;
 }
@@ -258,7 +265,7 @@ static void add_attention(layer *l, int slots, int out)
                                  .block_size = BLOCK_SIZE,
                                  .num_blocks = 4,
                                  .rotary_dim = HEAD_DIM};
-    marlin_dispatch *record = add_record(c, "rope_kv_write", &write, sizeof write, 7);
+    marlin_dispatch *record = add_record(c, "rope_kv_write", &write, sizeof write, 9);
     bind(c, record, 0, l->q, MARLIN_READ | MARLIN_WRITE);
     bind(c, record, 1, l->k, MARLIN_READ | MARLIN_WRITE);
     bind(c, record, 2, l->v, MARLIN_READ);

@@ -199,9 +199,13 @@ def rope_cases():
     k_cache, v_cache = np.full_like(k_cache, 7), np.full_like(v_cache, 9)
     arrays |= {"k_cache": k_cache.copy(), "v_cache": v_cache.copy()}
     tensors = [Tensor(name, array) for name, array in arrays.items()]
-    case = CaseWriter("rope_kv_write, neighbours of a part", tokens=2)
-    ops.rope_kv_write(case, tensors[:3], tensors[3:5], tensors[5:], layout, num_heads, (18, True))
-    q, k = (reference.rotate(arrays[name], arrays["table"], True) for name in "qk")
+    case = CaseWriter("rope_kv_write, normed, neighbours of a part", tokens=2)
+    weights = {f"{name}_norm": normal(head_dim, seed=i) for i, name in enumerate("qk")}
+    norms = (*(Tensor(name, weight) for name, weight in weights.items()), 1e-3)
+    rest = layout, num_heads, (18, True), norms
+    ops.rope_kv_write(case, tensors[:3], tensors[3:5], tensors[5:], *rest)
+    normed = [reference.rms_norm(arrays[name], weights[f"{name}_norm"], 1e-3)[0] for name in "qk"]
+    q, k = (reference.rotate(x.value, arrays["table"], True) for x in normed)
     reference.write_kv(k_cache, v_cache, k, arrays["v"], arrays["slots"])
     case.answer("q", reference.Expected(q, np.abs(q) + 1))
     yield case.answer("k_cache", k_cache, FLOAT16)

@@ -119,8 +119,8 @@ def rms_norm(x, weight, eps, delta=None, delta_scale=1.0, added_to=None):
     """y = s * weight / sqrt(mean(s^2) + eps) with s = x + delta * delta_scale.
 
     Args:
-        x, delta: float32 [rows, dim]; weight: [dim].
-        added_to: float32 [rows, dim] that y is added to, or None.
+        x, delta: float32 [..., dim]; weight: [dim].
+        added_to: float32 [..., dim] that y is added to, or None.
 
     Returns:
         (Expected y, float32 s, each product and sum rounded once together).
@@ -131,7 +131,7 @@ def rms_norm(x, weight, eps, delta=None, delta_scale=1.0, added_to=None):
             np.float32
         )
     wide = summed.astype(np.float64)
-    y = wide * weight / np.sqrt(np.mean(wide * wide, axis=1, keepdims=True) + eps)
+    y = wide * weight / np.sqrt(np.mean(wide * wide, axis=-1, keepdims=True) + eps)
     if added_to is None:
         return Expected(y, np.abs(y)), summed
     return Expected(y + added_to, np.abs(y) + np.abs(added_to)), summed

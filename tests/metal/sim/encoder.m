@@ -113,6 +113,7 @@
     EXPECT(total > 0 && total <= most, "%lu threads a threadgroup, the pipeline takes 1 to %lu",
            (unsigned long)total, (unsigned long)most);
     EXPECT(groups.width && groups.height && groups.depth, "a grid with no threadgroups");
+    sim_count(SIM_DISPATCHED, 1);
     SimCommandBuffer *commands = _commands;
     if (commands->_count == commands->_capacity) {
         commands->_capacity = commands->_capacity * 2 + 16;

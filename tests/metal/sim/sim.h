@@ -64,6 +64,7 @@ enum {
     SIM_SAVED,
     SIM_COMMITTED,
     SIM_BLITS,
+    SIM_DISPATCHED,
     NUM_SIM_COUNTS
 };
 __attribute__((visibility("default"))) long sim_counted(int event);
