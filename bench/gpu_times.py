@@ -222,7 +222,7 @@ class Timer:
 
         def launch(copy):
             caches = {1 + i: pool + copy * half for i, pool in enumerate(self._halves)}
-            addresses = fixed | read | caches | {5: partials}
+            addresses = fixed | read | caches | {5: partials, 7: out}
             self.kernels.launch("attention_split", addresses, raw, variables)
             addresses = fixed | {0: partials, 5: out}
             self.kernels.launch("attention_combine", addresses, raw, variables)

@@ -29,6 +29,8 @@ struct SplitTask {
     threadgroup float *q;      // [head_dim or a part of it, Q]
     threadgroup float *scores; // [256, Q]; with q before it, room for the sums of values
     threadgroup uint *cache_tiles;
+    threadgroup float2 *factors; // [Q]: split_alone's
+    bool alone;                  // the step has one split: out is [rows, num_heads, head_dim]
 };
 
 // q columns [begin, begin + columns) of Q queries, scaled, columns first; 0 beyond the last query.
@@ -124,11 +126,22 @@ inline void split_score(thread const SplitTask &s, thread const AttentionTile &t
     }
 }
 
+// What the values of an only split are multiplied by, and then divided by: the numbers, to the bit,
+// that attention_combine has for a row with one split in a step with more.
+inline float2 split_alone(constant AttentionParams &p, device const float *sinks, uint head,
+                          float most, float sum)
+{
+    float2 begun = attention_begin(p, sinks, head);
+    float all = max(begun.x, most), factor = exp2(most - all);
+    return float2(factor, fma(begun.y, exp2(begun.x - all), factor * sum));
+}
+
 // Scores become 2^(score - max); max and sum go to the partials, [max_splits, HEAD_DIM + 2] of a
 // query, beginning at out.
 template <uint Q>
 inline void split_softmax(thread const SplitTask &s, thread const AttentionTile &tile,
-                          constant AttentionParams &p, device float *out, uint query)
+                          constant AttentionParams &p, device const float *sinks, device float *out,
+                          uint query)
 {
     for (uint r = s.simdgroup; r < Q; r += SPLIT_SIMDGROUPS) {
         float scores[MARLIN_KV_SPLIT / SIMD_THREADS];
@@ -147,9 +160,12 @@ inline void split_softmax(thread const SplitTask &s, thread const AttentionTile 
         }
         sum = simd_sum(sum);
         if (s.lane != 0 || query + r >= tile.num_queries) continue;
-        device float *partial =
-            out + ulong(attention_query_offset(p, tile, s.kv_head, query + r) / HEAD_DIM) *
-                      p.max_splits * (HEAD_DIM + 2);
+        uint of = attention_query_offset(p, tile, s.kv_head, query + r) / HEAD_DIM;
+        if (s.alone) {
+            s.factors[r] = split_alone(p, sinks, of % p.num_heads, most, sum);
+            continue;
+        }
+        device float *partial = out + ulong(of) * p.max_splits * (HEAD_DIM + 2);
         partial[HEAD_DIM] = most;
         partial[HEAD_DIM + 1] = sum;
     }
@@ -196,9 +212,11 @@ inline void split_sum_values(thread const SplitTask &s, thread const AttentionTi
             if (of >= tile.num_queries) continue;
             float sum = 0.0f;
             for (uint g = 0; g < groups; g++) sum += sums[(which * groups + g) * HEAD_DIM + at];
-            out[ulong(attention_query_offset(p, tile, s.kv_head, of) / HEAD_DIM) * p.max_splits *
-                    (HEAD_DIM + 2) +
-                at] = sum;
+            uint row = attention_query_offset(p, tile, s.kv_head, of);
+            if (s.alone)
+                out[row + at] = fma(s.factors[r + which].x, sum, 0.0f) / s.factors[r + which].y;
+            else
+                out[ulong(row / HEAD_DIM) * p.max_splits * (HEAD_DIM + 2) + at] = sum;
         }
     }
 }
@@ -206,21 +224,24 @@ inline void split_sum_values(thread const SplitTask &s, thread const AttentionTi
 template <uint Q>
 inline void split_attend(thread const SplitTask &s, thread const AttentionTile &tile,
                          constant AttentionParams &p, device const float *q,
-                         device const half *k_cache, device const half *v_cache, device float *out)
+                         device const half *k_cache, device const half *v_cache,
+                         device const float *sinks, device float *out)
 {
     for (uint query = 0; query < tile.num_queries; query += Q) {
         split_score<Q>(s, tile, p, q, k_cache, query);
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        split_softmax<Q>(s, tile, p, out, query);
+        split_softmax<Q>(s, tile, p, sinks, out, query);
         threadgroup_barrier(mem_flags::mem_threadgroup);
         split_sum_values<Q>(s, tile, p, v_cache, out, query);
     }
 }
 
-// attention_split: softmax partials of a tile over one split of its context.
+// attention_split: softmax partials of a tile over one split of its context; where a step has only
+// one, what attention_combine makes of it.
 //
-//   out  float [rows, num_heads, max_splits, head_dim + 2]: values, max, sum; splits that a tile
-//   does not see are left as they are
+//   partials  float [rows, num_heads, max_splits, head_dim + 2]: values, max, sum; splits that a
+//   tile does not see are left as they are, and all of them where there is one
+//   sinks  float [num_heads], not bound without has_sinks    out  float [rows, num_heads, head_dim]
 //   Grid: (tiles, num_kv_heads, splits). Group: 128 threads. 12 KiB of threadgroup memory.
 //   Bytes: 4 * head_dim a token of the split, read once for every 4 queries (8 where a KV head has
 //   more than 4 heads); a decode step has one row a tile, so once. Operations: 4 * head_dim a token
@@ -228,7 +249,8 @@ inline void split_attend(thread const SplitTask &s, thread const AttentionTile &
 [[kernel, max_total_threads_per_threadgroup(SPLIT_THREADS)]] void attention_split(
     device const float *q [[buffer(0)]], device const half *k_cache [[buffer(1)]],
     device const half *v_cache [[buffer(2)]], device const int32_t *tables [[buffer(3)]],
-    device const int32_t *tiles [[buffer(4)]], device float *out [[buffer(5)]],
+    device const int32_t *tiles [[buffer(4)]], device float *partials [[buffer(5)]],
+    device const float *sinks [[buffer(6)]], device float *out [[buffer(7)]],
     constant AttentionParams &p [[buffer(MARLIN_PARAMS_INDEX)]],
     constant int32_t *vars [[buffer(MARLIN_VARS_INDEX)]],
     constant MarlinCall &call [[buffer(MARLIN_CALL_INDEX)]],
@@ -238,6 +260,7 @@ inline void split_attend(thread const SplitTask &s, thread const AttentionTile &
 {
     threadgroup float4 memory[(SPLIT_Q_FLOATS + SPLIT_SCORES) / 4];
     threadgroup uint cache_tiles[MARLIN_KV_SPLIT / MARLIN_KEY_TILE];
+    threadgroup float2 factors[8];
     uint num_splits = uint(vars[p.splits_var]);
     if (group.x >= uint(vars[p.tiles_var]) || group.y >= p.num_kv_heads || group.z >= num_splits)
         return;
@@ -260,6 +283,8 @@ inline void split_attend(thread const SplitTask &s, thread const AttentionTile &
     s.q = (threadgroup float *)memory;
     s.scores = s.q + SPLIT_Q_FLOATS;
     s.cache_tiles = cache_tiles;
+    s.factors = factors;
+    s.alone = num_splits == 1;
     // Every simdgroup checks all key tiles and comes to the same answer.
     bool bad = false;
     if (lane * MARLIN_KEY_TILE >= s.first && lane * MARLIN_KEY_TILE < s.count) {
@@ -273,11 +298,11 @@ inline void split_attend(thread const SplitTask &s, thread const AttentionTile &
         if (thread_index == 0) fail(status, call);
         return;
     }
-    device float *partials = out + group.z * (HEAD_DIM + 2);
+    device float *to = s.alone ? out : partials + group.z * (HEAD_DIM + 2);
     if (HEADS_PER_KV > 4)
-        split_attend<8>(s, tile, p, q, k_cache, v_cache, partials);
+        split_attend<8>(s, tile, p, q, k_cache, v_cache, sinks, to);
     else
-        split_attend<4>(s, tile, p, q, k_cache, v_cache, partials);
+        split_attend<4>(s, tile, p, q, k_cache, v_cache, sinks, to);
 }
 
 // attention_combine: merges the partials of a tile's rows for one head, in the order of the splits.

@@ -176,7 +176,7 @@ struct AttentionParams {
     float position_scale; /* queries are multiplied by 1 + this * ln(1 + position / scale_tokens),
                              the quotient a whole number; 0: they are not */
     uint32_t scale_tokens;
-    uint32_t has_sinks; /* attention and attention_combine; ignored by attention_split */
+    uint32_t has_sinks;
 };
 
 /* Of a step's sequences, each of which has runs of rows: see kernels_state.c. */

@@ -248,11 +248,13 @@ def attention(recorder, q, caches, inputs, out):
 
 
 def split_attention(recorder, q, caches, inputs, partials, out):
-    """The same numbers as attention(), the context shared out over threads: for decode."""
-    params = _attention_params(inputs)
-    recorder.dispatch("attention_split", params, _attention_bindings(q, caches, inputs, partials))
+    """The same numbers as attention(), the context shared out over threads: for decode. Where a
+    step has one split, the first kernel writes them and the second has nothing to do."""
+    params, sinks = _attention_params(inputs), maybe(inputs.sinks, READ)
+    bindings = [*_attention_bindings(q, caches, inputs, partials), sinks, (out, WRITE)]
+    recorder.dispatch("attention_split", params, bindings)
     merged = [(partials, READ), None, None, None, (inputs.tiles, READ), (out, WRITE)]
-    recorder.dispatch("attention_combine", params, [*merged, maybe(inputs.sinks, READ)])
+    recorder.dispatch("attention_combine", params, [*merged, sinks])
 
 
 def silu_mul(recorder, gate, up, y, dim):

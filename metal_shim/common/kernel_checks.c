@@ -153,8 +153,7 @@ static void check_layer_norm(marlin_check *c)
     int64_t row_bytes = 4 * (int64_t)p->dim;
     need_rows(c, 0, p->rows_var, 1, 0, row_bytes);
     if (p->has_delta) need_rows(c, 1, p->rows_var, 1, 0, row_bytes);
-    need(c, 2, 4, row_bytes);
-    need(c, 3, 4, row_bytes);
+    for (int i = 2; i < 4; i++) need(c, i, 4, row_bytes);
     need_rows(c, 4, p->rows_var, 1, 0, row_bytes);
     if (p->has_delta) writes(c, 0);
     writes(c, 4);
@@ -197,8 +196,8 @@ static void check_rope_kv_write(marlin_check *c)
             "has a rotary_dim that is odd or beyond the head");
     if (c->problem) return;
     need_rows(c, 0, p->rows_var, 1, 0, 4 * (int64_t)p->num_heads * p->head_dim);
-    need_rows(c, 1, p->rows_var, 1, 0, 4 * (int64_t)p->num_kv_heads * p->head_dim);
-    need_rows(c, 2, p->rows_var, 1, 0, 4 * (int64_t)p->num_kv_heads * p->head_dim);
+    for (int i = 1; i < 3; i++)
+        need_rows(c, i, p->rows_var, 1, 0, 4 * (int64_t)p->num_kv_heads * p->head_dim);
     if (p->rotary_dim) need_rows(c, 3, p->rows_var, 1, 0, 4 * (int64_t)p->rotary_dim);
     need_rows(c, 4, p->rows_var, 1, 0, 4);
     for (int i = 7; p->has_norms && i < 9; i++) need(c, i, 4, 4 * (int64_t)p->head_dim);
@@ -297,7 +296,6 @@ static void check_attention_split(marlin_check *c)
 {
     const struct AttentionParams *p = params_of(c);
     check_attention_params(c);
-    if (c->problem) return;
     int64_t row_bytes = 4 * (int64_t)p->num_heads * p->head_dim;
     check_cache(c, 1, p->num_kv_heads, p->head_dim, p->block_size, p->num_blocks);
     require(c, p->max_splits >= 1 && p->max_splits <= (1 << 20), "has a max_splits out of range");
@@ -306,7 +304,9 @@ static void check_attention_split(marlin_check *c)
     need(c, 3, 4, 4 * (int64_t)p->table_stride);
     need_rows(c, 4, p->tiles_var, 1, 0, 16);
     need(c, 5, 4, c->record->bytes[0] / row_bytes * partial_bytes(p));
-    writes(c, 5);
+    if (p->has_sinks) need(c, 6, 4, 4 * (int64_t)p->num_heads);
+    need(c, 7, 4, c->record->bytes[0] / row_bytes * row_bytes);
+    for (int i = 5; i < 8; i += 2) writes(c, i);
     limit_splits(c);
 }
 
@@ -314,7 +314,6 @@ static void check_attention_combine(marlin_check *c)
 {
     const struct AttentionParams *p = params_of(c);
     check_attention_params(c);
-    if (c->problem) return;
     require(c, p->max_splits >= 1 && p->max_splits <= (1 << 20), "has a max_splits out of range");
     if (c->problem) return;
     need(c, 0, 4, partial_bytes(p));

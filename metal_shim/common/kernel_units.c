@@ -15,7 +15,8 @@ static int64_t ceiling(int64_t count, int64_t size) { return (count + size - 1) 
      marlin_num_groups(vars[p->rows_var], p->num_slots, p->num_experts)}
 #define UNITS_once {vars[p->rows_var] > 0, 1, 1}
 #define UNITS_kv_heads {vars[p->tiles_var], p->num_kv_heads, 1}
-#define UNITS_heads {vars[p->tiles_var], p->num_heads, 1}
+/* One split is a softmax of its own: attention_split has done with it. */
+#define UNITS_merges {vars[p->splits_var] == 1 ? 0 : vars[p->tiles_var], p->num_heads, 1}
 #define UNITS_splits {vars[p->tiles_var], p->num_kv_heads, vars[p->splits_var]}
 #define UNITS_channels {vars[p->sequences_var], ceiling(p->dim, MARLIN_CONV_CHANNELS), 1}
 #define UNITS_value_pieces                                                                         \

@@ -299,14 +299,17 @@ static void walk(void *context, int worker)
     marlin_pool *pool = program->device->pool;
     int num_workers = marlin_pool_size(pool);
     memory->rows_owner = memory->ahead = -1;
+    int barrier =
+        0; /* asked for since the last meeting, if only by a dispatch with nothing to do */
     for (int32_t i = program->records.first; i < program->records.last; i++) {
         item *it = &program->items[i];
-        memory->next = i;
-        if (it->barrier && i > program->records.first)
-            marlin_pool_barrier(pool, fetch_ahead, program, worker);
-        memory->next = i + 1;
+        barrier |= it->barrier && i > program->records.first;
         int64_t units = shared_units(program, i);
         if (units == 0) continue;
+        memory->next = i;
+        if (barrier) marlin_pool_barrier(pool, fetch_ahead, program, worker);
+        barrier = 0;
+        memory->next = i + 1;
         marlin_call call = it->call;
         if (it->kernel->flags & QUANTIZES) call.prepared = prepare(program, i, worker);
         for (int j = 0; j < num_workers; j++)

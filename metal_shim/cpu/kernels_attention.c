@@ -266,10 +266,11 @@ static void merge_begin(float *merged, const marlin_call *call, int64_t head)
     merged[p->head_dim + 1] = 1.0f;
 }
 
-static void store_output(const marlin_call *call, int64_t row, int64_t head, const float *merged)
+static void store_output(const marlin_call *call, int binding, int64_t row, int64_t head,
+                         const float *merged)
 {
     const struct AttentionParams *p = call->params;
-    float *out = (float *)call->at[5] + (row * p->num_heads + head) * p->head_dim;
+    float *out = (float *)call->at[binding] + (row * p->num_heads + head) * p->head_dim;
     vf inverse = vf_set1(1.0f / merged[p->head_dim + 1]);
     for (int64_t i = 0; i < p->head_dim; i += V_LANES)
         vf_store(out + i, vf_mul(vf_load(merged + i), inverse));
@@ -297,14 +298,14 @@ KERNEL(attention)
         }
         int64_t first_row = ((const int32_t *)call->at[4])[tile * 4];
         for (int r = 0; r < a.rows; r++)
-            store_output(call, first_row + r / heads, a.kv_head * heads + r % heads,
+            store_output(call, 5, first_row + r / heads, a.kv_head * heads + r % heads,
                          a.merged + r * (dim + 2));
     }
     return MARLIN_OK;
 }
 
-/* Units: (tile, KV head, split). out: float [rows, num_heads, max_splits, head_dim + 2], partials.
- */
+/* Units: (tile, KV head, split). Binding 5: float [rows, num_heads, max_splits, head_dim + 2],
+ * partials, where there is more than one split; else 7, the output, and 6 is the sinks. */
 KERNEL(attention_split)
 {
     const struct AttentionParams *p = call->params;
@@ -322,6 +323,13 @@ KERNEL(attention_split)
         int64_t first_row = ((const int32_t *)call->at[4])[tile * 4];
         for (int r = 0; r < a.rows; r++) {
             int64_t head = a.kv_head * heads + r % heads;
+            if (splits == 1) {
+                float *merged = a.merged + r * (dim + 2);
+                merge_begin(merged, call, head);
+                merge(merged, a.partial + r * (dim + 2), dim);
+                store_output(call, 7, first_row + r / heads, head, merged);
+                continue;
+            }
             int64_t at = ((first_row + r / heads) * p->num_heads + head) * p->max_splits + split;
             memcpy((float *)call->at[5] + at * (dim + 2), a.partial + r * (dim + 2),
                    (size_t)(dim + 2) * 4);
@@ -353,7 +361,7 @@ KERNEL(attention_combine)
                 for (int64_t split = hidden > 0 ? hidden / SPLIT : 0; split * SPLIT <= last;
                      split++)
                     merge(merged, partials + split * (dim + 2), dim);
-                store_output(call, row, head, merged);
+                store_output(call, 5, row, head, merged);
             }
         }
     }

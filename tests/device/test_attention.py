@@ -133,6 +133,18 @@ def test_a_sequence_gets_the_same_bits_alone_as_in_a_batch(device, shape):
         np.testing.assert_array_equal(alone, together[case.rows_of(index)])
 
 
+@pytest.mark.parametrize("with_sinks", [False, True])
+@pytest.mark.parametrize("shape", SHAPES[1:4], ids=name_of)
+def test_a_context_of_one_split_gets_the_same_bits_beside_a_longer_one(device, shape, with_sinks):
+    """Alone no partials are merged."""
+    scores = {"sinks": sinks_of(shape)} if with_sinks else {}
+    case = make_case([(40, 1), (256, 1), (17, 3), (300, 1)], **shape, **scores)
+    together = launch.attention(device, case, split=True)
+    for index in range(3):
+        alone = launch.attention(device, case.alone(index), split=True)
+        np.testing.assert_array_equal(alone, together[case.rows_of(index)])
+
+
 @pytest.mark.parametrize("rows_per_tile", [1, 5])
 @pytest.mark.parametrize("window", [0, 16, 100])
 def test_the_tiles_that_rows_share_do_not_change_their_bits(device, rows_per_tile, window):

@@ -226,14 +226,9 @@ def test_heads_are_normed_before_they_turn(device, head_dim, rotary_dim, interle
     norms = normal(head_dim, seed=7), normal(head_dim, seed=8), 1e-3
     caches = k_cache.copy(), v_cache.copy()
     actual = launch.rope_kv_write(device, q, k, v, table, slots, *caches, turns, norms)
-    heads = [x.reshape(-1, head_dim) for x in (q, k)]
-    pairs = zip(heads, norms[:2], strict=True)
-    normed = [reference.rms_norm(x, weight, 1e-3)[0].value for x, weight in pairs]
-    q_turned, k_turned = (
-        reference.rotate(x.astype(np.float32).reshape(old.shape), table, interleaved)
-        for x, old in zip(normed, (q, k), strict=True)
-    )
-    for got, want in zip(actual[:2], (q_turned, k_turned), strict=True):
+    for got, heads, weight in zip(actual[:2], (q, k), norms[:2], strict=True):
+        normed = reference.rms_norm(heads, weight, 1e-3)[0].value.astype(np.float32)
+        want = reference.rotate(normed, table, interleaved)
         reference.assert_close(got, reference.Expected(want, np.abs(want) + 1))
     reference.write_kv(k_cache, v_cache, actual[1], v, slots)
     np.testing.assert_array_equal(actual[2], k_cache)

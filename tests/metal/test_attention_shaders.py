@@ -71,24 +71,34 @@ def whole(shader, case, more_tiles=0):
     )
 
 
-def partials_of(shader, case, more=0):
-    """float32 [rows, num_heads, max_splits, head_dim + 2], NaN where nothing was written; None if
-    the kernel failed."""
+def outputs_of(shader, case, more=0):
+    """float32 [rows, num_heads, max_splits, head_dim + 2] and [rows, num_heads, head_dim], NaN
+    where nothing was written; None if the kernel failed."""
     params, constants = attention_params(case)
     layout = case.layout
     shape = (*case.q.shape[:2], layout.max_splits, layout.head_dim + 2)
-    partials = np.full(shape, np.nan, np.float32)
+    partials, out = np.full(shape, np.nan, np.float32), np.full_like(case.q, np.nan)
     bindings = [case.q, case.k_cache, case.v_cache, case.tables, case.tiles, partials]
+    bindings += [case.scores.get("sinks"), out]
     units = (len(case.tiles) + more, layout.num_kv_heads + more, case.num_splits + more)
     step = (len(case.tiles), case.num_splits)
     ran = shader("attention_split").run("attention_split", units, bindings, params, step, constants)
-    return partials if ran else None
+    return (partials, out) if ran else None
+
+
+def partials_of(shader, case, more=0):
+    """The first of outputs_of."""
+    found = outputs_of(shader, case, more)
+    return found and found[0]
 
 
 def split(shader, case):
     """float32 [rows, num_heads, head_dim] of `attention_split` and `attention_combine`."""
     params, constants = attention_params(case)
-    partials, out = partials_of(shader, case), np.full_like(case.q, np.nan)
+    partials, out = outputs_of(shader, case)
+    assert np.isnan(out if case.num_splits > 1 else partials).all()
+    if case.num_splits == 1:
+        return out
     bindings = [partials, None, None, None, case.tiles, out, case.scores.get("sinks")]
     units, step = (len(case.tiles), case.q.shape[1], 1), (len(case.tiles), case.num_splits)
     assert shader("attention_split").run(

@@ -177,6 +177,7 @@ ATTENTION = (
 ATTENTION_SPLIT = (
     ([(300, 3), (40, 1)], {"num_heads": 3, "head_dim": 48}),
     ([(20, 2)], {"num_heads": 5, "head_dim": 144}),
+    ([(260, 2)], {"num_heads": 5, "head_dim": 144}),
 )
 
 

@@ -110,7 +110,7 @@ test_case *make_attention(int variant)
                                 .scale_tokens = 8,
                                 .has_sinks = s->has_sinks};
     marlin_dispatch *record =
-        add_record(c, is_split ? "attention_split" : "attention", &p, sizeof p, is_split ? 6 : 7);
+        add_record(c, is_split ? "attention_split" : "attention", &p, sizeof p, is_split ? 8 : 7);
     bind(c, record, 0, add_floats(c, INPUT, values, -1.0f, 1.0f), MARLIN_READ);
     add_context(c, record, &p);
     memcpy(record->params, &p, sizeof p);
@@ -128,6 +128,8 @@ test_case *make_attention(int variant)
     int64_t partials = (int64_t)rows * s->heads * p.max_splits * (s->dim + 2);
     int partial = add_bytes(c, SUMMED, 4 * partials);
     bind(c, record, 5, partial, MARLIN_WRITE);
+    if (sinks) bind(c, record, 6, sinks, MARLIN_READ);
+    bind(c, record, 7, out, MARLIN_WRITE);
     record = add_record(c, "attention_combine", &p, sizeof p, 7);
     bind(c, record, 0, partial, MARLIN_READ);
     bind(c, record, 4, tiles, MARLIN_READ);
