@@ -220,7 +220,9 @@ void marlin_device_close(marlin_device *device)
 {
     @autoreleasepool {
         if (!device) return;
+        device->explains = YES; /* nothing is encoded ahead any more */
         if (device->running) marlin_program_wait(device->running);
+        marlin_drop_ahead(device);
         marlin_save_archive(device);
         end_activity(device);
         marlin_buffers_close(device);

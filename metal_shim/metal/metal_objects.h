@@ -41,6 +41,7 @@ struct marlin_device {
     char note[256]; /* marlin_device_info's */
     double pace;    /* seconds that this GPU takes for one of metal_cost.c */
     marlin_program *running;
+    marlin_program *ahead; /* whose next replay is encoded; NULL: no program's */
 };
 
 static inline const char *text_of(NSError *error)
@@ -63,6 +64,10 @@ void marlin_save_archive(marlin_device *device);
 /* The device's pipeline of a record's variant, made when it is first asked for. */
 int marlin_find_pipeline(marlin_device *device, const marlin_record *record, int variant,
                          id<MTLComputePipelineState> *out);
+
+/* metal_replay.m */
+/* Give up the replay that is encoded and not asked for. */
+void marlin_drop_ahead(marlin_device *device);
 
 /* metal.m */
 /* Ask for all buffers that are in the residency set. */

@@ -5,6 +5,8 @@
  * refuses the process for good. So a replay is cut into segments, a command buffer each, of about
  * SEGMENT_SECONDS by metal_cost.c's estimate times the device's pace, which measured times set. Two
  * are in flight at most, so that a first one that is too long is the last one.
+ * A replay that asks for what the one before it asked for, as one decode step after another does,
+ * is encoded while that one runs, and committed when it is asked for.
  * Buffers are not tracked, so command buffers could overlap: each updates the device's fence at its
  * end, and waits for it at its beginning. */
 #include <stdio.h>
@@ -36,6 +38,12 @@ typedef struct {
     NSString *signpost;
 } step;
 
+/* What a replay asks for. */
+typedef struct {
+    int32_t first, last;
+    int32_t vars[MARLIN_MAX_VARS];
+} selection;
+
 /* A command buffer of a replay. */
 typedef struct {
     id<MTLCommandBuffer> commands; /* retained */
@@ -52,6 +60,9 @@ struct marlin_program {
     int32_t num_begun, num_finished;
     double ended;     /* when the last one that finished did, on the GPU's clock */
     NSString *failed; /* why one failed, retained; nil: none did */
+    selection asked;  /* last */
+    BOOL repeats;     /* it was asked for twice in a row */
+    segment ahead;    /* the whole of `asked`, encoded and not committed; no commands: it is not */
 };
 
 /* ---- programs ---- */
@@ -106,11 +117,20 @@ int marlin_program_create(marlin_device *device, const marlin_dispatch *records,
     }
 }
 
+void marlin_drop_ahead(marlin_device *device)
+{
+    if (!device->ahead) return;
+    [device->ahead->ahead.commands release];
+    device->ahead->ahead.commands = nil;
+    device->ahead = NULL;
+}
+
 void marlin_program_destroy(marlin_program *program)
 {
     @autoreleasepool {
         if (!program) return;
         if (program->device->running == program) marlin_program_wait(program);
+        if (program->device->ahead == program) marlin_drop_ahead(program->device);
         for (int32_t i = 0; program->steps && i < program->records.count; i++)
             [program->steps[i].signpost release];
         free(program->steps);
@@ -136,6 +156,7 @@ typedef struct {
     bound now[STATUS_INDEX];
     BOOL flagged; /* a record asked for a barrier that is not encoded yet */
     BOOL encoded; /* the segment has a dispatch */
+    BOOL ahead;   /* of a replay that nobody has asked for yet */
     double estimate;
 } pass;
 
@@ -228,7 +249,8 @@ static void finish_replay(marlin_program *program)
 static int begin_segment(pass *p)
 {
     marlin_program *program = p->program;
-    if (program->num_begun - program->num_finished == SEGMENTS_IN_FLIGHT) finish_segment(program);
+    if (!p->ahead && program->num_begun - program->num_finished == SEGMENTS_IN_FLIGHT)
+        finish_segment(program);
     MTLCommandBufferDescriptor *descriptor = MAKE(MTLCommandBufferDescriptor);
     [descriptor setRetainedReferences:NO];
     /* Takes time on the CPU (Apple's documentation), so not before something has failed. */
@@ -237,7 +259,7 @@ static int begin_segment(pass *p)
     p->commands = [program->device->queue commandBufferWithDescriptor:descriptor];
     p->encoder = [p->commands computeCommandEncoderWithDispatchType:MTLDispatchTypeConcurrent];
     if (!p->encoder) return marlin_fail(MARLIN_EDEVICE, "the GPU takes no commands");
-    if (program->num_begun > 0) [p->encoder waitForFence:program->device->fence];
+    if (program->num_begun > 0 && !p->ahead) [p->encoder waitForFence:program->device->fence];
     memset(p->now, 0, sizeof p->now);
     set_vars(p, program->records.vars);
     [p->encoder setBuffer:program->device->status offset:0 atIndex:STATUS_INDEX];
@@ -246,16 +268,21 @@ static int begin_segment(pass *p)
     return MARLIN_OK;
 }
 
-static void end_segment(pass *p)
+static void commit_segment(marlin_program *program, segment what)
 {
-    marlin_program *program = p->program;
-    [p->encoder updateFence:program->device->fence];
+    program->segments[program->num_begun++ % SEGMENTS_IN_FLIGHT] = what;
+    [what.commands commit];
+}
+
+static segment close_segment(pass *p)
+{
+    [p->encoder updateFence:p->program->device->fence];
     [p->encoder endEncoding];
     p->encoder = nil;
-    program->segments[program->num_begun++ % SEGMENTS_IN_FLIGHT] =
-        (segment){[p->commands retain], p->estimate};
-    [p->commands commit];
+    return (segment){[p->commands retain], p->estimate};
 }
+
+static void end_segment(pass *p) { commit_segment(p->program, close_segment(p)); }
 
 /* Open a segment in which there is room for an estimate; an empty one has room for anything. */
 static int make_room(pass *p, double estimate)
@@ -342,6 +369,55 @@ static int encode_record(pass *p, int32_t index)
     return MARLIN_OK;
 }
 
+/* ---- ahead ---- */
+
+/* Whether a replay is one segment, whatever its buffers hold. */
+static BOOL fits_a_segment(const marlin_program *program)
+{
+    double estimate = 0;
+    for (int32_t i = program->records.first; i < program->records.last; i++) {
+        if (marlin_launch_tiles(&program->records, i) > 0) return NO;
+        estimate += marlin_launch_seconds(&program->records, i);
+    }
+    return estimate * program->device->pace <= SEGMENT_SECONDS;
+}
+
+/* Encode again what is being waited for. It is no error if that does not succeed: who asks for it
+ * finds out. */
+static void encode_ahead(marlin_program *program)
+{
+    if (!program->repeats || program->failed || program->device->explains) return;
+    if (!fits_a_segment(program)) return;
+    pass p = {.program = program, .ahead = YES};
+    int code = begin_segment(&p);
+    for (int32_t i = program->records.first; i < program->records.last && code == MARLIN_OK; i++)
+        code = encode_record(&p, i);
+    if (code != MARLIN_OK) {
+        [p.encoder endEncoding];
+        return;
+    }
+    marlin_drop_ahead(program->device);
+    program->ahead = close_segment(&p);
+    program->device->ahead = program;
+}
+
+/* Note what is asked for. Whether it had been encoded and is committed now. */
+static BOOL commit_ahead(marlin_program *program)
+{
+    marlin_device *device = program->device;
+    selection now = {.first = program->records.first, .last = program->records.last};
+    memcpy(now.vars, program->records.vars, sizeof now.vars);
+    program->repeats = memcmp(&now, &program->asked, sizeof now) == 0;
+    program->asked = now;
+    if (device->ahead != program) return NO;
+    segment ahead = program->ahead;
+    BOOL takes =
+        program->repeats && !device->explains && ahead.estimate * device->pace <= SEGMENT_SECONDS;
+    if (takes) commit_segment(program, (segment){[ahead.commands retain], ahead.estimate});
+    marlin_drop_ahead(device);
+    return takes;
+}
+
 /* ---- replay ---- */
 
 int marlin_program_submit(marlin_program *program, int32_t first, int32_t count,
@@ -358,6 +434,8 @@ int marlin_program_submit(marlin_program *program, int32_t first, int32_t count,
         *(uint32_t *)[device->status contents] = STATUS_FINE;
         program->num_begun = program->num_finished = 0;
         program->ended = 0;
+        device->running = program;
+        if (commit_ahead(program)) return MARLIN_OK;
         pass p = {.program = program};
         code = begin_segment(&p);
         int32_t i = program->records.first;
@@ -367,7 +445,6 @@ int marlin_program_submit(marlin_program *program, int32_t first, int32_t count,
             [p.encoder endEncoding]; /* and is dropped: nothing runs behind what failed */
         else if (p.encoder)
             end_segment(&p);
-        device->running = program;
         if (code != MARLIN_OK) finish_replay(program);
         return code;
     }
@@ -378,6 +455,7 @@ int marlin_program_wait(marlin_program *program)
     @autoreleasepool {
         if (!program || program->device->running != program)
             return marlin_fail(MARLIN_EINVAL, "this program has no replay in flight");
+        encode_ahead(program);
         finish_replay(program);
         NSString *failed = [program->failed autorelease];
         program->failed = nil;
