@@ -6,15 +6,13 @@ The wheel is downloaded into pytest's cache and read, never imported.
 """
 
 import re
-import subprocess
-import sys
 import zipfile
 
 import pytest
+from wheels import wheel_of
 
 PACKAGE = "mlx-metal==0.32.4"
 WHEEL_FLAGS = ("--no-deps", "--only-binary=:all:", "--platform", "macosx_15_0_arm64")
-DOWNLOAD_S = 600
 MEMBER = "mlx/lib/mlx.metallib"
 
 # What each becomes, of the types that we use it with.
@@ -64,19 +62,7 @@ INSTRUCTIONS = {"as_type", "isnan", "precise::divide"}
 def air(pytestconfig):
     """The bytes of MLX's library; LLVM's bitcode has names as they are."""
     folder = pytestconfig.cache.mkdir("mlx-metal")
-    wheels = sorted(folder.glob("*.whl"))
-    if not wheels:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", *WHEEL_FLAGS, PACKAGE]
-        try:
-            done = subprocess.run(
-                command, cwd=folder, capture_output=True, text=True, timeout=DOWNLOAD_S
-            )
-        except subprocess.TimeoutExpired:
-            pytest.skip(f"{PACKAGE} was not downloaded within {DOWNLOAD_S} s")
-        if done.returncode != 0:
-            pytest.skip(f"{PACKAGE} cannot be downloaded: {done.stderr.strip()[-300:]}")
-        wheels = sorted(folder.glob("*.whl"))
-    return zipfile.ZipFile(wheels[-1]).read(MEMBER)
+    return zipfile.ZipFile(wheel_of(folder, PACKAGE, *WHEEL_FLAGS)).read(MEMBER)
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import metal_facts
 import pytest
+from wheels import run_pip
 
 PACKAGE = "ziglang==0.17.1"
-DOWNLOAD_S = 600
 HEADERS_VARIABLE = "METAL_MARLIN_APPLE_HEADERS"
 TARGET = "aarch64-macos"
 # zig's spelling of what build.py says with -march.
@@ -32,22 +32,10 @@ def zig(pytestconfig):
     if importlib.util.find_spec("ziglang") is None:
         folder = pytestconfig.cache.mkdir("ziglang")
         if not (folder / "ziglang").exists():
-            _download(folder)
+            run_pip(PACKAGE, "install", "--quiet", "--no-deps", "--target", str(folder))
     driver = f"import sys; sys.path.insert(0, {str(folder or '')!r}); import runpy; "
     driver += "sys.argv[0] = 'zig'; runpy.run_module('ziglang', run_name='__main__')"
     return (sys.executable, "-c", driver, "cc")
-
-
-def _download(folder):
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target"]
-    try:
-        done = subprocess.run(
-            [*command, str(folder), PACKAGE], capture_output=True, text=True, timeout=DOWNLOAD_S
-        )
-    except subprocess.TimeoutExpired:
-        pytest.skip(f"{PACKAGE} was not downloaded within {DOWNLOAD_S} s")
-    if done.returncode != 0:
-        pytest.skip(f"{PACKAGE} cannot be downloaded: {done.stderr.strip()[-300:]}")
 
 
 def exported(library):

@@ -5,11 +5,10 @@ The wheel is downloaded into pytest's cache and read, never imported.
 """
 
 import shutil
-import subprocess
-import sys
 
 import metal_facts
 import pytest
+from wheels import wheel_of
 
 PACKAGE = "pyobjc-framework-Metal"
 WHEEL_FLAGS = (
@@ -41,19 +40,7 @@ FOUNDATION_SELECTORS = {
 @pytest.fixture(scope="module")
 def published(pytestconfig):
     folder = pytestconfig.cache.mkdir("pyobjc-framework-metal")
-    wheels = sorted(folder.glob("*.whl"))
-    if not wheels:
-        command = [sys.executable, "-m", "pip", "download", "--quiet", *WHEEL_FLAGS, PACKAGE]
-        try:
-            done = subprocess.run(
-                command, cwd=folder, capture_output=True, text=True, timeout=DOWNLOAD_S
-            )
-        except subprocess.TimeoutExpired:
-            pytest.skip(f"{PACKAGE} was not downloaded within {DOWNLOAD_S} s")
-        if done.returncode != 0:
-            pytest.skip(f"{PACKAGE} cannot be downloaded: {done.stderr.strip()[-300:]}")
-        wheels = sorted(folder.glob("*.whl"))
-    return metal_facts.published(wheels[-1])
+    return metal_facts.published(wheel_of(folder, PACKAGE, *WHEEL_FLAGS, timeout_s=DOWNLOAD_S))
 
 
 @pytest.fixture(scope="module")
