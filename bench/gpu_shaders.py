@@ -25,7 +25,18 @@ from cuda_driver import Gpu
 from msl.build import CLANG
 
 FOLDER = ROOT / "build" / "gpu"
-TESTS = ("attention", "dense", "indices", "linear", "repack", "rows", "sample", "experts")
+TESTS = (
+    "attention",
+    "dense",
+    "indices",
+    "linear",
+    "repack",
+    "rows",
+    "sample",
+    "experts",
+    "state",
+    "delta",
+)
 
 
 class GpuTests:
