@@ -28,6 +28,7 @@ AIR = {
     "precise::cos": ["cos.f32"],
     "precise::exp": ["exp.f32"],
     "precise::rsqrt": ["rsqrt.f32"],
+    "rsqrt": ["rsqrt.f32"],
     "precise::sin": ["sin.f32"],
     "simd_any": ["simd_any"],
     "simd_max": ["simd_max.f32", "simd_max.u.i32"],
