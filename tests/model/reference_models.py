@@ -68,7 +68,7 @@ def build(family, seed=0, **changes):
         model_class = getattr(transformers, f"{name}ForCausalLM", None)
     config = deepcopy(config | changes)  # transformers writes into the sections
     if name == "MuseGlimmer":
-        model_class = transformers.MuseGlimmerForConditionalGeneration
+        config_class, model_class = whole, transformers.MuseGlimmerForConditionalGeneration
         config = {"text_config": config, "vision_config": VISION}
     model = model_class(config_class(**config)).eval()
     rng = np.random.default_rng(seed)
