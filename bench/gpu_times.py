@@ -250,6 +250,7 @@ def attention_params(num_blocks, table_stride):
         position_scale=0.0,
         scale_tokens=1,
         has_sinks=0,
+        kv_f32=0,
     )
 
 

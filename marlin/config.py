@@ -29,6 +29,7 @@ DEVICE_KINDS = ("metal", "cpu")
 UNKNOWN_PARAMETERS = ("refuse", "warn", "strict")
 SPECULATIVE_METHODS = ("ngram",)
 KEY_SCOPES, PREFIX_CACHES = ("generate", "metrics", "admin"), ("per-key", "shared", "off")
+KV_CACHE_DTYPES = ("float16", "float32")
 POOLINGS = ("last", "mean", "cls", "rank")
 AUDIT_KEY_FILE_OPTION, AUDIT_SYNCS = "--audit-key-file", ("disk", "system")
 # What --help shows as the value of a switch, and how one is known.
@@ -141,6 +142,9 @@ class ServeConfig:
         "KV cache blocks, with --enable-batching")
     block_size: int = _option("--block-size", 16, tiled_size, "TOKENS",
         "tokens a KV cache block, with --enable-batching")
+    kv_cache_dtype: str = _option("--kv-cache-dtype", "float16", one_of(KV_CACHE_DTYPES),
+        "|".join(KV_CACHE_DTYPES),
+        "keys and values as they are kept; float32 for models whose are beyond 65504")
     speculative: str | None = _option("--speculative", None, one_of(SPECULATIVE_METHODS),
         "|".join(SPECULATIVE_METHODS),
         "draft tokens from the text so far and check them together (default: off)")

@@ -59,6 +59,18 @@ class NoMemoryError(DeviceError):
     """The system has no memory for it now."""
 
 
+class KvRangeError(MarlinError):
+    """A key or value that the KV cache cannot hold: what would follow would be wrong."""
+
+    code = "kv_cache_range"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "a key or value of this text is larger than the KV cache can hold (65504 in float16); "
+            "--kv-cache-dtype float32 holds up to 3.4e38"
+        )
+
+
 class NoDeviceError(DeviceError):
     """This machine or installation has no device of the kind asked for; the text says why."""
 

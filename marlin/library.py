@@ -340,6 +340,7 @@ def open_model(
     max_context_tokens: int | None = None,
     batching: Batching | None = None,
     speculative: Literal["ngram"] | None = None,
+    kv_cache_dtype: Literal["float16", "float32"] = "float16",
     pooling: Literal["last", "mean", "cls", "rank"] | None = None,
     allow_special_tokens_in_text: bool = False,
 ) -> Model:
@@ -348,10 +349,9 @@ def open_model(
     Args:
         device: None is Metal where there is one, and else the CPU.
         threads: of the CPU device; None is as many cores as the process may use.
-        max_context_tokens: prompt and output together; None is what memory holds of the model's
-            own.
+        max_context_tokens: prompt and output together; None is what memory holds of its own.
         batching: a KV cache in blocks that answers share; None computes one answer after another.
-        speculative, pooling, allow_special_tokens_in_text: as `serve` has them.
+        speculative, kv_cache_dtype, pooling, allow_special_tokens_in_text: as `serve` has them.
 
     Raises:
         ModelFileError: the model cannot be read.
@@ -359,12 +359,11 @@ def open_model(
         DeviceError: the device cannot be opened, or its memory does not suffice.
     """
     served = load_model(
-        os.fspath(path),
-        threads,
-        max_context_tokens,
+        *(os.fspath(path), threads, max_context_tokens),
         batching=batching,
         device_kind=device,
         speculative=speculative,
+        kv_cache_dtype=kv_cache_dtype,
         pooling=pooling,
     )
     served.trusts_texts = allow_special_tokens_in_text

@@ -2,7 +2,8 @@
 //
 //   q        float [rows, num_heads, head_dim], rotated      out  float, the same
 //   k_cache  half [num_blocks, num_kv_heads, block_size / 16, head_dim, 16], 16-byte aligned
-//   v_cache  half [num_blocks, num_kv_heads, block_size, head_dim], 16-byte aligned
+//   v_cache  half [num_blocks, num_kv_heads, block_size, head_dim], 16-byte aligned; where KV_F32
+//            is set both are float
 //   tables   int32 [num_sequences, table_stride], block ids in logical order
 //   tiles    int32 [num_tiles, 4]: first row, rows (<= 16), sequence, position of the first row
 //   sinks    float [num_heads], or not bound: scores that take their share of a head's softmax

@@ -36,9 +36,16 @@ struct PrefillQueries {
     threadgroup float *diagonal; // [8, 8], 0 off the diagonal
 };
 
-inline simdgroup_float8x8 prefill_widen(simdgroup_half8x8 narrow)
+// An 8x8 matrix of a cache, whose rows begin `stride` numbers apart.
+inline simdgroup_float8x8 prefill_load(device const half *cache, ulong at, uint stride)
 {
     simdgroup_float8x8 wide;
+    if (KV_F32 != 0) {
+        simdgroup_load(wide, (device const float *)cache + at, stride);
+        return wide;
+    }
+    simdgroup_half8x8 narrow;
+    simdgroup_load(narrow, cache + at, stride);
     wide.thread_elements()[0] = float(narrow.thread_elements()[0]);
     wide.thread_elements()[1] = float(narrow.thread_elements()[1]);
     return wide;
@@ -82,14 +89,13 @@ inline void prefill_score(thread const PrefillQueries &s, thread const Attention
                           device const half *k_cache, uint start)
 {
     simdgroup_float8x8 sums[PREFILL_TILES][2];
-    device const half *keys[PREFILL_TILES];
+    ulong keys[PREFILL_TILES];
 #pragma unroll
     for (uint t = 0; t < PREFILL_TILES; t++) {
         sums[t][0] = sums[t][1] =
             make_filled_simdgroup_matrix<float, PREFILL_MATRIX, PREFILL_MATRIX>(0.0f);
         uint position = start + t * MARLIN_KEY_TILE;
-        keys[t] = k_cache +
-                  (prefill_is_seen(s, position) ? prefill_tile_offset(s, tile, p, position) : 0);
+        keys[t] = prefill_is_seen(s, position) ? prefill_tile_offset(s, tile, p, position) : 0;
     }
     for (uint begin = 0; begin < HEAD_DIM; begin += PREFILL_Q_COLUMNS) {
         uint columns = min(uint(PREFILL_Q_COLUMNS), HEAD_DIM - begin);
@@ -101,11 +107,9 @@ inline void prefill_score(thread const PrefillQueries &s, thread const Attention
             for (uint t = 0; t < PREFILL_TILES; t++) {
                 if (!prefill_is_seen(s, start + t * MARLIN_KEY_TILE)) continue;
                 for (uint part = 0; part < 2; part++) {
-                    simdgroup_half8x8 k;
-                    simdgroup_load(k,
-                                   keys[t] + (begin + i) * MARLIN_KEY_TILE + part * PREFILL_MATRIX,
-                                   MARLIN_KEY_TILE);
-                    simdgroup_multiply_accumulate(sums[t][part], queries, prefill_widen(k),
+                    ulong at = keys[t] + (begin + i) * MARLIN_KEY_TILE + part * PREFILL_MATRIX;
+                    simdgroup_multiply_accumulate(sums[t][part], queries,
+                                                  prefill_load(k_cache, at, MARLIN_KEY_TILE),
                                                   sums[t][part]);
                 }
             }
@@ -175,16 +179,16 @@ inline void prefill_add_values(thread const PrefillQueries &s, thread const Atte
 {
     for (uint t = 0; t < PREFILL_CHUNK; t += MARLIN_KEY_TILE) {
         if (!prefill_is_seen(s, start + t)) continue;
-        device const half *values = v_cache + prefill_tile_offset(s, tile, p, start + t) + column;
+        ulong values = prefill_tile_offset(s, tile, p, start + t) + column;
         for (uint part = 0; part < MARLIN_KEY_TILE; part += PREFILL_MATRIX) {
             simdgroup_float8x8 weights;
             simdgroup_load(weights, s.scores + t + part, PREFILL_SCORE_STRIDE);
 #pragma unroll
             for (uint i = 0; i < PREFILL_OUT_MATRICES; i++) {
                 if (i * PREFILL_MATRIX < columns) {
-                    simdgroup_half8x8 v;
-                    simdgroup_load(v, values + part * HEAD_DIM + i * PREFILL_MATRIX, HEAD_DIM);
-                    simdgroup_multiply_accumulate(out[i], weights, prefill_widen(v), out[i]);
+                    ulong at = values + part * HEAD_DIM + i * PREFILL_MATRIX;
+                    simdgroup_multiply_accumulate(out[i], weights,
+                                                  prefill_load(v_cache, at, HEAD_DIM), out[i]);
                 }
             }
         }
@@ -247,8 +251,8 @@ inline void prefill_attend(thread const PrefillQueries &s, thread const Attentio
 //
 //   Grid: (tiles, num_kv_heads), later tiles first because they see more. Group: 128 threads; each
 //   simdgroup takes 8 queries at a time and needs no other. 27 KiB of threadgroup memory.
-//   Bytes: 4 * head_dim a token and 8 queries, from the cache that the simdgroups share.
-//   Operations: 4 * head_dim a token and query, in 8x8 matrices of floats.
+//   Bytes: 4 * head_dim (KV_F32: 8) a token and 8 queries, from the cache that the simdgroups
+//   share. Operations: 4 * head_dim a token and query, in 8x8 matrices of floats.
 [[kernel]] void
 attention(device const float *q [[buffer(0)]], device const half *k_cache [[buffer(1)]],
           device const half *v_cache [[buffer(2)]], device const int32_t *tables [[buffer(3)]],

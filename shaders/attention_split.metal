@@ -51,10 +51,25 @@ inline void split_load_queries(thread const SplitTask &s, thread const Attention
     threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 
+// Eight numbers of a cache, from `at`, a multiple of 8.
+struct SplitEight {
+    float4 low, high;
+};
+
 inline float4 split_half_floats(uint low, uint high)
 {
     half2 a = as_type<half2>(low), b = as_type<half2>(high);
     return float4(float(a.x), float(a.y), float(b.x), float(b.y));
+}
+
+inline SplitEight split_load(device const half *cache, ulong at)
+{
+    if (KV_F32 != 0) {
+        device const float4 *from = (device const float4 *)((device const float *)cache + at);
+        return {from[0], from[1]};
+    }
+    uint4 raw = *(device const uint4 *)(cache + at);
+    return {split_half_floats(raw.x, raw.y), split_half_floats(raw.z, raw.w)};
 }
 
 // Sum of a and b over lanes that differ in `bit`; the lane whose bit is set gets b's, the other
@@ -68,18 +83,16 @@ template <typename V> inline V split_share_sum(V a, V b, uint lane, ushort bit)
 
 // sums[r] += values * factors[r], 8 values for Q queries.
 template <uint Q>
-inline void split_add(thread float4 *low, thread float4 *high, uint4 raw,
+inline void split_add(thread float4 *low, thread float4 *high, SplitEight values,
                       threadgroup const float *factors)
 {
-    float4 values_low = split_half_floats(raw.x, raw.y);
-    float4 values_high = split_half_floats(raw.z, raw.w);
 #pragma unroll
     for (uint r = 0; r < Q; r += 4) {
         float4 four = *(threadgroup const float4 *)(factors + r);
 #pragma unroll
         for (uint j = 0; j < 4; j++) {
-            low[r + j] = fma(float4(four[j]), values_low, low[r + j]);
-            high[r + j] = fma(float4(four[j]), values_high, high[r + j]);
+            low[r + j] = fma(float4(four[j]), values.low, low[r + j]);
+            high[r + j] = fma(float4(four[j]), values.high, high[r + j]);
         }
     }
 }
@@ -102,13 +115,12 @@ inline void split_score(thread const SplitTask &s, thread const AttentionTile &t
         uint columns = min(q_columns, HEAD_DIM - begin);
         split_load_queries<Q>(s, tile, p, q, query, begin, columns);
         if (!seen) continue;
-        device const half *keys = k_cache +
-                                  ulong(s.cache_tiles[key_tile]) * (MARLIN_KEY_TILE * HEAD_DIM) +
-                                  (begin + column) * MARLIN_KEY_TILE + token_half * 8;
+        ulong keys = ulong(s.cache_tiles[key_tile]) * (MARLIN_KEY_TILE * HEAD_DIM) +
+                     (begin + column) * MARLIN_KEY_TILE + token_half * 8;
 #pragma unroll 4
         for (uint i = 0; i < columns; i += 4) {
-            uint4 raw = *(device const uint4 *)(keys + i * MARLIN_KEY_TILE);
-            split_add<Q>(low, high, raw, s.q + (i + column) * Q);
+            SplitEight eight = split_load(k_cache, keys + i * MARLIN_KEY_TILE);
+            split_add<Q>(low, high, eight, s.q + (i + column) * Q);
         }
     }
     uint token = key_tile * MARLIN_KEY_TILE + token_half * 8 + column / 2 * 4 + column % 2 * 2;
@@ -154,7 +166,8 @@ inline void split_softmax(thread const SplitTask &s, thread const AttentionTile 
         most = simd_max(most);
 #pragma unroll
         for (uint i = 0; i < MARLIN_KV_SPLIT / SIMD_THREADS; i++) {
-            float weight = scores[i] > ATTENTION_SEEN ? exp2(scores[i] - most) : 0.0f;
+            // Of a score that is no number, so is the weight.
+            float weight = scores[i] < ATTENTION_SEEN ? 0.0f : exp2(scores[i] - most);
             s.scores[(i * SIMD_THREADS + s.lane) * Q + r] = weight;
             sum += weight;
         }
@@ -188,11 +201,9 @@ inline void split_sum_values(thread const SplitTask &s, thread const AttentionTi
     if (group >= groups) token = s.count;
 #pragma unroll 4
     for (; token < s.count; token += groups) {
-        device const half *values =
-            v_cache + column + token % MARLIN_KEY_TILE * HEAD_DIM +
-            ulong(s.cache_tiles[token / MARLIN_KEY_TILE]) * (MARLIN_KEY_TILE * HEAD_DIM);
-        uint4 raw = *(device const uint4 *)values;
-        split_add<Q>(low, high, raw, s.scores + token * Q);
+        ulong at = column + token % MARLIN_KEY_TILE * HEAD_DIM +
+                   ulong(s.cache_tiles[token / MARLIN_KEY_TILE]) * (MARLIN_KEY_TILE * HEAD_DIM);
+        split_add<Q>(low, high, split_load(v_cache, at), s.scores + token * Q);
     }
     threadgroup float *sums = s.q; // [2, groups, HEAD_DIM]
 #pragma unroll
@@ -243,9 +254,9 @@ inline void split_attend(thread const SplitTask &s, thread const AttentionTile &
 //   tile does not see are left as they are, and all of them where there is one
 //   sinks  float [num_heads], not bound without has_sinks    out  float [rows, num_heads, head_dim]
 //   Grid: (tiles, num_kv_heads, splits). Group: 128 threads. 12 KiB of threadgroup memory.
-//   Bytes: 4 * head_dim a token of the split, read once for every 4 queries (8 where a KV head has
-//   more than 4 heads); a decode step has one row a tile, so once. Operations: 4 * head_dim a token
-//   and query.
+//   Bytes: 4 * head_dim (KV_F32: 8) a token of the split, read once for every 4 queries (8 where a
+//   KV head has more than 4 heads); a decode step has one row a tile, so once. Operations: 4 *
+//   head_dim a token and query.
 [[kernel, max_total_threads_per_threadgroup(SPLIT_THREADS)]] void attention_split(
     device const float *q [[buffer(0)]], device const half *k_cache [[buffer(1)]],
     device const half *v_cache [[buffer(2)]], device const int32_t *tables [[buffer(3)]],

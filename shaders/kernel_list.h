@@ -75,7 +75,7 @@
     X(rms_norm,      rms_norm,      none, RmsNormParams,   4, row_parts,    2, 0, 256, 1, 8) \
     X(layer_norm,    layer_norm,    none, LayerNormParams, 5, rows,         1, 0, 256, 1, 1) \
     X(rope_table,    rope_table,    none, RopeTableParams, 3, rows,         1, 0,  64, 1, 1) \
-    X(rope_kv_write, rope_kv_write, none, RopeKvParams,    9, row_heads,    2, 0, 128, 1, 4) \
+    X(rope_kv_write, rope_kv_write, none, RopeKvParams,   10, row_heads,    2, 0, 128, 1, 4) \
     X(silu_mul,      gated_mul,     none, RowsParams,      3, row_pieces,   1, 0, 256, 1, 1) \
     X(gelu_mul,      gated_mul,     none, RowsParams,      3, row_pieces,   1, 0, 256, 1, 1) \
     X(swiglu_mul,    gated_mul,     none, RowsParams,      3, row_pieces,   1, 0, 256, 1, 1) \

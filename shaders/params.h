@@ -158,6 +158,7 @@ struct RopeKvParams {
     uint32_t interleaved; /* pairs are (2i, 2i + 1), else (i, i + rotary_dim / 2) */
     uint32_t has_norms;   /* heads of q and k are normed before they turn, as rms_norm does it */
     float eps;
+    uint32_t kv_f32; /* keys and values are kept as float32, else float16 */
 };
 
 struct AttentionParams {
@@ -177,6 +178,7 @@ struct AttentionParams {
                              the quotient a whole number; 0: they are not */
     uint32_t scale_tokens;
     uint32_t has_sinks;
+    uint32_t kv_f32; /* as RopeKvParams */
 };
 
 /* Of a step's sequences, each of which has runs of rows: see kernels_state.c. */

@@ -201,8 +201,31 @@ inline void rms_store(thread const RmsRow &row, thread const float4 *kept, float
     }
 }
 
-// The half nearest to x; out of range the largest, so that the cache holds finite values only.
-inline half row_finite_half(float x) { return half(max(min(x, ROW_MAX_HALF), -ROW_MAX_HALF)); }
+// The largest number that a cache can hold.
+inline float row_max_kv() { return KV_F32 != 0 ? FLT_MAX : ROW_MAX_HALF; }
+
+inline void row_put_kv(device half *cache, ulong at, float x)
+{
+    if (KV_F32 != 0)
+        ((device float *)cache)[at] = x;
+    else
+        cache[at] = half(x);
+}
+
+// Of the numbers that a lane stores: whether one is larger than the cache's largest, or none.
+struct RowSeen {
+    bool beyond;
+    bool nan;
+};
+
+// Stores what is nearest to x; out of range the largest, and of NaN 0: but for a key's first number
+// the cache holds finite values only, since attention reads what lies behind a context, times 0.
+inline void row_store_kv(device half *cache, ulong at, float x, thread RowSeen &seen)
+{
+    seen.beyond = seen.beyond || fabs(x) > row_max_kv();
+    seen.nan = seen.nan || isnan(x);
+    row_put_kv(cache, at, isnan(x) ? 0.0f : max(min(x, row_max_kv()), -row_max_kv()));
+}
 
 // What a head of q or k is multiplied by before it turns: its norm, weight by weight.
 struct RowHeadNorm {
@@ -218,19 +241,23 @@ struct RowHeadNorm {
 //
 //   q  float [rows, num_heads, head_dim]    k, v  float [rows, num_kv_heads, head_dim]
 //   table  float [rows, 2, rotary_dim / 2]    slots  int32 [rows]: block * block_size + offset
-//   k_cache  half [num_blocks, num_kv_heads, block_size / 16, head_dim, 16]
-//   v_cache  half [num_blocks, num_kv_heads, block_size, head_dim]
+//   k_cache  half or float [num_blocks, num_kv_heads, block_size / 16, head_dim, 16]
+//   v_cache  half or float [num_blocks, num_kv_heads, block_size, head_dim]
 //   q_norm, k_norm  float [head_dim], not bound without has_norms
+//   beyond  int32 [rows]: becomes 1 where a number was larger than the cache's largest, which is
+//   stored in its place; else it stays
+//   A head with a NaN in its k or v has one for its first k, so that what attends to it is none
+//   either.
 //   Grid: (rows, num_heads + 2 * num_kv_heads): the heads of q, then k, then v. Group: 128 threads,
 //   a simdgroup a head; each lane sums, norms and turns the same dimensions. Bytes a row: q and k
-//   read and written, v and the table read, 2 halves written for each of k and v. Bad index: a slot
-//   that the cache does not have; its row stays as it is.
+//   read and written, v read twice, the table once, 2 halves or floats written for each of k and v.
+//   Bad index: a slot that the cache does not have; its row stays as it is.
 [[kernel]] void
 rope_kv_write(device float *q [[buffer(0)]], device float *k [[buffer(1)]],
               device const float *v [[buffer(2)]], device const float *table [[buffer(3)]],
               device const int32_t *slots [[buffer(4)]], device half *k_cache [[buffer(5)]],
               device half *v_cache [[buffer(6)]], device const float *q_norm [[buffer(7)]],
-              device const float *k_norm [[buffer(8)]],
+              device const float *k_norm [[buffer(8)]], device atomic_uint *beyond [[buffer(9)]],
               constant RopeKvParams &p [[buffer(MARLIN_PARAMS_INDEX)]],
               constant int32_t *vars [[buffer(MARLIN_VARS_INDEX)]],
               constant MarlinCall &call [[buffer(MARLIN_CALL_INDEX)]],
@@ -252,16 +279,17 @@ rope_kv_write(device float *q [[buffer(0)]], device float *k [[buffer(1)]],
     uint block = uint(slot) / p.block_size, offset = uint(slot) % p.block_size;
     // Both caches' [block, kv_head] begins here.
     ulong base = (ulong(block) * p.num_kv_heads + kv_head) * p.block_size * dim;
+    device const float *beside = v + (row * p.num_kv_heads + kv_head) * dim;
+    RowSeen seen = {false, false};
     if (!is_query && !is_key) {
-        device const float *values = v + (row * p.num_kv_heads + kv_head) * dim;
-        device half *to = v_cache + base + offset * dim;
-        for (uint i = lane; i < dim; i += SIMD_THREADS) to[i] = row_finite_half(values[i]);
+        for (uint i = lane; i < dim; i += SIMD_THREADS)
+            row_store_kv(v_cache, base + offset * dim + i, beside[i], seen);
+        if (seen.beyond) atomic_store_explicit(beyond + row, 1u, memory_order_relaxed);
         return;
     }
     device float *values = is_query ? q + (row * p.num_heads + head) * dim
                                     : k + (row * p.num_kv_heads + kv_head) * dim;
-    device half *to = k_cache + base + offset / MARLIN_KEY_TILE * MARLIN_KEY_TILE * dim +
-                      offset % MARLIN_KEY_TILE;
+    ulong to = base + offset / MARLIN_KEY_TILE * MARLIN_KEY_TILE * dim + offset % MARLIN_KEY_TILE;
     device const float *turn = table + row * p.rotary_dim;
     RowHeadNorm norm = {is_query ? q_norm : k_norm, 1.0f, p.has_norms != 0};
     if (norm.norms) {
@@ -283,16 +311,21 @@ rope_kv_write(device float *q [[buffer(0)]], device float *k [[buffer(1)]],
         values[one] = low;
         values[other] = high;
         if (is_key) {
-            to[one * MARLIN_KEY_TILE] = row_finite_half(low);
-            to[other * MARLIN_KEY_TILE] = row_finite_half(high);
+            row_store_kv(k_cache, to + one * MARLIN_KEY_TILE, low, seen);
+            row_store_kv(k_cache, to + other * MARLIN_KEY_TILE, high, seen);
         }
     }
     if (is_query && !norm.norms) return;
     for (uint i = p.rotary_dim + lane; i < dim; i += SIMD_THREADS) {
         float value = norm.of(values[i], i);
         if (norm.norms) values[i] = value;
-        if (is_key) to[i * MARLIN_KEY_TILE] = row_finite_half(value);
+        if (is_key) row_store_kv(k_cache, to + i * MARLIN_KEY_TILE, value, seen);
     }
+    if (!is_key) return;
+    if (seen.beyond) atomic_store_explicit(beyond + row, 1u, memory_order_relaxed);
+    for (uint i = lane; i < dim; i += SIMD_THREADS) seen.nan = seen.nan || isnan(beside[i]);
+    // Lane 0 has written the first k.
+    if (simd_any(seen.nan) && lane == 0) row_put_kv(k_cache, to, NAN);
 }
 
 // x * sigmoid(z), with exp of -|z| only, so that it cannot overflow: sigmoid(z) = (z >= 0 ? 1 : e)

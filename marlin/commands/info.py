@@ -13,11 +13,13 @@ from importlib import metadata
 from typing import Any
 
 from marlin import __version__
+from marlin.config import add_options
 from marlin.device import abi
 from marlin.device.device import Device, why_not
 from marlin.engine import capacity
 from marlin.errors import DeviceError
 from marlin.models.checkpoint import open_checkpoint
+from marlin.models.spec import with_kv_dtype
 
 # What memory_bytes is of each kind.
 _WHOSE_MEMORY = {"cpu": ", the machine's", "metal": ", the recommended working-set size"}
@@ -29,13 +31,14 @@ def add_arguments(parser):
     parser.add_argument(
         "model", metavar="MODEL", nargs="?", help="instead: what this file or folder holds"
     )
+    add_options(parser, ["kv_cache_dtype"])
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(arguments):
     """Print what there is. Returns the exit code."""
     if arguments.model is not None:
-        report, show = of_model(arguments.model), print_model
+        report, show = of_model(arguments.model, arguments.kv_cache_dtype), print_model
     else:
         report = {"versions": versions(), "machine": machine(), "devices": devices()}
         show = print_report
@@ -47,12 +50,13 @@ def run(arguments):
     return 0
 
 
-def of_model(path):
-    """{fact: value} of a model, from its headers; raises ModelFileError as loading it would."""
+def of_model(path, kv_cache_dtype="float16"):
+    """{fact: value} of a model, from its headers, with such a KV cache; raises as loading it."""
     device = Device(kind="cpu")
     try:
         checkpoint = open_checkpoint(path, device)
-        spec, config = checkpoint.spec, checkpoint.spec.config
+        spec = with_kv_dtype(checkpoint.spec, kv_cache_dtype)
+        config = spec.config
         weight_bytes = checkpoint.weight_bytes
     finally:
         device.close()

@@ -25,6 +25,7 @@ _ELSEWHERE = {
     ("--metrics",): "--enable-metrics",
     ("--n-gpu-layers", "--gpu-layers", "-ngl"): "--device",
     ("--threads-batch", "-t", "-tb", "--num-threads"): "--threads",
+    ("--cache-type-k", "--cache-type-v", "-ctk", "-ctv"): "--kv-cache-dtype",
     ("--spec-type", "--model-draft", "-md", "--speculative-config"): "--speculative",
     (
         "--api-key",

@@ -133,6 +133,7 @@ def _load(settings, path, share):
             batching=batching,
             share=share,
             speculative=settings.speculative,
+            kv_cache_dtype=settings.kv_cache_dtype,
             allow_unknown_pretokenizer=settings.allow_unknown_pretokenizer,
             pooling=settings.pooling,
         )

@@ -10,7 +10,7 @@ import numpy as np
 
 from marlin.device.library import library_path as library_path
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 MAX_BINDINGS = 12
 MAX_PARAM_BYTES = 64
 MAX_VARS = 8
@@ -93,12 +93,13 @@ PARAMS = {
         "i4 rows_var",
         "u4 num_heads num_kv_heads head_dim block_size num_blocks rotary_dim interleaved has_norms",
         "f4 eps",
+        "u4 kv_f32",
     ),
     "AttentionParams": _params(
         "i4 tiles_var splits_var",
         "u4 num_heads num_kv_heads head_dim block_size num_blocks table_stride window max_splits",
         "f4 scale softcap position_scale",
-        "u4 scale_tokens has_sinks",
+        "u4 scale_tokens has_sinks kv_f32",
     ),
     "ConvParams": _params(
         "i4 sequences_var", "u4 dim taps row_floats num_slots gated silu has_bias"

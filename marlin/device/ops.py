@@ -6,6 +6,8 @@ Shapes are in the heads of metal_shim/cpu/kernels_*.c and shaders/*.metal.
 
 from typing import NamedTuple
 
+import numpy as np
+
 from marlin.device import abi
 from marlin.device.program import View, make_params
 
@@ -59,20 +61,22 @@ def weight_flags(scale_bytes: int, has_biases: bool) -> int:
 
 
 class KvLayout(NamedTuple):
-    """The KV cache's shape: K half [num_blocks, num_kv_heads, block_size / 16, head_dim, 16], V
-    half [num_blocks, num_kv_heads, block_size, head_dim]; a sequence holds up to table_stride
-    blocks."""
+    """The KV cache's shape: K [num_blocks, num_kv_heads, block_size / 16, head_dim, 16], V
+    [num_blocks, num_kv_heads, block_size, head_dim], of dtype "float16" or "float32"; a sequence
+    holds up to table_stride blocks."""
 
     num_blocks: int
     block_size: int
     table_stride: int
     num_kv_heads: int
     head_dim: int
+    dtype: str = "float16"
 
     @property
     def layer_bytes(self):
         """Bytes of one layer's K; V is as large."""
-        return self.num_blocks * self.block_size * self.num_kv_heads * self.head_dim * 2
+        size = np.dtype(self.dtype).itemsize
+        return self.num_blocks * self.block_size * self.num_kv_heads * self.head_dim * size
 
     @property
     def max_splits(self):
@@ -162,7 +166,8 @@ def rope_kv_write(recorder, qkv, rows, caches, layout, num_heads, turns=None, no
 
     Args:
         qkv: Views q, k, v.
-        rows: Views (RoPE table, slots); the table is None where nothing turns.
+        rows: Views (RoPE table, slots, beyond); the table is None where nothing turns. beyond:
+            int32 [num_tokens], becomes 1 where a number was larger than the cache's largest.
         caches: Views (K cache, V cache) of the layer.
         turns: (the first dimensions of a head that turn, whether pairs are neighbours); None is all
             of them in half-split pairs.
@@ -181,15 +186,17 @@ def rope_kv_write(recorder, qkv, rows, caches, layout, num_heads, turns=None, no
         has_norms=int(norms is not None),
         eps=eps,
     )
-    accesses = (BOTH, BOTH, READ, READ, READ, WRITE, WRITE, READ, READ)
-    views = zip((*qkv, *rows, *caches, q_norm, k_norm), accesses, strict=True)
+    table, slots, beyond = rows
+    accesses = (BOTH, BOTH, READ, READ, READ, WRITE, WRITE, READ, READ, BOTH)
+    views = zip((*qkv, table, slots, *caches, q_norm, k_norm, beyond), accesses, strict=True)
     bindings = [maybe(view, access) for view, access in views]
     recorder.dispatch("rope_kv_write", params, bindings)
 
 
 def _cache_shape(layout):
     names = "num_kv_heads", "head_dim", "block_size", "num_blocks"
-    return {name: getattr(layout, name) for name in names}
+    shape = {name: getattr(layout, name) for name in names}
+    return shape | {"kv_f32": int(layout.dtype == "float32")}
 
 
 class AttentionInputs(NamedTuple):

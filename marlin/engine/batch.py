@@ -63,7 +63,8 @@ class Batch:
             int32 [max_scores].
         state_runs: StateRuns of layers that have a state; None without any.
         places: {None, or the length of a window with blocks of its own: Views of slots,
-            int32 [max_step_tokens], and tables, int32 [max_sequences, paging.table_stride]}.
+            int32 [max_step_tokens], and tables, int32 [max_sequences, paging.table_stride]; and of
+            beyond, int32 [max_step_tokens]}.
     """
 
     TILE_ROWS = abi.QUERY_TILE  # queries of a unit of attention
@@ -84,13 +85,8 @@ class Batch:
         max_tiles = max_step_tokens // self.TILE_ROWS + max_sequences
         self._token_ids = self._input("token_ids", np.int32, (max_step_tokens,))
         self._positions = self._input("positions", np.int32, (max_step_tokens,))
-        self.places: dict[int | None, tuple[View, View]] = {}
-        self._places = []
-        for window in (None, *(length for length, _ in paging.windows)):
-            slots = self._input("slots", np.int32, (max_step_tokens,))
-            tables = self._input("tables", np.int32, (max_sequences, paging.table_stride))
-            self._places.append((slots, tables))
-            self.places[window] = self.views.pop("slots"), self.views.pop("tables")
+        self.places: dict[int | None, tuple[View, View, View]] = {}
+        self._add_places(paging, max_step_tokens, max_sequences)
         self.state_runs = None
         if paging.num_states:
             self.state_runs = self._new_runs(max_step_tokens, max_sequences, paging.num_states)
@@ -110,9 +106,19 @@ class Batch:
         self._unknown_masks = []
 
     @property
-    def where(self) -> tuple[dict[int | None, tuple[View, View]], StateRuns | None]:
+    def where(self) -> tuple[dict[int | None, tuple[View, View, View]], StateRuns | None]:
         """Where a step's tokens and states lie, as KvCache takes them."""
         return self.places, self.state_runs
+
+    def _add_places(self, paging, max_step_tokens, max_sequences):
+        self._places = []
+        self._beyond = self._input("beyond", np.int32, (max_step_tokens,))
+        beyond = self.views.pop("beyond")
+        for window in (None, *(length for length, _ in paging.windows)):
+            slots = self._input("slots", np.int32, (max_step_tokens,))
+            tables = self._input("tables", np.int32, (max_sequences, paging.table_stride))
+            self._places.append((slots, tables))
+            self.places[window] = self.views.pop("slots"), self.views.pop("tables"), beyond
 
     def _new_runs(self, max_runs, max_sequences, num_slots):
         self._runs = self._input("runs", np.int32, (max_runs, 4))
@@ -147,9 +153,20 @@ class Batch:
                 num_entries = self._fill_sampling(rows, num_entries, chunk)
                 num_masks = self._fill_masks(rows, num_masks, chunk)
                 num_samples = rows.stop
+        self._beyond[:num_tokens] = 0
         num_splits = last_position // abi.KV_SPLIT + 1
         sizes = num_tokens, num_tiles, num_samples, num_splits, num_drafts, num_masks
         return BatchSizes(*sizes, len(chunks))
+
+    def count_beyond(self, chunks: Sequence[Chunk], num_accepted: Sequence[int]) -> list[int]:
+        """Of each chunk, the tokens whose keys or values were beyond what the cache holds; guesses
+        after the first num_accepted, which nothing will read, aside."""
+        counts, at = [], 0
+        for chunk, accepted in zip(chunks, num_accepted, strict=True):
+            kept = chunk.num_tokens + accepted
+            counts.append(int(self._beyond[at : at + kept].sum()))
+            at += chunk.num_tokens + len(chunk.draft_token_ids)
+        return counts
 
     def fill_scores(self, rows: Sequence[int]) -> None:
         """Write the rows whose logits are wanted for scores, after the step that computed them."""

@@ -73,7 +73,7 @@ class EncoderRunner:
         self.paging = paging
         self.max_step_tokens = max_step_tokens
         self.max_sequences = max_sequences
-        self.logprobs = []
+        self.logprobs, self.num_beyond = [], []
         # One sample's room, which no step uses.
         self._batch = _EncoderBatch(device, paging, 1, max_step_tokens, max_sequences, 1, 1)
         self._cache = KvCache(device, model.spec, paging, *self._batch.where)
@@ -99,6 +99,7 @@ class EncoderRunner:
         """
         sizes = self._batch.fill(chunks)
         self._program.run(*sizes.vars)
+        self.num_beyond = self._batch.count_beyond(chunks, [0] * len(chunks))
         at = 0
         for chunk in chunks:
             chunk.request.pooler.add(chunk.start, self._states[at : at + chunk.num_tokens])

@@ -23,6 +23,7 @@ from marlin.engine.scheduler import Scheduler
 from marlin.engine.thought_budget import ThoughtGuide
 from marlin.errors import (
     DeviceError,
+    KvRangeError,
     ModelFileError,
     NoMemoryError,
     NotServedError,
@@ -294,9 +295,12 @@ class Engine:
             self._stepped_at = self._clock()
         self._scheduler.shares.charge(chunks, self._stepped_at - started)
         sampled = zip(token_lists, self._runner.logprobs, strict=True)
-        for chunk in chunks:
+        for chunk, num_beyond in zip(chunks, self._runner.num_beyond, strict=True):
             tokens = next(sampled) if chunk.wants_logits else ((), ())
-            if chunk.request.is_score_broken:
+            if num_beyond:
+                chunk.request.num_beyond_tokens += num_beyond
+                self._finish(chunk.request, FinishEvent("error", KvRangeError()), keep=False)
+            elif chunk.request.is_score_broken:
                 error = DeviceError(NOT_NUMBERS)
                 self._finish(chunk.request, FinishEvent("error", error), keep=False)
             elif chunk.is_last and chunk.request.pooler is not None:

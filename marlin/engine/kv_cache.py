@@ -105,7 +105,7 @@ class Paging(NamedTuple):
     def layout(self, spec: KvSpec) -> KvLayout:
         """What kernels are told of the cache of a layer."""
         sizes = self.num_blocks_of(spec), self.block_size, self.table_stride
-        return KvLayout(*sizes, spec.num_kv_heads, spec.head_dim)
+        return KvLayout(*sizes, spec.num_kv_heads, spec.head_dim, spec.dtype)
 
 
 def groups_of(spec: ModelSpec) -> dict[CacheSpec, list[int]]:
@@ -155,7 +155,7 @@ class KvCache:
 
     Args:
         places: {length of a window that gives blocks back, or None for all tokens: Views of the
-            slots and block tables of a step}.
+            slots and block tables of a step, and of the tokens beyond the cache}.
         runs: where a step's states are; None without any.
 
     Attributes:
@@ -167,7 +167,7 @@ class KvCache:
         device: Device,
         spec: ModelSpec,
         paging: Paging,
-        places: dict[int | None, tuple[View, View]],
+        places: dict[int | None, tuple[View, View, View]],
         runs: StateRuns | None = None,
     ):
         found: dict[int, LayerCache | StateCache] = {}

@@ -30,6 +30,7 @@ from marlin.models.checkpoint import open_checkpoint
 from marlin.models.layers import StepSizes
 from marlin.models.model import Model
 from marlin.models.pooling import RANK, Pooling
+from marlin.models.spec import with_kv_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,7 @@ def load_model(
     speculative=None,
     allow_unknown_pretokenizer=False,
     pooling=None,
+    kv_cache_dtype="float16",
 ):
     """Open a model and start its engine; returns the ServedModel.
 
@@ -79,6 +81,7 @@ def load_model(
         allow_unknown_pretokenizer: see text/folder_tokenizer.py.
         pooling: one of models.pooling.POOLINGS, how a text's vector is made; None is what the
             model's files declare, which is then all that it is for.
+        kv_cache_dtype: one of config.KV_CACHE_DTYPES.
 
     Raises:
         ModelFileError: the model cannot be read.
@@ -93,7 +96,7 @@ def load_model(
     try:
         return _load_on(
             *(device, path, snapshot, max_context_tokens, batching, share, speculative),
-            *(allow_unknown_pretokenizer, pooling),
+            *(allow_unknown_pretokenizer, pooling, kv_cache_dtype),
         )
     except DeviceError as error:
         device.close()
@@ -105,17 +108,17 @@ def load_model(
         raise
     return load_model(
         *(path, num_threads, max_context_tokens, isa, batching, share, "cpu", speculative),
-        *(allow_unknown_pretokenizer, pooling),
+        *(allow_unknown_pretokenizer, pooling, kv_cache_dtype),
     )
 
 
-def _load_on(
-    device, path, snapshot, max_context_tokens, batching, share, speculative, allow_unknown, asked
-):
+def _load_on(device, path, snapshot, max_context_tokens, batching, share, speculative, *reading):
+    allow_unknown, asked, kv_dtype = reading
     num_processes = share.num_processes if share else 1
     slabs = _slabs(device, share)
     checkpoint = open_checkpoint(path, device, slabs)
-    spec, config = checkpoint.spec, checkpoint.spec.config
+    checkpoint.spec = spec = with_kv_dtype(checkpoint.spec, kv_dtype)
+    config = spec.config
     pooling = _pooling(checkpoint, asked)
     budget = MemoryBudget(device.info()["memory_bytes"], checkpoint.weight_bytes, num_processes)
     options = max_context_tokens, batching, speculative

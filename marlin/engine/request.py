@@ -81,6 +81,7 @@ class Request:
         guide: where its answer is in its grammar; None without one.
         pooler: takes its hidden states; nothing is generated then, and None for a generation.
         num_draft_tokens, num_accepted_draft_tokens: guesses computed, and those that were right.
+        num_beyond_tokens: those whose keys or values were beyond what the cache holds.
         client: whose it is: engine time is shared between clients.
         num_preemptions: how often it gave its blocks back before its end.
         num_lost_tokens: while it computes anew what it then lost, how many those were; else 0.
@@ -109,6 +110,7 @@ class Request:
     pooler: "Pooler | None" = None
     num_draft_tokens: int = 0
     num_accepted_draft_tokens: int = 0
+    num_beyond_tokens: int = 0
     client: str = ""
     num_preemptions: int = 0
     num_lost_tokens: int = 0

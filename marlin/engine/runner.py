@@ -45,6 +45,8 @@ class Runner:
     Attributes:
         generates: requests may go on, and not only be pooled.
         gpu_memory_bytes: what weights, cache and activations hold on a GPU; 0 on a CPU.
+        num_beyond: of each chunk of the last step, the tokens whose keys or values were beyond
+            what the cache holds.
         logprobs: of the last step's samples: for each list of tokens that it gave a list of their
             TokenLogprobs, empty where not asked for, none for NO_TOKEN.
     """
@@ -75,7 +77,7 @@ class Runner:
         self.logits = logits.array(np.float32, (max_samples, config.vocab_size))
         hidden = self._acts["normed"].buffer
         self._hidden = hidden.array(np.float32, (max_step_tokens, config.hidden_dim))
-        self.logprobs = []
+        self.logprobs, self.num_beyond = [], []
         self.gpu_memory_bytes = held_bytes(device)
         self._prefill = self._record(prefill=True)
         self._decode = self._record(prefill=False)
@@ -120,6 +122,9 @@ class Runner:
         is_decode = sizes.num_tokens - sizes.num_drafts == len(chunks)
         step = self._decode if is_decode else self._prefill
         sampled = self._replay(step, sizes.vars, [chunk for chunk in chunks if chunk.wants_logits])
+        lists = iter(sampled)
+        accepted = [len(next(lists)) - 1 if chunk.wants_logits else 0 for chunk in chunks]
+        self.num_beyond = self._batch.count_beyond(chunks, accepted)
         self._pool(chunks)
         self._score(chunks)
         return sampled

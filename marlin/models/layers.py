@@ -27,6 +27,7 @@ class LayerCache:
     Attributes:
         slots: int32 [num_tokens].
         tables: int32 [num_sequences, table_stride], the block table of each sequence.
+        beyond: int32 [num_tokens], of ops.rope_kv_write().
     """
 
     k: View
@@ -34,6 +35,7 @@ class LayerCache:
     layout: KvLayout
     slots: View
     tables: View
+    beyond: View
 
     @property
     def num_bytes(self) -> int:
@@ -222,7 +224,7 @@ class Attention:
         table, turns = None, (0, False)
         if self.rope is not None:
             table, turns = step.ropes[self.rope], (self.rope.dim, self.rope.interleaved)
-        rows, heads = (table, cache.slots), self.num_heads
+        rows, heads = (table, cache.slots, cache.beyond), self.num_heads
         norms = self._head_norms(step)
         if norms is None:
             self._row_norm(step, "q", self.q_norm, heads)

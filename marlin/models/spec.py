@@ -6,7 +6,7 @@ Tensor. Refuses to know files, devices, and how a layer is computed (layers.py).
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Generic, TypeVar
 
 from marlin.files.fields import Fields
@@ -184,15 +184,16 @@ class LearnedInput:
 
 @dataclass(frozen=True, slots=True)
 class FullKV:
-    """A layer that keeps the key and value of every token, float16."""
+    """A layer that keeps the key and value of every token, float16 or float32."""
 
     num_kv_heads: int
     head_dim: int
+    dtype: str = field(default="float16", kw_only=True)
 
     @property
     def token_bytes(self) -> int:
         """Bytes of a token in one layer."""
-        return 4 * self.num_kv_heads * self.head_dim
+        return (8 if self.dtype == "float32" else 4) * self.num_kv_heads * self.head_dim
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,6 +322,18 @@ class ModelSpec:
         """What a file may hold in place of several tensors."""
         parts = (part for layer in self.layers for part in (layer.attention, layer.feed_forward))
         return tuple(fused for part in parts for fused in getattr(part, "fused", ()))
+
+
+def with_kv_dtype(spec: ModelSpec, dtype: str) -> ModelSpec:
+    """The same model, whose layers keep keys and values in that type."""
+
+    def changed(layer):
+        cache = layer.attention.cache
+        if not isinstance(cache, FullKV):
+            return layer
+        return replace(layer, attention=replace(layer.attention, cache=replace(cache, dtype=dtype)))
+
+    return replace(spec, layers=tuple(map(changed, spec.layers)))
 
 
 class Family(Generic[Config]):

@@ -171,7 +171,7 @@ static void check_rope_table(marlin_check *c)
 }
 
 static void check_cache(marlin_check *c, int k_binding, uint32_t kv_heads, uint32_t dim,
-                        uint32_t block_size, uint32_t num_blocks)
+                        uint32_t block_size, uint32_t num_blocks, uint32_t kv_f32)
 {
     require(c, kv_heads >= 1 && kv_heads <= 4096, "has a num_kv_heads out of range");
     require(c, dim >= 16 && dim <= 1024 && dim % 16 == 0,
@@ -182,7 +182,7 @@ static void check_cache(marlin_check *c, int k_binding, uint32_t kv_heads, uint3
     require(c, (uint64_t)num_blocks * block_size <= INT32_MAX,
             "has more slots than an int32 holds");
     if (c->problem) return;
-    int64_t bytes = (int64_t)num_blocks * block_size * kv_heads * dim * 2;
+    int64_t bytes = (int64_t)num_blocks * block_size * kv_heads * dim * (kv_f32 ? 4 : 2);
     need(c, k_binding, VECTOR_BYTES, bytes);
     need(c, k_binding + 1, VECTOR_BYTES, bytes);
 }
@@ -191,7 +191,7 @@ static void check_rope_kv_write(marlin_check *c)
 {
     const struct RopeKvParams *p = params_of(c);
     require(c, p->num_heads >= 1 && p->num_heads <= 4096, "has a num_heads out of range");
-    check_cache(c, 5, p->num_kv_heads, p->head_dim, p->block_size, p->num_blocks);
+    check_cache(c, 5, p->num_kv_heads, p->head_dim, p->block_size, p->num_blocks, p->kv_f32);
     require(c, p->rotary_dim <= p->head_dim && p->rotary_dim % 2 == 0,
             "has a rotary_dim that is odd or beyond the head");
     if (c->problem) return;
@@ -199,10 +199,10 @@ static void check_rope_kv_write(marlin_check *c)
     for (int i = 1; i < 3; i++)
         need_rows(c, i, p->rows_var, 1, 0, 4 * (int64_t)p->num_kv_heads * p->head_dim);
     if (p->rotary_dim) need_rows(c, 3, p->rows_var, 1, 0, 4 * (int64_t)p->rotary_dim);
-    need_rows(c, 4, p->rows_var, 1, 0, 4);
     for (int i = 7; p->has_norms && i < 9; i++) need(c, i, 4, 4 * (int64_t)p->head_dim);
-    static const int written[] = {0, 1, 5, 6};
-    for (int i = 0; i < 4; i++) writes(c, written[i]);
+    for (int i = 4; i < 10; i += 5) need_rows(c, i, p->rows_var, 1, 0, 4);
+    static const int written[] = {0, 1, 5, 6, 9};
+    for (int i = 0; i < 5; i++) writes(c, written[i]);
 }
 
 static void check_gated_mul(marlin_check *c)
@@ -269,7 +269,7 @@ static void check_attention(marlin_check *c)
     check_attention_params(c);
     if (c->problem) return;
     int64_t row_bytes = 4 * (int64_t)p->num_heads * p->head_dim;
-    check_cache(c, 1, p->num_kv_heads, p->head_dim, p->block_size, p->num_blocks);
+    check_cache(c, 1, p->num_kv_heads, p->head_dim, p->block_size, p->num_blocks, p->kv_f32);
     need(c, 0, 4, row_bytes);
     need(c, 3, 4, 4 * (int64_t)p->table_stride);
     need_rows(c, 4, p->tiles_var, 1, 0, 16);
@@ -297,7 +297,7 @@ static void check_attention_split(marlin_check *c)
     const struct AttentionParams *p = params_of(c);
     check_attention_params(c);
     int64_t row_bytes = 4 * (int64_t)p->num_heads * p->head_dim;
-    check_cache(c, 1, p->num_kv_heads, p->head_dim, p->block_size, p->num_blocks);
+    check_cache(c, 1, p->num_kv_heads, p->head_dim, p->block_size, p->num_blocks, p->kv_f32);
     require(c, p->max_splits >= 1 && p->max_splits <= (1 << 20), "has a max_splits out of range");
     if (c->problem) return;
     need(c, 0, 4, row_bytes);

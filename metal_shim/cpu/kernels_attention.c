@@ -1,8 +1,8 @@
 /* kernels_attention.c: causal attention over a block-table KV cache, for prefill and decode.
  *
  *   q        float [rows, num_heads, head_dim], rotated      out  float, the same
- *   k_cache  half [num_blocks, num_kv_heads, block_size / 16, head_dim, 16]
- *   v_cache  half [num_blocks, num_kv_heads, block_size, head_dim]
+ *   k_cache  half or float [num_blocks, num_kv_heads, block_size / 16, head_dim, 16]
+ *   v_cache  half or float [num_blocks, num_kv_heads, block_size, head_dim]
  *   tables   int32 [num_sequences, table_stride], block ids in logical order
  *   tiles    int32 [num_tiles, 4]: first row, rows (<= 16), sequence, position of the first row
  *   sinks    float [num_heads], or not bound: scores that take their share of a head's softmax
@@ -27,7 +27,7 @@
 
 typedef struct {
     const struct AttentionParams *p;
-    const uint16_t *k_cache, *v_cache;
+    const uint8_t *k_cache, *v_cache; /* of float where p->kv_f32 */
     const int32_t *table;
     int64_t kv_head;
     int rows;       /* query rows of the tile times query heads of the KV head */
@@ -48,8 +48,8 @@ static void attention_begin(attention *a, const marlin_call *call, uint8_t *scra
     const struct AttentionParams *p = call->params;
     int64_t rows = scratch_rows(p), dim = p->head_dim;
     a->p = p;
-    a->k_cache = (const uint16_t *)call->at[1];
-    a->v_cache = (const uint16_t *)call->at[2];
+    a->k_cache = call->at[1];
+    a->v_cache = call->at[2];
     a->q = (float *)scratch;
     a->scores = a->q + rows * dim;
     a->partial = a->scores + rows * SPLIT;
@@ -94,6 +94,12 @@ static int load_tile(attention *a, const marlin_call *call, int64_t tile, int64_
     return 1;
 }
 
+/* is_f32 is a constant where this and its callers are called. */
+INLINE vf load_kv(int is_f32, const uint8_t *cache, int64_t at)
+{
+    return is_f32 ? vf_load((const float *)cache + at) : vf_load_f16((const uint16_t *)cache + at);
+}
+
 /* Offset in either cache of the 16 tokens that begin at position (a multiple of 16). */
 INLINE int64_t cache_offset(const attention *a, int64_t position)
 {
@@ -104,16 +110,17 @@ INLINE int64_t cache_offset(const attention *a, int64_t position)
 }
 
 /* Scores of num_rows (a constant) rows with the 16 keys at `position`. */
-INLINE void score_rows(const attention *a, int num_rows, int row, int64_t position, int64_t column)
+INLINE void score_rows(const attention *a, int is_f32, int num_rows, int row, int64_t position,
+                       int64_t column)
 {
     int64_t dim = a->p->head_dim;
     const float *q = a->q + row * dim;
-    const uint16_t *keys = a->k_cache + cache_offset(a, position);
+    int64_t keys = cache_offset(a, position);
     for (int part = 0; part < V_PARTS; part++) {
         vf sums[Q_BLOCK];
         for (int r = 0; r < num_rows; r++) sums[r] = vf_zero();
         for (int64_t i = 0; i < dim; i++) {
-            vf key = vf_load_f16(keys + i * 16 + part * V_LANES);
+            vf key = load_kv(is_f32, a->k_cache, keys + i * 16 + part * V_LANES);
 #pragma GCC unroll 8
             for (int r = 0; r < num_rows; r++)
                 sums[r] = vf_fma(vf_set1(q[r * dim + i]), key, sums[r]);
@@ -123,16 +130,17 @@ INLINE void score_rows(const attention *a, int num_rows, int row, int64_t positi
     }
 }
 
-static void score_tile(const attention *a, int64_t position, int64_t column)
+INLINE void score_tile(const attention *a, int is_f32, int64_t position, int64_t column)
 {
     int row = 0;
-    for (; a->rows - row >= Q_BLOCK; row += Q_BLOCK) score_rows(a, Q_BLOCK, row, position, column);
-    for (; a->rows - row >= 3; row += 3) score_rows(a, 3, row, position, column);
-    for (; row < a->rows; row++) score_rows(a, 1, row, position, column);
+    for (; a->rows - row >= Q_BLOCK; row += Q_BLOCK)
+        score_rows(a, is_f32, Q_BLOCK, row, position, column);
+    for (; a->rows - row >= 3; row += 3) score_rows(a, is_f32, 3, row, position, column);
+    for (; row < a->rows; row++) score_rows(a, is_f32, 1, row, position, column);
 }
 
 /* Scores of one row become 2^(score - max), 0 where the row may not look; max and sum go to the
- * partial. */
+ * partial. Of a score that is no number, as a key that was none leaves it, so is all of the row. */
 static void softmax_row(const attention *a, int row, int64_t start, int64_t count)
 {
     float *s = a->scores + row * SPLIT;
@@ -154,6 +162,9 @@ static void softmax_row(const attention *a, int row, int64_t start, int64_t coun
     partial[a->p->head_dim + 1] = 0.0f;
     if (max == -INFINITY) {
         memset(s, 0, (size_t)count * sizeof *s);
+        if ((seen < count ? seen : count) <= (hidden > 0 ? hidden : 0)) return;
+        partial[a->p->head_dim] = 0.0f; /* all that it sees is no number */
+        partial[a->p->head_dim + 1] = NAN;
         return;
     }
     vf sum[V_PARTS];
@@ -172,20 +183,20 @@ static void softmax_row(const attention *a, int row, int64_t start, int64_t coun
 
 /* Values of num_rows rows, num_vectors vectors of the head from `column`: both constants where it
  * is called. */
-INLINE void sum_values(const attention *a, int num_rows, int num_vectors, int row, int64_t column,
-                       int64_t start, int64_t first, int64_t count)
+INLINE void sum_values(const attention *a, int is_f32, int num_rows, int num_vectors, int row,
+                       int64_t column, int64_t start, int64_t first, int64_t count)
 {
     int64_t dim = a->p->head_dim;
     vf sums[6][V_BLOCK];
     for (int r = 0; r < num_rows; r++)
         for (int v = 0; v < num_vectors; v++) sums[r][v] = vf_zero();
     for (int64_t tile = first; tile < count; tile += 16) {
-        const uint16_t *values = a->v_cache + cache_offset(a, start + tile) + column;
+        int64_t values = cache_offset(a, start + tile) + column;
         const float *weights = a->scores + row * SPLIT + tile;
         for (int64_t t = 0; t < 16; t++) {
             vf value[V_BLOCK];
             for (int v = 0; v < num_vectors; v++)
-                value[v] = vf_load_f16(values + t * dim + v * V_LANES);
+                value[v] = load_kv(is_f32, a->v_cache, values + t * dim + v * V_LANES);
 #pragma GCC unroll 6
             for (int r = 0; r < num_rows; r++) {
                 vf weight = vf_set1(weights[r * SPLIT + t]);
@@ -200,20 +211,31 @@ INLINE void sum_values(const attention *a, int num_rows, int num_vectors, int ro
             vf_store(a->partial + (row + r) * (dim + 2) + column + v * V_LANES, sums[r][v]);
 }
 
-static void sum_all_values(const attention *a, int64_t start, int64_t first, int64_t count)
+INLINE void sum_all_values(const attention *a, int is_f32, int64_t start, int64_t first,
+                           int64_t count)
 {
     int64_t dim = a->p->head_dim, column = 0;
     for (; dim - column >= V_BLOCK * V_LANES; column += V_BLOCK * V_LANES) {
         int row = 0;
         for (; a->rows - row >= O_BLOCK; row += O_BLOCK)
-            sum_values(a, O_BLOCK, V_BLOCK, row, column, start, first, count);
+            sum_values(a, is_f32, O_BLOCK, V_BLOCK, row, column, start, first, count);
         for (; a->rows - row >= 3; row += 3)
-            sum_values(a, 3, V_BLOCK, row, column, start, first, count);
-        for (; row < a->rows; row++) sum_values(a, 1, V_BLOCK, row, column, start, first, count);
+            sum_values(a, is_f32, 3, V_BLOCK, row, column, start, first, count);
+        for (; row < a->rows; row++)
+            sum_values(a, is_f32, 1, V_BLOCK, row, column, start, first, count);
     }
     for (; column < dim; column += V_LANES)
         for (int row = 0; row < a->rows; row++)
-            sum_values(a, 1, 1, row, column, start, first, count);
+            sum_values(a, is_f32, 1, 1, row, column, start, first, count);
+}
+
+/* The partial of every row over the tokens [first, count) of a split that some row sees. */
+INLINE void attend_tokens(const attention *a, int is_f32, int64_t start, int64_t first,
+                          int64_t count)
+{
+    for (int64_t i = first; i < count; i += 16) score_tile(a, is_f32, start + i, i);
+    for (int row = 0; row < a->rows; row++) softmax_row(a, row, start, count);
+    sum_all_values(a, is_f32, start, first, count);
 }
 
 /* The partial of every row over one split. */
@@ -234,9 +256,10 @@ static void attend_split(const attention *a, int64_t split)
         }
         return;
     }
-    for (int64_t i = first; i < count; i += 16) score_tile(a, start + i, i);
-    for (int row = 0; row < a->rows; row++) softmax_row(a, row, start, count);
-    sum_all_values(a, start, first, count);
+    if (a->p->kv_f32)
+        attend_tokens(a, 1, start, first, count);
+    else
+        attend_tokens(a, 0, start, first, count);
 }
 
 /* merged += partial, both [head_dim values, max, sum]. */

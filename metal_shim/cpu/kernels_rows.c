@@ -1,6 +1,8 @@
 /* kernels_rows.c: the row-by-row kernels: embedding, RMS and layer norm, RoPE with the KV write,
  * gates, GELU, scaled rows, row gather. Unit of work: one row (for rms_norm of heads, one head of
  * one token). */
+#include <float.h>
+
 #include "cpu/cpu.h"
 #include "cpu/simd.h"
 
@@ -195,6 +197,52 @@ KERNEL(rope_table)
     return MARLIN_OK;
 }
 
+/* The largest number of a half. */
+#define MAX_HALF 65504.0f
+#define HALF_NAN 0x7e00
+
+/* A stored value is always finite: attention reads what lies behind a context, times 0. */
+INLINE void store_kv(int is_f32, uint8_t *cache, int64_t at, float value)
+{
+    if (!is_f32)
+        ((uint16_t *)cache)[at] = f16_from_f32(value);
+    else if (isnan(value))
+        ((float *)cache)[at] = 0.0f;
+    else
+        ((float *)cache)[at] = value > FLT_MAX ? FLT_MAX : value < -FLT_MAX ? -FLT_MAX : value;
+}
+
+/* The numbers of a head, at `at` in the cache and every `stride` from there. Returns whether one is
+ * beyond what the cache can hold. */
+INLINE int write_numbers(int is_f32, const float *x, uint8_t *cache, int64_t at, int64_t stride,
+                         int64_t dim)
+{
+    float most = is_f32 ? FLT_MAX : MAX_HALF;
+    int is_beyond = 0;
+    for (int64_t i = 0; i < dim; i++) {
+        store_kv(is_f32, cache, at + i * stride, x[i]);
+        is_beyond |= fabsf(x[i]) > most;
+    }
+    return is_beyond;
+}
+
+static int write_head(const struct RopeKvParams *p, const float *x, uint8_t *cache, int64_t at,
+                      int64_t stride)
+{
+    return p->kv_f32 ? write_numbers(1, x, cache, at, stride, p->head_dim)
+                     : write_numbers(0, x, cache, at, stride, p->head_dim);
+}
+
+static int has_nan(const float *x, int64_t dim)
+{
+    int found = 0;
+    for (int64_t i = 0; i < dim; i++) found |= isnan(x[i]);
+    return found;
+}
+
+/* Heads of a row are written by several workers. */
+static void mark(int32_t *beyond) { __atomic_store_n(beyond, 1, __ATOMIC_RELAXED); }
+
 INLINE void rotate(float *head, const float *table, const struct RopeKvParams *p)
 {
     int64_t half = p->rotary_dim / 2;
@@ -218,10 +266,14 @@ INLINE void rotate(float *head, const float *table, const struct RopeKvParams *p
  * cache. A unit is a head: of q, then k, then v.
  *
  *   q float [rows, num_heads, head_dim]    k, v float [rows, num_kv_heads, head_dim]
- *   table float [rows, 2, rotary_dim / 2], not bound where nothing turns    slots int32 [rows]:
- * block * block_size + offset    norms of q and k float [head_dim], not bound without has_norms
- *   k_cache half [num_blocks, num_kv_heads, block_size / 16, head_dim, 16]
- *   v_cache half [num_blocks, num_kv_heads, block_size, head_dim] */
+ *   table float [rows, 2, rotary_dim / 2], not bound where nothing turns
+ *   slots int32 [rows]: block * block_size + offset
+ *   k_cache half or float [num_blocks, num_kv_heads, block_size / 16, head_dim, 16]
+ *   v_cache half or float [num_blocks, num_kv_heads, block_size, head_dim]
+ *   norms of q and k float [head_dim], not bound without has_norms
+ *   beyond int32 [rows]: becomes 1 where a number was larger than the cache's largest, which is
+ *   stored in its place; else it stays
+ * A head with a NaN in its k or v has one for its first k, so that what attends to it is none. */
 KERNEL(rope_kv_write)
 {
     (void)scratch;
@@ -229,6 +281,7 @@ KERNEL(rope_kv_write)
     const struct RmsNormParams norm = {.dim = p->head_dim, .eps = p->eps};
     const int32_t *slots = (const int32_t *)call->at[4];
     int64_t dim = p->head_dim, q_heads = p->num_heads, kv_heads = p->num_kv_heads;
+    int32_t *beyond = (int32_t *)call->at[9];
     for (int64_t unit = begin; unit < end; unit++) {
         int64_t t = unit / (q_heads + 2 * kv_heads), head = unit % (q_heads + 2 * kv_heads);
         int64_t slot = slots[t], kv = t * kv_heads + (head - q_heads) % kv_heads;
@@ -237,8 +290,7 @@ KERNEL(rope_kv_write)
         int64_t base = (block * kv_heads + kv % kv_heads) * p->block_size * dim;
         if (head >= q_heads + kv_heads) {
             const float *v = (const float *)call->at[2] + kv * dim;
-            uint16_t *to = (uint16_t *)call->at[6] + base + offset * dim;
-            for (int64_t i = 0; i < dim; i++) to[i] = f16_from_f32(v[i]);
+            if (write_head(p, v, call->at[6], base + offset * dim, 1)) mark(beyond + t);
             continue;
         }
         int is_key = head >= q_heads;
@@ -246,9 +298,14 @@ KERNEL(rope_kv_write)
         if (p->has_norms) norm_row(&norm, x, NULL, (const float *)call->at[7 + is_key], x);
         rotate(x, (const float *)call->at[3] + t * p->rotary_dim, p);
         if (!is_key) continue;
-        uint16_t *to = (uint16_t *)call->at[5] + base + offset % MARLIN_KEY_TILE;
-        to += offset / MARLIN_KEY_TILE * MARLIN_KEY_TILE * dim;
-        for (int64_t i = 0; i < dim; i++) to[i * MARLIN_KEY_TILE] = f16_from_f32(x[i]);
+        int64_t to = base + offset / MARLIN_KEY_TILE * MARLIN_KEY_TILE * dim;
+        to += offset % MARLIN_KEY_TILE;
+        if (write_head(p, x, call->at[5], to, MARLIN_KEY_TILE)) mark(beyond + t);
+        if (!has_nan(x, dim) && !has_nan((const float *)call->at[2] + kv * dim, dim)) continue;
+        if (p->kv_f32)
+            ((float *)call->at[5])[to] = NAN;
+        else
+            ((uint16_t *)call->at[5])[to] = HALF_NAN;
     }
     return MARLIN_OK;
 }

@@ -105,12 +105,14 @@ INLINE uint16_t f16_from_f32(float value)
     return (uint16_t)(sign | ((bits - 0x38000000u) >> 13));
 }
 
-/* 2^x for x <= 0 (0 below -126), within 2 units in the last place; 2^0 is exactly 1.
+/* 2^x for x <= 0 (0 below -126), within 2 units in the last place; 2^0 is exactly 1, and of NaN it
+ * is NaN: x86's maximum is its second operand then.
  * Coefficients of 2^f on [-0.5, 0.5]: Cephes, exp2f. */
 INLINE vf vf_exp2(vf x)
 {
-    vf whole = vf_round(vf_max(x, vf_set1(-127.0f)));
-    vf f = vf_sub(vf_max(x, vf_set1(-127.0f)), whole);
+    vf bounded = vf_max(vf_set1(-127.0f), x);
+    vf whole = vf_round(bounded);
+    vf f = vf_sub(bounded, whole);
     vf p = vf_set1(1.535336188319500e-4f);
     p = vf_fma(p, f, vf_set1(1.339887440266574e-3f));
     p = vf_fma(p, f, vf_set1(9.618437357674640e-3f));
@@ -121,12 +123,12 @@ INLINE vf vf_exp2(vf x)
     return vf_scale2(p, whole);
 }
 
-/* tanh(x) of any x, within 1e-7: (1 - e) / (1 + e) with e = exp(-2 |x|), and the sign of x. From
- * 20 on it is 1. */
+/* tanh(x) of any x, NaN of NaN, within 1e-7: (1 - e) / (1 + e) with e = exp(-2 |x|), and the sign
+ * of x. From 20 on it is 1. */
 INLINE vf vf_tanh(vf x)
 {
     vf one = vf_set1(1.0f), least = vf_set1(-20.0f);
-    x = vf_sub(vf_zero(), vf_max(vf_sub(vf_zero(), vf_max(x, least)), least));
+    x = vf_sub(vf_zero(), vf_max(least, vf_sub(vf_zero(), vf_max(least, x))));
     vf size = vf_abs(x), e = vf_exp2(vf_mul(size, vf_set1(-2.88539008f)));
     vf sign = vf_div(x, vf_max(size, vf_set1(1e-30f)));
     return vf_mul(vf_div(vf_sub(one, e), vf_add(one, e)), sign);

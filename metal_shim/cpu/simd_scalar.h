@@ -18,7 +18,10 @@ static inline vf vf_max(vf a, vf b) { return a > b ? a : b; }
 static inline vf vf_fma(vf a, vf b, vf c) { return fmaf(a, b, c); }
 static inline vf vf_abs(vf a) { return fabsf(a); }
 static inline vf vf_round(vf a) { return nearbyintf(a); }
-static inline vf vf_scale2(vf a, vf n) { return n <= -127.0f ? 0.0f : ldexpf(a, (int)n); }
+static inline vf vf_scale2(vf a, vf n)
+{
+    return n <= -127.0f ? 0.0f : n > -127.0f ? ldexpf(a, (int)n) : n; /* NaN */
+}
 static inline float vf_reduce_add(vf a) { return a; }
 static inline float vf_reduce_max(vf a) { return a; }
 static inline vf vf_keep_from(vf a, vf t) { return a >= t ? a : 0.0f; }

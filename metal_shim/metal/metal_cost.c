@@ -55,12 +55,17 @@ static cost cost_of_experts(const marlin_record *record, const int32_t *vars)
                   least(chosen, p->num_experts) * matrix_bytes(record, p->n, p->k)};
 }
 
+/* Of a token's key and value in one layer. */
+static double token_bytes(const struct AttentionParams *p)
+{
+    return (p->kv_f32 ? 8.0 : 4.0) * p->num_kv_heads * p->head_dim;
+}
+
 static cost cost_of_split(const marlin_record *record, const int32_t *vars)
 {
     const struct AttentionParams *p = (const void *)record->params;
     double tokens = (double)vars[p->tiles_var] * vars[p->splits_var] * MARLIN_KV_SPLIT;
-    return (cost){4 * tokens * p->num_heads * p->head_dim,
-                  4 * tokens * p->num_kv_heads * p->head_dim};
+    return (cost){4 * tokens * p->num_heads * p->head_dim, tokens * token_bytes(p)};
 }
 
 static cost cost_of_logits(const marlin_record *record, const int32_t *vars)
@@ -94,7 +99,7 @@ static cost cost_of_tile(const marlin_record *record, int32_t index)
     double seen = tile[3] < 0 ? 1 : least(tile[3] + rows, held);
     if (p->window) seen = least(seen, p->window + rows);
     return (cost){4 * ATTENTION_SLOWNESS * rows * seen * p->num_heads * p->head_dim,
-                  4 * seen * p->num_kv_heads * p->head_dim};
+                  seen * token_bytes(p)};
 }
 
 static cost cost_of_attention(const marlin_record *record, const int32_t *vars)

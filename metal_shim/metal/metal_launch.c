@@ -31,6 +31,12 @@ static void attention_constants(const void *params, uint32_t *out)
     const struct AttentionParams *p = params;
     out[HEAD_DIM] = p->head_dim;
     out[HEADS_PER_KV] = p->num_heads / p->num_kv_heads;
+    out[KV_F32] = p->kv_f32 != 0;
+}
+
+static void rope_constants(const void *params, uint32_t *out)
+{
+    out[KV_F32] = ((const struct RopeKvParams *)params)->kv_f32 != 0;
 }
 
 /* Function constants that come from a struct of parameters. */
@@ -40,6 +46,7 @@ static void attention_constants(const void *params, uint32_t *out)
         const struct LinearParams *: linear_constants,                                             \
         const struct ExpertParams *: linear_constants,                                             \
         const struct AttentionParams *: attention_constants,                                       \
+        const struct RopeKvParams *: rope_constants,                                               \
         default: no_constants)
 
 static const launch launches[NUM_KERNELS] = {

@@ -18,7 +18,7 @@ class KvCase:
     Attributes:
         sequences: (context_len, num_queries) of each; the queries are its last positions.
         q: float32 [rows, num_heads, head_dim], sequence after sequence.
-        k_cache, v_cache: float16, as the kernels' heads say.
+        k_cache, v_cache: float16 or float32, as the kernels' heads say.
         tables: int32 [num_sequences, table_stride]; -1 where no position may be looked up.
         tiles: int32 [num_tiles, 4]: first row, rows, sequence, position of the first row.
         scores: softcap, position_scale, scale_tokens and sinks (float32 [num_heads]) of
@@ -38,7 +38,8 @@ class KvCase:
     @property
     def layout(self):
         num_blocks, num_kv_heads, block_size, head_dim = self.v_cache.shape
-        return ops.KvLayout(num_blocks, block_size, self.tables.shape[1], num_kv_heads, head_dim)
+        sizes = num_blocks, block_size, self.tables.shape[1], num_kv_heads, head_dim
+        return ops.KvLayout(*sizes, self.v_cache.dtype.name)
 
     @property
     def num_splits(self):
@@ -98,6 +99,7 @@ def make_case(
     window=0,
     loudness=1.0,
     scale=None,
+    dtype=np.float16,
     **scores,
 ):
     """A KvCase with shuffled blocks.
@@ -106,6 +108,7 @@ def make_case(
         block_size: tokens a block; None is one contiguous block as long as the longest context.
         loudness: factor on the queries: large ones make a sharp softmax.
         scale: of the scores; None is head_dim ** -0.5.
+        dtype: of the cache.
         scores: KvCase.scores.
     """
     rng = np.random.default_rng(len(sequences) + head_dim + num_heads)
@@ -114,8 +117,8 @@ def make_case(
     stride = -(-longest // block_size)
     num_blocks = stride * len(sequences) + 2
     num_rows = sum(num_queries for _, num_queries in sequences)
-    k_cache = np.full((num_blocks, num_kv_heads, block_size // 16, head_dim, 16), STALE, np.float16)
-    v_cache = np.full((num_blocks, num_kv_heads, block_size, head_dim), -STALE, np.float16)
+    k_cache = np.full((num_blocks, num_kv_heads, block_size // 16, head_dim, 16), STALE, dtype)
+    v_cache = np.full((num_blocks, num_kv_heads, block_size, head_dim), -STALE, dtype)
     free = np.random.default_rng(num_blocks).permutation(num_blocks).tolist()
     tables = np.full((len(sequences), stride), -1, np.int32)
     for index, (context_len, _) in enumerate(sequences):

@@ -153,14 +153,16 @@ def rope_table(device, positions, inv_freq, scale):
 
 
 def rope_kv_write(device, q, k, v, table, slots, k_cache, v_cache, turns=None, norms=None):
-    """(q, k, k_cache, v_cache) after the kernel has rotated and stored; table None: no rotation;
-    norms: arrays for q and k, and eps."""
+    """(q, k, k_cache, v_cache, beyond) after the kernel has rotated and stored; table None: no
+    rotation; norms: arrays for q and k, and eps."""
     num_blocks, num_kv_heads, block_size, head_dim = v_cache.shape
-    layout = ops.KvLayout(num_blocks, block_size, num_blocks, num_kv_heads, head_dim)
+    sizes = num_blocks, block_size, num_blocks, num_kv_heads, head_dim
+    layout = ops.KvLayout(*sizes, v_cache.dtype.name)
     with Memory(device) as memory:
-        arrays = (q, k, v, table, np.asarray(slots, np.int32), k_cache, v_cache)
+        beyond = np.zeros(len(slots), np.int32)
+        arrays = (q, k, v, table, np.asarray(slots, np.int32), beyond, k_cache, v_cache)
         views = [None if array is None else memory.put(array) for array in arrays]
-        parts = views[:3], views[3:5], views[5:]
+        parts = views[:3], views[3:6], views[6:]
         if norms is not None:
             norms = memory.put(norms[0]), memory.put(norms[1]), norms[2]
         run(
@@ -168,7 +170,7 @@ def rope_kv_write(device, q, k, v, table, slots, k_cache, v_cache, turns=None, n
             lambda r: ops.rope_kv_write(r, *parts, layout, q.shape[1], turns, norms),
             step(tokens=len(slots)),
         )
-        changed = [(views[i], arrays[i]) for i in (0, 1, 5, 6)]
+        changed = [(views[i], arrays[i]) for i in (0, 1, 6, 7, 5)]
         return [memory.read(view, array.dtype, array.shape) for view, array in changed]
 
 

@@ -164,6 +164,39 @@ def test_a_block_size_does_not_change_the_bits(device):
 
 
 @pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
+@pytest.mark.parametrize("window", [0, 40])
+def test_a_cache_of_floats_gives_the_numbers_of_its_floats(device, split, window):
+    shape = {"head_dim": 80, "num_heads": 6, "num_kv_heads": 2, "window": window}
+    case = make_case([(300, 1), (17, 1), (40, 1)], dtype=np.float32, **shape)
+    case.v_cache[:] *= 1e6  # beyond what a half holds
+    reference.assert_close(launch.attention(device, case, split), case.expected())
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
+@pytest.mark.parametrize("softcap", [0.0, 5.0])
+@pytest.mark.parametrize("bad", [0, 20, 40, 290, 299])
+def test_who_sees_a_key_that_is_no_number_gets_none_and_others_their_bits(
+    device, bad, split, softcap
+):
+    sequences = [(300, 2), (33, 1), (300, 1)] if not split else [(300, 1), (33, 1), (300, 1)]
+    case = make_case(sequences, head_dim=48, num_heads=3, window=270, softcap=softcap)
+    expected = launch.attention(device, case, split)
+    k_cache, block = case.k_cache.copy(), case.tables[0, bad // 16]
+    k_cache[block, 0, 0, 0, bad % 16] = np.nan
+    actual = launch.attention(device, replace(case, k_cache=k_cache), split)
+    for row, position in enumerate([298, 299][-sequences[0][1] :]):
+        if position - 270 < bad <= position:
+            expected[row] = np.nan
+    np.testing.assert_array_equal(actual, expected)
+
+
+def test_a_first_token_that_is_no_number_makes_all_that_follow_none(device):
+    case = make_case([(20, 20)], head_dim=16, num_heads=2)
+    case.k_cache[case.tables[0, 0], 0, 0, 0, 0] = np.nan
+    assert np.isnan(launch.attention(device, case)).all()
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
 def test_blocks_before_the_window_may_be_gone(device, split):
     case = make_case([(700, 1), (300, 2)], head_dim=16, block_size=16, window=100)
     expected = case.expected()
@@ -185,6 +218,8 @@ def test_what_lies_in_unused_slots_does_not_change_the_bits(device):
     for block, offset in np.argwhere(~keep):
         k_cache[block, :, offset // 16, :, offset % 16] = rng.uniform(-65504, 65504, 48)
         v_cache[block, :, offset] = rng.uniform(-65504, 65504, 48)
+        if block % 2:  # as a NaN leaves a key
+            k_cache[block, :, offset // 16, 0, offset % 16] = np.nan
     dirty = replace(case, k_cache=k_cache, v_cache=v_cache)
     np.testing.assert_array_equal(launch.attention(device, dirty), expected)
 

@@ -31,7 +31,7 @@ SOUND = {
     **{"type": 3, "permute_heads": 0},
     **{"adds": 0, "delta_scale": 1.0, "rotary_dim": 16, "interleaved": 0, "factor": 1.0},
     **{"softcap": 0.0, "position_scale": 0.0, "scale_tokens": 1, "cap": 0.0},
-    **{"has_sinks": 1, "has_norms": 1},
+    **{"has_sinks": 1, "has_norms": 1, "kv_f32": 0},
     **{"num_experts": 2, "num_slots": 2, "x_slots": 1, "gating": 1, "normalizes": 1},
     **{"has_bias": 1, "num_groups": 1, "kept_groups": 1, "epsilon": 0.0},
     **{"sequences_var": 0, "taps": 4, "row_floats": 192, "gated": 1, "silu": 1},

@@ -39,6 +39,7 @@ class TinyStep:
         slots = self.table[0, positions // BLOCK_SIZE] * BLOCK_SIZE + positions % BLOCK_SIZE
         views["ids"] = put(rng.integers(0, VOCAB, MAX_ROWS).astype(np.int32))
         views["positions"], views["slots"] = put(positions), put(slots.astype(np.int32))
+        views["beyond"] = put(np.zeros(len(slots), np.int32))
         views["inv_freq"] = put(rng.uniform(0, 1, HEAD_DIM // 2).astype(np.float32))
         views["tables"] = put(self.table)
         tiles = [(i, min(16, MAX_ROWS - i), 0, i) for i in range(0, MAX_ROWS, 16)]
@@ -97,7 +98,7 @@ class TinyStep:
         r, v = self.recorder, self.views
         layout = ops.KvLayout(NUM_BLOCKS, BLOCK_SIZE, NUM_BLOCKS, NUM_KV_HEADS, HEAD_DIM)
         qkv, caches = (v["q"], v["k"], v["v"]), (v["k_cache"], v["v_cache"])
-        ops.rope_kv_write(r, qkv, (v["table"], v["slots"]), caches, layout, NUM_HEADS)
+        ops.rope_kv_write(r, qkv, (v["table"], v["slots"], v["beyond"]), caches, layout, NUM_HEADS)
         inputs = ops.AttentionInputs(v["tables"], v["tiles"], layout, NUM_HEADS, None, 0.25)
         out = self._floats("attended", NUM_HEADS * HEAD_DIM)
         if split:

@@ -50,10 +50,12 @@ def attention_params(case):
         "scale": layout.head_dim**-0.5,
         **{"softcap": 0.0, "position_scale": 0.0, "scale_tokens": 1, **case.scores},
         "has_sinks": int("sinks" in case.scores),
+        "kv_f32": int(layout.dtype == "float32"),
     }
     fields.pop("sinks", None)
     heads = num_heads // layout.num_kv_heads
-    return ("AttentionParams", fields), {"HEAD_DIM": layout.head_dim, "HEADS_PER_KV": heads}
+    constants = {"HEAD_DIM": layout.head_dim, "HEADS_PER_KV": heads, "KV_F32": fields["kv_f32"]}
+    return ("AttentionParams", fields), constants
 
 
 def whole(shader, case, more_tiles=0):

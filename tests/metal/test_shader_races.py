@@ -113,24 +113,26 @@ def rope_table(shader):
 
 def rope_kv_write(shader):
     """Five rows of 3 + 2 heads: the slots of some lie side by side in a key tile."""
-    rows, heads, head_dim, blocks, block_size = 5, 3, 80, 2, 16
+    rows, heads, head_dim, blocks = 5, 3, 80, 2
     q, k, v = normal(rows, heads, head_dim), normal(rows, 1, head_dim), normal(rows, 1, head_dim)
     table = reference.rope_table(np.arange(rows) * 7, normal(head_dim // 2) ** 2, 1.0).value
     table, slots = table.astype(np.float32), np.array([3, 4, 31, 5, 16], np.int32)
     k_cache = np.full((blocks, 1, 1, head_dim, 16), 7, np.float16)
-    v_cache = np.full((blocks, 1, block_size, head_dim), 9, np.float16)
+    v_cache = np.full((blocks, 1, 16, head_dim), 9, np.float16)
     expected_k, expected_v = k_cache.copy(), v_cache.copy()
     norms = normal(head_dim, seed=3), normal(head_dim, seed=4)
-    turned_q, turned_k = (
-        reference.rotate(reference.rms_norm(x, weight, 1e-5)[0].value.astype(np.float32), table)
-        for x, weight in zip((q, k), norms, strict=True)
-    )
+    v[1, 0, [0, 40]], norms[1][79] = (1e6, -1e6), 1e6  # several simdgroups mark a row
+    k[[0, 2, 3, 4], 0, 79] = 0
+    normed = [reference.rms_norm(x, w, 1e-5)[0].value for x, w in zip((q, k), norms, strict=True)]
+    turned_q, turned_k = (reference.rotate(x.astype(np.float32), table) for x in normed)
     reference.write_kv(expected_k, expected_v, turned_k, v, slots)
     sizes = {"num_heads": heads, "num_kv_heads": 1, "head_dim": head_dim}
-    sizes |= {"rotary_dim": head_dim, "interleaved": 0, "has_norms": 1, "eps": 1e-5}
-    fields = {"rows_var": 0, **sizes, "block_size": block_size, "num_blocks": blocks}
-    bindings, units = [q, k, v, table, slots, k_cache, v_cache, *norms], (rows, heads + 2, 1)
-    assert shader("rows").run("rope_kv_write", units, bindings, ("RopeKvParams", fields), [rows])
+    sizes |= {"rotary_dim": head_dim, "interleaved": 0, "has_norms": 1, "eps": 1e-5, "kv_f32": 0}
+    params = ("RopeKvParams", {"rows_var": 0, **sizes, "block_size": 16, "num_blocks": blocks})
+    beyond, units, constants = np.zeros(rows, np.int32), (rows, heads + 2, 1), {"KV_F32": 0}
+    bindings = [q, k, v, table, slots, k_cache, v_cache, *norms, beyond]
+    assert shader("rows").run("rope_kv_write", units, bindings, params, [rows], constants)
+    assert beyond.tolist() == [0, 1, 0, 0, 0]
     for got, want in ((q, turned_q), (k, turned_k)):
         reference.assert_close(got, reference.Expected(want, np.abs(want) + 1))
     reference.assert_close(k_cache, reference.Expected(expected_k, np.abs(expected_k)), "float16")

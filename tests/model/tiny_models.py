@@ -33,6 +33,7 @@ from marlin.models.gemma3 import Gemma3Config
 from marlin.models.model import Model
 from marlin.models.registry import config_from_hf, family_of, spec_of
 from marlin.models.rope import RopeScaling
+from marlin.models.spec import with_kv_dtype
 from marlin.weights import formats, ggml_types
 from marlin.weights.kinds import KINDS
 
@@ -160,6 +161,7 @@ def running(
     states=0,
     drafts=0,
     device=None,
+    kv_dtype="float16",
 ):
     """A Runner of the model at `path`.
 
@@ -170,11 +172,14 @@ def running(
         states: slots of states, of a model that has some; 0: one.
         drafts: guesses a step may hold.
         device: one that is closed at the end, in place of a CPU.
+        kv_dtype: of the cache.
     """
     device = device or open_device(isa, num_threads)
     try:
         num_blocks, block_size = blocks or (1, context)
-        model = Model(open_checkpoint(path, device), num_blocks * block_size)
+        checkpoint = open_checkpoint(path, device)
+        checkpoint.spec = with_kv_dtype(checkpoint.spec, kv_dtype)
+        model = Model(checkpoint, num_blocks * block_size)
         num_states = (states or 1) if state_bytes(model.spec) else 0
         paging = Paging(num_blocks, block_size, num_blocks, windows, num_states)
         runner = Runner(device, model, paging, max_step_tokens, sequences, drafts)

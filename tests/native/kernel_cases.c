@@ -331,7 +331,7 @@ const case_family case_families[] = {
     {make_gelu, 2},
     {make_repack, 2 * NUM_TYPES},
     {make_probe, 2},
-    {make_rope, 5},
+    {make_rope, 6},
     {make_attention, 2 * FIRST_SPLIT_ATTENTION},
     {make_mask_logits, 1},
     {make_penalize, 1},

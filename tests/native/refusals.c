@@ -365,9 +365,11 @@ static const parameter_change parameter_changes[] = {
     OTHER(make_rope, 1, RopeKvParams, rotary_dim, 50),
     OTHER(make_rope, 1, RopeKvParams, rotary_dim, 47),
     OTHER(make_rope, 1, RopeKvParams, has_norms, 1),
+    OTHER(make_rope, 1, RopeKvParams, kv_f32, 1), /* the cache is of halves */
     OTHER(make_attention, 0, AttentionParams, softcap, 0xbf800000u),
     OTHER(make_attention, 4, AttentionParams, scale_tokens, 0),
     OTHER(make_attention, 0, AttentionParams, has_sinks, 1),
+    OTHER(make_attention, 0, AttentionParams, kv_f32, 1),
     OTHER(make_scale, 0, ScaleParams, rows_var, -1),
     OTHER(make_scale, 0, ScaleParams, dim, 0),
     OTHER(make_scale, 0, ScaleParams, dim, 46 * 4),

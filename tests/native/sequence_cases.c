@@ -19,10 +19,13 @@ test_case *make_rope(int variant)
         c->vars[4] = 3;
         return c;
     }
-    /* All of a head, neighbours of a part of it, and nothing of it turns; normed before. */
+    /* All of a head, neighbours of a part of it, and nothing of it turns; normed before; a cache of
+     * floats. */
     int rows = variant == 1 ? 1 : 4, heads = 3, kv_heads = 2, dim = 48;
     int rotary_dim = variant == 3 ? 22 : variant == 4 ? 0 : dim, has_norms = variant == 3;
-    test_case *c = new_case(700 + variant, "rope_kv_write rows=%d rotary_dim=%d", rows, rotary_dim);
+    bool kv_f32 = variant == 5;
+    test_case *c = new_case(700 + variant, "rope_kv_write rows=%d rotary_dim=%d kv_f32=%d", rows,
+                            rotary_dim, kv_f32);
     struct RopeKvParams p = {.rows_var = 0,
                              .num_heads = heads,
                              .num_kv_heads = kv_heads,
@@ -32,8 +35,9 @@ test_case *make_rope(int variant)
                              .rotary_dim = rotary_dim,
                              .interleaved = variant == 3,
                              .has_norms = has_norms,
-                             .eps = 1e-3f};
-    marlin_dispatch *record = add_record(c, "rope_kv_write", &p, sizeof p, 9);
+                             .eps = 1e-3f,
+                             .kv_f32 = kv_f32};
+    marlin_dispatch *record = add_record(c, "rope_kv_write", &p, sizeof p, 10);
     int access = MARLIN_READ | MARLIN_WRITE;
     block_kind turned = has_norms ? SUMMED : EXACT;
     bind(c, record, 0, add_floats(c, turned, rows * heads * dim, -1.0f, 1.0f), access);
@@ -45,10 +49,15 @@ test_case *make_rope(int variant)
     bind(c, record, 4, add_integers(c, rows, (int32_t[]){47, 0, 20, 17}), MARLIN_READ);
     /* Sums of another order may round to another half. */
     block_kind keys = has_norms ? SCRATCH : EXACT;
-    bind(c, record, 5, add_halves(c, keys, 3 * 16 * kv_heads * dim), MARLIN_WRITE);
-    bind(c, record, 6, add_halves(c, EXACT, 3 * 16 * kv_heads * dim), MARLIN_WRITE);
+    for (int i = 5; i < 7; i++) {
+        int values = 3 * 16 * kv_heads * dim;
+        block_kind kind = i == 5 ? keys : EXACT;
+        int cache = kv_f32 ? add_floats(c, kind, values, -1.0f, 1.0f) : add_halves(c, kind, values);
+        bind(c, record, i, cache, MARLIN_WRITE);
+    }
     for (int i = 7; has_norms && i < 9; i++)
         bind(c, record, i, add_floats(c, INPUT, dim, -1.0f, 1.0f), MARLIN_READ);
+    bind(c, record, 9, add_bytes(c, EXACT, rows * 4), MARLIN_READ | MARLIN_WRITE);
     c->vars[0] = rows;
     return c;
 }
@@ -56,16 +65,16 @@ test_case *make_rope(int variant)
 typedef struct {
     int heads, kv_heads, dim, block_size, window;
     float softcap, position_scale;
-    int has_sinks;
+    int has_sinks, kv_f32;
 } attention_shape;
 
 /* Heads of one vector and of several, one to eight query heads a KV head, a window shorter and one
  * longer than a split, and a contiguous cache: one block as long as the context; a cap of scores,
- * and queries that grow with their position; sinks. */
+ * and queries that grow with their position; sinks; the second one's cache is of floats. */
 static const attention_shape attention_shapes[FIRST_SPLIT_ATTENTION] = {
-    {6, 2, 48, 16, 0, 0.0f, 0.0f, 0},   {4, 4, 80, 32, 40, 0.0f, 0.0f, 0},
-    {8, 1, 16, 16, 300, 0.0f, 0.0f, 0}, {2, 1, 64, 544, 0, 0.0f, 0.0f, 0},
-    {3, 1, 48, 16, 0, 1.5f, 0.5f, 0},   {4, 2, 48, 16, 40, 0.0f, 0.0f, 1},
+    {6, 2, 48, 16, 0, 0.0f, 0.0f, 0, 0},   {4, 4, 80, 32, 40, 0.0f, 0.0f, 0, 1},
+    {8, 1, 16, 16, 300, 0.0f, 0.0f, 0, 0}, {2, 1, 64, 544, 0, 0.0f, 0.0f, 0, 0},
+    {3, 1, 48, 16, 0, 1.5f, 0.5f, 0, 0},   {4, 2, 48, 16, 40, 0.0f, 0.0f, 1, 0},
 };
 
 /* The caches at bindings 1 and 2, and the tables at 3: two sequences, of 530 and 17 tokens, whose
@@ -82,8 +91,11 @@ static void add_context(test_case *c, marlin_dispatch *record, struct AttentionP
         for (int i = 0; i < num_blocks[0]; i++)
             table[s * num_blocks[0] + i] = i < num_blocks[s] ? --next : -1;
     int64_t values = (int64_t)p->num_blocks * block_size * p->num_kv_heads * p->head_dim;
-    bind(c, record, 1, add_halves(c, INPUT, values), MARLIN_READ);
-    bind(c, record, 2, add_halves(c, INPUT, values), MARLIN_READ);
+    for (int i = 1; i < 3; i++) {
+        int cache =
+            p->kv_f32 ? add_floats(c, INPUT, values, -1.0f, 1.0f) : add_halves(c, INPUT, values);
+        bind(c, record, i, cache, MARLIN_READ);
+    }
     bind(c, record, 3, add_integers(c, 2 * num_blocks[0], table), MARLIN_READ);
 }
 
@@ -108,7 +120,8 @@ test_case *make_attention(int variant)
                                 .softcap = s->softcap,
                                 .position_scale = s->position_scale,
                                 .scale_tokens = 8,
-                                .has_sinks = s->has_sinks};
+                                .has_sinks = s->has_sinks,
+                                .kv_f32 = s->kv_f32};
     marlin_dispatch *record =
         add_record(c, is_split ? "attention_split" : "attention", &p, sizeof p, is_split ? 8 : 7);
     bind(c, record, 0, add_floats(c, INPUT, values, -1.0f, 1.0f), MARLIN_READ);
@@ -267,7 +280,7 @@ static void add_attention(layer *l, int slots, int out)
                                  .block_size = BLOCK_SIZE,
                                  .num_blocks = 4,
                                  .rotary_dim = HEAD_DIM};
-    marlin_dispatch *record = add_record(c, "rope_kv_write", &write, sizeof write, 9);
+    marlin_dispatch *record = add_record(c, "rope_kv_write", &write, sizeof write, 10);
     bind(c, record, 0, l->q, MARLIN_READ | MARLIN_WRITE);
     bind(c, record, 1, l->k, MARLIN_READ | MARLIN_WRITE);
     bind(c, record, 2, l->v, MARLIN_READ);
@@ -275,6 +288,7 @@ static void add_attention(layer *l, int slots, int out)
     bind(c, record, 4, slots, MARLIN_READ);
     bind(c, record, 5, l->k_cache, MARLIN_WRITE);
     bind(c, record, 6, l->v_cache, MARLIN_WRITE);
+    bind(c, record, 9, activations(l, EXACT, 1), MARLIN_READ | MARLIN_WRITE);
     struct AttentionParams p = {.tiles_var = 1,
                                 .num_heads = HEADS,
                                 .num_kv_heads = 1,

@@ -32,6 +32,7 @@ class FailingRunner:
     kv_bytes = gpu_memory_bytes = 0
     generates = True
     logprobs = ((),)
+    num_beyond = (0,)
 
     def step(self, chunks):
         request = chunks[0].request

@@ -186,18 +186,19 @@ def rope_cases():
     v_cache = np.full((num_blocks, num_kv_heads, block_size, head_dim), 9, np.float16)
     v[0, 0, :4] = 1e6, -1e6, 2.0**-24, 0
     arrays = {"q": q, "k": k, "v": v, "table": table, "slots": slots}
+    arrays["beyond"] = np.zeros(17, np.int32)
     arrays |= {"k_cache": k_cache.copy(), "v_cache": v_cache.copy()}
     tensors = [Tensor(name, array) for name, array in arrays.items()]
     case = CaseWriter("rope_kv_write", tokens=17)
-    ops.rope_kv_write(case, tensors[:3], tensors[3:5], tensors[5:], layout, num_heads)
-    q, k = reference.rotate(q, table), reference.rotate(k, table)
-    reference.write_kv(k_cache, v_cache, k, v, slots)
-    for name, value in (("q", q), ("k", k)):
-        case.answer(name, reference.Expected(value, np.abs(value) + 1))
+    ops.rope_kv_write(case, tensors[:3], tensors[3:6], tensors[6:], layout, num_heads)
+    for name in "qk":
+        turned = reference.rotate(arrays[name], table)
+        case.answer(name, reference.Expected(turned, np.abs(turned) + 1))
+    reference.write_kv(k_cache, v_cache, turned, v, slots)
+    case.answer("beyond", np.array([1] + [0] * 16, np.int32))
     yield case.answer("k_cache", k_cache, FLOAT16).answer("v_cache", v_cache, FLOAT16)
 
-    names = ("q", "k", "v", "table", "slots")
-    arrays = {name: arrays[name][:2].copy() for name in names}
+    arrays = {name: array[:2].copy() for name, array in arrays.items() if "cache" not in name}
     arrays["table"] = arrays["table"][:, :, :9].copy()
     k_cache, v_cache = np.full_like(k_cache, 7), np.full_like(v_cache, 9)
     arrays |= {"k_cache": k_cache.copy(), "v_cache": v_cache.copy()}
@@ -205,7 +206,7 @@ def rope_cases():
     case = CaseWriter("rope_kv_write, normed, neighbours of a part", tokens=2)
     weights = {f"{name}_norm": normal(head_dim, seed=i) for i, name in enumerate("qk")}
     rest = (18, True), (*(Tensor(name, weight) for name, weight in weights.items()), 1e-3)
-    ops.rope_kv_write(case, tensors[:3], tensors[3:5], tensors[5:], layout, num_heads, *rest)
+    ops.rope_kv_write(case, tensors[:3], tensors[3:6], tensors[6:], layout, num_heads, *rest)
     normed = [reference.rms_norm(arrays[name], weights[f"{name}_norm"], 1e-3)[0] for name in "qk"]
     q, k = (reference.rotate(x.value, arrays["table"], True) for x in normed)
     reference.write_kv(k_cache, v_cache, k, arrays["v"], arrays["slots"])

@@ -176,24 +176,29 @@ def to_half(values):
     return np.clip(values, -MAX_HALF, MAX_HALF).astype(np.float16)
 
 
+def to_kv(values, dtype):
+    """As a KV cache of that type holds them."""
+    return to_half(values) if dtype == np.float16 else values.astype(dtype)
+
+
 def write_kv(k_cache, v_cache, k, v, slots):
     """Store k and v float32 [rows, num_kv_heads, head_dim] at their slots, in place.
 
     Args:
-        k_cache: float16 [num_blocks, num_kv_heads, block_size / 16, head_dim, 16].
-        v_cache: float16 [num_blocks, num_kv_heads, block_size, head_dim].
+        k_cache: float16 or float32 [num_blocks, num_kv_heads, block_size / 16, head_dim, 16].
+        v_cache: the same [num_blocks, num_kv_heads, block_size, head_dim].
         slots: block * block_size + offset of each row.
     """
     for row, slot in enumerate(slots):
         block, offset = divmod(int(slot), v_cache.shape[2])
-        k_cache[block, :, offset // KEY_TILE, :, offset % KEY_TILE] = to_half(k[row])
-        v_cache[block, :, offset] = to_half(v[row])
+        k_cache[block, :, offset // KEY_TILE, :, offset % KEY_TILE] = to_kv(k[row], k_cache.dtype)
+        v_cache[block, :, offset] = to_kv(v[row], v_cache.dtype)
 
 
 def read_kv(k_cache, v_cache, table, count):
-    """Keys and values of positions [0, count) of a table, float16 [count, kv_heads, dim] each."""
+    """Keys and values of positions [0, count) of a table, [count, kv_heads, dim] each."""
     num_kv_heads, block_size, head_dim = v_cache.shape[1:]
-    keys, values = np.zeros((2, count, num_kv_heads, head_dim), np.float16)
+    keys, values = np.zeros((2, count, num_kv_heads, head_dim), v_cache.dtype)
     for position in range(count):
         block, offset = table[position // block_size], position % block_size
         keys[position] = k_cache[block, :, offset // KEY_TILE, :, offset % KEY_TILE]

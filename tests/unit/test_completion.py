@@ -46,7 +46,9 @@ def test_bash_completes_commands_options_values_and_files(capsys, tmp_path):
     }
     assert completed(script, tmp_path, "serve", "--device", "") >= {"metal", "cpu"}
     assert completed(script, tmp_path, "serve", "models/t") == {"models/tiny.gguf"}
-    assert completed(script, tmp_path, "info", "--") == {"--help", "--json"}
+    assert completed(script, tmp_path, "info", "--") == {
+        *("--help", "--json", "--kv-cache-dtype"),
+    }
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -60,6 +60,7 @@ VALUES = {
     "num_kv_blocks": ("8", 8),
     "block_size": ("32", 32),
     "speculative": ("ngram", "ngram"),
+    "kv_cache_dtype": ("float32", "float32"),
     "pooling": ("mean", "mean"),
     "key_file": ("keys.json", "keys.json"),
     "prefix_cache": ("off", "off"),
@@ -139,6 +140,7 @@ def test_an_empty_variable_counts_as_unset():
         ("num_threads", "--threads", "257"),
         ("max_context_tokens", "--max-context", "x"),
         ("speculative", "--speculative", "eagle"),
+        ("kv_cache_dtype", "--kv-cache-dtype", "int8"),
         ("pooling", "--pooling", "max"),
     ],
 )

@@ -101,6 +101,7 @@ FAMILIES = _lay_out(
     ("draft_tokens_total", "counter", "Tokens guessed by speculation and computed."),
     ("accepted_draft_tokens_total", "counter", "Guessed tokens that became output."),
     ("preemptions_total", "counter", "Times that a sequence was put back, to be computed anew."),
+    ("kv_beyond_tokens_total", "counter", "Tokens with a key or value beyond the KV cache."),
     ("log_lines_lost_total", "counter", "Log lines that could not be written in time or at all."),
     ("busy_seconds_total", "counter", "Time in which a worker had a generation request."),
     (
@@ -310,6 +311,7 @@ class RequestRecord:
                 self._metrics.add(
                     cached_prompt_tokens_total=request.num_cached_tokens,
                     preemptions_total=request.num_preemptions,
+                    kv_beyond_tokens_total=request.num_beyond_tokens,
                     draft_tokens_total=request.num_draft_tokens,
                     accepted_draft_tokens_total=request.num_accepted_draft_tokens,
                 )
