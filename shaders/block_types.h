@@ -20,8 +20,8 @@
  *
  *   number         ggml's own (ggml.h, enum ggml_type)
  *   values, bytes  of a block
- *   kind           what it becomes: so many columns a scale, bytes of a scale (1: of a block), with
- *                  a bias or not
+ *   kind           what it becomes: so many columns a scale, bytes of a scale (1: of a block, -1:
+ *                  an exponent), with a bias or not
  */
 /* clang-format off */
 #define MARLIN_WEIGHT_KINDS(X) \
@@ -50,7 +50,7 @@
     X(IQ4_XS, 23, 256, 136, iq4,  32,  1, 0) \
     X(TQ1_0,  34, 256, 54,  int4, 128, 2, 1) \
     X(TQ2_0,  35, 256, 66,  int4, 128, 2, 1) \
-    X(MXFP4,  39, 32,  17,  fp4,  32,  4, 0) \
+    X(MXFP4,  39, 32,  17,  fp4,  32,  -1, 0) \
     X(NVFP4,  40, 64,  36,  fp4,  16,  4, 0) \
     X(Q1_0,   41, 128, 18,  int4, 128, 2, 1) \
     X(Q2_0,   42, 64,  18,  int4, 64,  2, 1)
@@ -70,7 +70,8 @@ enum {
 
 /* A row of MARLIN_BLOCK_TYPES; bits are its kind's. */
 struct MarlinBlockType {
-    uint32_t values, bytes, bits, group, scale_bytes, has_bias;
+    uint32_t values, bytes, bits, group, has_bias;
+    int32_t scale_bytes;
 };
 
 /* Of a type's number; all 0: there is no such row. */
@@ -81,7 +82,7 @@ static inline struct MarlinBlockType marlin_block_type(uint32_t number)
 #define X(type, number, values, bytes, kind, group, scale_bytes, bias)                             \
     case MARLIN_GGML_##type: {                                                                     \
         struct MarlinBlockType row = {                                                             \
-            values, bytes, MARLIN_BITS_##kind, group, scale_bytes, bias};                          \
+            values, bytes, MARLIN_BITS_##kind, group, bias, scale_bytes};                          \
         found = row;                                                                               \
         break;                                                                                     \
     }
@@ -97,6 +98,7 @@ static inline uint32_t marlin_scale_flags(struct MarlinBlockType type)
 {
     return type.scale_bytes == 4   ? MARLIN_SCALE_F32
            : type.scale_bytes == 1 ? MARLIN_SCALE_BLOCK
+           : type.scale_bytes < 0  ? MARLIN_SCALE_EXP
                                    : 0;
 }
 

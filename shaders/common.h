@@ -53,6 +53,12 @@ inline void fail(device atomic_uint *status, constant MarlinCall &call)
     atomic_fetch_min_explicit(status, call.dispatch, memory_order_relaxed);
 }
 
+// 2^(e - 127), E8M0: 255 is no number, 2^-127 a subnormal one.
+inline float power_of(uint e)
+{
+    return as_type<float>(e == 255 ? 0x7fc00000u : e ? e << 23 : 0x00400000u);
+}
+
 // tanh(x), as (1 - e) / (1 + e) with e = exp(-2 |x|), which cannot overflow.
 inline float soft_tanh(float x)
 {

@@ -178,7 +178,9 @@ struct MatvecSource {
 // be touched before its turn, or the loads are waited for.
 template <typename Weight> struct MatvecStep {
     uint4 codes[(Weight::BITS + 1) / 2];
-    uint4 scales; // of four rows: floats, or halves in the first two words, int8 in the third
+    // Of four rows: floats, halves in the first two words and int8 in the third, or exponents in
+    // the first.
+    uint4 scales;
     uint4 biases;
     uint place;
 };
@@ -192,6 +194,7 @@ inline ulong scales_bytes(ulong columns)
 inline uint4 load_scales(device const uchar *from, uint numbers)
 {
     if (FLAGS & MARLIN_SCALE_F32) return load_words((device const uint4 *)from);
+    if (FLAGS & MARLIN_SCALE_EXP) return uint4(*(device const uint *)from, 0, 0, 0);
     uint2 halves = load_halves(from);
     if (FLAGS & MARLIN_SCALE_BLOCK)
         return uint4(halves.x, halves.y, *(device const uint *)(from + numbers), 0);
@@ -201,6 +204,10 @@ inline uint4 load_scales(device const uchar *from, uint numbers)
 inline float4 scales_of(uint4 raw)
 {
     if (FLAGS & MARLIN_SCALE_F32) return as_type<float4>(raw);
+    if (FLAGS & MARLIN_SCALE_EXP) {
+        const uchar4 e = as_type<uchar4>(raw.x);
+        return float4(power_of(e.x), power_of(e.y), power_of(e.z), power_of(e.w));
+    }
     const float4 halves = float4(half_pair(raw.x), half_pair(raw.y));
     return FLAGS & MARLIN_SCALE_BLOCK ? halves * float4(as_type<char4>(raw.z)) : halves;
 }
@@ -309,7 +316,9 @@ inline ulong first_scales(thread MatvecSource &from, uint column, uint quarter)
 {
     from.numbers = 0;
     if (!(FLAGS & MARLIN_SCALE_BLOCK))
-        return ulong(column / GROUP_SIZE * 4 + quarter) * (FLAGS & MARLIN_SCALE_F32 ? 16 : 8);
+        return ulong(column / GROUP_SIZE * 4 + quarter) * (FLAGS & MARLIN_SCALE_F32   ? 16
+                                                           : FLAGS & MARLIN_SCALE_EXP ? 4
+                                                                                      : 8);
     const uint blocks = column / MARLIN_BLOCK_COLUMNS, rest = column % MARLIN_BLOCK_COLUMNS;
     from.numbers = MARLIN_BLOCK_STEP_BYTES + rest / GROUP_SIZE * MARLIN_ROW_TILE - 4 * quarter;
     return scales_bytes(blocks * MARLIN_BLOCK_COLUMNS) + 8 * quarter;

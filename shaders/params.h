@@ -27,6 +27,7 @@
 #define MARLIN_WEIGHT_BIAS 2u /* a bias a group is added to the dequantized weight */
 #define MARLIN_OUTPUT_BIAS 4u /* y = x W^T + b */
 #define MARLIN_SCALE_BLOCK 8u /* scales and biases are int8 numbers, times a float16 of a block */
+#define MARLIN_SCALE_EXP 16u  /* scales are bytes e of 2^(e - 127), 255 of no number; no biases */
 
 /* Columns of a block, and the bytes of its sixteen float16, which lie before their int8 numbers. */
 #define MARLIN_BLOCK_COLUMNS 256
@@ -34,6 +35,7 @@
 /* Bytes of `count` scales, or biases, of whole tiles. */
 #define MARLIN_SCALE_BYTES(flags, group, count)                                                    \
     ((flags) & MARLIN_SCALE_BLOCK ? (count) + (count) * (group) / (MARLIN_BLOCK_COLUMNS / 2)       \
+     : (flags) & MARLIN_SCALE_EXP ? (count)                                                        \
                                   : (count) * ((flags) & MARLIN_SCALE_F32 ? 4 : 2))
 
 /* What a router's logits become: shares of all experts, each a number of its own, or shares of the

@@ -117,12 +117,6 @@ inline float2 repack_scale_k(device const uchar *block, uint g)
     return float2(float(scale), float(minimum));
 }
 
-// 2^(e - 127), E8M0: 255 is no number, 2^-127 a subnormal one.
-inline float repack_power(uint e)
-{
-    return as_type<float>(e == 255 ? 0x7fc00000u : e ? e << 23 : 0x00400000u);
-}
-
 // Six bits of which the lower four and the upper two lie apart, less 32.
 inline float repack_six_bits(uint low, uint high)
 {
@@ -164,7 +158,7 @@ inline float2 repack_scale(uint type, device const uchar *block, uint g)
     case MARLIN_GGML_Q4_K:
     case MARLIN_GGML_Q5_K: return repack_scale_k(block, g);
     case MARLIN_GGML_Q6_K: return float2(float(as_type<char>(block[192 + g])), 0.0f);
-    case MARLIN_GGML_MXFP4: return float2(repack_power(block[0]), 0.0f);
+    case MARLIN_GGML_MXFP4: return float2(power_of(block[0]), 0.0f);
     case MARLIN_GGML_NVFP4: return float2(repack_e4m3(block[g]), 0.0f);
     case MARLIN_GGML_IQ4_XS: return float2(repack_scale_iq4_xs(block, g), 0.0f);
     case MARLIN_GGML_Q2_K: return float2(float(block[g] & 15), float(block[g] >> 4));
@@ -205,6 +199,8 @@ inline void repack_store(device uchar *to, MarlinBlockType type, uint at, float 
         ((device float *)to)[at] = value;
     } else if (type.scale_bytes == 2) {
         ((device half *)to)[at] = half(value);
+    } else if (type.scale_bytes < 0) {
+        to[at] = uchar(as_type<uint>(value) >> 23); // of a power of two
     } else {
         const uint a_block = type.values / type.group * MARLIN_ROW_TILE;
         to[ulong(at / a_block + 1) * MARLIN_BLOCK_STEP_BYTES + at] = uchar(int(value));

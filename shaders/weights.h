@@ -133,10 +133,12 @@ struct Int8Weight {
     static float4 quad(uint2 words, uint) { return int8_codes(words.x); }
 };
 
-// Value `at` of scales or biases: float32, float16, or an int8 times a float16 of its block.
+// Value `at` of scales or biases: float32, float16, an exponent, or an int8 times a float16 of its
+// block.
 inline float scale_at(device const uchar *scales, uint at)
 {
     if (FLAGS & MARLIN_SCALE_F32) return ((device const float *)scales)[at];
+    if (FLAGS & MARLIN_SCALE_EXP) return power_of(scales[at]);
     if (FLAGS & MARLIN_SCALE_BLOCK) {
         const uint a_block = MARLIN_BLOCK_COLUMNS / GROUP_SIZE * MARLIN_ROW_TILE;
         scales += ulong(at / a_block) * (MARLIN_BLOCK_STEP_BYTES + a_block);

@@ -8,7 +8,7 @@ test holds the two together.
 
 from dataclasses import dataclass
 
-from marlin.weights.kinds import Form
+from marlin.weights.kinds import EXPONENTS, Form
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +68,7 @@ BLOCK_TYPES = {
         BlockType("BF16", 30, 1, 2, "bf16"),
         BlockType("TQ1_0", 34, 256, 54, "int4", 128, 2, True),
         BlockType("TQ2_0", 35, 256, 66, "int4", 128, 2, True),
-        BlockType("MXFP4", 39, 32, 17, "fp4", 32, 4, False),
+        BlockType("MXFP4", 39, 32, 17, "fp4", 32, EXPONENTS, False),
         BlockType("NVFP4", 40, 64, 36, "fp4", 16, 4, False),
         BlockType("Q1_0", 41, 128, 18, "int4", 128, 2, True),
         BlockType("Q2_0", 42, 64, 18, "int4", 64, 2, True),

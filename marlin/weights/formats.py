@@ -11,13 +11,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from marlin.weights.kinds import BLOCK_COLUMNS, GROUP_SIZES, KINDS, ROW_TILE
+from marlin.weights.kinds import BLOCK_COLUMNS, EXPONENTS, GROUP_SIZES, KINDS, ROW_TILE
 from marlin.weights.rounding import MAX_HALF, decode, encode, fit
 
 # Those that quantize() makes.
 FORMATS = ("fp4", "int4", "int8", "iq4", "int5", "int6")
 # Values searched at a time, so that the search's temporaries stay in a core's second-level cache.
 CHUNK_VALUES = 1 << 16
+# By exponent, 2^(e - 127); 255 is no number.
+E8M0 = np.append(np.ldexp(np.float32(1), np.arange(255) - 127), np.float32("nan"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +31,7 @@ class PackedWeight:
         shape: (N, K).
         group_size: columns that share a scale.
         codes: uint32 [T, K * bits / 32, 16], or uint8 [T, K/4, 16, 4] of 8-bit ones.
-        scales: float16 or float32 [T, K/G, 16], or block_scales(G) [T, K/256].
+        scales: float16 or float32 [T, K/G, 16], uint8 exponents, or block_scales(G) [T, K/256].
         biases: like scales, or None; kinds.py says which formats have them.
     """
 
@@ -43,6 +45,8 @@ class PackedWeight:
     @property
     def scale_bytes(self) -> int:
         """As kinds.Form has it."""
+        if self.scales.dtype == np.uint8:
+            return EXPONENTS
         return 1 if self.scales.dtype.names else self.scales.dtype.itemsize
 
 
@@ -67,7 +71,7 @@ def pack(format, codes, scales, biases=None):
         format: a packed kind.
         codes: uint8 [N, K]: numbers of the kind's bits, or for int8 the value + 128. K is a
             multiple of 32.
-        scales: float16 or float32 [N, K/G], or BlockScales.
+        scales: float16, float32 or uint8 exponents [N, K/G], or BlockScales.
         biases: like scales, or None.
 
     Returns:
@@ -89,7 +93,7 @@ def pack(format, codes, scales, biases=None):
 
 def unpack(packed):
     """Undo pack(): (codes uint8 [N, K], scales [N, K/G], biases [N, K/G] or None); BlockScales
-    as float32."""
+    and exponents as float32."""
     num_rows, num_columns = packed.shape
     words = np.ascontiguousarray(packed.codes).view(np.uint8)
     words = words.reshape(len(packed.codes), -1, ROW_TILE, 4)
@@ -202,6 +206,8 @@ def _untile_groups(tiles, num_rows):
     if tiles.dtype.names:
         products = tiles["steps"].astype(np.float32)[:, :, None] * tiles["numbers"]
         tiles = products.reshape(len(tiles), -1, ROW_TILE)
+    elif tiles.dtype == np.uint8:
+        tiles = E8M0[tiles]
     return tiles.transpose(0, 2, 1).reshape(-1, tiles.shape[1])[:num_rows]
 
 

@@ -14,6 +14,8 @@ GROUP_SIZES = (32, 64, 128)
 NEVER, MAY, MUST = range(3)
 # Columns whose int8 scales share a float16.
 BLOCK_COLUMNS = 256
+# Form.scale_bytes of scales that are bytes e of 2^(e - 127).
+EXPONENTS = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ class Form:
     Attributes:
         kind: a key of KINDS.
         group_size, scale_bytes, has_bias: of a packed kind; 0, 0 and False of a dense one.
-            scale_bytes of 1: int8 numbers, times a float16 of a row's BLOCK_COLUMNS.
+            scale_bytes of 1: int8 numbers, times a float16 of a row's BLOCK_COLUMNS; EXPONENTS.
     """
 
     kind: str
@@ -82,7 +84,7 @@ class Form:
         code_bytes = rows * k * KINDS[self.kind].bits // 8
         if not self.group_size:
             return code_bytes, 0, 0
-        scale_bytes = rows * (k // self.group_size) * self.scale_bytes
+        scale_bytes = rows * (k // self.group_size) * abs(self.scale_bytes)
         if self.scale_bytes == 1:
             scale_bytes += rows * (k // BLOCK_COLUMNS) * 2
         return code_bytes, scale_bytes, scale_bytes if self.has_bias else 0

@@ -278,6 +278,8 @@ INLINE vf load_scale(const linear *a, weight_kind kind, const uint8_t *scales, i
     vf scale;
     if (a->flags & MARLIN_SCALE_BLOCK)
         scale = load_block_scale(a, scales, at);
+    else if (a->flags & MARLIN_SCALE_EXP)
+        scale = vf_load_exponents(scales + at);
     else
         scale = a->flags & MARLIN_SCALE_F32 ? vf_load((const float *)scales + at)
                                             : vf_load_f16((const uint16_t *)scales + at);

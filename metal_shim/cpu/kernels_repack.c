@@ -257,6 +257,8 @@ static void store_scale(uint8_t *to, const struct MarlinBlockType *type, int64_t
         ((float *)to)[at] = value;
     else if (type->scale_bytes == 2)
         ((uint16_t *)to)[at] = f16_from_f32(value);
+    else if (type->scale_bytes < 0)
+        to[at] = (uint8_t)(bits_from_f32(value) >> 23); /* of a power of two */
     else {
         int64_t a_block = type->values / type->group * MARLIN_ROW_TILE;
         to += (at / a_block + 1) * MARLIN_BLOCK_STEP_BYTES + at;

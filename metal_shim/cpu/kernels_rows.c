@@ -15,6 +15,7 @@ static const float fp4_values[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4
 INLINE float load_any(const uint8_t *values, const struct EmbedParams *p, int64_t at)
 {
     if (p->flags & MARLIN_SCALE_F32) return ((const float *)values)[at];
+    if (p->flags & MARLIN_SCALE_EXP) return f32_from_exponent(values[at]);
     if (!(p->flags & MARLIN_SCALE_BLOCK)) return f32_from_f16(((const uint16_t *)values)[at]);
     int64_t a_block = MARLIN_BLOCK_COLUMNS / p->group_size * MARLIN_ROW_TILE,
             lane = at % MARLIN_ROW_TILE;

@@ -73,6 +73,12 @@ INLINE uint32_t bits_from_f32(float value)
     return bits;
 }
 
+/* 2^(e - 127); 255 is no number, 2^-127 a subnormal one. */
+INLINE float f32_from_exponent(uint8_t e)
+{
+    return f32_from_bits(e == 255 ? 0x7fc00000u : e ? (uint32_t)e << 23 : 0x00400000u);
+}
+
 /* IEEE half to float, subnormals kept: scale the mantissa by a power of two instead of shifting it
  * by hand. */
 INLINE float f32_from_f16(uint16_t h)

@@ -71,6 +71,14 @@ static inline vf vf_load_i8(const int8_t *p)
 {
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p)));
 }
+static inline vf vf_load_exponents(const uint8_t *p)
+{
+    __m256i e = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)),
+            bits = _mm256_max_epi32(_mm256_slli_epi32(e, 23), _mm256_set1_epi32(0x00400000)),
+            none = _mm256_cmpeq_epi32(e, _mm256_set1_epi32(255));
+    return _mm256_castsi256_ps(
+        _mm256_or_si256(bits, _mm256_and_si256(none, _mm256_set1_epi32(0x7fc00000))));
+}
 static inline vf vf_from_i32(vi a) { return _mm256_cvtepi32_ps(a); }
 
 static inline vi vi_load(const void *p) { return _mm256_loadu_si256((const __m256i *)p); }

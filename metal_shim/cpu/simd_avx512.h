@@ -67,6 +67,13 @@ static inline vf vf_load_i8(const int8_t *p)
 {
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
 }
+static inline vf vf_load_exponents(const uint8_t *p)
+{
+    __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)),
+            bits = _mm512_max_epi32(_mm512_slli_epi32(e, 23), _mm512_set1_epi32(0x00400000));
+    return _mm512_castsi512_ps(_mm512_mask_set1_epi32(
+        bits, _mm512_cmpeq_epi32_mask(e, _mm512_set1_epi32(255)), 0x7fc00000));
+}
 static inline vf vf_from_i32(vi a) { return _mm512_cvtepi32_ps(a); }
 
 static inline vi vi_load(const void *p) { return _mm512_loadu_si512(p); }

@@ -52,6 +52,16 @@ static inline void vf_store_i8(int8_t *p, vf a)
     uint32_t four = vget_lane_u32(vreinterpret_u32_s8(bytes), 0);
     memcpy(p, &four, 4);
 }
+static inline vf vf_load_exponents(const uint8_t *p)
+{
+    uint32_t four;
+    memcpy(&four, p, 4);
+    uint16x8_t words = vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four)));
+    uint32x4_t e = vmovl_u16(vget_low_u16(words)),
+               bits = vmaxq_u32(vshlq_n_u32(e, 23), vdupq_n_u32(0x00400000)),
+               none = vandq_u32(vceqq_u32(e, vdupq_n_u32(255)), vdupq_n_u32(0x7fc00000));
+    return vreinterpretq_f32_u32(vorrq_u32(bits, none));
+}
 static inline vf vf_load_i8(const int8_t *p)
 {
     uint32_t four;

@@ -32,11 +32,13 @@ static inline void vf_reduce_add4(const vf a[4], float sums[4])
     for (int i = 0; i < 4; i++) sums[i] = vf_reduce_add(a[i]);
 }
 static inline float f32_from_f16(uint16_t h);
+static inline float f32_from_exponent(uint8_t e);
 static inline float f32_from_bits(uint32_t bits);
 static inline vf vf_load_f16(const uint16_t *p) { return f32_from_f16(*p); }
 static inline vf vf_load_bf16(const uint16_t *p) { return f32_from_bits((uint32_t)*p << 16); }
 static inline void vf_store_i8(int8_t *p, vf a) { *p = (int8_t)nearbyintf(a); }
 static inline vf vf_load_i8(const int8_t *p) { return (float)*p; }
+static inline vf vf_load_exponents(const uint8_t *p) { return f32_from_exponent(*p); }
 static inline vf vf_from_i32(vi a) { return (float)a.word; }
 
 static inline vi vi_load(const void *p)

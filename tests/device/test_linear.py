@@ -64,6 +64,7 @@ def test_packed_weights_multiply_the_activations(device, kind, rows, n, k, group
         ("iq4", 32, "block", False),
         ("iq4", 32, np.float16, False),
         ("fp4", 64, "block", False),
+        ("fp4", 32, np.uint8, False),
         ("int8", 128, "block", False),
     ],
 )
@@ -73,6 +74,18 @@ def test_every_form_of_scales_is_read(device, kind, group_size, scale_dtype, wit
     x = activations(rows, k)
     packed = packed_weight(kind, 33, k, group_size, scale_dtype, with_bias)
     reference.assert_close(launch.linear(device, x, packed), expected_of(device, x, packed))
+
+
+@pytest.mark.parametrize("rows", [1, 17])
+def test_an_exponent_is_any_power_of_two_or_no_number(device, rows):
+    x, packed = activations(rows, 64), packed_weight("fp4", 33, 64, 32, np.uint8)
+    packed.scales[0, 1, 3], packed.scales[1, :, 0], packed.scales[1, :, 15] = 255, 40, 200
+    packed.scales[2, :, 0] = 255
+    y = launch.linear(device, x, packed)
+    assert np.isnan(y[:, [3, 32]]).all() and not np.isnan(np.delete(y, [3, 32], axis=1)).any()
+    packed.scales[packed.scales == 255] = 127
+    y[:, [3, 32]] = launch.linear(device, x, packed)[:, [3, 32]]
+    reference.assert_close(y, expected_of(device, x, packed))
 
 
 @pytest.mark.parametrize(

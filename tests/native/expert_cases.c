@@ -13,6 +13,7 @@ static const int32_t groups[3 * EXPERTS] = {0, 0, 6, 1, 6, 9, 3, 9, 12, 0, 0, 0}
 static const weight_shape weights[] = {
     {"int4", 32, 96, 32, MARLIN_WEIGHT_BIAS},
     {"fp4", 16, 128, 64, MARLIN_OUTPUT_BIAS | MARLIN_SCALE_F32},
+    {"fp4", 32, 96, 32, MARLIN_SCALE_EXP | MARLIN_OUTPUT_BIAS},
     {"int8", 16, 96, 32, 0},
     {"int8", 48, 64, 16, MARLIN_SCALE_F32 | MARLIN_OUTPUT_BIAS},
     {"int5", 16, 256, 32, MARLIN_WEIGHT_BIAS | MARLIN_SCALE_BLOCK},

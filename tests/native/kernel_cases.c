@@ -27,6 +27,7 @@ static const weight_shape weights[] = {
     {"int6", 17, 96, 32, MARLIN_OUTPUT_BIAS},
     {"iq4", 18, 256, 32, MARLIN_SCALE_BLOCK},
     {"iq4", 16, 128, 64, 0},
+    {"fp4", 25, 160, 32, MARLIN_SCALE_EXP},
     {"f32", 21, 37, 0, MARLIN_OUTPUT_BIAS},
     {"f16", 3, 1, 0, 0},
     {"f16", 20, 100, 0, MARLIN_OUTPUT_BIAS},
@@ -59,6 +60,15 @@ static int add_block_scales(test_case *c, const weight_shape *w, int64_t count)
     return number;
 }
 
+/* Exponents of ordinary numbers. */
+static int add_exponents(test_case *c, int64_t count)
+{
+    int number = add_random_bytes(c, count);
+    uint8_t *p = c->blocks[number - 1].data;
+    for (int64_t i = 0; i < count; i++) p[i] = (uint8_t)(118 + p[i] % 12);
+    return number;
+}
+
 void add_weight(test_case *c, marlin_dispatch *record, const weight_shape *w)
 {
     if (!w->group) {
@@ -75,6 +85,7 @@ void add_weight(test_case *c, marlin_dispatch *record, const weight_shape *w)
     for (int i = 0; i < num_scales; i++) {
         int64_t count = padded * (w->k / w->group);
         int scales = w->flags & MARLIN_SCALE_BLOCK ? add_block_scales(c, w, count)
+                     : w->flags & MARLIN_SCALE_EXP ? add_exponents(c, count)
                      : w->flags & MARLIN_SCALE_F32 ? add_floats(c, INPUT, count, -0.1f, 0.1f)
                                                    : add_halves(c, INPUT, count);
         bind(c, record, 2 + i, scales, MARLIN_READ);
@@ -336,7 +347,7 @@ const case_family case_families[] = {
     {make_mask_logits, 1},
     {make_penalize, 1},
     {make_sample, 3},
-    {make_experts, 20},
+    {make_experts, 22},
     {make_route, 3},
     {make_sort_experts, 1},
     {make_combine_experts, 2},

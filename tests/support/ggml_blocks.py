@@ -4,6 +4,7 @@ import numpy as np
 
 from marlin.weights import formats, ggml_types
 from marlin.weights.block_types import REPACKED
+from marlin.weights.kinds import EXPONENTS
 
 
 def random_blocks(ggml_type, num_rows, k, seed=0):
@@ -27,7 +28,9 @@ def blank(ggml_type, num_rows, k):
         steps = np.zeros((num_rows, k // 256), np.float16)
         zeros = formats.BlockScales(steps, np.zeros(numbers, np.int8))
     else:
-        zeros = np.zeros(numbers, np.float32 if row.scale_bytes == 4 else np.float16)
+        zeros = np.zeros(
+            numbers, {4: np.float32, 2: np.float16, EXPONENTS: np.uint8}[row.scale_bytes]
+        )
     codes = np.zeros((num_rows, k), np.uint8)
     return formats.pack(row.kind, codes, zeros, zeros if row.has_bias else None)
 

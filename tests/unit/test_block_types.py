@@ -6,7 +6,7 @@ import pytest
 
 from marlin.weights import ggml_types
 from marlin.weights.block_types import BLOCK_TYPES, GGUF_TYPES, REPACKED, UNREAD_GGUF_TYPES
-from marlin.weights.kinds import BLOCK_COLUMNS, KINDS, MAY, MUST, NEVER, PACKED_KINDS
+from marlin.weights.kinds import BLOCK_COLUMNS, EXPONENTS, KINDS, MAY, MUST, NEVER, PACKED_KINDS
 
 BIASES = {"MARLIN_NEVER": NEVER, "MARLIN_MAY": MAY, "MARLIN_MUST": MUST}
 
@@ -45,7 +45,9 @@ def test_a_repacked_type_becomes_what_its_kind_can_be(name):
     row, kind = REPACKED[name], KINDS[REPACKED[name].kind]
     assert row.values % row.group_size == 0 and row.group_size >= kind.least_group > 0
     assert kind.bias in ((MAY, MUST) if row.has_bias else (MAY, NEVER))
-    assert row.scale_bytes in (1, 2, 4) and (row.scale_bytes > 1 or row.values == BLOCK_COLUMNS)
+    assert row.scale_bytes in (1, 2, 4, EXPONENTS)
+    assert row.scale_bytes != 1 or row.values == BLOCK_COLUMNS
+    assert row.scale_bytes != EXPONENTS or not row.has_bias
 
 
 def test_every_type_that_a_matrix_may_be_of_has_a_decoder():
@@ -62,6 +64,9 @@ def test_the_parts_of_a_repacked_matrix_are_of_whole_tiles():
     assert REPACKED["Q4_1"].part_bytes(17, 64) == (32 * 64 // 2, 32 * 2 * 2, 32 * 2 * 2)
     # 6 bits a value, a byte for each 16 of them and a float16 for all.
     assert REPACKED["Q6_K"].part_bytes(1, 256) == (16 * 256 * 6 // 8, 16 * (16 + 2), 0)
+    # 4 bits a value, and a byte for each 32 of them: as in its file.
+    assert REPACKED["MXFP4"].part_bytes(16, 64) == (16 * 32, 16 * 2, 0)
+    assert 16 * (32 + 2) == 16 * 64 // REPACKED["MXFP4"].values * REPACKED["MXFP4"].bytes
 
 
 def test_codes_of_a_packed_matrix_have_the_shape_of_its_tiles():

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from marlin.errors import ModelFileError
-from marlin.weights.foreign.numbers import E4M3, E8M0, column_bytes, row_bytes, row_floats
+from marlin.weights.foreign.numbers import E4M3, column_bytes, row_bytes, row_floats
+from marlin.weights.formats import E8M0
 from marlin.weights.tensor_file import TensorInfo
 
 

@@ -33,11 +33,8 @@ def mxfp4(shape: tuple[int, ...], parts: tuple[TensorInfo, TensorInfo]) -> Forei
     """E2M1 * 2^(byte - 127); parts are codes and scales."""
     weight, scales = parts
     check_shapes(shape, weight, scales, ("U8", "F8_E8M0"), 32)
-
-    def factors(start, stop):
-        return numbers.E8M0[numbers.row_bytes(scales, start, stop)], None
-
-    return matrix.packed("fp4", shape, parts, partial(nibbles, weight), factors, 32)
+    exponents = partial(numbers.row_bytes, scales)
+    return matrix.exponential(shape, parts, partial(nibbles, weight), exponents)
 
 
 def check_shapes(

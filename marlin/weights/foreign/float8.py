@@ -9,6 +9,7 @@ import numpy as np
 
 from marlin.errors import ModelFileError
 from marlin.files.fields import Fields
+from marlin.weights import formats
 from marlin.weights.foreign import matrix, numbers
 from marlin.weights.foreign.matrix import ForeignMatrix
 from marlin.weights.tensor_file import TensorInfo, read_bytes
@@ -52,7 +53,7 @@ def scaled(
     if scale.num_bytes == 0 or scale.dtype not in ("F32", "BF16", "F16", "F8_E8M0"):
         raise ModelFileError(scale.path, f"is {scale.dtype}, not a scale", tensor=scale.name)
     raw = read_bytes(scale)
-    factors = numbers.E8M0[raw] if scale.dtype == "F8_E8M0" else numbers.floats(scale, raw)
+    factors = formats.E8M0[raw] if scale.dtype == "F8_E8M0" else numbers.floats(scale, raw)
     if factors.size == 1:
         factors, block = factors.reshape(1, 1), [n, k]
     elif block is None:
@@ -86,7 +87,7 @@ def mxfp8(shape: tuple[int, ...], parts: tuple[TensorInfo, TensorInfo]) -> Forei
 
     def values(start, stop):
         found = numbers.E4M3[numbers.row_bytes(weight, start, stop)].reshape(stop - start, -1, 32)
-        powers = numbers.E8M0[numbers.row_bytes(scales, start, stop)]
+        powers = formats.E8M0[numbers.row_bytes(scales, start, stop)]
         return (found * powers[:, :, None]).reshape(stop - start, -1)
 
     return matrix.dense("bf16", shape, parts, values)

@@ -44,13 +44,11 @@ class HfMxfp4:
             first, last = start * num_parts, stop * num_parts
             return np.ascontiguousarray(numbers.row_bytes(info, first, last)[part::num_parts])
 
-        return matrix.packed(
-            "fp4",
+        return matrix.exponential(
             shape,
             (blocks, scales),
             lambda start, stop: numbers.stream_codes(own_rows(flat, start, stop), 4),
-            lambda start, stop: (numbers.E8M0[own_rows(scales, start, stop)], None),
-            32,
+            lambda start, stop: own_rows(scales, start, stop),
         )
 
     def is_companion(self, name: str) -> bool:

@@ -7,13 +7,13 @@ writer it was, models and devices.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from marlin.errors import ModelFileError
 from marlin.weights import formats
-from marlin.weights.kinds import KINDS, ROW_TILE, Form
+from marlin.weights.kinds import EXPONENTS, KINDS, ROW_TILE, Form
 from marlin.weights.tensor_file import TensorInfo
 
 # Values converted at a time: 2 MB of codes, and some times that of temporaries.
@@ -120,6 +120,29 @@ def packed(
         return formats.dequantize(formats.pack(kind, codes(start, stop), *spread(start, stop)))
 
     return ForeignMatrix((n, k), parts, form, values, arrays)
+
+
+def exponential(
+    shape: tuple[int, ...],
+    parts: tuple[TensorInfo, ...],
+    codes: Callable[[int, int], np.ndarray],
+    exponents: Callable[[int, int], np.ndarray],
+) -> ForeignMatrix:
+    """E2M1 times 2^(e - 127) of 32 columns, which stay bytes; arguments and errors as packed()'s.
+
+    Args:
+        exponents: (start, stop) to uint8 [stop - start, K / 32].
+    """
+
+    def factors(start, stop):
+        return formats.E8M0[exponents(start, stop)], None
+
+    def arrays(start, stop):
+        made = formats.pack("fp4", codes(start, stop), exponents(start, stop))
+        return made.codes, made.scales
+
+    found = packed("fp4", shape, parts, codes, factors, 32)
+    return replace(found, form=Form("fp4", 32, EXPONENTS), arrays=arrays)
 
 
 def integers(

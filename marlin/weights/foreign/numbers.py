@@ -27,8 +27,6 @@ def _e4m3():
 
 # By byte; 0x7F and 0xFF are no numbers.
 E4M3 = _e4m3()
-# By byte: 2^(byte - 127); 0xFF is no number.
-E8M0 = np.append(np.ldexp(np.float32(1), np.arange(255) - 127), np.float32("nan"))
 
 
 def row_bytes(info: TensorInfo, start: int, stop: int) -> np.ndarray:
