@@ -116,6 +116,22 @@ def test_a_group_that_is_not_there_is_refused(tmp_path):
     assert "names groups 0 to 2 of 2" in refusal(tmp_path, config(GPTQ), tensors, values.shape)
 
 
+def test_codes_that_fill_no_whole_words_are_refused(tmp_path):
+    tensors, values = gptq_parts(4, 1)
+    for name in ("m.qweight", "m.scales"):
+        tensors[name] = np.ascontiguousarray(tensors[name][:, :28])
+    tensors["m.qzeros"] = np.ascontiguousarray(tensors["m.qzeros"][:, :3])
+    words = "packs 28 codes of 4 bits, which fill no whole words of 32"
+    assert words in refusal(tmp_path, config(GPTQ), tensors, (28, values.shape[1]))
+    stored = parts_of(golden("awq4"))
+    n = stored["m.scales"].shape[1] - 4
+    stored["m.scales"] = np.ascontiguousarray(stored["m.scales"][:, :n])
+    for name in ("m.qweight", "m.qzeros"):
+        stored[name] = np.ascontiguousarray(stored[name][:, : n // 8])
+    words = f"packs {n} codes of 4 bits"
+    assert words in refusal(tmp_path, config(AWQ), stored, (n, stored["m.qweight"].shape[0]))
+
+
 def test_awq_codes_stand_for_the_goldens_values(tmp_path):
     stored = golden("awq4")
     found = matrix_of(tmp_path, config(AWQ), parts_of(stored), stored["values"].shape)

@@ -34,8 +34,8 @@ class Awq:
         groups = -(-k // group_size)
         parts = weight, self._part(stem, "qzeros", weight), self._part(stem, "scales", weight)
         _, qzeros, qscales = parts
-        numbers.check(weight, ("I32",), (k, n // 8))
-        numbers.check(qzeros, ("I32",), (groups, n // 8))
+        numbers.check(weight, ("I32",), (k, numbers.words(weight, n, 4)))
+        numbers.check(qzeros, ("I32",), (groups, numbers.words(qzeros, n, 4)))
         numbers.check(qscales, ("F16", "BF16", "F32"), (groups, n))
         return matrix.integers(
             4,

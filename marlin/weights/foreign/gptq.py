@@ -41,9 +41,9 @@ class Gptq:
         (n, k), bits = shape, self._bits
         group_size = k if self._group_size <= 0 else self._group_size
         groups = -(-k // group_size)
-        numbers.check(weight, ("I32",), (k * bits // 32, n))
+        numbers.check(weight, ("I32",), (numbers.words(weight, k, bits), n))
         zeros, scales = (self._part(stem, part, weight) for part in ("qzeros", "scales"))
-        numbers.check(zeros, ("I32",), (groups, n * bits // 32))
+        numbers.check(zeros, ("I32",), (groups, numbers.words(zeros, n, bits)))
         numbers.check(scales, ("F16", "BF16", "F32"), (groups, n))
         parts: tuple[TensorInfo, ...] = weight, zeros, scales
         order = np.arange(k) // group_size

@@ -117,3 +117,11 @@ def check(info: TensorInfo, dtypes: Collection[str], shape: tuple[int, ...]) -> 
         message = f"is {info.dtype} {list(info.shape)}, expected {expected}"
         raise ModelFileError(info.path, message, tensor=info.name)
     return info
+
+
+def words(info: TensorInfo, count: int, bits: int) -> int:
+    """Words of 32 bits that so many codes of a tensor fill; refuses what fills no whole one."""
+    if count * bits % 32:
+        message = f"packs {count} codes of {bits} bits, which fill no whole words of 32"
+        raise ModelFileError(info.path, message, tensor=info.name)
+    return count * bits // 32
