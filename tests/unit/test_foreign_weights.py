@@ -261,6 +261,16 @@ def test_a_scale_of_8_bit_floats_may_be_a_power_of_two_a_rows_or_the_tensors(
     assert_stands_for(found, values * np.float32(factor), exact=kind == "bf16")
 
 
+@pytest.mark.parametrize("size", [1 << 40, 10**30])
+def test_blocks_may_be_larger_than_the_matrix(size, tmp_path):
+    weight, values = float8((20, 64))
+    scale = np.linspace(0.5, 1, 20, dtype=np.float32)[:, None]
+    settings = config(FP8, weight_block_size=[1, size])
+    tensors = {"m.weight": weight, "m.weight_scale_inv": scale}
+    found = matrix_of(tmp_path, settings, tensors, (20, 64))
+    assert_stands_for(found, values * scale, exact=False)
+
+
 def test_a_number_that_is_none_is_refused_when_it_is_converted(tmp_path):
     weight, _ = float8((20, 64))
     weight[1][7, 3] = 0x7F

@@ -58,6 +58,7 @@ def scaled(
         factors, block = factors.reshape(1, 1), [n, k]
     elif block is None:
         block = [1, k]
+    block = [min(block[0], n), min(block[1], k)]
     wanted = (-(-n // block[0]), -(-k // block[1]))
     if factors.shape not in (wanted, wanted[: factors.ndim]) or factors.size != np.prod(wanted):
         message = f"has shape {list(scale.shape)}, expected {list(wanted)}"
