@@ -80,7 +80,7 @@ def bit_stream(codes, bits):
     packed = np.packbits(
         unpacked.reshape(len(codes), -1).astype(np.uint8), axis=1, bitorder="little"
     )
-    return packed.view("<u4")
+    return np.pad(packed, ((0, 0), (0, -packed.shape[1] % 4))).view("<u4")
 
 
 def mlx_affine(values, bits, group_size, to_scale=bf16):

@@ -132,6 +132,14 @@ def test_codes_that_fill_no_whole_words_are_refused(tmp_path):
     assert words in refusal(tmp_path, config(AWQ), stored, (n, stored["m.qweight"].shape[0]))
 
 
+@pytest.mark.parametrize("size", [1 << 40, 10**30])
+def test_groups_may_be_longer_than_the_matrix(size, tmp_path):
+    tensors, values = gptq_parts(4, 1, group_size=128)
+    del tensors["m.g_idx"]
+    found = matrix_of(tmp_path, config(GPTQ, group_size=size), tensors, values.shape)
+    assert_stands_for(found, values)
+
+
 def test_awq_codes_stand_for_the_goldens_values(tmp_path):
     stored = golden("awq4")
     found = matrix_of(tmp_path, config(AWQ), parts_of(stored), stored["values"].shape)
@@ -162,19 +170,20 @@ def test_packed_integers_of_compressed_tensors_stand_for_its_values(bits, kind, 
     assert "says [17, 128]" in refusal(tmp_path, settings, tensors, stored["values"].shape)
 
 
+@pytest.mark.parametrize("n", [32, 28, 9])
 @pytest.mark.parametrize("bits", [3, 4, 6])
-def test_packed_integers_with_zeros_and_an_order_stand_for_their_values(bits, tmp_path):
+def test_packed_integers_with_zeros_and_an_order_stand_for_their_values(bits, n, tmp_path):
     rng = np.random.default_rng(bits)
-    codes = rng.integers(0, 1 << bits, (32, 96)).astype(np.uint8)
-    zeros = rng.integers(0, 1 << bits, (32, 3)).astype(np.uint8)
-    order, scales = np.repeat([2, 0, 1], 32), bf16_values(rng.uniform(0.01, 0.02, (32, 3)))
+    codes = rng.integers(0, 1 << bits, (n, 96)).astype(np.uint8)
+    zeros = rng.integers(0, 1 << bits, (n, 3)).astype(np.uint8)
+    order, scales = np.repeat([2, 0, 1], 32), bf16_values(rng.uniform(0.01, 0.02, (n, 3)))
     tensors = {
         "m.weight_packed": bit_stream(codes, bits).view(np.int32),
         "m.weight_scale": bf16(scales),
         "m.weight_zero_point": bit_stream(zeros.T.copy(), bits).T.copy().view(np.int32),
         "m.weight_g_idx": order.astype(np.int32),
     }
-    found = matrix_of(tmp_path, ct("pack-quantized", bits), tensors, (32, 96))
+    found = matrix_of(tmp_path, ct("pack-quantized", bits), tensors, (n, 96))
     values = scales[:, order] * (codes.astype(np.float32) - zeros[:, order])
     assert_stands_for(found, values)
 

@@ -30,7 +30,7 @@ class Awq:
         if weight is None:
             return None
         n, k = shape
-        group_size = k if self._group_size <= 0 else self._group_size
+        group_size = k if self._group_size <= 0 else min(k, self._group_size)
         groups = -(-k // group_size)
         parts = weight, self._part(stem, "qzeros", weight), self._part(stem, "scales", weight)
         _, qzeros, qscales = parts

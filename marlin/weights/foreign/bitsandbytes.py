@@ -83,7 +83,7 @@ class BitsAndBytes:
         if absmax.dtype == "F32":
             return numbers.floats(numbers.check(absmax, ("F32",), (count,)), read_bytes(absmax)), ()
         numbers.check(absmax, ("U8",), (count,))
-        block = state.count("nested_blocksize")
+        block = min(count, state.count("nested_blocksize"))
         table = self._floats(stem, "nested_quant_map", absmax, 256)
         largest = self._floats(stem, "nested_absmax", absmax, -(-count // block))
         offset = np.float32(state.number("nested_offset", minimum=-3e38, maximum=3e38))

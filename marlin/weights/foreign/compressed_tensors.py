@@ -91,7 +91,7 @@ class CompressedTensors:
         if (zero := self._tensors.get(f"{stem}.weight_zero_point")) is not None:
             numbers.check(zero, ("I32",), (-(-n * bits // 32), groups))
             words = numbers.column_words(zero, 0, groups)
-            stream = numbers.stream_codes(words[:, : n * bits // 8], bits)
+            stream = numbers.stream_codes(words, bits)[:, :n]
             zeros, parts = stream.T.astype(np.float32), (*parts, zero)
         scales = partial(_scales, scale, groups)
         return matrix.ordered(bits, shape, parts, codes, scales, zeros, order)

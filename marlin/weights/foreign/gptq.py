@@ -39,7 +39,7 @@ class Gptq:
         if weight is None:
             return None
         (n, k), bits = shape, self._bits
-        group_size = k if self._group_size <= 0 else self._group_size
+        group_size = k if self._group_size <= 0 else min(k, self._group_size)
         groups = -(-k // group_size)
         numbers.check(weight, ("I32",), (numbers.words(weight, k, bits), n))
         zeros, scales = (self._part(stem, part, weight) for part in ("qzeros", "scales"))

@@ -60,10 +60,13 @@ def column_bytes(info: TensorInfo, start: int, stop: int) -> np.ndarray:
 def stream_codes(rows: np.ndarray, bits: int) -> np.ndarray:
     """Codes of a row's little-endian bit stream: uint8 [rows, bytes] to uint8 [rows, codes].
 
-    Eight codes are `bits` bytes, whatever the words that a file says they are.
+    Eight codes are `bits` bytes, whatever the words that a file says they are; what ends within
+    them goes on with zeros.
     """
     if bits == 8:
         return rows
+    if rest := -rows.shape[1] % bits:
+        rows = np.pad(rows, ((0, 0), (0, rest)))
     eights = rows.reshape(len(rows), -1, bits)
     word_type: type = np.uint32 if bits <= 4 else np.uint64
     words = np.zeros(eights.shape[:2], word_type)
