@@ -3,8 +3,7 @@
 from marlin.files.fields import Fields
 from marlin.models import config_experts
 from marlin.models.config import MAX_DIM
-from marlin.models.config_delta import DeltaConfig
-from marlin.models.qwen3_next import DeltaLine
+from marlin.models.qwen3_next import DeltaLine, SparseDeltaLine
 
 
 class Qwen35(DeltaLine):
@@ -13,7 +12,7 @@ class Qwen35(DeltaLine):
     gguf_architecture = "qwen35"
 
 
-class Qwen35Moe(DeltaLine):
+class Qwen35Moe(SparseDeltaLine):
     """Every layer has experts, whose weights are always normalized."""
 
     model_type = "qwen3_5_moe_text"
@@ -23,16 +22,3 @@ class Qwen35Moe(DeltaLine):
     def _experts_of_hf(self, fields: Fields, _num_layers: int) -> dict:
         width = fields.count("shared_expert_intermediate_size", 512, maximum=MAX_DIM)
         return config_experts.from_hf(fields, count="num_experts") | {"shared_dim": width}
-
-    def _experts_of_gguf(self, fields: Fields, _num_layers: int) -> dict:
-        width = fields.count("expert_shared_feed_forward_length", maximum=MAX_DIM)
-        return config_experts.from_gguf(fields) | {"shared_dim": width}
-
-    def hf_config(self, config: DeltaConfig) -> dict:
-        """As Family's."""
-        return super().hf_config(config) | {
-            "num_experts": config.num_experts,
-            "num_experts_per_tok": config.num_slots,
-            "moe_intermediate_size": config.expert_dim,
-            "shared_expert_intermediate_size": config.shared_dim,
-        }

@@ -90,7 +90,24 @@ class DeltaLine(Family[DeltaConfig]):
         return ModelSpec.usual(config, layers, 1.0, unused=GUESSING)
 
 
-class Qwen3Next(DeltaLine):
+class SparseDeltaLine(DeltaLine):
+    """Those with experts, and one that all tokens share."""
+
+    def _experts_of_gguf(self, fields: Fields, _num_layers: int) -> dict:
+        width = fields.count("expert_shared_feed_forward_length", maximum=MAX_DIM)
+        return config_experts.from_gguf(fields) | {"shared_dim": width}
+
+    def hf_config(self, config: DeltaConfig) -> dict:
+        """As Family's."""
+        return super().hf_config(config) | {
+            "num_experts": config.num_experts,
+            "num_experts_per_tok": config.num_slots,
+            "moe_intermediate_size": config.expert_dim,
+            "shared_expert_intermediate_size": config.shared_dim,
+        }
+
+
+class Qwen3Next(SparseDeltaLine):
     model_type = "qwen3_next"
     hf_class = "Qwen3NextForCausalLM"
     gguf_architecture = "qwen3next"
@@ -107,17 +124,9 @@ class Qwen3Next(DeltaLine):
             "dense_layers": tuple(dense),
         }
 
-    def _experts_of_gguf(self, fields: Fields, num_layers: int) -> dict:
-        width = fields.count("expert_shared_feed_forward_length", maximum=MAX_DIM)
-        return config_experts.from_gguf(fields) | {"shared_dim": width}
-
     def hf_config(self, config: DeltaConfig) -> dict:
         """As Family's."""
         return super().hf_config(config) | {
-            "num_experts": config.num_experts,
-            "num_experts_per_tok": config.num_slots,
-            "moe_intermediate_size": config.expert_dim,
-            "shared_expert_intermediate_size": config.shared_dim,
             "norm_topk_prob": config.normalizes,
             "mlp_only_layers": list(config.dense_layers),
         }
