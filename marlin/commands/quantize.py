@@ -50,7 +50,6 @@ class Report:
         errors: {role: RoleError}.
         narrowed: {group size: matrices that it was taken for, since the one asked for does not
             divide them}.
-        kept: names of the matrices stored as F16 because no group size divides them.
         layer_bits: bits_per_weight of the layers' matrices alone.
         forms: {(format, group size): how many of these}.
     """
@@ -60,7 +59,6 @@ class Report:
     bits_per_weight: float
     errors: dict[str, RoleError]
     narrowed: dict[int, int]
-    kept: tuple[str, ...]
     layer_bits: float
     forms: dict[tuple[str, int], int]
 
@@ -306,7 +304,6 @@ def _report(checkpoint, entries, errors, group_size):
         bits_per_weight=_bits(packed),
         errors=errors,
         narrowed=Counter(entry.group_size for entry in narrowed),
-        kept=tuple(entry.name for entry in entries if entry.format == "F16"),
         layer_bits=_bits([entry for entry in inner if entry.group_size]),
         forms=Counter((entry.format, entry.group_size) for entry in inner if entry.group_size),
     )
@@ -328,9 +325,6 @@ def _describe(report, destination, format, group_size):
     for size, count in report.narrowed.items():
         why = f"{group_size} do not divide them"
         lines.append(f"  {count} matrices in groups of {size}: {why}")
-    if report.kept:
-        lines.append(f"  kept as float16, their columns are no multiple of {GROUP_SIZES[0]}:")
-        lines += [f"    {name}" for name in report.kept]
     lines.append(f"Serve it with: metal-marlin serve {shlex.quote(str(destination))}")
     return "\n".join(lines)
 

@@ -105,7 +105,10 @@ def plan_entry(tensor, format, group_size):
 
     Linear weights take the format asked for; embedding and output matrix take EDGE_FORMAT when that
     format has 4 bits; where the group size does not divide a matrix, the next smaller one that does
-    is taken, and where none does it stays F16; the rest is F32.
+    is taken; the rest is F32.
+
+    Raises:
+        ModelFileError: no group size divides a matrix's columns.
     """
     shape = tensor.shape
     if tensor.role in ("router", "conv", "other"):
@@ -114,7 +117,8 @@ def plan_entry(tensor, format, group_size):
         format, group_size = EDGE_FORMAT, EDGE_GROUP_SIZE
     sizes = [size for size in GROUP_SIZES if size <= group_size and shape[1] % size == 0]
     if not sizes:
-        return NativeEntry(tensor.name, shape, "F16")
+        message = f"has {shape[1]} columns, no multiple of {GROUP_SIZES[0]}: it cannot be packed"
+        raise ModelFileError(tensor.info.path, message, tensor=tensor.name)
     return NativeEntry(tensor.name.removesuffix(".weight"), shape, format, max(sizes))
 
 
@@ -177,9 +181,5 @@ def _write_dense(tensor, entry, writer, start, weights):
     if not np.isfinite(weights).all():
         raise ModelFileError(tensor.info.path, "holds NaN or infinity", tensor=tensor.info.name)
     row_bytes = num_tensor_bytes(entry.format, entry.shape) // entry.shape[0]
-    with np.errstate(over="ignore"):
-        stored = weights.astype({"F32": np.float32, "F16": np.float16}[entry.format])
-    if not np.isfinite(stored).all():
-        message = "holds a weight too large for float16"
-        raise ModelFileError(tensor.info.path, message, tensor=tensor.info.name)
-    writer.write(entry.name, np.ascontiguousarray(stored), start * row_bytes)
+    stored = np.ascontiguousarray(weights, np.float32)
+    writer.write(entry.name, stored, start * row_bytes)

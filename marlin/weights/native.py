@@ -33,7 +33,7 @@ class NativeEntry:
     Attributes:
         name: for a packed weight the Hugging Face name without `.weight`, else the whole name.
         shape: (N, K) of a packed weight, any shape of a dense one.
-        format: one of formats.FORMATS; "F32" or "F16" for a dense one.
+        format: one of formats.FORMATS; "F32" for a dense one.
         group_size: of a packed weight; 0 for a dense one.
     """
 

@@ -148,6 +148,19 @@ def test_a_weight_that_cannot_be_quantized_is_named_and_leaves_nothing(tmp_path,
     assert_nothing_was_made(tmp_path, "source")
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_matrix_that_no_group_size_divides_is_refused_by_name(tmp_path, mixed):
+    (tmp_path / "source").mkdir()
+    save_model(tmp_path / "source", intermediate_size=200)
+    asked = "int4", 64, silent
+    if mixed:
+        asked = command.MIXED, 64, silent, command.Calibration("gptq", "text", 64, 4.5)
+    expected = r"layers.\d.mlp.down_proj.weight': has 200 columns, no multiple of 32"
+    with pytest.raises(ModelFileError, match=expected):
+        command.quantize(tmp_path / "source", tmp_path / "out", *asked)
+    assert_nothing_was_made(tmp_path, "source")
+
+
 def change_config(folder, **changes):
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
