@@ -15,8 +15,8 @@ from marlin.weights.gguf import GGUFFile
 
 # Every how many layers one has no window, and the window, where files do not say.
 PERIOD, WINDOW = 2, 128
-# What config.json means that does not say how RoPE turns.
-THETA = 150000.0
+# What config.json means that does not say so, or not how RoPE turns.
+IMPLIED = {"rope_theta": 150000.0, "attention_bias": True, "head_dim": 64}
 ROPE = {
     "rope_type": "yarn",
     "factor": 32.0,
@@ -34,7 +34,7 @@ class GptOss(Family[MixtureConfig]):
     gguf_architecture = "gpt-oss"
 
     def config_from_hf(self, fields: Fields) -> MixtureConfig:
-        fields = fields.with_defaults({"rope_theta": THETA, "attention_bias": True})
+        fields = fields.with_defaults(IMPLIED)
         if config_hf.rope_section(fields) is None:
             fields = fields.with_defaults({"rope_parameters": ROPE})
         for name, only in GATE.items():

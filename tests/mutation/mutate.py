@@ -8,8 +8,8 @@
 the first, or takes the place of what it says of a test. `run` draws mutants and gives each the
 tests that run its line, quickest first, until one fails twice; a test that ends only by its time
 limit counts as failed. Draws are by line: each line that has a mutant is as likely as any other.
-Without a record a mutant gets the test files that name its module. A draw that was interrupted goes
-on where it was.
+Without a record, which takes long to make, a mutant gets the test files that name its module or
+one of its users, the likeliest first. A draw that was interrupted goes on where it was.
 """
 
 import argparse
@@ -18,19 +18,22 @@ import fnmatch
 import os
 import random
 import re
+import sys
 import tempfile
 import time
+import zlib
 from collections import Counter
 from pathlib import Path
 
 import copied_tree
 import operators
 import tracing
-from recorded import Judged, Record
+from recorded import Judged, Record, enclosing
 from running import Run, run_pytest
 
 # Seconds of tests, as recorded, and from how many files: at first, then for what survives that.
-ROUNDS = (20, 4), (60, 12), (200, 40)
+ROUNDS = (8, 4), (25, 12), (60, 30)
+_SLOW_FOLDERS = ("metal", "fuzz", "chaos", "clients", "deploy")  # not without a record
 _PRELOADED = ("numpy", "hypothesis", "jinja2", "openai", "gguf", "pytest", "tokenizers")
 _PRELOADED += ("transformers.utils.chat_template_utils",)
 
@@ -109,15 +112,16 @@ def chosen(record, tests, path, budget_s, num_files):
     return order
 
 
-def judge(root, record, mutant, number):
+def judge(root, record, mutant):
     """Put a mutant in the copy and run its tests: (verdict, the test that failed or '')."""
-    tests = record.covering(mutant, root) if record.tests else naming(root, mutant.path)
+    tests = record.covering(mutant, root) if record.tests else naming(root, mutant)
     if not tests:
         return "not covered", ""
     path = root / mutant.path
     original, stat = path.read_bytes(), path.stat()
-    path.write_bytes(operators.apply(mutant, original))
-    stamp = 1_000_000_000 + number * 10 + os.getpid() % 10  # no .pyc of another is taken for it
+    changed = operators.apply(mutant, original)
+    path.write_bytes(changed)
+    stamp = zlib.crc32(changed)  # no .pyc of another is taken for it
     os.utime(path, (stamp, stamp))
     try:
         if not record.tests:
@@ -135,32 +139,49 @@ def judge(root, record, mutant, number):
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-def naming(root, path):
-    """Lists of the test files that name a module: those that are named after it, then those of
-    tests/unit, then the others; without any, those in which its name is a word."""
-    module = path[: -len(".py")].replace("/", ".").removesuffix(".__init__")
+def naming(root, mutant):
+    """Lists of the test files that say something of a mutant's module, the likeliest first.
+
+    A file named after the module counts most, then one that names it and what changes in it, a
+    folder of quick tests more than one of slow ones; the name as a mere word counts least.
+    """
+    module = mutant.path[: -len(".py")].replace("/", ".").removesuffix(".__init__")
     package, _, name = module.rpartition(".")
-    lists, vague = ([], [], []), []
+    around = enclosing(root / mutant.path, mutant.line)
+    users = [
+        path.relative_to(root).with_suffix("").as_posix().replace("/", ".")
+        for path in (root / "marlin").rglob("*.py")
+        if re.search(rf"\b{name}\b", path.read_text()) and path != root / mutant.path
+    ]
+    ranks = []
     for file in sorted((root / "tests").rglob("test_*.py")):
-        text, shown = file.read_text(), str(file.relative_to(root))
-        if name in file.stem:
-            lists[0].append(shown)
-        elif f"{module} " in text or f"from {package} import {name}" in text:
-            lists[1 if file.parent.name == "unit" else 2].append(shown)
-        elif re.search(rf"\b{name}\b", text):
-            vague.append(shown)
-    return [files for files in lists if files] or [vague] * bool(vague)
+        text, folder = file.read_text(), file.parent.name
+        if folder in _SLOW_FOLDERS:
+            continue
+        named = f"{module} " in text or f"from {package} import {name}" in text
+        mentioned = sum(bool(re.search(rf"\b{word}\b", text)) for word in around)
+        rank = 8 * (file.stem.removeprefix("test_") == name)
+        rank += 4 * (set(name.split("_")) <= set(file.stem.split("_")))
+        rank += 2 * (Path(mutant.path).parent.name in file.stem.split("_"))
+        rank += sum(user.rpartition(".")[2] in file.stem for user in users)
+        rank += 4 * named + 3 * mentioned + bool(re.search(rf"\b{name}\b", text))
+        if rank:
+            rank += {"unit": 2, "server": 1, "device": 1}.get(folder, 0)
+            ranks.append((-rank, str(file.relative_to(root))))
+    files = [file for rank, file in sorted(ranks)]
+    return [some for some in (files[:1], files[1:3], files[3:7], files[7:14]) if some]
 
 
 def _failing(root, record, order):
     """The test that fails of these tests or, without a record, test files; or None."""
 
     def limit(name):
-        return 10 + 5 * record.tests.get(name, ["", 60])[1]
+        return 10 + 5 * record.tests.get(name, ["", 10])[1]
 
     files = list(dict.fromkeys(name.partition("::")[0] for name in order))
     chosen = order if record.tests else None
-    code, tests = run_pytest(root, ["-x", *files], lambda folder: Run(folder, chosen), limit)
+    options = ["-x"] if record.tests else ["-x", "-m", "not slow"]
+    code, tests = run_pytest(root, [*options, *files], lambda folder: Run(folder, chosen), limit)
     if code in (0, 5):
         return None
     if code == 1 and tests:
@@ -200,7 +221,7 @@ def run(root, patterns, count, seed):
         changed = operators.apply(mutant, (root / mutant.path).read_bytes()).decode()
         if judged.of(mutant.path, changed):
             continue
-        verdict, by = judge(root, kept, mutant, number)
+        verdict, by = judge(root, kept, mutant)
         judged.add({**mutant._asdict(), "verdict": verdict, "source": changed})
         what = f"{number} {mutant.path}:{mutant.line} [{mutant.operator}]"
         print(f"{what} {verdict} {by} {time.time() - started:.0f} s", flush=True)
@@ -211,8 +232,9 @@ def run(root, patterns, count, seed):
 
 
 def preload():
-    """Have what every fork needs and no mutant changes."""
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
+    """Have what every fork needs and no mutant changes; what is compiled is kept for the next."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     for name in _PRELOADED:
         __import__(name)
 

@@ -143,6 +143,18 @@ def _function(path, line):
     return min(around, key=lambda node: len(_body(node)), default=None)
 
 
+def enclosing(path, line):
+    """The names of the functions and classes around a line, but for those that begin with _."""
+    nodes = ast.walk(ast.parse(path.read_text()))
+    kinds = ast.FunctionDef, ast.ClassDef
+    around = [node for node in nodes if isinstance(node, kinds) and _holds(node, line)]
+    return [node.name for node in around if not node.name.startswith("_")]
+
+
+def _holds(node, line):
+    return node.lineno <= line <= node.end_lineno
+
+
 def _body(function):
     return range(function.body[0].lineno, function.end_lineno + 1) if function else range(0)
 

@@ -91,10 +91,10 @@ def run_pytest(root, arguments, plugin_of, limit=None):
         code = pytest.main(options, plugins=[plugin])
         (folder / "outcome").write_text(json.dumps([int(code), plugin.tests]))
         os._exit(0)
-    started = time.time()
+    watch = _Watch(folder, limit)
     while not os.waitpid(pid, os.WNOHANG)[0]:
         time.sleep(0.05)
-        if limit and time.time() > _deadline(folder, started, limit):
+        if limit and watch.is_over():
             break
     copied_tree.end_processes(root, pid)
     try:
@@ -107,10 +107,25 @@ def run_pytest(root, arguments, plugin_of, limit=None):
     return None, [[json.loads(running.read_text())[0], "hung", 0]] if running.exists() else []
 
 
-def _deadline(folder, started, limit):
-    """When the test that runs, or what comes before any, has had its time."""
-    try:
-        name, since = json.loads((folder / "running").read_text())
-    except (OSError, ValueError):
-        return started + 90
-    return since + limit(name)
+class _Watch:
+    """Whether the test that runs, or what comes before any, has had its time.
+
+    A moment in which this process was stopped as well, as a machine that sleeps has them, is no
+    time of the test.
+    """
+
+    def __init__(self, folder, limit):
+        self._folder, self._limit = folder, limit
+        self._name, self._spent, self._looked = None, 0.0, time.monotonic()
+
+    def is_over(self):
+        now = time.monotonic()
+        self._spent += min(now - self._looked, 1.0)
+        self._looked = now
+        try:
+            name, _ = json.loads((self._folder / "running").read_text())
+        except (OSError, ValueError):
+            name = None
+        if name != self._name:
+            self._name, self._spent = name, 0.0
+        return self._spent > (90 if name is None else self._limit(name))

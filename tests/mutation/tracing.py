@@ -11,6 +11,8 @@ import threading
 import time
 
 _LOOK_S = 0.02  # how often a process other than pytest's looks which test runs
+# What a test has not run by then it hardly will: calls of a function, lines of a call, all calls.
+_MOST_CALLS, _MOST_LINES, _MOST_ALL = 100, 5_000, 300_000
 
 
 class Tracer:
@@ -29,6 +31,8 @@ class Tracer:
         self._seen = set()
         self._pending = []
         self._ours = {}  # code -> its file within the package, or None
+        self._calls = {}  # code -> how often this test has called it
+        self._all = 0  # calls of this test
 
     def install(self):
         threading.settrace(self._called)
@@ -37,7 +41,7 @@ class Tracer:
     def begin(self, test):
         """What runs from now on is this test's; `follows` processes read it from `current`."""
         self.install()  # anew: an error within, as of a stack that is full, ends all tracing
-        self._test, self._seen = test, set()
+        self._test, self._seen, self._calls, self._all = test, set(), {}, 0
         with open(os.path.join(self._folder, "current"), "wb") as file:
             file.write(test)
 
@@ -63,10 +67,14 @@ class Tracer:
         except OSError:
             return
         if test and test != self._test:
-            self._test, self._seen = test, set()
+            self._test, self._seen, self._calls = test, set(), {}
 
     def _called(self, frame, _event, _argument):
         code = frame.f_code
+        self._all += 1
+        if self._all > _MOST_ALL and not self._follows:
+            sys.settrace(None)
+            return None
         name = self._ours.get(code, "")
         if name == "":
             path = code.co_filename
@@ -78,8 +86,15 @@ class Tracer:
             self._look()
         if (name, frame.f_lineno) not in self._seen:
             self._note(name, frame.f_lineno)
+        calls = self._calls[code] = self._calls.get(code, 0) + 1
+        if calls > _MOST_CALLS:
+            return None
+        lines = 0
 
         def ran(frame, event, _argument):
+            nonlocal lines
+            lines += 1
+            frame.f_trace_lines = lines < _MOST_LINES
             if event == "line" and (name, frame.f_lineno) not in self._seen:
                 self._note(name, frame.f_lineno)
             return ran

@@ -51,6 +51,15 @@ OWN = {
 OF_A_HEAD = {(encoder, "tie_word_embeddings") for encoder in OWN}
 
 
+# Whose lack is named by another key.
+BY_ANOTHER = {
+    "num_experts": "num_local_experts",
+    "linear_num_key_heads": "linear_num_value_heads",
+}
+# Of layers without experts, as files without any need not say; their matrices' shapes are checked.
+UNSAID = {("qwen3_next", "intermediate_size")}
+
+
 def declared(model_type):
     """{key: its default} of what the family's own config class declares."""
     cls = CONFIG_MAPPING[model_type]
@@ -125,3 +134,19 @@ def test_a_key_changes_the_model_or_is_refused_by_name(model_type, name, tmp_pat
 
 def test_every_family_has_keys_that_are_tried():
     assert {model_type for model_type, _ in KEYS} >= {*DENSE, "llama", "qwen3", "gemma3_text"}
+
+
+@pytest.mark.parametrize(
+    "model_type, name", [key for key in KEYS if key not in UNSAID], ids=lambda value: value
+)
+def test_a_key_that_is_left_out_means_what_the_family_declares(model_type, name, tmp_path):
+    keys = declared(model_type)
+    values = base_of(model_type)
+    values.pop(name, None)
+    for overruling in OVERRULED.get(name, ()):
+        values.pop(overruling, None)
+    without = read(tmp_path, values)
+    if isinstance(without, str):  # nothing is implied: it must be there, or fit the others
+        assert name in without or BY_ANOTHER[name] in without, without
+        return
+    assert read(tmp_path, values | {name: keys[name]}) == without
