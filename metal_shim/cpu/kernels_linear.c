@@ -273,16 +273,17 @@ INLINE vf load_block_scale(const linear *a, const uint8_t *scales, int64_t at)
                   vf_load_i8((const int8_t *)numbers + lane));
 }
 
+/* float16, the commonest, behind one test. */
 INLINE vf load_scale(const linear *a, weight_kind kind, const uint8_t *scales, int64_t at)
 {
     vf scale;
-    if (a->flags & MARLIN_SCALE_BLOCK)
-        scale = load_block_scale(a, scales, at);
-    else if (a->flags & MARLIN_SCALE_EXP)
-        scale = vf_load_exponents(scales + at);
+    if (!(a->flags & (MARLIN_SCALE_F32 | MARLIN_SCALE_BLOCK | MARLIN_SCALE_EXP)))
+        scale = vf_load_f16((const uint16_t *)scales + at);
+    else if (a->flags & MARLIN_SCALE_F32)
+        scale = vf_load((const float *)scales + at);
     else
-        scale = a->flags & MARLIN_SCALE_F32 ? vf_load((const float *)scales + at)
-                                            : vf_load_f16((const uint16_t *)scales + at);
+        scale = a->flags & MARLIN_SCALE_BLOCK ? load_block_scale(a, scales, at)
+                                              : vf_load_exponents(scales + at);
     return codes_of(kind) == FP4 ? vf_mul(scale, vf_set1(0.5f)) : scale;
 }
 
