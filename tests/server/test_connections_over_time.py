@@ -10,7 +10,7 @@ import time
 from contextlib import ExitStack
 
 import pytest
-from clients import chat_body, request_bytes
+from clients import CLIENT_TIMEOUT_S, chat_body, request_bytes
 from fakes import FakeEngine, say, say_then_hang
 from test_clients_that_misbehave import wait_for, wait_until
 
@@ -290,6 +290,33 @@ def test_a_kept_connection_ends_with_the_answer_that_is_out_when_the_server_stop
         assert (last.status, last.headers["connection"]) == (200, "close")
         assert kept.at_end()
         assert server.http_server.drain(5)
+
+
+def test_who_has_connected_when_the_server_stops_is_answered(start_server, monkeypatch):
+    server = start_server()
+    places, reached, go_on = server.http_server.places, threading.Event(), threading.Event()
+    enter = places.enter
+
+    def slowly(sock, peer):
+        reached.set()
+        assert go_on.wait(CLIENT_TIMEOUT_S)
+        return enter(sock, peer)
+
+    monkeypatch.setattr(places, "enter", slowly)
+    with ExitStack() as stack:
+        first = stack.enter_context(server.connect())
+        assert reached.wait(CLIENT_TIMEOUT_S)
+        others = [stack.enter_context(server.connect()) for _ in range(3)]  # nobody accepts them
+        for client in (first, *others):
+            client.send(request_bytes("GET", "/health"))
+        stopping = threading.Thread(target=server.http_server.drain, args=(CLIENT_TIMEOUT_S,))
+        stopping.start()
+        wait_until(lambda: server.http_server.draining)
+        go_on.set()
+        for client in (first, *others):
+            answer = client.read()
+            assert (answer.status, answer.headers["connection"]) == (200, "close")
+        stopping.join(CLIENT_TIMEOUT_S)
 
 
 def test_a_thread_that_dies_as_it_begins_costs_its_connection_alone(start_server, monkeypatch):

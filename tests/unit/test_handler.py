@@ -26,7 +26,7 @@ def answered():
         refused.append((error.status, error.message))
         handler.reply(error.status, b"", "text/plain")
 
-    def run(request, handle, ends=True, **limits):
+    def run(request, handle, ends=True, draining=False, **limits):
         with socket.create_server(("127.0.0.1", 0)) as listener:
             client = socket.create_connection(listener.getsockname())
             ours, address = listener.accept()
@@ -39,7 +39,7 @@ def answered():
                 application=application,
                 limits=Limits(**{"linger_s": 0.1, **limits}),
                 body_budget=BodyBudget(Limits().bodies_bytes, Limits().bodies_wait_s),
-                draining=False,
+                draining=draining,
                 places=Places(1, 0),
             )
             server.places.enter(ours, address[0])
@@ -311,6 +311,12 @@ def test_a_server_that_drains_answers_what_it_has_and_takes_no_more(answered):
 
     request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
     data = answered(request * 2, handle)
+    assert data.count(b"HTTP/1.1 200 OK") == 1 and b"Connection: close" in data
+
+
+def test_a_connection_that_was_taken_before_a_server_drains_gets_one_answer(answered):
+    request = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    data = answered(request * 2, ok, draining=True)
     assert data.count(b"HTTP/1.1 200 OK") == 1 and b"Connection: close" in data
 
 

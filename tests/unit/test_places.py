@@ -1,6 +1,7 @@
 """Who gets a place among connections, and who has to go for it."""
 
 import logging
+import threading
 
 from marlin.server.http.places import Place, Places
 from marlin.server.http.seldom import Seldom
@@ -145,6 +146,33 @@ def test_busy_is_from_a_requests_first_byte_to_the_end_of_its_answer():
     assert places.num_busy == 1 and not places.wait_until_none_is_busy(0.001)
     places.end(sock)
     assert places.num_busy == 0 and places.wait_until_none_is_busy(0)
+
+
+def test_a_stop_waits_for_the_request_of_a_new_connection_while_it_is_expected_and_no_longer():
+    now = 0.0
+    places = Places(2, 0, arrival_s=1.0, clock=lambda: now)
+    (new,) = entered(places, "a")
+    ended = []
+
+    def stop():
+        ended.append(places.wait_until_none_is_busy(60, or_expected=True))
+
+    def wait_until_told():
+        stopping = threading.Thread(target=stop)
+        stopping.start()
+        return stopping
+
+    stopping = wait_until_told()
+    places.begin(new)
+    places.received(new)
+    assert not ended
+    places.end(new)
+    stopping.join(60)
+    assert ended == [True]
+    entered(places, "a")
+    now = 1.0  # nothing came of it
+    wait_until_told().join(60)
+    assert ended == [True, True]
 
 
 def test_a_connection_that_had_to_go_is_not_counted_when_its_thread_ends():

@@ -6,6 +6,7 @@ Knows sockets, and no address.
 import selectors
 import socket
 from collections import deque
+from collections.abc import Iterator
 from contextlib import suppress
 
 from marlin.server.http.unix_socket import peer_of
@@ -68,6 +69,16 @@ def inherited(fds: list[int]) -> socket.socket | Doors:
     """The inverse of filenos()."""
     listeners = [socket.socket(fileno=fd) for fd in fds]
     return listeners[0] if len(listeners) == 1 else Doors(listeners)
+
+
+def waiting_at(listener: socket.socket | Doors, most: int) -> Iterator[None]:
+    """Once for each who has connected and waits for accept(), at most so many."""
+    with selectors.DefaultSelector() as waiting:
+        waiting.register(listener, selectors.EVENT_READ)
+        for _ in range(most):
+            if not waiting.select(0):
+                return
+            yield
 
 
 def user_of(request: socket.socket) -> str:

@@ -127,7 +127,7 @@ class Handler(BaseHTTPRequestHandler):
         self.limits = self.server.limits
         self.connection = Connection(self.request, self.limits.write_s)
         self.is_extra = self.server.places.is_extra(self.request)
-        self._wait_s = self.limits.head_s  # a client connects in order to ask
+        self._wait_s, self._has_asked = self.limits.head_s, False  # whoever connects is to ask
 
     def handle(self):
         try:
@@ -150,12 +150,12 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing is left to write: every answer went out in one piece."""
 
     def handle_one_request(self):
-        if self.server.draining:
+        if self.server.draining and self._has_asked:
             self.close_connection = True
             return
         self.connection.set_deadline(self._wait_s)
         self.connection.wait_for_data()
-        self._wait_s = self.limits.idle_s
+        self._wait_s, self._has_asked = self.limits.idle_s, True
         self.server.places.begin(self.request)
         self.body_share = Share(self.server.body_budget, self.connection.expire)
         try:

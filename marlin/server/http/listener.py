@@ -17,7 +17,7 @@ from http.server import ThreadingHTTPServer
 from typing import Any
 
 from marlin.server.http.budget import BodyBudget
-from marlin.server.http.doors import Doors, user_of
+from marlin.server.http.doors import Doors, user_of, waiting_at
 from marlin.server.http.handler import Application, Handler
 from marlin.server.http.limits import Limits
 from marlin.server.http.places import Place, Places
@@ -85,13 +85,7 @@ class ConnectionThread(threading.Thread):
 
 
 class HttpServer(ThreadingHTTPServer):
-    """Serves an application on a listening socket it is given, which it closes.
-
-    Args:
-        listener: listening socket, or Doors.
-        application: http.handler.Application.
-        limits: http.limits.Limits.
-    """
+    """Serves an application on a listening socket, or Doors, that it is given and closes."""
 
     block_on_close = False
 
@@ -124,32 +118,33 @@ class HttpServer(ThreadingHTTPServer):
         return self.places.num_busy
 
     def drain(self, grace_s):
-        """Accept nothing more and wait for the requests in flight.
-
-        Call it from another thread than serve_forever's.
-
-        Returns:
-            True when all of them finished within grace_s.
-        """
+        """Accept nothing more and wait for the requests in flight; returns whether all of them
+        finished within grace_s. Not for serve_forever's own thread."""
         self.close_door()
         return self.wait_idle(grace_s)
 
     def close_door(self):
         """Accept nothing more; as drain(), which waits for those inside."""
+        was_open = not self.draining
         self._draining.set()
-        if not self.hangs():  # else that would not return
+        if was_open and not self.hangs():  # else that would not return
             self.shutdown()
+            self.let_in_who_waits()
         self.server_close()
 
+    def let_in_who_waits(self):
+        """Serve who has connected: once the socket is closed, they are reset without an answer."""
+        for _ in waiting_at(self.socket, self.limits.backlog):
+            self.handle_request()
+
     def hangs(self):
-        """Why nobody is let in, or None. A thread whose memory runs out while it starts leaves who
-        started it waiting for ever."""
+        """Why nobody is let in, or None: whoever starts a thread may wait for it for ever."""
         silent_s = time.monotonic() - self._looked
         return f"nobody was let in for {silent_s:.0f} s" if silent_s > self.limits.slow_s else None
 
     def wait_idle(self, seconds):
         """Wait until no connection has a request in hand; returns whether that came in time."""
-        return self.places.wait_until_none_is_busy(seconds)
+        return self.places.wait_until_none_is_busy(seconds, or_expected=True)
 
     def serve_forever(self, poll_interval=0.5):
         """Until drain(), through moments without memory, too."""

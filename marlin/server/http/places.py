@@ -105,10 +105,19 @@ class Places:
             self._extra.discard(sock)
             self._changed.notify_all()
 
-    def wait_until_none_is_busy(self, seconds: float) -> bool:
-        """Whether that came in time."""
+    def wait_until_none_is_busy(self, seconds: float, or_expected: bool = False) -> bool:
+        """Whether that came in time; or_expected: new ones are waited for while their request is
+        expected, and no longer."""
+        end = time.monotonic() + seconds
         with self._changed:
-            return self._changed.wait_for(lambda: self.num_busy == 0, seconds)
+            while True:
+                now = self._clock()
+                new = [self._expected.get(sock, now) - now for sock in self._idle if or_expected]
+                new = [wait_s for wait_s in new if wait_s > 0]
+                left_s = end - time.monotonic()
+                if not (self.num_busy or new) or left_s <= 0:
+                    return self.num_busy == 0
+                self._changed.wait(min([left_s, *new]))
 
     def _forget(self, sock):
         """Whether it was there: one that had to go is not, although its thread still ends."""

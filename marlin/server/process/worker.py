@@ -126,9 +126,13 @@ class WorkerServer(HttpServer):
         if self.application.gives_way():
             time.sleep(self.limits.heartbeat_s)
             raise BlockingIOError  # not for this worker
-        if self.num_busy:
+        if self.num_busy and not self.draining:
             time.sleep(_YIELD_S)
         return super().get_request()
+
+    def let_in_who_waits(self):
+        if not self.application.gives_way():
+            super().let_in_who_waits()
 
 
 def main(load, set_up_logging):
