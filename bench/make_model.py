@@ -5,11 +5,12 @@
     .venv/bin/python bench/make_model.py gpt-oss-20b OUT.gguf --layers 3 --type MXFP4 --edge Q8_0
     .venv/bin/python bench/make_model.py gemma-3-4b OUT.gguf --layers 6 --type Q4_0
     .venv/bin/python bench/make_model.py qwen3.5-4b OUT.gguf --layers 8 --type Q4_K
+    .venv/bin/python bench/make_model.py qwen3.5-4b OUT.gguf --layers 4 --width 256 --type Q8_0
 
 Names and shapes are the family's own (marlin/models), so that llama.cpp reads the file, too; values
 are random bits under scales that keep activations near 1. The vocabulary is learnt from this
 checkout's own text, and filled up with tokens that no text has. `metal-marlin quantize OUT.gguf
-FOLDER` makes a native folder of it.
+FOLDER` makes a native folder of it. `--width` makes a narrow one, to count with and not to time.
 """
 
 import argparse
@@ -38,10 +39,16 @@ ALIGNMENT = 32
 CHUNK_BYTES = 32 << 20
 # Merges to learn: more would be longer than this checkout's text.
 NUM_MERGES = 6000
+NARROW_VOCABULARY = 8192
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 NORMAL_TOKEN, CONTROL_TOKEN, UNUSED_TOKEN = 1, 3, 5
 TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if tools %}<|im_start|>system\nTools:{% for t in tools %}\n{{ t | tojson }}{% endfor %}\n"
+    'Call: <tool_call>\n{"name": NAME, "arguments": {...}}\n</tool_call><|im_end|>\n{% endif %}'
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}"
+    "{% for c in m.tool_calls or [] %}<tool_call>\n{{ c.function | tojson }}\n</tool_call>"
+    "{% endfor %}"
+    "<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _NAMES = (
@@ -68,6 +75,12 @@ MODELS = {
         {"model_type": "qwen3_5_text", "rms_norm_eps": 1e-6, "rope_theta": 1e7,
          "linear_num_key_heads": 16, "linear_num_value_heads": 32, "linear_key_head_dim": 128,
          "linear_value_head_dim": 128, "full_attention_interval": 4, "tie_word_embeddings": True},
+    ),
+    "qwen2.5-3b": (
+        "qwen2",
+        (36, 2048, 11008, 16, 2, 128, 151936, 32768),
+        {"model_type": "qwen2", "rms_norm_eps": 1e-6, "rope_theta": 1e6,
+         "tie_word_embeddings": True},
     ),
     "gemma-3-4b": (
         "qwen2",
@@ -255,10 +268,14 @@ def main():
     parser.add_argument("model", choices=MODELS)
     parser.add_argument("path")
     parser.add_argument("--layers", type=int, help="fewer than the model has")
+    parser.add_argument("--width", type=int, help="of hidden states, instead of the model's")
     parser.add_argument("--type", default="Q4_K", help="of feed-forwards and experts")
     parser.add_argument("--edge", help="of all other matrices; the same as --type")
     arguments = parser.parse_args()
     changes = {"num_hidden_layers": arguments.layers} if arguments.layers else {}
+    if arguments.width:
+        changes |= dict.fromkeys(("hidden_size", "intermediate_size"), arguments.width)
+        changes |= {"vocab_size": NARROW_VOCABULARY}
     config = config_of(arguments.model, **changes)
     kinds = arguments.type, arguments.edge or arguments.type
     known = [

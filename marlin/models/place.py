@@ -26,6 +26,8 @@ def is_folder(path) -> bool:
     if os.path.lexists(path) and os.path.exists(path):
         raise ModelFileError(path, "is neither a regular file nor a folder")
     text = "no such file or folder; expected a .gguf file or a model folder"
+    if os.fspath(path).startswith(("http://", "https://")):
+        text = "is an address, and this opens no connection; bin/chat URL talks to a server"
     if _HUB_NAME.fullmatch(os.fspath(path)) and not os.path.isdir(os.path.dirname(path)):
         text += (
             ". If this is a name on a hub: nothing is downloaded here; fetch it, and give its path"

@@ -34,7 +34,8 @@ SMALL = {
     "linear_value_head_dim": 64,
     "full_attention_interval": 2,
 }
-MADE = [("qwen3-30b-a3b", "Q4_K", "Q6_K"), ("gpt-oss-20b", "MXFP4", "Q8_0"),
+MADE = [("qwen3-30b-a3b", "Q4_K", "Q6_K"), ("qwen2.5-3b", "Q4_0", "Q8_0"),
+        ("gpt-oss-20b", "MXFP4", "Q8_0"),
         ("gemma-3-4b", "Q4_0", "Q4_1"), ("qwen3.5-4b", "Q4_K", "Q6_K")]  # fmt: skip
 
 
