@@ -50,7 +50,7 @@ def run(arguments):
     return 0
 
 
-def of_model(path, kv_cache_dtype="float16"):
+def of_model(path, kv_cache_dtype):
     """{fact: value} of a model, from its headers, with such a KV cache; raises as loading it."""
     device = Device(kind="cpu")
     try:

@@ -221,7 +221,7 @@ def new_request(
 
 
 def new_pooled_request(
-    token_ids: Sequence[int], pooler: "Pooler", request_id: str, bounds: Bounds, client: str = ""
+    token_ids: Sequence[int], pooler: "Pooler", request_id: str, bounds: Bounds, client: str
 ) -> Request:
     """A request for a text's vector; RequestError as check_text's."""
     check_text(token_ids, bounds)

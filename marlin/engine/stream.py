@@ -122,7 +122,7 @@ class TextStream:
             for _, delta in deltas:
                 yield delta
 
-    def next_delta(self, wait=True):
+    def next_delta(self, wait):
         """Take what has arrived.
 
         Args:

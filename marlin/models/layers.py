@@ -113,7 +113,7 @@ class Step:
         """hidden += delta * residual_scale; normed = rms_norm(hidden)."""
         self._norm("hidden", weight, "normed", delta=delta, delta_scale=self.residual_scale)
 
-    def norm_delta(self, weight: Tensor, eps: float | None = None) -> None:
+    def norm_delta(self, weight: Tensor, eps: float | None) -> None:
         """delta = rms_norm(delta); eps None is the model's."""
         self._norm("delta", weight, "delta", eps)
 

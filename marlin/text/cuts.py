@@ -72,7 +72,7 @@ class Cuts:
 
 
 def cuts_of(
-    backend: Backend, added: Collection[AddedToken], pieces: Iterable[str] | None = None
+    backend: Backend, added: Collection[AddedToken], pieces: Iterable[str] | None
 ) -> Cuts | None:
     """The cuts that are certain for a tokenizer, or None for none.
 

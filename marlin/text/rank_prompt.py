@@ -15,7 +15,7 @@ _BEFORE = (
 _BEHIND = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
-def rank_prompt(query: str, document: str, instruction: str = INSTRUCTION) -> str:
+def rank_prompt(query: str, document: str, instruction: str) -> str:
     """The text whose next token is the judgement; it has its own special tokens."""
     asked = f"<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}"
     return f"{_BEFORE}{asked}{_BEHIND}"

@@ -47,7 +47,7 @@ _WEIGHTED_SIGNED_DIVISORS = {
 }
 
 
-def fit(format, groups, importance=None):
+def fit(format, groups, importance):
     """The factors of each group with the least squared error that the search finds.
 
     Args:

@@ -24,10 +24,12 @@ class Run:
         order: test ids, or None for all that are collected.
         tracer: a tracing.Tracer to tell, or None. Traced, no test is run again.
         builds: whether the native library may have changed since it was built.
+        cpu_s: of this process and its children, after which no other test begins; None: no limit.
     """
 
-    def __init__(self, folder, order=None, tracer=None, builds=False):
+    def __init__(self, folder, order=None, tracer=None, builds=False, cpu_s=None):
         self.folder, self.order, self.tracer, self.builds = folder, order, tracer, builds
+        self.cpu_s = cpu_s
         self.tests = []  # [id, outcome, seconds]
 
     def pytest_collection_modifyitems(self, items):
@@ -64,6 +66,8 @@ class Run:
             if report.outcome != "passed":
                 self.tests[-1][1] = report.outcome
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        if self.cpu_s is not None and sum(os.times()[:4]) > self.cpu_s:
+            item.session.shouldstop = "its time is used up"
         if self.tracer:
             self.tracer.flush()
         return True

@@ -100,7 +100,7 @@ def log_fields(handler):
     return {"fields": {"request_id": handler.request_id}}
 
 
-def log_access(handler, record, seconds, quiet=False):
+def log_access(handler, record, seconds, quiet):
     """The one line of a request.
 
     Args:

@@ -68,7 +68,7 @@ class _Parser:
             line += found[0].count("\n")
             at = found.end()
         self._tokens.append(("end", "its end", line + 1))
-        self._at = self._depth = 0
+        self._at, self._depth = 0, -1
 
     def _peek(self):
         return self._tokens[self._at]

@@ -109,7 +109,7 @@ def draft_of(root: Any) -> int:
     return int(found[1]) if found else 9
 
 
-def checked_part(schema: Schema, pointer: str, draft: int = 9) -> Part:
+def checked_part(schema: Schema, pointer: str, draft: int) -> Part:
     """A schema's own keywords, after a look at each. What came after the document's draft means
     nothing in it, though whoever wrote it there meant something: it is refused."""
     keywords = {}

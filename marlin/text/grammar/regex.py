@@ -42,7 +42,7 @@ _CATEGORY = re.compile(r"\{(\^?[A-Za-z_=]{1,30})\}")
 class _Reader:
     text: str
     at: int = 0
-    depth: int = 0
+    depth: int = -1  # of groups
 
     def peek(self) -> str:
         return self.text[self.at : self.at + 1]
