@@ -43,6 +43,8 @@ OURS = (
     ("int8", 32),
 )
 MIXED_BITS = (4.25, 4.5, 5.0, 8.5)
+# Values of second moments: of as many columns as a matrix has.
+ROOM = 1 << 40
 # Positions whose logits are compared at a time, and those of a text that have too little before
 # them to count.
 LOGIT_ROWS, UNSCORED = 64, 128
@@ -227,7 +229,7 @@ def mixed(mix, bits, weights, power, inputs, name):
 
 def ours(format, group_size, method, weights, _, inputs, __):
     sizes = [size for size in GROUP_SIZES if size <= group_size and weights.shape[1] % size == 0]
-    pack = formats.quantize if method == "nearest" else pack_for(inputs(), method)
+    pack = formats.quantize if method == "nearest" else pack_for(inputs(), method, ROOM)
     packed = pack(format, weights, max(sizes))
     return formats.dequantize(packed), bits_of(format, max(sizes))
 

@@ -5,6 +5,7 @@ quantized; then it is quantized for these inputs. Owns that order. How texts pas
 layerwise.py's, how codes are chosen for inputs weights/feedback.py's and weights/rounding.py's.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,16 +17,22 @@ from marlin.engine.layerwise import LayerRunner
 from marlin.errors import ConfigError
 from marlin.models.registry import spec_of
 from marlin.models.source import Source
-from marlin.models.spec import tensors_of
+from marlin.models.spec import ModelSpec, tensors_of
 from marlin.weights.feedback import DAMPING, Moments, quantize_with_feedback, trust_of
 from marlin.weights.formats import quantize
+from marlin.weights.kinds import GROUP_SIZES
 
 # Tokens of a text that is passed through the model as one: enough for attention to be as in use,
 # and few enough for a cache and activations that are small beside a layer.
 TEXT_TOKENS = 512
 METHODS = ("weighted", "gptq")
 # Columns of inputs by which it is judged how far their products can be trusted.
-TRUST_COLUMNS = 1024
+TRUST_COLUMNS = 512
+# How many values the moments of a matrix's inputs may be, as a share of those of the largest layer,
+# which lies in memory beside them. Columns are divided where they would be more.
+MOMENTS_SHARE = 0.8
+# Columns of inputs that are multiplied at a time.
+MOMENT_COLUMNS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,22 +116,29 @@ def _convert_layer(runner, packed, method, convert_one):
     for stage in runner.stages:
         tensors = [tensor for tensor in stage.tensors if tensor.name in packed]
         if tensors:
-            pack = pack_for(runner.inputs(stage), method)
+            pack = pack_for(runner.inputs(stage), method, moments_room(runner.spec))
         for tensor in tensors:
             convert_one(tensor.name, pack, partial(runner.replace, tensor))
             done.add(tensor.name)
     return done
 
 
-def pack_for(inputs: Iterable[np.ndarray], method: str):
+def moments_room(spec: ModelSpec) -> int:
+    """The most values that the moments of a matrix's inputs may be, by MOMENTS_SHARE."""
+    layers = [dict.fromkeys(tensors_of(layer)) for layer in spec.layers]
+    return int(MOMENTS_SHARE * max(sum(math.prod(t.shape) for t in layer) for layer in layers))
+
+
+def pack_for(inputs: Iterable[np.ndarray], method: str, room: int) -> Callable:
     """formats.quantize, for matrices that are given these inputs.
 
     Args:
         inputs: float32 [num_tokens, columns] of each text.
         method: one of METHODS.
+        room: values that may be held of how columns go together.
     """
     if method == "gptq":
-        return partial(quantize_with_feedback, moments=_moments(inputs))
+        return partial(quantize_with_feedback, moments=_moments(inputs, room))
     total, count = np.float32(0), 0
     for x in inputs:
         total = total + np.square(x).sum(axis=0)
@@ -134,16 +148,40 @@ def pack_for(inputs: Iterable[np.ndarray], method: str):
     return partial(quantize, importance=damped)
 
 
-def _moments(inputs):
-    """Moments, trusted as far as each other text agrees with those between, or both halves of a
-    single one."""
-    total, halves, count = np.float32(0), [np.float32(0), np.float32(0)], 0
+def _moments(inputs, room):
+    """Moments of as few parts of the columns as there is room for, trusted as far as each other
+    text agrees with those between, or both halves of a single one."""
+    parts, halves, count = [], [np.float32(0), np.float32(0)], 0
     for index, x in enumerate(inputs):
-        total = total + x.T @ x
+        if not parts:
+            parts = _divide(x.shape[1], room)
+            totals = [np.zeros((part.stop - part.start,) * 2, np.float32) for part in parts]
+        for part, total in zip(parts, totals, strict=True):
+            _add_products(x[:, part], total)
         count += len(x)
         some = x[:, :: -(-x.shape[1] // TRUST_COLUMNS)]
         halves[index % 2] = halves[index % 2] + some.T @ some
     if count == len(x):
         halves = [part.T @ part for part in np.array_split(some, 2)]
-    total /= count
-    return Moments(total, trust_of(*halves))
+    trust = trust_of(*halves)
+    del halves
+    for total in totals:
+        total /= count
+    return [Moments(total, trust) for total in totals]
+
+
+def _divide(num_columns, room):
+    """Slices of columns, whole groups of any size, whose products are no more than room."""
+    unit = math.gcd(num_columns, max(GROUP_SIZES))
+    for count in range(1, num_columns // unit + 1):
+        width = -(-num_columns // unit // count) * unit
+        if num_columns * width <= room:
+            break
+    starts = range(0, num_columns, width)
+    return [slice(start, min(start + width, num_columns)) for start in starts]
+
+
+def _add_products(x, total):
+    for start in range(0, len(total), MOMENT_COLUMNS):
+        rows = slice(start, start + MOMENT_COLUMNS)
+        total[rows] += x[:, rows].T @ x

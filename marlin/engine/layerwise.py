@@ -141,7 +141,7 @@ class LayerRunner:
 
     def _values(self, tensor):
         source = self._sources[tensor.name]
-        values = source.rows(0, source.shape[0]).astype(np.float32)
+        values = source.rows(0, source.shape[0]).astype(np.float32, copy=False)
         return values + np.float32(tensor.plus) if tensor.plus else values
 
     def _embed(self, token_ids):

@@ -19,28 +19,79 @@ SWEEPS = 2
 RUN_COLUMNS = 8
 
 
+# Columns of a matrix of moments that are factored at a time: a multiple of every group size.
+BLOCK_COLUMNS = 128
+
+
 class Moments:
-    """The second moments of a matrix's inputs.
+    """The second moments of some columns of a matrix's inputs, and what feeds errors forward.
 
     Args:
-        matrix: float32 [K, K], the mean of x x^T; it becomes `matrix`.
+        matrix: float32 [K, K], the mean of x x^T, which is taken over: one such matrix is all the
+            memory that there is for both.
         trust: the share, 0 to 1, of the products of different columns that is believed.
 
     Attributes:
-        matrix: float32 [K, K], the mean of x x^T, damped.
-        feedback: float32 [K, K], upper triangular U with U^T U the inverse of `matrix`.
+        diagonal: float32 [K], of the damped moments.
+        feedback: float32 [K, K], whose upper triangle is U with U^T U the inverse of the damped
+            moments; below its blocks lie the moments themselves.
     """
 
     def __init__(self, matrix, trust):
-        self.matrix = matrix
-        diagonal = np.diagonal(matrix).copy()
+        self.diagonal = np.diagonal(matrix).copy()
         matrix *= np.float32(trust)
-        mean = float(diagonal.mean()) or 1.0
-        matrix[np.diag_indices_from(matrix)] = diagonal + np.float32(DAMPING * mean)
-        # The inverse's upper factor is the inverse of a lower factor from the other end: two
-        # triangular matrices at a time, where inverting first would take three whole ones.
-        lower = np.linalg.cholesky(matrix[::-1, ::-1])
-        self.feedback = np.ascontiguousarray(np.linalg.inv(lower)[::-1, ::-1])
+        self.diagonal += np.float32(DAMPING * (float(self.diagonal.mean()) or 1.0))
+        np.fill_diagonal(matrix, self.diagonal)
+        self._blocks = _blocks_of(len(matrix))
+        self._near = [matrix[block, block].copy() for block in self._blocks]
+        self.feedback = matrix
+        self._factor()
+        self._invert()
+
+    def _factor(self):
+        """Make of the upper triangle R, with R R^T the moments, from the last block on."""
+        upper = self.feedback
+        for number in range(len(self._blocks) - 1, -1, -1):
+            block = self._blocks[number]
+            root = np.linalg.cholesky(upper[block, block][::-1, ::-1])[::-1, ::-1]
+            upper[block, block] = root
+            above = upper[: block.start, block]
+            above[...] = above @ np.linalg.inv(root).T
+            for other in self._blocks[:number]:
+                upper[: other.stop, other] -= above[: other.stop] @ above[other].T
+
+    def _invert(self):
+        """Make of R its inverse, from the first block on."""
+        upper = self.feedback
+        for number, block in enumerate(self._blocks):
+            inverse = np.triu(np.linalg.inv(upper[block, block]))
+            upper[block, block] = inverse
+            above = upper[: block.start, block]
+            for other in self._blocks[:number]:
+                given = upper[other, other.start : block.start] @ above[other.start :]
+                above[other] = -given @ inverse
+
+    def among(self, group):
+        """float32 [G, G], the moments of a group's columns."""
+        number, start = divmod(group.start, BLOCK_COLUMNS)
+        near = slice(start, start + group.stop - group.start)
+        return self._near[number][near, near]
+
+    def times(self, group, values):
+        """The moments' columns of a group times values [G, N]: float32 [K, N]."""
+        number = group.start // BLOCK_COLUMNS
+        block = self._blocks[number]
+        near = slice(group.start - block.start, group.stop - block.start)
+        found = np.empty((len(self.diagonal), values.shape[1]), np.float32)
+        np.matmul(self.feedback[group, : block.start].T, values, out=found[: block.start])
+        np.matmul(self._near[number][:, near], values, out=found[block])
+        np.matmul(self.feedback[block.stop :, group], values, out=found[block.stop :])
+        return found
+
+
+def _blocks_of(num_columns):
+    starts = range(0, num_columns, BLOCK_COLUMNS)
+    return [slice(start, min(start + BLOCK_COLUMNS, num_columns)) for start in starts]
 
 
 def trust_of(first, second):
@@ -62,7 +113,8 @@ def quantize_with_feedback(format, weights, group_size, moments):
 
     Args:
         weights: float32 [N, K]; rows do not depend on each other.
-        moments: Moments of the inputs.
+        moments: Moments of the inputs' first columns, the next, and so on; of columns in different
+            ones it is not known how they go together.
 
     Returns:
         PackedWeight with float16 scales.
@@ -71,9 +123,15 @@ def quantize_with_feedback(format, weights, group_size, moments):
         ValueError: a weight is NaN, infinite or too large for a float16 scale.
     """
     columns = np.ascontiguousarray(grouped(weights, group_size).reshape(weights.shape).T)
-    codes, factors = _feed_forward(format, columns, group_size, moments.feedback)
-    for _ in range(SWEEPS):
-        _sweep(format, columns, group_size, moments.matrix, codes, factors)
+    found, start = [], 0
+    for part in moments:
+        own = columns[start : start + len(part.diagonal)]
+        codes, factors = _feed_forward(format, own, group_size, part.feedback)
+        for _ in range(SWEEPS):
+            _sweep(format, own, group_size, part, codes, factors)
+        found.append((codes, factors))
+        start += len(own)
+    codes, factors = (np.concatenate(parts) for parts in zip(*found, strict=True))
     halves = (part.T.astype(np.float16) for part in factors.swapaxes(0, 1))
     return pack(format, np.ascontiguousarray(codes.T), *(np.ascontiguousarray(h) for h in halves))
 
@@ -114,14 +172,16 @@ def _sweep(format, columns, group_size, moments, codes, factors):
             for start, parts in zip(range(0, len(codes), group_size), factors, strict=True)
         ]
     )
-    pull = moments @ (columns - values)  # minus half the gradient by the values
-    for index, start in enumerate(range(0, len(columns), group_size)):
-        group = slice(start, start + group_size)
-        within = moments[group, group]
+    groups = [slice(start, start + group_size) for start in range(0, len(columns), group_size)]
+    pull = np.zeros_like(values)  # minus half the gradient by the values
+    for block in _blocks_of(len(columns)):
+        pull += moments.times(block, columns[block] - values[block])
+    for index, group in enumerate(groups):
+        within = moments.among(group)
         local, before = pull[group].copy(), values[group].copy()
         _move_codes(format, within, local, values[group], codes[group], factors[index])
         _move_factors(format, within, local, values[group], codes[group], factors[index])
-        pull -= moments[:, group] @ (values[group] - before)
+        pull -= moments.times(group, values[group] - before)
 
 
 def _values(format, codes, factors):

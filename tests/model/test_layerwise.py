@@ -1,6 +1,9 @@
 """A model that runs a layer at a time is the model that runs whole, and what is learnt from it
 makes better codes."""
 
+import tracemalloc
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from dense_families import FAMILIES
@@ -18,13 +21,15 @@ from tiny_models import (
 
 from marlin.commands import quantize as command
 from marlin.device.device import Device
-from marlin.engine.calibration import Calibration, texts_of
+from marlin.engine.calibration import Calibration, moments_room, pack_for, texts_of
 from marlin.engine.layerwise import LayerRunner
 from marlin.engine.mixing import sensitivities
 from marlin.errors import ConfigError
 from marlin.models.registry import spec_of
 from marlin.models.source import open_source
+from marlin.models.spec import tensors_of
 from marlin.weights.convert import plan_entry
+from marlin.weights.formats import dequantize
 from marlin.weights.safetensors_file import SafetensorsFolder
 
 KNOWN = ("llama", "qwen2", "qwen3", "gemma3_text", *FAMILIES, *MIXTURES)
@@ -107,6 +112,25 @@ def test_calibrated_folders_change_answers_less_than_others(model, tmp_path):
     # That weighting helps where they are not, test_feedback.py shows.
     assert changes["gptq"] < 0.92 * changes[None]
     assert 0.9 * changes[None] < changes["weighted"] < 1.05 * changes[None]
+
+
+def test_gptq_takes_no_more_memory_beside_the_largest_layer_than_that_takes():
+    config = replace(tiny_family_config("llama"), hidden_dim=512, intermediate_dim=3072)
+    spec = spec_of(config)
+    layer_values = max(
+        sum(np.prod(tensor.shape) for tensor in set(tensors_of(layer))) for layer in spec.layers
+    )
+    # Their products are more values than the layer has.
+    assert 3072**2 > 1.5 * layer_values
+    rng = np.random.default_rng(0)
+    x, weights = (rng.normal(size=(rows, 3072)).astype(np.float32) for rows in (64, 16))
+    tracemalloc.start()
+    pack = pack_for([x, x], "gptq", moments_room(spec))
+    packed = pack("int4", weights, 128)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 4 * layer_values, peak_bytes / layer_values
+    assert np.linalg.norm(dequantize(packed) - weights) < 0.13 * np.linalg.norm(weights)
 
 
 def test_a_calibrated_run_that_was_interrupted_goes_on_with_the_next_layer(model, tmp_path):

@@ -27,7 +27,7 @@ def weights():
 def moments_of(x, trust=None):
     if trust is None:
         trust = trust_between_halves(x)
-    return Moments(x.T @ x / len(x), trust)
+    return [Moments(x.T @ x / len(x), trust)]
 
 
 def trust_between_halves(x):
@@ -44,7 +44,7 @@ def test_feedback_beats_weighting_and_weighting_beats_none_on_other_inputs(weigh
     seen, others = inputs(2000, 1), inputs(500, 2)
     moments = moments_of(seen)
     plain = output_error(quantize(format, weights, size), weights, others)
-    importance = np.diagonal(moments.matrix).copy()
+    importance = moments[0].diagonal
     weighted = output_error(quantize(format, weights, size, importance), weights, others)
     packed = quantize_with_feedback(format, weights, size, moments)
     assert output_error(packed, weights, others) < 0.8 * plain  # measured 0.61 to 0.74
@@ -64,6 +64,34 @@ def test_products_of_columns_are_believed_as_far_as_two_halves_agree(weights):
     assert errors[0] < 0.92 * errors[1], errors  # measured 0.86
 
 
+@pytest.mark.parametrize("num_columns", [192, 256, 576, 640])
+def test_moments_and_what_feeds_errors_forward_share_one_matrix(num_columns):
+    x = np.random.default_rng(0).normal(size=(2000, num_columns)).astype(np.float32)
+    given = x.T @ x / len(x)
+    moments = Moments(given, 0.5)
+    damped = 0.5 * x.T @ x / len(x)
+    damped[np.diag_indices(num_columns)] = moments.diagonal
+    upper = np.triu(moments.feedback)
+    assert np.shares_memory(moments.feedback, given)
+    np.testing.assert_allclose(upper.T @ upper @ damped, np.eye(num_columns), atol=1e-4)
+    values = x[:64, :8]
+    for start in range(0, num_columns, 64):
+        group = slice(start, start + 64)
+        np.testing.assert_allclose(moments.among(group), damped[group, group], atol=1e-6)
+        np.testing.assert_allclose(
+            moments.times(group, values), damped[:, group] @ values, atol=1e-4
+        )
+
+
+def test_columns_in_parts_are_quantized_each_by_its_own_moments(weights):
+    x = inputs(500, 1)
+    parts = [moments_of(x[:, part], 0.7)[0] for part in (slice(0, 128), slice(128, None))]
+    whole = dequantize(quantize_with_feedback("int4", weights, 64, parts))
+    for part, moments in zip((slice(0, 128), slice(128, None)), parts, strict=True):
+        alone = dequantize(quantize_with_feedback("int4", weights[:, part], 64, [moments]))
+        np.testing.assert_array_equal(whole[:, part], alone)
+
+
 def test_feedback_keeps_rows_apart(weights):
     seen = inputs(300, 1)
     moments = moments_of(seen)
@@ -74,7 +102,7 @@ def test_feedback_keeps_rows_apart(weights):
 
 @pytest.mark.parametrize("format", ["fp4", "int4", "int8"])
 def test_inputs_that_are_all_zero_leave_a_matrix_that_is_close(weights, format):
-    moments = Moments(np.zeros((NUM_COLUMNS, NUM_COLUMNS), np.float32), 1)
+    moments = [Moments(np.zeros((NUM_COLUMNS, NUM_COLUMNS), np.float32), 1)]
     values = dequantize(quantize_with_feedback(format, weights, 32, moments))
     assert np.linalg.norm(values - weights) < 0.1 * np.linalg.norm(weights)
 
@@ -99,6 +127,6 @@ def test_a_column_of_no_importance_gives_way_to_those_that_have_some(format):
 def test_a_weight_that_cannot_be_quantized_is_named(weights, value, expected):
     broken = weights.copy()
     broken[3, 9] = value
-    moments = Moments(np.eye(NUM_COLUMNS, dtype=np.float32), 1)
+    moments = [Moments(np.eye(NUM_COLUMNS, dtype=np.float32), 1)]
     with pytest.raises(ValueError, match=expected):
         quantize_with_feedback("fp4", broken, 32, moments)
