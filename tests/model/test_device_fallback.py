@@ -6,20 +6,20 @@ from tiny_models import random_tensors, tiny_config, write_folder
 from marlin.device import abi
 from marlin.device.device import Device
 from marlin.engine import load
-from marlin.errors import DeviceError, ModelFileError
+from marlin.errors import DeviceError, ModelFileError, NoMemoryError
 
 FAILS = "kernel rms_norm cannot be made: Compiler encountered an internal error"
 
 
 @pytest.fixture
 def opened(monkeypatch):
-    """The kinds of devices that are opened; those called metal make no program."""
-    kinds = []
+    """The devices that are opened; those called metal make no program."""
+    devices = []
 
     def open_device(num_threads, isa, kind, num_processes):
         device = Device(1, library_path=abi.library_path("cpu"), kind="cpu")
         device.kind = kind or "metal"
-        kinds.append(device.kind)
+        devices.append(device)
         return device
 
     def refuse(runner, prefill):
@@ -30,7 +30,8 @@ def opened(monkeypatch):
     record = load.Runner._record
     monkeypatch.setattr(load, "Device", open_device)
     monkeypatch.setattr(load.Runner, "_record", refuse)
-    return kinds
+    yield devices
+    assert all(device.handle is None for device in devices), "a device was left open"
 
 
 @pytest.fixture
@@ -42,11 +43,33 @@ def folder(tmp_path):
 def test_the_default_falls_back_to_the_cpu_and_says_so(opened, folder, caplog):
     with pytest.raises(ModelFileError, match="tokenizer"):  # which this folder has none of
         load.load_model(folder)
-    assert opened == ["metal", "cpu"]
+    assert [device.kind for device in opened] == ["metal", "cpu"]
     assert f"the CPU computes, many times slower than the GPU: {FAILS}" in caplog.messages
 
 
 def test_metal_that_was_asked_for_is_refused(opened, folder):
     with pytest.raises(DeviceError, match="cannot be made"):
         load.load_model(folder, device_kind="metal")
-    assert opened == ["metal"]
+    assert [device.kind for device in opened] == ["metal"]
+
+
+def test_a_gpu_whose_memory_does_not_suffice_is_not_replaced_by_the_cpu(
+    opened, folder, monkeypatch
+):
+    def refuse(_, prefill):
+        raise NoMemoryError("no memory for 8 GB")
+
+    monkeypatch.setattr(load.Runner, "_record", refuse)
+    with pytest.raises(NoMemoryError, match="8 GB"):
+        load.load_model(folder)
+    assert [device.kind for device in opened] == ["metal"]
+
+
+def test_a_cpu_that_fails_is_not_tried_again(opened, folder, monkeypatch):
+    def refuse(_, prefill):
+        raise DeviceError(FAILS)
+
+    monkeypatch.setattr(load.Runner, "_record", refuse)
+    with pytest.raises(DeviceError, match="cannot be made"):
+        load.load_model(folder)
+    assert [device.kind for device in opened] == ["metal", "cpu"]

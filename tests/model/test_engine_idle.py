@@ -83,3 +83,21 @@ def test_closing_does_not_wait_for_the_time_to_pass(engine, runner):
     runner.told_at.get(timeout=TIMEOUT_S)
     engine.close()
     assert not engine.alive
+
+
+def test_files_are_looked_at_once_a_second_however_many_steps_there_are(runner):
+    now, looked = [5.0], []
+    engine = Engine(runner, (), check_files=lambda: looked.append(now[0]), clock=lambda: now[0])
+    try:
+        for now[0] in (5.0, 5.9, 6.0, 6.5, 6.9, 9.0, 9.9, 10.0):
+            generate(engine)
+    finally:
+        engine.close()
+    assert looked == [6.0, 9.0, 10.0]
+
+
+def test_an_engine_is_alive_until_it_is_closed(runner):
+    engine = Engine(runner, ())
+    assert engine.alive
+    engine.close()
+    assert not engine.alive

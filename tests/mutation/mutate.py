@@ -34,7 +34,7 @@ from running import Run, run_pytest
 
 # Seconds of tests, as recorded, and from how many files: at first, then for what survives that.
 ROUNDS = (8, 4), (25, 12), (60, 30)
-UNRECORDED_S = 6  # of CPU time, for each of the few lists of test files without a record
+UNRECORDED_S = 4  # of CPU time, for each of the few lists of test files without a record
 _SLOW_FOLDERS = ("metal", "fuzz", "chaos", "clients", "deploy", "device")  # not without a record
 _PRELOADED = ("numpy", "hypothesis", "jinja2", "openai", "gguf", "pytest", "tokenizers")
 _PRELOADED += ("transformers.utils.chat_template_utils",)
