@@ -102,8 +102,10 @@ class Gpu:
         return function
 
     def launch(self, function, blocks, threads, argument):
-        """Queue one kernel whose only parameter is `argument`, a ctypes value passed by value."""
-        grid = [c_uint(count) for count in (*blocks, threads, 1, 1)]
+        """Queue one kernel whose only parameter is `argument`, a ctypes value passed by value;
+        threads: of a block, in a row or on three axes."""
+        shape = threads if isinstance(threads, tuple) else (threads, 1, 1)
+        grid = [c_uint(count) for count in (*blocks, *shape)]
         parameters = (c_void_p * 1)(ctypes.addressof(argument))
         self._call("cuLaunchKernel", function, *grid, c_uint(0), self._stream, parameters, None)
 

@@ -144,9 +144,10 @@ class Timer:
 
         return Measured(self.gpu.seconds(queue) / (rounds * len(launches)), num_bytes)
 
-    def matvec(self, kind, group, group_bytes, k, n, rows=1, both=False):
+    def matvec(self, kind, group, group_bytes, k, n, rows=1, both=False, flags=None):
         """y = x W^T for a weight that no cache holds; both: for two of them, in no order."""
-        flags = abi.WEIGHT_BIAS if kind == "int4" else 0
+        if flags is None:
+            flags = abi.WEIGHT_BIAS if kind == "int4" else 0
         fields = {"rows_var": ops.VAR_TOKENS, "n": n, "k": k, "group_size": group, "flags": flags}
         raw = make_params("LinearParams", **fields).tobytes()
         weight_bytes = n * k // group * group_bytes if group else 2 * n * k

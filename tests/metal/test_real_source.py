@@ -1,8 +1,8 @@
 """The check on the check: Metal source that Apple's compiler is known to accept is accepted here.
 
-The source is that of published packages: two small wheels, which pip downloads into pytest's cache,
-and llama.cpp's shaders if METAL_MARLIN_METAL_SOURCES names a folder ggml/src/ggml-metal. None of it
-is ever part of this repository.
+The source is that of published packages: two small wheels and MLX's, which pip downloads into
+pytest's cache, and llama.cpp's shaders if METAL_MARLIN_METAL_SOURCES names a folder
+ggml/src/ggml-metal. None of it is ever part of this repository.
 
 Accepted means no error. "unchecked" findings are allowed and are this tool's known gap: a struct or
 a matrix copied into or out of device memory, which plain C++ cannot express. "style" findings are
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from msl import build, check
+from wheels import wheel_of
 
 MISSING = build.compiler_missing()
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -29,6 +30,18 @@ WHEELS = [
 # A Mac's wheel, whatever Python and system run the test.
 FOR_A_MAC = "--platform macosx_13_0_arm64 --platform any --python-version 3.11".split()
 DOWNLOAD_TIMEOUT_S = 60
+
+MLX = "mlx-metal==0.32.4"
+MLX_FLAGS = ("--no-deps", "--only-binary=:all:", "--platform", "macosx_15_0_arm64")
+MLX_KERNELS = "mlx/include/mlx/backend/metal/kernels/"
+# Each with the headers that it counts on.
+MLX_HEADERS = (
+    "quantized_utils steel/gemm/gemm quantized",
+    "quantized_utils steel/gemm/gemm fp_quantized",
+    "steel/gemm/gemm steel/gemm/kernels/steel_gemm_fused",
+    "steel/attn/kernels/steel_attention",
+    *("sdpa_vector", "softmax", "logsumexp", "gemv", "copy", "gated_delta_update"),
+)
 
 FOLDER_VARIABLE = "METAL_MARLIN_METAL_SOURCES"
 # Every program of llama.cpp's that is no variant of another (fa_q4_1 of fa_q4_0, ...).
@@ -64,6 +77,30 @@ def test_the_shader_of_a_published_wheel_is_accepted(requirement, inside, reques
         with zipfile.ZipFile(download(requirement, folder)) as wheel:
             shader.write_bytes(wheel.read(inside))
     assert errors(shader) == []
+
+
+@pytest.fixture(scope="module")
+def mlx(request, tmp_path_factory):
+    """The include folder of MLX's wheel, but for what its bfloat takes from Apple's compiler by
+    names that begin with __metal."""
+    path = wheel_of(request.config.cache.mkdir("mlx-metal"), MLX, *MLX_FLAGS)
+    folder = tmp_path_factory.mktemp("mlx")
+    with zipfile.ZipFile(path) as archive:
+        headers = [name for name in archive.namelist() if name.startswith(MLX_KERNELS)]
+        archive.extractall(folder, headers)
+    (folder / MLX_KERNELS / "bf16_math.h").write_text("")
+    return folder / "mlx" / "include"
+
+
+@pytest.mark.downloads
+@pytest.mark.parametrize("headers", MLX_HEADERS)
+def test_the_kernels_of_mlx_are_accepted(mlx, tmp_path, headers):
+    names = ["utils", *headers.split()]
+    lines = ["#include <metal_stdlib>", "#include <metal_simdgroup>"]
+    lines += [f'#include "mlx/backend/metal/kernels/{name}.h"' for name in names]
+    source = tmp_path / "kernels.metal"
+    source.write_text("\n".join(lines) + "\n")
+    assert errors(source, [mlx]) == []
 
 
 @pytest.fixture(scope="module")
