@@ -279,6 +279,26 @@ def test_a_key_that_is_no_point_or_of_small_order_verifies_nothing(point):
     assert not verify(point, b"", b"\1" + bytes(63))
 
 
+# Of order 1, 2, 4, 4 and four of 8: what a scalar of 0 leaves of them is right for some texts.
+SMALL = [
+    "01" + "00" * 31,
+    "ec" + "ff" * 30 + "7f",
+    "00" * 32,
+    "00" * 31 + "80",
+    "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
+    "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc85",
+    "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a",
+    "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac03fa",
+]
+
+
+@pytest.mark.parametrize("point", SMALL)
+def test_no_text_is_verified_by_a_key_of_small_order(point):
+    texts = [bytes([number]) for number in range(20)]
+    key, neutral = bytes.fromhex(point), b"\1" + bytes(63)
+    assert not any(verify(key, text, neutral) for text in texts)
+
+
 def test_a_signed_manifest_is_read_and_another_one_is_not(written, tmp_path):
     (tmp_path / "k.pub").write_text(KEY)
     with pytest.raises(ModelFileError, match=r"manifest\.json\.minisig: cannot be opened"):
