@@ -10,20 +10,28 @@ import pytest
 from engine_fixture import TIMEOUT_S
 from pytorch import torch
 from served import ROOT, Served
-from tiny_models import INSTRUCTION_SETS, open_device, random_tensor, random_tokens
+from tiny_models import (
+    INSTRUCTION_SETS,
+    open_device,
+    random_tensor,
+    random_tokens,
+    tiny_family_config,
+)
 from transformers import BertConfig, BertForMaskedLM, BertModel
 
 from marlin.commands.quantize import quantize
+from marlin.engine import load
 from marlin.engine.encoder import MAX_TEXTS, EncoderRunner, EncoderSizes
 from marlin.engine.engine import Engine
+from marlin.engine.load import Batching
 from marlin.engine.pooler import Pooler
 from marlin.engine.request import FinishEvent, VectorEvent
 from marlin.engine.sampling import SamplingParams
-from marlin.errors import ModelFileError, NotServedError
+from marlin.errors import ConfigError, ModelFileError, NotServedError
 from marlin.models.checkpoint import open_checkpoint
 from marlin.models.model import Model
 from marlin.models.pooling import Pooling
-from marlin.models.registry import config_from_hf, family_of
+from marlin.models.registry import config_from_hf, family_of, spec_of
 
 # Values of a normed state are near 1; keys and values are kept as float16, of which transformers
 # knows nothing here.
@@ -71,6 +79,27 @@ def test_an_encoder_generates_nothing(tmp_path):
     build().save_pretrained(tmp_path)
     with Running(tmp_path) as running, pytest.raises(NotServedError, match="generates no text"):
         running.engine.submit([1], SamplingParams(), "r")
+
+
+@pytest.mark.parametrize(
+    ("batching", "speculative", "is_told"),
+    [(None, False, False), (Batching(16, 64, 4), False, True), (None, True, True)],
+)
+def test_what_changes_nothing_for_an_encoder_is_told(batching, speculative, is_told, caplog):
+    spec = spec_of(tiny_family_config("bert"))
+    own = spec.config.max_context_tokens
+    sizes = load._encoder_sizes(spec, None, None, batching, speculative)
+    assert sizes == EncoderSizes.of(own)
+    assert ("change nothing" in caplog.text) == is_told
+
+
+def test_an_encoder_has_the_context_that_was_asked_for_and_no_more_than_its_own():
+    spec = spec_of(tiny_family_config("bert"))
+    own = spec.config.max_context_tokens
+    for wanted in (own - 1, own):
+        assert load._encoder_sizes(spec, None, wanted, None, False) == EncoderSizes.of(wanted)
+    with pytest.raises(ConfigError):
+        load._encoder_sizes(spec, None, own + 1, None, False)
 
 
 def states_of(model, token_ids):

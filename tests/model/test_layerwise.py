@@ -38,6 +38,19 @@ ROLES = ("attention", "mlp")
 TEXT = "".join(chr(48 + token) for token in random_tokens(2000, 74))
 
 
+@pytest.fixture(autouse=True)
+def devices_of_commands_are_closed(monkeypatch):
+    opened = []
+
+    def open_device():
+        opened.append(Device())
+        return opened[-1]
+
+    monkeypatch.setattr(command, "Device", open_device)
+    yield
+    assert all(device.handle is None for device in opened), "a device was left open"
+
+
 def layerwise(path, texts, device):
     source = open_source(path)
     sources = {tensor.name: tensor for tensor in source.tensors}

@@ -57,10 +57,16 @@ _CHANGES = [  # operator, what it looks like, what it becomes
     ("constant", rb"(?<![\w.])\d+\.\d+f\b", None),
 ]
 _OWN_TESTS = {
-    "kernels_linear": "linear", "kernels_attention": "attention", "kernels_rows": "rows",
-    "kernels_sample": "sample", "kernels_repack": "repack", "kernels_dense": "dense",
-    "kernel_checks": "hostile_records", "records": "program", "buffers": "buffers",
-    "faults": "mapped_faults", "cpu_program": "program", "cpu": "abi",
+    "kernels_linear": "device/linear", "kernels_attention": "device/attention",
+    "kernels_rows": "device/rows", "kernels_sample": "device/sample",
+    "kernels_repack": "device/repack", "kernels_dense": "device/dense",
+    "kernels_experts": "device/experts", "kernels_state": "device/state device/delta",
+    "kernel_checks": "device/hostile_records", "records": "device/program device/hostile_records",
+    "buffers": "device/buffers", "faults": "device/mapped_faults",
+    "cpu_program": "device/program device/replay", "cpu_pool": "device/program",
+    "cpu": "device/abi",
+    "automaton": "unit/grammar_regex unit/grammar_schema", "grammar": "unit/grammar_regex",
+    "vocabulary": "unit/grammar_regex device/tool_grammars",
 }  # fmt: skip
 
 
@@ -106,11 +112,12 @@ def draw(root, patterns, seed):
 
 def tests_of(root, mutant):
     """Lists of pytest's arguments, one run after another."""
-    own = root / "tests" / "device" / f"test_{_OWN_TESTS.get(Path(mutant.path).stem, '')}.py"
-    if own.exists():
-        yield [str(own.relative_to(root))]
-    others = sorted(path for path in (root / "tests" / "device").glob("test_*.py") if path != own)
-    yield [str(path.relative_to(root)) for path in others]
+    own = [f"tests/{name.replace('/', '/test_')}.py"
+           for name in _OWN_TESTS.get(Path(mutant.path).stem, "").split()]  # fmt: skip
+    if own:
+        yield own
+    others = sorted(str(path.relative_to(root)) for path in root.glob("tests/device/test_*.py"))
+    yield [name for name in others if name not in own]
     yield ["tests/native", "-k", "past_a_binding or race"]
 
 

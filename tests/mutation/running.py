@@ -132,4 +132,4 @@ class _Watch:
             name = None
         if name != self._name:
             self._name, self._spent = name, 0.0
-        return self._spent > (90 if name is None else self._limit(name))
+        return self._spent > (300 if name is None else self._limit(name))
