@@ -25,6 +25,7 @@ _REFUSED = (
     *("fsopen", "fsmount", "move_mount", "open_tree", "mount_setattr"),
 )
 _STARTING = ("execve", "execveat", "fork", "vfork")
+_OLD = ("fork", "vfork")  # which newer machines do not have
 _NEW = {"io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "clone3": 435}
 _NEW |= {"open_tree": 428, "move_mount": 429, "fsopen": 430, "fsmount": 432}
 _NEW |= {"pidfd_getfd": 438, "mount_setattr": 442}
@@ -105,7 +106,7 @@ def install(may_start: bool) -> None:
 def _filter(architecture, numbers, may_start):
     """Instructions, each 8 bytes. A jump's offset counts those behind it that are skipped."""
     names = _REFUSED if may_start else _REFUSED + _STARTING
-    refused = [numbers[name] for name in names if name in numbers]
+    refused = [numbers[name] for name in names if name in numbers or name not in _OLD]
     fail = _instruction(_RETURN, _FAIL | errno.EPERM)
     yield _instruction(_LOAD, _ARCH)
     yield _instruction(_JUMP_EQUAL, architecture, 1, 0)
