@@ -1,0 +1,1 @@
+"""Kernels that Apple's compiler made, on the CPU runtime (library.py)."""
