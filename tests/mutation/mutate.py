@@ -168,7 +168,8 @@ def naming(root, mutant):
         text, folder = file.read_text(), file.parent.name
         if folder in _SLOW_FOLDERS and folder not in mutant.path:
             continue
-        named = f"{module} " in text or f"from {package} import {name}" in text
+        imported = rf"from {package} import [\w, (\n]*\b{name}\b"
+        named = f"{module} " in text or re.search(imported, text) is not None
         mentioned = sum(bool(re.search(rf"\b{word}\b", text)) for word in around)
         rank = 8 * (file.stem.removeprefix("test_") == name)
         rank += 4 * (set(name.split("_")) <= set(file.stem.split("_")))
