@@ -247,7 +247,7 @@ struct RowHeadNorm {
 //   beyond  int32 [rows]: becomes 1 where a number was larger than the cache's largest, which is
 //   stored in its place; else it stays
 //   A head with a NaN in its k or v has one for its first k, so that what attends to it is none
-//   either.
+//   either. Without heads of keys only q, table and q_norm are bound.
 //   Grid: (rows, num_heads + 2 * num_kv_heads): the heads of q, then k, then v. Group: 128 threads,
 //   a simdgroup a head; each lane sums, norms and turns the same dimensions. Bytes a row: q and k
 //   read and written, v read twice, the table once, 2 halves or floats written for each of k and v.
@@ -268,15 +268,16 @@ rope_kv_write(device float *q [[buffer(0)]], device float *k [[buffer(1)]],
     uint dim = p.head_dim, pairs = p.rotary_dim / 2, row = group.x;
     uint head = group.y * UNITS_Y_rope_kv_write + simdgroup;
     if (row >= uint(vars[p.rows_var]) || head >= p.num_heads + 2 * p.num_kv_heads) return;
-    int32_t slot = slots[row];
-    if (slot < 0 || uint(slot) >= p.num_blocks * p.block_size) {
+    int32_t slot = p.num_kv_heads > 0 ? slots[row] : 0;
+    uint size = p.num_kv_heads > 0 ? p.block_size : 1;
+    if (slot < 0 || (p.num_kv_heads > 0 && uint(slot) >= p.num_blocks * size)) {
         fail(status, call);
         return;
     }
     bool is_query = head < p.num_heads;
     bool is_key = !is_query && head < p.num_heads + p.num_kv_heads;
     uint kv_head = is_query ? 0 : (head - p.num_heads) % p.num_kv_heads;
-    uint block = uint(slot) / p.block_size, offset = uint(slot) % p.block_size;
+    uint block = uint(slot) / size, offset = uint(slot) % size;
     // Both caches' [block, kv_head] begins here.
     ulong base = (ulong(block) * p.num_kv_heads + kv_head) * p.block_size * dim;
     device const float *beside = v + (row * p.num_kv_heads + kv_head) * dim;

@@ -193,6 +193,28 @@ def rope_kv_write(recorder, qkv, rows, caches, layout, num_heads, turns=None, no
     recorder.dispatch("rope_kv_write", params, bindings)
 
 
+def turn_queries(recorder, q, table, layout, num_heads, turns, norm=None):
+    """As rope_kv_write() with q alone, where keys and values are in the cache already.
+
+    Args:
+        norm: (weight float [head_dim], eps), or None.
+    """
+    weight, eps = norm or (None, 0.0)
+    params = make_params(
+        "RopeKvParams",
+        rows_var=VAR_TOKENS,
+        num_heads=num_heads,
+        **_cache_shape(layout) | {"num_kv_heads": 0},
+        rotary_dim=turns[0],
+        interleaved=int(turns[1]),
+        has_norms=int(norm is not None),
+        eps=eps,
+    )
+    between, behind = [None] * 3, [None] * 2
+    bindings = [(q, BOTH), None, None, maybe(table, READ), *between, maybe(weight, READ), *behind]
+    recorder.dispatch("rope_kv_write", params, bindings)
+
+
 def _cache_shape(layout):
     names = "num_kv_heads", "head_dim", "block_size", "num_blocks"
     shape = {name: getattr(layout, name) for name in names}

@@ -55,6 +55,7 @@ class Batch:
         max_scores: prompt tokens that may be scored at once.
 
     Attributes:
+        token_ids: int32 [max_step_tokens], as they were filled last.
         views: {name: View} of token_ids and positions, int32 [max_step_tokens]; tiles,
             int32 [any, 4] (first row, rows, sequence, position of the first row); logit_rows,
             int32 [max_samples]; sample_rows, SAMPLE_ROW [max_samples]; entry_starts,
@@ -83,7 +84,7 @@ class Batch:
         self._device = device
         self._block_size = paging.block_size
         max_tiles = max_step_tokens // self.TILE_ROWS + max_sequences
-        self._token_ids = self._input("token_ids", np.int32, (max_step_tokens,))
+        self.token_ids = self._input("token_ids", np.int32, (max_step_tokens,))
         self._positions = self._input("positions", np.int32, (max_step_tokens,))
         self.places: dict[int | None, tuple[View, View, View]] = {}
         self._add_places(paging, max_step_tokens, max_sequences)
@@ -175,7 +176,7 @@ class Batch:
     def _fill_tokens(self, at, start, token_ids):
         """Write tokens at positions start, start + 1, ... to rows `at`, at + 1, ..."""
         count = len(token_ids)
-        self._token_ids[at : at + count] = token_ids
+        self.token_ids[at : at + count] = token_ids
         if count == 1:
             self._positions[at] = start
             return

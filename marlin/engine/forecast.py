@@ -76,7 +76,7 @@ class Forecast:
             self._sizes[share] = self._sizes.get(share, 0) + _size(tensor)
         self._caches = [
             (cache.token_bytes * len(layers), cache.window if isinstance(cache, WindowKV) else None)
-            for cache, layers in groups_of(spec).items()
+            for cache, layers in groups_of(spec, readers=True).items()
         ]
         self._head = 0 if spec.lm_head is None else _size(spec.lm_head)
         launches = _DISPATCHES_A_LAYER * _ENCODE_S if machine.launch_s else 0

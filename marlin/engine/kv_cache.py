@@ -16,7 +16,7 @@ from marlin.device.ops_state import StateRuns
 from marlin.device.program import View
 from marlin.models.layers import LayerCache
 from marlin.models.layers_state import StateCache
-from marlin.models.spec import CacheSpec, KvSpec, ModelSpec, State, WindowKV
+from marlin.models.spec import CacheSpec, KvSpec, ModelSpec, State, WindowKV, cache_owner
 
 # A contiguous KV cache is a multiple of this long: the key tile.
 CONTEXT_STEP = 16
@@ -108,11 +108,16 @@ class Paging(NamedTuple):
         return KvLayout(*sizes, spec.num_kv_heads, spec.head_dim, spec.dtype)
 
 
-def groups_of(spec: ModelSpec) -> dict[CacheSpec, list[int]]:
-    """The layers, by index, that cache alike."""
+def groups_of(spec: ModelSpec, readers: bool = False) -> dict[CacheSpec, list[int]]:
+    """The layers, by index, that cache alike.
+
+    Args:
+        readers: those that read what an earlier layer caches are among them.
+    """
     groups: dict[CacheSpec, list[int]] = {}
     for index, layer in enumerate(spec.layers):
-        groups.setdefault(layer.attention.cache, []).append(index)
+        if readers or cache_owner(spec, index) == index:
+            groups.setdefault(layer.attention.cache, []).append(index)
     return groups
 
 
@@ -159,7 +164,7 @@ class KvCache:
         runs: where a step's states are; None without any.
 
     Attributes:
-        layers: LayerCache or StateCache of each layer.
+        layers: LayerCache or StateCache of each layer, which may be an earlier one's.
     """
 
     def __init__(
@@ -185,8 +190,5 @@ class KvCache:
             for index in indices:
                 k, v = (View.of(device.create(layout.layer_bytes)) for _ in range(2))
                 found[index] = LayerCache(k, v, layout, *where)
-        self.layers = [found[index] for index in range(len(spec.layers))]
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(layer.num_bytes for layer in self.layers)
+        self.layers = [found[cache_owner(spec, index)] for index in range(len(spec.layers))]
+        self.num_bytes: int = sum(layer.num_bytes for layer in found.values())

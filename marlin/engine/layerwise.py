@@ -69,7 +69,8 @@ class LayerRunner:
         stages: of the layer that is loaded, in the order in which it needs their inputs.
 
     Raises:
-        ConfigError: the model is an encoder or has states, or a layer of it cannot be watched.
+        ConfigError: the model is an encoder or has states, rows of tokens or layers that read what
+            others cache, or a layer of it cannot be watched.
     """
 
     def __init__(
@@ -84,6 +85,9 @@ class LayerRunner:
         if state_bytes(spec):
             message = f"{spec.config.architecture} has layers with a state; it cannot be calibrated"
             raise ConfigError(message)
+        if spec.token_rows or len(spec.layers) > sum(map(len, groups_of(spec).values())):
+            message = "has rows of tokens or layers that read what others cache"
+            raise ConfigError(f"{spec.config.architecture} {message}; it cannot be calibrated")
         self.spec = spec
         self.stages: list[Stage] = []
         self._device, self._sources = device, sources

@@ -118,6 +118,7 @@ class Runner:
             DeviceError: the replay failed.
         """
         sizes = self._batch.fill(chunks)
+        self.model.look_up(self._batch.token_ids[: sizes.num_tokens], self._acts)
         # Guesses are rows like a decode's: the program that is right for one is right for them.
         is_decode = sizes.num_tokens - sizes.num_drafts == len(chunks)
         step = self._decode if is_decode else self._prefill

@@ -17,6 +17,7 @@ from marlin.models.place import is_folder
 from marlin.models.pooling import Pooling
 from marlin.models.spec import ModelSpec
 from marlin.text.tokenizer import Tokenizer
+from marlin.weights.row_table import RowTable
 
 
 class Checkpoint(Protocol):
@@ -45,6 +46,9 @@ class Checkpoint(Protocol):
 
     def load(self) -> dict[str, Weight | View]:
         """{tensor name: Weight of a matrix, View of float32 otherwise}, on the device."""
+
+    def row_table(self) -> RowTable | None:
+        """ModelSpec.token_rows.table, where there is one."""
 
     def pooling(self) -> Pooling | None:
         """How vectors are made of texts, if the files say that the model is for that."""

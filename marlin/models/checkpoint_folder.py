@@ -21,6 +21,7 @@ from marlin.text.folder_tokenizer import load_tokenizer
 from marlin.text.tokenizer import Tokenizer
 from marlin.weights import ggml_types
 from marlin.weights.foreign.matrix import chunks
+from marlin.weights.row_table import RowTable
 from marlin.weights.tensor_file import read_bytes
 
 logger = logging.getLogger(__name__)
@@ -30,8 +31,8 @@ class FolderCheckpoint:
     """A folder with config.json and safetensors: Hugging Face's, or native packed ones.
 
     Files are mapped once each and never copied, but for norms and biases: whole, or tensor by
-    tensor where a file is longer than the device's largest buffer. Matrices of other programs are
-    repacked, once.
+    tensor where a file is longer than the device's largest buffer, or has a table in it that no
+    buffer holds. Matrices of other programs are repacked, once.
 
     Args:
         slabs: device.slabs memory for what is repacked; None is memory of this process.
@@ -47,12 +48,16 @@ class FolderCheckpoint:
         self._max_buffer_bytes = limits["max_buffer_bytes"]
         self._page_bytes = limits["page_bytes"]
         self._mapped = {}
+        tables = (stored for stored in self.plan if stored.tensor.is_table)
+        self._with_table = {info.path for stored in tables for info in stored.parts}
 
     @property
     def weight_bytes(self) -> int:
         """Files or tensors that are mapped, each once, what is copied, and slabs."""
         ranges, copied = set(), sum(self._slab_bytes)
         for stored in self.plan:
+            if stored.tensor.is_table:
+                continue
             if stored.foreign is not None:
                 copied += 0 if stored.slab >= 0 else 4 * math.prod(stored.foreign.shape)
                 continue
@@ -67,7 +72,9 @@ class FolderCheckpoint:
     def mapped_paths(self) -> list[str]:
         in_place = [stored for stored in self.plan if stored.slab < 0]
         infos = [(stored, info) for stored in in_place for info in stored.parts]
-        return sorted({info.path for stored, info in infos if not self._is_copied(stored, info)})
+        tables = {info.path for stored, info in infos if stored.tensor.is_table}
+        mapped = {info.path for stored, info in infos if not self._is_copied(stored, info)}
+        return sorted(tables | mapped)
 
     def load(self) -> dict[str, Weight | View]:
         kinds = Counter(at.foreign.form.kind for at in self.plan if at.foreign and at.kind)
@@ -75,7 +82,12 @@ class FolderCheckpoint:
             named = ", ".join(f"{count} as {kind}" for kind, count in kinds.items())
             logger.info("matrices that are repacked from %s: %s", self.format, named)
         with ThreadPoolExecutor(max(1, self.device.info()["num_threads"])) as pool:
-            return {stored.tensor.name: self._load(stored, pool) for stored in self.plan}
+            loaded = [stored for stored in self.plan if not stored.tensor.is_table]
+            return {stored.tensor.name: self._load(stored, pool) for stored in loaded}
+
+    def row_table(self) -> RowTable | None:
+        found = [RowTable(at.info, at.foreign) for at in self.plan if at.tensor.is_table]
+        return found[0] if found else None
 
     def pooling(self) -> Pooling | None:
         return pooling_of_folder(self.path)
@@ -139,7 +151,7 @@ class FolderCheckpoint:
     def _range(self, info):
         """(path, start, bytes) that are mapped for a tensor."""
         num_bytes = os.path.getsize(info.path)
-        if num_bytes > self._max_buffer_bytes:
+        if num_bytes > self._max_buffer_bytes or info.path in self._with_table:
             return info.path, info.offset, info.num_bytes
         return info.path, 0, num_bytes
 

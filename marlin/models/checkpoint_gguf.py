@@ -23,6 +23,7 @@ from marlin.weights.block_types import DENSE_KINDS
 from marlin.weights.gguf_parts import read_gguf
 from marlin.weights.gguf_writers import Pieces
 from marlin.weights.kinds import Form
+from marlin.weights.row_table import RowTable
 from marlin.weights.rows import unpermute_rows
 from marlin.weights.tensor_file import read_bytes
 
@@ -50,7 +51,7 @@ class GgufCheckpoint:
     @property
     def weight_bytes(self) -> int:
         """What is mapped in place, copied, and in slabs."""
-        outside = [planned for planned in self.plan if planned.slab < 0]
+        outside = [at for at in self.plan if at.slab < 0 and not at.tensor.is_table]
         return sum(self._slab_bytes) + sum(
             planned.info.num_bytes
             if planned.tensor.is_matrix
@@ -61,11 +62,14 @@ class GgufCheckpoint:
     @property
     def mapped_paths(self) -> list[str]:
         in_place = (at for at in self.plan if at.tensor.is_matrix and at.slab < 0)
-        return sorted({at.info.path for at in in_place})
+        tables = (at for at in self.plan if at.tensor.is_table)
+        return sorted({at.info.path for at in (*in_place, *tables)})
 
     def load(self) -> dict[str, Weight | View]:
         weights, pending, num_bytes = {}, [], 0
         for planned in self.plan:
+            if planned.tensor.is_table:
+                continue
             weight = weights[planned.tensor.name] = self._load(planned)
             if planned.form is None or self._slabs.filled:
                 continue
@@ -76,6 +80,10 @@ class GgufCheckpoint:
                 pending, num_bytes = [], 0
         self._repack(pending)
         return weights
+
+    def row_table(self) -> RowTable | None:
+        found = [RowTable(at.info) for at in self.plan if at.tensor.is_table]
+        return found[0] if found else None
 
     def pooling(self) -> Pooling | None:
         return pooling_of_gguf(self._file)

@@ -16,6 +16,8 @@ from marlin.models.config import ModelConfig
 from marlin.models.rope import RopeScaling
 from marlin.models.spec import Constant, FullKV, Fused, KvSpec, Linear, Names, Tensor, WindowKV
 
+# Activations that are filled before a step is run: rows of ModelSpec.token_rows.table.
+LOOKED_UP = "looked up"
 # y = activation(gate) * up, by the activation's name; GELU as tanh approximates it.
 ACTIVATIONS = {"silu": ops.silu_mul, "gelu": ops.gelu_mul}
 
@@ -199,6 +201,7 @@ class Attention:
         for name, layer in (("q", self.q), ("k", self.k), ("v", self.v), ("gate", self.gate)):
             if layer is not None:
                 step.linear(x, layer, name, f"{label} {name}")
+        self._write(step, index)
         self._attend(step, index)
         if self.gate is not None:
             attended, dim = step.acts["attended"], self.gate.weight.shape[0]
@@ -218,18 +221,28 @@ class Attention:
             num_rows, eps = num_heads * self.cache.head_dim // dim, step.config.rms_norm_eps
             ops.rms_norm(step.recorder, x, values, x, dim, eps, rows_per_var=num_rows)
 
-    def _attend(self, step, index):
-        acts, inputs, cache = step.acts, step.inputs, step.inputs.caches[index]
+    def _turns(self, step):
+        """Of ops.rope_kv_write(): the table, and which dimensions turn."""
+        if self.rope is None:
+            return None, (0, False)
+        return step.ropes[self.rope], (self.rope.dim, self.rope.interleaved)
+
+    def _write(self, step, index):
+        """Norm and turn q and k, and put k and v into the cache."""
+        acts, cache = step.acts, step.inputs.caches[index]
         caches, qkv = (cache.k, cache.v), (acts["q"], acts["k"], acts["v"])
-        table, turns = None, (0, False)
-        if self.rope is not None:
-            table, turns = step.ropes[self.rope], (self.rope.dim, self.rope.interleaved)
+        table, turns = self._turns(step)
         rows, heads = (table, cache.slots, cache.beyond), self.num_heads
         norms = self._head_norms(step)
         if norms is None:
             self._row_norm(step, "q", self.q_norm, heads)
             self._row_norm(step, "k", self.k_norm, cache.layout.num_kv_heads)
         ops.rope_kv_write(step.recorder, qkv, rows, caches, cache.layout, heads, turns, norms)
+
+    def _attend(self, step, index):
+        """What q, turned, sees in the cache becomes "attended"."""
+        acts, inputs, cache = step.acts, step.inputs, step.inputs.caches[index]
+        caches, heads = (cache.k, cache.v), self.num_heads
         window = self.cache.window if isinstance(self.cache, WindowKV) else None
         sinks = None if self.sinks is None else step.floats(self.sinks)
         scores = self.scale, self.softcap, self.position_scale, self.scale_tokens, sinks

@@ -122,6 +122,7 @@ class GatedAttention(Attention):
         _take(step, "queries and gates", heads, (head_dim, head_dim), ("q", "gate"))
         step.linear(x, self.k, "k", f"{label} k")
         step.linear(x, self.v, "v", f"{label} v")
+        self._write(step, index)
         self._attend(step, index)
         attended = step.acts["attended"]
         ops.sigmoid_mul(step.recorder, step.acts["gate"], attended, attended, heads * head_dim)

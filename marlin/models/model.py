@@ -11,7 +11,7 @@ from marlin.device.device import Device
 from marlin.device.ops import Weight
 from marlin.device.program import Recorder, View
 from marlin.errors import ModelFileError
-from marlin.models.layers import Rope, Step, StepInputs, StepSizes
+from marlin.models.layers import LOOKED_UP, Rope, Step, StepInputs, StepSizes
 from marlin.models.layers_encoder import layer_norm
 from marlin.models.rope import rope_inv_freq
 from marlin.models.spec import ModelSpec, Tensor, constants_of, tensors_of
@@ -37,8 +37,8 @@ def activation_shapes(spec: ModelSpec, sizes: StepSizes) -> dict[str, tuple[int,
         shapes["scores"] = SCORED_ROWS, config.vocab_size
     for index, rope in enumerate(ropes_of(spec)):
         shapes[f"rope {index}"] = max_tokens, rope.dim
-    for layer in spec.layers:
-        for name, shape in layer.activations(sizes).items():
+    for part in (*spec.layers, *([spec.token_rows] if spec.token_rows else [])):
+        for name, shape in part.activations(sizes).items():
             shapes[name] = max(shape, shapes.get(name, shape), key=np.prod)
     return shapes
 
@@ -77,6 +77,7 @@ class Model:
                 message = f"head_dim is {head_dim}, expected a multiple of 16"
                 raise ModelFileError(checkpoint.path, message)
         self.weights = checkpoint.load()
+        self._table = checkpoint.row_table()
         for constant in constants_of(self.spec):
             values = np.full(constant.shape, constant.value, np.float32)
             self.weights[constant.name] = View.of(checkpoint.device.create_from(values))
@@ -127,6 +128,12 @@ class Model:
                 table += self._values(learned.types)[0]
         return acts
 
+    def look_up(self, token_ids: np.ndarray, acts: dict[str, View]) -> None:
+        """Fill what a step that computes these tokens is given of a table's rows."""
+        if self._table is not None:
+            rows, view = self._table.rows(token_ids), acts[LOOKED_UP]
+            view.buffer.array(np.float32, rows.shape, view.offset)[...] = rows
+
     def _values(self, tensor):
         """float32 [rows, columns] of a matrix that is stored as it is."""
         weight: Weight = self.weights[tensor.name]
@@ -159,6 +166,8 @@ class Model:
             ops.rope_table(recorder, inputs.positions, inv_freq, table, rope.dim // 2, scale)
         scale = spec.residual_scale
         step = Step(recorder, self.config, inputs, self.weights, acts, ropes, prefill, scale)
+        if spec.token_rows is not None:
+            spec.token_rows.record(step)
         for index, layer in enumerate(spec.layers):
             layer.record(step, index)
         step.norm(spec.norm, delta=acts["delta"] if spec.layers[-1].leaves_delta else None)

@@ -9,6 +9,7 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from marlin.errors import ModelFileError
+from marlin.models.plan_tables import with_held
 from marlin.models.spec import ModelSpec, Tensor
 from marlin.weights.tensor_file import TensorInfo
 
@@ -99,7 +100,7 @@ def split_fused(
                     num_bytes=count * row_bytes,
                 )
                 start += count
-    return found
+    return with_held(spec, found, attribute)
 
 
 def check_leftovers(spec: ModelSpec, tensors: dict[str, TensorInfo], known: set[str]) -> None:

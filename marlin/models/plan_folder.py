@@ -108,7 +108,7 @@ def plan_folder(path: str) -> FolderPlan:
     plan, known, slabs = [], set(), SlabPlan()
     for tensor in spec.tensors:
         stem = stem_of(tensor, tensors)
-        foreign = reader.matrix(stem, tensor.shape) if reader and tensor.is_matrix else None
+        foreign = reader.matrix(stem, tensor.shape) if reader and tensor.has_rows else None
         if foreign is None and tensor.stack:
             foreign = find_stack(path, tensor, tensors, reader)
         if foreign is not None:

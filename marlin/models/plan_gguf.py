@@ -57,14 +57,14 @@ def plan_gguf(file: GGUFFile) -> tuple[ModelSpec, list[GgufTensor], list[int]]:
     plan, slabs, known = [], SlabPlan(), set()
     for tensor in spec.tensors:
         found = tensors.get(tensor.gguf)
-        dtypes = _MATRIX_TYPES if tensor.is_matrix else DENSE_KINDS
+        dtypes = _MATRIX_TYPES if tensor.has_rows else DENSE_KINDS
         if not check_found(file.path, tensor, tensor.gguf, found, dtypes):
             continue
         info = tensors[tensor.gguf]
         if tensor.is_matrix:
             check_tiles(tensor, BLOCK_TYPES[info.dtype].kind, info)
             info = replace(info, shape=tensor.rows)
-        planned = GgufTensor(tensor, info, REPACKED.get(info.dtype))
+        planned = GgufTensor(tensor, info, REPACKED.get(info.dtype) if tensor.is_matrix else None)
         if tensor.is_matrix and (planned.form or tensor.rope_heads or isinstance(info, Pieces)):
             place = slabs.place(sum(planned.part_bytes))
             factor = _factor(file, tensor, info, known)

@@ -12,6 +12,7 @@ from marlin.models.config import ModelConfig
 from marlin.models.exaone4 import Exaone4
 from marlin.models.gemma2 import Gemma2
 from marlin.models.gemma3 import Gemma3
+from marlin.models.gemma4 import Gemma4, Gemma4Unified
 from marlin.models.glm4 import Glm4
 from marlin.models.glm4_moe import Glm4Moe
 from marlin.models.gpt_oss import GptOss
@@ -39,6 +40,7 @@ FAMILIES = (
     *(Llama(), Mistral(), Qwen2(), Qwen3(), Gemma3(), Qwen3Moe(), Mixtral(), Glm4Moe(), Qwen2Moe()),
     *(SmolLM3(), Granite(), Olmo2(), Olmo3(), Phi3(), Gemma2(), Ministral3(), Exaone4(), Glm4()),
     *(MuseGlimmer(), GptOss(), Lfm2(), Qwen3Next(), Qwen35(), Qwen35Moe(), Bert(), *ROBERTAS),
+    *(Gemma4(), Gemma4Unified()),
 )
 
 _BY_MODEL_TYPE = {family.model_type: family for family in FAMILIES}

@@ -14,9 +14,10 @@ class RopeScaling:
     """How a model stretches RoPE past the context it was first trained with.
 
     Attributes:
-        type: None (no scaling), "linear", "llama3", "yarn" or "longrope". The other fields belong
-            to the types named; a type's own are never None but for attention_factor.
+        type: None (no scaling), "linear", "llama3", "yarn", "longrope" or "proportional". The other
+            fields belong to the types named; a type's own are never None but for attention_factor.
         factor: all but longrope: how much longer the context becomes, >= 1.
+        num_turning: proportional: the first pairs, which turn; the others do not.
         original_max_tokens: llama3, yarn, longrope: the context before stretching.
         low_freq_factor, high_freq_factor: llama3: rotations within the original context below which
             a frequency is divided by factor, and above which it is kept.
@@ -36,6 +37,7 @@ class RopeScaling:
     beta_slow: float | None = None
     truncate: bool = True
     attention_factor: float = 1.0
+    num_turning: int = 0
     short_factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
 
@@ -65,6 +67,9 @@ def rope_inv_freq(head_dim, theta, scaling, factors=None, context_tokens=None):
         inv_freq = _llama3(inv_freq, scaling)
     elif scaling.type == "yarn":
         inv_freq = _yarn(inv_freq, scaling, head_dim, theta)
+    elif scaling.type == "proportional":
+        inv_freq = inv_freq / scaling.factor
+        inv_freq[scaling.num_turning :] = 0.0
     elif scaling.type == "longrope":
         is_short = context_tokens is not None and context_tokens <= scaling.original_max_tokens
         chosen = scaling.short_factors if is_short else scaling.long_factors

@@ -7,7 +7,7 @@ Tensor. Refuses to know files, devices, and how a layer is computed (layers.py).
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from marlin.files.fields import Fields
 from marlin.models.config import ModelConfig
@@ -47,8 +47,8 @@ class Tensor:
         shape: outermost first; (outputs, inputs) of a matrix, (experts, outputs, inputs) of those
             of all experts; (channels, taps) of a convolution, which files have with a 1 between.
         role: "embedding", "lm_head", "attention" or "mlp", by which `quantize` chooses a matrix's
-            format and reports its error; "router", a matrix that is never quantized; "conv", which
-            is no matrix; "other".
+            format and reports its error; "router", a matrix that is never quantized; "table", of
+            which rows of tokens are read where they lie; "conv", which is no matrix; "other".
         rope_heads: heads whose rows a GGUF file stores in the order of interleaved RoPE; 0 where
             it keeps Hugging Face's.
         plus: added to the values of Hugging Face's checkpoints (norms that multiply by 1 + w);
@@ -69,7 +69,17 @@ class Tensor:
     @property
     def is_matrix(self) -> bool:
         is_bias_of_experts = self.stack is not None and self.role == "other"
-        return len(self.shape) > 1 and not is_bias_of_experts and self.role != "conv"
+        is_other = self.is_table or self.role == "conv"
+        return len(self.shape) > 1 and not is_bias_of_experts and not is_other
+
+    @property
+    def is_table(self) -> bool:
+        return self.role == "table"
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether a file may store it in any of the forms of matrices."""
+        return self.is_matrix or self.is_table
 
     @property
     def rows(self) -> tuple[int, ...]:
@@ -263,6 +273,7 @@ class ModelSpec:
             an encoder.
         embed_scale: what embeddings are multiplied by.
         embed_norm: the weights of a norm that they pass then; None where there is none.
+        token_rows: what layers_per_layer.py records behind the embedding, with a table of rows.
         residual_scale: what each part's delta is multiplied by when hidden grows by it.
         logit_scale, logit_cap: logits are cap * tanh(logits * scale / cap); without a cap, which is
             0, logits * scale.
@@ -282,6 +293,7 @@ class ModelSpec:
     logit_cap: float = 0.0
     embed_norm: Constant | None = None
     learned: LearnedInput | None = None
+    token_rows: Any = None
 
     @property
     def is_encoder(self) -> bool:
@@ -322,6 +334,12 @@ class ModelSpec:
         """What a file may hold in place of several tensors."""
         parts = (part for layer in self.layers for part in (layer.attention, layer.feed_forward))
         return tuple(fused for part in parts for fused in getattr(part, "fused", ()))
+
+
+def cache_owner(spec: ModelSpec, index: int) -> int:
+    """The layer whose keys and values a layer reads: itself, or an earlier one."""
+    owner = getattr(spec.layers[index].attention, "owner", None)
+    return index if owner is None else owner
 
 
 def with_kv_dtype(spec: ModelSpec, dtype: str) -> ModelSpec:

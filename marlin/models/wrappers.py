@@ -25,6 +25,8 @@ _QWEN3_VL = {"rope_theta": 5e5, "rms_norm_eps": 1e-6, "head_dim": 128}
 # is what a text part without a model_type is.
 _WRAPPERS: dict[str, dict[str, tuple[str, Mapping]]] = {
     "gemma3": {"gemma3_text": ("gemma3_text", {})},
+    "gemma4": {"gemma4_text": ("gemma4_text", {})},
+    "gemma4_unified": {"gemma4_unified_text": ("gemma4_unified_text", {})},
     "mistral3": {"mistral": ("mistral", {}), "ministral3": ("ministral3", {})},
     "muse_glimmer": {"muse_glimmer_text": ("muse_glimmer_text", {})},
     "llava": {

@@ -113,6 +113,8 @@ def plan_entry(tensor, format, group_size):
     shape = tensor.shape
     if tensor.role in ("router", "conv", "other"):
         return NativeEntry(tensor.name, shape, "F32")
+    if tensor.role == "table":  # whose rows are read one by one
+        return NativeEntry(tensor.name, shape, "F16")
     if tensor.role in ("embedding", "lm_head") and KINDS[format].bits < 8:
         format, group_size = EDGE_FORMAT, EDGE_GROUP_SIZE
     sizes = [size for size in GROUP_SIZES if size <= group_size and shape[1] % size == 0]

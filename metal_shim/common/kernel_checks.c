@@ -190,38 +190,35 @@ static void check_cache(marlin_check *c, int k_binding, uint32_t kv_heads, uint3
 static void check_rope_kv_write(marlin_check *c)
 {
     const struct RopeKvParams *p = params_of(c);
+    bool has_kv = p->num_kv_heads > 0;
     require(c, p->num_heads >= 1 && p->num_heads <= 4096, "has a num_heads out of range");
-    check_cache(c, 5, p->num_kv_heads, p->head_dim, p->block_size, p->num_blocks, p->kv_f32);
+    if (has_kv)
+        check_cache(c, 5, p->num_kv_heads, p->head_dim, p->block_size, p->num_blocks, p->kv_f32);
+    require(c, p->head_dim >= 16 && p->head_dim <= 1024 && p->head_dim % 16 == 0,
+            "has a head_dim that is no multiple of 16 up to 1024");
     require(c, p->rotary_dim <= p->head_dim && p->rotary_dim % 2 == 0,
             "has a rotary_dim that is odd or beyond the head");
     if (c->problem) return;
     need_rows(c, 0, p->rows_var, 1, 0, 4 * (int64_t)p->num_heads * p->head_dim);
-    for (int i = 1; i < 3; i++)
+    for (int i = 1; has_kv && i < 3; i++)
         need_rows(c, i, p->rows_var, 1, 0, 4 * (int64_t)p->num_kv_heads * p->head_dim);
     if (p->rotary_dim) need_rows(c, 3, p->rows_var, 1, 0, 4 * (int64_t)p->rotary_dim);
-    for (int i = 7; p->has_norms && i < 9; i++) need(c, i, 4, 4 * (int64_t)p->head_dim);
-    for (int i = 4; i < 10; i += 5) need_rows(c, i, p->rows_var, 1, 0, 4);
+    for (int i = 7; p->has_norms && i < 8 + has_kv; i++) need(c, i, 4, 4 * (int64_t)p->head_dim);
+    for (int i = 4; has_kv && i < 10; i += 5) need_rows(c, i, p->rows_var, 1, 0, 4);
     static const int written[] = {0, 1, 5, 6, 9};
-    for (int i = 0; i < 5; i++) writes(c, written[i]);
+    for (int i = 0; i < (has_kv ? 5 : 1); i++) writes(c, written[i]);
 }
 
-static void check_gated_mul(marlin_check *c)
+static void check_rows(marlin_check *c, int count) /* of equal bindings; the last is written */
 {
     const struct RowsParams *p = params_of(c);
     require(c, p->dim >= 1 && p->dim <= MAX_DIM, "has a dim out of range");
     if (c->problem) return;
-    for (int i = 0; i < 3; i++) need_rows(c, i, p->rows_var, 1, 0, 4 * (int64_t)p->dim);
-    writes(c, 2);
+    for (int i = 0; i < count; i++) need_rows(c, i, p->rows_var, 1, 0, 4 * (int64_t)p->dim);
+    writes(c, count - 1);
 }
-
-static void check_gelu(marlin_check *c)
-{
-    const struct RowsParams *p = params_of(c);
-    require(c, p->dim >= 1 && p->dim <= MAX_DIM, "has a dim out of range");
-    if (c->problem) return;
-    for (int i = 0; i < 2; i++) need_rows(c, i, p->rows_var, 1, 0, 4 * (int64_t)p->dim);
-    writes(c, 1);
-}
+static void check_gated_mul(marlin_check *c) { check_rows(c, 3); }
+static void check_gelu(marlin_check *c) { check_rows(c, 2); }
 
 static void check_scale_rows(marlin_check *c)
 {

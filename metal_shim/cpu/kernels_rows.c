@@ -274,7 +274,8 @@ INLINE void rotate(float *head, const float *table, const struct RopeKvParams *p
  *   norms of q and k float [head_dim], not bound without has_norms
  *   beyond int32 [rows]: becomes 1 where a number was larger than the cache's largest, which is
  *   stored in its place; else it stays
- * A head with a NaN in its k or v has one for its first k, so that what attends to it is none. */
+ * A head with a NaN in its k or v has one for its first k, so that what attends to it is none.
+ * Without heads of keys only q, table and the norm of q are bound. */
 KERNEL(rope_kv_write)
 {
     (void)scratch;
@@ -285,10 +286,12 @@ KERNEL(rope_kv_write)
     int32_t *beyond = (int32_t *)call->at[9];
     for (int64_t unit = begin; unit < end; unit++) {
         int64_t t = unit / (q_heads + 2 * kv_heads), head = unit % (q_heads + 2 * kv_heads);
-        int64_t slot = slots[t], kv = t * kv_heads + (head - q_heads) % kv_heads;
-        if (slot < 0 || slot >= (int64_t)p->num_blocks * p->block_size) return MARLIN_EDEVICE;
-        int64_t block = slot / p->block_size, offset = slot % p->block_size;
-        int64_t base = (block * kv_heads + kv % kv_heads) * p->block_size * dim;
+        int64_t kv_head = head < q_heads ? 0 : (head - q_heads) % kv_heads;
+        int64_t slot = kv_heads ? slots[t] : 0, kv = t * kv_heads + kv_head;
+        int64_t size = kv_heads ? p->block_size : 1;
+        if (slot < 0 || (kv_heads && slot >= p->num_blocks * size)) return MARLIN_EDEVICE;
+        int64_t block = slot / size, offset = slot % size;
+        int64_t base = (block * kv_heads + kv_head) * p->block_size * dim;
         if (head >= q_heads + kv_heads) {
             const float *v = (const float *)call->at[2] + kv * dim;
             if (write_head(p, v, call->at[6], base + offset * dim, 1)) mark(beyond + t);

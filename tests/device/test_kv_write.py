@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 import reference
 
+from marlin.device import ops
+
 
 def normal(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
@@ -85,6 +87,35 @@ def test_heads_are_normed_before_they_turn(device, head_dim, rotary_dim, interle
     reference.write_kv(k_cache, v_cache, actual[1], v, slots)
     np.testing.assert_array_equal(actual[2], k_cache)
     np.testing.assert_array_equal(actual[3], v_cache)
+
+
+def turn_queries(device, q, table, turns, norm=None):
+    """q after its heads are normed, by (array, eps), and turned, without any keys."""
+    layout = ops.KvLayout(1, 16, 1, 2, q.shape[2])
+    with launch.Memory(device) as memory:
+        view, table = memory.put(q), memory.put(table)
+        norm = norm and (memory.put(norm[0]), norm[1])
+        launch.run(
+            device,
+            lambda r: ops.turn_queries(r, view, table, layout, q.shape[1], turns, norm),
+            launch.step(tokens=len(q)),
+        )
+        return memory.read(view, q.dtype, q.shape)
+
+
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("head_dim, rotary_dim", [(16, 16), (48, 22), (512, 512)])
+def test_queries_alone_turn_as_they_do_beside_keys(device, head_dim, rotary_dim, normed):
+    q, k, v, _, slots, k_cache, v_cache = rope_inputs(5, 3, 2, head_dim, 16, 2)
+    table = reference.rope_table(np.arange(5) * 7, normal(rotary_dim // 2) ** 2, 1.2).value
+    table, turns = table.astype(np.float32), (rotary_dim, False)
+    weight = normal(head_dim, seed=7)
+    norms = (weight, normal(head_dim, seed=8), 1e-3) if normed else None
+    beside = launch.rope_kv_write(
+        device, q.copy(), k, v, table, slots, k_cache, v_cache, turns, norms
+    )
+    alone = turn_queries(device, q, table, turns, (weight, 1e-3) if normed else None)
+    np.testing.assert_array_equal(alone, beside[0])
 
 
 def test_norms_of_heads_give_the_bits_of_a_norm_of_its_own(cpu_device):

@@ -180,11 +180,13 @@ FAMILIES = (
         for name in (
             *("smollm3", "granite", "olmo2", "phi3", "gemma2", "ministral3", "exaone4", "glm4"),
             *("muse_glimmer", "wrappers", "lfm2", "qwen3_next", "qwen3_5", "config_delta"),
+            *("gemma4", "plan_tables"),
             *("layers_experts", "plan_experts", "plan_mlx", "config_experts"),
             *("qwen3_moe", "mixtral", "glm4_moe", "gpt_oss", "qwen2_moe"),
         )
     )
     + (
+        "marlin/weights/row_table.py",
         "marlin/device/ops_experts.py",
         "marlin/device/ops_state.py",
         "metal_shim/common/checks_experts.h",
@@ -197,7 +199,7 @@ FAMILIES = (
         "shaders/state.metal",
         "shaders/matvec_experts.h",
     ),
-    4_000,
+    4_500,
 )
 LOCKED_PLACES = (
     "What locked-down places ask for",

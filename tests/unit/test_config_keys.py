@@ -55,6 +55,8 @@ OF_A_HEAD = {(encoder, "tie_word_embeddings") for encoder in OWN}
 BY_ANOTHER = {
     "num_experts": "num_local_experts",
     "linear_num_key_heads": "linear_num_value_heads",
+    "num_hidden_layers": "layer_types",
+    "layer_types": "num_kv_shared_layers",
 }
 # Of layers without experts, as files without any need not say; their matrices' shapes are checked.
 UNSAID = {("qwen3_next", "intermediate_size")}
@@ -70,7 +72,8 @@ def base_of(model_type):
     own = OWN.get(model_type, {"head_dim": 32})
     if model_type in DENSE | MIXTURES | HYBRIDS:
         own = small_config(model_type)[1]
-    values = SIZES | own | {"num_hidden_layers": 4, "model_type": model_type}
+    count = max(4, len(own.get("layer_types", ())))
+    values = SIZES | own | {"num_hidden_layers": count, "model_type": model_type}
     for name in ("layer_types", "no_rope_layers", "layer_rope_theta"):
         if name in values and len(values[name]) < 4:
             values[name] = values[name] * 2
@@ -80,7 +83,8 @@ def base_of(model_type):
 def others(name, value):
     """Values that are not `value`, of what kinds the key may have."""
     if name == "layer_types":
-        return [["full_attention", "sliding_attention", "sliding_attention", "full_attention"]]
+        kinds = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+        return [(2 * kinds)[-max(4, len(value or ())) :]]
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, list):

@@ -102,12 +102,35 @@ EXPERTS = {
     "moe_intermediate_size": st.just(48),
     "shared_expert_intermediate_size": maybe(64),
 }
+GEMMA4 = {
+    "rope_scaling": maybe(None),
+    "vocab_size_per_layer_input": st.just(400),
+    "num_key_value_heads": st.sampled_from([1, 2, 3]),
+    "sliding_window": maybe(32),
+    "layer_types": maybe(["full_attention"] * NUM_LAYERS),
+    "rope_parameters": maybe(None)
+    | st.fixed_dictionaries(
+        {
+            "full_attention": st.fixed_dictionaries(
+                {
+                    "rope_type": st.sampled_from(["proportional", "default"]),
+                    "rope_theta": st.just(5e3),
+                    "partial_rotary_factor": maybe(0.25, 0.7),
+                    "factor": maybe(1.0, 2.0),
+                }
+            ).map(without_absent),
+            "sliding_attention": st.just({"rope_type": "default", "rope_theta": 5e4}),
+        }
+    ),
+}
 # What some families have of their own.
 OWN = {
     "qwen3_next": DELTA | EXPERTS,
     "qwen3_5_text": DELTA,
     "qwen3_5_moe_text": DELTA | EXPERTS,
     "gemma2": {"attn_logit_softcapping": maybe(None, 50.0)},
+    "gemma4_text": GEMMA4,
+    "gemma4_unified_text": GEMMA4,
     "gemma3_text": {"attn_logit_softcapping": maybe(None, 50.0)},
     "granite": {"attention_multiplier": maybe(0.3)},
     "smollm3": {"no_rope_layers": maybe(None, [1, 0, 1])},
@@ -218,6 +241,8 @@ def check_config(ours, theirs, tables):
     scale = (theirs.query_pre_attn_scalar if has_scalar else ours.head_dim) ** -0.5
     if hasattr(type(theirs), "attention_multiplier"):
         scale = theirs.attention_multiplier
+    if ours.architecture.startswith("gemma4"):
+        scale = 1.0
     for index, (layer, kind) in enumerate(zip(spec_of(ours).layers, kinds, strict=True)):
         attention = attention_of(layer)
         assert attention.scale == pytest.approx(scale, rel=1e-6)
