@@ -78,7 +78,14 @@ def on_metal(demo_model_path, simulated_metal):
     device.close()
 
 
-@pytest.mark.parametrize("prompt", PROMPTS)
+# One of the prompts always: the batch below has all of them, and each takes eight seconds alone.
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        pytest.param(prompt, marks=[pytest.mark.long] if at else [])
+        for at, prompt in enumerate(PROMPTS)
+    ],
+)
 def test_a_prompt_alone_gives_the_cpu_devices_tokens(on_metal, expected, prompt):
     assert on_metal.generate(prompt) == [expected[prompt]]
 

@@ -189,21 +189,16 @@ def write_kv(k_cache, v_cache, k, v, slots):
         v_cache: the same [num_blocks, num_kv_heads, block_size, head_dim].
         slots: block * block_size + offset of each row.
     """
-    for row, slot in enumerate(slots):
-        block, offset = divmod(int(slot), v_cache.shape[2])
-        k_cache[block, :, offset // KEY_TILE, :, offset % KEY_TILE] = to_kv(k[row], k_cache.dtype)
-        v_cache[block, :, offset] = to_kv(v[row], v_cache.dtype)
+    block, offset = np.divmod(np.asarray(slots, np.int64), v_cache.shape[2])
+    k_cache[block, :, offset // KEY_TILE, :, offset % KEY_TILE] = to_kv(k, k_cache.dtype)
+    v_cache[block, :, offset] = to_kv(v, v_cache.dtype)
 
 
 def read_kv(k_cache, v_cache, table, count):
     """Keys and values of positions [0, count) of a table, [count, kv_heads, dim] each."""
-    num_kv_heads, block_size, head_dim = v_cache.shape[1:]
-    keys, values = np.zeros((2, count, num_kv_heads, head_dim), v_cache.dtype)
-    for position in range(count):
-        block, offset = table[position // block_size], position % block_size
-        keys[position] = k_cache[block, :, offset // KEY_TILE, :, offset % KEY_TILE]
-        values[position] = v_cache[block, :, offset]
-    return keys, values
+    position, block_size = np.arange(count), v_cache.shape[2]
+    block, offset = np.asarray(table)[position // block_size], position % block_size
+    return k_cache[block, :, offset // KEY_TILE, :, offset % KEY_TILE], v_cache[block, :, offset]
 
 
 def attention(
