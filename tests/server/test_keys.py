@@ -16,6 +16,7 @@ from marlin.errors import ConfigError, RateLimitError
 from marlin.server.api import keys
 from marlin.server.api.keys import Keys, read_key_file, with_new_key
 from marlin.server.api.quotas import Quotas
+from marlin.server.http.connection import Connection
 from marlin.server.observe.metrics import FAMILIES, Metrics
 
 SECRETS = {name: f"mm-{name}-" + "0123456789abcdef" * 2 for name in ("ann", "bob", "carl")}
@@ -98,6 +99,24 @@ def test_a_key_may_have_so_many_requests_at_once(start):
         assert first.read().status == 200
     server.wait_until_idle()
     assert ask(server, "ann").status == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_has_read_a_whole_answer_may_ask_again_at_once(start, monkeypatch, stream):
+    over, send = threading.Event(), Connection.send
+
+    def send_and_hang(connection, data):
+        send(connection, data)
+        if not stream or data.endswith(b"0\r\n\r\n"):
+            over.wait(CLIENT_TIMEOUT_S)
+
+    server = start(concurrent_requests=1)
+    monkeypatch.setattr(Connection, "send", send_and_hang)
+    try:
+        assert ask(server, "ann", body={"stream": stream}).status == 200
+        assert ask(server, "ann", body={"stream": stream}).status == 200
+    finally:
+        over.set()
 
 
 def test_a_key_that_has_had_its_tokens_waits_and_others_do_not(start):

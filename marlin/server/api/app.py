@@ -165,7 +165,7 @@ class App:
             return
         if route.needs_key and route.scope not in principal.scopes:
             raise ForbiddenError(f"key {principal.name} may not {route.scope}")
-        with self._quotas.use(principal, route.method == "POST", record):
+        with self._quotas.use(principal, route.method == "POST", record) as handler.give_back:
             route.answer(self._endpoints, handler, record)
 
     def _answer_error(self, handler, record, dialect, error):

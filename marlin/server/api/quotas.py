@@ -57,9 +57,13 @@ class Quotas:
                     self._level(principal)
 
     @contextmanager
-    def use(self, principal: Principal, is_post: bool, record: RequestRecord) -> Iterator[None]:
+    def use(
+        self, principal: Principal, is_post: bool, record: RequestRecord
+    ) -> Iterator[Callable[[], None]]:
         """A request, for the length of a `with` block. What a minute may have is over when it has
         been had, and then nothing begins until enough has worn off.
+
+        Yields what gives its place among the key's requests in hand back before the block ends.
 
         Args:
             is_post: others take nothing that is limited.
@@ -68,28 +72,35 @@ class Quotas:
         Raises:
             RateLimitError: it would be one too many, or comes too soon.
         """
+        held = []
         if is_post:
             with self._lock:
-                self._begin(principal)
+                held = self._begin(principal)
+
+        def give_back():
+            while held:
+                self._metrics.hold_for_key(held.pop(), -1)
+
         try:
-            yield
+            yield give_back
         finally:
             if not principal.shares:
                 used = record.num_prompt_tokens + record.num_output_tokens
                 self._metrics.used_by_key(principal.number, used)
-                if is_post:
-                    self._metrics.hold_for_key(principal.number, -1)
+            give_back()
 
     def _begin(self, principal):
+        """The numbers of keys that have one more in hand now."""
         self._check_minute(principal)
         if principal.shares:
-            return
+            return []
         # Counted first: of two processes that begin one at once, one sees the other's at least.
         self._metrics.hold_for_key(principal.number, 1)
         most = principal.concurrent_requests
         if most is not None and self._sum(_IN_HAND, principal) > most:
             self._metrics.hold_for_key(principal.number, -1)
             raise RateLimitError(f"key {principal.name} may have {most} requests at once", 1)
+        return [principal.number]
 
     def _check_minute(self, principal):
         per_minute = principal.tokens_per_minute

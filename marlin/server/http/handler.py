@@ -113,6 +113,7 @@ class Handler(BaseHTTPRequestHandler):
         status: the status sent, None before.
         answer_fields: (name, value) pairs of headers for whatever answers the request.
         witness: hears of all that is answered, once there is one.
+        give_back: called before an answer's last bytes: whoever has them may ask again at once.
         known_as: whose the request is, once that is known better than by its address.
         principal: api.keys.Principal of the key that came with it; None for none.
         failing: an error to the last bytes of a stream that has begun, where its owner has some.
@@ -175,6 +176,7 @@ class Handler(BaseHTTPRequestHandler):
         self.progress, self.answer_fields = Progress.NOT_BEGUN, []
         self.known_as = self.principal = None
         self.failing: Callable[[MarlinError], bytes | None] | None = None
+        self.give_back: Callable[[], None] = lambda: None
         self.witness: Witness | None = None
         self._chunked = self._body_unread = False
 
@@ -262,6 +264,7 @@ class Handler(BaseHTTPRequestHandler):
         fields = self._common_fields(content_type)
         if content_type is not None:
             fields.append(("Content-Length", str(len(content))))
+        self.give_back()
         content = b"" if self.command == "HEAD" else content
         if self.witness is not None:
             self.witness.saw(content)
@@ -281,6 +284,8 @@ class Handler(BaseHTTPRequestHandler):
         if self._chunked:
             data = (message.chunk(data) if data else b"") + (message.LAST_CHUNK if last else b"")
         progress = Progress.WHOLE if last else Progress.STREAMING
+        if last:
+            self.give_back()
         if first:
             self._send(200, self._stream_fields(content_type), data, progress)
         else:
