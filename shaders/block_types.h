@@ -33,7 +33,9 @@
     X(int8,  8, 16, MARLIN_MAY) \
     X(int5,  5, 32, MARLIN_MUST) \
     X(int6,  6, 16, MARLIN_NEVER) \
-    X(iq4,   4, 32, MARLIN_NEVER)
+    X(iq4,   4, 32, MARLIN_NEVER) \
+    X(fp8,   8, 32, MARLIN_NEVER) \
+    X(nf4,   4, 32, MARLIN_NEVER)
 
 #define MARLIN_BLOCK_TYPES(X) \
     X(Q4_0,   2,  32,  18,  int4, 32,  2, 1) \
@@ -55,6 +57,14 @@
     X(Q1_0,   41, 128, 18,  int4, 128, 2, 1) \
     X(Q2_0,   42, 64,  18,  int4, 64,  2, 1)
 /* clang-format on */
+
+/* What the codes of nf4 stand for: quantiles of a normal distribution, of which the largest is 1
+ * (Dettmers et al., "QLoRA", appendix E). */
+#define MARLIN_NF4_VALUES                                                                          \
+    -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f,                      \
+        -0.28444138169288635f, -0.18477343022823334f, -0.09105003625154495f, 0.0f,                 \
+        0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f, 0.33791524171829224f,    \
+        0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f
 
 enum {
 #define X(kind, bits, ...) MARLIN_BITS_##kind = bits,

@@ -33,6 +33,8 @@
     X(embed_int5,  embed,  int5, EmbedParams,  5, rows,   1, 0,         128, 1,  1) \
     X(embed_int6,  embed,  int6, EmbedParams,  5, rows,   1, 0,         128, 1,  1) \
     X(embed_iq4,   embed,  iq4,  EmbedParams,  5, rows,   1, 0,         128, 1,  1) \
+    X(embed_fp8,   embed,  fp8,  EmbedParams,  5, rows,   1, 0,         128, 1,  1) \
+    X(embed_nf4,   embed,  nf4,  EmbedParams,  5, rows,   1, 0,         128, 1,  1) \
     X(matvec_f32,  linear, f32,  LinearParams, 6, linear, 1, 0,         256, 1,  0) \
     X(matvec_f16,  linear, f16,  LinearParams, 6, linear, 1, 0,         256, 1,  0) \
     X(matvec_bf16, linear, bf16, LinearParams, 6, linear, 1, 0,         256, 1,  0) \
@@ -42,6 +44,8 @@
     X(matvec_int5, linear, int5, LinearParams, 6, linear, 1, QUANTIZES,   0, 1,  0) \
     X(matvec_int6, linear, int6, LinearParams, 6, linear, 1, QUANTIZES,   0, 1,  0) \
     X(matvec_iq4,  linear, iq4,  LinearParams, 6, linear, 1, QUANTIZES,   0, 1,  0) \
+    X(matvec_fp8,  linear, fp8,  LinearParams, 6, linear, 1, 0,   0, 1,  0) \
+    X(matvec_nf4,  linear, nf4,  LinearParams, 6, linear, 1, 0,   0, 1,  0) \
     X(matmul_f32,  linear, f32,  LinearParams, 6, linear, 1, 0,         128, 4, 64) \
     X(matmul_f16,  linear, f16,  LinearParams, 6, linear, 1, 0,         128, 4, 64) \
     X(matmul_bf16, linear, bf16, LinearParams, 6, linear, 1, 0,         128, 4, 64) \
@@ -51,6 +55,8 @@
     X(matmul_int5, linear, int5, LinearParams, 6, linear, 1, QUANTIZES, 128, 4, 64) \
     X(matmul_int6, linear, int6, LinearParams, 6, linear, 1, QUANTIZES, 128, 4, 64) \
     X(matmul_iq4,  linear, iq4,  LinearParams, 6, linear, 1, QUANTIZES, 128, 4, 64) \
+    X(matmul_fp8,  linear, fp8,  LinearParams, 6, linear, 1, 0, 128, 4, 64) \
+    X(matmul_nf4,  linear, nf4,  LinearParams, 6, linear, 1, 0, 128, 4, 64) \
     X(matvec_experts_f32,  experts, f32,  ExpertParams, 8, experts, 1, EXPERTS,  256, 1,  0) \
     X(matvec_experts_f16,  experts, f16,  ExpertParams, 8, experts, 1, EXPERTS,  256, 1,  0) \
     X(matvec_experts_bf16, experts, bf16, ExpertParams, 8, experts, 1, EXPERTS,  256, 1,  0) \
@@ -60,6 +66,8 @@
     X(matvec_experts_int5, experts, int5, ExpertParams, 8, experts, 1, CHOOSES,    0, 1,  0) \
     X(matvec_experts_int6, experts, int6, ExpertParams, 8, experts, 1, CHOOSES,    0, 1,  0) \
     X(matvec_experts_iq4,  experts, iq4,  ExpertParams, 8, experts, 1, CHOOSES,    0, 1,  0) \
+    X(matvec_experts_fp8,  experts, fp8,  ExpertParams, 8, experts, 1, EXPERTS,    0, 1,  0) \
+    X(matvec_experts_nf4,  experts, nf4,  ExpertParams, 8, experts, 1, EXPERTS,    0, 1,  0) \
     X(matmul_experts_f32,  experts, f32,  ExpertParams, 8, experts, 1, EXPERTS,  128, 4, 64) \
     X(matmul_experts_f16,  experts, f16,  ExpertParams, 8, experts, 1, EXPERTS,  128, 4, 64) \
     X(matmul_experts_bf16, experts, bf16, ExpertParams, 8, experts, 1, EXPERTS,  128, 4, 64) \
@@ -69,6 +77,8 @@
     X(matmul_experts_int5, experts, int5, ExpertParams, 8, experts, 1, CHOOSES,  128, 4, 64) \
     X(matmul_experts_int6, experts, int6, ExpertParams, 8, experts, 1, CHOOSES,  128, 4, 64) \
     X(matmul_experts_iq4,  experts, iq4,  ExpertParams, 8, experts, 1, CHOOSES,  128, 4, 64) \
+    X(matmul_experts_fp8,  experts, fp8,  ExpertParams, 8, experts, 1, EXPERTS,  128, 4, 64) \
+    X(matmul_experts_nf4,  experts, nf4,  ExpertParams, 8, experts, 1, EXPERTS,  128, 4, 64) \
     X(route,           route,           none, RouteParams,   4, rows,       1, 0,  32, 1, 1) \
     X(sort_experts,    sort_experts,    none, SortParams,    3, once,       1, 0, 256, 1, 1) \
     X(combine_experts, combine_experts, none, CombineParams, 3, row_pieces, 2, 0, 256, 1, 1) \

@@ -165,6 +165,27 @@ struct MatvecIq4 {
     }
 };
 
+struct MatvecFp8 {
+    enum { BITS = MARLIN_BITS_fp8, WORD_COLUMNS = 4 };
+    static float step() { return FP8_STEP; }
+    static bool has_bias() { return false; }
+    static float4 matched(float4 x, uint) { return x; }
+    static void decode(uint2 words, uint, thread float4 *quads) { quads[0] = fp8_codes(words.x); }
+};
+
+struct MatvecNf4 {
+    enum { BITS = MARLIN_BITS_nf4, WORD_COLUMNS = 8 };
+    static float step() { return 1.0f; }
+    static bool has_bias() { return false; }
+    static float4 matched(float4 x, uint) { return x; }
+
+    static void decode(uint2 words, uint, thread float4 *quads)
+    {
+        quads[0] = nf4_low(words.x);
+        quads[1] = nf4_low(words.x >> 4);
+    }
+};
+
 // Where a lane reads its part of a tile, step after step.
 struct MatvecSource {
     device const uint4 *codes;
@@ -435,6 +456,8 @@ MATVEC_PACKED(matvec_int8, MatvecInt8)
 MATVEC_PACKED(matvec_int5, MatvecInt5)
 MATVEC_PACKED(matvec_int6, MatvecInt6)
 MATVEC_PACKED(matvec_iq4, MatvecIq4)
+MATVEC_PACKED(matvec_fp8, MatvecFp8)
+MATVEC_PACKED(matvec_nf4, MatvecNf4)
 
 // Products of W_ROWS rows of W, at the same columns, with up to X_ROWS rows of x, num_x of them.
 template <typename Weight, uint X_ROWS, uint W_ROWS, typename Rows>

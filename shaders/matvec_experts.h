@@ -83,6 +83,8 @@ MATVEC_EXPERTS(matvec_experts_int8, MatvecInt8)
 MATVEC_EXPERTS(matvec_experts_int5, MatvecInt5)
 MATVEC_EXPERTS(matvec_experts_int6, MatvecInt6)
 MATVEC_EXPERTS(matvec_experts_iq4, MatvecIq4)
+MATVEC_EXPERTS(matvec_experts_fp8, MatvecFp8)
+MATVEC_EXPERTS(matvec_experts_nf4, MatvecNf4)
 
 #define EXPERT_ROWS 2
 

@@ -6,6 +6,7 @@
 //   fp4    scale * fp4_low(word)     columns 0-3; fp4_high(word): columns 4-7
 //   int4   scale * int4_low(word) + bias
 //   int8   scale * int8_codes(word) (+ bias, where FLAGS has MARLIN_WEIGHT_BIAS)
+//   fp8    scale * fp8_codes(word) * FP8_STEP
 #ifndef MARLIN_WEIGHTS_H
 #define MARLIN_WEIGHTS_H
 
@@ -39,6 +40,28 @@ inline float4 int8_codes(uint word) { return float4(as_type<uchar4>(word)) - 128
 // What the sixteen codes of iq4 stand for.
 constant float IQ4_VALUES[16] = {-127.0f, -104.0f, -83.0f, -65.0f, -49.0f, -35.0f, -22.0f, -10.0f,
                                  1.0f,    13.0f,   25.0f,  38.0f,  53.0f,  69.0f,  89.0f,  113.0f};
+
+constant float NF4_VALUES[16] = {MARLIN_NF4_VALUES};
+
+// Of the nibbles at the low end of each byte.
+inline float4 nf4_low(uint word)
+{
+    return float4(NF4_VALUES[word & 15], NF4_VALUES[word >> 8 & 15], NF4_VALUES[word >> 16 & 15],
+                  NF4_VALUES[word >> 24 & 15]);
+}
+
+// Four E4M3 bytes times 2^-8: a half has one exponent bit more, below the sign. Subnormal ones are
+// denormal halves, as of fp4.
+inline float4 fp8_codes(uint word)
+{
+    const uint even = (word << 7 & 0x3f803f80u) | (word << 8 & 0x80008000u);
+    const uint odd = (word >> 1 & 0x3f803f80u) | (word & 0x80008000u);
+    const float2 first = float2(as_type<half2>(even)), second = float2(as_type<half2>(odd));
+    return float4(first.x, second.x, first.y, second.y);
+}
+
+// What fp8_codes() leaves out.
+constant float FP8_STEP = 256.0f;
 
 // Of the nibbles at the low end of each byte.
 inline float4 iq4_low(uint word)
@@ -93,6 +116,16 @@ struct Iq4Weight {
     static float4 quad(uint2 words, uint column) { return iq4_low(words.x >> column % 8); }
 };
 
+struct Nf4Weight {
+    enum { BITS = MARLIN_BITS_nf4, COLUMNS = 8 };
+    static bool has_bias() { return false; }
+    static uint2 load(device const uint *words, uint column)
+    {
+        return Fp4Weight::load(words, column);
+    }
+    static float4 quad(uint2 words, uint column) { return nf4_low(words.x >> column % 8); }
+};
+
 struct Int5Weight {
     enum { BITS = MARLIN_BITS_int5, COLUMNS = 8 };
     static bool has_bias() { return true; }
@@ -131,6 +164,16 @@ struct Int8Weight {
         return uint2(words[column / 4 * MARLIN_ROW_TILE], 0);
     }
     static float4 quad(uint2 words, uint) { return int8_codes(words.x); }
+};
+
+struct Fp8Weight {
+    enum { BITS = MARLIN_BITS_fp8, COLUMNS = 4 };
+    static bool has_bias() { return false; }
+    static uint2 load(device const uint *words, uint column)
+    {
+        return Int8Weight::load(words, column);
+    }
+    static float4 quad(uint2 words, uint) { return fp8_codes(words.x) * FP8_STEP; }
 };
 
 // Value `at` of scales or biases: float32, float16, an exponent, or an int8 times a float16 of its

@@ -28,7 +28,7 @@ PROBE_DOTS = 1 << 16
 DEVICE_KINDS = ("cpu", "metal")
 # Instruction sets of the CPU device, of every kind of machine, best first.
 INSTRUCTION_SETS = ("avx512", "avx2", "i8mm", "neon", "scalar")
-WEIGHT_KINDS = ("f32", "f16", "bf16", "fp4", "int4", "int8", "int5", "int6", "iq4")
+WEIGHT_KINDS = ("f32", "f16", "bf16", "fp4", "int4", "int8", "int5", "int6", "iq4", "fp8", "nf4")
 # Every kernel by name, in the order of shaders/kernel_list.h.
 KERNELS = (
     *(f"{op}_{kind}" for op in ("embed", "matvec", "matmul") for kind in WEIGHT_KINDS),

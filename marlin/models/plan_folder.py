@@ -19,7 +19,8 @@ from marlin.models.spec import ModelSpec, Tensor
 from marlin.weights.block_types import BLOCK_TYPES, DENSE_KINDS
 from marlin.weights.foreign.matrix import ForeignMatrix
 from marlin.weights.foreign.table import reader_of
-from marlin.weights.kinds import GROUP_SIZES, KINDS, MAY, MUST, PACKED_KINDS, ROW_TILE
+from marlin.weights.formats import FORMATS
+from marlin.weights.kinds import GROUP_SIZES, KINDS, MAY, MUST, ROW_TILE
 from marlin.weights.native import MIXED, PADDING_PREFIX, VERSION
 from marlin.weights.safetensors_file import SafetensorsFolder
 from marlin.weights.tensor_file import TensorInfo
@@ -187,7 +188,7 @@ def _part(tensors, codes, name, dtypes):
 
 
 def _packed_kind(codes, n, k, format, has_biases):
-    kinds = [KINDS[name] for name in PACKED_KINDS]
+    kinds = [KINDS[name] for name in FORMATS]
     stored = {kind.name: f"{kind.code_dtype} {kind.code_shape(n, k)}" for kind in kinds}
     fitting = [name for name in stored if stored[name] == f"{codes.dtype} {codes.shape}"]
     if not fitting:
@@ -218,7 +219,7 @@ def _native_format(config: Fields) -> str | None:
     native = config.object("quantization")
     if native.raw("version") != VERSION:
         native.fail("version", f"{VERSION}, of what `metal-marlin quantize` writes")
-    format = native.choice("format", (*PACKED_KINDS, MIXED))
+    format = native.choice("format", (*FORMATS, MIXED))
     if native.raw("tile_rows") != ROW_TILE:
         native.fail("tile_rows", f"{ROW_TILE}, the only tiles that kernels read")
     return format

@@ -55,6 +55,8 @@ KINDS = {
         WeightKind("int5", 5, 32, MUST),
         WeightKind("int6", 6, 16, NEVER),
         WeightKind("iq4", 4, 32, NEVER),
+        WeightKind("fp8", 8, 32, NEVER),
+        WeightKind("nf4", 4, 32, NEVER),
     )
 }
 

@@ -14,7 +14,27 @@ _FP4_CODE_OF_DOUBLED = np.searchsorted(2 * E2M1, np.arange(13)).astype(np.uint8)
 IQ4 = np.array(
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.float32
 )
-_TABLES = {"fp4": np.concatenate([E2M1, -E2M1]), "iq4": IQ4}
+# What those of nf4 do, quantiles of a normal distribution (Dettmers et al., "QLoRA", appendix E).
+NF4 = np.array(
+    [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+     -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+     0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+     0.7229568362236023, 1.0], np.float32
+)  # fmt: skip
+
+
+def _e4m3():
+    bits = np.arange(256)
+    exponent, mantissa = bits >> 3 & 15, bits & 7
+    values = np.where(
+        exponent == 0, mantissa * 2.0**-9, (1 + mantissa / 8) * 2.0 ** (exponent - 7.0)
+    )
+    return np.where(bits & 128, -values, values).astype(np.float32)
+
+
+# By byte, as kernels have it: 0x7F and 0xFF, which elsewhere are no numbers, are 480 and -480.
+E4M3 = _e4m3()
+_TABLES = {"fp4": np.concatenate([E2M1, -E2M1]), "iq4": IQ4, "fp8": E4M3, "nf4": NF4}
 # The code of iq4 whose number is nearest to half of index - 254: numbers lie halfway between two
 # of its numbers at multiples of a half alone.
 _IQ4_CODES = np.searchsorted((IQ4[1:] + IQ4[:-1]) / 2, np.arange(-254, 227) / 2, "right")

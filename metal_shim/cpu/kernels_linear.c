@@ -1,4 +1,4 @@
-/* kernels_linear.c: y = x W^T for packed weights (fp4, int4, int5, …), one row or many.
+/* kernels_linear.c: y = x W^T for packed weights of integers (fp4, int4, int5, …), one row or many.
  *
  *   x  float [rows, k]              y  float [rows, n]           output bias  float [n], optional
  *   W  codes, scales, biases in tiles of 16 rows (docs/formats.md);
@@ -10,6 +10,7 @@
  * of 16 weight rows, for all rows of x. */
 #include "cpu/cpu.h"
 #include "cpu/experts.h"
+#include "cpu/packed.h"
 #include "cpu/simd.h"
 
 /* Rows of x that share one unpacked group of weights: 8 registers of weights, one accumulator a
@@ -260,30 +261,9 @@ INLINE vi dot_quads(weight_kind kind, const vi w[8], const int8_t *x, const act_
     return sum;
 }
 
-/* Exact: a float16 times an int8. */
-INLINE vf load_block_scale(const linear *a, const uint8_t *scales, int64_t at)
-{
-    int64_t group = at / MARLIN_ROW_TILE, lane = at % MARLIN_ROW_TILE,
-            block = group >> a->block_shift;
-    const uint8_t *p =
-        scales + block * MARLIN_BLOCK_STEP_BYTES + (block << a->block_shift) * MARLIN_ROW_TILE;
-    const uint8_t *numbers =
-        p + MARLIN_BLOCK_STEP_BYTES + (group - (block << a->block_shift)) * MARLIN_ROW_TILE;
-    return vf_mul(vf_load_f16((const uint16_t *)(const void *)p + lane),
-                  vf_load_i8((const int8_t *)numbers + lane));
-}
-
-/* float16, the commonest, behind one test. */
 INLINE vf load_scale(const linear *a, weight_kind kind, const uint8_t *scales, int64_t at)
 {
-    vf scale;
-    if (!(a->flags & (MARLIN_SCALE_F32 | MARLIN_SCALE_BLOCK | MARLIN_SCALE_EXP)))
-        scale = vf_load_f16((const uint16_t *)scales + at);
-    else if (a->flags & MARLIN_SCALE_F32)
-        scale = vf_load((const float *)scales + at);
-    else
-        scale = a->flags & MARLIN_SCALE_BLOCK ? load_block_scale(a, scales, at)
-                                              : vf_load_exponents(scales + at);
+    vf scale = load_scales_at(a->flags, a->block_shift, scales, at);
     return codes_of(kind) == FP4 ? vf_mul(scale, vf_set1(0.5f)) : scale;
 }
 
@@ -293,15 +273,7 @@ INLINE void store_rows(const linear *a, int64_t row, const chosen_rows *chosen, 
     int64_t valid = a->n - column;
     for (int m = 0; m < num_rows; m++) {
         float *y = a->y + (chosen ? chosen->y_row[m] : row + m) * a->n + column;
-        if (valid >= V_LANES) {
-            vf_store(y,
-                     a->output_bias ? vf_add(sums[m], vf_load(a->output_bias + column)) : sums[m]);
-            continue;
-        }
-        float lanes[V_LANES];
-        vf_store(lanes, sums[m]);
-        for (int64_t i = 0; i < valid; i++)
-            y[i] = a->output_bias ? lanes[i] + a->output_bias[column + i] : lanes[i];
+        store_columns(y, a->output_bias ? a->output_bias + column : NULL, valid, sums[m]);
     }
 }
 
@@ -488,13 +460,8 @@ INLINE linear linear_of(const marlin_call *call, const struct LinearParams *p, i
         .n = p->n,
         .groups_of_32 = p->k / MARLIN_ACT_GROUP,
         .scale_groups = p->k / p->group_size,
-        .scale_shift = p->group_size == 128  ? 2
-                       : p->group_size == 64 ? 1
-                                             : 0,
-        .block_shift = p->group_size == 16   ? 4
-                       : p->group_size == 32 ? 3
-                       : p->group_size == 64 ? 2
-                                             : 1,
+        .scale_shift = scale_shift_of(p->group_size),
+        .block_shift = block_shift_of(p->group_size),
         .flags = p->flags,
         .x_codes = (const int8_t *)call->prepared,
         .x_groups = (const act_group *)(call->prepared + rows * p->k),

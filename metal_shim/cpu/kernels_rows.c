@@ -10,6 +10,7 @@ static const int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                       1,    13,   25,  38,  53,  69,  89,  113};
 static const float fp4_values[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4.0f,  6.0f,
                                      -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
+static const float nf4_values[16] = {MARLIN_NF4_VALUES};
 
 /* Scale or bias `at` of a packed weight, counted in whole tiles. */
 INLINE float load_any(const uint8_t *values, const struct EmbedParams *p, int64_t at)
@@ -46,12 +47,14 @@ INLINE float packed_value(const marlin_call *call, int kind, int64_t row, int64_
     int64_t at = (tile * (k / p->group_size) + i / p->group_size) * MARLIN_ROW_TILE + lane;
     float scale = load_any(call->at[2], p, at);
     float bias = p->flags & MARLIN_WEIGHT_BIAS ? load_any(call->at[3], p, at) : 0.0f;
-    if (kind == WEIGHT_int8) {
-        int code = call->at[1][((tile * (k / 4) + i / 4) * MARLIN_ROW_TILE + lane) * 4 + i % 4];
-        return scale * (float)(code - 128) + bias;
+    if (kind == WEIGHT_int8 || kind == WEIGHT_fp8) {
+        uint8_t code = call->at[1][((tile * (k / 4) + i / 4) * MARLIN_ROW_TILE + lane) * 4 + i % 4];
+        return kind == WEIGHT_fp8 ? scale * f32_from_e4m3(code)
+                                  : scale * (float)(code - 128) + bias;
     }
     int code = nibble_code(call->at[1], kind, tile * k, lane, i);
     if (kind == WEIGHT_fp4) return scale * fp4_values[code];
+    if (kind == WEIGHT_nf4) return scale * nf4_values[code];
     if (kind == WEIGHT_iq4) return scale * (float)iq4_values[code];
     return scale * (float)(kind == WEIGHT_int6 ? code - 32 : code) + bias;
 }

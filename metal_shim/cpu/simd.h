@@ -8,6 +8,8 @@
  * s signed vi_dot4_off(a, u, s)   the same for bytes stored with 128 added: sum of (u - 128) * s,
  * given that a began as vi_begin_off(-128 * sum of s), which an instruction set without u8 x s8
  * ignores vf_store_i8            rounds to nearest even; values are within [-127, 127]
+ *   vf_from_e4m3(a, w)     w[i] of byte i of each word, as f32_from_e4m3(), times 2^-8
+ *   vf_look_up(a, i, t)    t[the four bits of each word from bit i on]
  *
  * Each operation is exact or correctly rounded in every set, so that sets differ only where a sum
  * is reordered: vf_reduce_add() across lanes. */
@@ -90,6 +92,12 @@ INLINE float f32_from_f16(uint16_t h)
     float value =
         f32_from_bits(magnitude) * f32_from_bits(0x77800000u); /* 2^112 moves the exponent's bias */
     return f32_from_bits(sign | bits_from_f32(value));
+}
+
+/* E4M3 without its NaN: of a half's exponents it has the upper ones, 8 less. */
+INLINE float f32_from_e4m3(uint8_t code)
+{
+    return f32_from_f16((uint16_t)((code & 127) << 7 | (code & 128) << 8)) * 256.0f;
 }
 
 /* Float to IEEE half, round to nearest even; out of range becomes the largest finite half and NaN

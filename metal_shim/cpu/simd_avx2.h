@@ -100,6 +100,28 @@ static inline vi vi_lookup(vi codes, const uint8_t *table16)
     __m128i table = _mm_loadu_si128((const __m128i *)table16);
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), codes);
 }
+static inline void vf_from_e4m3(vi words, vf columns[4])
+{
+    const __m128i quad = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    __m256i bytes = _mm256_shuffle_epi8(words, _mm256_broadcastsi128_si256(quad));
+    bytes = _mm256_permutevar8x32_epi32(bytes, order);
+    for (int i = 0; i < 2; i++) {
+        __m128i two = i ? _mm256_extracti128_si256(bytes, 1) : _mm256_castsi256_si128(bytes);
+        __m256i halves = _mm256_slli_epi16(_mm256_cvtepi8_epi16(two), 7);
+        halves = _mm256_and_si256(halves, _mm256_set1_epi16((short)0xbf80));
+        columns[2 * i] = _mm256_cvtph_ps(_mm256_castsi256_si128(halves));
+        columns[2 * i + 1] = _mm256_cvtph_ps(_mm256_extracti128_si256(halves, 1));
+    }
+}
+/* Each half of the table is looked at, and bit 3 chooses. */
+static inline vf vf_look_up(vi words, int place, const float *table16)
+{
+    __m256i at = _mm256_srli_epi32(words, place);
+    __m256 low = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table16), at),
+           high = _mm256_permutevar8x32_ps(_mm256_loadu_ps(table16 + 8), at);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(at, 28)));
+}
 /* u <= 127 keeps each sum of two products within int16. */
 static inline vi vi_dot4(vi a, vi u, vi s)
 {

@@ -95,6 +95,26 @@ static inline vi vi_lookup(vi codes, const uint8_t *table16)
     __m128i table = _mm_loadu_si128((const __m128i *)table16);
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), codes);
 }
+/* Bytes of rows side by side become rows of bytes, which are widened to halves. */
+static inline void vf_from_e4m3(vi words, vf columns[4])
+{
+    const __m128i quad = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i order = _mm512_cvtepu8_epi32(quad), mask = _mm512_set1_epi16((short)0xbf80);
+    __m512i bytes = _mm512_shuffle_epi8(words, _mm512_broadcast_i32x4(quad));
+    bytes = _mm512_permutexvar_epi32(order, bytes);
+    for (int i = 0; i < 2; i++) {
+        __m256i two = i ? _mm512_extracti64x4_epi64(bytes, 1) : _mm512_castsi512_si256(bytes);
+        __m512i halves = _mm512_slli_epi16(_mm512_cvtepi8_epi16(two), 7);
+        halves = _mm512_and_si512(halves, mask);
+        columns[2 * i] = _mm512_cvtph_ps(_mm512_castsi512_si256(halves));
+        columns[2 * i + 1] = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(halves, 1));
+    }
+}
+static inline vf vf_look_up(vi words, int place, const float *table16)
+{
+    return _mm512_permutexvar_ps(_mm512_srli_epi32(words, (unsigned)place),
+                                 _mm512_loadu_ps(table16));
+}
 static inline vi vi_dot4(vi a, vi u, vi s) { return _mm512_dpbusd_epi32(a, u, s); }
 static inline vi vi_begin_off(int32_t minus_128_sum) { return vi_set1(minus_128_sum); }
 static inline vi vi_dot4_off(vi a, vi u, vi s) { return _mm512_dpbusd_epi32(a, u, s); }

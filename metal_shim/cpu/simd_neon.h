@@ -91,6 +91,28 @@ static inline vi vi_lookup(vi codes, const uint8_t *table16)
 {
     return vreinterpretq_s32_u8(vqtbl1q_u8(vld1q_u8(table16), vreinterpretq_u8_s32(codes)));
 }
+static inline void vf_from_e4m3(vi words, vf columns[4])
+{
+    static const uint8_t quad[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
+    int8x16_t bytes = vqtbl1q_s8(vreinterpretq_s8_s32(words), vld1q_u8(quad));
+    for (int i = 0; i < 2; i++) {
+        int16x8_t wide = vmovl_s8(i ? vget_high_s8(bytes) : vget_low_s8(bytes));
+        uint16x8_t halves =
+            vandq_u16(vreinterpretq_u16_s16(vshlq_n_s16(wide, 7)), vdupq_n_u16(0xbf80));
+        columns[2 * i] = vcvt_f32_f16(vreinterpret_f16_u16(vget_low_u16(halves)));
+        columns[2 * i + 1] = vcvt_f32_f16(vreinterpret_f16_u16(vget_high_u16(halves)));
+    }
+}
+/* The four bytes of a number lie side by side in the table. */
+static inline vf vf_look_up(vi words, int place, const float *table16)
+{
+    const uint8_t *p = (const uint8_t *)table16;
+    uint8x16x4_t table = {{vld1q_u8(p), vld1q_u8(p + 16), vld1q_u8(p + 32), vld1q_u8(p + 48)}};
+    uint32x4_t at = vshlq_u32(vreinterpretq_u32_s32(words), vdupq_n_s32(-place));
+    at = vmulq_u32(vandq_u32(at, vdupq_n_u32(15)), vdupq_n_u32(0x04040404));
+    at = vaddq_u32(at, vdupq_n_u32(0x03020100));
+    return vreinterpretq_f32_u8(vqtbl4q_u8(table, vreinterpretq_u8_u32(at)));
+}
 static inline vi vi_dot4(vi a, vi u, vi s)
 {
     return vdotq_s32(a, vreinterpretq_s8_s32(u), vreinterpretq_s8_s32(s));

@@ -33,6 +33,7 @@ static inline void vf_reduce_add4(const vf a[4], float sums[4])
 }
 static inline float f32_from_f16(uint16_t h);
 static inline float f32_from_exponent(uint8_t e);
+static inline float f32_from_e4m3(uint8_t code);
 static inline float f32_from_bits(uint32_t bits);
 static inline vf vf_load_f16(const uint16_t *p) { return f32_from_f16(*p); }
 static inline vf vf_load_bf16(const uint16_t *p) { return f32_from_bits((uint32_t)*p << 16); }
@@ -59,6 +60,14 @@ static inline vi vi_lookup(vi codes, const uint8_t *table16)
 {
     for (int i = 0; i < 4; i++) codes.bytes[i] = table16[codes.bytes[i]];
     return codes;
+}
+static inline void vf_from_e4m3(vi words, vf columns[4])
+{
+    for (int i = 0; i < 4; i++) columns[i] = f32_from_e4m3(words.bytes[i]) * 0x1p-8f;
+}
+static inline vf vf_look_up(vi words, int place, const float *table16)
+{
+    return table16[(uint32_t)words.word >> place & 15];
 }
 static inline vi vi_dot4(vi a, vi u, vi s)
 {

@@ -7,6 +7,8 @@ from marlin.weights import formats
 from marlin.weights.kinds import KINDS, MUST
 
 DENSE = ("f32", "f16", "bf16")
+# Packed kinds of floats, for which no device quantizes activations.
+FLOATS = ("fp8", "nf4")
 
 
 def activations(rows, k, seed=0):

@@ -86,11 +86,11 @@ def chosen_ids(rows, num_experts, slots, seed=2):
     return np.stack([rng.permutation(num_experts)[:slots] for _ in range(rows)])
 
 
-def expected_experts(device, x, values, magnitudes, ids, bias=None):
+def expected_experts(device, x, kind, values, magnitudes, ids, bias=None):
     """x [rows, x_slots, k] with the matrices [num_experts, n, k] of each choice."""
     rows, slots = ids.shape
     flat = x.reshape(-1, x.shape[2])
-    seen = flat if magnitudes is None else seen_by(device, flat)
+    seen = flat if magnitudes is None else seen_by(device, flat, kind)
     seen = seen.reshape(x.shape)
     found, size = np.zeros((2, rows, slots, values.shape[1]))
     for row in range(rows):
@@ -139,16 +139,18 @@ def test_each_choice_is_multiplied_by_its_own_expert(device, kind, shape, many_r
     weight, values, magnitudes = stack_of(kind, count, n, k, group_size)
     choices = sorted_choices(ids)
     found = launch.experts(device, x, weight, count, choices, bias, many_rows)
-    expected = expected_experts(device, x, values, magnitudes, ids, bias)
+    expected = expected_experts(device, x, kind, values, magnitudes, ids, bias)
     reference.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("kind, group_size", [("int8", 16), ("fp4", 64), ("int4", 128)])
+@pytest.mark.parametrize(
+    "kind, group_size", [("int8", 16), ("fp4", 64), ("int4", 128), ("fp8", 128)]
+)
 def test_scales_of_all_experts_are_found_in_float32(device, kind, group_size):
     x, ids = activations(3, 128).reshape(3, 1, 128), chosen_ids(3, 5, 2)
     weight, values, magnitudes = stack_of(kind, 5, 32, 128, group_size, np.float32)
     found = launch.experts(device, x, weight, 5, sorted_choices(ids))
-    reference.assert_close(found, expected_experts(device, x, values, magnitudes, ids))
+    reference.assert_close(found, expected_experts(device, x, kind, values, magnitudes, ids))
 
 
 def test_dense_experts_need_no_whole_tiles(device):
@@ -157,7 +159,7 @@ def test_dense_experts_need_no_whole_tiles(device):
     weight, values, _ = stack_of("f16", 3, 21, 37)
     for many_rows in (False, True):
         found = launch.experts(device, x, weight, 3, sorted_choices(ids), None, many_rows)
-        reference.assert_close(found, expected_experts(device, x, values, None, ids))
+        reference.assert_close(found, expected_experts(device, x, "f16", values, None, ids))
 
 
 @pytest.mark.parametrize("kind", ["f32", "bf16", *PACKED_KINDS])

@@ -4,7 +4,7 @@ import launch
 import numpy as np
 import pytest
 import reference
-from matrices import activations, bias_of, packed_weight
+from matrices import FLOATS, activations, bias_of, packed_weight
 
 from marlin.weights import formats
 from marlin.weights.kinds import PACKED_KINDS
@@ -18,9 +18,10 @@ SHAPES = [
 ]  # fmt: skip
 
 
-def seen_by(device, x):
+def seen_by(device, x, kind):
     """The activations that a device multiplies: the CPU's are quantized."""
-    return x if device.kind == "metal" else reference.quantize_activations(x).values
+    is_float = device.kind == "metal" or kind in FLOATS
+    return x if is_float else reference.quantize_activations(x).values
 
 
 def expected_of(device, x, packed, bias=None):
@@ -31,10 +32,10 @@ def expected_of(device, x, packed, bias=None):
         biases = formats.unpack(packed)[2].astype(np.float64)
         biases = np.repeat(biases, packed.group_size, axis=1)
         magnitude = np.abs(weight - biases) + np.abs(biases)
-    return reference.linear(seen_by(device, x), weight, bias, magnitude)
+    return reference.linear(seen_by(device, x, packed.format), weight, bias, magnitude)
 
 
-@pytest.mark.parametrize("kind", formats.FORMATS)
+@pytest.mark.parametrize("kind", PACKED_KINDS)
 @pytest.mark.parametrize("rows, n, k, group_size", SHAPES)
 def test_packed_weights_multiply_the_activations(device, kind, rows, n, k, group_size):
     x, packed = activations(rows, k), packed_weight(kind, n, k, group_size)
@@ -66,6 +67,10 @@ def test_packed_weights_multiply_the_activations(device, kind, rows, n, k, group
         ("fp4", 64, "block", False),
         ("fp4", 32, np.uint8, False),
         ("int8", 128, "block", False),
+        ("fp8", 128, np.float32, False),
+        ("fp8", 32, np.uint8, False),
+        ("fp8", 64, "block", False),
+        ("nf4", 64, np.float32, False),
     ],
 )
 @pytest.mark.parametrize("rows", [1, 17])
@@ -76,9 +81,10 @@ def test_every_form_of_scales_is_read(device, kind, group_size, scale_dtype, wit
     reference.assert_close(launch.linear(device, x, packed), expected_of(device, x, packed))
 
 
+@pytest.mark.parametrize("kind", ["fp4", "fp8"])
 @pytest.mark.parametrize("rows", [1, 17])
-def test_an_exponent_is_any_power_of_two_or_no_number(device, rows):
-    x, packed = activations(rows, 64), packed_weight("fp4", 33, 64, 32, np.uint8)
+def test_an_exponent_is_any_power_of_two_or_no_number(device, kind, rows):
+    x, packed = activations(rows, 64), packed_weight(kind, 33, 64, 32, np.uint8)
     packed.scales[0, 1, 3], packed.scales[1, :, 0], packed.scales[1, :, 15] = 255, 40, 200
     packed.scales[2, :, 0] = 255
     y = launch.linear(device, x, packed)
@@ -89,7 +95,8 @@ def test_an_exponent_is_any_power_of_two_or_no_number(device, rows):
 
 
 @pytest.mark.parametrize(
-    "kind, group_size", [("int4", 32), ("int4", 16), ("int5", 32), ("int6", 16), ("iq4", 32)]
+    "kind, group_size",
+    [("int4", 32), ("int4", 16), ("int5", 32), ("int6", 16), ("iq4", 32), ("fp8", 64), ("nf4", 32)],
 )
 @pytest.mark.parametrize("rows", [1, 2, 9])
 def test_scales_of_blocks_make_the_bits_of_their_products(device, kind, group_size, rows):
@@ -102,7 +109,7 @@ def test_scales_of_blocks_make_the_bits_of_their_products(device, kind, group_si
     )
 
 
-@pytest.mark.parametrize("kind", formats.FORMATS)
+@pytest.mark.parametrize("kind", PACKED_KINDS)
 @pytest.mark.parametrize("rows, n", [(1, 33), (5, 17), (2, 16)])
 def test_an_output_bias_is_added_once(device, kind, rows, n):
     x, bias, packed = activations(rows, 96), bias_of(n), packed_weight(kind, n, 96, 32)
@@ -179,6 +186,8 @@ def test_subnormal_activations_count_as_zero(cpu_device):
     [
         *[("int8", 0, -128), ("int8", 255, 127), ("int4", 15, 15), ("fp4", 7, 6), ("fp4", 15, -6)],
         *[("int5", 31, 31), ("int6", 63, 31), ("int6", 0, -32), ("iq4", 0, -127), ("iq4", 15, 113)],
+        *[("fp8", 0x7E, 448), ("fp8", 0xFF, -480), ("fp8", 1, 2**-9), ("fp8", 0x87, -7 * 2**-9)],
+        *[("nf4", 0, -1), ("nf4", 15, 1), ("nf4", 7, 0)],
     ],
 )
 def test_the_largest_codes_do_not_saturate(device, kind, code, value, sign):
@@ -190,7 +199,7 @@ def test_the_largest_codes_do_not_saturate(device, kind, code, value, sign):
     np.testing.assert_allclose(y, np.full((2, 16), sign * 3.0 * 64 * value), rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", formats.FORMATS)
+@pytest.mark.parametrize("kind", PACKED_KINDS)
 @pytest.mark.parametrize("others", [0.0, 1.0])
 @pytest.mark.parametrize("place", [0, 5, 31])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -199,5 +208,6 @@ def test_a_value_that_is_not_finite_spoils_its_row_and_no_other(device, kind, ot
     x[1, place] = value
     y = launch.linear(device, x, packed_weight(kind, 17, 64, 32))
     # Integer sums cannot be infinite, so the CPU makes them NaN; floats may be either.
-    assert np.isnan(y[1]).all() or (device.kind == "metal" and not np.isfinite(y[1]).any())
+    is_float = device.kind == "metal" or kind in FLOATS
+    assert np.isnan(y[1]).all() or (is_float and not np.isfinite(y[1]).any())
     assert np.isfinite(y[[0, 2]]).all()

@@ -40,6 +40,8 @@ def assert_dequantized(device, actual, expected):
         ("int6", 64, np.float16),
         ("iq4", 128, np.float32),
         ("fp4", 32, np.uint8),
+        ("fp8", 64, np.float32),
+        ("nf4", 64, np.float32),
     ],
 )
 def test_a_packed_embedding_row_is_the_dequantized_one(device, kind, group_size, scale_dtype):

@@ -19,6 +19,8 @@ static const weight_shape weights[] = {
     {"int5", 16, 256, 32, MARLIN_WEIGHT_BIAS | MARLIN_SCALE_BLOCK},
     {"int6", 32, 256, 16, MARLIN_SCALE_BLOCK | MARLIN_OUTPUT_BIAS},
     {"iq4", 16, 64, 32, 0},
+    {"fp8", 32, 96, 32, MARLIN_SCALE_F32 | MARLIN_OUTPUT_BIAS},
+    {"nf4", 16, 128, 64, MARLIN_SCALE_F32},
     {"f32", 21, 37, 0, MARLIN_OUTPUT_BIAS},
     {"f16", 3, 20, 0, 0},
     {"bf16", 18, 36, 0, 0},

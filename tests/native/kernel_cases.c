@@ -28,12 +28,15 @@ static const weight_shape weights[] = {
     {"iq4", 18, 256, 32, MARLIN_SCALE_BLOCK},
     {"iq4", 16, 128, 64, 0},
     {"fp4", 25, 160, 32, MARLIN_SCALE_EXP},
+    {"fp8", 19, 256, 128, MARLIN_SCALE_F32},
+    {"fp8", 33, 96, 32, MARLIN_SCALE_EXP | MARLIN_OUTPUT_BIAS},
+    {"nf4", 17, 192, 64, MARLIN_SCALE_F32},
     {"f32", 21, 37, 0, MARLIN_OUTPUT_BIAS},
     {"f16", 3, 1, 0, 0},
     {"f16", 20, 100, 0, MARLIN_OUTPUT_BIAS},
     {"bf16", 18, 99, 0, 0},
 };
-#define NUM_PACKED 19
+#define NUM_PACKED 23
 #define NUM_WEIGHTS (int)(sizeof weights / sizeof *weights)
 /* One row, a pair, and counts that take every block of rows a set has: 16, 8, 4, 2, 1. */
 static const int row_counts[] = {1, 2, 7, 19};
@@ -347,7 +350,7 @@ const case_family case_families[] = {
     {make_mask_logits, 1},
     {make_penalize, 1},
     {make_sample, 3},
-    {make_experts, 22},
+    {make_experts, 26},
     {make_route, 3},
     {make_sort_experts, 1},
     {make_combine_experts, 2},

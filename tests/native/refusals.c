@@ -212,7 +212,7 @@ typedef struct {
     {make, variant, #field, FIELD(params, field), (uint32_t)(value)}
 
 /* Linear variants: 2 is int4, 14 fp4, 22 int8, 30 int8 in groups of 16, 50 int4 and 54 int8
- * with scales of blocks, 78 f32. */
+ * with scales of blocks, 94 f32. */
 static const parameter_change parameter_changes[] = {
     LINEAR(2, rows_var, -1u),
     LINEAR(2, rows_var, MARLIN_MAX_VARS),
@@ -245,9 +245,11 @@ static const parameter_change parameter_changes[] = {
     LINEAR(70, group_size, 16), /* nor is iq4 */
     LINEAR(78, flags, MARLIN_SCALE_EXP | MARLIN_SCALE_F32),
     LINEAR(78, flags, MARLIN_SCALE_EXP | MARLIN_SCALE_BLOCK),
-    LINEAR(82, k, 0),
-    LINEAR(82, k, 38),
-    LINEAR(82, n, 22),
+    LINEAR(82, group_size, 16), /* nor is fp8 */
+    LINEAR(86, flags, MARLIN_SCALE_EXP | MARLIN_WEIGHT_BIAS),
+    LINEAR(94, k, 0),
+    LINEAR(94, k, 38),
+    LINEAR(94, n, 22),
     EMBED(0, rows_var, -1u),
     EMBED(0, vocab_size, 0),
     EMBED(0, vocab_size, 33),
@@ -256,8 +258,8 @@ static const parameter_change parameter_changes[] = {
     EMBED(0, group_size, 0),
     EMBED(0, flags, 0),
     EMBED(3, flags, MARLIN_WEIGHT_BIAS),
-    EMBED(20, vocab_size, 22),
-    EMBED(20, dim, 1u << 31),
+    EMBED(23, vocab_size, 22),
+    EMBED(23, dim, 1u << 31),
     OTHER(make_rms_norm, 0, RmsNormParams, rows_var, 8),
     OTHER(make_rms_norm, 0, RmsNormParams, rows_per_var, 0),
     OTHER(make_rms_norm, 0, RmsNormParams, rows_per_var, 6),
@@ -282,7 +284,7 @@ static const parameter_change parameter_changes[] = {
     OTHER(make_experts, 0, ExpertParams, n, 0),
     OTHER(make_experts, 0, ExpertParams, n, 33),
     OTHER(make_experts, 0, ExpertParams, n, 48),
-    OTHER(make_experts, 16, ExpertParams, n, 22),
+    OTHER(make_experts, 20, ExpertParams, n, 22),
     OTHER(make_experts, 0, ExpertParams, k, 128),
     OTHER(make_experts, 0, ExpertParams, k, 0),
     OTHER(make_experts, 0, ExpertParams, group_size, 64),

@@ -127,6 +127,8 @@ def matrices(n, k):
         ("int5", 32, np.float32),
         ("int6", 16, np.float16),
         ("iq4", 64, np.float16),
+        ("fp8", 64, np.float32),
+        ("nf4", 64, np.float32),
     ):
         packed = packed_weight(kind, n, k, group_size, dtype)
         values, size = formats.dequantize(packed), 0

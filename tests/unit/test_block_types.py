@@ -72,4 +72,4 @@ def test_the_parts_of_a_repacked_matrix_are_of_whole_tiles():
 def test_codes_of_a_packed_matrix_have_the_shape_of_its_tiles():
     assert KINDS["fp4"].code_dtype == "U32" and KINDS["fp4"].code_shape(17, 64) == (2, 8, 16)
     assert KINDS["int8"].code_dtype == "U8" and KINDS["int8"].code_shape(17, 64) == (2, 16, 16, 4)
-    assert PACKED_KINDS == ("fp4", "int4", "int8", "int5", "int6", "iq4")
+    assert PACKED_KINDS == ("fp4", "int4", "int8", "int5", "int6", "iq4", "fp8", "nf4")

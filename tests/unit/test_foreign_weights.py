@@ -25,6 +25,7 @@ from foreign_files import (
 )
 
 from marlin.errors import ModelFileError
+from marlin.weights.kinds import EXPONENTS, Form
 
 
 def refusal(*arguments):
@@ -233,41 +234,57 @@ def test_mxfp4_and_mxfp8_of_compressed_tensors_are_exact(tmp_path):
     weight = ("F8_E4M3", stored["weight"].view(np.uint8))
     tensors = {"m.weight": weight, "m.weight_scale": stored["scales"]}
     found = matrix_of(tmp_path, ct("mxfp8-quantized", 8), tensors, stored["values"].shape)
-    assert found.form.kind == "bf16"
+    assert (found.form.kind, found.form.scale_bytes) == ("fp8", EXPONENTS)
     np.testing.assert_array_equal(device_values(found), stored["values"])
 
 
-def test_blocks_of_8_bit_floats_become_the_nearest_float16(tmp_path):
+def test_blocks_of_8_bit_floats_stay_as_they_are(tmp_path):
     stored = golden("fp8_block")
     weight = ("F8_E4M3", stored["weight"])
     tensors = {"m.weight": weight, "m.weight_scale_inv": stored["weight_scale_inv"]}
     found = matrix_of(tmp_path, config(FP8), tensors, stored["values"].shape)
-    assert found.form.kind == "f16"
-    assert_stands_for(found, stored["values"], exact=False)
+    assert found.form == Form("fp8", 32, 4)  # of 96 columns
+    np.testing.assert_array_equal(device_values(found), stored["values"])
+
+
+POWER, PLAIN = np.full((1, 1), 2.0**-9, np.float32), np.float32(0.003)
 
 
 @pytest.mark.parametrize(
-    "settings, name, scale, kind",
+    "settings, name, scale, wide",
     [
-        (config(FP8), "weight_scale_inv", np.full((1, 1), 2.0**-9, np.float32), "bf16"),
+        (config(FP8), "weight_scale_inv", POWER, "bf16"),
         (config(FP8), "weight_scale_inv", ("F8_E8M0", np.full((1, 1), 118, np.uint8)), "bf16"),
-        (config({"quant_method": "fp8"}), "weight_scale", np.float32(0.003), "f16"),
+        (config({"quant_method": "fp8"}), "weight_scale", PLAIN, "f16"),
         (ct("float-quantized", 8), "weight_scale", bf16(np.full((20, 1), 0.003)), "f16"),
-        (config({"quant_method": "modelopt", "quant_algo": "FP8"}), "weight_scale",
-         np.float32(0.003), "f16"),
+        (config({"quant_method": "modelopt", "quant_algo": "FP8"}), "weight_scale", PLAIN, "f16"),
     ],
-)  # fmt: skip
+)
+@pytest.mark.parametrize("k", [64, 60])
 def test_a_scale_of_8_bit_floats_may_be_a_power_of_two_a_rows_or_the_tensors(
-    settings, name, scale, kind, tmp_path
+    settings, name, scale, wide, k, tmp_path
 ):
-    weight, values = float8((20, 64))
+    weight, values = float8((20, k))
     scale = scale if isinstance(scale, tuple) else np.asarray(scale)
-    factor = 2.0**-9 if kind == "bf16" else 0.003
+    factor = 2.0**-9 if wide == "bf16" else 0.003
     if isinstance(scale, tuple) and scale[0] == "BF16":
         factor = bf16_values(np.float32(0.003))
-    found = matrix_of(tmp_path, settings, {"m.weight": weight, f"m.{name}": scale}, (20, 64))
-    assert found.form.kind == kind
-    assert_stands_for(found, values * np.float32(factor), exact=kind == "bf16")
+    found = matrix_of(tmp_path, settings, {"m.weight": weight, f"m.{name}": scale}, (20, k))
+    # Groups of 32 columns at least: where none divides them, the matrix becomes a wider one.
+    assert found.form.kind == ("fp8" if k == 64 else wide)
+    assert_stands_for(found, values * np.float32(factor), exact=k == 64 or wide == "bf16")
+
+
+def test_blocks_that_end_within_the_matrix_share_smaller_groups(tmp_path):
+    weight, values = float8((20, 160))
+    scales = np.array([[0.3, 0.7], [0.9, 0.2]], np.float32)
+    settings = config(FP8, weight_block_size=[16, 128])
+    found = matrix_of(
+        tmp_path, settings, {"m.weight": weight, "m.weight_scale_inv": scales}, (20, 160)
+    )
+    assert found.form == Form("fp8", 32, 4)
+    spread = np.repeat(np.repeat(scales, 16, axis=0)[:20], 128, axis=1)[:, :160]
+    np.testing.assert_array_equal(device_values(found), values * spread)
 
 
 @pytest.mark.parametrize("size", [1 << 40, 10**30])
@@ -277,7 +294,7 @@ def test_blocks_may_be_larger_than_the_matrix(size, tmp_path):
     settings = config(FP8, weight_block_size=[1, size])
     tensors = {"m.weight": weight, "m.weight_scale_inv": scale}
     found = matrix_of(tmp_path, settings, tensors, (20, 64))
-    assert_stands_for(found, values * scale, exact=False)
+    assert_stands_for(found, values * scale)
 
 
 def test_a_number_that_is_none_is_refused_when_it_is_converted(tmp_path):
@@ -290,16 +307,20 @@ def test_a_number_that_is_none_is_refused_when_it_is_converted(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["bnb_nf4", "bnb_nf4_double"])
-def test_codes_of_a_table_become_the_nearest_float16(name, tmp_path):
+@pytest.mark.parametrize("own_table", [False, True])
+def test_codes_of_nf4_stay_and_those_of_another_table_become_float16(name, own_table, tmp_path):
     stored = golden(name)
     values = stored.pop("values")
     tensors = {"m.weight": stored.pop("weight")}
     for key, array in stored.items():
         key = key.replace("quant_state__bitsandbytes", "quant_state.bitsandbytes")
         tensors[f"m.weight.{key}"] = np.atleast_1d(array)
+    if own_table:
+        tensors["m.weight.quant_map"] = tensors["m.weight.quant_map"] * np.float32(0.75)
+        values = values * np.float32(0.75)
     found = matrix_of(tmp_path, config(BNB), tensors, values.shape)
-    assert found.form.kind == "f16"
-    assert_stands_for(found, values, exact=False)
+    assert found.form == (Form("f16") if own_table else Form("nf4", 64, 4))
+    assert_stands_for(found, values, exact=not own_table)
     assert set(tensors) == {part.name for part in found.parts}
     del tensors["m.weight.quant_map"]
     assert "quant_map" in refusal(tmp_path, config(BNB), tensors, values.shape)

@@ -35,7 +35,7 @@ def test_affine_codes_stand_for_what_mlx_makes_of_them(bits, group_size, tmp_pat
         ("mxfp4", "fp4", "mlx_mxfp4"),
         ("nvfp4", "fp4", "mlx_nvfp4"),
         ("nvfp4", "fp4", "mlx_nvfp4_global"),
-        ("mxfp8", "bf16", "mlx_mxfp8"),
+        ("mxfp8", "fp8", "mlx_mxfp8"),
     ],
 )
 def test_codes_with_scales_of_a_byte_stand_for_what_mlx_makes_of_them(

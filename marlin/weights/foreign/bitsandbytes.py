@@ -1,8 +1,8 @@
 """bitsandbytes' 4-bit folders (nf4, fp4): codes of a table of sixteen floats, a scale for each 64
 values of the flattened matrix, and these quantized in turn or not.
 
-No packed kind holds the table: a matrix becomes the nearest float16. Source: docs/formats.md,
-"bitsandbytes".
+Codes of nf4 stay as they are (kind nf4); fp4's, as those of any other table, become the nearest
+float16. Source: docs/formats.md, "bitsandbytes".
 """
 
 import numpy as np
@@ -12,6 +12,7 @@ from marlin.files.fields import Fields, file_fields
 from marlin.files.strict_json import parse_json_object
 from marlin.weights.foreign import matrix, numbers
 from marlin.weights.foreign.matrix import ForeignMatrix
+from marlin.weights.rounding import NF4
 from marlin.weights.tensor_file import TensorInfo, read_bytes
 
 MAX_STATE_BYTES = 1 << 16
@@ -46,13 +47,21 @@ class BitsAndBytes:
         scales, parts = self._scales(stem, absmax, state, n * k // block)
         scales = scales.reshape(n, -1)
 
-        def values(start, stop):
+        def codes(start, stop):
             raw = read_bytes(weight, start * k // 2, (stop - start) * k // 2)
-            codes = np.stack([raw >> 4, raw & 15], axis=1).reshape(stop - start, -1, block)
-            return (table[codes] * scales[start:stop, :, None]).reshape(stop - start, k)
+            return np.stack([raw >> 4, raw & 15], axis=1).reshape(stop - start, k)
+
+        def values(start, stop):
+            found = table[codes(start, stop).reshape(stop - start, -1, block)]
+            return (found * scales[start:stop, :, None]).reshape(stop - start, k)
 
         beside = self._tensors[f"{stem}.weight.quant_map"], state_info
-        return matrix.dense("f16", shape, (weight, absmax, *beside, *parts), values)
+        parts = (weight, absmax, *beside, *parts)
+        if (table != NF4).any():
+            return matrix.dense("f16", shape, parts, values)
+        return matrix.packed(
+            "nf4", shape, parts, codes, lambda start, stop: (scales[start:stop], None), block
+        )
 
     def is_companion(self, name: str) -> bool:
         return False

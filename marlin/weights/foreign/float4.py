@@ -34,7 +34,7 @@ def mxfp4(shape: tuple[int, ...], parts: tuple[TensorInfo, TensorInfo]) -> Forei
     weight, scales = parts
     check_shapes(shape, weight, scales, ("U8", "F8_E8M0"), 32)
     exponents = partial(numbers.row_bytes, scales)
-    return matrix.exponential(shape, parts, partial(nibbles, weight), exponents)
+    return matrix.exponential("fp4", shape, parts, partial(nibbles, weight), exponents)
 
 
 def check_shapes(

@@ -1,9 +1,12 @@
 """Matrices of 8-bit floats (E4M3) with a scale a block, a row or the whole: DeepSeek's and Qwen's
 FP8 folders, and what compressed-tensors and ModelOpt store alike.
 
-No packed kind holds them. Where all scales are powers of two the products are bfloat16's, to the
-bit; elsewhere they become the nearest float16. Source: docs/formats.md, "FP8".
+They stay bytes, with a scale for each group of columns (kind fp8), where groups divide the columns.
+Elsewhere, where all scales are powers of two the products are bfloat16's, to the bit, and the
+nearest float16 where not. Source: docs/formats.md, "FP8".
 """
+
+from functools import partial
 
 import numpy as np
 
@@ -12,6 +15,7 @@ from marlin.files.fields import Fields
 from marlin.weights import formats
 from marlin.weights.foreign import matrix, numbers
 from marlin.weights.foreign.matrix import ForeignMatrix
+from marlin.weights.kinds import GROUP_SIZES
 from marlin.weights.tensor_file import TensorInfo, read_bytes
 
 # What says how activations are to be rounded, where they are.
@@ -49,7 +53,7 @@ def scaled(
 ) -> ForeignMatrix:
     """weight * scale, of which there is one a block [rows, columns], one a row, or one."""
     numbers.check(weight, ("F8_E4M3",), shape)
-    n, k = shape
+    (n, k), parts = shape, (weight, scale)
     if scale.num_bytes == 0 or scale.dtype not in ("F32", "BF16", "F16", "F8_E8M0"):
         raise ModelFileError(scale.path, f"is {scale.dtype}, not a scale", tensor=scale.name)
     raw = read_bytes(scale)
@@ -67,6 +71,15 @@ def scaled(
     if not np.isfinite(factors).all():
         raise ModelFileError(scale.path, "holds no finite number", tensor=scale.name)
 
+    group = next((g for g in GROUP_SIZES[::-1] if k % g == 0 and block[1] % g == 0), None)
+    if group is not None:
+        columns = np.arange(0, k, group) // block[1]
+
+        def scales(start, stop):
+            return factors[np.arange(start, stop) // block[0]][:, columns], None
+
+        return matrix.packed("fp8", shape, parts, partial(codes, weight), scales, group)
+
     def values(start, stop):
         found = numbers.E4M3[numbers.row_bytes(weight, start, stop)]
         rows = factors[np.arange(start, stop) // block[0]]
@@ -74,21 +87,26 @@ def scaled(
 
     mantissas = np.frexp(factors)[0]
     kind = "bf16" if (np.abs(mantissas) == 0.5).all() else "f16"
-    return matrix.dense(kind, shape, (weight, scale), values)
+    return matrix.dense(kind, shape, parts, values)
+
+
+def codes(weight: TensorInfo, start: int, stop: int) -> np.ndarray:
+    """uint8 [stop - start, K], none of which is E4M3's NaN."""
+    found = numbers.row_bytes(weight, start, stop)
+    if (found & 127 == 127).any():
+        row = start + int(np.argwhere(found & 127 == 127)[0][0])
+        message = f"holds a value in row {row} that is no finite number"
+        raise ModelFileError(weight.path, message, tensor=weight.name)
+    return found
 
 
 def mxfp8(shape: tuple[int, ...], parts: tuple[TensorInfo, TensorInfo]) -> ForeignMatrix:
-    """E4M3 * 2^(byte - 127), a byte for 32 columns: four-bit mantissas times powers of two, which
-    bfloat16 holds. parts are codes, in bytes or words, and scales."""
+    """E4M3 * 2^(byte - 127), a byte for 32 columns; parts are codes, in bytes or words, and
+    scales."""
     weight, scales = parts
     *rows, k = shape
     size = 4 if weight.dtype == "U32" else 1
     numbers.check(weight, ("F8_E4M3", "U8", "U32"), (*rows, k // size))
     numbers.check(scales, ("U8", "F8_E8M0"), (*rows, k // 32))
-
-    def values(start, stop):
-        found = numbers.E4M3[numbers.row_bytes(weight, start, stop)].reshape(stop - start, -1, 32)
-        powers = formats.E8M0[numbers.row_bytes(scales, start, stop)]
-        return (found * powers[:, :, None]).reshape(stop - start, -1)
-
-    return matrix.dense("bf16", shape, parts, values)
+    exponents = partial(numbers.row_bytes, scales)
+    return matrix.exponential("fp8", shape, parts, partial(codes, weight), exponents)

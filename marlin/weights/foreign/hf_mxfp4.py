@@ -45,6 +45,7 @@ class HfMxfp4:
             return np.ascontiguousarray(numbers.row_bytes(info, first, last)[part::num_parts])
 
         return matrix.exponential(
+            "fp4",
             shape,
             (blocks, scales),
             lambda start, stop: numbers.stream_codes(own_rows(flat, start, stop), 4),

@@ -20,6 +20,8 @@ from marlin.weights.tensor_file import TensorInfo
 CHUNK_VALUES = 2 << 20
 # Columns that may share a scale on a device.
 _GROUP_SIZES = (128, 64, 32, 16)
+# Their scales are any floats, and always float32: all experts of a layer are then of one form.
+FLOAT_KINDS = ("fp8", "nf4")
 _SCALE_TYPES = {2: np.float16, 4: np.float32}
 
 Factors = tuple[np.ndarray, np.ndarray | None]
@@ -106,7 +108,8 @@ def packed(
         found = factors(start, stop)
         return [part if part is None else np.repeat(part, repeats, axis=1) for part in found]
 
-    form = Form(kind, fitting[0], *_scale_type(factors, n, k // group_size, parts))
+    scale_bytes, has_bias = _scale_type(factors, n, k // group_size, parts)
+    form = Form(kind, fitting[0], 4 if kind in FLOAT_KINDS else scale_bytes, has_bias)
 
     @_quiet
     def arrays(start, stop):
@@ -123,12 +126,13 @@ def packed(
 
 
 def exponential(
+    kind: str,
     shape: tuple[int, ...],
     parts: tuple[TensorInfo, ...],
     codes: Callable[[int, int], np.ndarray],
     exponents: Callable[[int, int], np.ndarray],
 ) -> ForeignMatrix:
-    """E2M1 times 2^(e - 127) of 32 columns, which stay bytes; arguments and errors as packed()'s.
+    """Codes times 2^(e - 127) of 32 columns, which stay bytes; arguments and errors as packed()'s.
 
     Args:
         exponents: (start, stop) to uint8 [stop - start, K / 32].
@@ -138,11 +142,11 @@ def exponential(
         return formats.E8M0[exponents(start, stop)], None
 
     def arrays(start, stop):
-        made = formats.pack("fp4", codes(start, stop), exponents(start, stop))
+        made = formats.pack(kind, codes(start, stop), exponents(start, stop))
         return made.codes, made.scales
 
-    found = packed("fp4", shape, parts, codes, factors, 32)
-    return replace(found, form=Form("fp4", 32, EXPONENTS), arrays=arrays)
+    found = packed(kind, shape, parts, codes, factors, 32)
+    return replace(found, form=Form(kind, 32, EXPONENTS), arrays=arrays)
 
 
 def integers(

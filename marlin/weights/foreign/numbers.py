@@ -11,22 +11,11 @@ from collections.abc import Collection
 import numpy as np
 
 from marlin.errors import ModelFileError
-from marlin.weights import ggml_types
+from marlin.weights import ggml_types, rounding
 from marlin.weights.tensor_file import TensorInfo, read_bytes
 
-
-def _e4m3():
-    bits = np.arange(256)
-    exponent, mantissa = bits >> 3 & 15, bits & 7
-    values = np.where(
-        exponent == 0, mantissa * 2.0**-9, (1 + mantissa / 8) * 2.0 ** (exponent - 7.0)
-    )
-    values[(bits & 127) == 127] = np.nan
-    return np.where(bits & 128, -values, values).astype(np.float32)
-
-
 # By byte; 0x7F and 0xFF are no numbers.
-E4M3 = _e4m3()
+E4M3 = np.where(np.arange(256) % 128 == 127, np.float32("nan"), rounding.E4M3)
 
 
 def row_bytes(info: TensorInfo, start: int, stop: int) -> np.ndarray:
