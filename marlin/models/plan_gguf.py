@@ -13,7 +13,7 @@ from marlin.models.slab_plan import SlabPlan
 from marlin.models.spec import ModelSpec, Tensor
 from marlin.weights.block_types import BLOCK_TYPES, DENSE_KINDS, REPACKED, BlockType
 from marlin.weights.gguf import GGUFFile
-from marlin.weights.gguf_writers import Pieces
+from marlin.weights.gguf_writers import Apart
 from marlin.weights.tensor_file import TensorInfo, read_bytes
 
 _MATRIX_TYPES = (*DENSE_KINDS, *REPACKED)
@@ -65,7 +65,7 @@ def plan_gguf(file: GGUFFile) -> tuple[ModelSpec, list[GgufTensor], list[int]]:
             check_tiles(tensor, BLOCK_TYPES[info.dtype].kind, info)
             info = replace(info, shape=tensor.rows)
         planned = GgufTensor(tensor, info, REPACKED.get(info.dtype) if tensor.is_matrix else None)
-        if tensor.is_matrix and (planned.form or tensor.rope_heads or isinstance(info, Pieces)):
+        if tensor.is_matrix and (planned.form or tensor.rope_heads or isinstance(info, Apart)):
             place = slabs.place(sum(planned.part_bytes))
             factor = _factor(file, tensor, info, known)
             planned = GgufTensor(tensor, info, planned.form, *place, factor)

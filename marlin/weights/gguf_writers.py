@@ -1,7 +1,8 @@
 """What some writers of GGUF files lay out or call otherwise, in the words of the others.
 
-Owns two: gates and ups of all experts in one tensor (llama.cpp's converter when asked, rows of an
-expert's gate first), and gpt-oss as Ollama writes it. Refuses to know what a model makes of it.
+Owns three: gates and ups of all experts in one tensor (llama.cpp's converter when asked, rows of an
+expert's gate first), a tensor for each expert (its converter before April 2024, of Mixtral), and
+gpt-oss as Ollama writes it. Refuses to know what a model makes of it.
 """
 
 import re
@@ -26,11 +27,36 @@ _OLLAMA_NAMES = {
 # Its MXFP4: a byte has two neighbouring columns, where ggml's has columns that are 16 apart.
 PAIRS = "MXFP4_PAIRS"
 _BLOCK_BYTES = 17
+_SINGLE = re.compile(r"(blk\.[0-9]{1,6}\.ffn_(?:gate|up|down))\.([0-9]{1,6})\.weight", re.ASCII)
 _FUSED = re.compile(r"(blk\.[0-9]{1,6}\.ffn_)gate_up_exps\.(weight|bias)", re.ASCII)
 
 
+class Apart(TensorInfo):
+    """A tensor that is no run of a file's bytes."""
+
+
 @dataclass(frozen=True, slots=True)
-class Pieces(TensorInfo):
+class Joined(Apart):
+    """One below the other, tensors of equal dtype and shape.
+
+    Attributes:
+        parts: these, of one file or several.
+    """
+
+    parts: tuple[TensorInfo, ...]
+
+    def read(self, start: int, num_bytes: int) -> np.ndarray:
+        """As TensorInfo.read()."""
+        size, end = self.parts[0].num_bytes, start + num_bytes
+        found = [np.empty(0, np.uint8)]
+        for index in range(start // size, -(-end // size)):
+            first, last = max(start - index * size, 0), min(end - index * size, size)
+            found.append(self.parts[index].read(first, last - first))
+        return np.concatenate(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces(Apart):
     """A tensor that is equal pieces of another one's bytes.
 
     Attributes:
@@ -75,6 +101,7 @@ def in_usual_words(file: GGUFFile) -> None:
     Raises:
         ModelFileError: a tensor is there under both names.
     """
+    _join_singles(file)
     is_ollama = file.metadata.get("general.architecture") == OLLAMA
     if is_ollama:
         _rename_ollama(file)
@@ -86,6 +113,31 @@ def in_usual_words(file: GGUFFile) -> None:
         elif info.dtype == PAIRS:
             row = info.num_bytes // int(np.prod(info.shape[:-1]))
             _put(file, name, name, _pieces(info, info.shape, 0, row, row))
+
+
+def _join_singles(file):
+    """Put the tensors of single experts in the place of the one that others write."""
+    found: dict[str, dict[int, TensorInfo]] = {}
+    for name, info in file.tensors.items():
+        if match := _SINGLE.fullmatch(name):
+            found.setdefault(match[1], {})[int(match[2])] = info
+    for stem, experts in found.items():
+        parts = []
+        for expert in range(len(experts)):
+            info, first = experts.get(expert), experts.get(0)
+            if info is None or first is None:
+                message = f"is missing beside those of {len(experts)} experts"
+                raise ModelFileError(file.path, message, tensor=f"{stem}.{expert}.weight")
+            if (info.dtype, info.shape) != (first.dtype, first.shape) or not info.num_bytes:
+                message = f"is {info.dtype} {list(info.shape)}, and expert 0's {first.dtype} "
+                raise ModelFileError(info.path, message + str(list(first.shape)), tensor=info.name)
+            parts.append(info)
+        for info in parts[1:]:
+            del file.tensors[info.name]
+        first, shape = parts[0], (len(parts), *parts[0].shape)
+        place = (first.offset, len(parts) * first.num_bytes, first.path)
+        joined = Joined(first.name, first.dtype, shape, *place, tuple(parts))
+        _put(file, first.name, f"{stem}_exps.weight", joined)
 
 
 def _rename_ollama(file):

@@ -1,5 +1,6 @@
 """What other writers of GGUF files lay out or call otherwise gives the bits of the usual file:
-gates and ups of all experts in one tensor, and gpt-oss as Ollama writes it."""
+gates and ups of all experts in one tensor, a tensor for each expert, and gpt-oss as Ollama writes
+it."""
 
 from pathlib import Path
 
@@ -157,3 +158,53 @@ def test_a_wrong_tensor_of_gates_and_ups_is_refused_by_name(what, tmp_path):
     with pytest.raises(ModelFileError, match=what) as caught:
         plan_gguf(read_gguf(path))
     assert "gate" in str(caught.value)
+
+
+def apart(tensors):
+    """As the converter once wrote Mixtral: matrices of one expert each, in no order."""
+    for name in [name for name in tensors if name.endswith("_exps.weight")]:
+        dtype, (count, *shape), raw = tensors.pop(name)
+        for expert in reversed(range(count)):
+            single = name.replace("_exps.weight", f".{expert}.weight")
+            tensors[single] = dtype, shape, raw.reshape(count, -1)[expert]
+    return tensors
+
+
+def test_a_tensor_for_each_expert_gives_the_same_bits(tmp_path):
+    path = CONVERTED / "mixtral.gguf"
+    token_ids = np.load(CONVERTED / "mixtral.ids.npy").reshape(-1).tolist()
+    metadata, tensors = parts_of(path)
+    old = write(tmp_path / "old.gguf", metadata, apart(tensors))
+    np.testing.assert_array_equal(logits_from(old, token_ids), logits_from(path, token_ids))
+    mine, other = (
+        {at.name: at.rows(3, 29) for at in open_source(one).tensors if ".experts." in at.name}
+        for one in (old, path)
+    )
+    assert len(mine) == 6 and mine.keys() == other.keys()
+    for name, rows in mine.items():
+        np.testing.assert_array_equal(rows, other[name])
+
+
+OLD = "blk.1.ffn_up"
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda tensors: tensors.pop(f"{OLD}.2.weight"), rf"{OLD}\.2\.weight.*is missing beside"),
+        (lambda tensors: tensors.pop(f"{OLD}.3.weight"), r"ffn_up.*\[3, 32, 32\]"),
+        (
+            lambda tensors: tensors.update({f"{OLD}.1.weight": ("F16", (32, 32), bytes(2048))}),
+            rf"{OLD}\.1\.weight.*F16 \[32, 32\], and expert 0's F32 \[32, 32\]",
+        ),
+        (
+            lambda tensors: tensors.update({f"{OLD}_exps.weight": ("F32", (32, 32), bytes(4096))}),
+            f"{OLD}_exps.weight, which is there, too",
+        ),
+    ],
+)
+def test_experts_that_make_no_whole_are_refused_by_name(change, says, tmp_path):
+    metadata, tensors = parts_of(CONVERTED / "mixtral.gguf")
+    change(apart(tensors))
+    with pytest.raises(ModelFileError, match=says):
+        plan_gguf(read_gguf(write(tmp_path / "old.gguf", metadata, tensors)))
