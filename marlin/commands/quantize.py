@@ -37,6 +37,8 @@ NOTE_S = 5.0
 # Tokens to calibrate with, at most: more than the default text has by most tokenizers.
 DEFAULT_TOKENS = 8192
 DEFAULT_FORMAT, DEFAULT_GROUP_SIZE = "fp4", 64
+# Kinds that kernels read and nothing writes, and what takes as many bits and loses less.
+UNWRITTEN = {"fp8": "int8", "nf4": "iq4"}
 DEFAULT_TEXT = Path(__file__).with_name("calibration.txt")
 
 
@@ -63,13 +65,19 @@ class Report:
     forms: dict[tuple[str, int], int]
 
 
+def _format(text):
+    if text in UNWRITTEN:
+        raise ValueError(f"is read and not written: take {UNWRITTEN[text]}, which loses less")
+    return one_of(FORMATS)(text)
+
+
 def add_arguments(parser):
     """Declare the command's options on a Parser."""
     parser.add_argument("source", metavar="SRC", help="folder of safetensors, or a .gguf file")
     parser.add_argument("destination", metavar="DST", help="folder to create")
     parser.add_argument(
         "--format",
-        type=typed(one_of(FORMATS)),
+        type=typed(_format),
         metavar="|".join(FORMATS),
         help=f"of the weights (default: {DEFAULT_FORMAT})",
     )

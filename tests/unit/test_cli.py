@@ -238,6 +238,14 @@ def test_options_cannot_be_abbreviated(words, capsys):
             {},
             "--format must be fp4 or int4 or int8 or iq4 or int5 or int6, got",
         ),
+        *[
+            (
+                ["quantize", "S", "D", "--format", kind],
+                {},
+                f"--format is read and not written: take {other}, which loses less, got '{kind}'",
+            )
+            for kind, other in (("fp8", "int8"), ("nf4", "iq4"))
+        ],
         (["quantize", "S", "D", "--mixed", "four"], {}, "--mixed must be a number, got 'four'"),
         (
             ["quantize", "S", "D", "--mixed", "5", "--format", "fp4"],
