@@ -177,7 +177,7 @@ def naming(root, mutant):
         rank += sum(user.rpartition(".")[2] in file.stem for user in users)
         rank += 4 * named + 3 * mentioned + bool(re.search(rf"\b{name}\b", text))
         if rank:
-            rank += {"unit": 2, "server": 1, "device": 1}.get(folder, 0)
+            rank += {"unit": 4, "server": 2, "device": 2}.get(folder, 0)
             ranks.append((-rank, str(file.relative_to(root))))
     files = [file for rank, file in sorted(ranks)]
     return [some for some in (files[:1], files[1:3], files[3:6]) if some]
