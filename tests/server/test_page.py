@@ -164,6 +164,7 @@ def page(driver, start_server):
 
     server = start_server(FakeEngine(script), Qwen())
     made = Page(driver, server, answers)
+    driver.get("about:blank")  # the page of the test before asks its server no more
     driver.get_log("browser")
     driver.get_log("performance")
     made.open()
@@ -184,6 +185,12 @@ def asked_hosts(driver):
         if event["method"] == "Network.requestWillBeSent"
     ]
     return {url.partition("//")[2].partition("/")[0] for url in urls if url.startswith("http")}
+
+
+def set_field(page, field, text):
+    page.click("Settings")
+    page.run("document.getElementById(arguments[0]).value = arguments[1]", field, text)
+    page.click("Done")
 
 
 @pytest.mark.long
@@ -230,10 +237,8 @@ def test_an_answer_can_be_stopped_and_one_cut_by_its_length_goes_on(page):
     assert page.server.engine.aborted.acquire(timeout=10)
     assert "Once upon a time" in page.last.text
 
-    page.click("Settings")
-    page.find("#p-max_tokens").send_keys("4")
-    page.find("#system").send_keys("Be brief.")
-    page.click("Done")
+    set_field(page, "p-max_tokens", "4")
+    set_field(page, "system", "Be brief.")
     page.send("More", "abcdefgh")
     assert "Be brief." in page.prompt
     page.answers.append("efgh")
@@ -241,6 +246,53 @@ def test_an_answer_can_be_stopped_and_one_cut_by_its_length_goes_on(page):
     page.idle()
     assert "abcdefgh" in page.last.text
     assert page.prompt.endswith("abcd")
+
+
+@pytest.mark.long
+def test_what_an_answer_would_replace_comes_back_if_none_comes(page):
+    page.send("One", "First.")
+    set_field(page, "schema", '{"type": 3}')
+    page.click("Regenerate")
+    page.until(lambda: page.all(".error"))
+    assert "First." in page.last.text
+    page.click("Edit")
+    page.find("#said").clear()
+    page.send("Two")
+    assert [article.text.split("\n")[1] for article in page.all("article")] == ["One", "First."]
+    assert page.find("#said").get_attribute("value") == "Two"
+    set_field(page, "schema", "")
+    page.send("", "Second.")
+    assert [article.text.split("\n")[1] for article in page.all("article")] == ["Two", "Second."]
+
+
+@pytest.mark.long
+def test_an_answer_that_does_not_go_on_can_still_be_gone_on_with(page):
+    set_field(page, "p-max_tokens", "4")
+    page.send("More", "abcdefgh")
+    set_field(page, "schema", '{"type": 3}')
+    page.click("Continue")
+    page.until(lambda: page.all(".error"))
+    set_field(page, "schema", "")
+    page.answers.append("efgh")
+    page.click("Continue")
+    page.idle()
+    assert "abcdefgh" in page.last.text
+
+
+@pytest.mark.long
+def test_two_tabs_keep_each_others_conversations(page, driver):
+    page.send("In the first", "Yes.")
+    first = driver.current_window_handle
+    driver.switch_to.new_window("tab")
+    page.open()
+    page.click("New chat")
+    page.send("In the second", "Yes.")
+    driver.close()
+    driver.switch_to.window(first)
+    page.until(lambda: "In the second" in page.find("#chats").text)
+    page.send("Again", "Yes.")
+    page.open()
+    assert {"In the first", "In the second"} <= {*page.find("#chats").text.split("\n")}
 
 
 @pytest.mark.long
@@ -288,16 +340,12 @@ def test_errors_are_said_in_words(driver, start_server):
     page.run("localStorage.clear()")
     driver.get(f"http://127.0.0.1:{server.port}/")
     page.until(lambda: "asks for an API key" in page.find("#messages").text)
-    page.click("Settings")
-    page.find("#key").send_keys("secret")
-    page.click("Done")
+    set_field(page, "key", "secret")
     page.until(lambda: page.find("#model").text)
     page.send("Hi")
     assert "Fine." in page.last.text
     for tools in ('[{"type": "function", "function": {"name": "f"}}]', ""):
-        page.click("Settings")
-        page.run("document.getElementById('tools').value = arguments[0]", tools)
-        page.click("Done")
+        set_field(page, "tools", tools)
         page.send("Hi")
         assert bool(tools) == ("tools" in page.find("#messages").text)
     server.http_server.drain(5)
