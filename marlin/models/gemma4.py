@@ -4,65 +4,17 @@ each token for each layer.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from marlin.files.fields import Fields
-from marlin.models import config_hf, config_json
-from marlin.models.config import MAX_DIM, MAX_HEAD_DIM, MAX_HEADS, MAX_VOCAB
-from marlin.models.config_delta import WITHOUT_EXPERTS
-from marlin.models.config_experts import MixtureConfig
+from marlin.models import config_gemma4, config_hf, config_json
+from marlin.models.config_gemma4 import FULL, IMPLIED, SLIDING, Gemma4Config
 from marlin.models.layers import Rope, attention, gated_feed_forward
 from marlin.models.layers_gemma4 import Gemma4Layer, NormedAttention, RowGate, TokenRows
 from marlin.models.rope import RopeScaling
 from marlin.models.spec import Constant, Family, ModelSpec, Names, Tensor
-
-PERIOD = 6
-FULL, SLIDING = "full_attention", "sliding_attention"
-# What a config.json means that leaves them out.
-IMPLIED: dict[str, Any] = {
-    **{"vocab_size": 262144, "hidden_size": 2304, "intermediate_size": 9216},
-    **{"num_hidden_layers": 30, "num_attention_heads": 8, "num_key_value_heads": 4},
-    **{"head_dim": 256, "max_position_embeddings": 131072, "rms_norm_eps": 1e-6},
-    **{"sliding_window": 512, "tie_word_embeddings": True},
-}
-IMPLIED_ROPES = {
-    SLIDING: {"rope_type": "default", "rope_theta": 1e4},
-    FULL: {"rope_type": "proportional", "rope_theta": 1e6, "partial_rotary_factor": 0.25},
-}
-IMPLIED_FULL_HEAD_DIM = 512
-
-
-@dataclass(frozen=True, slots=True)
-class Gemma4Config(MixtureConfig):
-    """Attributes of the family; head_dim and num_kv_heads are of layers with a window:
-
-    full_head_dim, full_kv_heads: of those without.
-    full_rope_theta, full_rope_scaling: of those without; rope_theta is of the others.
-    keys_are_values: layers without a window make values of what keys are made of.
-    num_readers: the last layers, which read what the last one of their kind before has cached.
-    wide_readers: their feed-forward is twice as wide.
-    row_dim: floats of a token's row for each layer; 0: there are none.
-    logit_cap: 0 is none.
-    """
-
-    full_head_dim: int
-    full_kv_heads: int
-    full_rope_theta: float
-    full_rope_scaling: RopeScaling
-    keys_are_values: bool
-    num_readers: int
-    wide_readers: bool
-    row_dim: int
-    logit_cap: float
-
-    def owner(self, index: int) -> int | None:
-        """The layer whose keys and values a layer reads; None: its own."""
-        first = self.num_layers - self.num_readers
-        if index < first:
-            return None
-        slides = bool(self.windows[index])
-        return max(i for i in range(first) if bool(self.windows[i]) == slides)
+from marlin.weights.gguf import GGUFFile
 
 
 class Gemma4(Family[Gemma4Config]):
@@ -73,13 +25,14 @@ class Gemma4(Family[Gemma4Config]):
 
     model_type = "gemma4_text"
     hf_class = "Gemma4ForCausalLM"
+    gguf_architecture: str | None = "gemma4"
     implied: dict[str, Any] = {"hidden_size_per_layer_input": 256}
 
     def config_from_hf(self, fields: Fields) -> Gemma4Config:
         fields = fields.with_defaults(IMPLIED | self.implied)
         if fields.raw("use_bidirectional_attention") not in (None, "vision"):
             fields.fail("use_bidirectional_attention", "null or vision (a model that generates)")
-        full, local = _ropes(fields)
+        full, local = config_gemma4.ropes(fields)
         shared = config_hf.shared(
             fields,
             self.model_type,
@@ -87,26 +40,18 @@ class Gemma4(Family[Gemma4Config]):
             activations=("gelu_pytorch_tanh",),
             rope=local,
         )
-        windows = _windows(fields, shared["num_layers"])
         has_bias = fields.flag("attention_bias", False)
-        head_dim, kv_heads = _full_heads(fields, windows, shared)
         return Gemma4Config(
             **shared,
-            **_experts_of_hf(fields),
+            **config_gemma4.from_hf(fields, shared, full),
             qkv_bias=has_bias,
             o_bias=has_bias,
             qk_norm=True,
-            windows=windows,
-            full_head_dim=head_dim,
-            full_kv_heads=kv_heads,
-            full_rope_theta=full.number("rope_theta", above=1.0),
-            full_rope_scaling=_full_scaling(full, head_dim),
-            keys_are_values=fields.flag("attention_k_eq_v", False),
-            num_readers=_num_readers(fields, windows),
             wide_readers=self._wide_readers(fields),
-            row_dim=_row_dim(fields, shared["vocab_size"]),
-            logit_cap=fields.number("final_logit_softcapping", None) or 0.0,
         )
+
+    def config_from_gguf(self, file: GGUFFile) -> Gemma4Config:
+        return config_gemma4.from_gguf(file, self.model_type, str(self.gguf_architecture))
 
     def _wide_readers(self, fields: Fields) -> bool:
         return fields.flag("use_double_wide_mlp", False)
@@ -175,6 +120,7 @@ class Gemma4Unified(Gemma4):
 
     model_type = "gemma4_unified_text"
     hf_class = "Gemma4UnifiedForCausalLM"
+    gguf_architecture = None  # its files say gemma4
     implied = {
         "hidden_size_per_layer_input": 0,
         "max_position_embeddings": 262144,
@@ -237,100 +183,3 @@ def _unused(config):
         *(f"model.layers.{index}.self_attn.{name}" for index in readers for name in hf),
         *(f"blk.{index}.{name}" for index in readers for name in gguf),
     )
-
-
-def _ropes(fields):
-    """The sections of RoPE of layers without a window, and of those with one."""
-    fields = fields.with_defaults({"rope_parameters": IMPLIED_ROPES})
-    ropes = config_hf.ropes_by_kind(fields)
-    if ropes is None:
-        return fields.fail("rope_parameters", "absent, or a section for each kind of layer")
-    for rope in ropes:
-        rope.number("rope_theta", above=1.0)  # which neither has from elsewhere
-    return ropes
-
-
-def _full_scaling(rope, head_dim):
-    if rope.choice("rope_type", ("proportional", "default"), "default") == "default":
-        config_hf.refuse_lost_scaling(rope)
-        return RopeScaling()
-    part = rope.number("partial_rotary_factor", 1.0, maximum=1.0)
-    factor = rope.number("factor", 1.0)
-    return RopeScaling("proportional", factor, num_turning=int(part * head_dim // 2))
-
-
-def _full_heads(fields, windows, shared):
-    """(head_dim, KV heads) of the layers without a window."""
-    own = shared["head_dim"], shared["num_kv_heads"]
-    overrides = fields.section("per_layer_config")
-    if overrides is None:
-        found = {_global_heads(fields, own[1])}
-    else:
-        places = {str(index): window for index, window in enumerate(windows)}
-        for name in overrides.values:
-            if name not in places or not _heads_of(overrides, name, own):
-                overrides.fail(name, "head_dim and num_key_value_heads of a layer")
-            if places[name] and _heads_of(overrides, name, own) != own:
-                overrides.fail(name, "absent (a layer with a window is as the config says)")
-        full = [name for name, window in places.items() if not window]
-        found = {_heads_of(overrides, name, own) for name in full}
-    if len(found) > 1:
-        fields.fail("per_layer_config", "the same of all layers without a window")
-    head_dim, kv_heads = found.pop()
-    if shared["num_heads"] % kv_heads or head_dim % 2:
-        name = "num_global_key_value_heads" if overrides is None else "per_layer_config"
-        fields.fail(
-            name, f"a divisor of {shared['num_heads']} heads of an even number of dimensions"
-        )
-    return head_dim, kv_heads
-
-
-def _global_heads(fields, kv_heads):
-    head_dim = fields.count("global_head_dim", IMPLIED_FULL_HEAD_DIM, maximum=MAX_HEAD_DIM)
-    stated = fields.count("num_global_key_value_heads", kv_heads, maximum=MAX_HEADS)
-    return head_dim, stated if fields.flag("attention_k_eq_v", False) else kv_heads
-
-
-def _heads_of(overrides, name, own):
-    """What a layer has in place of what the config says; None where it says anything else."""
-    said = overrides.section(name)
-    if said is None:
-        return own
-    names = {"head_dim": MAX_HEAD_DIM, "num_key_value_heads": MAX_HEADS}
-    if set(said.values) - set(names):
-        return None
-    found = zip(names.items(), own, strict=True)
-    return tuple(said.count(key, implied, maximum=most) for (key, most), implied in found)
-
-
-def _windows(fields, count):
-    kinds = [SLIDING if (index + 1) % PERIOD else FULL for index in range(count - 1)] + [FULL]
-    window = fields.count("sliding_window", maximum=1 << 31)
-    windows = config_hf.windows(fields, count, window, kinds)
-    if windows[-1]:
-        fields.fail("layer_types", f"{FULL} of the last layer")
-    return windows
-
-
-def _num_readers(fields, windows):
-    count = fields.count("num_kv_shared_layers", 0, minimum=0, maximum=len(windows) - 1)
-    first = len(windows) - count
-    if {bool(window) for window in windows[first:]} - {bool(window) for window in windows[:first]}:
-        expected = "behind a layer of each kind that reads the keys and values of another"
-        fields.fail("num_kv_shared_layers", expected)
-    return count
-
-
-def _row_dim(fields, vocab_size):
-    size = fields.count("hidden_size_per_layer_input", 0, minimum=0, maximum=MAX_DIM)
-    rows = fields.count("vocab_size_per_layer_input", 262144, maximum=MAX_VOCAB)
-    if size and rows != vocab_size:
-        fields.fail("vocab_size_per_layer_input", f"the vocabulary's {vocab_size}")
-    return size
-
-
-def _experts_of_hf(fields):
-    for name in ("enable_moe_block", "num_experts", "top_k_experts", "moe_intermediate_size"):
-        if fields.raw(name):
-            fields.fail(name, "absent (no experts are read here)")
-    return WITHOUT_EXPERTS

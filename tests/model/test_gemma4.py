@@ -1,23 +1,29 @@
-"""Gemma 4: logits of transformers from folders, whatever its layers cache and read of each other,
-and configs that are refused.
+"""Gemma 4: logits of transformers from all kinds of files, whatever its layers cache and read of
+each other, and configs that are refused.
 
 The cache is float32 where the logits are compared: scores are not divided by anything here, which
 makes what float16 rounds away several times larger than elsewhere.
 """
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import transformers
+from pytorch import torch
 from reference_models import build, logits_of
+from test_mlx_experts import values_of
 from test_parity import SENSITIVITY, assert_close
 from tiny_models import logits_by_chunks, random_tokens, running
 
 from marlin.engine.kv_cache import kv_token_bytes, state_bytes
 from marlin.errors import ModelFileError
 from marlin.models.checkpoint import open_checkpoint
-from marlin.models.registry import config_from_hf, family_of, spec_of
+from marlin.models.plan_folder import plan_folder
+from marlin.models.registry import config_from_gguf, config_from_hf, family_of, spec_of
+from marlin.models.rope import RopeScaling
+from marlin.weights.gguf import GGUFFile
 
 LENGTH = 200
 TWO = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
@@ -37,6 +43,10 @@ CASES = {
     "keys are values": ("gemma4_unified_text", {}),
     "heads as published": ("gemma4_text", WIDE),
 }
+# As llama.cpp's own converter wrote it, and as mlx-lm did, with the logits of transformers.
+DATA = Path(__file__).parents[1] / "data"
+CONVERTED = DATA / "families" / "gemma4_text.gguf"
+MLX = DATA / "mlx_hybrid" / "gemma4_text"
 KEPT = {"kv_dtype": "float32"}
 
 
@@ -171,6 +181,70 @@ def test_the_language_model_of_a_multimodal_folder_agrees_with_transformers(tmp_
     with running(tmp_path, **KEPT) as runner:
         found = logits_by_chunks(runner, token_ids, [16, 1])
     assert_close(found, logits_of(text, token_ids, half_cache=False))
+
+
+def test_a_file_of_llama_cpps_converter_gives_the_logits_of_transformers():
+    token_ids = np.load(CONVERTED.with_suffix(".ids.npy")).ravel().tolist()
+    expected = np.load(CONVERTED.with_suffix(".logits.npy")).reshape(len(token_ids), -1)
+    with running(CONVERTED, **KEPT) as runner:
+        found = logits_by_chunks(runner, token_ids, [1])
+    assert_close(found, expected)
+
+
+def test_the_config_of_such_a_file_survives_as_config_json(tmp_path):
+    config = config_from_gguf(GGUFFile(CONVERTED))
+    assert (config.num_readers, config.wide_readers, config.row_dim) == (3, True, 8)
+    assert config.full_rope_scaling == RopeScaling("proportional", num_turning=4)
+    (tmp_path / "config.json").write_text(json.dumps(family_of(config).hf_config(config)))
+    assert config_from_hf(tmp_path) == config
+
+
+WRONG = [
+    ("attention.sliding_window_pattern", None),
+    ("attention.sliding_window_pattern", np.array([True] * 6)),
+    ("attention.key_length_swa", None),
+    ("attention.value_length_swa", 32),
+    ("rope.dimension_count", 16),
+    ("attention.shared_kv_layers", 4),
+    ("attention.head_count_kv", np.array([1, 2, 1, 1, 1, 1])),
+    ("feed_forward_length", np.array([96, 96, 96, 96, 192, 192])),
+    ("feed_forward_length", np.array([96, 64, 96, 192, 192, 192])),
+    ("expert_count", 8),
+    ("attention.scale", 0.25),
+    ("rope.scaling.factor", 2.0),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_a_header_that_cannot_be_is_refused_by_name(name, value):
+    file = GGUFFile(CONVERTED)
+    file.metadata[f"gemma4.{name}"] = value
+    with pytest.raises(ModelFileError, match=name):
+        config_from_gguf(file)
+
+
+def test_other_factors_of_rope_than_a_part_that_turns_are_refused(tmp_path):
+    info = GGUFFile(CONVERTED).tensors["rope_freqs.weight"]
+    raw = bytearray(CONVERTED.read_bytes())
+    raw[info.offset : info.offset + 4] = np.float32(2.0).tobytes()
+    (tmp_path / "m.gguf").write_bytes(raw)
+    with pytest.raises(ModelFileError, match=r"rope_freqs.weight.*holds other factors"):
+        config_from_gguf(GGUFFile(tmp_path / "m.gguf"))
+
+
+def test_a_folder_of_mlx_holds_what_mlx_lm_reads():
+    """Its values, given to transformers, are what mlx-lm answers."""
+    plan = plan_folder(str(MLX))
+    assert plan.format == "mlx"
+    found = {stored.tensor.name: values_of(stored) for stored in plan.tensors}
+    found["lm_head.weight"] = found["model.embed_tokens.weight"]
+    config = json.loads((MLX / "config.json").read_text())
+    del config["quantization"], config["quantization_config"]
+    model = transformers.Gemma4ForCausalLM(transformers.Gemma4TextConfig(**config)).eval().float()
+    model.load_state_dict({name: torch.from_numpy(values) for name, values in found.items()})
+    token_ids, expected = (np.load(MLX / f"{name}.npy") for name in ("ids", "logits"))
+    logits = logits_of(model, token_ids.ravel().tolist(), half_cache=False)
+    assert np.abs(logits - expected.reshape(logits.shape)).max() < 1e-4
 
 
 LOCAL = {"sliding_attention": {"rope_theta": 1e4}}

@@ -180,7 +180,7 @@ FAMILIES = (
         for name in (
             *("smollm3", "granite", "olmo2", "phi3", "gemma2", "ministral3", "exaone4", "glm4"),
             *("muse_glimmer", "wrappers", "lfm2", "qwen3_next", "qwen3_5", "config_delta"),
-            *("gemma4", "plan_tables"),
+            *("config_gemma4", "gemma4", "plan_tables"),
             *("layers_experts", "plan_experts", "plan_mlx", "config_experts"),
             *("qwen3_moe", "mixtral", "glm4_moe", "gpt_oss", "qwen2_moe"),
         )
