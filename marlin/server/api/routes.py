@@ -116,9 +116,7 @@ ROUTES = (
     question_route("/tokenize", TOKENIZE_TEXT),
     question_route("/detokenize", DETOKENIZE_IDS),
     vector_route(
-        *("/v1/embeddings", EMBEDDINGS),
-        capability="embeddings",
-        offered=lambda model: model.embeds,
+        *("/v1/embeddings", EMBEDDINGS), capability="embeddings", offered=lambda model: model.embeds
     ),
     vector_route("/v1/rerank", RERANK, capability="rerank", offered=lambda model: model.ranks),
     vector_route("/rerank", RERANK),
