@@ -81,3 +81,28 @@ def test_an_error_says_what_it_was_told_and_keeps_the_connection():
 def test_an_answer_says_when_or_how_to_ask_again(error, says, headers):
     assert (error.message, list(error.headers)) == (says, headers)
     assert not error.close
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "there is not enough memory"),
+        (
+            ImportError("libx.so: failed to map segment from shared object"),
+            "there is not enough memory to load a library",
+        ),
+        (
+            RuntimeError("can't start new thread"),
+            "no thread can be started: a limit (ulimit -u, ulimit -v, pids.max) is reached",
+        ),
+        (FileNotFoundError(2, "No such file", "a/b"), "a/b: No such file"),
+        (PermissionError(13, "Denied", b"\xff"), "\udcff: Denied"),
+        (OSError(28, "No space left"), "No space left"),
+        (OSError("no number"), None),
+        (ImportError("no module"), None),
+        (RuntimeError("a bug"), None),
+        (ValueError("map segment, start new thread"), None),
+    ],
+)
+def test_what_the_system_refused_is_a_sentence_and_a_bug_is_none(error, says):
+    assert errors.said_by_system(error) == says
