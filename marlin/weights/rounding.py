@@ -5,6 +5,8 @@ float32 [n, groups, group_size], factors float32 [1 or 2, n, groups], a scale an
 exact in float16. Refuses to know how codes are stored (formats.py).
 """
 
+from functools import partial
+
 import numpy as np
 
 # Magnitudes of fp4's codes 0-7 (OCP Microscaling Formats v1.0, E2M1); bit 3 is the sign.
@@ -51,20 +53,23 @@ TINY_FLOAT = 2.0**-126
 # Divisors of a group's largest magnitude tried as its fp4 scale, before least squares. 6 puts the
 # largest weight on the largest code (plain absmax); smaller ones place the bulk of the group
 # better, larger ones clip.
-_FP4_DIVISORS = (6.0, 4.0, 4.6, 5.2, 6.8)
+_FP4_DIVISORS = (6.0, 4.0, 4.6, 5.2, 6.8, 3.6, 5.6, 7.6, 8.6)
 # Shares of a group's range that are cut off its lower and upper end to be tried as the range of
 # codes with a bias, before least squares; without cuts it is plain min/max.
-_CUTS = ((0, 0), (0.03, 0.03), (0.06, 0.06), (0.09, 0.09), (0, 0.1), (0.1, 0))
-# Where columns matter unequally the best scale lies farther from plain, which most miss.
-_WEIGHTED_FP4_DIVISORS = (*_FP4_DIVISORS, 3.6, 5.6, 7.6, 8.6)
-_WEIGHTED_CUTS = (*_CUTS, (0.13, 0.13), (0, 0.2), (0.2, 0), (0, 0.35), (0.35, 0))
+_CUTS = (
+    *((0, 0), (0.03, 0.03), (0.06, 0.06), (0.09, 0.09), (0.13, 0.13), (0, 0.05), (0.05, 0)),
+    *((0, 0.1), (0.1, 0), (0.03, 0.1), (0.1, 0.03), (0, 0.2), (0.2, 0)),
+)
+# Where columns matter unequally the best range may lie far inside.
+_WEIGHTED_CUTS = (*_CUTS, (0, 0.35), (0.35, 0))
 # What a group's largest weight is taken to be of, of kinds whose numbers end farther from zero on
 # one side than on the other: the first is plain.
-_SIGNED_DIVISORS = {"iq4": (-127, -117, -107, -137, 113, 101), "int6": (-32, 31, -33.5, 33)}
-_WEIGHTED_SIGNED_DIVISORS = {
-    "iq4": (*_SIGNED_DIVISORS["iq4"], -95, -83, -150, -170, 125, 89),
-    "int6": (*_SIGNED_DIVISORS["int6"], -30, 29, -36),
+_SIGNED_DIVISORS = {
+    "iq4": (-127, -117, -107, -137, 113, 101, -95, -83, -150, -170, 125, 89),
+    "int6": (-32, 31, -33.5, 33, -30, 29, -36),
 }
+# Times that codes are chosen again for the best factors and these fitted again; more gain nothing.
+_REFITS = 2
 
 
 def fit(format, groups, importance):
@@ -141,18 +146,30 @@ def _dot(left, right, importance):
     return np.einsum("ngk,ngk->ng", left, right)
 
 
-def _search_fp4_scale(magnitudes, importance):
-    """float32 [n, groups] scales, exact in float16, for magnitudes [n, groups, group_size]."""
-    largest = magnitudes.max(axis=2)
-    fitted, best_gain = np.zeros_like(largest), np.zeros_like(largest)
-    for divisor in _FP4_DIVISORS if importance is None else _WEIGHTED_FP4_DIVISORS:
-        levels = _fp4_levels(magnitudes, largest / np.float32(divisor))
-        # Levels fixed, the best scale is a.l / l.l; it lowers the squared error by (a.l)^2 / l.l.
-        cross, power = _dot(levels, magnitudes, importance), _dot(levels, levels, importance)
+def _best_scale(groups, starts, importance, numbers_of):
+    """The best scale that least squares finds from what is tried first, and again from there.
+
+    Args:
+        starts: float32 [n, groups] each.
+        numbers_of: of scales, what the nearest codes multiply them by.
+    """
+    fitted, best_gain = np.zeros_like(starts[0]), np.zeros_like(starts[0])
+    for start in (*starts, *[None] * _REFITS):
+        numbers = numbers_of(fitted if start is None else start)
+        # Numbers fixed, the best scale is a.l / l.l; it lowers the squared error by (a.l)^2 / l.l.
+        cross, power = _dot(numbers, groups, importance), _dot(numbers, numbers, importance)
         scale = cross / np.maximum(power, np.float32(TINY_HALF))
         better = scale * cross > best_gain
         fitted = np.where(better, scale, fitted)
         best_gain = np.where(better, scale * cross, best_gain)
+    return fitted
+
+
+def _search_fp4_scale(magnitudes, importance):
+    """float32 [n, groups] scales, exact in float16, for magnitudes [n, groups, group_size]."""
+    largest = magnitudes.max(axis=2)
+    starts = [largest / np.float32(divisor) for divisor in _FP4_DIVISORS]
+    fitted = _best_scale(magnitudes, starts, importance, partial(_fp4_levels, magnitudes))
     plain, fitted = _half_scale(largest / np.float32(6)), _half_scale(fitted)
     errors = [_fp4_error(magnitudes, scale, importance) for scale in (fitted, plain)]
     return np.where(errors[0] < errors[1], fitted, plain)
@@ -176,17 +193,13 @@ def _search_signed_scale(format, groups, importance):
     """As _search_fp4_scale(), for the groups themselves and scales of either sign."""
     at = np.abs(groups).argmax(axis=2)[:, :, None]
     largest = np.take_along_axis(groups, at, axis=2)[:, :, 0]
-    divisors = (_SIGNED_DIVISORS if importance is None else _WEIGHTED_SIGNED_DIVISORS)[format]
-    fitted, best_gain = np.zeros_like(largest), np.zeros_like(largest)
-    for divisor in divisors:
-        factors = (largest / np.float32(divisor))[None]
-        numbers = levels(format, encode(format, groups, factors))
-        cross, power = _dot(numbers, groups, importance), _dot(numbers, numbers, importance)
-        scale = cross / np.maximum(power, np.float32(TINY_HALF))
-        better = scale * cross > best_gain
-        fitted = np.where(better, scale, fitted)
-        best_gain = np.where(better, scale * cross, best_gain)
-    tried = [_half_scale(scale) for scale in (fitted, largest / np.float32(divisors[0]))]
+    starts = [largest / np.float32(divisor) for divisor in _SIGNED_DIVISORS[format]]
+
+    def numbers_of(scale):
+        return levels(format, encode(format, groups, scale[None]))
+
+    fitted = _best_scale(groups, starts, importance, numbers_of)
+    tried = [_half_scale(scale) for scale in (fitted, starts[0])]
     errors = []
     for scale in tried:
         difference = decode(format, encode(format, groups, scale[None]), scale[None]) - groups
@@ -203,10 +216,13 @@ def _search_affine(groups, importance, top):
     mean = (groups * shares).sum(axis=2)
     span = high - low
     fitted, best_gain = np.stack([span / top, low]), np.zeros_like(low)
-    for lower, upper in _CUTS if importance is None else _WEIGHTED_CUTS:
-        width = np.float32((1 - lower - upper) / top)
-        first = np.stack([span * width, low + span * np.float32(lower)])
-        codes = _affine_codes(groups, first, top)
+    cuts = _CUTS if importance is None else _WEIGHTED_CUTS
+    for cut in (*cuts, *[None] * _REFITS):
+        start = fitted
+        if cut is not None:
+            width = np.float32((1 - sum(cut)) / top)
+            start = np.stack([span * width, low + span * np.float32(cut[0])])
+        codes = _affine_codes(groups, start, top)
         # Least squares line through (code, weight); it lowers the squared error by slope * cross.
         mean_code = (codes * shares).sum(axis=2)
         codes -= mean_code[:, :, None]

@@ -158,6 +158,25 @@ def test_no_group_is_worse_than_the_plain_method_and_most_are_better(
     assert searched.sum() < GAINS.get(format, 0.93) * baseline.sum()
 
 
+# A little above those of docs/formats.md.
+RMS_ERRORS = {
+    "fp4": (0.0895, 0.0970, 0.1025),
+    "int4": (0.0705, 0.0825, 0.0915),
+    "iq4": (0.0738, 0.0818, 0.0878),
+    "int5": (0.0355, 0.0415, 0.0465),
+    "int6": (0.0205, 0.0235, 0.0255),
+}
+
+
+@pytest.mark.parametrize("format", RMS_ERRORS)
+def test_errors_of_normal_weights_are_the_documented_ones(format):
+    weights = np.random.default_rng(0).normal(size=(256, 4096)).astype(np.float32)
+    for group_size, bound in zip(GROUP_SIZES, RMS_ERRORS[format], strict=True):
+        found = dequantize(quantize(format, weights, group_size)) - weights
+        error = float(np.sqrt(np.square(found).mean()))
+        assert bound - 0.0012 < error < bound
+
+
 @pytest.mark.parametrize("format, group_size", CASES)
 def test_rows_are_quantized_alike_however_many_at_a_time(format, group_size, monkeypatch):
     weights = weights_of("heavy", (19, 128))
