@@ -207,7 +207,8 @@ def test_a_mix_that_was_interrupted_goes_on_with_what_it_had_chosen(model, tmp_p
 
 @pytest.mark.parametrize("family", MIXTURES)
 def test_every_matrix_of_a_mixture_is_weighed_experts_included(family, tmp_path):
-    widths = {"hidden_size": 64, "moe_intermediate_size": 64, "intermediate_size": 64}
+    names = ("hidden", "intermediate", "moe_intermediate", "shared_expert_intermediate")
+    widths = {f"{name}_size": 64 for name in names}
     model = build(family, **widths)
     model.save_pretrained(tmp_path)
     source = open_source(tmp_path)

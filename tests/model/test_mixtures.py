@@ -104,8 +104,8 @@ GPT_OSS_INT8 = 0.045
 @pytest.mark.parametrize("format", ROUNDING)
 @pytest.mark.parametrize("family", MIXTURES)
 def test_a_folder_that_quantize_wrote_gives_nearly_the_same_logits(family, format, tmp_path):
-    widths = {"hidden_size": 128, "moe_intermediate_size": 64, "intermediate_size": 64}
-    model = build(family, **widths)
+    names = ("intermediate", "moe_intermediate", "shared_expert_intermediate")
+    model = build(family, hidden_size=128, **{f"{name}_size": 64 for name in names})
     model.save_pretrained(tmp_path / "original")
     token_ids = random_tokens(60, 97)
     convert(tmp_path / "original", tmp_path / "made", format, 32)
