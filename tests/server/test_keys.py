@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+from dataclasses import replace
 
 import pytest
 from clients import CLIENT_TIMEOUT_S, completion_body, request_bytes
@@ -151,6 +152,26 @@ def test_tokens_wear_off_at_the_rate_that_is_allowed():
     have(60)
     with pytest.raises(RateLimitError):
         have(0)
+
+
+def test_keys_whose_numbers_are_exchanged_keep_what_they_have_had():
+    metrics = Metrics()
+    quotas = Quotas(metrics, [metrics.cells], lambda: 100.0)
+    ann, bob = (keys.Principal(name, 0, b"", tokens_per_minute=60) for name in ("ann", "bob"))
+
+    def use(quotas, principal, number, num_tokens=0):
+        record = metrics.record()
+        record.num_prompt_tokens = num_tokens
+        with quotas.use(replace(principal, number=number), True, record):
+            pass
+
+    use(quotas, ann, 0, 100)
+    use(quotas, bob, 1, 10)
+    quotas.look([ann, replace(bob, number=1)])  # as several times a second
+    for later in (quotas, Quotas(metrics, [metrics.cells], lambda: 100.0)):
+        use(later, bob, 0)
+        with pytest.raises(RateLimitError, match="key ann has had"):
+            use(later, ann, 1)
 
 
 def test_a_key_may_ask_for_so_many_output_tokens(start):

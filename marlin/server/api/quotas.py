@@ -5,6 +5,7 @@ Each counts in its own cells, which the others read (observe/worker_table.py); k
 nor how keys are told apart.
 """
 
+import hashlib
 import math
 import threading
 import time
@@ -19,15 +20,23 @@ from marlin.server.observe.metrics import FAMILIES, Metrics, RequestRecord
 _MINUTE_S = 60.0
 _MAX_RETRY_S = 60
 _IN_HAND, _TOKENS = "key_requests_in_hand", "key_tokens_total"
-_LEVEL, _LEVEL_AT = "key_tokens_of_minute", "key_tokens_of_minute_at"
+_LEVEL, _LEVEL_AT, _WHOSE = "key_tokens_of_minute", "key_tokens_of_minute_at", "key_of_minute"
 
 
 class _Level(NamedTuple):
-    """Tokens that count as had lately, as of when; tokens: that had ever been counted then."""
+    """Tokens that count as had lately, as of when; tokens: that had ever been counted by then under
+    the number that the key had."""
 
     value: float
     at: float
     tokens: float
+    number: int
+
+
+def _whose(name):
+    """A number that a cell holds exactly, of a key's name: whoever edits a key file may give its
+    number to another."""
+    return float(int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big"))
 
 
 class Quotas:
@@ -120,12 +129,15 @@ class Quotas:
         now, tokens = self._clock(), self._sum(_TOKENS, principal)
         before = self._levels.get(principal.name)
         if before is None:  # a process that has just begun goes on from what others know
-            value, at = max(self._published(principal), key=lambda known: self._worn(known, now))
-            before = _Level(value, at, tokens)
+            known = self._published(principal)
+            value, at = max(known, key=lambda each: self._worn(each, now), default=(0.0, now))
+            before = _Level(value, at, tokens, principal.number)
+        elif before.number != principal.number:
+            before = before._replace(tokens=tokens)
         rate = principal.tokens_per_minute / _MINUTE_S
         value = max(0.0, before.value - (now - before.at) * rate) + tokens - before.tokens
-        self._levels[principal.name] = _Level(value, now, tokens)
-        self._metrics.publish_level(principal.number, value, now)
+        self._levels[principal.name] = _Level(value, now, tokens, principal.number)
+        self._metrics.publish_level(principal.number, value, now, _whose(principal.name))
         return value
 
     @staticmethod
@@ -135,9 +147,9 @@ class Quotas:
         return at if at <= now else -math.inf, value
 
     def _published(self, principal):
-        value, at = FAMILIES[_LEVEL].start, FAMILIES[_LEVEL_AT].start
-        number = principal.number
-        return [(row[value + number], row[at + number]) for row in self._rows]
+        number, its = principal.number, _whose(principal.name)
+        value, at, whose = (FAMILIES[name].start + number for name in (_LEVEL, _LEVEL_AT, _WHOSE))
+        return [(row[value], row[at]) for row in self._rows if row[whose] == its]
 
     def _sum(self, family, principal):
         cell = FAMILIES[family].start + principal.number

@@ -142,6 +142,7 @@ FAMILIES = _lay_out(
     ("key_requests_in_hand", "hidden", "Requests that are limited in number.", _BY_KEY),
     ("key_tokens_of_minute", "hidden", "Tokens that count as had lately.", _BY_KEY),
     ("key_tokens_of_minute_at", "hidden", "When that was so.", _BY_KEY),
+    ("key_of_minute", "hidden", "Whose they were: a number of 48 bits made of its name.", _BY_KEY),
 )
 NUM_CELLS = max(family.stop for family in FAMILIES.values())
 _CELL = {name: family.start for name, family in FAMILIES.items()}
@@ -196,9 +197,10 @@ class Metrics:
         with self._lock:
             self._cells[FAMILIES["key_requests_in_hand"].start + number] += change
 
-    def publish_level(self, number: int, level: float, now: float) -> None:
+    def publish_level(self, number: int, level: float, now: float, whose: float) -> None:
         """What this key has had of its minute, as this process knows it."""
         with self._lock:
+            self._cells[FAMILIES["key_of_minute"].start + number] = whose
             self._cells[FAMILIES["key_tokens_of_minute"].start + number] = level
             self._cells[FAMILIES["key_tokens_of_minute_at"].start + number] = now
 
