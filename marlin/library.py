@@ -77,8 +77,8 @@ class Piece:
 
 
 class Stream(Iterator[Piece]):
-    """An answer while it is written. Leaving it early (close(), or the end of a `with` block) frees
-    what it takes of the engine; any thread may do so."""
+    """An answer while it is written. Leaving it early (close(), the end of a `with` block, or of
+    its last name) frees what it takes of the engine; any thread may do so."""
 
     def __init__(self, pieces: Iterator[Piece], abort: Callable[[], None]):
         self._pieces = pieces
@@ -96,6 +96,9 @@ class Stream(Iterator[Piece]):
 
     def __exit__(self, *_error: object) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        self.close()  # whether it was begun or not
 
 
 class Model:

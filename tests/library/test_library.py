@@ -1,6 +1,7 @@
 """A model in a program's own process, as docs/embedding.md has it."""
 
 import asyncio
+import gc
 import json
 import os
 import re
@@ -164,6 +165,22 @@ def test_a_stream_that_is_left_frees_the_engine(model):
         with model.stream("Tell me", max_tokens=800) as stream:
             next(stream)
     assert model.generate("Tell me", max_tokens=2).usage.num_output_tokens == 2
+
+
+def test_a_stream_that_is_dropped_before_its_first_piece_frees_the_engine(model, monkeypatch):
+    engine, requests = model._served.engine, []
+    submit = engine.submit
+
+    def noted(*arguments, **options):
+        requests.append(submit(*arguments, **options))
+        return requests[-1]
+
+    monkeypatch.setattr(engine, "submit", noted)
+    model.stream("Tell me", max_tokens=900)
+    gc.collect()
+    assert [request.aborted for request in requests] == [True]
+    kept = model.stream("Tell me", max_tokens=2)
+    assert list(kept)[-1].finish_reason == "length"
 
 
 def test_another_thread_may_end_a_stream(model):
