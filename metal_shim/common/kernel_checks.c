@@ -174,8 +174,6 @@ static void check_cache(marlin_check *c, int k_binding, uint32_t kv_heads, uint3
                         uint32_t block_size, uint32_t num_blocks, uint32_t kv_f32)
 {
     require(c, kv_heads >= 1 && kv_heads <= 4096, "has a num_kv_heads out of range");
-    require(c, dim >= 16 && dim <= 1024 && dim % 16 == 0,
-            "has a head_dim that is no multiple of 16 up to 1024");
     require(c, block_size >= 16 && block_size % 16 == 0,
             "has a block_size that is no multiple of 16");
     require(c, num_blocks >= 1, "has no blocks");
@@ -192,10 +190,11 @@ static void check_rope_kv_write(marlin_check *c)
     const struct RopeKvParams *p = params_of(c);
     bool has_kv = p->num_kv_heads > 0;
     require(c, p->num_heads >= 1 && p->num_heads <= 4096, "has a num_heads out of range");
-    if (has_kv)
-        check_cache(c, 5, p->num_kv_heads, p->head_dim, p->block_size, p->num_blocks, p->kv_f32);
     require(c, p->head_dim >= 16 && p->head_dim <= 1024 && p->head_dim % 16 == 0,
             "has a head_dim that is no multiple of 16 up to 1024");
+    require(c, has_kv || !c->record->bytes[5], "has a cache and no heads for it");
+    if (has_kv)
+        check_cache(c, 5, p->num_kv_heads, p->head_dim, p->block_size, p->num_blocks, p->kv_f32);
     require(c, p->rotary_dim <= p->head_dim && p->rotary_dim % 2 == 0,
             "has a rotary_dim that is odd or beyond the head");
     if (c->problem) return;
