@@ -91,14 +91,13 @@ class Stream(Iterator[Piece]):
         """End the answer here; another thread's next() then ends with StoppingError."""
         self._abort()
 
+    __del__ = close  # of one that is dropped, begun or not
+
     def __enter__(self) -> "Stream":
         return self
 
     def __exit__(self, *_error: object) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        self.close()  # whether it was begun or not
 
 
 class Model:
@@ -378,8 +377,7 @@ class _Caller:
 
     client = ""
 
-    def check_peer(self) -> None:
-        pass
+    def check_peer(self) -> None: ...
 
 
 def _check(reason):
