@@ -139,8 +139,9 @@ def _load_on(device, path, snapshot, max_context_tokens, batching, share, specul
     more = tokenizer.vocab_size, watch, Grammars(device.library, tokenizer, config.vocab_size)
     engine = Engine(runner, tokenizer.eos_token_ids, context, *more)
     device.keep_resident()  # now and not in the first step
-    isa = _log_memory(name, device, runner.kv_bytes)
-    facts = checkpoint.format, isa, config.num_layers
+    _log_memory(name, device, runner.kv_bytes)
+    device_kind = "cpu" if device.kind == "cpu" else device.info()["isa"]
+    facts = checkpoint.format, device_kind, config.num_layers
     return ServedModel(
         *(name, engine, tokenizer, *facts),
         new_pooler=_new_pooler(pooling, tokenizer, spec.is_encoder),
@@ -234,7 +235,7 @@ def _slabs(device, share):
 
 
 def _log_memory(name, device, kv_bytes):
-    """Say what is held; returns the device's instruction set."""
+    """Say what is held."""
     info = device.info()
     held = info["allocated_bytes"] + info["mapped_bytes"]
     kind = f"{info['num_threads']} threads" if info["kind"] == "cpu" else info["kind"]
@@ -243,7 +244,6 @@ def _log_memory(name, device, kv_bytes):
         *(name, info["name"], info["isa"], kind),
         *(held >> 20, info["memory_bytes"] >> 20, kv_bytes >> 20),
     )
-    return info["isa"]
 
 
 def _paged(config, batching, wanted):

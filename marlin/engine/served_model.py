@@ -71,7 +71,7 @@ class ServedModel:
         tokenizer: ModelTokenizer.
         format: of the weights: "gguf", "safetensors", or a native folder's "fp4", "int4", "int8";
             "mock" for none.
-        isa: instruction set of the device, "" for none.
+        device_kind: "cpu", or a GPU's family; "" for none.
         num_layers: of the model.
         new_pooler: makes what takes the hidden states of one text; None where it makes no vectors
             and no scores of texts.
@@ -89,7 +89,7 @@ class ServedModel:
         engine: ModelEngine,
         tokenizer: ModelTokenizer,
         format: str = "mock",
-        isa: str = "",
+        device_kind: str = "",
         num_layers: int = 0,
         *,
         new_pooler: "Callable[[], Pooler] | None" = None,
@@ -105,7 +105,7 @@ class ServedModel:
         self.engine = engine
         self.tokenizer = tokenizer
         self.format = format
-        self.isa = isa
+        self.device_kind = device_kind
         self.num_layers = num_layers
         self.new_pooler = new_pooler
         self.vector_dim = vector_dim

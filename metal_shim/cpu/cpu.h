@@ -34,11 +34,11 @@ typedef struct {
 
 int64_t marlin_scratch_bytes(int32_t kernel_id, const void *params);
 
-/* Bytes of `rows` quantized rows of k: int8 codes, then 24 bytes for each group of 32
+/* Bytes of `rows` quantized rows of k: int8 codes, then 32 bytes for each group of 32, then 4
  * (kernels_linear.c). */
 static inline int64_t marlin_quantized_bytes(int64_t rows, int64_t k)
 {
-    return rows * (k + k / MARLIN_ACT_GROUP * 24);
+    return rows * (k + k / MARLIN_ACT_GROUP * 32 + 4);
 }
 
 /* The worker pool: workers [1, num_threads) are threads, worker 0 is whoever calls

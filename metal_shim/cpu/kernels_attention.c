@@ -14,6 +14,7 @@
  * the partials for `attention_combine`, so that threads can share one long context. The numbers are
  * the same either way, and whatever rows share a tile. */
 #include "cpu/cpu.h"
+#include "cpu/functions.h"
 #include "cpu/simd.h"
 
 #define SPLIT MARLIN_KV_SPLIT
@@ -61,7 +62,7 @@ static void attention_begin(attention *a, const marlin_call *call, uint8_t *scra
 static float query_scale(const struct AttentionParams *p, int64_t position)
 {
     if (p->position_scale == 0.0f) return 1.0f;
-    return 1.0f + p->position_scale * logf(1.0f + (float)(position / (int64_t)p->scale_tokens));
+    return 1.0f + p->position_scale * portable_log1p((float)(position / (int64_t)p->scale_tokens));
 }
 
 /* Take tile `tile` for one KV head: its rows, ordered token by token, and where its sequence's
@@ -176,9 +177,7 @@ static void softmax_row(const attention *a, int row, int64_t start, int64_t coun
             sum[part] = vf_add(sum[part], weight);
         }
     }
-    float total = 0.0f;
-    for (int part = 0; part < V_PARTS; part++) total += vf_reduce_add(sum[part]);
-    partial[a->p->head_dim + 1] = total;
+    partial[a->p->head_dim + 1] = vf_reduce_add(sum);
 }
 
 /* Values of num_rows rows, num_vectors vectors of the head from `column`: both constants where it

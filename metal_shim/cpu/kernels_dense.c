@@ -2,20 +2,17 @@
  *
  *   x  float [rows, k]     W  [n, k]     y  float [rows, n]     output bias  float [n], optional
  *
- * A sum runs over k in V_LANES interleaved parts, is reduced across lanes, and then takes the last
- * k % V_LANES products in order: the same for any number of rows. Unit of work: 16 weight rows, for
- * all rows of x. */
+ * A sum runs over k in sixteen interleaved lanes, is reduced across them, and then takes the last
+ * k % 16 products in order: the same for any number of rows and any instruction set. Unit of work:
+ * 16 weight rows, for all rows of x. */
 #include "cpu/cpu.h"
 #include "cpu/experts.h"
 #include "cpu/simd.h"
 
-/* Weight rows and x rows that share their loads: their product is the number of accumulators. */
-#define N_BLOCK 4
-#if V_LANES == 8
-#define M_BLOCK 2
-#else
-#define M_BLOCK 4
-#endif
+/* Weight rows and x rows that share their loads: their product by V_PARTS is the number of
+ * accumulators. */
+#define N_BLOCK (V_LANES == 16 ? 4 : 2)
+#define M_BLOCK (V_LANES == 16 ? 4 : 2)
 
 typedef enum { F32, F16, BF16 } dense_kind;
 
@@ -64,16 +61,21 @@ INLINE dense_rows rows_at(const dense *a, const int32_t *order, int num_rows, in
 INLINE void dot_block(const dense *a, dense_kind kind, const dense_rows *rows, int num_rows,
                       int num_columns, int64_t column)
 {
-    vf sums[M_BLOCK][N_BLOCK];
+    vf sums[M_BLOCK][N_BLOCK][V_PARTS];
     for (int m = 0; m < num_rows; m++)
-        for (int n = 0; n < num_columns; n++) sums[m][n] = vf_zero();
-    int64_t whole = a->k / V_LANES * V_LANES;
-    for (int64_t i = 0; i < whole; i += V_LANES) {
-        vf x[M_BLOCK];
-        for (int m = 0; m < num_rows; m++) x[m] = vf_load(rows->x[m] + i);
-        for (int n = 0; n < num_columns; n++) {
-            vf w = load_weights(kind, a->weights, (column + n) * a->k + i);
-            for (int m = 0; m < num_rows; m++) sums[m][n] = vf_fma(x[m], w, sums[m][n]);
+        for (int n = 0; n < num_columns; n++)
+            for (int part = 0; part < V_PARTS; part++) sums[m][n][part] = vf_zero();
+    int64_t whole = a->k / 16 * 16;
+    for (int64_t i = 0; i < whole; i += 16) {
+        for (int part = 0; part < V_PARTS; part++) {
+            int64_t at = i + part * V_LANES;
+            vf x[M_BLOCK];
+            for (int m = 0; m < num_rows; m++) x[m] = vf_load(rows->x[m] + at);
+            for (int n = 0; n < num_columns; n++) {
+                vf w = load_weights(kind, a->weights, (column + n) * a->k + at);
+                for (int m = 0; m < num_rows; m++)
+                    sums[m][n][part] = vf_fma(x[m], w, sums[m][n][part]);
+            }
         }
     }
     for (int m = 0; m < num_rows; m++) {

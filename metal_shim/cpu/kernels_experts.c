@@ -4,6 +4,7 @@
  * A choice is a token's row * num_slots + the slot. What a token chooses and how its slots are
  * added up depends on its own logits alone, and so no result depends on the batch. */
 #include "cpu/cpu.h"
+#include "cpu/functions.h"
 #include "cpu/simd.h"
 
 /* Of the values that are not taken, the largest; the first of equals. NaN counts as the least. */
@@ -23,7 +24,7 @@ static void softmax(float *scores, int32_t count)
 {
     float most = scores[0], sum = 0.0f;
     for (int32_t i = 1; i < count; i++) most = scores[i] > most ? scores[i] : most;
-    for (int32_t i = 0; i < count; i++) sum += scores[i] = expf(scores[i] - most);
+    for (int32_t i = 0; i < count; i++) sum += scores[i] = portable_exp(scores[i] - most);
     for (int32_t i = 0; i < count; i++) scores[i] /= sum;
 }
 
@@ -52,7 +53,7 @@ static void route_row(const struct RouteParams *p, const float *logits, const fl
     memcpy(scores, logits, (size_t)count * sizeof *scores);
     if (p->gating == MARLIN_GATE_SOFTMAX) softmax(scores, count);
     if (p->gating == MARLIN_GATE_SIGMOID)
-        for (int32_t i = 0; i < count; i++) scores[i] = 1.0f / (1.0f + expf(-scores[i]));
+        for (int32_t i = 0; i < count; i++) scores[i] = 1.0f / (1.0f + portable_exp(-scores[i]));
     for (int32_t i = 0; i < count; i++) ranks[i] = bias ? scores[i] + bias[i] : scores[i];
     if (p->num_groups > 1) keep_groups(p, ranks, taken);
     for (int32_t s = 0; s < slots; s++) {

@@ -4,42 +4,16 @@
  *   W  codes, scales, biases in tiles of 16 rows (docs/formats.md);
  *   k % 32 == 0, k % group_size == 0
  *
- * Each x row is quantized to int8 in groups of 32. A register holds 4 columns of each of V_LANES
- * weight rows, so a sum never crosses lanes; a row's float sum runs over its groups in order,
- * whatever the number of rows, and so a result does not depend on the batch. Unit of work: one tile
- * of 16 weight rows, for all rows of x. */
+ * Each x row is quantized to int8 in groups of 32; a value that exceeds four times every other one
+ * of its group stays a float, an outlier, so that the others keep their bits. A register holds 4
+ * columns of each of V_LANES weight rows, so a sum never crosses lanes; a row's float sum runs over
+ * its groups in order, then over its outliers, whatever the number of rows, and so a result does
+ * not depend on the batch. Unit of work: one tile of 16 weight rows, for all rows of x. */
+#include "cpu/activations.h"
 #include "cpu/cpu.h"
 #include "cpu/experts.h"
 #include "cpu/packed.h"
 #include "cpu/simd.h"
-
-/* Rows of x that share one unpacked group of weights: 8 registers of weights, one accumulator a
- * row. */
-#if V_LANES == 16
-#define MAX_ROW_BLOCK 16
-#elif V_LANES == 8
-#define MAX_ROW_BLOCK 4
-#else
-#define MAX_ROW_BLOCK 8
-#endif
-
-/* A group whose largest value is below this is taken as zero: its inverse step would not be finite.
- */
-#define SMALLEST_ACTIVATION 1e-30f
-
-/* Of one group of 32 activations: its scale, and scale * the sum of its codes. */
-typedef struct {
-    float scale;
-    float scaled_sum;
-} act_group;
-
-/* Where the integer dot product with a group begins, because weight codes are stored unsigned.
- * Apart from act_group, so that int4 does not read it. */
-typedef struct {
-    int32_t int8;         /* -128 * sum of codes */
-    int32_t fp4;          /* -12 * sum */
-    int32_t int8_half[2]; /* -128 * sum of each half */
-} act_begin;
 
 /* IQ4's sixteen numbers, 128 added. */
 static const uint8_t iq4_table[16] = {1,   24,  45,  63,  79,  93,  106, 118,
@@ -80,120 +54,16 @@ typedef struct {
     int scale_shift;     /* log2 of the groups of 32 that share a scale */
     int block_shift;     /* log2 of the scales of a block */
     uint32_t flags;
-    const int8_t *x_codes;
-    const act_group *x_groups;
-    const act_begin *x_begins;
+    quantized_rows x;
 } linear;
 
 /* Rows that are multiplied together, if they are not neighbours but chose one expert: where the
  * groups of each begin, one after the other, and its row of y. */
 typedef struct {
     int64_t place[MAX_ROW_BLOCK];
+    int64_t x_row[MAX_ROW_BLOCK];
     int64_t y_row[MAX_ROW_BLOCK];
 } chosen_rows;
-
-/* Steps tried for a group: its largest value becomes one of these codes. */
-static const float levels[4] = {127.0f, 125.3f, 123.7f, 122.1f};
-
-/* Of the steps tried, the inverse of the one that rounds the group with the least squared error:
- * the error in steps, squared, over the level, squared. NaN if a value is not finite. */
-INLINE float choose_step(const float *x, float amax)
-{
-    vf errors[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
-    for (int i = 0; i < MARLIN_ACT_GROUP; i += V_LANES) {
-        vf value = vf_load(x + i);
-        for (int j = 0; j < 4; j++) {
-            vf error = vf_fraction(vf_mul(value, vf_set1(levels[j] / amax)));
-            errors[j] = vf_fma(error, error, errors[j]);
-        }
-    }
-    float sums[4];
-    vf_reduce_add4(errors, sums);
-    int best = 0;
-    for (int j = 1; j < 4; j++)
-        if (sums[j] * (levels[best] * levels[best]) < sums[best] * (levels[j] * levels[j]))
-            best = j;
-    return isfinite(sums[0]) ? levels[best] / amax : NAN;
-}
-
-/* A group of zeros, or of what cannot be quantized: then every product with it is NaN, as a float
- * product would be. */
-static void quantize_constant(float value, int8_t *codes, act_group *group, act_begin *begin)
-{
-    memset(codes, 0, MARLIN_ACT_GROUP);
-    *group = (act_group){value, value};
-    memset(begin, 0, sizeof *begin);
-}
-
-/* Codes q of 32 values x, and the scale that fits them best, x.q / q.q. */
-INLINE void quantize_group(const float *x, int8_t *codes, act_group *group, act_begin *begin)
-{
-    vf largest = vf_zero();
-    for (int i = 0; i < MARLIN_ACT_GROUP; i += V_LANES)
-        largest = vf_max(largest, vf_abs(vf_load(x + i)));
-    float amax = vf_reduce_max(largest);
-    if (!(amax > SMALLEST_ACTIVATION)) {
-        float sum = 0.0f; /* the largest of values with a NaN among them may be any of them */
-        for (int i = 0; i < MARLIN_ACT_GROUP; i++) sum += x[i];
-        quantize_constant(isnan(sum) ? NAN : 0.0f, codes, group, begin);
-        return;
-    }
-    float step = choose_step(x, amax);
-    if (isnan(step)) {
-        quantize_constant(NAN, codes, group, begin);
-        return;
-    }
-    vf inverse = vf_set1(step);
-    /* q of the first half, q of the second, x.q, q.q */
-    vf parts[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()};
-    for (int i = 0; i < MARLIN_ACT_GROUP; i += V_LANES) {
-        vf value = vf_load(x + i), code = vf_round(vf_mul(value, inverse));
-        vf_store_i8(codes + i, code);
-        parts[i / 16] = vf_add(parts[i / 16], code);
-        parts[2] = vf_fma(value, code, parts[2]);
-        parts[3] = vf_fma(code, code, parts[3]);
-    }
-    float sums[4];
-    vf_reduce_add4(parts, sums);
-    int32_t half[2] = {(int32_t)sums[0], (int32_t)sums[1]};
-    float scale = sums[2] / sums[3];
-    *group = (act_group){scale, scale * (sums[0] + sums[1])};
-    *begin = (act_begin){
-        -128 * (half[0] + half[1]), -12 * (half[0] + half[1]), {-128 * half[0], -128 * half[1]}};
-}
-
-/* Quantized rows lie in blocks of MAX_ROW_BLOCK, the last one smaller, and a block group by group,
- * so that groups that are multiplied together are one run of memory. group_place() is where a row's
- * first group lies among all; its next one is block_rows() further on. */
-INLINE int64_t block_rows(int64_t rows, int64_t row)
-{
-    int64_t first = row / MAX_ROW_BLOCK * MAX_ROW_BLOCK;
-    return rows - first < MAX_ROW_BLOCK ? rows - first : MAX_ROW_BLOCK;
-}
-
-INLINE int64_t group_place(int64_t row, int64_t groups_of_32)
-{
-    int64_t first = row / MAX_ROW_BLOCK * MAX_ROW_BLOCK;
-    return first * groups_of_32 + (row - first);
-}
-
-/* prepared: codes int8 [32], then act_group, then act_begin of every group, in their places; plain
- * rows one after the other. */
-void ISA(quantize_rows)(const float *x, int64_t k, int64_t begin, int64_t end, uint8_t *prepared,
-                        int64_t rows, int is_plain)
-{
-    int8_t *codes = (int8_t *)prepared;
-    int64_t groups_of_32 = k / MARLIN_ACT_GROUP;
-    act_group *groups = (act_group *)(prepared + rows * k);
-    act_begin *begins = (act_begin *)(groups + rows * groups_of_32);
-    for (int64_t row = begin; row < end; row++) {
-        int64_t at = is_plain ? row * groups_of_32 : group_place(row, groups_of_32);
-        int64_t step = is_plain ? 1 : block_rows(rows, row);
-        for (int64_t g = 0; g < groups_of_32; g++, at += step)
-            quantize_group(x + row * k + g * MARLIN_ACT_GROUP, codes + at * MARLIN_ACT_GROUP,
-                           &groups[at], &begins[at]);
-    }
-}
 
 /* Whether codes are bytes with 128 added. */
 INLINE int is_off(weight_kind kind) { return codes_of(kind) == INT8 || kind == IQ4; }
@@ -203,34 +73,30 @@ INLINE int bits_of(weight_kind kind)
     return codes_of(kind) == INT8 ? 8 : codes_of(kind) == INT6 ? 6 : kind == INT5 ? 5 : 4;
 }
 
-/* What lies above the nibbles: a bit of each of 32 columns, or two of each of 16. */
-INLINE void load_high(weight_kind kind, const uint8_t *p, vi w[8])
+/* Columns 4i .. 4i + 3 of V_LANES rows, of the 32 columns of a group. */
+INLINE vi load_quad(weight_kind kind, const uint8_t *p, int i)
 {
-    for (int i = 0; i < 8; i++) {
-        if (kind == INT5) w[i] = vi_or_bits(w[i], vi_load(p + 64 * 4), i, 0x10);
-        if (codes_of(kind) == INT6)
-            w[i] = vi_or_bits(w[i], vi_load(p + 64 * (i / 4 * 3 + 2)), i % 4 * 2, 0x30);
-    }
+    if (codes_of(kind) == INT8) return vi_load(p + 64 * i);
+    vi word = vi_load(p + 64 * (codes_of(kind) == INT6 ? i / 2 + i / 4 : i / 2));
+    word = i % 2 ? vi_high_nibbles(word) : vi_low_nibbles(word);
+    if (codes_of(kind) == FP4) return vi_lookup(word, fp4_table);
+    if (kind == IQ4) return vi_lookup(word, iq4_table);
+    /* What lies above the nibbles: a bit of each of 32 columns, or two of each of 16. */
+    if (kind == INT5) return vi_or_bits(word, vi_load(p + 64 * 4), i, 0x10);
+    if (codes_of(kind) == INT6)
+        return vi_or_bits(word, vi_load(p + 64 * (i / 4 * 3 + 2)), i % 4 * 2, 0x30);
+    return word;
 }
 
-/* Eight registers: columns 4i .. 4i + 3 of V_LANES rows, for the 32 columns of a group. */
 INLINE void load_group(weight_kind kind, const uint8_t *p, vi w[8])
 {
-    if (codes_of(kind) == INT8) {
-        for (int i = 0; i < 8; i++) w[i] = vi_load(p + 64 * i);
-        return;
-    }
-    for (int i = 0; i < 4; i++) {
-        vi word = vi_load(p + 64 * (codes_of(kind) == INT6 ? i + i / 2 : i));
-        w[2 * i] = vi_low_nibbles(word);
-        w[2 * i + 1] = vi_high_nibbles(word);
-        if (codes_of(kind) == FP4 || kind == IQ4) {
-            const uint8_t *table = kind == IQ4 ? iq4_table : fp4_table;
-            w[2 * i] = vi_lookup(w[2 * i], table);
-            w[2 * i + 1] = vi_lookup(w[2 * i + 1], table);
-        }
-    }
-    load_high(kind, p, w);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) w[i] = load_quad(kind, p, i);
+}
+
+INLINE int64_t group_bytes_of(weight_kind kind)
+{
+    return MARLIN_ROW_TILE * MARLIN_ACT_GROUP / 8 * bits_of(kind);
 }
 
 INLINE int32_t load_four(const int8_t *p)
@@ -283,6 +149,11 @@ typedef struct {
     int has_bias;
 } group_scales;
 
+INLINE int has_biases(const linear *a, weight_kind kind)
+{
+    return codes_of(kind) == INT4 || kind == INT5 || (codes_of(kind) == INT8 && a->biases);
+}
+
 INLINE group_scales load_scales(const linear *a, weight_kind kind, int64_t tile, int64_t g,
                                 int64_t lane)
 {
@@ -291,7 +162,7 @@ INLINE group_scales load_scales(const linear *a, weight_kind kind, int64_t tile,
     group_scales found = {
         .scale = {load_scale(a, kind, a->scales, at), vf_zero()},
         .bias = {vf_zero(), vf_zero()},
-        .has_bias = codes_of(kind) == INT4 || kind == INT5 || (codes_of(kind) == INT8 && a->biases),
+        .has_bias = has_biases(a, kind),
     };
     if (has_halves(kind)) found.scale[1] = load_scale(a, kind, a->scales, at + 16);
     if (!found.has_bias) return found;
@@ -327,12 +198,12 @@ INLINE void add_rows(const linear *a, weight_kind kind, const chosen_rows *chose
 #pragma GCC unroll 16
     for (int m = 0; m < num_rows; m++) {
         int64_t place = place_of(chosen, m, at);
-        const int8_t *x = a->x_codes + place * MARLIN_ACT_GROUP;
-        const act_begin *begin = a->x_begins + place;
+        const int8_t *x = a->x.codes + place * MARLIN_ACT_GROUP;
+        const act_begin *begin = a->x.begins + place;
         vi dots[2];
         dots[0] = dot_quads(kind, w, x, begin, 0, has_halves(kind) ? 4 : 8);
         if (has_halves(kind)) dots[1] = dot_quads(kind, w, x, begin, 4, 8);
-        sums[m] = add_group(kind, s, a->x_groups + place, begin, dots, sums[m]);
+        sums[m] = add_group(kind, s, a->x.groups + place, begin, dots, sums[m]);
     }
 }
 
@@ -370,13 +241,13 @@ INLINE void add_row_pairs(const linear *a, weight_kind kind, const chosen_rows *
 #pragma GCC unroll 8
     for (int m = 0; m < num_rows; m += 2) {
         int64_t places[2] = {place_of(chosen, m, at), place_of(chosen, m + 1, at)};
-        const int8_t *x[2] = {a->x_codes + places[0] * MARLIN_ACT_GROUP,
-                              a->x_codes + places[1] * MARLIN_ACT_GROUP};
+        const int8_t *x[2] = {a->x.codes + places[0] * MARLIN_ACT_GROUP,
+                              a->x.codes + places[1] * MARLIN_ACT_GROUP};
         vi halves[2][2];
         dot_pair(pairs, x, 0, has_halves(kind) ? 4 : 8, halves[0]);
         if (has_halves(kind)) dot_pair(pairs, x, 4, 8, halves[1]);
         for (int i = 0; i < 2; i++) {
-            const act_begin *begin = a->x_begins + places[i];
+            const act_begin *begin = a->x.begins + places[i];
             vi dots[2] = {halves[0][i], has_halves(kind) ? halves[1][i] : vi_set1(0)};
             if (kind == FP4) dots[0] = vi_add(dots[0], vi_set1(begin->fp4));
             if (kind == INT6) dots[0] = vi_add(dots[0], vi_set1(begin->int8 / 4));
@@ -384,17 +255,39 @@ INLINE void add_row_pairs(const linear *a, weight_kind kind, const chosen_rows *
                 dots[half] = vi_add(dots[half], vi_set1(begin->int8_half[half] / 4));
             for (int half = 0; kind == FP4_G16 && half < 2; half++)
                 dots[half] = vi_add(dots[half], vi_set1(-12 * half_sum(begin, half)));
-            sums[m + i] = add_group(kind, s, a->x_groups + places[i], begin, dots, sums[m + i]);
+            sums[m + i] = add_group(kind, s, a->x.groups + places[i], begin, dots, sums[m + i]);
         }
     }
 }
 #endif
 
+/* What outlier `o` adds to a row's sum, its weights being those of a group whose codes are 1 in its
+ * column and 0 elsewhere. codes: of the tile's part. */
+INLINE vf add_outlier(const linear *a, weight_kind kind, const uint8_t *codes, int64_t tile,
+                      int64_t lane, const act_outlier *o, vf sum)
+{
+    int64_t g = o->column / MARLIN_ACT_GROUP;
+    int column = o->column % MARLIN_ACT_GROUP;
+    vi w = load_quad(kind, codes + g * group_bytes_of(kind), column / 4);
+    vi one = vi_set1(1 << column % 4 * 8), dot = vi_set1(0);
+    if (codes_of(kind) == FP4) dot = vi_set1(-12);
+    if (codes_of(kind) == INT6) dot = vi_set1(-32);
+    if (is_off(kind))
+        dot = vi_dot4_off(vi_begin_off(-128), w, one);
+    else
+        dot = vi_dot4(dot, w, one);
+    int64_t scale_group = has_halves(kind) ? g * 2 + column / 16 : g >> a->scale_shift;
+    int64_t at = (tile * a->scale_groups + scale_group) * MARLIN_ROW_TILE + lane;
+    vf value = vf_set1(o->value);
+    sum = vf_fma(vf_from_i32(dot), vf_mul(load_scale(a, kind, a->scales, at), value), sum);
+    return has_biases(a, kind) ? vf_fma(load_scale(a, kind, a->biases, at), value, sum) : sum;
+}
+
 /* V_LANES columns of y for num_rows (a constant) rows: those from `row`, or those chosen. */
 INLINE void dot_rows(const linear *a, weight_kind kind, const chosen_rows *chosen, int num_rows,
-                     int64_t row, int64_t tile, int part)
+                     int64_t row, int64_t tile, int part, int has_outliers)
 {
-    const int64_t group_bytes = MARLIN_ROW_TILE * MARLIN_ACT_GROUP / 8 * bits_of(kind);
+    const int64_t group_bytes = group_bytes_of(kind);
     const uint8_t *codes = a->codes + tile * a->groups_of_32 * group_bytes + part * V_LANES * 4;
     int64_t at = chosen ? 0 : group_place(row, a->groups_of_32);
     int64_t step = chosen ? 1 : block_rows(a->rows, row);
@@ -413,7 +306,20 @@ INLINE void dot_rows(const linear *a, weight_kind kind, const chosen_rows *chose
 #endif
         add_rows(a, kind, chosen, num_rows, w, &s, at, sums);
     }
-    store_rows(a, row, chosen, num_rows, tile * 16 + part * V_LANES, sums);
+    if (!has_outliers) {
+        store_rows(a, row, chosen, num_rows, tile * 16 + part * V_LANES, sums);
+        return;
+    }
+    vf wholes[MAX_ROW_BLOCK]; /* in memory, so that sums stay in registers */
+    for (int m = 0; m < num_rows; m++) wholes[m] = sums[m];
+#pragma GCC unroll 1
+    for (int m = 0; m < num_rows; m++) {
+        int64_t x_row = chosen ? chosen->x_row[m] : row + m;
+        const act_outlier *o = a->x.outliers + x_row * a->groups_of_32;
+        for (int i = 0; i < a->x.num_outliers[x_row]; i++)
+            wholes[m] = add_outlier(a, kind, codes, tile, part * V_LANES, o + i, wholes[m]);
+    }
+    store_rows(a, row, chosen, num_rows, tile * 16 + part * V_LANES, wholes);
 }
 
 /* order: of the rows that chose this expert; NULL: they are neighbours. */
@@ -421,14 +327,19 @@ INLINE void run_tiles(const linear *a, weight_kind kind, const int32_t *order, i
                       int64_t row, int64_t begin, int64_t end)
 {
     chosen_rows found, *chosen = order ? &found : NULL;
-    for (int m = 0; order && m < num_rows; m++) {
+    int has_outliers = 0;
+    for (int m = 0; m < num_rows; m++) {
+        int64_t x_row = order ? order[row + m] / a->slots_a_row : row + m;
+        has_outliers |= a->x.num_outliers[x_row];
+        if (!order) continue;
         found.y_row[m] = order[row + m];
-        found.place[m] = order[row + m] / a->slots_a_row * a->groups_of_32;
+        found.x_row[m] = x_row;
+        found.place[m] = x_row * a->groups_of_32;
     }
     for (int64_t tile = begin; tile < end; tile++)
         for (int part = 0; part < V_PARTS; part++)
             if (tile * 16 + part * V_LANES < a->n)
-                dot_rows(a, kind, chosen, num_rows, row, tile, part);
+                dot_rows(a, kind, chosen, num_rows, row, tile, part, has_outliers);
 }
 
 INLINE void run_rows(const linear *a, weight_kind kind, const int32_t *order, int64_t rows,
@@ -450,7 +361,7 @@ INLINE void run_rows(const linear *a, weight_kind kind, const int32_t *order, in
 /* rows: of x, quantized. */
 INLINE linear linear_of(const marlin_call *call, const struct LinearParams *p, int64_t rows)
 {
-    linear a = {
+    return (linear){
         .codes = call->at[1],
         .scales = call->at[2],
         .biases = p->flags & MARLIN_WEIGHT_BIAS ? call->at[3] : NULL,
@@ -463,11 +374,8 @@ INLINE linear linear_of(const marlin_call *call, const struct LinearParams *p, i
         .scale_shift = scale_shift_of(p->group_size),
         .block_shift = block_shift_of(p->group_size),
         .flags = p->flags,
-        .x_codes = (const int8_t *)call->prepared,
-        .x_groups = (const act_group *)(call->prepared + rows * p->k),
+        .x = quantized_rows_at(call->prepared, rows, p->k / MARLIN_ACT_GROUP),
     };
-    a.x_begins = (const act_begin *)(a.x_groups + rows * a.groups_of_32);
-    return a;
 }
 
 INLINE int run_linear(const marlin_call *call, int64_t begin, int64_t end, weight_kind kind)

@@ -4,6 +4,7 @@
 #include <float.h>
 
 #include "cpu/cpu.h"
+#include "cpu/functions.h"
 #include "cpu/simd.h"
 
 static const int8_t iq4_values[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
@@ -101,14 +102,18 @@ MARLIN_WEIGHT_KINDS(X)
 INLINE void norm_row(const struct RmsNormParams *p, float *x, const float *delta, const float *w,
                      float *y)
 {
-    int64_t dim = p->dim, whole = dim / V_LANES * V_LANES;
-    vf squares = vf_zero();
+    int64_t dim = p->dim, whole = dim / 16 * 16;
+    vf squares[V_PARTS];
     float tail = 0.0f;
-    for (int64_t i = 0; i < whole; i += V_LANES) {
-        vf v = vf_load(x + i);
-        if (delta) vf_store(x + i, v = vf_fma(vf_load(delta + i), vf_set1(p->delta_scale), v));
-        squares = vf_fma(v, v, squares);
-    }
+    for (int part = 0; part < V_PARTS; part++) squares[part] = vf_zero();
+    for (int64_t i = 0; i < whole; i += 16)
+        for (int part = 0; part < V_PARTS; part++) {
+            int64_t at = i + part * V_LANES;
+            vf v = vf_load(x + at);
+            if (delta)
+                vf_store(x + at, v = vf_fma(vf_load(delta + at), vf_set1(p->delta_scale), v));
+            squares[part] = vf_fma(v, v, squares[part]);
+        }
     for (int64_t i = whole; i < dim; i++) {
         if (delta) x[i] = fmaf(delta[i], p->delta_scale, x[i]);
         tail += x[i] * x[i];
@@ -146,17 +151,18 @@ KERNEL(layer_norm)
     (void)scratch;
     const struct LayerNormParams *p = call->params;
     const float *w = (const float *)call->at[2], *b = (const float *)call->at[3];
-    int64_t dim = p->dim, whole = dim / V_LANES * V_LANES;
+    int64_t dim = p->dim, whole = dim / 16 * 16;
     for (int64_t row = begin; row < end; row++) {
         float *x = (float *)call->at[0] + row * dim;
         float *y = (float *)call->at[4] + row * dim;
         const float *delta = p->has_delta ? (const float *)call->at[1] + row * dim : NULL;
-        vf sums = vf_zero(), squares = vf_zero();
+        vf sums[V_PARTS], squares[V_PARTS];
         float tail = 0.0f;
+        for (int part = 0; part < V_PARTS; part++) sums[part] = squares[part] = vf_zero();
         for (int64_t i = 0; i < whole; i += V_LANES) {
-            vf v = vf_load(x + i);
+            vf v = vf_load(x + i), *sum = sums + i % 16 / V_LANES;
             if (delta) vf_store(x + i, v = vf_add(v, vf_load(delta + i)));
-            sums = vf_add(sums, v);
+            *sum = vf_add(*sum, v);
         }
         for (int64_t i = whole; i < dim; i++) {
             if (delta) x[i] += delta[i];
@@ -166,8 +172,8 @@ KERNEL(layer_norm)
         vf mean_v = vf_set1(mean);
         tail = 0.0f;
         for (int64_t i = 0; i < whole; i += V_LANES) {
-            vf v = vf_sub(vf_load(x + i), mean_v);
-            squares = vf_fma(v, v, squares);
+            vf v = vf_sub(vf_load(x + i), mean_v), *sum = squares + i % 16 / V_LANES;
+            *sum = vf_fma(v, v, *sum);
         }
         for (int64_t i = whole; i < dim; i++) tail += (x[i] - mean) * (x[i] - mean);
         float variance = (vf_reduce_add(squares) + tail) / (float)dim;
@@ -194,8 +200,10 @@ KERNEL(rope_table)
         float *table = (float *)call->at[2] + t * 2 * p->half_dim;
         for (int64_t i = 0; i < p->half_dim; i++) {
             float angle = (float)positions[t] * inv_freq[i];
-            table[i] = cosf(angle) * p->scale;
-            table[p->half_dim + i] = sinf(angle) * p->scale;
+            float sine, cosine;
+            portable_sin_cos(angle, &sine, &cosine);
+            table[i] = cosine * p->scale;
+            table[p->half_dim + i] = sine * p->scale;
         }
     }
     return MARLIN_OK;
@@ -353,16 +361,14 @@ INLINE vf at_most(vf x, float limit)
     return vf_sub(zero, vf_max(vf_set1(-limit), vf_sub(zero, x)));
 }
 
-INLINE float gated_float(activation which, float x, float up)
+INLINE vf gated(activation which, vf x, vf factor)
 {
     if (which == SWIGLU) {
-        x = x > SWIGLU_LIMIT ? SWIGLU_LIMIT : x;
-        up = up > SWIGLU_LIMIT ? SWIGLU_LIMIT : up;
-        up = (up < -SWIGLU_LIMIT ? -SWIGLU_LIMIT : up) + 1.0f;
-        return x / (1.0f + expf(-SWIGLU_SLOPE * x)) * up;
+        x = at_most(x, SWIGLU_LIMIT);
+        factor = vf_max(vf_set1(-SWIGLU_LIMIT), at_most(factor, SWIGLU_LIMIT));
+        factor = vf_add(factor, vf_set1(1.0f));
     }
-    float z = which != GELU ? x : x * fmaf(x * x, GELU_CUBIC, GELU_LINEAR);
-    return (which == SIGMOID ? 1.0f : x) / (1.0f + expf(-z)) * up;
+    return vf_mul(gate_value(which, x), factor);
 }
 
 INLINE int gated_mul(const marlin_call *call, int64_t begin, int64_t end, activation which)
@@ -373,16 +379,15 @@ INLINE int gated_mul(const marlin_call *call, int64_t begin, int64_t end, activa
         const float *gate = (const float *)call->at[0] + row * dim;
         const float *up = (const float *)call->at[1] + row * dim;
         float *y = (float *)call->at[2] + row * dim;
-        for (int64_t i = 0; i < whole; i += V_LANES) {
-            vf x = vf_load(gate + i), factor = vf_load(up + i);
-            if (which == SWIGLU) {
-                x = at_most(x, SWIGLU_LIMIT);
-                factor = vf_max(vf_set1(-SWIGLU_LIMIT), at_most(factor, SWIGLU_LIMIT));
-                factor = vf_add(factor, vf_set1(1.0f));
-            }
-            vf_store(y + i, vf_mul(gate_value(which, x), factor));
-        }
-        for (int64_t i = whole; i < dim; i++) y[i] = gated_float(which, gate[i], up[i]);
+        for (int64_t i = 0; i < whole; i += V_LANES)
+            vf_store(y + i, gated(which, vf_load(gate + i), vf_load(up + i)));
+        if (whole == dim) continue;
+        float last[V_LANES] = {0}, factors[V_LANES] = {0};
+        size_t bytes = (size_t)(dim - whole) * sizeof *last;
+        memcpy(last, gate + whole, bytes);
+        memcpy(factors, up + whole, bytes);
+        vf_store(last, gated(which, vf_load(last), vf_load(factors)));
+        memcpy(y + whole, last, bytes);
     }
     return MARLIN_OK;
 }

@@ -6,6 +6,7 @@
  * in order: a run may begin with what the one before it left. A state is written once a run, so
  * that what comes of a row does not depend on where runs are cut. */
 #include "cpu/cpu.h"
+#include "cpu/functions.h"
 #include "cpu/simd.h"
 
 typedef struct {
@@ -63,7 +64,7 @@ static void conv_row(const marlin_call *call, conv_piece *c, int64_t row)
     for (int64_t i = 0; i < c->count; i++) {
         float sum = bias ? bias[i] : 0.0f;
         for (int64_t k = 0; k <= last; k++) sum += c->weights[k][i] * c->at[k][i];
-        if (p->silu) sum /= 1.0f + expf(-sum);
+        if (p->silu) sum /= 1.0f + portable_exp(-sum);
         y[i] = p->gated ? sum * x[dim + i] : sum;
     }
     float *oldest = c->at[0];
@@ -132,7 +133,7 @@ static void unit_length(const float *x, int64_t count, float scale, float *to)
     for (int64_t i = 0; i < count; i++) to[i] = x[i] * scale;
 }
 
-static float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
+static float softplus(float x) { return x > 20.0f ? x : portable_log1p(portable_exp(x)); }
 
 /* Four sums, of every fourth row, so that none waits for the one before it. */
 INLINE vf sum_of_four(const vf sums[4])
@@ -171,7 +172,8 @@ static void delta_row(const marlin_call *call, delta_piece *d, int64_t row)
     const float *x = (const float *)call->at[0] + row * (2 * keys + values);
     int64_t at = row * p->value_heads + d->head, key = d->key_head * p->key_dim;
     float a = ((const float *)call->at[1])[at], b = ((const float *)call->at[2])[at];
-    float keep = expf(d->decay * softplus(a + d->shift)), rate = 1.0f / (1.0f + expf(-b));
+    float keep = portable_exp(d->decay * softplus(a + d->shift)),
+          rate = 1.0f / (1.0f + portable_exp(-b));
     unit_length(x + key, p->key_dim, 1.0f / sqrtf((float)p->key_dim), d->query);
     unit_length(x + keys + key, p->key_dim, 1.0f, d->key);
     int64_t column = d->head * p->value_dim + d->first;
@@ -244,7 +246,7 @@ KERNEL(delta_rule)
         d.count = p->value_dim - d.first;
         if (d.count > MARLIN_DELTA_COLUMNS) d.count = MARLIN_DELTA_COLUMNS;
         d.decay = ((const float *)call->at[3])[d.head];
-        if (p->is_log) d.decay = -expf(d.decay);
+        if (p->is_log) d.decay = -portable_exp(d.decay);
         d.shift = ((const float *)call->at[4])[d.head];
         if (!delta_sequence(call, unit / pieces, &d)) return MARLIN_EDEVICE;
     }

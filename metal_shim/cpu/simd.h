@@ -11,8 +11,11 @@
  *   vf_from_e4m3(a, w)     w[i] of byte i of each word, as f32_from_e4m3(), times 2^-8
  *   vf_look_up(a, i, t)    t[the four bits of each word from bit i on]
  *
- * Each operation is exact or correctly rounded in every set, so that sets differ only where a sum
- * is reordered: vf_reduce_add() across lanes. */
+ *   vf_reduce_add(a)       the sum of sixteen lanes, a[V_PARTS]: with f[i] = lane i + lane i + 8,
+ *                          ((f0 + f1) + (f2 + f3)) + ((f4 + f5) + (f6 + f7))
+ *
+ * Each operation is exact or correctly rounded in every set, and sums over a row run in sixteen
+ * lanes whatever V_LANES is, so that every set gives the same bits. */
 #ifndef MARLIN_SIMD_H
 #define MARLIN_SIMD_H
 

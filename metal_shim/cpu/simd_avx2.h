@@ -25,11 +25,13 @@ static inline vf vf_scale2(vf a, vf n)
     __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
     return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23)));
 }
-static inline float vf_reduce_add(vf a)
+static inline __m256 vf_fold(const vf a[2]) { return _mm256_add_ps(a[0], a[1]); }
+static inline float vf_reduce_add(const vf a[2])
 {
-    __m128 x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
-    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+    __m256 x = vf_fold(a);
+    x = _mm256_hadd_ps(x, x);
+    x = _mm256_hadd_ps(x, x);
+    return _mm_cvtss_f32(_mm_add_ss(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)));
 }
 static inline float vf_reduce_max(vf a)
 {
@@ -46,9 +48,10 @@ static inline int vf_count_from(vf a, vf t)
     return __builtin_popcount(_mm256_movemask_ps(_mm256_cmp_ps(a, t, _CMP_GE_OQ)));
 }
 static inline vf vf_fraction(vf a) { return vf_sub(a, vf_round(a)); }
-static inline void vf_reduce_add4(const vf a[4], float sums[4])
+static inline void vf_reduce_add4(const vf a[4][2], float sums[4])
 {
-    __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(a[0], a[1]), _mm256_hadd_ps(a[2], a[3]));
+    __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(vf_fold(a[0]), vf_fold(a[1])),
+                                  _mm256_hadd_ps(vf_fold(a[2]), vf_fold(a[3])));
     _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
 }
 static inline vf vf_load_f16(const uint16_t *p)

@@ -26,7 +26,6 @@ static inline vf vf_scale2(vf a, vf n)
     __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
     return _mm512_mul_ps(a, _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23)));
 }
-static inline float vf_reduce_add(vf a) { return _mm512_reduce_add_ps(a); }
 static inline float vf_reduce_max(vf a) { return _mm512_reduce_max_ps(a); }
 static inline vf vf_keep_from(vf a, vf t)
 {
@@ -44,10 +43,17 @@ static inline __m256 vf_fold(vf a)
 {
     return _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
 }
-static inline void vf_reduce_add4(const vf a[4], float sums[4])
+static inline float vf_reduce_add(const vf a[1])
 {
-    __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(vf_fold(a[0]), vf_fold(a[1])),
-                                  _mm256_hadd_ps(vf_fold(a[2]), vf_fold(a[3])));
+    __m256 x = vf_fold(a[0]);
+    x = _mm256_hadd_ps(x, x);
+    x = _mm256_hadd_ps(x, x);
+    return _mm_cvtss_f32(_mm_add_ss(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1)));
+}
+static inline void vf_reduce_add4(const vf a[4][1], float sums[4])
+{
+    __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(vf_fold(a[0][0]), vf_fold(a[1][0])),
+                                  _mm256_hadd_ps(vf_fold(a[2][0]), vf_fold(a[3][0])));
     _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1)));
 }
 static inline vf vf_load_f16(const uint16_t *p)

@@ -22,7 +22,12 @@ static inline vf vf_scale2(vf a, vf n)
     int32x4_t biased = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127));
     return vmulq_f32(a, vreinterpretq_f32_s32(vshlq_n_s32(biased, 23)));
 }
-static inline float vf_reduce_add(vf a) { return vaddvq_f32(a); }
+static inline float vf_reduce_add(const vf a[4])
+{
+    float32x4_t low = vaddq_f32(a[0], a[2]), high = vaddq_f32(a[1], a[3]);
+    float32x4_t pairs = vpaddq_f32(low, high), fours = vpaddq_f32(pairs, pairs);
+    return vgetq_lane_f32(fours, 0) + vgetq_lane_f32(fours, 1);
+}
 static inline float vf_reduce_max(vf a) { return vmaxvq_f32(a); }
 static inline vf vf_keep_from(vf a, vf t)
 {
@@ -33,7 +38,7 @@ static inline int vf_count_from(vf a, vf t)
     return (int)vaddvq_u32(vshrq_n_u32(vcgeq_f32(a, t), 31));
 }
 static inline vf vf_fraction(vf a) { return vf_sub(a, vf_round(a)); }
-static inline void vf_reduce_add4(const vf a[4], float sums[4])
+static inline void vf_reduce_add4(const vf a[4][4], float sums[4])
 {
     for (int i = 0; i < 4; i++) sums[i] = vf_reduce_add(a[i]);
 }

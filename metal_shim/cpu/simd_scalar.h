@@ -22,12 +22,17 @@ static inline vf vf_scale2(vf a, vf n)
 {
     return n <= -127.0f ? 0.0f : n > -127.0f ? ldexpf(a, (int)n) : n; /* NaN */
 }
-static inline float vf_reduce_add(vf a) { return a; }
+static inline float vf_reduce_add(const vf a[16])
+{
+    float f[8];
+    for (int i = 0; i < 8; i++) f[i] = a[i] + a[i + 8];
+    return ((f[0] + f[1]) + (f[2] + f[3])) + ((f[4] + f[5]) + (f[6] + f[7]));
+}
 static inline float vf_reduce_max(vf a) { return a; }
 static inline vf vf_keep_from(vf a, vf t) { return a >= t ? a : 0.0f; }
 static inline int vf_count_from(vf a, vf t) { return a >= t; }
 static inline vf vf_fraction(vf a) { return a - nearbyintf(a); }
-static inline void vf_reduce_add4(const vf a[4], float sums[4])
+static inline void vf_reduce_add4(const vf a[4][16], float sums[4])
 {
     for (int i = 0; i < 4; i++) sums[i] = vf_reduce_add(a[i]);
 }

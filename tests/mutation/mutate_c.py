@@ -57,7 +57,8 @@ _CHANGES = [  # operator, what it looks like, what it becomes
     ("constant", rb"(?<![\w.])\d+\.\d+f\b", None),
 ]
 _OWN_TESTS = {
-    "kernels_linear": "device/linear", "kernels_attention": "device/attention",
+    "kernels_linear": "device/linear", "kernels_quantize": "device/linear",
+    "kernels_attention": "device/attention",
     "kernels_rows": "device/rows", "kernels_sample": "device/sample",
     "kernels_repack": "device/repack", "kernels_dense": "device/dense",
     "kernels_experts": "device/experts", "kernels_state": "device/state device/delta",

@@ -1,16 +1,10 @@
 /* harness.c: counting checks, making seeded data, running a case on a device (harness.h). */
 #include "harness.h"
 
-#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* SUMMED: the shapes sum a few hundred products, so orders differ by some units of 2^-24 of the
- * largest value. QUANTIZED: another int8 step moves a row by a fraction of 1/127. */
-#define SUMMED_TOLERANCE 2e-6f
-#define QUANTIZED_TOLERANCE 3e-2f
 
 static int num_passed, num_failed;
 
@@ -214,31 +208,11 @@ int same_bits(const test_case *c, uint8_t *const a[], uint8_t *const b[])
     return 0;
 }
 
-static bool floats_are_close(const float *reference, const float *values, int64_t count,
-                             float tolerance)
-{
-    float largest = 0.0f;
-    for (int64_t i = 0; i < count; i++)
-        if (fabsf(reference[i]) > largest) largest = fabsf(reference[i]);
-    for (int64_t i = 0; i < count; i++) {
-        if (memcmp(&reference[i], &values[i], 4) == 0) continue; /* infinities, for one */
-        if (!(fabsf(reference[i] - values[i]) <= tolerance * largest)) return false;
-    }
-    return true;
-}
-
-int close_enough(const test_case *c, uint8_t *const reference[], uint8_t *const results[])
+int changed_input(const test_case *c, uint8_t *const results[])
 {
     for (int i = 0; i < c->num_blocks; i++) {
         const block *b = &c->blocks[i];
-        bool same = memcmp(reference[i], results[i], (size_t)b->bytes) == 0;
-        float tolerance = b->kind == SUMMED ? SUMMED_TOLERANCE : QUANTIZED_TOLERANCE;
         if (b->kind == INPUT && memcmp(results[i], b->data, (size_t)b->bytes) != 0) return i + 1;
-        if (same || b->kind == SCRATCH) continue;
-        if (b->kind != SUMMED && b->kind != QUANTIZED) return i + 1;
-        if (!floats_are_close((const float *)reference[i], (const float *)results[i], b->bytes / 4,
-                              tolerance))
-            return i + 1;
     }
     return 0;
 }

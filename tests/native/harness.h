@@ -18,13 +18,13 @@
 #define MAX_RECORDS 24
 #define MAX_DEVICES 12
 
-/* How a block may differ between instruction sets after a run. */
+/* What a run does to a block. All that is written has the same bits in every instruction set. */
 typedef enum {
     INPUT,     /* not written: as it was */
-    EXACT,     /* integers, single operations or sums in a fixed order: the same bits */
-    SUMMED,    /* sums across lanes, which each set orders in its own way */
-    QUANTIZED, /* behind activations whose int8 step is the better of two that nearly tie */
-    SCRATCH    /* halfway results: compared only between runs of one set */
+    EXACT,     /* written: integers or single operations */
+    SUMMED,    /* written: sums across lanes */
+    QUANTIZED, /* written: behind activations rounded to int8 */
+    SCRATCH    /* written: halfway results */
 } block_kind;
 
 typedef struct {
@@ -87,7 +87,7 @@ void free_results(uint8_t *results[MAX_BLOCKS]);
 
 /* Number of the first block that differs, or 0. */
 int same_bits(const test_case *c, uint8_t *const a[], uint8_t *const b[]);
-/* Number of the first block that differs by more than its kind allows, or 0. */
-int close_enough(const test_case *c, uint8_t *const reference[], uint8_t *const results[]);
+/* Number of the first INPUT block that is not as it was, or 0. */
+int changed_input(const test_case *c, uint8_t *const results[]);
 
 #endif

@@ -136,6 +136,20 @@ def test_an_arm_processor_gets_the_sets_that_it_has(request, arm_program, proces
     assert done.stdout.splitlines()[0] == f"instruction sets: {sets}; best: {best}"
 
 
+def bits_of_all_cases(done):
+    assert_all_passed(done)
+    return re.findall("^bits of all cases: ([0-9a-f]{16})$", done.stdout, re.MULTILINE)
+
+
+def test_an_arm_processor_computes_the_bits_of_this_one(checkout, tmp_path, arm_program):
+    require_program("gcc", "gcc libc6-dev")
+    here = build_device_test(checkout, tmp_path, "gcc", flags="-O1")
+    qemu = ("qemu-aarch64", "-cpu", "max", "-L", ARM_LIBRARIES)
+    bits = bits_of_all_cases(run_device_test(here, "kernels"))
+    assert len(bits) == 1
+    assert bits_of_all_cases(run_device_test(arm_program, "kernels", prefix=qemu)) == bits
+
+
 @pytest.mark.long
 def test_clang_builds_it_without_a_warning_and_it_passes(checkout, tmp_path):
     require_program("clang", "clang")

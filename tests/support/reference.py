@@ -26,6 +26,8 @@ ACT_GROUP = 32
 # Largest codes tried for a group of activations; the largest value that counts as no activation.
 ACT_LEVELS = np.array([127.0, 125.3, 123.7, 122.1], np.float32)
 SMALLEST_ACTIVATION = np.float32(1e-30)
+# Below this share of its group's largest value every other one lies, if that one is left out.
+OUTLIER_SHARE = np.float32(0.25)
 KEY_TILE = 16
 MAX_HALF = 65504.0
 
@@ -71,8 +73,8 @@ class QuantizedRows(NamedTuple):
     """Activations as packed linear kernels see them.
 
     Attributes:
-        values: float64 [rows, k], codes * scales.
-        codes: int8 [rows, k].
+        values: float64 [rows, k], codes * scales, and outliers as they are.
+        codes: int8 [rows, k]; of an outlier 0.
         scales: float64 [rows, k / 32].
         settled: bool [rows, k / 32], whether the best step leads by more than float32 can blur.
     """
@@ -83,14 +85,26 @@ class QuantizedRows(NamedTuple):
     settled: np.ndarray
 
 
+def outliers_of(groups):
+    """Bool like groups, float32 [..., 32]: a value that all others of its group are less than a
+    quarter of. Such a value stays a float."""
+    sizes = np.abs(groups)
+    largest = sizes.max(axis=-1, keepdims=True)
+    reaches = sizes >= largest * OUTLIER_SHARE
+    return reaches & (reaches.sum(axis=-1, keepdims=True) == 1) & (largest > SMALLEST_ACTIVATION)
+
+
 def quantize_activations(x):
-    """int8 codes in groups of 32 along k: of four steps, the one that rounds the group with the
-    least squared error, and then the scale that fits its codes q best, x.q / q.q.
+    """int8 codes in groups of 32 along k, outliers left out: of four steps, the one that rounds the
+    group with the least squared error, and then the scale that fits its codes q best, x.q / q.q.
 
     Args:
         x: float32 [rows, k], k a multiple of 32.
     """
     groups = x.astype(np.float32).reshape(len(x), -1, ACT_GROUP)
+    is_outlier = outliers_of(groups)
+    outliers = np.where(is_outlier, groups, 0).astype(np.float64)
+    groups = np.where(is_outlier, np.float32(0), groups)
     largest = np.abs(groups).max(axis=2)
     alive = largest > SMALLEST_ACTIVATION
     factors = ACT_LEVELS / np.where(alive, largest, 1)[:, :, None]
@@ -102,7 +116,7 @@ def quantize_activations(x):
     codes = np.take_along_axis(tried, best[:, :, :, None], 2)[:, :, 0] * alive[:, :, None]
     scales = (codes * groups).sum(axis=2) / np.maximum((codes * codes).sum(axis=2), 1)
     return QuantizedRows(
-        (codes * scales[:, :, None]).reshape(x.shape),
+        (codes * scales[:, :, None] + outliers).reshape(x.shape),
         codes.astype(np.int8).reshape(x.shape),
         scales,
         ~alive | (runner_up - least > 1e-4 * least),

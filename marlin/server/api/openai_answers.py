@@ -96,7 +96,7 @@ def model_details(model: ServedModel, capabilities: dict[str, bool]) -> dict[str
 
 def fingerprint(model: ServedModel) -> str:
     """Names all that decides what a seed gives: package, model, weights and device."""
-    facts = __version__, model.model_id, model.format, model.isa
+    facts = __version__, model.model_id, model.format, model.device_kind
     return _fingerprint(*facts, *filter(None, [model.manifest_digest]))
 
 
