@@ -18,6 +18,7 @@ from marlin.errors import ModelFileError
 from marlin.files.fields import file_fields
 from marlin.text.cuts import SPACE_PIECE
 from marlin.text.gaps import named_fill_tokens
+from marlin.text.gguf_merges import MODEL, stated_merges
 from marlin.text.gguf_word_pieces import plain_pieces, word_pieces
 from marlin.text.pretokenizer import FAMILIES
 from marlin.text.tokenizer import TOOL_TEMPLATE, Tokenizer, set_template
@@ -57,12 +58,12 @@ def tokenizer_from_gguf(metadata, path):
             vocabulary, or the vocabulary is of a kind this project does not know.
     """
     fields = file_fields(path, metadata, PREFIX)
-    model = fields.choice("model", ("gpt2", "llama", "bert"))
+    model = fields.choice("model", ("gpt2", "llama", "bert", MODEL))
     vocabulary = _Vocabulary.read(fields, model)
     adds_bos = True
     if model == "gpt2":
         backend, adds_bos = _byte_level(fields, vocabulary)
-    elif model == "llama":
+    elif model in ("llama", MODEL):
         backend = _sentencepiece(fields, vocabulary)
     else:
         backend = word_pieces(fields, vocabulary.ids, vocabulary.named("unknown"))
@@ -140,7 +141,7 @@ def _sentencepiece(fields, vocabulary):
     backend = Backend(
         BPE(
             vocabulary.ids,
-            _implied_merges(fields, vocabulary, scores),
+            stated_merges(fields, vocabulary.ids) or _implied_merges(fields, vocabulary, scores),
             unk_token=unknown and unknown[1],
             fuse_unk=True,
             byte_fallback=True,
@@ -149,7 +150,7 @@ def _sentencepiece(fields, vocabulary):
     replace: Any = normalizers.Replace(" ", SPACE_PIECE)
     steps: list[Any] = [decoders.Replace(SPACE_PIECE, " ")]
     steps += [decoders.ByteFallback(), decoders.Fuse()]
-    if fields.flag("add_space_prefix", True):
+    if fields.flag("add_space_prefix", fields.raw("model") != MODEL):
         replace = normalizers.Sequence([normalizers.Prepend(SPACE_PIECE), replace])
         steps.append(decoders.Strip(" ", 1, 0))
     backend.normalizer = replace

@@ -187,6 +187,7 @@ FAMILIES = (
     )
     + (
         "marlin/weights/row_table.py",
+        "marlin/text/gguf_merges.py",
         "marlin/device/ops_experts.py",
         "marlin/device/ops_state.py",
         "metal_shim/common/checks_experts.h",

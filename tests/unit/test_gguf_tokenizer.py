@@ -252,3 +252,45 @@ def test_a_bert_file_without_a_token_for_unknown_words_is_refused():
     del metadata[PREFIX + "unknown_token_id"]
     with pytest.raises(ModelFileError, match="unknown_token_id is missing"):
         tokenizer_from_gguf(metadata, "bert.gguf")
+
+
+def gemma4_metadata(*merges):
+    """Pieces of letters and blanks as they are, bytes, and the merges that a file states."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>"]
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)]
+    pieces = ["a", "b", "\u2581", "\n", "ab", "\u2581a", "\n\n", "a\n"]
+    return {
+        PREFIX + "model": "gemma4",
+        PREFIX + "tokens": [*special, *bytes_, *pieces],
+        PREFIX + "token_type": np.array([3] * 4 + [6] * 256 + [1] * len(pieces)),
+        PREFIX + "scores": np.full(260 + len(pieces), -1000.0),
+        PREFIX + "merges": list(merges),
+        PREFIX + "bos_token_id": 2,
+        PREFIX + "eos_token_id": 1,
+        PREFIX + "unknown_token_id": 3,
+    }
+
+
+def test_gemma4s_merges_are_taken_in_the_order_of_the_file_and_bytes_stand_for_the_rest():
+    a, b, blank, _, ab, blank_a, lines = range(260, 267)
+    texts = {"ab": [ab], " ab": [blank, ab], " a": [blank_a], "b\n\nab": [b, lines, ab]}
+    texts |= {"a\u00e9": [a, 4 + 0xC3, 4 + 0xA9]}
+    ours = tokenizer_from_gguf(gemma4_metadata("a b", "\u2581 a", "\n \n"), "small.gguf")
+    for text, ids in texts.items():
+        assert ours.encode(text) == [2, *ids]
+        assert ours.decode(ids) == text
+    other = tokenizer_from_gguf(gemma4_metadata("\u2581 a", "a b"), "small.gguf")
+    assert other.encode(" ab", add_special_tokens=False) == [blank_a, b]
+
+
+@pytest.mark.parametrize(
+    ("merge", "message"),
+    [
+        ("a q", "merge 1 'a q' needs 'q', which is no token"),
+        ("b a", "merge 1 'b a' needs 'ba', which is no token"),
+        ("a \n", r"merge 1 'a \\n' joins lines"),
+    ],
+)
+def test_a_merge_of_gemma4_that_cannot_be_is_named(merge, message):
+    with pytest.raises(ModelFileError, match=re.escape(message).replace(r"\\\\", r"\\")):
+        tokenizer_from_gguf(gemma4_metadata("a b", merge), "small.gguf")
