@@ -12,7 +12,7 @@
 /* Weight rows and x rows that share their loads: their product by V_PARTS is the number of
  * accumulators. */
 #define N_BLOCK (V_LANES == 16 ? 4 : 2)
-#define M_BLOCK (V_LANES == 16 ? 4 : 2)
+#define M_BLOCK (V_LANES == 16 ? 4 : V_LANES == 8 ? 3 : 2)
 
 typedef enum { F32, F16, BF16 } dense_kind;
 
