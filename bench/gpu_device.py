@@ -23,7 +23,7 @@ from marlin.device import abi
 from marlin.device.device import Device
 
 ROWS_VARIANTS = (1, 2, 4, 8, 16)
-NUM_CONSTANTS, HEADS_PER_KV = 7, 4
+NUM_CONSTANTS, HEADS_PER_KV = 8, 4
 # Threadgroups of attention_split at once that hide the time of a load; NVIDIA's compiler leaves
 # registers for five. With more heads a KV head they would not hold the sums.
 SPLIT_BLOCKS = 6
@@ -121,14 +121,16 @@ class Kernels:
 
 
 def constants_of(kernel, params, rows, simdgroups):
-    """ROWS, GROUP_SIZE, FLAGS, HEAD_DIM, HEADS_PER_KV, SIMDGROUPS, KV_F32 of shaders/common.h."""
+    """ROWS, GROUP_SIZE, FLAGS, HEAD_DIM, HEADS_PER_KV, SIMDGROUPS, KV_F32 and LATENT_DIM of
+    shaders/common.h."""
     if kernel.startswith("attention"):
         per_kv = int(params["num_heads"]) // int(params["num_kv_heads"])
-        return 0, 0, 0, int(params["head_dim"]), per_kv, 0, int(params["kv_f32"])
-    if kernel == "rope_kv_write":
-        return 0, 0, 0, 0, 0, 0, int(params["kv_f32"])
+        sizes = int(params["head_dim"]), per_kv, 0, int(params["kv_f32"]), int(params["latent_dim"])
+        return 0, 0, 0, *sizes
+    if kernel in ("rope_kv_write", "latent_write"):
+        return 0, 0, 0, 0, 0, 0, int(params["kv_f32"]), 0
     if kernel.startswith(("matvec", "matmul", "embed")):
-        return rows, int(params["group_size"]), int(params["flags"]), 0, 0, simdgroups, 0
+        return rows, int(params["group_size"]), int(params["flags"]), 0, 0, simdgroups, 0, 0
     return (0,) * NUM_CONSTANTS
 
 
@@ -136,6 +138,7 @@ def params_of(kernel, raw):
     """The parameter struct of a record."""
     names = {"embed": "EmbedParams", "matvec": "LinearParams", "matmul": "LinearParams"}
     names |= {"attention": "AttentionParams", "rope_kv_write": "RopeKvParams"}
+    names |= {"latent_write": "LatentParams"}
     name = names.get(kernel) or names.get(kernel.split("_")[0])
     if name is None:
         return None

@@ -4,6 +4,8 @@
 //   k_cache  half [num_blocks, num_kv_heads, block_size / 16, head_dim, 16], 16-byte aligned
 //   v_cache  half [num_blocks, num_kv_heads, block_size, head_dim], 16-byte aligned; where KV_F32
 //            is set both are float
+//   With a LATENT_DIM k_cache has one head, whose first LATENT_DIM numbers are the values as well,
+//   v_cache is not bound, and the query heads are shared out to num_kv_heads.
 //   tables   int32 [num_sequences, table_stride], block ids in logical order
 //   tiles    int32 [num_tiles, 4]: first row, rows (<= 16), sequence, position of the first row
 //   sinks    float [num_heads], or not bound: scores that take their share of a head's softmax
@@ -31,6 +33,9 @@ using namespace metal;
 // difference of two of them is a number. What is seen is above ATTENTION_SEEN.
 #define ATTENTION_UNSEEN -3.0e38f
 #define ATTENTION_SEEN -1.5e38f
+
+// Of a head's output.
+#define OUT_DIM (LATENT_DIM != 0 ? LATENT_DIM : HEAD_DIM)
 
 // One tile, checked.
 struct AttentionTile {
@@ -104,16 +109,23 @@ inline bool attention_is_block(constant AttentionParams &p, int32_t block)
 inline uint attention_cache_tile(constant AttentionParams &p, uint block, uint kv_head,
                                  uint position)
 {
-    return (block * p.num_kv_heads + kv_head) * (p.block_size / MARLIN_KEY_TILE) +
-           position % p.block_size / MARLIN_KEY_TILE;
+    uint head = LATENT_DIM != 0 ? block : block * p.num_kv_heads + kv_head;
+    return head * (p.block_size / MARLIN_KEY_TILE) + position % p.block_size / MARLIN_KEY_TILE;
 }
 
-// Floats before query `query` of a tile in q or out.
+// Heads before query `query` of a tile in q or out.
+inline uint attention_query(constant AttentionParams &p, thread const AttentionTile &tile,
+                            uint kv_head, uint query)
+{
+    uint row = tile.first_row + query / HEADS_PER_KV;
+    return row * p.num_heads + kv_head * HEADS_PER_KV + query % HEADS_PER_KV;
+}
+
+// Floats before it in q.
 inline uint attention_query_offset(constant AttentionParams &p, thread const AttentionTile &tile,
                                    uint kv_head, uint query)
 {
-    uint row = tile.first_row + query / HEADS_PER_KV;
-    return (row * p.num_heads + kv_head * HEADS_PER_KV + query % HEADS_PER_KV) * HEAD_DIM;
+    return attention_query(p, tile, kv_head, query) * HEAD_DIM;
 }
 
 #endif

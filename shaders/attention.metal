@@ -36,16 +36,17 @@ struct PrefillQueries {
     threadgroup float *diagonal; // [8, 8], 0 off the diagonal
 };
 
-// An 8x8 matrix of a cache, whose rows begin `stride` numbers apart.
-inline simdgroup_float8x8 prefill_load(device const half *cache, ulong at, uint stride)
+// An 8x8 matrix of a cache, whose rows (or columns, if turned) begin `stride` numbers apart.
+inline simdgroup_float8x8 prefill_load(device const half *cache, ulong at, uint stride,
+                                       bool turned = false)
 {
     simdgroup_float8x8 wide;
     if (KV_F32 != 0) {
-        simdgroup_load(wide, (device const float *)cache + at, stride);
+        simdgroup_load(wide, (device const float *)cache + at, stride, 0, turned);
         return wide;
     }
     simdgroup_half8x8 narrow;
-    simdgroup_load(narrow, cache + at, stride);
+    simdgroup_load(narrow, cache + at, stride, 0, turned);
     wide.thread_elements()[0] = float(narrow.thread_elements()[0]);
     wide.thread_elements()[1] = float(narrow.thread_elements()[1]);
     return wide;
@@ -179,16 +180,21 @@ inline void prefill_add_values(thread const PrefillQueries &s, thread const Atte
 {
     for (uint t = 0; t < PREFILL_CHUNK; t += MARLIN_KEY_TILE) {
         if (!prefill_is_seen(s, start + t)) continue;
-        ulong values = prefill_tile_offset(s, tile, p, start + t) + column;
+        ulong values = prefill_tile_offset(s, tile, p, start + t);
         for (uint part = 0; part < MARLIN_KEY_TILE; part += PREFILL_MATRIX) {
             simdgroup_float8x8 weights;
             simdgroup_load(weights, s.scores + t + part, PREFILL_SCORE_STRIDE);
 #pragma unroll
             for (uint i = 0; i < PREFILL_OUT_MATRICES; i++) {
                 if (i * PREFILL_MATRIX < columns) {
-                    ulong at = values + part * HEAD_DIM + i * PREFILL_MATRIX;
-                    simdgroup_multiply_accumulate(out[i], weights,
-                                                  prefill_load(v_cache, at, HEAD_DIM), out[i]);
+                    // Where keys are the values, a token is a column.
+                    bool turned = LATENT_DIM != 0;
+                    uint first = column + i * PREFILL_MATRIX;
+                    ulong at = values +
+                               (turned ? first * MARLIN_KEY_TILE + part : part * HEAD_DIM + first);
+                    uint stride = turned ? MARLIN_KEY_TILE : HEAD_DIM;
+                    simdgroup_multiply_accumulate(
+                        out[i], weights, prefill_load(v_cache, at, stride, turned), out[i]);
                 }
             }
         }
@@ -213,7 +219,7 @@ inline void prefill_store_rows(thread const PrefillQueries &s, thread const Atte
         for (uint r = 0; r < PREFILL_MATRIX; r++) {
             float factor = simd_broadcast(inverse, ushort(r * 4));
             if (s.first + r >= tile.num_queries) continue;
-            uint at = attention_query_offset(p, tile, s.kv_head, s.first + r) + column + part;
+            uint at = attention_query(p, tile, s.kv_head, s.first + r) * OUT_DIM + column + part;
             for (uint i = s.lane; i < min(uint(PREFILL_CHUNK), columns - part); i += SIMD_THREADS)
                 to[at + i] = s.scores[r * PREFILL_SCORE_STRIDE + i] * factor;
         }
@@ -225,8 +231,8 @@ inline void prefill_attend(thread const PrefillQueries &s, thread const Attentio
                            device const half *k_cache, device const half *v_cache, device float *to)
 {
     if (HEAD_DIM <= PREFILL_Q_COLUMNS) prefill_stage_queries(s, tile, p, q, 0, HEAD_DIM);
-    for (uint column = 0; column < HEAD_DIM; column += PREFILL_OUT_COLUMNS) {
-        uint columns = min(uint(PREFILL_OUT_COLUMNS), HEAD_DIM - column);
+    for (uint column = 0; column < OUT_DIM; column += PREFILL_OUT_COLUMNS) {
+        uint columns = min(uint(PREFILL_OUT_COLUMNS), OUT_DIM - column);
         simdgroup_float8x8 out[PREFILL_OUT_MATRICES];
 #pragma unroll
         for (uint i = 0; i < PREFILL_OUT_MATRICES; i++)
@@ -298,6 +304,6 @@ attention(device const float *q [[buffer(0)]], device const half *k_cache [[buff
         s.begun = attention_begin(p, sinks, s.kv_head * HEADS_PER_KV + query % HEADS_PER_KV);
         s.begin = attention_first_seen(p, tile.position + s.first / HEADS_PER_KV);
         s.end = tile.position + last_query / HEADS_PER_KV + 1;
-        prefill_attend(s, tile, p, q, k_cache, v_cache, out);
+        prefill_attend(s, tile, p, q, k_cache, LATENT_DIM != 0 ? k_cache : v_cache, out);
     }
 }

@@ -148,7 +148,7 @@ inline float2 split_alone(constant AttentionParams &p, device const float *sinks
     return float2(factor, fma(begun.y, exp2(begun.x - all), factor * sum));
 }
 
-// Scores become 2^(score - max); max and sum go to the partials, [max_splits, HEAD_DIM + 2] of a
+// Scores become 2^(score - max); max and sum go to the partials, [max_splits, OUT_DIM + 2] of a
 // query, beginning at out.
 template <uint Q>
 inline void split_softmax(thread const SplitTask &s, thread const AttentionTile &tile,
@@ -173,15 +173,27 @@ inline void split_softmax(thread const SplitTask &s, thread const AttentionTile 
         }
         sum = simd_sum(sum);
         if (s.lane != 0 || query + r >= tile.num_queries) continue;
-        uint of = attention_query_offset(p, tile, s.kv_head, query + r) / HEAD_DIM;
+        uint of = attention_query(p, tile, s.kv_head, query + r);
         if (s.alone) {
             s.factors[r] = split_alone(p, sinks, of % p.num_heads, most, sum);
             continue;
         }
-        device float *partial = out + ulong(of) * p.max_splits * (HEAD_DIM + 2);
-        partial[HEAD_DIM] = most;
-        partial[HEAD_DIM + 1] = sum;
+        device float *partial = out + ulong(of) * p.max_splits * (OUT_DIM + 2);
+        partial[OUT_DIM] = most;
+        partial[OUT_DIM + 1] = sum;
     }
+}
+
+// One number of a query's output, or of its partial.
+inline void split_put(thread const SplitTask &s, thread const AttentionTile &tile,
+                      constant AttentionParams &p, device float *out, uint query, uint column,
+                      float sum, float2 factor)
+{
+    ulong of = attention_query(p, tile, s.kv_head, query);
+    if (s.alone)
+        out[of * OUT_DIM + column] = fma(factor.x, sum, 0.0f) / factor.y;
+    else
+        out[of * p.max_splits * (OUT_DIM + 2) + column] = sum;
 }
 
 // Values of Q queries weighted by the scores. A thread takes 8 columns of every T-th token; the T
@@ -223,12 +235,53 @@ inline void split_sum_values(thread const SplitTask &s, thread const AttentionTi
             if (of >= tile.num_queries) continue;
             float sum = 0.0f;
             for (uint g = 0; g < groups; g++) sum += sums[(which * groups + g) * HEAD_DIM + at];
-            uint row = attention_query_offset(p, tile, s.kv_head, of);
-            if (s.alone)
-                out[row + at] = fma(s.factors[r + which].x, sum, 0.0f) / s.factors[r + which].y;
-            else
-                out[ulong(row / HEAD_DIM) * p.max_splits * (HEAD_DIM + 2) + at] = sum;
+            split_put(s, tile, p, out, of, at, sum, s.factors[r + which]);
         }
+    }
+}
+
+// The same where keys are the values, too. A thread takes whole columns, four at a time, and a
+// column's tokens lie together.
+template <uint Q>
+inline void split_sum_latents(thread const SplitTask &s, thread const AttentionTile &tile,
+                              constant AttentionParams &p, device const half *k_cache,
+                              device float *out, uint query)
+{
+    for (uint first = s.thread_index; first < LATENT_DIM; first += 4 * SPLIT_THREADS) {
+        float4 sums[4][Q / 4];
+#pragma unroll
+        for (uint c = 0; c < 4; c++)
+            for (uint r = 0; r < Q / 4; r++) sums[c][r] = float4(0.0f);
+        for (uint token = s.first; token < s.count; token += 8) {
+            ulong tokens =
+                ulong(s.cache_tiles[token / MARLIN_KEY_TILE]) * (MARLIN_KEY_TILE * HEAD_DIM) +
+                token % MARLIN_KEY_TILE;
+            SplitEight values[4];
+#pragma unroll
+            for (uint c = 0; c < 4; c++) {
+                uint column = min(first + c * SPLIT_THREADS, LATENT_DIM - 1);
+                values[c] = split_load(k_cache, tokens + column * MARLIN_KEY_TILE);
+            }
+#pragma unroll
+            for (uint t = 0; t < 8; t++) {
+#pragma unroll
+                for (uint r = 0; r < Q / 4; r++) {
+                    float4 weights =
+                        *(threadgroup const float4 *)(s.scores + (token + t) * Q + 4 * r);
+#pragma unroll
+                    for (uint c = 0; c < 4; c++) {
+                        float value = t < 4 ? values[c].low[t] : values[c].high[t - 4];
+                        sums[c][r] = fma(weights, float4(value), sums[c][r]);
+                    }
+                }
+            }
+        }
+#pragma unroll
+        for (uint c = 0; c < 4; c++)
+            for (uint r = 0; r < Q && query + r < tile.num_queries; r++)
+                if (first + c * SPLIT_THREADS < LATENT_DIM)
+                    split_put(s, tile, p, out, query + r, first + c * SPLIT_THREADS,
+                              sums[c][r / 4][r % 4], s.factors[r]);
     }
 }
 
@@ -243,7 +296,10 @@ inline void split_attend(thread const SplitTask &s, thread const AttentionTile &
         threadgroup_barrier(mem_flags::mem_threadgroup);
         split_softmax<Q>(s, tile, p, sinks, out, query);
         threadgroup_barrier(mem_flags::mem_threadgroup);
-        split_sum_values<Q>(s, tile, p, v_cache, out, query);
+        if (LATENT_DIM != 0)
+            split_sum_latents<Q>(s, tile, p, k_cache, out, query);
+        else
+            split_sum_values<Q>(s, tile, p, v_cache, out, query);
     }
 }
 
@@ -309,7 +365,7 @@ inline void split_attend(thread const SplitTask &s, thread const AttentionTile &
         if (thread_index == 0) fail(status, call);
         return;
     }
-    device float *to = s.alone ? out : partials + group.z * (HEAD_DIM + 2);
+    device float *to = s.alone ? out : partials + group.z * (OUT_DIM + 2);
     if (HEADS_PER_KV > 4)
         split_attend<8>(s, tile, p, q, k_cache, v_cache, sinks, to);
     else
@@ -335,7 +391,7 @@ inline void split_attend(thread const SplitTask &s, thread const AttentionTile &
                                   uint lane [[thread_index_in_simdgroup]])
 {
     if (group.x >= uint(vars[p.tiles_var]) || group.y >= p.num_heads) return;
-    uint stride = HEAD_DIM + 2;
+    uint stride = OUT_DIM + 2;
     int32_t first_row = tiles[group.x * 4], rows = tiles[group.x * 4 + 1];
     int32_t position = tiles[group.x * 4 + 3];
     ulong all_rows = call.words[0] / (ulong(stride) * p.num_heads * p.max_splits);
@@ -352,22 +408,22 @@ inline void split_attend(thread const SplitTask &s, thread const AttentionTile &
         float2 begun = attention_begin(p, sinks, group.y);
         float most = begun.x;
         for (uint split = begin + lane; split < end; split += SIMD_THREADS)
-            most = max(most, partial[split * stride + HEAD_DIM]);
+            most = max(most, partial[split * stride + OUT_DIM]);
         most = simd_max(most);
-        for (uint first = 0; first < HEAD_DIM; first += THREADS_attention_combine) {
-            uint column = min(first + thread_index, HEAD_DIM - 1);
+        for (uint first = 0; first < OUT_DIM; first += THREADS_attention_combine) {
+            uint column = min(first + thread_index, OUT_DIM - 1);
             float value = 0.0f, sum = begun.y * exp2(begun.x - most);
             for (uint split = begin; split < end; split += SIMD_THREADS) {
                 // Lane: one split. Then every lane: its column of all of them, in order.
                 device const float *from = partial + min(split + lane, end - 1) * stride;
-                float factor = split + lane < end ? exp2(from[HEAD_DIM] - most) : 0.0f;
-                sum += simd_sum(factor * from[HEAD_DIM + 1]);
+                float factor = split + lane < end ? exp2(from[OUT_DIM] - most) : 0.0f;
+                sum += simd_sum(factor * from[OUT_DIM + 1]);
                 from = partial + split * stride + column;
 #pragma unroll 8
                 for (uint i = 0; i < min(uint(SIMD_THREADS), end - split); i++)
                     value = fma(simd_shuffle(factor, ushort(i)), from[i * stride], value);
             }
-            if (first + thread_index < HEAD_DIM) out[query * HEAD_DIM + column] = value / sum;
+            if (first + thread_index < OUT_DIM) out[query * OUT_DIM + column] = value / sum;
         }
     }
 }

@@ -96,6 +96,7 @@
     X(attention,       attention,       none, AttentionParams, 7, kv_heads, 2, UNEVEN, 128, 1, 1) \
     X(attention_split, attention_split, none, AttentionParams, 8, splits,   3, UNEVEN, 128, 1, 1) \
     X(attention_combine, attention_combine, none, AttentionParams, 7, merges, 1, 0, 128, 1, 1) \
+    X(latent_write,  latent_write,  none, LatentParams,   9, latent_heads, 2, 0,   128, 1, 4) \
     X(causal_conv,   causal_conv,   none, ConvParams,      7, channels, 2, 0,      256, 1, 1) \
     X(delta_rule,    delta_rule,    none, DeltaParams,     9, value_pieces, 2, UNEVEN, 128, 1, 1) \
     X(take_columns,  take_columns,  none, ColumnsParams,   2, rows,     1, 0,      256, 1, 1) \

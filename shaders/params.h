@@ -44,7 +44,7 @@
 #define MARLIN_GATE_SIGMOID 1u
 #define MARLIN_GATE_CHOSEN 2u
 #define MARLIN_MAX_EXPERTS 1024
-#define MARLIN_MAX_SLOTS 64
+#define MARLIN_MAX_SLOTS 128
 /* Floats of a row that a unit of silu_mul, its likes and combine_experts takes. */
 #define MARLIN_PIECE_FLOATS 1024
 
@@ -180,7 +180,24 @@ struct AttentionParams {
                              the quotient a whole number; 0: they are not */
     uint32_t scale_tokens;
     uint32_t has_sinks;
-    uint32_t kv_f32; /* as RopeKvParams */
+    uint32_t kv_f32;     /* as RopeKvParams */
+    uint32_t latent_dim; /* values are the first so many numbers of the keys, of which a token has
+                            one for all heads; 0: they have a cache of their own */
+};
+
+/* Of latent attention: see kernels_rows.c. */
+struct LatentParams {
+    int32_t rows_var;
+    uint32_t num_heads;
+    uint32_t nope_dim; /* of a head's query, what does not turn, and then what does */
+    uint32_t rope_dim;
+    uint32_t rank;    /* numbers of a latent */
+    uint32_t row_dim; /* of a row of the cache: the latent, what turns, and zeros */
+    uint32_t block_size;
+    uint32_t num_blocks;
+    uint32_t interleaved; /* as RopeKvParams, both */
+    uint32_t kv_f32;
+    float eps;
 };
 
 /* Of a step's sequences, each of which has runs of rows: see kernels_state.c. */

@@ -329,6 +329,81 @@ rope_kv_write(device float *q [[buffer(0)]], device float *k [[buffer(1)]],
     if (simd_any(seen.nan) && lane == 0) row_put_kv(k_cache, to, NAN);
 }
 
+// latent_write: norms a token's latent, rotates what turns of it, and writes both to the cache;
+// puts the queries that its heads ask it with together in the same order, zeros behind.
+//
+//   absorbed  float [rows, num_heads, rank]
+//   q  float [rows, num_heads, nope_dim + rope_dim]    kv  float [rows, rank + rope_dim]
+//   table, slots, beyond: rope_kv_write's    norm  float [rank]
+//   cache  half or float [num_blocks, block_size / 16, row_dim, 16]
+//   queries  float [rows, num_heads, row_dim]
+//   A row with a NaN has one for the first number that turns, which is part of no value.
+//   Grid: (rows, num_heads + 1): the heads of queries, then the cache. Group: 128 threads, a
+//   simdgroup a head. Bytes a row: 8 a number of the queries, 4 and 2 (KV_F32: 4) of the latent.
+//   Bad index: a slot that the cache does not have; its row stays as it is.
+[[kernel]] void
+latent_write(device const float *absorbed [[buffer(0)]], device const float *q [[buffer(1)]],
+             device const float *kv [[buffer(2)]], device const float *table [[buffer(3)]],
+             device const int32_t *slots [[buffer(4)]], device half *cache [[buffer(5)]],
+             device const float *norm [[buffer(6)]], device float *queries [[buffer(7)]],
+             device atomic_uint *beyond [[buffer(8)]],
+             constant LatentParams &p [[buffer(MARLIN_PARAMS_INDEX)]],
+             constant int32_t *vars [[buffer(MARLIN_VARS_INDEX)]],
+             constant MarlinCall &call [[buffer(MARLIN_CALL_INDEX)]],
+             device atomic_uint *status [[buffer(MARLIN_STATUS_INDEX)]],
+             uint3 group [[threadgroup_position_in_grid]], uint lane [[thread_index_in_simdgroup]],
+             uint simdgroup [[simdgroup_index_in_threadgroup]])
+{
+    uint row = group.x, head = group.y * UNITS_Y_latent_write + simdgroup;
+    if (row >= uint(vars[p.rows_var]) || head > p.num_heads) return;
+    bool is_query = head < p.num_heads;
+    uint pairs = p.rope_dim / 2, used = p.rank + p.rope_dim, at = row * p.num_heads + head;
+    int32_t slot = is_query ? 0 : slots[row];
+    if (slot < 0 || uint(slot) >= p.num_blocks * p.block_size) {
+        fail(status, call);
+        return;
+    }
+    device const float *latent = kv + row * used, *turn = table + row * p.rope_dim;
+    device const float *from = latent + p.rank;
+    device float *to = queries;
+    ulong key = ulong(uint(slot) / MARLIN_KEY_TILE) * (MARLIN_KEY_TILE * p.row_dim) +
+                uint(slot) % MARLIN_KEY_TILE;
+    RowSeen seen = {false, false};
+    if (is_query) {
+        from = q + at * (p.nope_dim + p.rope_dim) + p.nope_dim;
+        to = queries + at * p.row_dim;
+        for (uint i = lane; i < p.rank; i += SIMD_THREADS) to[i] = absorbed[at * p.rank + i];
+        for (uint i = used + lane; i < p.row_dim; i += SIMD_THREADS) to[i] = 0.0f;
+    } else {
+        float squares = 0.0f;
+        for (uint i = lane; i < p.rank; i += SIMD_THREADS)
+            squares = fma(latent[i], latent[i], squares);
+        float inverse = precise::rsqrt(simd_sum(squares) / float(p.rank) + p.eps);
+        for (uint i = lane; i < p.rank; i += SIMD_THREADS)
+            row_store_kv(cache, key + i * MARLIN_KEY_TILE, latent[i] * inverse * norm[i], seen);
+        for (uint i = used + lane; i < p.row_dim; i += SIMD_THREADS)
+            row_put_kv(cache, key + i * MARLIN_KEY_TILE, 0.0f);
+    }
+    for (uint i = lane; i < pairs; i += SIMD_THREADS) {
+        uint one = p.interleaved ? 2 * i : i, other = p.interleaved ? 2 * i + 1 : pairs + i;
+        float a = from[one], b = from[other], c = turn[i], s = turn[pairs + i];
+        float low = a * c - b * s, high = b * c + a * s;
+        one += p.rank;
+        other += p.rank;
+        if (is_query) {
+            to[one] = low;
+            to[other] = high;
+        } else {
+            row_store_kv(cache, key + one * MARLIN_KEY_TILE, low, seen);
+            row_store_kv(cache, key + other * MARLIN_KEY_TILE, high, seen);
+        }
+    }
+    if (is_query) return;
+    if (seen.beyond) atomic_store_explicit(beyond + row, 1u, memory_order_relaxed);
+    // Lane 0 has written the first number that turns.
+    if (simd_any(seen.nan) && lane == 0) row_put_kv(cache, key + p.rank * MARLIN_KEY_TILE, NAN);
+}
+
 // x * sigmoid(z), with exp of -|z| only, so that it cannot overflow: sigmoid(z) = (z >= 0 ? 1 : e)
 // / (1 + e). z has the sign of x.
 inline float row_gate(float x, float z)

@@ -10,9 +10,9 @@ import numpy as np
 
 from marlin.device.library import library_path as library_path
 
-ABI_VERSION = 8
+ABI_VERSION = 9
 MAX_BINDINGS = 12
-MAX_PARAM_BYTES = 64
+MAX_PARAM_BYTES = 80
 MAX_VARS = 8
 
 OK = 0
@@ -36,12 +36,12 @@ KERNELS = (
     *("route", "sort_experts", "combine_experts"),
     *("rms_norm", "layer_norm", "rope_table", "rope_kv_write", "silu_mul", "gelu_mul"),
     *("swiglu_mul", "sigmoid_mul", "scale_rows", "gelu", "gather_rows"),
-    *("attention", "attention_split", "attention_combine", "causal_conv"),
+    *("attention", "attention_split", "attention_combine", "latent_write", "causal_conv"),
     *("delta_rule", "take_columns"),
     *("mask_logits", "penalize", "sample", "repack", "probe_read", "probe_dot"),
 )
 
-MAX_EXPERTS, MAX_SLOTS = 1024, 64
+MAX_EXPERTS, MAX_SLOTS = 1024, 128
 MAX_TAPS, MAX_KEY_DIM = 8, 128
 GATE_SOFTMAX, GATE_SIGMOID, GATE_CHOSEN = range(3)
 GATES = {"softmax": GATE_SOFTMAX, "sigmoid": GATE_SIGMOID, "chosen": GATE_CHOSEN}
@@ -100,7 +100,12 @@ PARAMS = {
         "i4 tiles_var splits_var",
         "u4 num_heads num_kv_heads head_dim block_size num_blocks table_stride window max_splits",
         "f4 scale softcap position_scale",
-        "u4 scale_tokens has_sinks kv_f32",
+        "u4 scale_tokens has_sinks kv_f32 latent_dim",
+    ),
+    "LatentParams": _params(
+        "i4 rows_var",
+        "u4 num_heads nope_dim rope_dim rank row_dim block_size num_blocks interleaved kv_f32",
+        "f4 eps",
     ),
     "ConvParams": _params(
         "i4 sequences_var", "u4 dim taps row_floats num_slots gated silu has_bias"

@@ -63,7 +63,8 @@ def weight_flags(scale_bytes: int, has_biases: bool) -> int:
 class KvLayout(NamedTuple):
     """The KV cache's shape: K [num_blocks, num_kv_heads, block_size / 16, head_dim, 16], V
     [num_blocks, num_kv_heads, block_size, head_dim], of dtype "float16" or "float32"; a sequence
-    holds up to table_stride blocks."""
+    holds up to table_stride blocks. With a value_dim there is one head and no V: its keys' first
+    numbers are the values."""
 
     num_blocks: int
     block_size: int
@@ -71,10 +72,16 @@ class KvLayout(NamedTuple):
     num_kv_heads: int
     head_dim: int
     dtype: str = "float16"
+    value_dim: int = 0
+
+    @property
+    def out_dim(self):
+        """Of what a head makes of the values that it sees."""
+        return self.value_dim or self.head_dim
 
     @property
     def layer_bytes(self):
-        """Bytes of one layer's K; V is as large."""
+        """Bytes of one layer's K; V, where there is one, is as large."""
         size = np.dtype(self.dtype).itemsize
         return self.num_blocks * self.block_size * self.num_kv_heads * self.head_dim * size
 
@@ -246,14 +253,24 @@ class AttentionInputs(NamedTuple):
     sinks: View | None = None
 
 
+# Query heads that share a pass over a latent's keys: what a unit of attention takes at once.
+LATENT_HEADS = 8
+
+
 def _attention_params(inputs):
     layout = inputs.layout
+    shape = _cache_shape(layout)
+    if layout.value_dim:
+        counts = range(min(LATENT_HEADS, inputs.num_heads), 0, -1)
+        together = next(count for count in counts if inputs.num_heads % count == 0)
+        shape["num_kv_heads"] = inputs.num_heads // together
     return make_params(
         "AttentionParams",
         tiles_var=VAR_TILES,
         splits_var=VAR_SPLITS,
         num_heads=inputs.num_heads,
-        **_cache_shape(layout),
+        **shape,
+        latent_dim=layout.value_dim,
         table_stride=layout.table_stride,
         window=inputs.window or 0,
         max_splits=layout.max_splits,
@@ -267,7 +284,7 @@ def _attention_params(inputs):
 
 def _attention_bindings(q, caches, inputs, out):
     views = (q, *caches, inputs.tables, inputs.tiles)
-    return [*((view, READ) for view in views), (out, WRITE)]
+    return [*(maybe(view, READ) for view in views), (out, WRITE)]
 
 
 def attention(recorder, q, caches, inputs, out):

@@ -66,7 +66,12 @@ def choose(recorder, logits, bias, router, ids, weights):
 def route(recorder, logits, bias, router, choices):
     """choose(), and sort the choices by expert."""
     choose(recorder, logits, bias, router, choices.ids, choices.weights)
-    counts = {"num_experts": router.num_experts, "num_slots": router.num_slots}
+    sort(recorder, choices, router.num_experts, router.num_slots)
+
+
+def sort(recorder, choices, num_experts, num_slots):
+    """Fill a step's order and groups by its ids."""
+    counts = {"num_experts": num_experts, "num_slots": num_slots}
     params = make_params("SortParams", rows_var=VAR_TOKENS, **counts)
     outputs = [(choices.order, WRITE), (choices.groups, WRITE)]
     recorder.dispatch("sort_experts", params, [(choices.ids, READ), *outputs])

@@ -15,6 +15,7 @@ from marlin.device.ops import KvLayout
 from marlin.device.ops_state import StateRuns
 from marlin.device.program import View
 from marlin.models.layers import LayerCache
+from marlin.models.layers_latent import LatentKV
 from marlin.models.layers_state import StateCache
 from marlin.models.spec import CacheSpec, KvSpec, ModelSpec, State, WindowKV, cache_owner
 
@@ -105,7 +106,8 @@ class Paging(NamedTuple):
     def layout(self, spec: KvSpec) -> KvLayout:
         """What kernels are told of the cache of a layer."""
         sizes = self.num_blocks_of(spec), self.block_size, self.table_stride
-        return KvLayout(*sizes, spec.num_kv_heads, spec.head_dim, spec.dtype)
+        value_dim = spec.value_dim if isinstance(spec, LatentKV) else 0
+        return KvLayout(*sizes, spec.num_kv_heads, spec.head_dim, spec.dtype, value_dim)
 
 
 def groups_of(spec: ModelSpec, readers: bool = False) -> dict[CacheSpec, list[int]]:
@@ -155,6 +157,13 @@ def longest_context(
     return low * CONTEXT_STEP
 
 
+def layer_cache(device: Device, layout: KvLayout, where: tuple[View, View, View]) -> LayerCache:
+    """The cache of one layer, zeroed; `where` as KvCache's places."""
+    k = View.of(device.create(layout.layer_bytes))
+    v = None if layout.value_dim else View.of(device.create(layout.layer_bytes))
+    return LayerCache(k, v, layout, *where)
+
+
 class KvCache:
     """A model's cache on a device, zeroed.
 
@@ -188,7 +197,6 @@ class KvCache:
             window = cache.window if isinstance(cache, WindowKV) else None
             where = places.get(window, places[None])
             for index in indices:
-                k, v = (View.of(device.create(layout.layer_bytes)) for _ in range(2))
-                found[index] = LayerCache(k, v, layout, *where)
+                found[index] = layer_cache(device, layout, where)
         self.layers = [found[cache_owner(spec, index)] for index in range(len(spec.layers))]
         self.num_bytes: int = sum(layer.num_bytes for layer in found.values())

@@ -16,12 +16,12 @@ from marlin.device.device import Device
 from marlin.device.ops import Weight
 from marlin.device.program import Recorder, View
 from marlin.engine.batch import Batch
-from marlin.engine.kv_cache import Paging, groups_of, state_bytes
+from marlin.engine.kv_cache import Paging, groups_of, layer_cache, state_bytes
 from marlin.engine.request import Chunk, Request
 from marlin.engine.sampling import SamplingParams
 from marlin.errors import ConfigError
-from marlin.models.layers import LayerCache, Step, StepInputs, StepSizes
-from marlin.models.model import ropes_of
+from marlin.models.layers import Step, StepInputs, StepSizes
+from marlin.models.model import create_activations, ropes_of
 from marlin.models.rope import rope_inv_freq
 from marlin.models.spec import ModelSpec, Tensor, constants_of, tensors_of
 from marlin.weights.convert import SourceTensor
@@ -110,9 +110,9 @@ class LayerRunner:
     def _make_caches(self, paging):
         found = {}
         for cache, indices in groups_of(self.spec).items():
-            layout = paging.layout(cache)
-            k, v = (View.of(self._device.create(layout.layer_bytes)) for _ in range(2))
-            found |= dict.fromkeys(indices, LayerCache(k, v, layout, *self._batch.places[None]))
+            where = self._batch.places[None]
+            made = layer_cache(self._device, paging.layout(cache), where)
+            found |= dict.fromkeys(indices, made)
         return [found[index] for index in range(len(self.spec.layers))]
 
     def _make_activations(self):
@@ -121,8 +121,7 @@ class LayerRunner:
         for layer in self.spec.layers:
             for name, shape in layer.activations(self._sizes).items():
                 shapes[name] = max(shape, shapes.get(name, shape), key=np.prod)
-        sizes = {name: max(4, 4 * rows * columns) for name, (rows, columns) in shapes.items()}
-        return {name: View.of(self._device.create(size)) for name, size in sizes.items()}
+        return create_activations(self._device, shapes)
 
     def _make_ropes(self):
         tables, recorder = {}, Recorder(self._device)

@@ -27,13 +27,14 @@ class LayerCache:
     """One layer's keys and values, in the shapes that KvLayout says, and where a step's are.
 
     Attributes:
+        v: None where the keys hold the values, too.
         slots: int32 [num_tokens].
         tables: int32 [num_sequences, table_stride], the block table of each sequence.
         beyond: int32 [num_tokens], of ops.rope_kv_write().
     """
 
     k: View
-    v: View
+    v: View | None
     layout: KvLayout
     slots: View
     tables: View
@@ -41,7 +42,7 @@ class LayerCache:
 
     @property
     def num_bytes(self) -> int:
-        return self.k.num_bytes + self.v.num_bytes
+        return self.k.num_bytes + (self.v.num_bytes if self.v is not None else 0)
 
 
 @dataclass(frozen=True, slots=True)

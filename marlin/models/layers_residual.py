@@ -6,6 +6,7 @@ A layer that leaves its delta has it added by whoever comes next, in one kernel 
 from dataclasses import dataclass
 
 from marlin.models.layers import Attention, GatedFeedForward, Step, StepSizes
+from marlin.models.layers_latent import LatentAttention
 from marlin.models.spec import Tensor
 
 
@@ -18,7 +19,7 @@ class ResidualLayer:
 
     __slots__ = ()
     leaves_delta = True
-    attention: Attention
+    attention: Attention | LatentAttention
     feed_forward: GatedFeedForward
 
     def activations(self, sizes: StepSizes) -> dict[str, tuple[int, int]]:
@@ -38,7 +39,7 @@ class PreNormLayer(ResidualLayer):
     """hidden += attention(norm(hidden)); hidden += feed_forward(norm(hidden))."""
 
     attn_norm: Tensor
-    attention: Attention
+    attention: Attention | LatentAttention
     ffn_norm: Tensor
     feed_forward: GatedFeedForward
 

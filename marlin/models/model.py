@@ -13,6 +13,7 @@ from marlin.device.program import Recorder, View
 from marlin.errors import ModelFileError
 from marlin.models.layers import LOOKED_UP, Rope, Step, StepInputs, StepSizes
 from marlin.models.layers_encoder import layer_norm
+from marlin.models.layers_latent import HEAD_IDS
 from marlin.models.rope import rope_inv_freq
 from marlin.models.spec import ModelSpec, Tensor, constants_of, tensors_of
 from marlin.weights import ggml_types
@@ -41,6 +42,16 @@ def activation_shapes(spec: ModelSpec, sizes: StepSizes) -> dict[str, tuple[int,
         for name, shape in part.activations(sizes).items():
             shapes[name] = max(shape, shapes.get(name, shape), key=np.prod)
     return shapes
+
+
+def create_activations(device: Device, shapes: dict[str, tuple[int, int]]) -> dict[str, View]:
+    """Views of activation_shapes(), filled where they hold the same in every step."""
+    sizes = {name: max(4, 4 * rows * columns) for name, (rows, columns) in shapes.items()}
+    acts = {name: View.of(device.create(size)) for name, size in sizes.items()}
+    if HEAD_IDS in acts:
+        shape = shapes[HEAD_IDS]
+        acts[HEAD_IDS].buffer.array(np.int32, shape)[...] = np.arange(shape[1])
+    return acts
 
 
 def read_share(tensor: Tensor) -> float:
@@ -119,7 +130,7 @@ class Model:
     def allocate(self, device: Device, sizes: StepSizes) -> dict[str, View]:
         """The activations of a step."""
         shapes = activation_shapes(self.spec, sizes)
-        acts = {name: View.of(device.create(rows * 4 * n)) for name, (rows, n) in shapes.items()}
+        acts = create_activations(device, shapes)
         if self.spec.learned is not None:
             table = acts["positions"].buffer.array(np.float32, shapes["positions"])
             learned = self.spec.learned

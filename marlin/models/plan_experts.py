@@ -13,6 +13,7 @@ import numpy as np
 
 from marlin.errors import ModelFileError
 from marlin.models.plan import check_dtype, check_found
+from marlin.models.plan_heads import find_heads
 from marlin.models.spec import Tensor
 from marlin.weights import ggml_types
 from marlin.weights.block_types import DENSE_KINDS
@@ -64,6 +65,8 @@ def find_stack(path: str, tensor: Tensor, tensors: dict, reader) -> ForeignMatri
     stem = tensor.name.removesuffix(".weight")
     if tensor.name in tensors or f"{stem}.codes" in tensors:
         return None
+    if stack.heads is not None:
+        return find_heads(tensor, tensors, reader)
     if stack.single and reader is not None:
         if (found := _packed_singles(path, tensor, reader)) is not None:
             return found

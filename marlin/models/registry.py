@@ -9,6 +9,7 @@ from marlin.files.fields import file_fields
 from marlin.files.strict_json import read_json_object
 from marlin.models.bert import ROBERTAS, Bert
 from marlin.models.config import ModelConfig
+from marlin.models.deepseek_v3 import DeepseekV3, Glm4MoeLite
 from marlin.models.exaone4 import Exaone4
 from marlin.models.gemma2 import Gemma2
 from marlin.models.gemma3 import Gemma3
@@ -40,7 +41,7 @@ FAMILIES = (
     *(Llama(), Mistral(), Qwen2(), Qwen3(), Gemma3(), Qwen3Moe(), Mixtral(), Glm4Moe(), Qwen2Moe()),
     *(SmolLM3(), Granite(), Olmo2(), Olmo3(), Phi3(), Gemma2(), Ministral3(), Exaone4(), Glm4()),
     *(MuseGlimmer(), GptOss(), Lfm2(), Qwen3Next(), Qwen35(), Qwen35Moe(), Bert(), *ROBERTAS),
-    *(Gemma4(), Gemma4Unified()),
+    *(Gemma4(), Gemma4Unified(), DeepseekV3(), Glm4MoeLite()),
 )
 
 _BY_MODEL_TYPE = {family.model_type: family for family in FAMILIES}

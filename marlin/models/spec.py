@@ -11,6 +11,7 @@ from typing import Any, Generic, TypeVar
 
 from marlin.files.fields import Fields
 from marlin.models.config import ModelConfig
+from marlin.models.head_rows import HeadRows
 from marlin.weights.gguf import GGUFFile
 
 Config = TypeVar("Config", bound=ModelConfig)
@@ -27,6 +28,7 @@ class Stack:
         fused: the name of a tensor that holds `num_parts` such, of which this is number `part`.
         transposed: in `fused` a row is an input, and the parts take turns; else a row is an
             output, and the parts follow each other.
+        heads: of a matrix of each head; every token reads all of them.
     """
 
     num_chosen: int
@@ -36,6 +38,7 @@ class Stack:
     part: int = 0
     num_parts: int = 1
     transposed: bool = False
+    heads: HeadRows | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -170,7 +170,7 @@ static void check_rope_table(marlin_check *c)
     writes(c, 2);
 }
 
-static void check_cache(marlin_check *c, int k_binding, uint32_t kv_heads, uint32_t dim,
+static void check_cache(marlin_check *c, int first, int count, uint32_t kv_heads, uint32_t dim,
                         uint32_t block_size, uint32_t num_blocks, uint32_t kv_f32)
 {
     require(c, kv_heads >= 1 && kv_heads <= 4096, "has a num_kv_heads out of range");
@@ -181,8 +181,7 @@ static void check_cache(marlin_check *c, int k_binding, uint32_t kv_heads, uint3
             "has more slots than an int32 holds");
     if (c->problem) return;
     int64_t bytes = (int64_t)num_blocks * block_size * kv_heads * dim * (kv_f32 ? 4 : 2);
-    need(c, k_binding, VECTOR_BYTES, bytes);
-    need(c, k_binding + 1, VECTOR_BYTES, bytes);
+    for (int i = first; i < first + count; i++) need(c, i, VECTOR_BYTES, bytes);
 }
 
 static void check_rope_kv_write(marlin_check *c)
@@ -194,7 +193,7 @@ static void check_rope_kv_write(marlin_check *c)
             "has a head_dim that is no multiple of 16 up to 1024");
     require(c, has_kv || !c->record->bytes[5], "has a cache and no heads for it");
     if (has_kv)
-        check_cache(c, 5, p->num_kv_heads, p->head_dim, p->block_size, p->num_blocks, p->kv_f32);
+        check_cache(c, 5, 2, p->num_kv_heads, p->head_dim, p->block_size, p->num_blocks, p->kv_f32);
     require(c, p->rotary_dim <= p->head_dim && p->rotary_dim % 2 == 0,
             "has a rotary_dim that is odd or beyond the head");
     if (c->problem) return;
@@ -242,6 +241,8 @@ static void check_gather_rows(marlin_check *c)
 
 /* ---- attention ---- */
 
+#include "common/checks_latent.h"
+
 static void check_attention_params(marlin_check *c)
 {
     const struct AttentionParams *p = params_of(c);
@@ -254,30 +255,37 @@ static void check_attention_params(marlin_check *c)
             "has a head_dim that is no multiple of 16 up to 1024");
     require(c, p->table_stride >= 1 && p->table_stride <= INT32_MAX / 4,
             "has a table_stride out of range");
+    require(c, p->latent_dim <= p->head_dim && p->latent_dim % 16 == 0,
+            "has a latent_dim that is no multiple of 16 up to its head_dim");
     require(c, p->softcap >= 0.0f, "has a softcap below 0");
     require(c, p->position_scale == 0.0f || p->scale_tokens >= 1, "has no scale_tokens");
+    require(c, p->max_splits >= 1 && p->max_splits <= (1 << 20), "has a max_splits out of range");
     for (int i = 3; i < 5; i++) keep_apart(c, 5, i);
 }
 
-static void check_attention(marlin_check *c)
+/* Returns the rows of binding 0: the kernel checks those of the tiles against them. */
+static int64_t check_attended(marlin_check *c, int out)
 {
     const struct AttentionParams *p = params_of(c);
     check_attention_params(c);
-    if (c->problem) return;
-    int64_t row_bytes = 4 * (int64_t)p->num_heads * p->head_dim;
-    check_cache(c, 1, p->num_kv_heads, p->head_dim, p->block_size, p->num_blocks, p->kv_f32);
-    need(c, 0, 4, row_bytes);
+    if (c->problem) return 0;
+    int64_t row = 4 * (int64_t)p->num_heads * p->head_dim, rows = c->record->bytes[0] / row;
+    check_cache(c, 1, p->latent_dim ? 1 : 2, cached_heads(p), p->head_dim, p->block_size,
+                p->num_blocks, p->kv_f32);
+    need(c, 0, 4, row);
     need(c, 3, 4, 4 * (int64_t)p->table_stride);
     need_rows(c, 4, p->tiles_var, 1, 0, 16);
-    /* Rows come from the tiles, which the kernel checks against binding 0. */
-    need(c, 5, 4, c->record->bytes[0] / row_bytes * row_bytes);
-    writes(c, 5);
     if (p->has_sinks) need(c, 6, 4, 4 * (int64_t)p->num_heads);
+    need(c, out, 4, rows * 4 * p->num_heads * output_dim(p));
+    writes(c, out);
+    return rows;
 }
+
+static void check_attention(marlin_check *c) { check_attended(c, 5); }
 
 static int64_t partial_bytes(const struct AttentionParams *p)
 {
-    return 4 * (int64_t)p->num_heads * p->max_splits * (p->head_dim + 2);
+    return 4 * (int64_t)p->num_heads * p->max_splits * (output_dim(p) + 2);
 }
 
 static void limit_splits(marlin_check *c)
@@ -290,19 +298,10 @@ static void limit_splits(marlin_check *c)
 
 static void check_attention_split(marlin_check *c)
 {
-    const struct AttentionParams *p = params_of(c);
-    check_attention_params(c);
-    int64_t row_bytes = 4 * (int64_t)p->num_heads * p->head_dim;
-    check_cache(c, 1, p->num_kv_heads, p->head_dim, p->block_size, p->num_blocks, p->kv_f32);
-    require(c, p->max_splits >= 1 && p->max_splits <= (1 << 20), "has a max_splits out of range");
+    int64_t rows = check_attended(c, 7);
     if (c->problem) return;
-    need(c, 0, 4, row_bytes);
-    need(c, 3, 4, 4 * (int64_t)p->table_stride);
-    need_rows(c, 4, p->tiles_var, 1, 0, 16);
-    need(c, 5, 4, c->record->bytes[0] / row_bytes * partial_bytes(p));
-    if (p->has_sinks) need(c, 6, 4, 4 * (int64_t)p->num_heads);
-    need(c, 7, 4, c->record->bytes[0] / row_bytes * row_bytes);
-    for (int i = 5; i < 8; i += 2) writes(c, i);
+    need(c, 5, 4, rows * partial_bytes(params_of(c)));
+    writes(c, 5);
     limit_splits(c);
 }
 
@@ -310,11 +309,10 @@ static void check_attention_combine(marlin_check *c)
 {
     const struct AttentionParams *p = params_of(c);
     check_attention_params(c);
-    require(c, p->max_splits >= 1 && p->max_splits <= (1 << 20), "has a max_splits out of range");
     if (c->problem) return;
     need(c, 0, 4, partial_bytes(p));
     need_rows(c, 4, p->tiles_var, 1, 0, 16);
-    need(c, 5, 4, c->record->bytes[0] / partial_bytes(p) * 4 * p->num_heads * p->head_dim);
+    need(c, 5, 4, c->record->bytes[0] / partial_bytes(p) * 4 * p->num_heads * output_dim(p));
     writes(c, 5);
     if (p->has_sinks) need(c, 6, 4, 4 * (int64_t)p->num_heads);
     limit_splits(c);

@@ -8,6 +8,7 @@ static int64_t ceiling(int64_t count, int64_t size) { return (count + size - 1) 
 #define UNITS_rows {vars[p->rows_var], 1, 1}
 #define UNITS_row_parts {vars[p->rows_var], p->rows_per_var, 1}
 #define UNITS_row_heads {vars[p->rows_var], p->num_heads + 2 * p->num_kv_heads, 1}
+#define UNITS_latent_heads {vars[p->rows_var], p->num_heads + 1, 1}
 #define UNITS_row_pieces {vars[p->rows_var], ceiling(p->dim, MARLIN_PIECE_FLOATS), 1}
 #define UNITS_linear {ceiling(p->n, MARLIN_ROW_TILE), vars[p->rows_var], 1}
 #define UNITS_experts                                                                              \

@@ -5,7 +5,8 @@
 static int64_t attention_bytes(const struct AttentionParams *p)
 {
     int64_t rows = (int64_t)MARLIN_QUERY_TILE * (p->num_heads / p->num_kv_heads);
-    return rows * (p->head_dim + MARLIN_KV_SPLIT + 2 * ((int64_t)p->head_dim + 2) + 1) * 4;
+    int64_t values = p->latent_dim ? p->latent_dim : p->head_dim;
+    return rows * (p->head_dim + MARLIN_KV_SPLIT + 2 * (values + 2) + 1) * 4;
 }
 
 static int64_t sample_bytes(const struct SampleParams *p)
@@ -21,6 +22,8 @@ static int64_t delta_bytes(const struct DeltaParams *p)
     return (int64_t)p->key_dim * (MARLIN_DELTA_COLUMNS + 2) * 4;
 }
 
+static int64_t latent_bytes(const struct LatentParams *p) { return 4 * (int64_t)p->row_dim; }
+
 int64_t marlin_scratch_bytes(int32_t kernel_id, const void *params)
 {
     switch (kernel_id) {
@@ -29,6 +32,7 @@ int64_t marlin_scratch_bytes(int32_t kernel_id, const void *params)
     case KERNEL_attention_combine: return attention_bytes(params);
     case KERNEL_sample: return sample_bytes(params);
     case KERNEL_delta_rule: return delta_bytes(params);
+    case KERNEL_latent_write: return latent_bytes(params);
     case KERNEL_repack: return repack_bytes(params);
     default: return 0;
     }

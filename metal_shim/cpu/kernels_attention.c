@@ -7,6 +7,10 @@
  *   tiles    int32 [num_tiles, 4]: first row, rows (<= 16), sequence, position of the first row
  *   sinks    float [num_heads], or not bound: scores that take their share of a head's softmax
  *
+ * With a latent_dim, k_cache has one head, whose first latent_dim numbers are the values as well;
+ * v_cache is not bound, the query heads are shared out to num_kv_heads, and out is float [rows,
+ * num_heads, latent_dim].
+ *
  * Scores are q k * scale, or softcap * tanh(q k * scale / softcap). A query at position p sees
  * positions (p - window, p]. A contiguous cache is one block as long as the context. The context is
  * cut into splits of 256 tokens at fixed places. Each gives a softmax partial (max, sum, weighted
@@ -31,13 +35,19 @@ typedef struct {
     const uint8_t *k_cache, *v_cache; /* of float where p->kv_f32 */
     const int32_t *table;
     int64_t kv_head;
-    int rows;       /* query rows of the tile times query heads of the KV head */
-    float *q;       /* [rows, head_dim], scaled by log2(e) * scale */
-    int32_t *last;  /* [rows], the last position each row sees */
-    float *scores;  /* [rows, SPLIT] */
-    float *partial; /* [rows, head_dim + 2]: values, max, sum of one split */
-    float *merged;  /* [rows, head_dim + 2] */
+    int rows;        /* query rows of the tile times query heads of the KV head */
+    float *q;        /* [rows, head_dim], scaled by log2(e) * scale */
+    int32_t *last;   /* [rows], the last position each row sees */
+    float *scores;   /* [rows, SPLIT] */
+    int64_t out_dim; /* of a head's output */
+    float *partial;  /* [rows, out_dim + 2]: values, max, sum of one split */
+    float *merged;   /* [rows, out_dim + 2] */
 } attention;
+
+static int64_t output_dim(const struct AttentionParams *p)
+{
+    return p->latent_dim ? p->latent_dim : p->head_dim;
+}
 
 static int64_t scratch_rows(const struct AttentionParams *p)
 {
@@ -49,13 +59,14 @@ static void attention_begin(attention *a, const marlin_call *call, uint8_t *scra
     const struct AttentionParams *p = call->params;
     int64_t rows = scratch_rows(p), dim = p->head_dim;
     a->p = p;
+    a->out_dim = output_dim(p);
     a->k_cache = call->at[1];
     a->v_cache = call->at[2];
     a->q = (float *)scratch;
     a->scores = a->q + rows * dim;
     a->partial = a->scores + rows * SPLIT;
-    a->merged = a->partial + rows * (dim + 2);
-    a->last = (int32_t *)(a->merged + rows * (dim + 2));
+    a->merged = a->partial + rows * (a->out_dim + 2);
+    a->last = (int32_t *)(a->merged + rows * (a->out_dim + 2));
 }
 
 /* What a query is multiplied by for its position. */
@@ -106,8 +117,8 @@ INLINE int64_t cache_offset(const attention *a, int64_t position)
 {
     const struct AttentionParams *p = a->p;
     int64_t block = a->table[position / p->block_size];
-    return ((block * p->num_kv_heads + a->kv_head) * p->block_size + position % p->block_size) *
-           p->head_dim;
+    int64_t head = p->latent_dim ? block : block * p->num_kv_heads + a->kv_head;
+    return (head * p->block_size + position % p->block_size) * p->head_dim;
 }
 
 /* Scores of num_rows (a constant) rows with the 16 keys at `position`. */
@@ -145,7 +156,7 @@ INLINE void score_tile(const attention *a, int is_f32, int64_t position, int64_t
 static void softmax_row(const attention *a, int row, int64_t start, int64_t count)
 {
     float *s = a->scores + row * SPLIT;
-    float *partial = a->partial + row * (a->p->head_dim + 2);
+    float *partial = a->partial + row * (a->out_dim + 2);
     int64_t seen = a->last[row] - start + 1;
     int64_t hidden = a->p->window ? a->last[row] - (int64_t)a->p->window + 1 - start : 0;
     if (seen < 0) seen = 0;
@@ -159,13 +170,13 @@ static void softmax_row(const attention *a, int row, int64_t start, int64_t coun
     vf most = vf_set1(-INFINITY);
     for (int64_t i = 0; i < count; i += V_LANES) most = vf_max(most, vf_load(s + i));
     float max = vf_reduce_max(most);
-    partial[a->p->head_dim] = max;
-    partial[a->p->head_dim + 1] = 0.0f;
+    partial[a->out_dim] = max;
+    partial[a->out_dim + 1] = 0.0f;
     if (max == -INFINITY) {
         memset(s, 0, (size_t)count * sizeof *s);
         if ((seen < count ? seen : count) <= (hidden > 0 ? hidden : 0)) return;
-        partial[a->p->head_dim] = 0.0f; /* all that it sees is no number */
-        partial[a->p->head_dim + 1] = NAN;
+        partial[a->out_dim] = 0.0f; /* all that it sees is no number */
+        partial[a->out_dim + 1] = NAN;
         return;
     }
     vf sum[V_PARTS];
@@ -177,7 +188,7 @@ static void softmax_row(const attention *a, int row, int64_t start, int64_t coun
             sum[part] = vf_add(sum[part], weight);
         }
     }
-    partial[a->p->head_dim + 1] = vf_reduce_add(sum);
+    partial[a->out_dim + 1] = vf_reduce_add(sum);
 }
 
 /* Values of num_rows rows, num_vectors vectors of the head from `column`: both constants where it
@@ -228,13 +239,55 @@ INLINE void sum_all_values(const attention *a, int is_f32, int64_t start, int64_
             sum_values(a, is_f32, 1, 1, row, column, start, first, count);
 }
 
+/* Four columns of num_rows rows (a constant), where values lie as keys do: a lane is a token. */
+INLINE void sum_latents(const attention *a, int is_f32, int num_rows, int row, int64_t column,
+                        int64_t start, int64_t first, int64_t count)
+{
+    vf sums[6][4][V_PARTS];
+    for (int r = 0; r < num_rows; r++)
+        for (int v = 0; v < 4; v++)
+            for (int part = 0; part < V_PARTS; part++) sums[r][v][part] = vf_zero();
+    for (int64_t tile = first; tile < count; tile += 16) {
+        int64_t values = cache_offset(a, start + tile) + column * 16;
+        const float *weights = a->scores + row * SPLIT + tile;
+        for (int part = 0; part < V_PARTS; part++) {
+            vf value[4];
+            for (int v = 0; v < 4; v++)
+                value[v] = load_kv(is_f32, a->k_cache, values + v * 16 + part * V_LANES);
+#pragma GCC unroll 6
+            for (int r = 0; r < num_rows; r++) {
+                vf weight = vf_load(weights + r * SPLIT + part * V_LANES);
+#pragma GCC unroll 4
+                for (int v = 0; v < 4; v++)
+                    sums[r][v][part] = vf_fma(weight, value[v], sums[r][v][part]);
+            }
+        }
+    }
+    for (int r = 0; r < num_rows; r++)
+        vf_reduce_add4(sums[r], a->partial + (row + r) * (a->out_dim + 2) + column);
+}
+
+INLINE void sum_all_latents(const attention *a, int is_f32, int64_t start, int64_t first,
+                            int64_t count)
+{
+    for (int64_t column = 0; column < a->out_dim; column += 4) {
+        int row = 0;
+        for (; a->rows - row >= O_BLOCK; row += O_BLOCK)
+            sum_latents(a, is_f32, O_BLOCK, row, column, start, first, count);
+        for (; row < a->rows; row++) sum_latents(a, is_f32, 1, row, column, start, first, count);
+    }
+}
+
 /* The partial of every row over the tokens [first, count) of a split that some row sees. */
 INLINE void attend_tokens(const attention *a, int is_f32, int64_t start, int64_t first,
                           int64_t count)
 {
     for (int64_t i = first; i < count; i += 16) score_tile(a, is_f32, start + i, i);
     for (int row = 0; row < a->rows; row++) softmax_row(a, row, start, count);
-    sum_all_values(a, is_f32, start, first, count);
+    if (a->p->latent_dim)
+        sum_all_latents(a, is_f32, start, first, count);
+    else
+        sum_all_values(a, is_f32, start, first, count);
 }
 
 /* The partial of every row over one split. */
@@ -249,9 +302,9 @@ static void attend_split(const attention *a, int64_t split)
     }
     if (first >= count) {
         for (int row = 0; row < a->rows; row++) {
-            float *partial = a->partial + row * (a->p->head_dim + 2);
-            memset(partial, 0, (a->p->head_dim + 2) * sizeof *partial);
-            partial[a->p->head_dim] = -INFINITY;
+            float *partial = a->partial + row * (a->out_dim + 2);
+            memset(partial, 0, (size_t)(a->out_dim + 2) * sizeof *partial);
+            partial[a->out_dim] = -INFINITY;
         }
         return;
     }
@@ -261,7 +314,7 @@ static void attend_split(const attention *a, int64_t split)
         attend_tokens(a, 0, start, first, count);
 }
 
-/* merged += partial, both [head_dim values, max, sum]. */
+/* merged += partial, both [dim values, max, sum]. */
 static void merge(float *merged, const float *partial, int64_t dim)
 {
     float old_max = merged[dim], new_max = partial[dim];
@@ -281,20 +334,22 @@ static void merge(float *merged, const float *partial, int64_t dim)
 static void merge_begin(float *merged, const marlin_call *call, int64_t head)
 {
     const struct AttentionParams *p = call->params;
-    memset(merged, 0, (size_t)(p->head_dim + 2) * sizeof *merged);
-    merged[p->head_dim] = -INFINITY;
+    int64_t dim = output_dim(p);
+    memset(merged, 0, (size_t)(dim + 2) * sizeof *merged);
+    merged[dim] = -INFINITY;
     if (!p->has_sinks) return;
-    merged[p->head_dim] = ((const float *)call->at[6])[head] * LOG2_E;
-    merged[p->head_dim + 1] = 1.0f;
+    merged[dim] = ((const float *)call->at[6])[head] * LOG2_E;
+    merged[dim + 1] = 1.0f;
 }
 
 static void store_output(const marlin_call *call, int binding, int64_t row, int64_t head,
                          const float *merged)
 {
     const struct AttentionParams *p = call->params;
-    float *out = (float *)call->at[binding] + (row * p->num_heads + head) * p->head_dim;
-    vf inverse = vf_set1(1.0f / merged[p->head_dim + 1]);
-    for (int64_t i = 0; i < p->head_dim; i += V_LANES)
+    int64_t dim = output_dim(p);
+    float *out = (float *)call->at[binding] + (row * p->num_heads + head) * dim;
+    vf inverse = vf_set1(1.0f / merged[dim + 1]);
+    for (int64_t i = 0; i < dim; i += V_LANES)
         vf_store(out + i, vf_mul(vf_load(merged + i), inverse));
 }
 
@@ -302,7 +357,7 @@ static void store_output(const marlin_call *call, int binding, int64_t row, int6
 KERNEL(attention)
 {
     const struct AttentionParams *p = call->params;
-    int64_t dim = p->head_dim, heads = p->num_heads / p->num_kv_heads,
+    int64_t dim = output_dim(p), heads = p->num_heads / p->num_kv_heads,
             tiles = call->vars[p->tiles_var];
     attention a;
     attention_begin(&a, call, scratch);
@@ -331,7 +386,7 @@ KERNEL(attention)
 KERNEL(attention_split)
 {
     const struct AttentionParams *p = call->params;
-    int64_t dim = p->head_dim, heads = p->num_heads / p->num_kv_heads,
+    int64_t dim = output_dim(p), heads = p->num_heads / p->num_kv_heads,
             splits = call->vars[p->splits_var];
     attention a;
     attention_begin(&a, call, scratch);
@@ -364,7 +419,7 @@ KERNEL(attention_split)
 KERNEL(attention_combine)
 {
     const struct AttentionParams *p = call->params;
-    int64_t dim = p->head_dim;
+    int64_t dim = output_dim(p);
     int64_t all_rows = call->bytes[0] / (4 * (dim + 2) * p->num_heads * p->max_splits);
     float *merged = (float *)scratch;
     for (int64_t unit = begin; unit < end; unit++) {

@@ -252,6 +252,14 @@ static int has_nan(const float *x, int64_t dim)
     return found;
 }
 
+static void put_nan(uint32_t is_f32, uint8_t *cache, int64_t at)
+{
+    if (is_f32)
+        ((float *)cache)[at] = NAN;
+    else
+        ((uint16_t *)cache)[at] = HALF_NAN;
+}
+
 /* Heads of a row are written by several workers. */
 static void mark(int32_t *beyond) { __atomic_store_n(beyond, 1, __ATOMIC_RELAXED); }
 
@@ -317,10 +325,51 @@ KERNEL(rope_kv_write)
         to += offset % MARLIN_KEY_TILE;
         if (write_head(p, x, call->at[5], to, MARLIN_KEY_TILE)) mark(beyond + t);
         if (!has_nan(x, dim) && !has_nan((const float *)call->at[2] + kv * dim, dim)) continue;
-        if (p->kv_f32)
-            ((float *)call->at[5])[to] = NAN;
-        else
-            ((uint16_t *)call->at[5])[to] = HALF_NAN;
+        put_nan(p->kv_f32, call->at[5], to);
+    }
+    return MARLIN_OK;
+}
+
+/* Latent attention: norm a token's latent, rotate what turns of it, and write both to the cache;
+ * put the queries that its heads ask it with together in the same order. A unit is a head, or the
+ * cache.
+ *
+ *   absorbed float [rows, num_heads, rank]    q float [rows, num_heads, nope_dim + rope_dim]
+ *   kv float [rows, rank + rope_dim]    table, slots, beyond as rope_kv_write's
+ *   cache half or float [num_blocks, block_size / 16, row_dim, 16]    norm float [rank]
+ *   queries float [rows, num_heads, row_dim], zeros behind what turns
+ * A row with a NaN has one for the first number that turns, which is part of no value. */
+KERNEL(latent_write)
+{
+    const struct LatentParams *p = call->params;
+    const struct RmsNormParams norm = {.dim = p->rank, .eps = p->eps};
+    const struct RopeKvParams turn = {.rotary_dim = p->rope_dim, .interleaved = p->interleaved};
+    int64_t values = p->rank, turns = p->rope_dim, used = values + turns, dim = p->row_dim;
+    int64_t heads = p->num_heads, q_dim = (int64_t)p->nope_dim + turns;
+    for (int64_t unit = begin; unit < end; unit++) {
+        int64_t t = unit / (heads + 1), head = unit % (heads + 1), slot;
+        const float *table = (const float *)call->at[3] + t * turns;
+        float *kv = (float *)call->at[2] + t * used, *row = (float *)scratch;
+        const float *from = kv + values;
+        if (head < heads) {
+            int64_t at = t * heads + head;
+            row = (float *)call->at[7] + at * dim;
+            memcpy(row, (const float *)call->at[0] + at * values, (size_t)values * sizeof *row);
+            from = (const float *)call->at[1] + at * q_dim + p->nope_dim;
+        } else {
+            norm_row(&norm, kv, NULL, (const float *)call->at[6], row);
+        }
+        memcpy(row + values, from, (size_t)turns * sizeof *row);
+        memset(row + used, 0, (size_t)(dim - used) * sizeof *row);
+        rotate(row + values, table, &turn);
+        if (head < heads) continue;
+        slot = ((const int32_t *)call->at[4])[t];
+        if (slot < 0 || slot >= (int64_t)p->num_blocks * p->block_size) return MARLIN_EDEVICE;
+        int64_t to = slot / MARLIN_KEY_TILE * MARLIN_KEY_TILE * dim + slot % MARLIN_KEY_TILE;
+        if (p->kv_f32 ? write_numbers(1, row, call->at[5], to, MARLIN_KEY_TILE, dim)
+                      : write_numbers(0, row, call->at[5], to, MARLIN_KEY_TILE, dim))
+            mark((int32_t *)call->at[8] + t);
+        if (has_nan(row, used)) put_nan(p->kv_f32, call->at[5], to + values * MARLIN_KEY_TILE);
     }
     return MARLIN_OK;
 }

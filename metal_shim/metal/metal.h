@@ -11,7 +11,17 @@
 /* Indices of a kernel's fixed arguments (shaders/common.h); its bindings come before them. */
 enum { PARAMS_INDEX = MARLIN_MAX_BINDINGS, VARS_INDEX, CALL_INDEX, STATUS_INDEX };
 /* Function constants, by index (shaders/common.h). */
-enum { ROWS, GROUP_SIZE, FLAGS, HEAD_DIM, HEADS_PER_KV, SIMDGROUPS, KV_F32, NUM_CONSTANTS };
+enum {
+    ROWS,
+    GROUP_SIZE,
+    FLAGS,
+    HEAD_DIM,
+    HEADS_PER_KV,
+    SIMDGROUPS,
+    KV_F32,
+    LATENT_DIM,
+    NUM_CONSTANTS
+};
 /* Values of ROWS: powers of two up to 1 << (NUM_ROWS - 1). */
 #define NUM_ROWS 5
 /* Every Apple GPU's, and what the kernels are written for. */

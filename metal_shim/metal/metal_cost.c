@@ -58,7 +58,8 @@ static cost cost_of_experts(const marlin_record *record, const int32_t *vars)
 /* Of a token's key and value in one layer. */
 static double token_bytes(const struct AttentionParams *p)
 {
-    return (p->kv_f32 ? 8.0 : 4.0) * p->num_kv_heads * p->head_dim;
+    double halves = p->latent_dim ? 1.0 : 2.0 * p->num_kv_heads;
+    return (p->kv_f32 ? 4.0 : 2.0) * halves * p->head_dim;
 }
 
 static cost cost_of_split(const marlin_record *record, const int32_t *vars)

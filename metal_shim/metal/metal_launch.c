@@ -32,6 +32,12 @@ static void attention_constants(const void *params, uint32_t *out)
     out[HEAD_DIM] = p->head_dim;
     out[HEADS_PER_KV] = p->num_heads / p->num_kv_heads;
     out[KV_F32] = p->kv_f32 != 0;
+    out[LATENT_DIM] = p->latent_dim;
+}
+
+static void latent_constants(const void *params, uint32_t *out)
+{
+    out[KV_F32] = ((const struct LatentParams *)params)->kv_f32 != 0;
 }
 
 static void rope_constants(const void *params, uint32_t *out)
@@ -46,6 +52,7 @@ static void rope_constants(const void *params, uint32_t *out)
         const struct LinearParams *: linear_constants,                                             \
         const struct ExpertParams *: linear_constants,                                             \
         const struct AttentionParams *: attention_constants,                                       \
+        const struct LatentParams *: latent_constants,                                             \
         const struct RopeKvParams *: rope_constants,                                               \
         default: no_constants)
 

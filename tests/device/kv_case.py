@@ -23,6 +23,7 @@ class KvCase:
         tiles: int32 [num_tiles, 4]: first row, rows, sequence, position of the first row.
         scores: softcap, position_scale, scale_tokens and sinks (float32 [num_heads]) of
             ops.AttentionInputs, where they are set.
+        value_dim: of a cache whose keys hold the values; v_cache is not read then.
     """
 
     sequences: list
@@ -34,12 +35,13 @@ class KvCase:
     window: int
     scale: float
     scores: dict = field(default_factory=dict)
+    value_dim: int = 0
 
     @property
     def layout(self):
         num_blocks, num_kv_heads, block_size, head_dim = self.v_cache.shape
         sizes = num_blocks, block_size, self.tables.shape[1], num_kv_heads, head_dim
-        return ops.KvLayout(*sizes, self.v_cache.dtype.name)
+        return ops.KvLayout(*sizes, self.v_cache.dtype.name, self.value_dim)
 
     @property
     def num_splits(self):
@@ -57,6 +59,8 @@ class KvCase:
         for index, (context_len, num_queries) in enumerate(self.sequences):
             table = self.tables[index]
             keys, values = reference.read_kv(self.k_cache, self.v_cache, table, context_len)
+            if self.value_dim:
+                values = keys[..., : self.value_dim]
             positions = np.arange(context_len - num_queries, context_len)
             q = self.q[self.rows_of(index)]
             sizes = self.window, self.scale

@@ -221,6 +221,8 @@ def attention(device, case, split=False, num_splits=None):
     layout = case.layout
     with Memory(device) as memory:
         q, k_cache, v_cache = (memory.put(a) for a in (case.q, case.k_cache, case.v_cache))
+        if case.value_dim:
+            v_cache = None
         tables, tiles, num_heads = memory.put(case.tables), memory.put(case.tiles), case.q.shape[1]
         scores = dict(case.scores)
         if "sinks" in scores:
@@ -228,9 +230,10 @@ def attention(device, case, split=False, num_splits=None):
         inputs = ops.AttentionInputs(
             tables, tiles, layout, num_heads, case.window, case.scale, **scores
         )
-        out = memory.floats(*case.q.shape)
+        out_shape = (*case.q.shape[:2], layout.out_dim)
+        out = memory.floats(*out_shape)
         if split:
-            shape = (*case.q.shape[:2], layout.max_splits, layout.head_dim + 2)
+            shape = (*case.q.shape[:2], layout.max_splits, layout.out_dim + 2)
             partials = memory.floats(*shape)
             arguments = (q, (k_cache, v_cache), inputs, partials, out)
             record = ops.split_attention
@@ -239,7 +242,7 @@ def attention(device, case, split=False, num_splits=None):
         num_splits = case.num_splits if num_splits is None else num_splits
         variables = step(tiles=len(case.tiles), splits=num_splits)
         run(device, lambda r: record(r, *arguments), variables)
-        return memory.read(out, np.float32, case.q.shape)
+        return memory.read(out, np.float32, out_shape)
 
 
 def mask_logits(device, logits, masks, rows):

@@ -37,7 +37,7 @@ SOUND = {
     **{"sequences_var": 0, "taps": 4, "row_floats": 192, "gated": 1, "silu": 1},
     **{"key_heads": 1, "value_heads": 2, "key_dim": 16, "value_dim": 16, "tiled": 0, "is_log": 1},
     **{"x_floats": 64, "y_floats": 64, "pieces": 2, "stride": 32, "start": 4, "width": 24},
-    **{"y_start": 8},
+    **{"y_start": 8, "latent_dim": 0, "nope_dim": 4, "rope_dim": 4, "rank": 8, "row_dim": 16},
 }
 WITHOUT_BIAS = tuple(name for name in PACKED_KINDS if KINDS[name].bias == NEVER)
 
@@ -178,7 +178,7 @@ BINDING_VALUES = {
     "bytes": st.sampled_from([0, 4, 64, 1024, BUFFER_BYTES, BUFFER_BYTES + 4, -1, 2**63 - 1]),
 }
 RECORD_VALUES = {
-    "param_bytes": st.sampled_from([0, 4, 64, 65, -1]),
+    "param_bytes": st.sampled_from([0, 4, 64, 80, 81, -1]),
     "num_bindings": st.sampled_from([0, 1, 12, 13, -1, 2**31 - 1]),
     "kernel": st.integers(-1, 40),
 }

@@ -77,7 +77,7 @@ def test_a_report_tells_nothing_of_the_user(capsys, monkeypatch):
     [
         ("garbage", "cannot be loaded"),
         ("empty of functions", "cannot be loaded"),
-        ("another version", f"has ABI version 9, not {abi.ABI_VERSION}"),
+        ("another version", f"has ABI version 1000, not {abi.ABI_VERSION}"),
         ("missing", "(was not built|cannot be loaded)"),
     ],
 )
@@ -103,7 +103,7 @@ def unloadable(kind, path):
     elif kind != "missing":
         source = path.with_suffix(".c")
         names = abi._SIGNATURES if kind == "another version" else ()
-        source.write_text("\n".join(f"int {name}(void) {{ return 9; }}" for name in names))
+        source.write_text("\n".join(f"int {name}(void) {{ return 1000; }}" for name in names))
         compiler = os.environ.get("CC", "cc")
         subprocess.run([compiler, "-shared", "-fPIC", "-o", path, source], check=True)
     return path

@@ -51,3 +51,6 @@ def take_columns(shader):
     fields = columns._asdict() | {"rows_var": 0, "y_floats": 450, "y_start": 30}
     assert shader("state").run("take_columns", (3, 1, 1), [x, y], ("ColumnsParams", fields), [3])
     np.testing.assert_array_equal(y, expected)
+
+
+STATE_RUNS = {"causal_conv": causal_conv, "delta_rule": delta_rule, "take_columns": take_columns}

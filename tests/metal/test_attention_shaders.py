@@ -51,17 +51,24 @@ def attention_params(case):
         **{"softcap": 0.0, "position_scale": 0.0, "scale_tokens": 1, **case.scores},
         "has_sinks": int("sinks" in case.scores),
         "kv_f32": int(layout.dtype == "float32"),
+        "latent_dim": layout.value_dim,
     }
     fields.pop("sinks", None)
     heads = num_heads // layout.num_kv_heads
     constants = {"HEAD_DIM": layout.head_dim, "HEADS_PER_KV": heads, "KV_F32": fields["kv_f32"]}
+    constants["LATENT_DIM"] = layout.value_dim
     return ("AttentionParams", fields), constants
+
+
+def output_of(case):
+    """float32 [rows, num_heads, out_dim], NaN."""
+    return np.full((*case.q.shape[:2], case.layout.out_dim), np.nan, np.float32)
 
 
 def whole(shader, case, more_tiles=0):
     """float32 [rows, num_heads, head_dim] of `attention`, or None if it failed."""
     params, constants = attention_params(case)
-    out, tiles = np.full_like(case.q, np.nan), len(case.tiles)
+    out, tiles = output_of(case), len(case.tiles)
     sinks = case.scores.get("sinks")
     bindings = [case.q, case.k_cache, case.v_cache, case.tables, case.tiles, out, sinks]
     units = (tiles + more_tiles, case.layout.num_kv_heads + more_tiles, 1)
@@ -78,8 +85,8 @@ def outputs_of(shader, case, more=0):
     where nothing was written; None if the kernel failed."""
     params, constants = attention_params(case)
     layout = case.layout
-    shape = (*case.q.shape[:2], layout.max_splits, layout.head_dim + 2)
-    partials, out = np.full(shape, np.nan, np.float32), np.full_like(case.q, np.nan)
+    shape = (*case.q.shape[:2], layout.max_splits, layout.out_dim + 2)
+    partials, out = np.full(shape, np.nan, np.float32), output_of(case)
     bindings = [case.q, case.k_cache, case.v_cache, case.tables, case.tiles, partials]
     bindings += [case.scores.get("sinks"), out]
     units = (len(case.tiles) + more, layout.num_kv_heads + more, case.num_splits + more)

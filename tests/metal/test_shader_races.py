@@ -22,9 +22,10 @@ from expert_runs import (
     sort_experts,
 )
 from ggml_blocks import blank, random_blocks
+from latent_runs import attention_of_latents, latent_write
 from msl import build, simt
 from shader import SHADERS, Shader
-from state_runs import causal_conv, delta_rule, take_columns
+from state_runs import STATE_RUNS, delta_rule
 from test_attention_shaders import draws, kv_case, normal, split, whole
 from test_linear_shaders import TWO_UNITS, arrays_of, matmul, repacked_by_cpu
 
@@ -301,12 +302,11 @@ RUNS = {
     "scale_rows": scale_rows,
     "gelu": gelu,
     "gather_rows": gather_rows,
-    "attention": attention,
+    "attention": several(attention, attention_of_latents),
     "attention_split": attention_split,
     "attention_combine": attention_split,
-    "causal_conv": causal_conv,
-    "delta_rule": delta_rule,
-    "take_columns": take_columns,
+    "latent_write": latent_write,
+    **STATE_RUNS,
     "mask_logits": mask_logits,
     "penalize": penalize,
     "sample": sample,

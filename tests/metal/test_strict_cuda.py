@@ -8,9 +8,9 @@ from msl import build, cuda
 from msl.source import SHADER_FOLDER, SourceError
 
 SHADERS = sorted(SHADER_FOLDER.glob("*.metal"))
-# ROWS, GROUP_SIZE, FLAGS, HEAD_DIM, HEADS_PER_KV, SIMDGROUPS, KV_F32 (shaders/common.h), as a
-# model might have them.
-CONSTANTS = [f"MSL_FC_{index}={value}" for index, value in enumerate((4, 32, 0, 64, 3, 8, 0))]
+# ROWS, GROUP_SIZE, FLAGS, HEAD_DIM, HEADS_PER_KV, SIMDGROUPS, KV_F32, LATENT_DIM
+# (shaders/common.h), as a model might have them.
+CONSTANTS = [f"MSL_FC_{index}={value}" for index, value in enumerate((4, 32, 0, 64, 3, 8, 0, 0))]
 
 
 def missing():

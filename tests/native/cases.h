@@ -45,11 +45,12 @@ test_case *make_sort_experts(int variant);
 test_case *make_combine_experts(int variant);
 test_case *make_causal_conv(int variant);
 test_case *make_delta_rule(int variant);
+test_case *make_latent_write(int variant);
 test_case *make_take_columns(int variant);
 test_case *make_layer(int variant);
 
 /* Variants of make_attention() from here on are attention_split and attention_combine. */
-#define FIRST_SPLIT_ATTENTION 6
+#define FIRST_SPLIT_ATTENTION 7
 
 void check_kernels(void);
 void check_replays(void);

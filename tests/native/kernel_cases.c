@@ -357,6 +357,7 @@ const case_family case_families[] = {
     {make_causal_conv, 2},
     {make_delta_rule, 2},
     {make_take_columns, 1},
+    {make_latent_write, 2},
     {make_layer, 2},
 };
 const int num_case_families = (int)(sizeof case_families / sizeof *case_families);

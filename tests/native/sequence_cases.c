@@ -65,16 +65,18 @@ test_case *make_rope(int variant)
 typedef struct {
     int heads, kv_heads, dim, block_size, window;
     float softcap, position_scale;
-    int has_sinks, kv_f32;
+    int has_sinks, kv_f32, latent;
 } attention_shape;
 
 /* Heads of one vector and of several, one to eight query heads a KV head, a window shorter and one
  * longer than a split, and a contiguous cache: one block as long as the context; a cap of scores,
- * and queries that grow with their position; sinks; the second one's cache is of floats. */
+ * and queries that grow with their position; sinks; the second one's cache is of floats, and the
+ * last one's keys are its values. */
 static const attention_shape attention_shapes[FIRST_SPLIT_ATTENTION] = {
-    {6, 2, 48, 16, 0, 0.0f, 0.0f, 0, 0},   {4, 4, 80, 32, 40, 0.0f, 0.0f, 0, 1},
-    {8, 1, 16, 16, 300, 0.0f, 0.0f, 0, 0}, {2, 1, 64, 544, 0, 0.0f, 0.0f, 0, 0},
-    {3, 1, 48, 16, 0, 1.5f, 0.5f, 0, 0},   {4, 2, 48, 16, 40, 0.0f, 0.0f, 1, 0},
+    {6, 2, 48, 16, 0, 0.0f, 0.0f, 0, 0, 0},   {4, 4, 80, 32, 40, 0.0f, 0.0f, 0, 1, 0},
+    {8, 1, 16, 16, 300, 0.0f, 0.0f, 0, 0, 0}, {2, 1, 64, 544, 0, 0.0f, 0.0f, 0, 0, 0},
+    {3, 1, 48, 16, 0, 1.5f, 0.5f, 0, 0, 0},   {4, 2, 48, 16, 40, 0.0f, 0.0f, 1, 0, 0},
+    {6, 2, 48, 16, 0, 0.0f, 0.0f, 0, 0, 32},
 };
 
 /* The caches at bindings 1 and 2, and the tables at 3: two sequences, of 530 and 17 tokens, whose
@@ -90,8 +92,9 @@ static void add_context(test_case *c, marlin_dispatch *record, struct AttentionP
     for (int s = 0; s < 2; s++)
         for (int i = 0; i < num_blocks[0]; i++)
             table[s * num_blocks[0] + i] = i < num_blocks[s] ? --next : -1;
-    int64_t values = (int64_t)p->num_blocks * block_size * p->num_kv_heads * p->head_dim;
-    for (int i = 1; i < 3; i++) {
+    int64_t values = (int64_t)p->num_blocks * block_size * p->head_dim;
+    if (!p->latent_dim) values *= p->num_kv_heads;
+    for (int i = 1; i < (p->latent_dim ? 2 : 3); i++) {
         int cache =
             p->kv_f32 ? add_floats(c, INPUT, values, -1.0f, 1.0f) : add_halves(c, INPUT, values);
         bind(c, record, i, cache, MARLIN_READ);
@@ -104,7 +107,7 @@ test_case *make_attention(int variant)
 {
     const attention_shape *s = &attention_shapes[variant % FIRST_SPLIT_ATTENTION];
     bool is_split = variant >= FIRST_SPLIT_ATTENTION;
-    int rows = 24, values = rows * s->heads * s->dim;
+    int rows = 24, values = rows * s->heads * s->dim, out_dim = s->latent ? s->latent : s->dim;
     test_case *c = new_case(800 + variant % FIRST_SPLIT_ATTENTION,
                             "%s heads=%d/%d dim=%d block_size=%d window=%d",
                             is_split ? "attention_split" : "attention", s->heads, s->kv_heads,
@@ -121,7 +124,8 @@ test_case *make_attention(int variant)
                                 .position_scale = s->position_scale,
                                 .scale_tokens = 8,
                                 .has_sinks = s->has_sinks,
-                                .kv_f32 = s->kv_f32};
+                                .kv_f32 = s->kv_f32,
+                                .latent_dim = s->latent};
     marlin_dispatch *record =
         add_record(c, is_split ? "attention_split" : "attention", &p, sizeof p, is_split ? 8 : 7);
     bind(c, record, 0, add_floats(c, INPUT, values, -1.0f, 1.0f), MARLIN_READ);
@@ -129,7 +133,7 @@ test_case *make_attention(int variant)
     memcpy(record->params, &p, sizeof p);
     int tiles = add_integers(c, 12, (int32_t[]){0, 16, 0, 250, 16, 1, 0, 529, 17, 7, 1, 10});
     bind(c, record, 4, tiles, MARLIN_READ);
-    int out = add_bytes(c, SUMMED, 4 * values);
+    int out = add_bytes(c, SUMMED, 4 * rows * s->heads * out_dim);
     bind(c, record, 5, out, MARLIN_WRITE);
     c->vars[1] = 3;
     c->vars[3] = 3;
@@ -138,7 +142,7 @@ test_case *make_attention(int variant)
         if (sinks) bind(c, record, 6, sinks, MARLIN_READ);
         return c;
     }
-    int64_t partials = (int64_t)rows * s->heads * p.max_splits * (s->dim + 2);
+    int64_t partials = (int64_t)rows * s->heads * p.max_splits * (out_dim + 2);
     int partial = add_bytes(c, SUMMED, 4 * partials);
     bind(c, record, 5, partial, MARLIN_WRITE);
     if (sinks) bind(c, record, 6, sinks, MARLIN_READ);
@@ -296,6 +300,7 @@ static void add_attention(layer *l, int slots, int out)
                                 .block_size = BLOCK_SIZE,
                                 .num_blocks = 4,
                                 .table_stride = 2,
+                                .max_splits = 1,
                                 .scale = 0.17f};
     record = add_record(c, "attention", &p, sizeof p, 7);
     int inputs[] = {l->q, l->k_cache, l->v_cache, l->tables, l->tiles};
@@ -456,5 +461,38 @@ test_case *make_take_columns(int variant)
     bind(c, record, 0, add_floats(c, INPUT, 3 * 70, -1.0f, 1.0f), MARLIN_READ);
     bind(c, record, 1, add_floats(c, SUMMED, 3 * 48, -1.0f, 1.0f), MARLIN_WRITE);
     c->vars[2] = 3;
+    return c;
+}
+
+/* A row of a latent cache that ends with zeros, of halves and of floats. */
+test_case *make_latent_write(int variant)
+{
+    enum { ROWS = 3, QUERIES = 5, RANK = 22, NOPE = 7, ROPE = 6, ROW = 32 };
+    struct LatentParams p = {.rows_var = 2,
+                             .num_heads = QUERIES,
+                             .nope_dim = NOPE,
+                             .rope_dim = ROPE,
+                             .rank = RANK,
+                             .row_dim = ROW,
+                             .block_size = 16,
+                             .num_blocks = 2,
+                             .interleaved = !variant,
+                             .kv_f32 = variant,
+                             .eps = 1e-3f};
+    test_case *c = new_case(2300 + variant, "latent_write kv_f32=%d", variant);
+    marlin_dispatch *record = add_record(c, "latent_write", &p, sizeof p, 9);
+    static const int sizes[] = {ROWS * QUERIES * RANK, ROWS * QUERIES * (NOPE + ROPE),
+                                ROWS * (RANK + ROPE), ROWS * ROPE};
+    for (int i = 0; i < 4; i++)
+        bind(c, record, i, add_floats(c, INPUT, sizes[i], -1.0f, 1.0f), MARLIN_READ);
+    bind(c, record, 4, add_integers(c, ROWS, (int32_t[]){31, 0, 17}), MARLIN_READ);
+    /* Sums of another order may round to another half. */
+    int cache = variant ? add_floats(c, SUMMED, 2 * 16 * ROW, -1.0f, 1.0f)
+                        : add_halves(c, SCRATCH, 2 * 16 * ROW);
+    bind(c, record, 5, cache, MARLIN_WRITE);
+    bind(c, record, 6, add_floats(c, INPUT, RANK, -1.0f, 1.0f), MARLIN_READ);
+    bind(c, record, 7, add_bytes(c, EXACT, 4 * ROWS * QUERIES * ROW), MARLIN_WRITE);
+    bind(c, record, 8, add_bytes(c, EXACT, 4 * ROWS), MARLIN_READ | MARLIN_WRITE);
+    c->vars[2] = ROWS;
     return c;
 }

@@ -21,7 +21,7 @@ import reference
 import reference_experts
 from kv_case import make_case
 from matrices import bias_of
-from selftest_state import delta_cases, state_cases
+from selftest_state import delta_cases, latent_cases, state_cases
 from selftest_writer import (
     EXACT,
     FLOAT16,
@@ -360,6 +360,7 @@ def make_vectors():
     makers += (
         state_cases,
         delta_cases,
+        latent_cases,
         expert_cases,
         sample_cases,
         mask_cases,

@@ -6,6 +6,22 @@ from copy import deepcopy
 from dense_families import FAMILIES, SIZES
 from hybrid_families import HYBRIDS
 
+# A row of 40 numbers in a cache of 48, and heads whose parts all differ.
+_LATENT = {
+    "num_hidden_layers": 4,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 64,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 64,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 48,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 48,
+    "routed_scaling_factor": 1.8,
+    "norm_topk_prob": True,
+}
 MIXTURES = {
     "qwen3_moe": (
         "Qwen3Moe",
@@ -55,6 +71,30 @@ MIXTURES = {
             "num_nextn_predict_layers": 0,
         },
     ),
+    "glm4_moe_lite": (
+        "Glm4MoeLite",
+        _LATENT
+        | {"mlp_layer_types": ["sparse", "dense", "sparse", "sparse"], "attention_bias": True},
+    ),
+    "deepseek_v3": (
+        "DeepseekV3",
+        _LATENT
+        | {
+            "num_hidden_layers": 2,
+            "first_k_dense_replace": 1,
+            "n_group": 4,
+            "topk_group": 2,
+            "num_nextn_predict_layers": 0,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 8.0,
+                "original_max_position_embeddings": 64,
+                "mscale": 1.0,
+                "mscale_all_dim": 0.8,
+            },
+        },
+    ),
     "gpt_oss": (
         "GptOss",
         {
@@ -82,6 +122,10 @@ FEATURES = [
     ("glm4_moe", {"routed_scaling_factor": 1.0}),
     ("glm4_moe", {"topk_group": 4}),
     ("glm4_moe", {"norm_topk_prob": False}),
+    ("glm4_moe_lite", {"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]}),
+    ("glm4_moe_lite", {"rope_interleave": False}),
+    ("deepseek_v3", {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}),
+    ("deepseek_v3", {"topk_group": 4}),
     ("gpt_oss", {"sliding_window": 400}),
     ("gpt_oss", {"num_experts_per_tok": 2}),
 ]

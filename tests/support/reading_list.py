@@ -202,6 +202,19 @@ FAMILIES = (
     ),
     4_500,
 )
+LATENTS = (
+    "Latent attention",
+    "DeepSeek's line: its config, matrices of heads cut out of larger ones, its kernel's checks.",
+    (
+        "marlin/models/config_latent.py",
+        "marlin/models/deepseek_v3.py",
+        "marlin/models/head_rows.py",
+        "marlin/models/plan_heads.py",
+        "marlin/device/ops_latent.py",
+        "metal_shim/common/checks_latent.h",
+    ),
+    700,
+)
 LOCKED_PLACES = (
     "What locked-down places ask for",
     "A model's bytes compared with what was written down, requests recorded, and keys told apart.",
@@ -224,7 +237,8 @@ FOREIGN_WORDS = (
     ("marlin/server/api/browsers.py", "marlin/server/api/page.py", "marlin/text/origin.py"),
     500,
 )
-APART = (AGENTS, SENT_ALONG, EDITORS, FORMATS, SEARCHES, FAMILIES, LOCKED_PLACES, FOREIGN_WORDS)
+APART = (AGENTS, SENT_ALONG, EDITORS, FORMATS, SEARCHES, FAMILIES, LATENTS, LOCKED_PLACES)
+APART += (FOREIGN_WORDS,)
 
 # What sees checked values only: these files, and of what PARTS leaves, those folders.
 FILES_BEHIND = {

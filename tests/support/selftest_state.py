@@ -1,11 +1,12 @@
-"""The part of make_selftest.py about layers that keep a state of a sequence."""
+"""The part of make_selftest.py about layers that keep a state of a sequence, or latents."""
 
 import numpy as np
 import reference
+import reference_latent
 import reference_state
-from selftest_writer import CaseWriter, Tensor, normal, room
+from selftest_writer import FLOAT16, CaseWriter, Tensor, normal, room
 
-from marlin.device import ops_state
+from marlin.device import ops, ops_latent, ops_state
 
 
 def state_cases():
@@ -49,3 +50,22 @@ def delta_cases():
     ops_state.take_columns(case, Tensor("x", x), columns, room("y", 2, 48), 48)
     taken = reference_state.take_columns(x, columns, np.zeros((2, 48)), 0)
     yield case.answer("y", reference.Expected(taken, np.abs(taken)))
+
+
+def latent_cases():
+    """A row of 16, of which 10 are a latent and 4 turn."""
+    latent, rank = ops_latent.Latent(2, 3, 4, True, 1e-3), 10
+    inputs = normal(2, 2, rank), normal(2, 2, 7, seed=1), normal(2, 14, seed=2)
+    table = reference.rope_table(np.arange(2) * 7, normal(2) ** 2, 1.0).value.astype(np.float32)
+    slots, norm = np.array([5, 0], np.int32), normal(rank, seed=3)
+    cache, layout = np.full((1, 1, 16, 16), 7, np.float16), ops.KvLayout(1, 16, 1, 1, 16)
+    layout = layout._replace(value_dim=rank)
+    case = CaseWriter("latent_write", tokens=2)
+    tensors = [Tensor(f"x{i}", array) for i, array in enumerate(inputs)]
+    places = [Tensor("table", table), Tensor("slots", slots)]
+    places.append(Tensor("beyond", np.zeros(2, np.int32)))
+    parts = Tensor("norm", norm), Tensor("cache", cache), layout, room("queries", 2, 2, 16)
+    ops_latent.latent_write(case, tensors, places, *parts, latent)
+    queries, stored = reference_latent.latent_write(inputs, (table, slots), norm, cache, latent)
+    case.answer("queries", queries)
+    yield case.answer("cache", stored.value.astype(np.float16), FLOAT16)

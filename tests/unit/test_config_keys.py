@@ -57,6 +57,7 @@ BY_ANOTHER = {
     "linear_num_key_heads": "linear_num_value_heads",
     "num_hidden_layers": "layer_types",
     "layer_types": "num_kv_shared_layers",
+    "n_group": "topk_group",
 }
 # Of layers without experts, as files without any need not say; their matrices' shapes are checked.
 UNSAID = {("qwen3_next", "intermediate_size")}

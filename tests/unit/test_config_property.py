@@ -102,6 +102,11 @@ EXPERTS = {
     "moe_intermediate_size": st.just(48),
     "shared_expert_intermediate_size": maybe(64),
 }
+LATENT = {
+    "num_hidden_layers": st.just(NUM_LAYERS),
+    "num_key_value_heads": st.sampled_from([6, 6, 3, ...]),
+    "head_dim": ABSENT,  # transformers keeps qk_rope_head_dim there
+}
 GEMMA4 = {
     "rope_scaling": maybe(None),
     "vocab_size_per_layer_input": st.just(400),
@@ -135,6 +140,8 @@ OWN = {
     "granite": {"attention_multiplier": maybe(0.3)},
     "smollm3": {"no_rope_layers": maybe(None, [1, 0, 1])},
     "glm4": {"partial_rotary_factor": maybe(0.5, 1.0)},
+    "glm4_moe_lite": LATENT | {"mlp_layer_types": st.just(["dense", "sparse", "sparse"])},
+    "deepseek_v3": LATENT,
     "phi3": {
         "partial_rotary_factor": maybe(0.5, 0.75, 1.0),
         "rope_parameters": SECTION | LONGROPE,
@@ -185,12 +192,17 @@ GENERATION = st.none() | st.fixed_dictionaries(
 )
 
 
+def part_of(config, ending):
+    """The class of the module that the model would use, by the end of its name."""
+    module = import_module(type(config).__module__.replace("configuration_", "modeling_"))
+    names = [name for name in vars(module) if name.endswith(ending)]
+    return getattr(module, next(name for name in names if "Vision" not in name))
+
+
 def rotary_tables(config):
     """{kind of layer: (inv_freq, attention scaling)} of the module that the model would use; None
     is the kind of all."""
-    module = import_module(type(config).__module__.replace("configuration_", "modeling_"))
-    names = [name for name in vars(module) if name.endswith("RotaryEmbedding")]
-    made = getattr(module, next(name for name in names if "Vision" not in name))(config)
+    made = part_of(config, "RotaryEmbedding")(config)
     if hasattr(made, "inv_freq"):
         return {None: (made.inv_freq.numpy(), float(made.attention_scaling))}
     return {
@@ -206,8 +218,8 @@ def windows(config):
     """What each layer sees, as transformers' attention masks have it."""
     if config.model_type in ("mistral", "ministral3", "phi3", "mixtral", "qwen3_moe"):
         return (config.sliding_window,) * NUM_LAYERS
-    if config.model_type == "glm4_moe":  # keeps what a file says of windows, and reads none of it
-        return (None,) * NUM_LAYERS
+    if config.model_type in ("glm4_moe", "glm4_moe_lite", "deepseek_v3"):
+        return (None,) * NUM_LAYERS  # keeps what a file says of windows, and reads none of it
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * NUM_LAYERS
     window = getattr(config, "sliding_window", None)
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
@@ -243,6 +255,8 @@ def check_config(ours, theirs, tables):
         scale = theirs.attention_multiplier
     if ours.architecture.startswith("gemma4"):
         scale = 1.0
+    if hasattr(theirs, "kv_lora_rank"):
+        scale = part_of(theirs, "Attention")(theirs, 0).scaling
     for index, (layer, kind) in enumerate(zip(spec_of(ours).layers, kinds, strict=True)):
         attention = attention_of(layer)
         assert attention.scale == pytest.approx(scale, rel=1e-6)
