@@ -37,7 +37,7 @@ constant uint HEAD_DIM [[function_constant(3)]];     // AttentionParams
 constant uint HEADS_PER_KV [[function_constant(4)]]; // AttentionParams: num_heads / num_kv_heads
 constant uint SIMDGROUPS [[function_constant(5)]];   // matvec_* of packed weights: of a threadgroup
 constant uint KV_F32 [[function_constant(6)]];       // RopeKvParams and its likes
-constant uint LATENT_DIM [[function_constant(7)]];    // AttentionParams
+constant uint LATENT_DIM [[function_constant(7)]];   // AttentionParams
 
 // THREADS_<kernel>, UNITS_X_<kernel> and UNITS_Y_<kernel>: the kernel's row of kernel_list.h.
 enum {
