@@ -36,6 +36,8 @@ TESTS = (
     "experts",
     "state",
     "delta",
+    "kv_write",
+    "latent",
 )
 
 
