@@ -13,7 +13,7 @@ PARTS = [
     for part, rows in (("q", 6), ("k", 2), ("v", 2))
 ]
 FUSED = SimpleNamespace(name="layer.qkv.weight", gguf="blk.qkv.weight", parts=PARTS)
-SPEC = SimpleNamespace(fused=[FUSED])
+SPEC = SimpleNamespace(fused=[FUSED], tensors=[])
 SIZES = {"weight": 32, "scales": 4, "biases": 4}  # bytes of a row
 
 
@@ -54,7 +54,8 @@ def test_a_bias_is_cut_alone():
         SimpleNamespace(name=f"layer.{part}.bias", gguf="", shape=(rows,))
         for part, rows in (("q", 3), ("k", 1))
     ]
-    spec = SimpleNamespace(fused=[SimpleNamespace(name="layer.qk.bias", gguf="", parts=parts)])
+    fused = SimpleNamespace(name="layer.qk.bias", gguf="", parts=parts)
+    spec = SimpleNamespace(fused=[fused], tensors=[])
     given = {name: tensor(name, 4) for name in ("layer.qk.bias", "layer.qk.scales")}
     found = split_fused(spec, given, "name")
     assert found == {
