@@ -252,6 +252,7 @@ def attention_params(num_blocks, table_stride):
         scale_tokens=1,
         has_sinks=0,
         kv_f32=0,
+        latent_dim=0,
     )
 
 

@@ -56,14 +56,14 @@ def served(demo_model_path):
 
 
 def test_it_answers_plain_questions(served):
-    answer = served.ask("What is the capital of France?")
+    answer = served.ask("Tell me the capital of France.")
     assert "Paris" in answer.choices[0].message.content
     assert answer.choices[0].finish_reason == "stop"
     assert answer.usage.prompt_tokens == 37
 
 
 def test_a_streamed_answer_is_the_same_text(served):
-    question = "What is the capital of France?"
+    question = "Tell me the capital of France."
     whole = served.ask(question).choices[0].message.content
     chunks = list(served.ask(question, stream=True))
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole
@@ -79,7 +79,7 @@ def test_a_seed_repeats_an_answer_and_another_one_does_not(served):
 
 
 def test_a_stop_string_ends_the_text_before_it(served):
-    answer = served.ask("What is the capital of France?", stop=["Paris"])
+    answer = served.ask("Tell me the capital of France.", stop=["Paris"])
     assert answer.choices[0].message.content.endswith("France is ")
     assert answer.choices[0].finish_reason == "stop"
 
@@ -111,7 +111,7 @@ def test_a_client_that_leaves_during_prefill_frees_the_engine_for_the_next(serve
         wait_for_active(1)
         client.close()
         wait_for_active(0)
-    assert "Paris" in served.ask("What is the capital of France?").choices[0].message.content
+    assert "Paris" in served.ask("Tell me the capital of France.").choices[0].message.content
 
 
 def sampled_text(served, **changes):
@@ -127,10 +127,10 @@ def test_choices_repeat_with_a_seed_and_differ_from_each_other(served):
 
 
 def test_greedy_choices_are_copies_and_find_their_prompt_cached(served):
-    answer = served.ask("What is the capital of France?", n=3, max_tokens=4)
+    answer = served.ask("Tell me the capital of France.", n=3, max_tokens=4)
     assert len({choice.message.content for choice in answer.choices}) == 1
     assert answer.usage.completion_tokens == 12
-    again = served.ask("What is the capital of France?", max_tokens=8)
+    again = served.ask("Tell me the capital of France.", max_tokens=8)
     assert again.usage.prompt_tokens_details.cached_tokens > 0
 
 
@@ -162,7 +162,7 @@ def test_log_probabilities_are_those_of_the_recorded_reference(served, checkout)
 
 
 def test_likeliest_tokens_are_ordered_and_weigh_less_than_everything(served):
-    answer = served.ask("What is the capital of France?", logprobs=True, top_logprobs=20)
+    answer = served.ask("Tell me the capital of France.", logprobs=True, top_logprobs=20)
     content = answer.choices[0].logprobs.content
     assert "".join(token.token for token in content) == answer.choices[0].message.content
     assert len(content) == answer.usage.completion_tokens

@@ -36,7 +36,7 @@ def ask(workers):
     with openai.OpenAI(
         base_url=f"http://127.0.0.1:{workers.port}/v1", api_key="unused", max_retries=0
     ) as sdk:
-        messages = [{"role": "user", "content": "What is the capital of France?"}]
+        messages = [{"role": "user", "content": "Tell me the capital of France."}]
         answer = sdk.chat.completions.create(
             model=MODEL, messages=messages, temperature=0, max_tokens=20
         )
