@@ -7,8 +7,8 @@ from marlin.files.fields import Fields
 from marlin.models import config_hf, config_json, config_latent
 from marlin.models.config_latent import LatentConfig
 from marlin.models.glm4_moe import EPSILON
-from marlin.models.layers import GatedFeedForward, Rope, gated_feed_forward
-from marlin.models.layers_experts import mixture
+from marlin.models.layers import Rope, gated_feed_forward
+from marlin.models.layers_experts import mixture, shared_experts
 from marlin.models.layers_latent import latent_attention
 from marlin.models.layers_residual import PreNormLayer
 from marlin.models.spec import Family, ModelSpec, Names
@@ -106,17 +106,9 @@ class DeepseekV3(Family[LatentConfig]):
         )
 
     def _mixture(self, names, config):
-        routing, dim, width = self._routing(config), config.hidden_dim, config.shared_dim
-        shared = None
-        if width:
-            shapes = {"gate": (width, dim), "up": (width, dim), "down": (dim, width)}
-            gate, up, down = (
-                names.linear(f"mlp.shared_experts.{word}_proj", f"ffn_{word}_shexp", shape, "mlp")
-                for word, shape in shapes.items()
-            )
-            shared = GatedFeedForward(gate, up, down, "silu")
+        routing, shared = self._routing(config), shared_experts(names, config)
         has_correction = routing.gating == "sigmoid"
-        sizes = dim, config.expert_dim
+        sizes = config.hidden_dim, config.expert_dim
         return mixture(names, routing, *sizes, has_correction=has_correction, shared=shared)
 
 

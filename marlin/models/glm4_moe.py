@@ -8,8 +8,8 @@ from marlin.files.fields import Fields
 from marlin.models import config_experts, config_gguf, config_hf, config_json
 from marlin.models.config import MAX_DIM, MAX_LAYERS
 from marlin.models.config_experts import MixtureConfig
-from marlin.models.layers import GatedFeedForward, Rope, attention, gated_feed_forward
-from marlin.models.layers_experts import mixture
+from marlin.models.layers import Rope, attention, gated_feed_forward
+from marlin.models.layers_experts import mixture, shared_experts
 from marlin.models.layers_residual import PreNormLayer
 from marlin.models.spec import Family, ModelSpec, Names
 from marlin.weights.gguf import GGUFFile
@@ -114,18 +114,9 @@ def _layer(config, rope, index):
 
 
 def _mixture(names, config):
-    dim, width = config.hidden_dim, config.shared_dim
-    shared = None
-    if width:
-        shapes = {"gate": (width, dim), "up": (width, dim), "down": (dim, width)}
-        gate, up, down = (
-            names.linear(f"mlp.shared_experts.{word}_proj", f"ffn_{word}_shexp", shape, "mlp")
-            for word, shape in shapes.items()
-        )
-        shared = GatedFeedForward(gate, up, down, "silu")
     routing = ops_experts.Router(
         *(config.num_experts, config.num_slots, "sigmoid", config.normalizes),
         *(config.routed_scale, EPSILON, config.num_groups, config.kept_groups),
     )
-    sizes = dim, config.expert_dim
+    sizes, shared = (config.hidden_dim, config.expert_dim), shared_experts(names, config)
     return mixture(names, routing, *sizes, has_correction=True, shared=shared)

@@ -8,6 +8,7 @@ by slot. Refuses to know how a file stores experts (spec.Stack, plan_experts.py)
 from dataclasses import dataclass
 
 from marlin.device import ops, ops_experts
+from marlin.models.config_experts import MixtureConfig
 from marlin.models.layers import GatedFeedForward, Step, StepSizes
 from marlin.models.spec import Fused, Linear, Names, Stack, Tensor
 
@@ -191,3 +192,17 @@ def _experts_of(gguf, block, spelled, routing, index, shape, has_bias):
     names = f"{hf}.bias", f"{gguf}.bias"
     stack = Stack(slots, f"{stacked}.bias", "", f"{whole}_bias", **of_whole)
     return Linear(weight, Tensor(*names, (count, shape[0]), stack=stack))
+
+
+def shared_experts(names: Names, config: MixtureConfig) -> GatedFeedForward | None:
+    """What every token takes beside its experts, as one feed-forward of config.shared_dim; None
+    where that is 0."""
+    dim, width = config.hidden_dim, config.shared_dim
+    if not width:
+        return None
+    shapes = {"gate": (width, dim), "up": (width, dim), "down": (dim, width)}
+    gate, up, down = (
+        names.linear(f"mlp.shared_experts.{word}_proj", f"ffn_{word}_shexp", shape, "mlp")
+        for word, shape in shapes.items()
+    )
+    return GatedFeedForward(gate, up, down, "silu")
