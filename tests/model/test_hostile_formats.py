@@ -3,7 +3,6 @@ sentence, and nothing else. METAL_MARLIN_FUZZ_CASES says how many of each format
 minutes)."""
 
 import copy
-import json
 import os
 import random
 import shutil
@@ -28,16 +27,16 @@ from foreign_files import (
     parts_of,
     write_tensors,
 )
-from gguf_models import write_gguf
-from reference_models import build
 from test_foreign_folder import MLX
-from test_gguf_parity import SIZES
 
 from marlin.errors import ModelFileError
+from marlin.files.fields import file_fields
 from marlin.models.plan_folder import plan_folder
-from marlin.models.plan_gguf import plan_gguf
-from marlin.weights.gguf_parts import read_gguf
+from marlin.weights.foreign.hf_mxfp4 import HfMxfp4
+from marlin.weights.foreign.table import reader_of
+from marlin.weights.safetensors_file import SafetensorsFile
 
+MODELOPT = {"quant_method": "modelopt"}
 NUM_CASES = int(os.environ.get("METAL_MARLIN_FUZZ_CASES", "120"))
 # Values for a field of JSON: of every type, at the edges of what readers expect.
 VALUES = (
@@ -80,8 +79,8 @@ def ct_case(format):
     return ct(format), parts | {"weight_scale": scales}, stored["values"].shape
 
 
-def bnb_case():
-    stored = golden("bnb_nf4_double")
+def bnb_case(name):
+    stored = golden(name)
     shape = stored.pop("values").shape
     parts = {"weight": stored.pop("weight")}
     for key, array in stored.items():
@@ -90,17 +89,22 @@ def bnb_case():
     return config(BNB), parts, shape
 
 
-def fp8_case():
+def fp8_case(settings, scale, shape):
     weight, _ = float8((20, 64))
-    return config(FP8), {"weight": weight, "weight_scale_inv": np.ones((1, 1), "f4")}, (20, 64)
+    return settings, {"weight": weight, scale: np.ones(shape, np.float32)}, (20, 64)
+
+
+def experts_case():
+    stored = golden("hf_mxfp4")
+    experts, rows, k = stored.pop("values").shape
+    return config({"quant_method": "mxfp4"}), stored, (experts, rows // 2, k)
 
 
 def modelopt_case():
     stored = golden("modelopt_nvfp4")
     parts = {"weight": stored["weight"], "weight_scale_2": stored["weight_scale_2"].reshape(1)}
     parts["weight_scale"] = ("F8_E4M3", stored["weight_scale_e4m3"])
-    settings = config({"quant_method": "modelopt", "quant_algo": "NVFP4"})
-    return settings, parts, stored["values"].shape
+    return config(MODELOPT | {"quant_algo": "NVFP4"}), parts, stored["values"].shape
 
 
 def plain(tensors):
@@ -128,9 +132,13 @@ CASES = {
         f"compressed-tensors {format}": (ct_case, format)
         for format in ("pack-quantized", "int-quantized", "nvfp4-pack-quantized")
     },
-    **{"gptq": (gptq_case,), "awq": (awq_case,), "bitsandbytes": (bnb_case,)},
-    **{"fp8": (fp8_case,), "modelopt": (modelopt_case,)},
+    **{"gptq": (gptq_case,), "awq": (awq_case,), "bitsandbytes": (bnb_case, "bnb_nf4_double")},
+    **{"bitsandbytes, plain": (bnb_case, "bnb_nf4"), "modelopt": (modelopt_case,)},
+    "fp8": (fp8_case, config(FP8), "weight_scale_inv", (1, 1)),
+    "fp8 of rows": (fp8_case, ct("float-quantized", 8, type="float"), "weight_scale", (20, 1)),
+    "fp8 of modelopt": (fp8_case, config(MODELOPT | {"quant_algo": "FP8"}), "weight_scale", (1,)),
     **{"original A": (original_case, "A"), "original B rotated": (original_case, "B1", 64)},
+    **{"original B2": (original_case, "B2"), "mxfp4 experts": (experts_case,)},
 }
 
 
@@ -180,6 +188,23 @@ def change_tensor(tensors, rng):
     tensors[name] = (dtype, array.reshape(shape)) if dtype else array.reshape(shape)
 
 
+OTHER = {"other": np.zeros(1, np.float32)}
+
+
+def read_module(folder, settings, parts, shape):
+    tensors = {f"m.{part}": tensor for part, tensor in parts.items()}
+    return matrix_of(folder, settings, tensors | OTHER, shape)
+
+
+def read_experts(folder, settings, parts, shape):
+    """The second of two matrices of each expert, whose rows take turns."""
+    tensors = {f"m_{part}": tensor for part, tensor in parts.items()}
+    write_tensors(folder / "model.safetensors", tensors | OTHER)
+    tensors = SafetensorsFile(folder / "model.safetensors").tensors
+    reader = reader_of(file_fields(str(folder / "config.json"), settings), tensors)
+    return reader.fused("m", shape, 1, 2) if isinstance(reader, HfMxfp4) else None
+
+
 def assert_one_sentence(error):
     text = str(error)
     assert text and "\n" not in text and len(text) < 1000, text
@@ -188,7 +213,8 @@ def assert_one_sentence(error):
 @pytest.mark.parametrize("name", CASES)
 def test_a_changed_matrix_is_read_or_refused_in_one_sentence(name, tmp_path):
     make, *arguments = CASES[name]
-    rng, read = random.Random(name), 0
+    read = read_experts if make is experts_case else read_module
+    rng, num_read = random.Random(name), 0
     for _ in range(NUM_CASES):
         settings, parts, shape = copy.deepcopy(make(*arguments))
         for _ in range(rng.randrange(1, 3)):
@@ -196,79 +222,15 @@ def test_a_changed_matrix_is_read_or_refused_in_one_sentence(name, tmp_path):
                 change_json(settings, rng)
             elif parts:
                 change_tensor(parts, rng)
-        tensors = {f"m.{part}": tensor for part, tensor in parts.items()}
-        tensors["other"] = np.zeros(1, np.float32)
         try:
-            found = matrix_of(tmp_path, settings, tensors, shape)
+            found = read(tmp_path, settings, parts, shape)
             if found is not None:
                 found.arrays(0, shape[0])
                 found.values(0, shape[0])
-                read += 1
+                num_read += 1
         except ModelFileError as error:
             assert_one_sentence(error)
-    assert 0 < read < NUM_CASES  # some changes are harmless, most are not
-
-
-def test_a_changed_folder_is_planned_or_refused_in_one_sentence(tmp_path):
-    rng = random.Random(0)
-    whole = (MLX / "gemma3_text" / "model.safetensors").read_bytes()
-    length = 8 + int.from_bytes(whole[:8], "little")
-    settings = json.loads((MLX / "gemma3_text" / "config.json").read_text())
-    for index in range(NUM_CASES // 3):
-        changed, data = copy.deepcopy(settings), bytearray(whole)
-        change_json(changed, rng)
-        if index % 2:
-            for _ in range(rng.randrange(1, 4)):
-                data[rng.randrange(8, length)] = rng.choice(b'0123456789"{}[],:abUF_') or 32
-        (tmp_path / "config.json").write_text(json.dumps(changed))
-        (tmp_path / "model.safetensors").write_bytes(data)
-        try:
-            plan_folder(str(tmp_path))
-        except ModelFileError as error:
-            assert_one_sentence(error)
-
-
-@pytest.fixture(scope="module")
-def gguf_in_parts(tmp_path_factory):
-    """(paths of a model in two files, bytes of each one's header)."""
-    folder = tmp_path_factory.mktemp("gguf")
-    model = build("llama", **SIZES, tie_word_embeddings=True)
-    kinds = {".q_proj.": "NVFP4", ".k_proj.": "TQ2_0", ".v_proj.": "TQ1_0", ".o_proj.": "MXFP4"}
-
-    def kind_of(name):
-        return next((kind for part, kind in kinds.items() if part in name), "Q8_0")
-
-    factors = {"blk.0.attn_q": 0.5}
-    write_gguf(folder / "m.gguf", model, kind_of, factors=factors, split_max_tensors=12)
-    paths = sorted(folder.glob("m-*.gguf"))
-    starts = [min(i.offset for i in read_gguf(paths[0]).tensors.values() if i.path == str(path))
-              for path in paths]  # fmt: skip
-    return paths, starts
-
-
-def test_changed_parts_of_a_gguf_model_are_planned_or_refused_in_one_sentence(
-    gguf_in_parts, tmp_path
-):
-    paths, starts = gguf_in_parts
-    rng = random.Random(0)
-    for _ in range(NUM_CASES // 2):
-        changed = rng.randrange(len(paths))
-        for index, path in enumerate(paths):
-            to = tmp_path / path.name
-            if index != changed:
-                if not to.exists():
-                    shutil.copyfile(path, to)
-                continue
-            data = bytearray(path.read_bytes())
-            for _ in range(rng.randrange(1, 4)):
-                at = rng.randrange(4, starts[index])
-                data[at] = rng.choice([0, 1, 2, 10, 0x7F, 0xFF, rng.randrange(256)])
-            to.write_bytes(data)
-        try:
-            plan_gguf(read_gguf(tmp_path / paths[0].name))
-        except ModelFileError as error:
-            assert_one_sentence(error)
-        shutil.copyfile(paths[changed], tmp_path / paths[changed].name)
+    assert 0 < num_read < NUM_CASES  # some changes are harmless, most are not
 
 
 def test_a_file_that_tensors_leave_is_refused(tmp_path):
