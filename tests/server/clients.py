@@ -56,6 +56,8 @@ class RawClient:
 
     def read(self, method="GET"):
         line = self.file.readline()
+        if not line:  # as a reset is: which of the two a dying server's client sees is chance
+            raise ConnectionAbortedError("the connection was closed before an answer")
         assert line.startswith(b"HTTP/1.1 "), f"no status line: {line!r}"
         status = int(line.split()[1])
         headers = {}
