@@ -22,8 +22,8 @@ from marlin.text.folder_tokenizer import load_tokenizer
 from marlin.text.gguf_tokenizer import tokenizer_from_gguf
 from marlin.text.tokenizer import Tokenizer
 from marlin.weights.convert import SourceTensor
+from marlin.weights.formats import FORMATS
 from marlin.weights.gguf_parts import read_gguf
-from marlin.weights.kinds import PACKED_KINDS
 from marlin.weights.native import MIXED
 
 TOKENIZER_FILES = (
@@ -118,7 +118,7 @@ def open_source(path) -> Source:
 
 def _open_folder(path):
     spec, format, plan, _ = plan_folder(path)
-    if format in (*PACKED_KINDS, MIXED):
+    if format in (*FORMATS, MIXED):
         message = "quantization says that the weights are quantized already; give the original"
         raise ModelFileError(os.path.join(path, "config.json"), message)
     found = [

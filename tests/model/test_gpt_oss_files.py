@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from foreign_files import write_tensors
+from test_native_folder import convert
 from tiny_models import logits_of_positions, running, write_folder
 
+from marlin.models.plan_folder import plan_folder
 from marlin.models.registry import family_of, spec_of
 from marlin.models.source import open_source
+from marlin.weights.formats import PackedWeight, dequantize
 from marlin.weights.gguf_parts import read_gguf
 from marlin.weights.tensor_file import read_bytes
 
@@ -115,8 +118,8 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_folder_of_the_same_numbers_gives_the_same_bits(layout, source, from_gguf, tmp_path):
+def write_layout(layout, source, folder):
+    """A folder of the file's numbers."""
     write, settings = LAYOUTS[layout]
     values = values_of(source)
     tensors = {name: array for name, array in values.items() if ".experts." not in name}
@@ -127,7 +130,37 @@ def test_a_folder_of_the_same_numbers_gives_the_same_bits(layout, source, from_g
         experts = {word: codes[f"blk.{layer}.ffn_{word}_exps.weight"] for word in words}
         biases = {word: values[f"{stem}{word}_proj.bias"] for word in words}
         tensors |= write(layer, experts, biases)
-    write_tensors(tmp_path / "model.safetensors", tensors)
+    write_tensors(folder / "model.safetensors", tensors)
     config = family_of(source.config).hf_config(source.config) | settings
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_folder_of_the_same_numbers_gives_the_same_bits(layout, source, from_gguf, tmp_path):
+    write_layout(layout, source, tmp_path)
     np.testing.assert_array_equal(logits_from(tmp_path), from_gguf)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_quantize_makes_a_native_folder_of_each_layout(layout, source, tmp_path):
+    (tmp_path / "source").mkdir()
+    write_layout(layout, source, tmp_path / "source")
+    native = convert(tmp_path / "source", tmp_path / "native", "int8", 32)
+    assert "quantization_config" not in json.loads((native / "config.json").read_text())
+    expected, experts = values_of(source), 0
+    for tensor in plan_folder(str(native)).tensors:
+        if tensor.kind == "int8" and ".experts." in tensor.tensor.name:
+            whole = expected[tensor.tensor.name].reshape(tensor.tensor.rows)
+            found = packed_values(tensor)
+            # int8 in groups of 32: half of a 127th of a group's largest number, and its scale's.
+            assert np.abs(found - whole).max() <= np.abs(whole).max() * (0.501 / 127 + 2**-11)
+            experts += 1
+    assert experts == 3 * source.config.num_layers
+
+
+def packed_values(stored):
+    """float32 [N, K] of a packed matrix of a native folder."""
+    codes = read_bytes(stored.info).reshape(stored.info.shape)
+    scales = read_bytes(stored.scales).view(np.float16).reshape(stored.scales.shape)
+    form = stored.kind, stored.tensor.rows, stored.group_size
+    return dequantize(PackedWeight(*form, codes, scales, None))

@@ -5,7 +5,9 @@ import struct
 import numpy as np
 
 TYPE_IDS = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 8, "Q4_K": 12, "Q6_K": 14, "BF16": 30}
-TYPE_IDS |= {"MXFP4_PAIRS": 4, "MXFP4": 39}
+TYPE_IDS |= {"Q5_0": 6, "Q5_1": 7, "Q2_K": 10, "Q3_K": 11, "Q5_K": 13, "IQ4_NL": 20, "IQ4_XS": 23}
+TYPE_IDS |= {"IQ2_XXS": 16, "IQ1_S": 19, "IQ3_S": 21, "TQ1_0": 34, "TQ2_0": 35, "NVFP4": 40}
+TYPE_IDS |= {"Q1_0": 41, "Q2_0": 42, "MXFP4_PAIRS": 4, "MXFP4": 39}
 VALUE_IDS = {"u8": 0, "i8": 1, "u16": 2, "i16": 3, "u32": 4, "i32": 5, "f32": 6, "bool": 7}
 VALUE_IDS |= {"str": 8, "arr": 9, "u64": 10, "i64": 11, "f64": 12}
 LAYOUTS = {"u8": "B", "i8": "b", "u16": "H", "i16": "h", "u32": "I", "i32": "i", "f32": "f"}
