@@ -39,7 +39,7 @@ def refresh(root):
 def run_inside(root, script):
     """Run a program of this folder again, on the copy's Python, and exit as it does."""
     (root / ".mutate").mkdir(exist_ok=True)
-    (root / ".mutate" / "current").unlink(missing_ok=True)
+    (root / ".mutate" / "hits").unlink(missing_ok=True)
     copied = root / Path(script).resolve().relative_to(CHECKOUT)
     command = [root / ".venv" / "bin" / "python", copied, "--inside", *sys.argv[1:]]
     sys.exit(subprocess.run(command, cwd=root).returncode)
@@ -53,8 +53,7 @@ def _make_python(root):
     lines = [
         str(root),  # before what is installed, which may be another checkout
         *packages,
-        f"import sys; sys.path.append({str(here)!r}); import tracing; "
-        f"tracing.follow({str(root)!r})",
+        f"import sys; sys.path.append({str(here)!r}); import probes; probes.follow({str(root)!r})",
     ]
     (folder,) = (root / ".venv" / "lib").glob("python*/site-packages")
     (folder / "mutation.pth").write_text("\n".join(lines) + "\n")

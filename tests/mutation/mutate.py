@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
 """Judge the tests: change one thing in marlin/, in a copy of the tree, and see if a test fails.
 
-    .venv/bin/python tests/mutation/mutate.py record tests/unit tests/server
-    .venv/bin/python tests/mutation/mutate.py run --seed 7 --count 60 'marlin/server/*'
+    .venv/bin/python tests/mutation/mutate.py record --seed 7 --count 60 tests/unit tests/server
+    .venv/bin/python tests/mutation/mutate.py run --seed 7 --count 60
 
-`record` runs tests once and notes which lines each runs, in every process; a second one adds to
-the first, or takes the place of what it says of a test. `run` draws mutants and gives each the
-tests that run its line, quickest first, until one fails twice; a test that ends only by its time
-limit counts as failed. Draws are by line: each line that has a mutant is as likely as any other.
-Without a record, which takes long to make, a mutant gets the test files that name its module or
-one of its users, the likeliest first. A draw that was interrupted goes on where it was.
+`run` draws mutants, of the files that --files matches, and gives each the tests that come to its
+place, quickest first, until one fails twice; a test that ends only by its time limit counts as
+failed. Which tests come where, `record` finds by running tests once with a probe in each place of
+the same draw; a second one adds to the first. Draws are by line: each line that has a mutant is as
+likely as any other. A mutant to which no recorded test comes gets the test files that name its
+module or one of its users, the likeliest first. A draw that was interrupted goes on where it was.
 """
 
 import argparse
@@ -28,39 +28,64 @@ from pathlib import Path
 
 import copied_tree
 import operators
-import tracing
-from recorded import Judged, Record, enclosing
+import probes
+from recorded import Judged, Record, enclosing, place_of
 from running import Run, run_pytest
 
 # Seconds of tests, as recorded, and from how many files: at first, then for what survives that.
-ROUNDS = (8, 4), (25, 12), (60, 30)
+ROUNDS = (5, 3), (30, 15)
 UNRECORDED_S = 4  # of CPU time, for each of the few lists of test files without a record
 _SLOW_FOLDERS = ("metal", "fuzz", "chaos", "clients", "deploy", "device")  # not without a record
 _PRELOADED = ("numpy", "hypothesis", "jinja2", "openai", "gguf", "pytest", "tokenizers")
-_PRELOADED += ("transformers.utils.chat_template_utils",)
+_PRELOADED += ("transformers.utils.chat_template_utils", "torch")
 
 
-def record(root, arguments):
-    """Run tests traced and add what they ran to the record."""
-    kept = Record(root / ".mutate" / "record.json")
-    folder = root / ".mutate"
-    for trace in folder.glob("lines.*"):
-        trace.unlink()
-    (folder / "current").write_text("0")
+class _Watch:
+    """Keeps, as each test ends, which mutants' places it came to.
 
-    def traced(folder):
-        tracer = tracing.Tracer(str(folder), str(root / "marlin"), follows=False)
-        tracer.install()
-        return Run(folder, tracer=tracer)
+    Args:
+        places: their names, as recorded.place_of gives them.
+    """
 
-    code, tests = run_pytest(root, arguments, traced)
-    (folder / "current").unlink()
-    kept.add(folder, tests, root)
-    kept.save()
+    def __init__(self, kept, root, places):
+        self._kept, self._places = kept, places
+        self._hits = probes.Hits(root, len(places))
+
+    def begin(self):
+        self._hits.take()  # what is left of another's, and what collecting imported
+
+    def end(self, name, outcome, seconds):
+        places = [self._places[number] for number in self._hits.take()]
+        self._kept.add(name, outcome, round(seconds, 3), places)
+
+
+def record(root, patterns, count, seed, arguments):
+    """Run tests with probes in the places of a draw and keep which test comes where."""
+    kept = Record(_record(root, seed))
+    drawn = draw(root, patterns, count, seed)
+    sources, numbers = probes.probed(root, drawn)
+    print(f"{len(numbers)} of {len(drawn)} mutants have a probe", flush=True)
+    places = [place_of(mutant, (root / mutant.path).read_bytes()) for mutant in drawn]
+    plain = {path: ((root / path).read_bytes(), (root / path).stat()) for path in sources}
+    try:
+        for path, source in sources.items():
+            (root / path).write_bytes(source)
+        code, tests = run_pytest(
+            root, arguments, lambda folder: Run(folder, watch=_Watch(kept, root, places))
+        )
+    finally:
+        (root / ".mutate" / "hits").unlink(missing_ok=True)
+        for path, (source, stat) in plain.items():
+            (root / path).write_bytes(source)
+            os.utime(root / path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     bad = [test for test in tests if test[1] == "failed"]
     print(f"{len(tests)} tests, {len(bad)} failed (left out), exit code {code}")
     for name, *_ in bad:
         print(f"  {name}")
+
+
+def _record(root, seed):
+    return root / ".mutate" / f"record.{seed}.jsonl"
 
 
 def draw(root, patterns, count, seed):
@@ -123,27 +148,26 @@ def chosen(record, tests, path, budget_s, num_files):
 
 
 def judge(root, record, mutant):
-    """Put a mutant in the copy and run its tests: (verdict, the test that failed or '')."""
-    tests = record.covering(mutant, root) if record.tests else naming(root, mutant)
-    if not tests:
-        return "not covered", ""
+    """Put a mutant in the copy and run its tests: (verdict, what failed or has not been tried)."""
     path = root / mutant.path
     original, stat = path.read_bytes(), path.stat()
+    tests = record.covering(place_of(mutant, original))
+    lists = [] if tests else naming(root, mutant)
     changed = operators.apply(mutant, original)
     path.write_bytes(changed)
     stamp = zlib.crc32(changed)  # no .pyc of another is taken for it
     os.utime(path, (stamp, stamp))
     try:
-        if not record.tests:
-            failed = next(filter(None, (_failing(root, record, files) for files in tests)), None)
-            return ("killed", failed) if failed else ("survived", "")
+        for files in lists:
+            if failed := _failing(root, record, files, UNRECORDED_S):
+                return "killed", failed
         for seconds, num_files in ROUNDS:
             order = chosen(record, tests, mutant.path, seconds, num_files)
             failed = _failing(root, record, order) if order else None
             if failed is not None:
                 return "killed", failed
             tests = tests.difference(order)
-        return "survived", ""
+        return "survived", "" if lists else f"{len(tests)} tests not tried"
     finally:
         path.write_bytes(original)
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -183,15 +207,15 @@ def naming(root, mutant):
     return [some for some in (files[:1], files[1:3], files[3:6]) if some]
 
 
-def _failing(root, record, order):
-    """The test that fails of these tests or, without a record, test files; or None."""
+def _failing(root, record, order, cpu_s=None):
+    """The test that fails of these tests or, with a limit of CPU time, test files; or None."""
 
     def limit(name):
-        return 10 + 5 * record.tests.get(name, ["", 10])[1]
+        return 40 + 10 * record.tests.get(name, ["", 10])[1]  # a busy machine only imports slowly
 
     files = list(dict.fromkeys(name.partition("::")[0] for name in order))
-    chosen = order if record.tests else None
-    options, cpu_s = (["-x"], None) if record.tests else (["-x", "-m", "not slow"], UNRECORDED_S)
+    chosen = order if cpu_s is None else None
+    options = ["-x"] if cpu_s is None else ["-x", "-m", "not slow"]
     code, tests = run_pytest(
         root, [*options, *files], lambda folder: Run(folder, chosen, cpu_s=cpu_s), limit
     )
@@ -203,18 +227,17 @@ def _failing(root, record, order):
 
 
 def table(results):
-    """A line for each folder and file: how many were killed, survived and not covered."""
+    """A line for each folder and file: how many were killed and survived."""
     rows = {}
     for result in results:
         folder = result["path"].rpartition("/")[0]
         for row in (folder + "/", result["path"], "all"):
-            counts = rows.setdefault(row, {"killed": 0, "survived": 0, "not covered": 0})
+            counts = rows.setdefault(row, {"killed": 0, "survived": 0})
             counts[result["verdict"]] += 1
-    print(f"{'module':44} killed survived uncovered  score")
+    print(f"{'module':44} killed survived  score")
     for row in sorted(rows, key=lambda row: (row == "all", row)):
-        killed, survived, uncovered = rows[row].values()
-        score = 100 * killed / (killed + survived + uncovered)
-        print(f"{row:44} {killed:6} {survived:8} {uncovered:9} {score:5.0f}%")
+        killed, survived = rows[row].values()
+        print(f"{row:44} {killed:6} {survived:8} {100 * killed / (killed + survived):5.0f}%")
 
 
 def show(root, result):
@@ -227,7 +250,7 @@ def show(root, result):
 
 def run(root, patterns, count, seed):
     """Draw, judge each, print what survived as it comes and the table at the end."""
-    kept = Record(root / ".mutate" / "record.json")
+    kept = Record(_record(root, seed))
     judged = Judged(root / ".mutate" / f"judged.{seed}.jsonl")
     for number, mutant in enumerate(draw(root, patterns, count, seed), 1):
         started = time.time()
@@ -259,11 +282,12 @@ def main():
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     commands = parser.add_subparsers(dest="command", required=True)
     recording = commands.add_parser("record")
-    recording.add_argument("tests", nargs="+", help="as pytest takes them")
     running = commands.add_parser("run")
-    running.add_argument("--seed", type=int, default=0)
-    running.add_argument("--count", type=int, default=60)
-    running.add_argument("files", nargs="*", default=["marlin/*"], help="patterns, marlin/server/*")
+    for command in (recording, running):
+        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--count", type=int, default=60)
+        command.add_argument("--files", nargs="+", default=["marlin/*"], help="marlin/server/* ...")
+    recording.add_argument("tests", nargs="+", help="as pytest takes them")
     options = parser.parse_args()
     root = options.tree.resolve()
     if not options.inside:
@@ -271,7 +295,7 @@ def main():
         copied_tree.run_inside(root, __file__)
     preload()
     if options.command == "record":
-        record(root, options.tests)
+        record(root, options.files, options.count, options.seed, options.tests)
     else:
         run(root, options.files, options.count, options.seed)
 

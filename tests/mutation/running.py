@@ -22,13 +22,14 @@ class Run:
     Args:
         folder: `running` there holds the test that runs and since when.
         order: test ids, or None for all that are collected.
-        tracer: a tracing.Tracer to tell, or None. Traced, no test is run again.
+        watch: told of each test, begin() and end(id, outcome, seconds), or None. Watched, no test
+            is run again.
         builds: whether the native library may have changed since it was built.
         cpu_s: of this process and its children, after which no other test begins; None: no limit.
     """
 
-    def __init__(self, folder, order=None, tracer=None, builds=False, cpu_s=None):
-        self.folder, self.order, self.tracer, self.builds = folder, order, tracer, builds
+    def __init__(self, folder, order=None, watch=None, builds=False, cpu_s=None):
+        self.folder, self.order, self.watch, self.builds = folder, order, watch, builds
         self.cpu_s = cpu_s
         self.tests = []  # [id, outcome, seconds]
 
@@ -53,11 +54,11 @@ class Run:
         self.tests.append([item.nodeid, "passed", 0.0])
         (self.folder / "running.new").write_text(json.dumps([item.nodeid, time.time()]))
         (self.folder / "running.new").replace(self.folder / "running")
-        if self.tracer:
-            self.tracer.begin(str(len(self.tests)).encode())
+        if self.watch:
+            self.watch.begin()
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         reports = runtestprotocol(item, nextitem=nextitem, log=False)
-        if not self.tracer and any(report.failed for report in reports):
+        if not self.watch and any(report.failed for report in reports):
             item._initrequest()
             reports = runtestprotocol(item, nextitem=nextitem, log=False)
         for report in reports:
@@ -68,8 +69,8 @@ class Run:
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         if self.cpu_s is not None and sum(os.times()[:4]) > self.cpu_s:
             item.session.shouldstop = "its time is used up"
-        if self.tracer:
-            self.tracer.flush()
+        if self.watch:
+            self.watch.end(*self.tests[-1])
         return True
 
 
