@@ -34,7 +34,8 @@ PAIRS = {
 
 
 def nvdisasm():
-    found = [path for folder in sys.path for path in glob.glob(f"{folder}/nvidia/*/bin/nvdisasm")]
+    folders = map(glob.escape, sys.path)
+    found = [path for folder in folders for path in glob.glob(f"{folder}/nvidia/*/bin/nvdisasm")]
     return shutil.which("nvdisasm") or found[0]
 
 

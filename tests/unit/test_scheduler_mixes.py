@@ -13,7 +13,7 @@ from marlin.engine.request import Request
 from marlin.engine.sampling import SamplingParams
 from marlin.engine.scheduler import PREFILL_TOKENS_BESIDE_DECODES, Scheduler
 
-NUM_MIXES = 4000
+NUM_MIXES = 2400
 # Past what any mix here needs; one that takes more makes no progress.
 MAX_STEPS = 2000
 
@@ -318,31 +318,31 @@ def run_mixes(make_mix, num_mixes):
 def test_any_mix_over_a_paged_cache_keeps_the_rules_and_gives_each_request_its_own_tokens():
     happened = run_mixes(paged_mix, NUM_MIXES)
     # A generator that no longer reaches these cases would prove nothing of them.
-    assert min(happened[what] for what in ("preempted", "aborted", "failed", "cached")) > 300
+    assert min(happened[what] for what in ("preempted", "aborted", "failed", "cached")) > 180
 
 
 def test_any_mix_with_windows_that_give_blocks_back_gives_each_request_its_own_tokens():
     happened = run_mixes(windowed_mix, NUM_MIXES // 4)
     kinds = "preempted", "aborted", "failed", "cached", "guessed", "passed by"
-    assert min(happened[what] for what in kinds) > 80, happened
+    assert min(happened[what] for what in kinds) > 48, happened
 
 
 def test_any_mix_with_states_gives_each_request_its_own_tokens():
     happened = run_mixes(mix_with_states, NUM_MIXES // 4)
     kinds = "preempted", "aborted", "failed", "cached", "guessed", "passed by"
-    assert min(happened[what] for what in kinds) > 60, happened
+    assert min(happened[what] for what in kinds) > 36, happened
 
 
 def test_any_mix_over_one_contiguous_block_gives_each_request_its_own_tokens():
     happened = run_mixes(contiguous_mix, NUM_MIXES // 4)
-    assert min(happened[what] for what in ("aborted", "failed", "cached")) > 100
+    assert min(happened[what] for what in ("aborted", "failed", "cached")) > 60
 
 
 def test_any_mix_of_several_clients_keeps_the_rules_over_a_paged_cache():
     happened = run_mixes(of_several_clients(paged_mix), NUM_MIXES // 2)
-    assert min(happened[what] for what in ("preempted", "aborted", "failed", "cached")) > 150
+    assert min(happened[what] for what in ("preempted", "aborted", "failed", "cached")) > 90
 
 
 def test_any_mix_of_several_clients_keeps_the_rules_over_one_contiguous_block():
     happened = run_mixes(of_several_clients(contiguous_mix), NUM_MIXES // 4)
-    assert min(happened[what] for what in ("preempted", "aborted", "failed", "cached")) > 100
+    assert min(happened[what] for what in ("preempted", "aborted", "failed", "cached")) > 60

@@ -46,15 +46,16 @@ def nvrtc():
         SourceError: there is none.
     """
     toolkit = os.environ.get("CUDA_HOME", "/usr/local/cuda")
-    wheels = [f"{folder}/nvidia/*/lib/libnvrtc.so.*" for folder in sys.path if folder]
-    for pattern in (*wheels, f"{toolkit}/lib64/libnvrtc.so*"):
+    folders = [glob.escape(folder) for folder in sys.path if folder]
+    wheels = [f"{folder}/nvidia/*/lib/libnvrtc.so.*" for folder in folders]
+    for pattern in (*wheels, f"{glob.escape(toolkit)}/lib64/libnvrtc.so*"):
         for path in sorted(glob.glob(pattern)):
             if "alt" in Path(path).name or "builtins" in Path(path).name:
                 continue
-            for builtins in glob.glob(f"{Path(path).parent}/libnvrtc-builtins.so.*"):
-                if "alt" not in Path(builtins).name:
+            for builtins in Path(path).parent.glob("libnvrtc-builtins.so.*"):
+                if "alt" not in builtins.name:
                     # NVRTC opens it by its name alone, which finds a library that is loaded.
-                    ctypes.CDLL(builtins, mode=ctypes.RTLD_GLOBAL)
+                    ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)
             return ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
     raise SourceError("no libnvrtc: pip install nvidia-cuda-nvrtc-cu12")
 
