@@ -5,19 +5,23 @@
  *
  * int8 would not hold what these codes stand for, so x is not quantized: a weight becomes code
  * times scale, and products are summed as floats. A sum never crosses lanes: a row's is that of its
- * even columns and that of its odd ones, each in order, whatever the number of rows. Unit of work:
- * one tile of 16 weight rows, for all rows of x. */
+ * even columns and that of its odd ones, each in order, whatever the number of rows: so the weights
+ * of some columns may be unpacked once for many rows, whose sums are kept. Unit of work: one tile
+ * of 16 weight rows, for all rows of x. */
 #include "cpu/cpu.h"
 #include "cpu/experts.h"
 #include "cpu/packed.h"
 #include "cpu/simd.h"
 
-/* Rows of x that share four columns of weights: two accumulators a row. */
-#if V_LANES == 8
-#define MAX_ROW_BLOCK 4
-#else
-#define MAX_ROW_BLOCK 8
-#endif
+/* Rows of x that share four columns of weights in registers: two accumulators a row. */
+#define MAX_ROW_BLOCK (V_LANES == 8 ? 4 : 8)
+/* Sixteen registers hold too few sums for that to pay with many rows: weights are unpacked once for
+ * KEPT_ROWS, COLUMNS at a time, and lie with the sums in the first cache. KEPT_BLOCK of these rows
+ * share a load of weights. */
+#define KEEPS_WEIGHTS (V_LANES == 8)
+#define KEPT_ROWS 24
+#define KEPT_BLOCK 3
+#define COLUMNS 128
 #define TILE_QUAD_BYTES(kind) (MARLIN_ROW_TILE * 4 * MARLIN_BITS_##kind / 8)
 
 typedef enum { FP8, NF4 } float_kind;
@@ -39,8 +43,8 @@ typedef struct {
 
 /* Rows of x and y that are multiplied together. */
 typedef struct {
-    const float *x[MAX_ROW_BLOCK];
-    float *y[MAX_ROW_BLOCK];
+    const float *x[KEPT_ROWS];
+    float *y[KEPT_ROWS];
 } float_rows;
 
 /* Those from `row` on, of `order` where it is given. */
@@ -72,6 +76,24 @@ INLINE void load_quads(float_kind kind, const uint8_t *p, vf w[8])
     for (int i = 0; i < 8; i++) w[i] = vf_look_up(words, i % 4 * 8 + i / 4 * 4, nf4_table);
 }
 
+/* Of a tile's rows from part * V_LANES on, for the 32 columns around `column`. */
+INLINE vf load_scale(const packed_floats *a, int64_t tile, int part, int64_t column)
+{
+    int64_t group = tile * a->scale_groups + (column / MARLIN_ACT_GROUP >> a->scale_shift);
+    return load_scales_at(a->flags, a->block_shift, a->scales,
+                          group * MARLIN_ROW_TILE + part * V_LANES);
+}
+
+INLINE void store_sums(const packed_floats *a, float_kind kind, float *y, int64_t tile, int part,
+                       const vf sums[2])
+{
+    int64_t at = tile * MARLIN_ROW_TILE + part * V_LANES;
+    if (at >= a->n) return;
+    vf sum = vf_add(sums[0], sums[1]);
+    if (kind == FP8) sum = vf_mul(sum, vf_set1(256.0f));
+    store_columns(y + at, a->output_bias ? a->output_bias + at : NULL, a->n - at, sum);
+}
+
 /* V_LANES columns of y for num_rows (a constant) rows. */
 INLINE void dot_rows(const packed_floats *a, float_kind kind, const float_rows *rows, int num_rows,
                      int64_t tile, int part)
@@ -80,9 +102,7 @@ INLINE void dot_rows(const packed_floats *a, float_kind kind, const float_rows *
     vf sums[MAX_ROW_BLOCK][2];
     for (int m = 0; m < num_rows; m++) sums[m][0] = sums[m][1] = vf_zero();
     for (int64_t column = 0; column < a->k; column += MARLIN_ACT_GROUP) {
-        int64_t group = tile * a->scale_groups + (column / MARLIN_ACT_GROUP >> a->scale_shift);
-        vf scale = load_scales_at(a->flags, a->block_shift, a->scales,
-                                  group * MARLIN_ROW_TILE + part * V_LANES);
+        vf scale = load_scale(a, tile, part, column);
         for (int64_t i = column; i < column + MARLIN_ACT_GROUP; i += 8) {
             vf w[8];
             load_quads(kind, codes + i / 4 * quad_bytes(kind), w);
@@ -95,14 +115,64 @@ INLINE void dot_rows(const packed_floats *a, float_kind kind, const float_rows *
             }
         }
     }
-    int64_t at = tile * MARLIN_ROW_TILE + part * V_LANES;
-    for (int m = 0; m < num_rows; m++) {
-        vf sum = vf_add(sums[m][0], sums[m][1]);
-        if (kind == FP8) sum = vf_mul(sum, vf_set1(256.0f));
-        store_columns(rows->y[m] + at, a->output_bias ? a->output_bias + at : NULL, a->n - at, sum);
+    for (int m = 0; m < num_rows; m++) store_sums(a, kind, rows->y[m], tile, part, sums[m]);
+}
+
+/* Columns [column, column + count) of a tile, as the numbers that they are. */
+INLINE void unpack(const packed_floats *a, float_kind kind, int64_t tile, int64_t column,
+                   int64_t count, vf weights[COLUMNS][V_PARTS])
+{
+    const uint8_t *codes = a->codes + (tile * a->k + column) / 4 * quad_bytes(kind);
+    for (int64_t i = 0; i < count; i += 8) {
+        for (int part = 0; part < V_PARTS; part++) {
+            vf w[8], scale = load_scale(a, tile, part, column + i);
+            load_quads(kind, codes + i / 4 * quad_bytes(kind) + part * V_LANES * 4, w);
+            for (int c = 0; c < 8; c++) weights[i + c][part] = vf_mul(w[c], scale);
+        }
     }
 }
 
+/* sums += weights times `count` columns of num_rows (a constant) rows of x. */
+INLINE void add_products(vf weights[COLUMNS][V_PARTS], const float *const *x, int64_t column,
+                         int64_t count, int num_rows, vf sums[][V_PARTS][2])
+{
+    vf own[KEPT_BLOCK][V_PARTS][2];
+    for (int m = 0; m < num_rows; m++) memcpy(own[m], sums[m], sizeof own[m]);
+    for (int64_t i = 0; i < count; i += 2) {
+        for (int c = 0; c < 2; c++) {
+            for (int m = 0; m < num_rows; m++) {
+                vf value = vf_set1(x[m][column + i + c]);
+                for (int part = 0; part < V_PARTS; part++)
+                    own[m][part][c] = vf_fma(weights[i + c][part], value, own[m][part][c]);
+            }
+        }
+    }
+    for (int m = 0; m < num_rows; m++) memcpy(sums[m], own[m], sizeof own[m]);
+}
+
+/* A tile's columns of y for up to KEPT_ROWS rows. */
+INLINE void dot_kept(const packed_floats *a, float_kind kind, const float_rows *rows, int num_rows,
+                     int64_t tile)
+{
+    vf weights[COLUMNS][V_PARTS], sums[KEPT_ROWS][V_PARTS][2];
+    for (int m = 0; m < num_rows; m++)
+        for (int part = 0; part < V_PARTS; part++) sums[m][part][0] = sums[m][part][1] = vf_zero();
+    for (int64_t column = 0; column < a->k; column += COLUMNS) {
+        int64_t count = a->k - column < COLUMNS ? a->k - column : COLUMNS;
+        unpack(a, kind, tile, column, count, weights);
+        int m = 0;
+        for (; num_rows - m >= KEPT_BLOCK; m += KEPT_BLOCK)
+            add_products(weights, rows->x + m, column, count, KEPT_BLOCK, sums + m);
+        for (; num_rows - m >= 2; m += 2)
+            add_products(weights, rows->x + m, column, count, 2, sums + m);
+        if (m < num_rows) add_products(weights, rows->x + m, column, count, 1, sums + m);
+    }
+    for (int m = 0; m < num_rows; m++)
+        for (int part = 0; part < V_PARTS; part++)
+            store_sums(a, kind, rows->y[m], tile, part, sums[m][part]);
+}
+
+/* Units [begin, end) for num_rows (a constant) rows. */
 INLINE void run_tiles(const packed_floats *a, float_kind kind, const int32_t *order, int num_rows,
                       int64_t row, int64_t begin, int64_t end)
 {
@@ -118,11 +188,16 @@ INLINE void run_rows(const packed_floats *a, float_kind kind, const int32_t *ord
                      int64_t begin, int64_t end)
 {
     int64_t row = 0;
+    while (KEEPS_WEIGHTS && rows - row > MAX_ROW_BLOCK) {
+        int count = rows - row < KEPT_ROWS ? (int)(rows - row) : KEPT_ROWS;
+        float_rows kept = rows_at(a, order, count, row);
+        for (int64_t tile = begin; tile < end; tile++) dot_kept(a, kind, &kept, count, tile);
+        row += count;
+    }
     for (; rows - row >= MAX_ROW_BLOCK; row += MAX_ROW_BLOCK)
         run_tiles(a, kind, order, MAX_ROW_BLOCK, row, begin, end);
-#if MAX_ROW_BLOCK > 4
-    for (; rows - row >= 4; row += 4) run_tiles(a, kind, order, 4, row, begin, end);
-#endif
+    for (; MAX_ROW_BLOCK > 4 && rows - row >= 4; row += 4)
+        run_tiles(a, kind, order, 4, row, begin, end);
     for (; rows - row >= 2; row += 2) run_tiles(a, kind, order, 2, row, begin, end);
     if (row < rows) run_tiles(a, kind, order, 1, row, begin, end);
 }
