@@ -71,7 +71,8 @@ inline void keep_groups(threadgroup float *ranks, threadgroup float *sums, const
 // route: num_slots experts of each token, the best first, and what each one's output is multiplied
 // by.
 //
-//   logits  float [rows, num_experts]    bias  float [num_experts], optional, of ranks alone
+//   logits  float [rows, num_experts]    bias  float [num_experts], optional: added to ranks
+//   alone, or what weights are multiplied by
 //   ids  int32 [rows, num_slots]         weights  float [rows, num_slots]
 //   Grid: (rows). Group: 32 threads, a simdgroup a token. Up to 1024 experts, 8 KiB.
 [[kernel]] void route(device const float *logits [[buffer(0)]],
@@ -92,7 +93,7 @@ inline void keep_groups(threadgroup float *ranks, threadgroup float *sums, const
     }
     if (p.gating == MARLIN_GATE_SOFTMAX) route_softmax(scores, count, lane);
     for (uint i = lane; i < count; i += SIMD_THREADS)
-        ranks[i] = p.has_bias ? scores[i] + bias[i] : scores[i];
+        ranks[i] = p.bias == MARLIN_ROUTE_RANKS ? scores[i] + bias[i] : scores[i];
     simdgroup_barrier(mem_flags::mem_threadgroup);
     if (p.num_groups > 1) keep_groups(ranks, sums, p, lane);
     uint taken = 0;
@@ -107,8 +108,11 @@ inline void keep_groups(threadgroup float *ranks, threadgroup float *sums, const
     simdgroup_barrier(mem_flags::mem_threadgroup);
     float sum = p.epsilon;
     for (uint s = 0; s < slots; s++) sum += chosen[s];
-    for (uint s = lane; s < slots; s += SIMD_THREADS)
-        weights[row * slots + s] = (p.normalizes ? chosen[s] / sum : chosen[s]) * p.scale;
+    for (uint s = lane; s < slots; s += SIMD_THREADS) {
+        const float weight = (p.normalizes ? chosen[s] / sum : chosen[s]) * p.scale;
+        const float factor = p.bias == MARLIN_ROUTE_FACTORS ? bias[ids[row * slots + s]] : 1.0f;
+        weights[row * slots + s] = weight * factor;
+    }
 }
 
 // sort_experts: choices by expert, those of one expert in their own order, and each chosen expert's

@@ -43,6 +43,9 @@
 #define MARLIN_GATE_SOFTMAX 0u
 #define MARLIN_GATE_SIGMOID 1u
 #define MARLIN_GATE_CHOSEN 2u
+/* What a bias of experts is for: nothing, ranks alone, to which it is added, or weights. */
+#define MARLIN_ROUTE_RANKS 1u
+#define MARLIN_ROUTE_FACTORS 2u
 #define MARLIN_MAX_EXPERTS 1024
 #define MARLIN_MAX_SLOTS 128
 /* Floats of a row that a unit of silu_mul, its likes and combine_experts takes. */
@@ -94,7 +97,7 @@ struct RouteParams {
     uint32_t num_slots;
     uint32_t gating; /* MARLIN_GATE_... */
     uint32_t normalizes;
-    uint32_t has_bias;
+    uint32_t bias;       /* MARLIN_ROUTE_... */
     uint32_t num_groups; /* 1: all experts may be chosen */
     uint32_t kept_groups;
     float scale;

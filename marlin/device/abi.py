@@ -45,6 +45,7 @@ MAX_EXPERTS, MAX_SLOTS = 1024, 128
 MAX_TAPS, MAX_KEY_DIM = 8, 128
 GATE_SOFTMAX, GATE_SIGMOID, GATE_CHOSEN = range(3)
 GATES = {"softmax": GATE_SOFTMAX, "sigmoid": GATE_SIGMOID, "chosen": GATE_CHOSEN}
+ROUTE_BIASES = {"ranks": 1, "factors": 2}
 SCALE_F32 = 1
 SCALE_BLOCK = 8
 SCALE_EXP = 16
@@ -78,7 +79,7 @@ PARAMS = {
     "ExpertParams": _params("i4 rows_var", "u4 n k group_size flags num_experts num_slots x_slots"),
     "RouteParams": _params(
         "i4 rows_var",
-        "u4 num_experts num_slots gating normalizes has_bias num_groups kept_groups",
+        "u4 num_experts num_slots gating normalizes bias num_groups kept_groups",
         "f4 scale epsilon",
     ),
     "SortParams": _params("i4 rows_var", "u4 num_experts num_slots"),

@@ -16,6 +16,8 @@ class Router(NamedTuple):
         normalizes: whether the weights are divided by their sum, plus `epsilon`.
         scale: what they are multiplied by then.
         num_groups, kept_groups: experts are chosen of the groups whose two best add up to most.
+        bias: what a bias is for: "ranks", to which it is added, and not to the weights; "factors",
+            which the weights are multiplied by at last.
     """
 
     num_experts: int
@@ -26,6 +28,7 @@ class Router(NamedTuple):
     epsilon: float = 0.0
     num_groups: int = 1
     kept_groups: int = 1
+    bias: str = "ranks"
 
 
 class Choices(NamedTuple):
@@ -43,7 +46,7 @@ def choose(recorder, logits, bias, router, ids, weights):
 
     Args:
         logits: float [tokens, num_experts].
-        bias: float [num_experts], added to what is ranked and not to the weights; or None.
+        bias: float [num_experts], for what router.bias says, or None.
         ids, weights: int32 and float [tokens, num_slots].
     """
     params = make_params(
@@ -53,7 +56,7 @@ def choose(recorder, logits, bias, router, ids, weights):
         num_slots=router.num_slots,
         gating=abi.GATES[router.gating],
         normalizes=int(router.normalizes),
-        has_bias=int(bias is not None),
+        bias=0 if bias is None else abi.ROUTE_BIASES[router.bias],
         num_groups=router.num_groups,
         kept_groups=router.kept_groups,
         scale=router.scale,

@@ -15,8 +15,6 @@ from marlin.models.config_experts import MixtureConfig
 LINEAR, FULL = "linear_attention", "full_attention"
 # Every how many layers one has attention, where a file does not say.
 IMPLIED_INTERVAL = 4
-# What a dense model says of experts.
-WITHOUT_EXPERTS = {"num_experts": 0, "num_slots": 0, "expert_dim": 0}
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,9 @@ from marlin.device.abi import MAX_EXPERTS, MAX_SLOTS
 from marlin.files.fields import Fields
 from marlin.models.config import MAX_DIM, ModelConfig
 
+# What a model says of experts that has none.
+WITHOUT_EXPERTS = {"num_experts": 0, "num_slots": 0, "expert_dim": 0}
+
 
 @dataclass(frozen=True, slots=True)
 class MixtureConfig(ModelConfig):

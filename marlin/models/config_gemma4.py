@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from marlin.device.abi import MAX_EXPERTS, MAX_SLOTS
 from marlin.errors import ModelFileError
 from marlin.files.fields import Fields, file_fields
-from marlin.models import config_gguf, config_hf
+from marlin.models import config_experts, config_gguf, config_hf
 from marlin.models.config import MAX_DIM, MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS, MAX_VOCAB
-from marlin.models.config_delta import WITHOUT_EXPERTS
-from marlin.models.config_experts import MixtureConfig
+from marlin.models.config_experts import WITHOUT_EXPERTS, MixtureConfig
 from marlin.models.rope import RopeScaling
 from marlin.weights import ggml_types
 from marlin.weights.gguf import GGUFFile
@@ -74,7 +74,6 @@ def from_hf(fields: Fields, shared: dict, full: Fields) -> dict:
     windows = _windows(fields, shared["num_layers"])
     head_dim, kv_heads = _full_heads(fields, windows, shared)
     return {
-        **_experts_of_hf(fields),
         "windows": windows,
         "full_head_dim": head_dim,
         "full_kv_heads": kv_heads,
@@ -177,11 +176,38 @@ def _row_dim(fields, vocab_size):
     return size
 
 
-def _experts_of_hf(fields):
+def without_experts(fields: Fields) -> dict:
+    """Of MixtureConfig; raises where a config says anything of experts."""
     for name in ("enable_moe_block", "num_experts", "top_k_experts", "moe_intermediate_size"):
         if fields.raw(name):
-            fields.fail(name, "absent (no experts are read here)")
+            fields.fail(name, "absent (this model has no experts)")
     return WITHOUT_EXPERTS
+
+
+def experts_of_hf(fields: Fields) -> dict:
+    """The fields of MixtureConfig."""
+    if not fields.flag("enable_moe_block", False):
+        return without_experts(fields)
+    if fields.raw("num_experts") is None:
+        fields.fail("enable_moe_block", "false, or beside num_experts")
+    count = fields.count("num_experts", maximum=MAX_EXPERTS)
+    return {
+        "num_experts": count,
+        "num_slots": fields.count("top_k_experts", maximum=min(count, MAX_SLOTS)),
+        "expert_dim": fields.count("moe_intermediate_size", maximum=MAX_DIM),
+    }
+
+
+def experts_of_json(config: Gemma4Config) -> dict:
+    """What experts_of_hf() reads back."""
+    if not config.num_experts:
+        return {}
+    return {
+        "enable_moe_block": True,
+        "num_experts": config.num_experts,
+        "top_k_experts": config.num_slots,
+        "moe_intermediate_size": config.expert_dim,
+    }
 
 
 def from_gguf(file: GGUFFile, architecture: str, gguf_architecture: str) -> Gemma4Config:
@@ -194,7 +220,8 @@ def from_gguf(file: GGUFFile, architecture: str, gguf_architecture: str) -> Gemm
             fields.fail(name, f"{neutral:g}, as llama.cpp has it built in")
     own = {fields.prefix + name: value for name, value in sizes.items()}
     local = file_fields(file.path, fields.values | own, fields.prefix)
-    shared = config_gguf.shared(file, local, architecture)
+    shared = config_gguf.shared(file, local, architecture, experts=True)
+    has_experts = fields.count("expert_count", 0, minimum=0, maximum=MAX_EXPERTS) > 0
     full = [index for index, window in enumerate(windows) if not window]
     first = len(windows) - _num_readers(fields, "attention.shared_kv_layers", windows)
     head_dim = fields.count("attention.key_length", maximum=MAX_HEAD_DIM)
@@ -202,7 +229,7 @@ def from_gguf(file: GGUFFile, architecture: str, gguf_architecture: str) -> Gemm
              if index < first}  # fmt: skip
     return Gemma4Config(
         **shared,
-        **_experts_of_gguf(fields),
+        **(config_experts.from_gguf(fields) if has_experts else WITHOUT_EXPERTS),
         windows=windows,
         full_head_dim=head_dim,
         full_kv_heads=_by_layer(fields, "attention.head_count_kv", windows)[full[-1]],
@@ -286,7 +313,3 @@ def _stored_scaling(file, fields, head_dim):
         message = "holds other factors than 1, and then more than 1e29"
         raise ModelFileError(info.path, message, tensor=info.name)
     return RopeScaling("proportional", 1.0, num_turning=turning)
-
-
-def _experts_of_gguf(fields):
-    return WITHOUT_EXPERTS

@@ -1,20 +1,31 @@
 """Gemma 4 (text): Gemma 3's layer with plain norms, values that are normed, layers of two kinds of
-heads, and in the small models layers that read the keys and values of earlier ones, and a row of
-each token for each layer.
+heads, in the 26B-A4B experts beside each feed-forward, and in the small models layers that read the
+keys and values of earlier ones, and a row of each token for each layer.
 """
 
 import math
 from dataclasses import replace
 from typing import Any
 
+from marlin.device import ops_experts
 from marlin.files.fields import Fields
 from marlin.models import config_gemma4, config_hf, config_json
 from marlin.models.config_gemma4 import FULL, IMPLIED, SLIDING, Gemma4Config
 from marlin.models.layers import Rope, attention, gated_feed_forward
-from marlin.models.layers_gemma4 import Gemma4Layer, NormedAttention, RowGate, TokenRows
+from marlin.models.layers_experts import ExpertNames, mixture
+from marlin.models.layers_gemma4 import (
+    ExpertsBeside,
+    Gemma4Layer,
+    HiddenMixture,
+    NormedAttention,
+    RowGate,
+    TokenRows,
+)
 from marlin.models.rope import RopeScaling
 from marlin.models.spec import Constant, Family, ModelSpec, Names, Tensor
 from marlin.weights.gguf import GGUFFile
+
+SPELLED = ExpertNames("", "router.proj", stacked="experts.switch_glu")
 
 
 class Gemma4(Family[Gemma4Config]):
@@ -44,6 +55,7 @@ class Gemma4(Family[Gemma4Config]):
         return Gemma4Config(
             **shared,
             **config_gemma4.from_hf(fields, shared, full),
+            **self._experts(fields),
             qkv_bias=has_bias,
             o_bias=has_bias,
             qk_norm=True,
@@ -56,6 +68,10 @@ class Gemma4(Family[Gemma4Config]):
     def _wide_readers(self, fields: Fields) -> bool:
         return fields.flag("use_double_wide_mlp", False)
 
+    def _experts(self, fields: Fields) -> dict:
+        """Of MixtureConfig."""
+        return config_gemma4.experts_of_hf(fields)
+
     def hf_config(self, config: Gemma4Config) -> dict:
         values = config_json.shared_values(config, self.hf_class)
         for name in ("hidden_act", "mlp_bias", "rope_theta", "rope_scaling"):
@@ -65,29 +81,33 @@ class Gemma4(Family[Gemma4Config]):
         if scaling.type:
             turning = 2 * scaling.num_turning / config.full_head_dim
             full |= {"partial_rotary_factor": turning, "factor": scaling.factor}
-        return values | {
-            "hidden_activation": "gelu_pytorch_tanh",
-            "layer_types": [SLIDING if window else FULL for window in config.windows],
-            "sliding_window": next(filter(None, config.windows), 512),
-            "rope_parameters": {
-                FULL: full,
-                SLIDING: {"rope_type": "default", "rope_theta": config.rope_theta},
-            },
-            "per_layer_config": {
-                str(index): {
-                    "head_dim": config.full_head_dim,
-                    "num_key_value_heads": config.full_kv_heads,
-                }
-                for index, window in enumerate(config.windows)
-                if not window
-            },
-            "attention_k_eq_v": config.keys_are_values,
-            "num_kv_shared_layers": config.num_readers,
-            "use_double_wide_mlp": config.wide_readers,
-            "hidden_size_per_layer_input": config.row_dim,
-            "vocab_size_per_layer_input": config.vocab_size,
-            "final_logit_softcapping": config.logit_cap or None,
-        }
+        return (
+            values
+            | config_gemma4.experts_of_json(config)
+            | {
+                "hidden_activation": "gelu_pytorch_tanh",
+                "layer_types": [SLIDING if window else FULL for window in config.windows],
+                "sliding_window": next(filter(None, config.windows), 512),
+                "rope_parameters": {
+                    FULL: full,
+                    SLIDING: {"rope_type": "default", "rope_theta": config.rope_theta},
+                },
+                "per_layer_config": {
+                    str(index): {
+                        "head_dim": config.full_head_dim,
+                        "num_key_value_heads": config.full_kv_heads,
+                    }
+                    for index, window in enumerate(config.windows)
+                    if not window
+                },
+                "attention_k_eq_v": config.keys_are_values,
+                "num_kv_shared_layers": config.num_readers,
+                "use_double_wide_mlp": config.wide_readers,
+                "hidden_size_per_layer_input": config.row_dim,
+                "vocab_size_per_layer_input": config.vocab_size,
+                "final_logit_softcapping": config.logit_cap or None,
+            }
+        )
 
     def spec(self, config: Gemma4Config) -> ModelSpec:
         width, dim = config.num_layers * config.row_dim, config.hidden_dim
@@ -132,6 +152,9 @@ class Gemma4Unified(Gemma4):
             fields.fail("use_double_wide_mlp", "false (transformers has no wider layers of it)")
         return False
 
+    def _experts(self, fields: Fields) -> dict:
+        return config_gemma4.without_experts(fields)
+
 
 def _layer(config, index):
     names, dim = Names.of_layer(index), config.hidden_dim
@@ -154,6 +177,23 @@ def _layer(config, index):
         names.norm("post_feedforward_layernorm", "post_ffw_norm", dim),
         row_gate,
         scalar,
+        _experts(names, config) if config.num_experts else None,
+    )
+
+
+def _experts(names, config):
+    dim = config.hidden_dim
+    routing = ops_experts.Router(config.num_experts, config.num_slots, bias="factors")
+    plain = mixture(names, routing, dim, config.expert_dim, spelled=SPELLED, activation="gelu")
+    scale = Tensor(f"{names.hf}router.scale", f"{names.gguf}ffn_gate_inp.scale", (dim,))
+    gguf = f"{names.gguf}ffn_down_exps.scale"
+    factors = Tensor(f"{names.hf}router.per_expert_scale", gguf, (config.num_experts,))
+    norm = names.norm("pre_feedforward_layernorm_2", "pre_ffw_norm_2", dim)
+    own = {"router_scale": scale, "norm": norm}
+    return ExpertsBeside(
+        HiddenMixture.of(replace(plain, correction=factors), **own),
+        names.norm("post_feedforward_layernorm_1", "post_ffw_norm_1", dim),
+        names.norm("post_feedforward_layernorm_2", "post_ffw_norm_2", dim),
     )
 
 

@@ -114,17 +114,20 @@ class Step:
 
     def norm(self, weight: Tensor, delta: View | None = None) -> None:
         """hidden += delta * residual_scale; normed = rms_norm(hidden)."""
-        self._norm("hidden", weight, "normed", delta=delta, delta_scale=self.residual_scale)
+        self.norm_into("hidden", weight, "normed", delta=delta, delta_scale=self.residual_scale)
 
     def norm_delta(self, weight: Tensor, eps: float | None) -> None:
         """delta = rms_norm(delta); eps None is the model's."""
-        self._norm("delta", weight, "delta", eps)
+        self.norm_into("delta", weight, "delta", eps)
 
     def add_norm(self, weight: Tensor) -> None:
         """hidden += rms_norm(delta)."""
-        self._norm("delta", weight, "hidden", adds=True)
+        self.norm_into("delta", weight, "hidden", adds=True)
 
-    def _norm(self, x, weight, y, eps=None, **options):
+    def norm_into(
+        self, x: str, weight: Tensor, y: str, eps: float | None = None, **options: Any
+    ) -> None:
+        """The activations y = rms_norm(the activations x); options are those of ops.rms_norm."""
         values, dim = self.weights[weight.name], self.config.hidden_dim
         eps = self.config.rms_norm_eps if eps is None else eps
         ops.rms_norm(self.recorder, self.acts[x], values, self.acts[y], dim, eps, **options)

@@ -22,7 +22,7 @@ class Mixture:
 
     Attributes:
         router: [num_experts, hidden]; its logits are float32.
-        correction: [num_experts], added to what experts are ranked by, and not to their weights.
+        correction: [num_experts], for what routing.bias says.
         gate, up, down: of all experts, with biases or without.
         routing: how experts are chosen and weighted.
         shared: what every token takes besides.
@@ -65,7 +65,7 @@ class Mixture:
         label, acts, routing = f"layer {index}", step.acts, self.routing
         names = "expert ids", "expert weights", "expert order", "expert groups"
         choices = ops_experts.Choices(*(acts[name] for name in names))
-        step.linear(x, self.router, "router", f"{label} router")
+        self._rank(step, x, f"{label} router")
         correction = self.correction and step.weights[self.correction.name]
         ops_experts.route(step.recorder, acts["router"], correction, routing, choices)
         self._experts(step, x, self.gate, "expert gate", 1, choices, f"{label} gate")
@@ -82,6 +82,10 @@ class Mixture:
             self._gate_shared(step, x, label)
         parts = acts[down], choices.weights, acts["delta"]
         ops_experts.combine_experts(step.recorder, *parts, dim, slots, adds=self.shared is not None)
+
+    def _rank(self, step, x, label):
+        """Logits of all experts."""
+        step.linear(x, self.router, "router", label)
 
     def _gate_shared(self, step, x, label):
         """What every token takes is a mixture of one expert, which weighs what a sigmoid says."""
@@ -113,18 +117,20 @@ class ExpertNames:
     """What files call the matrices of experts, after a layer's own beginning.
 
     Attributes:
-        block: of the whole mixture in Hugging Face's names.
+        block: of the whole mixture in Hugging Face's names, with what follows it.
         router: within it, without ".weight".
         single: gate, up and down of one expert, with {} for its number.
         fused: whether there may be `gate_up_proj` of all experts; gpt-oss's is transposed.
         correction: of the numbers that correct ranks, without what follows in GGUF.
+        stacked: mlx-lm's, of what has the gates, ups or downs of all experts.
     """
 
-    block: str = "mlp"
+    block: str = "mlp."
     router: str = "gate"
     single: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
     transposed: bool = False
     correction: str = "gate.e_score_correction_bias"
+    stacked: str = "switch_mlp"
 
 
 def mixture(
@@ -146,11 +152,9 @@ def mixture(
         dim, width: columns of the hidden state, and rows of an expert's gate.
         has_bias: whether router and experts have biases.
     """
-    block = f"{names.hf}{spelled.block}."
+    block = names.hf + spelled.block
     shape = routing.num_experts, dim
-    router = names.linear(
-        f"{spelled.block}.{spelled.router}", "ffn_gate_inp", shape, "router", has_bias
-    )
+    router = names.linear(spelled.block + spelled.router, "ffn_gate_inp", shape, "router", has_bias)
     correction = None
     if has_correction:
         gguf = f"{names.gguf}exp_probs_b.bias"
@@ -179,7 +183,7 @@ def _experts_of(gguf, block, spelled, routing, index, shape, has_bias):
     word = ("gate", "up", "down")[index]
     count, slots = routing.num_experts, routing.num_slots
     hf, gguf = f"{block}experts.{word}_proj", f"{gguf}ffn_{word}_exps"
-    stacked = f"{block}switch_mlp.{word}_proj"
+    stacked = f"{block}{spelled.stacked}.{word}_proj"
     single = f"{block}experts.{{}}.{spelled.single[index]}.weight"
     whole = f"{block}experts.{'down' if word == 'down' else 'gate_up'}_proj"
     part = (0, 1) if word == "down" else (index, 2)

@@ -5,7 +5,7 @@ As layers.py's.
 """
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,12 @@ import numpy as np
 from marlin.device import ops, ops_state
 from marlin.device.ops_state import Columns
 from marlin.models.layers import LOOKED_UP, Attention, GatedFeedForward, Step, StepSizes
+from marlin.models.layers_experts import Mixture
 from marlin.models.layers_residual import ResidualLayer
 from marlin.models.spec import Constant, Fused, Linear, Tensor
 
 GATE, ROW = "row's gate", "row"
+RANKED, BESIDE = "what ranks", "beside experts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class NormedAttention(Attention):
     @classmethod
     def of(cls, plain: Attention, **own) -> "NormedAttention":
         """With everything but `own` that another has."""
-        found = {field.name: getattr(plain, field.name) for field in fields(plain)}
+        found = {each.name: getattr(plain, each.name) for each in fields(plain)}
         return cls(**found | own)
 
     @property
@@ -135,9 +137,60 @@ class RowGate:
 
 
 @dataclass(frozen=True, slots=True)
+class HiddenMixture(Mixture):
+    """A mixture of the residual stream, with a norm for those that rank and one for experts.
+
+    Attributes:
+        router_scale: [hidden], of the first, whose result is divided by the root of hidden.
+        norm: the second, into "normed".
+    """
+
+    router_scale: Tensor = field(kw_only=True)
+    norm: Tensor = field(kw_only=True)
+
+    @classmethod
+    def of(cls, plain: Mixture, **own: Tensor) -> "HiddenMixture":
+        """With everything else that another has."""
+        return cls(**{each.name: getattr(plain, each.name) for each in fields(plain)}, **own)
+
+    def activations(self, sizes: StepSizes) -> dict[str, tuple[int, int]]:
+        """As a layer's."""
+        own = {RANKED: (sizes.max_tokens, self.router_scale.shape[0])}
+        return Mixture.activations(self, sizes) | own
+
+    def _rank(self, step, _x, label):
+        step.norm_into("hidden", self.router_scale, RANKED)
+        step.linear(RANKED, self.router, "router", label)
+        logits, count = step.acts["router"], self.routing.num_experts
+        factor = self.router_scale.shape[0] ** -0.5
+        ops.scale_rows(step.recorder, logits, logits, count, factor, rows_var=ops.VAR_TOKENS)
+        step.norm(self.norm)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsBeside:
+    """BESIDE becomes dense_norm(delta) + post_norm(mixture(hidden))."""
+
+    mixture: HiddenMixture
+    dense_norm: Tensor
+    post_norm: Tensor
+
+    def activations(self, sizes: StepSizes) -> dict[str, tuple[int, int]]:
+        """As a layer's."""
+        own = {BESIDE: (sizes.max_tokens, self.post_norm.shape[0])}
+        return self.mixture.activations(sizes) | own
+
+    def record(self, step: Step, index: int) -> None:
+        step.norm_into("delta", self.dense_norm, BESIDE)
+        self.mixture.record(step, index)
+        step.norm_into("delta", self.post_norm, BESIDE, adds=True)
+
+
+@dataclass(frozen=True, slots=True)
 class Gemma4Layer(ResidualLayer):
     """hidden = scalar * (hidden + norm(attention(norm(hidden))) + norm(feed_forward(norm(...)))
-    + row_gate(...)), each after the other."""
+    + row_gate(...)), each after the other; what experts make beside the feed-forward is added to
+    it before its norm."""
 
     attn_norm: Tensor
     attention: NormedAttention
@@ -147,12 +200,15 @@ class Gemma4Layer(ResidualLayer):
     post_ffn_norm: Tensor
     row_gate: RowGate | None
     scalar: Tensor
+    experts: ExpertsBeside | None = None
     leaves_delta = False
 
     def activations(self, sizes: StepSizes) -> dict[str, tuple[int, int]]:
         """As ResidualLayer's."""
         found = ResidualLayer.activations(self, sizes)
-        return found | (self.row_gate.activations(sizes) if self.row_gate else {})
+        for part in (self.row_gate, self.experts):
+            found |= part.activations(sizes) if part else {}
+        return found
 
     def record(self, step: Step, index: int) -> None:
         """As ResidualLayer's."""
@@ -161,7 +217,11 @@ class Gemma4Layer(ResidualLayer):
         step.norm_delta(self.post_attn_norm, None)
         step.norm(self.ffn_norm, delta=step.acts["delta"])
         self.feed_forward.record(step, index)
-        step.add_norm(self.post_ffn_norm)
+        if self.experts is None:
+            step.add_norm(self.post_ffn_norm)
+        else:
+            self.experts.record(step, index)
+            step.norm_into(BESIDE, self.post_ffn_norm, "hidden", adds=True)
         if self.row_gate is not None:
             self.row_gate.record(step, index, step.config.num_layers)
         scalar, hidden = step.floats(self.scalar), step.acts["hidden"]

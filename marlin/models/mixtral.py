@@ -7,7 +7,7 @@ from marlin.models.config_experts import MixtureConfig
 from marlin.models.layers_experts import ExpertNames, mixture
 from marlin.models.llama import LlamaLine
 
-SPELLED = ExpertNames("block_sparse_moe", "gate", ("w1", "w3", "w2"))
+SPELLED = ExpertNames("block_sparse_moe.", "gate", ("w1", "w3", "w2"))
 
 
 class Mixtral(LlamaLine[MixtureConfig]):

@@ -185,8 +185,8 @@ def check_tiles(tensor: Tensor, kind: str, info: TensorInfo) -> None:
 
 def stem_of(tensor: Tensor, tensors: dict) -> str:
     """The name that the folder has for a tensor, without ".weight"."""
-    stacked = tensor.stack.stacked if tensor.stack else ""
-    return (stacked if stacked in tensors else tensor.name).removesuffix(".weight")
+    other = tensor.stack.stacked if tensor.stack else tensor.also
+    return (other if other in tensors else tensor.name).removesuffix(".weight")
 
 
 def find_plain(path: str, tensor: Tensor, stem: str, tensors: dict) -> TensorInfo | None:

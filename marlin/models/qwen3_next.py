@@ -31,7 +31,7 @@ class DeltaLine(Family[DeltaConfig]):
 
     def _experts_of_hf(self, _fields: Fields, num_layers: int) -> dict:
         """The fields of MixtureConfig: here no layer has experts."""
-        return config_delta.WITHOUT_EXPERTS | {"dense_layers": tuple(range(num_layers))}
+        return config_experts.WITHOUT_EXPERTS | {"dense_layers": tuple(range(num_layers))}
 
     def _experts_of_gguf(self, _fields: Fields, num_layers: int) -> dict:
         return self._experts_of_hf(_fields, num_layers)

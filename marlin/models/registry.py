@@ -19,6 +19,7 @@ from marlin.models.glm4_moe import Glm4Moe
 from marlin.models.gpt_oss import GptOss
 from marlin.models.granite import Granite
 from marlin.models.lfm2 import Lfm2
+from marlin.models.lfm2_moe import Lfm2Moe
 from marlin.models.llama import Llama
 from marlin.models.ministral3 import Ministral3
 from marlin.models.mistral import Mistral
@@ -41,7 +42,7 @@ FAMILIES = (
     *(Llama(), Mistral(), Qwen2(), Qwen3(), Gemma3(), Qwen3Moe(), Mixtral(), Glm4Moe(), Qwen2Moe()),
     *(SmolLM3(), Granite(), Olmo2(), Olmo3(), Phi3(), Gemma2(), Ministral3(), Exaone4(), Glm4()),
     *(MuseGlimmer(), GptOss(), Lfm2(), Qwen3Next(), Qwen35(), Qwen35Moe(), Bert(), *ROBERTAS),
-    *(Gemma4(), Gemma4Unified(), DeepseekV3(), Glm4MoeLite()),
+    *(Gemma4(), Gemma4Unified(), DeepseekV3(), Glm4MoeLite(), Lfm2Moe()),
 )
 
 _BY_MODEL_TYPE = {family.model_type: family for family in FAMILIES}

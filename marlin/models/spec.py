@@ -58,6 +58,7 @@ class Tensor:
             GGUF files hold the sum.
         optional: a checkpoint may do without it.
         stack: of what all experts of a layer have.
+        also: another name that folders may have it under.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Tensor:
     plus: float = 0.0
     optional: bool = False
     stack: Stack | None = None
+    also: str = ""
 
     @property
     def is_matrix(self) -> bool:

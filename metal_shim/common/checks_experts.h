@@ -47,6 +47,7 @@ static void check_route(marlin_check *c)
     const struct RouteParams *p = params_of(c);
     check_choices(c, p->num_experts, p->num_slots);
     require(c, p->gating <= MARLIN_GATE_CHOSEN, "has a gating that is not known");
+    require(c, p->bias <= MARLIN_ROUTE_FACTORS, "has a use of its bias that is not known");
     if (c->problem) return;
     require(c, p->num_groups >= 1 && p->num_experts % p->num_groups == 0,
             "has experts that do not divide into its groups");
@@ -56,7 +57,7 @@ static void check_route(marlin_check *c)
     require(c, p->num_experts / p->num_groups * p->kept_groups >= p->num_slots,
             "keeps fewer experts than it chooses");
     need_rows(c, 0, p->rows_var, 1, 0, 4 * (int64_t)p->num_experts);
-    if (p->has_bias) need(c, 1, 4, 4 * (int64_t)p->num_experts);
+    if (p->bias) need(c, 1, 4, 4 * (int64_t)p->num_experts);
     for (int i = 2; i < 4; i++) {
         need_rows(c, i, p->rows_var, p->num_slots, 0, 4);
         writes(c, i);

@@ -54,7 +54,8 @@ static void route_row(const struct RouteParams *p, const float *logits, const fl
     if (p->gating == MARLIN_GATE_SOFTMAX) softmax(scores, count);
     if (p->gating == MARLIN_GATE_SIGMOID)
         for (int32_t i = 0; i < count; i++) scores[i] = 1.0f / (1.0f + portable_exp(-scores[i]));
-    for (int32_t i = 0; i < count; i++) ranks[i] = bias ? scores[i] + bias[i] : scores[i];
+    int ranks_differ = p->bias == MARLIN_ROUTE_RANKS;
+    for (int32_t i = 0; i < count; i++) ranks[i] = ranks_differ ? scores[i] + bias[i] : scores[i];
     if (p->num_groups > 1) keep_groups(p, ranks, taken);
     for (int32_t s = 0; s < slots; s++) {
         ids[s] = take_best(ranks, count, taken);
@@ -66,16 +67,18 @@ static void route_row(const struct RouteParams *p, const float *logits, const fl
     for (int32_t s = 0; s < slots; s++) {
         if (p->normalizes) weights[s] /= sum;
         weights[s] *= p->scale;
+        if (p->bias == MARLIN_ROUTE_FACTORS) weights[s] *= bias[ids[s]];
     }
 }
 
-/* logits float [rows, num_experts]; bias float [num_experts], added to what is ranked alone;
- * ids int32 [rows, num_slots]; weights float [rows, num_slots] */
+/* logits float [rows, num_experts]; bias float [num_experts], added to what is ranked
+ * alone, or what weights are multiplied by; ids int32 [rows, num_slots]; weights float [rows,
+ * num_slots] */
 KERNEL(route)
 {
     (void)scratch;
     const struct RouteParams *p = call->params;
-    const float *bias = p->has_bias ? (const float *)call->at[1] : NULL;
+    const float *bias = p->bias ? (const float *)call->at[1] : NULL;
     for (int64_t row = begin; row < end; row++)
         route_row(p, (const float *)call->at[0] + row * p->num_experts, bias,
                   (int32_t *)call->at[2] + row * p->num_slots,

@@ -18,6 +18,7 @@ ROUTERS = {
     "softmax": ops_experts.Router(8, 2, "softmax", False),
     "softmax, normalized": ops_experts.Router(128, 8, "softmax", True),
     "softmax, scaled": ops_experts.Router(33, 3, "softmax", True, 2.5),
+    "softmax, with factors": ops_experts.Router(40, 4, bias="factors"),
     "sigmoid": ops_experts.Router(40, 4, "sigmoid", True, 1.8, 1e-20),
     "sigmoid in groups": ops_experts.Router(64, 6, "sigmoid", True, 2.5, 1e-20, 8, 3),
     "groups of one": ops_experts.Router(40, 5, "sigmoid", False, 1.0, 0.0, 40, 7),
@@ -37,12 +38,13 @@ def test_tokens_choose_their_best_experts_and_weigh_them(device, name, rows):
     router = ROUTERS[name]
     logits = logits_of(rows, router.num_experts)
     bias = None
-    if router.gating == "sigmoid":
+    if router.gating == "sigmoid" or router.bias == "factors":
         bias = np.random.default_rng(1).standard_normal(router.num_experts).astype(np.float32)
     ids, weights, order, groups = launch.route(device, logits, router, bias)
+    biases = (bias, None) if router.bias == "ranks" else (None, bias)
     expected, shares = reference_experts.route(
         logits, router.gating, router.num_slots, router.normalizes, router.scale, router.epsilon,
-        bias, (router.num_groups, router.kept_groups),
+        biases[0], (router.num_groups, router.kept_groups), biases[1],
     )  # fmt: skip
     np.testing.assert_array_equal(ids, expected)
     # An exponential's argument is rounded once, and sums have up to 1024 terms.

@@ -63,16 +63,21 @@ def matmul_experts(shader, kind):
 
 
 def route(shader):
-    """Ranks of groups, which are put below all others, and shares of the chosen."""
-    for gating, groups in (("sigmoid", (8, 3)), ("softmax", (1, 1)), ("chosen", (1, 1))):
+    """Ranks of groups, which are put below all others, shares of the chosen, and factors."""
+    for gating, groups, factors in (
+        ("sigmoid", (8, 3), False),
+        ("softmax", (1, 1), True),
+        ("chosen", (1, 1), False),
+    ):
         logits, bias = normal(2, 72), normal(72, seed=1)
         ids, weights = np.zeros((2, 4), np.int32), np.zeros((2, 4), np.float32)
         fields = {"num_experts": 72, "num_slots": 4, "gating": abi.GATES[gating], "normalizes": 1}
-        fields |= {"has_bias": 1, "num_groups": groups[0], "kept_groups": groups[1]}
+        fields |= {"bias": 1 + factors, "num_groups": groups[0], "kept_groups": groups[1]}
         fields |= {"rows_var": 0, "scale": 2.5, "epsilon": 0.0}
         bindings = [logits, bias, ids, weights]
         assert shader("experts").run("route", (2, 1, 1), bindings, ("RouteParams", fields), [2])
-        expected, shares = reference_experts.route(logits, gating, 4, True, 2.5, 0, bias, groups)
+        expected, shares = reference_experts.route(logits, gating, 4, True, 2.5, 0,
+            None if factors else bias, groups, bias if factors else None)  # fmt: skip
         np.testing.assert_array_equal(ids, expected)
         reference.assert_close(weights, reference.Expected(shares, 4 * np.abs(shares)))
 

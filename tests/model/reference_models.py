@@ -81,7 +81,7 @@ def build(family, seed=0, **changes):
         for name, buffer in model.named_buffers():
             if name.endswith("layer_scalar"):
                 buffer.copy_(torch.from_numpy(random_tensor(name, (1,), rng)))
-            if name.endswith("e_score_correction_bias"):
+            if name.endswith(("e_score_correction_bias", "expert_bias")):
                 values = rng.standard_normal(buffer.shape).astype(np.float32)
                 buffer.copy_(torch.from_numpy(values / 4))
     return model

@@ -13,7 +13,7 @@ import pytest
 import transformers
 from pytorch import torch
 from reference_models import build, logits_of
-from test_mlx_experts import values_of
+from test_mlx_experts import values_of, with_fused_experts
 from test_parity import SENSITIVITY, assert_close
 from tiny_models import logits_by_chunks, random_tokens, running
 
@@ -28,7 +28,18 @@ from marlin.weights.gguf import GGUFFile
 LENGTH = 200
 TWO = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
 WIDE = TWO | {"head_dim": 256, "global_head_dim": 512, "num_kv_shared_layers": 0}
+EXPERTS = {
+    "enable_moe_block": True,
+    "num_experts": 8,
+    "top_k_experts": 3,
+    "moe_intermediate_size": 48,
+    "attention_k_eq_v": True,
+}
 CASES = {
+    "26B-A4B": (
+        "gemma4_text",
+        EXPERTS | {"hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0},
+    ),
     "E2B": ("gemma4_text", {}),
     "without rows, readers and a cap": (
         "gemma4_text",
@@ -45,8 +56,8 @@ CASES = {
 }
 # As llama.cpp's own converter wrote it, and as mlx-lm did, with the logits of transformers.
 DATA = Path(__file__).parents[1] / "data"
+NAMES = ["gemma4_text", "gemma4_text_moe"]
 CONVERTED = DATA / "families" / "gemma4_text.gguf"
-MLX = DATA / "mlx_hybrid" / "gemma4_text"
 KEPT = {"kv_dtype": "float32"}
 
 
@@ -90,11 +101,14 @@ def test_a_config_survives_being_written(case, tmp_path):
         ("gemma4_text", {"num_kv_shared_layers": 2}),
         ("gemma4_text", {"use_double_wide_mlp": False}),
         ("gemma4_unified_text", {"attention_k_eq_v": False}),
+        ("gemma4_text", EXPERTS),
+        ("gemma4_text", EXPERTS | {"top_k_experts": 2}),
     ],
 )
 def test_the_reference_would_show_a_feature_that_is_ignored(family, change):
     token_ids = random_tokens(LENGTH, 97)
-    on, off = (logits_of(build(family, **changes), token_ids) for changes in ({}, change))
+    base = EXPERTS if change.get("top_k_experts") == 2 else {}
+    on, off = (logits_of(build(family, **changes), token_ids) for changes in (base, change))
     assert np.abs(on - off).max() > SENSITIVITY
 
 
@@ -183,17 +197,23 @@ def test_the_language_model_of_a_multimodal_folder_agrees_with_transformers(tmp_
     assert_close(found, logits_of(text, token_ids, half_cache=False))
 
 
-def test_a_file_of_llama_cpps_converter_gives_the_logits_of_transformers():
-    token_ids = np.load(CONVERTED.with_suffix(".ids.npy")).ravel().tolist()
-    expected = np.load(CONVERTED.with_suffix(".logits.npy")).reshape(len(token_ids), -1)
-    with running(CONVERTED, **KEPT) as runner:
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_of_llama_cpps_converter_gives_the_logits_of_transformers(name):
+    file = DATA / "families" / f"{name}.gguf"
+    token_ids = np.load(file.with_suffix(".ids.npy")).ravel().tolist()
+    expected = np.load(file.with_suffix(".logits.npy")).reshape(len(token_ids), -1)
+    with running(file, **KEPT) as runner:
         found = logits_by_chunks(runner, token_ids, [1])
     assert_close(found, expected)
 
 
-def test_the_config_of_such_a_file_survives_as_config_json(tmp_path):
-    config = config_from_gguf(GGUFFile(CONVERTED))
-    assert (config.num_readers, config.wide_readers, config.row_dim) == (3, True, 8)
+@pytest.mark.parametrize("name", NAMES)
+def test_the_config_of_such_a_file_survives_as_config_json(name, tmp_path):
+    config = config_from_gguf(GGUFFile(DATA / "families" / f"{name}.gguf"))
+    if name == "gemma4_text":
+        assert (config.num_readers, config.wide_readers, config.row_dim) == (3, True, 8)
+    else:
+        assert (config.num_experts, config.num_slots, config.expert_dim) == (8, 2, 32)
     assert config.full_rope_scaling == RopeScaling("proportional", num_turning=4)
     (tmp_path / "config.json").write_text(json.dumps(family_of(config).hf_config(config)))
     assert config_from_hf(tmp_path) == config
@@ -209,7 +229,7 @@ WRONG = [
     ("attention.head_count_kv", np.array([1, 2, 1, 1, 1, 1])),
     ("feed_forward_length", np.array([96, 96, 96, 96, 192, 192])),
     ("feed_forward_length", np.array([96, 64, 96, 192, 192, 192])),
-    ("expert_count", 8),
+    ("expert_count", 8000),
     ("attention.scale", 0.25),
     ("rope.scaling.factor", 2.0),
 ]
@@ -232,17 +252,20 @@ def test_other_factors_of_rope_than_a_part_that_turns_are_refused(tmp_path):
         config_from_gguf(GGUFFile(tmp_path / "m.gguf"))
 
 
-def test_a_folder_of_mlx_holds_what_mlx_lm_reads():
+@pytest.mark.parametrize("name", NAMES)
+def test_a_folder_of_mlx_holds_what_mlx_lm_reads(name):
     """Its values, given to transformers, are what mlx-lm answers."""
-    plan = plan_folder(str(MLX))
+    folder = DATA / "mlx_hybrid" / name
+    plan = plan_folder(str(folder))
     assert plan.format == "mlx"
     found = {stored.tensor.name: values_of(stored) for stored in plan.tensors}
+    found = with_fused_experts(found)
     found["lm_head.weight"] = found["model.embed_tokens.weight"]
-    config = json.loads((MLX / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
     del config["quantization"], config["quantization_config"]
     model = transformers.Gemma4ForCausalLM(transformers.Gemma4TextConfig(**config)).eval().float()
     model.load_state_dict({name: torch.from_numpy(values) for name, values in found.items()})
-    token_ids, expected = (np.load(MLX / f"{name}.npy") for name in ("ids", "logits"))
+    token_ids, expected = (np.load(folder / f"{name}.npy") for name in ("ids", "logits"))
     logits = logits_of(model, token_ids.ravel().tolist(), half_cache=False)
     assert np.abs(logits - expected.reshape(logits.shape)).max() < 1e-4
 
@@ -256,6 +279,8 @@ REFUSED = [
     ({"num_kv_shared_layers": 6}, "num_kv_shared_layers"),
     ({"vocab_size_per_layer_input": 90}, "vocab_size_per_layer_input"),
     ({"hidden_activation": "silu"}, "hidden_activation"),
+    ({"num_experts": 8}, "num_experts"),
+    (EXPERTS | {"top_k_experts": 9}, "top_k_experts"),
     ({"per_layer_config": {"1": {"head_dim": 64}}}, "per_layer_config"),
     ({"per_layer_config": {"0": {"head_dim": 64}}}, "per_layer_config.0"),
     ({"per_layer_config": {"9": {"head_dim": 64}}}, "per_layer_config.9"),

@@ -1,5 +1,5 @@
-"""LFM2: short convolutions whose state is kept, shared, given up and taken back: logits of
-transformers, and the same bits however an answer came about."""
+"""LFM2, dense and with experts: short convolutions whose state is kept, shared, given up and taken
+back: logits of transformers, and the same bits however an answer came about."""
 
 import json
 from pathlib import Path
@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from pytorch import torch
 from reference_models import build, logits_of
-from test_mlx_experts import values_of
+from test_mlx_experts import values_of, with_fused_experts
 from test_parity import SENSITIVITY, TOLERANCE, assert_close
 from test_speculation import answers, answers_and_drafts, know, read, serving, submit
 from tiny_models import logits_by_chunks, random_tokens, running
-from transformers import Lfm2Config, Lfm2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from marlin import cli
 from marlin.errors import ModelFileError
@@ -22,8 +22,8 @@ from marlin.weights.gguf import GGUFFile
 
 # A small model as llama.cpp's own converter wrote it, and the logits of transformers.
 DATA = Path(__file__).parents[1] / "data"
-CONVERTED = DATA / "families" / "lfm2.gguf"
-MLX = DATA / "mlx_hybrid" / "lfm2"
+FAMILIES = ["lfm2", "lfm2_moe"]
+CONVERTED = {family: DATA / "families" / f"{family}.gguf" for family in FAMILIES}
 LENGTH = 200
 PROMPTS = [random_tokens(count, 97, seed=count) for count in (1, 3, 16, 40, 100, 210)]
 ASKED = {"temperature": 1.0, "top_p": 1.0, "max_tokens": 40, "num_logprobs": 1}
@@ -32,27 +32,50 @@ assert know  # a fixture
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("lfm2")
-    build("lfm2").save_pretrained(path)
-    return path
+def folders(tmp_path_factory):
+    """{family: a folder}."""
+    found = {family: tmp_path_factory.mktemp(family) for family in FAMILIES}
+    for family, path in found.items():
+        build(family).save_pretrained(path)
+    return found
 
 
 @pytest.fixture(scope="module")
-def alone(folder):
-    """What each of PROMPTS is answered with nobody beside it and nothing cached."""
-    with serving(folder, blocks=(40, 16), states=3) as engine:
-        engine.prefix_cache = "off"
-        return answers(engine, PROMPTS, **ASKED)
+def folder(folders):
+    return folders["lfm2"]
+
+
+@pytest.fixture(scope="module")
+def alone_by_family(folders):
+    """{family: what each of PROMPTS is answered with nobody beside it and nothing cached}."""
+    found = {}
+    for family, folder in folders.items():
+        with serving(folder, blocks=(40, 16), states=3) as engine:
+            engine.prefix_cache = "off"
+            found[family] = answers(engine, PROMPTS, **ASKED)
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(alone_by_family):
+    return alone_by_family["lfm2"]
+
+
+PUBLISHED = {"conv_bias": False, "conv_L_cache": 3, "tie_word_embeddings": True}
+NEITHER = {"norm_topk_prob": False, "use_expert_bias": False, "num_dense_layers": 0}
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [{}, {"conv_bias": False, "conv_L_cache": 3, "tie_word_embeddings": True}],
-    ids=["of four taps with biases", "as published"],
+    ("family", "changes"),
+    [
+        pytest.param("lfm2", {}, id="of four taps with biases"),
+        pytest.param("lfm2", PUBLISHED, id="as published"),
+        pytest.param("lfm2_moe", {}, id="with experts"),
+        pytest.param("lfm2_moe", PUBLISHED | NEITHER, id="with experts, neither ranked nor normed"),
+    ],
 )
-def test_steps_of_any_size_agree_with_transformers_and_with_each_other(changes, tmp_path):
-    model, token_ids = build("lfm2", **changes), random_tokens(LENGTH, 97)
+def test_steps_of_any_size_agree_with_transformers_and_with_each_other(family, changes, tmp_path):
+    model, token_ids = build(family, **changes), random_tokens(LENGTH, 97)
     model.save_pretrained(tmp_path)
     expected = logits_of(model, token_ids)
     with running(tmp_path) as runner:
@@ -63,41 +86,57 @@ def test_steps_of_any_size_agree_with_transformers_and_with_each_other(changes, 
         np.testing.assert_array_equal(logits, decoded[position])
 
 
-@pytest.mark.parametrize("change", [{"layer_types": ["conv", "conv", "full_attention", "conv"]}])
-def test_the_reference_would_show_a_layer_of_the_other_kind(change):
+@pytest.mark.parametrize(
+    ("family", "change"),
+    [
+        ("lfm2", {"layer_types": ["conv", "conv", "full_attention", "conv"]}),
+        ("lfm2_moe", {"use_expert_bias": False}),
+        ("lfm2_moe", {"norm_topk_prob": False}),
+        ("lfm2_moe", {"routed_scaling_factor": 1.0}),
+        ("lfm2_moe", {"num_dense_layers": 0}),
+    ],
+)
+def test_the_reference_would_show_a_feature_that_is_ignored(family, change):
     token_ids = random_tokens(60, 97)
-    on, off = (logits_of(build("lfm2", **c), token_ids) for c in ({}, change))
+    on, off = (logits_of(build(family, **c), token_ids) for c in ({}, change))
     assert np.abs(on - off).max() > SENSITIVITY
 
 
-def test_a_file_of_llama_cpps_converter_gives_the_logits_of_transformers():
-    token_ids = np.load(CONVERTED.with_suffix(".ids.npy")).ravel().tolist()
-    expected = np.load(CONVERTED.with_suffix(".logits.npy")).reshape(len(token_ids), -1)
-    with running(CONVERTED) as runner:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_file_of_llama_cpps_converter_gives_the_logits_of_transformers(family):
+    file = CONVERTED[family]
+    token_ids = np.load(file.with_suffix(".ids.npy")).ravel().tolist()
+    expected = np.load(file.with_suffix(".logits.npy")).reshape(len(token_ids), -1)
+    with running(file) as runner:
         found = logits_by_chunks(runner, token_ids, [1])
     error = np.abs(np.stack(list(found.values())) - expected).max()
     assert error < TOLERANCE * max(1, expected.std())
 
 
-def test_a_folder_of_mlx_holds_what_mlx_lm_reads():
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder_of_mlx_holds_what_mlx_lm_reads(family):
     """Its values, given to transformers, are what mlx-lm answers."""
-    plan = plan_folder(str(MLX))
+    folder = DATA / "mlx_hybrid" / family
+    plan = plan_folder(str(folder))
     assert plan.format == "mlx"
     found = {stored.tensor.name: values_of(stored) for stored in plan.tensors}
+    found = with_fused_experts(found)
     found["lm_head.weight"] = found["model.embed_tokens.weight"]
-    config = json.loads((MLX / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
     del config["quantization"], config["quantization_config"]
-    model = Lfm2ForCausalLM(Lfm2Config(**config)).eval().float()
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)).eval().float()
     shapes = {name: tuple(values.shape) for name, values in model.state_dict().items()}
     state = {name: torch.from_numpy(found[name].reshape(shape)) for name, shape in shapes.items()}
     model.load_state_dict(state)
-    token_ids, expected = (np.load(MLX / f"{name}.npy") for name in ("ids", "logits"))
+    token_ids, expected = (np.load(folder / f"{name}.npy") for name in ("ids", "logits"))
     logits = logits_of(model, token_ids.ravel().tolist(), half_cache=False)
     assert np.abs(logits - expected.reshape(logits.shape)).max() < 1e-4
 
 
-def test_configs_survive_being_written(folder, tmp_path):
-    for config in (config_from_hf(folder), config_from_gguf(GGUFFile(CONVERTED))):
+@pytest.mark.parametrize("family", FAMILIES)
+def test_configs_survive_being_written(folders, family, tmp_path):
+    of_file = config_from_gguf(GGUFFile(CONVERTED[family]))
+    for config in (config_from_hf(folders[family]), of_file):
         (tmp_path / "config.json").write_text(json.dumps(family_of(config).hf_config(config)))
         assert config_from_hf(tmp_path) == config
 
@@ -120,14 +159,22 @@ def test_a_config_that_cannot_be_is_refused(folder, tmp_path, change, message):
 
 
 @pytest.mark.parametrize(
-    ("count", "states", "preempts"), [(120, 80, False), (30, 80, True), (30, 13, True)]
+    ("family", "count", "states", "preempts"),
+    [
+        ("lfm2", 120, 80, False),
+        ("lfm2", 30, 80, True),
+        ("lfm2", 30, 13, True),
+        ("lfm2_moe", 30, 13, True),
+    ],
 )
-def test_requests_side_by_side_get_the_same_bits(folder, alone, count, states, preempts):
+def test_requests_side_by_side_get_the_same_bits(
+    folders, alone_by_family, family, count, states, preempts
+):
     """Also where there are no slots but those that must be."""
     sizes = {"sequences": len(PROMPTS), "blocks": (count, 16), "states": states}
-    with serving(folder, **sizes) as engine:
+    with serving(folders[family], **sizes) as engine:
         requests = [submit(engine, p, **{"seed": i} | ASKED) for i, p in enumerate(PROMPTS)]
-        assert [read(request) for request in requests] == alone
+        assert [read(request) for request in requests] == alone_by_family[family]
         assert (sum(request.num_preemptions for request in requests) > 0) == preempts
 
 
@@ -177,8 +224,8 @@ def test_a_shared_beginning_is_computed_once_more_and_then_kept(folder):
 
 
 def test_it_is_measured_and_described(capsys):
-    assert cli.main(["info", str(CONVERTED)]) == 0
+    assert cli.main(["info", str(CONVERTED["lfm2"])]) == 0
     assert "KV cache      0.125 KiB a token, and 1 MiB of states" in capsys.readouterr().out
     options = ["--prompt-tokens", "300", "--output-tokens", "3", "--repeat", "1"]
-    assert cli.main(["bench", str(CONVERTED), *options]) == 0
+    assert cli.main(["bench", str(CONVERTED["lfm2"]), *options]) == 0
     assert "300" in capsys.readouterr().out

@@ -23,15 +23,22 @@ def values_of(stored):
     return ggml_types.dequantize(stored.info.dtype, read_bytes(stored.info), stored.tensor.shape)
 
 
-def test_experts_and_routers_of_their_own_bits_are_what_mlx_lm_reads():
-    plan = plan_folder(str(FOLDER))
-    assert plan.format == "mlx"
-    found = {stored.tensor.name: values_of(stored) for stored in plan.tensors}
+def with_fused_experts(found):
+    """Gates and ups as transformers holds them: one tensor of all experts."""
+    found = dict(found)
     for name in [name for name in found if name.endswith("experts.gate_proj.weight")]:
         stem = name.removesuffix("gate_proj.weight")
         parts = found.pop(name), found.pop(f"{stem}up_proj.weight")
         found[f"{stem}gate_up_proj"] = np.concatenate(parts, axis=1)
         found[f"{stem}down_proj"] = found.pop(f"{stem}down_proj.weight")
+    return found
+
+
+def test_experts_and_routers_of_their_own_bits_are_what_mlx_lm_reads():
+    plan = plan_folder(str(FOLDER))
+    assert plan.format == "mlx"
+    found = {stored.tensor.name: values_of(stored) for stored in plan.tensors}
+    found = with_fused_experts(found)
     config = json.loads((FOLDER / "config.json").read_text())
     del config["quantization"], config["quantization_config"]
     model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**config)).eval().float()

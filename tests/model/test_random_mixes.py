@@ -237,7 +237,7 @@ def test_in_any_mix_over_a_paged_cache_each_request_gets_what_it_gets_alone(fold
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("family", ["lfm2", "qwen3_5_text"])
+@pytest.mark.parametrize("family", ["lfm2", "lfm2_moe", "qwen3_5_text"])
 def test_in_any_mix_of_models_that_keep_a_state_each_request_gets_what_it_gets_alone(
     family, tmp_path
 ):

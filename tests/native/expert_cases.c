@@ -58,22 +58,22 @@ test_case *make_experts(int variant)
     return c;
 }
 
-/* All three gates; the second with groups and corrected ranks. */
+/* All three gates; the second with groups and corrected ranks, the third with factors. */
 test_case *make_route(int variant)
 {
-    bool has_bias = variant == 1;
+    bool has_groups = variant == 1;
     struct RouteParams p = {.num_experts = 36,
                             .num_slots = 3,
                             .gating = variant,
                             .normalizes = variant < 2,
-                            .has_bias = has_bias,
-                            .num_groups = has_bias ? 6 : 1,
-                            .kept_groups = has_bias ? 2 : 1,
+                            .bias = variant,
+                            .num_groups = has_groups ? 6 : 1,
+                            .kept_groups = has_groups ? 2 : 1,
                             .scale = 2.5f};
     test_case *c = new_case(1700 + variant, "route, gate %d", variant);
     marlin_dispatch *record = add_record(c, "route", &p, sizeof p, 4);
     bind(c, record, 0, add_floats(c, INPUT, ROWS * 36, -3.0f, 3.0f), MARLIN_READ);
-    if (has_bias) bind(c, record, 1, add_floats(c, INPUT, 36, -1.0f, 1.0f), MARLIN_READ);
+    if (variant) bind(c, record, 1, add_floats(c, INPUT, 36, -1.0f, 1.0f), MARLIN_READ);
     bind(c, record, 2, add_bytes(c, EXACT, 4 * ROWS * 3), MARLIN_WRITE);
     bind(c, record, 3, add_bytes(c, SUMMED, 4 * ROWS * 3), MARLIN_WRITE);
     c->vars[0] = ROWS;

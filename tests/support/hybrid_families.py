@@ -40,6 +40,12 @@ _GEMMA4_OF_KEYS = _GEMMA4 | {
     "global_head_dim": 32,
     "num_global_key_value_heads": 1,
 }
+_LFM2 = {
+    "num_hidden_layers": 4,
+    "layer_types": ["conv", "full_attention", "conv", "conv"],
+    "conv_L_cache": 4,
+    "conv_bias": True,
+}
 HYBRIDS = {
     "gemma4_text": (
         "Gemma4",
@@ -58,14 +64,22 @@ HYBRIDS = {
     "qwen3_5_moe_text": ("Qwen3_5Moe", _DELTA | _EXPERTS),
     "lfm2": (
         "Lfm2",
-        {
-            "num_hidden_layers": 4,
-            "layer_types": ["conv", "full_attention", "conv", "conv"],
-            "conv_L_cache": 4,
-            "conv_bias": True,
+        _LFM2
+        | {
             "block_auto_adjust_ff_dim": True,
             "block_ffn_dim_multiplier": 2.0,
             "block_multiple_of": 32,
+        },
+    ),
+    "lfm2_moe": (
+        "Lfm2Moe",
+        _LFM2
+        | {
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 48,
+            "num_dense_layers": 1,
+            "routed_scaling_factor": 1.8,
         },
     ),
 }

@@ -180,7 +180,7 @@ FAMILIES = (
         for name in (
             *("smollm3", "granite", "olmo2", "phi3", "gemma2", "ministral3", "exaone4", "glm4"),
             *("muse_glimmer", "wrappers", "lfm2", "qwen3_next", "qwen3_5", "config_delta"),
-            *("config_gemma4", "gemma4", "plan_tables"),
+            *("config_gemma4", "gemma4", "plan_tables", "lfm2_moe"),
             *("layers_experts", "plan_experts", "plan_mlx", "config_experts"),
             *("qwen3_moe", "mixtral", "glm4_moe", "gpt_oss", "qwen2_moe"),
         )
@@ -200,7 +200,7 @@ FAMILIES = (
         "shaders/state.metal",
         "shaders/matvec_experts.h",
     ),
-    4_500,
+    5_500,
 )
 LATENTS = (
     "Latent attention",

@@ -13,13 +13,15 @@ def swiglu_mul(gate, up):
     return Expected(value, np.abs(value) * np.maximum(1, np.abs(1.702 * gate)) + np.abs(gate))
 
 
-def route(logits, gating, num_slots, normalizes, scale=1, epsilon=0, bias=None, groups=(1, 1)):
+def route(logits, gating, num_slots, normalizes, scale=1, epsilon=0, bias=None, groups=(1, 1),
+          factors=None):  # fmt: skip
     """(int64 [rows, num_slots] experts, the best first; float64 weights of the same shape).
 
     Args:
         logits: [rows, num_experts].
         gating: "softmax" of all, "sigmoid", or "chosen": softmax of the chosen alone.
         bias: [num_experts], added to what is ranked.
+        factors: [num_experts], of what is chosen.
         groups: (how many there are, how many are kept: those whose two best add up to most).
     """
     logits = logits.astype(np.float64)
@@ -39,7 +41,7 @@ def route(logits, gating, num_slots, normalizes, scale=1, epsilon=0, bias=None, 
         weights = softmax(weights)
     if normalizes:
         weights = weights / (weights.sum(axis=1, keepdims=True) + epsilon)
-    return ids, weights * scale
+    return ids, weights * scale * (1 if factors is None else factors[ids])
 
 
 def softmax(x):

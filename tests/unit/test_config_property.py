@@ -132,6 +132,7 @@ GEMMA4 = {
 OWN = {
     "qwen3_next": DELTA | EXPERTS,
     "qwen3_5_text": DELTA,
+    "lfm2_moe": DELTA | EXPERTS,
     "qwen3_5_moe_text": DELTA | EXPERTS,
     "gemma2": {"attn_logit_softcapping": maybe(None, 50.0)},
     "gemma4_text": GEMMA4,
