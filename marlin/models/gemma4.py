@@ -189,9 +189,8 @@ def _experts(names, config):
     gguf = f"{names.gguf}ffn_down_exps.scale"
     factors = Tensor(f"{names.hf}router.per_expert_scale", gguf, (config.num_experts,))
     norm = names.norm("pre_feedforward_layernorm_2", "pre_ffw_norm_2", dim)
-    own = {"router_scale": scale, "norm": norm}
     return ExpertsBeside(
-        HiddenMixture.of(replace(plain, correction=factors), **own),
+        HiddenMixture.of(replace(plain, correction=factors), scale, norm),
         names.norm("post_feedforward_layernorm_1", "post_ffw_norm_1", dim),
         names.norm("post_feedforward_layernorm_2", "post_ffw_norm_2", dim),
     )

@@ -149,9 +149,10 @@ class HiddenMixture(Mixture):
     norm: Tensor = field(kw_only=True)
 
     @classmethod
-    def of(cls, plain: Mixture, **own: Tensor) -> "HiddenMixture":
+    def of(cls, plain: Mixture, router_scale: Tensor, norm: Tensor) -> "HiddenMixture":
         """With everything else that another has."""
-        return cls(**{each.name: getattr(plain, each.name) for each in fields(plain)}, **own)
+        found = {each.name: getattr(plain, each.name) for each in fields(plain)}
+        return cls(**found, router_scale=router_scale, norm=norm)
 
     def activations(self, sizes: StepSizes) -> dict[str, tuple[int, int]]:
         """As a layer's."""
