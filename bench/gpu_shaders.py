@@ -34,6 +34,7 @@ TESTS = (
     "rows",
     "sample",
     "experts",
+    "fused",
     "state",
     "delta",
     "kv_write",

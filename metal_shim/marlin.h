@@ -14,7 +14,7 @@
 
 #include <stdint.h>
 
-#define MARLIN_ABI_VERSION 9
+#define MARLIN_ABI_VERSION 10
 #define MARLIN_MAX_BINDINGS 12
 #define MARLIN_MAX_PARAM_BYTES 80
 #define MARLIN_MAX_VARS 8

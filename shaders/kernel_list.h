@@ -79,6 +79,12 @@
     X(matmul_experts_iq4,  experts, iq4,  ExpertParams, 8, experts, 1, CHOOSES,  128, 4, 64) \
     X(matmul_experts_fp8,  experts, fp8,  ExpertParams, 8, experts, 1, EXPERTS,  128, 4, 64) \
     X(matmul_experts_nf4,  experts, nf4,  ExpertParams, 8, experts, 1, EXPERTS,  128, 4, 64) \
+    X(matvec_fused_fp4,  fused, fp4,  FusedParams, 11, linear, 1, QUANTIZES,   0, 1,  0) \
+    X(matvec_fused_int4, fused, int4, FusedParams, 11, linear, 1, QUANTIZES,   0, 1,  0) \
+    X(matvec_fused_int8, fused, int8, FusedParams, 11, linear, 1, QUANTIZES,   0, 1,  0) \
+    X(matvec_fused_int5, fused, int5, FusedParams, 11, linear, 1, QUANTIZES,   0, 1,  0) \
+    X(matvec_fused_int6, fused, int6, FusedParams, 11, linear, 1, QUANTIZES,   0, 1,  0) \
+    X(matvec_fused_iq4,  fused, iq4,  FusedParams, 11, linear, 1, QUANTIZES,   0, 1,  0) \
     X(route,           route,           none, RouteParams,   4, rows,       1, 0,  32, 1, 1) \
     X(sort_experts,    sort_experts,    none, SortParams,    3, once,       1, 0, 256, 1, 1) \
     X(combine_experts, combine_experts, none, CombineParams, 3, row_pieces, 2, 0, 256, 1, 1) \

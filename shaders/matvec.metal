@@ -27,6 +27,7 @@
 
 #include "common.h"
 #include "experts.h"
+#include "gates.h"
 #include "weights.h"
 
 using namespace metal;
@@ -386,14 +387,12 @@ inline float4 quarter_sum(float4 sum)
     return sum + simd_shuffle_xor(sum, ushort(16));
 }
 
+// The parts of a tile's sums that each simdgroup has, of all the threadgroup's rows.
 template <typename Weight>
-inline void matvec_packed(device const float *x, MatvecSource from, device const float *output_bias,
-                          device float *y, constant LinearParams &p, constant int32_t *vars,
-                          uint2 group, uint lane, uint simdgroup, threadgroup float4 *parts)
+inline void matvec_parts(device const float *x, MatvecSource from, uint k, uint rows, uint2 group,
+                         uint lane, uint simdgroup, threadgroup float4 *parts)
 {
-    const uint k = p.k, n = p.n, blocks = (ROWS + ROW_BLOCK - 1) / ROW_BLOCK;
-    uint first_row = group.y * ROWS;
-    uint rows = ROWS > 1 ? uint(vars[p.rows_var]) : first_row + 1;
+    const uint blocks = (ROWS + ROW_BLOCK - 1) / ROW_BLOCK, first_row = group.y * ROWS;
     from.codes += ulong(group.x) * (k * Weight::BITS / 8);
     const ulong scales = ulong(group.x) * scales_bytes(k);
     from.scales += scales;
@@ -415,18 +414,34 @@ inline void matvec_packed(device const float *x, MatvecSource from, device const
             if (lane < 4) parts[at * 4 + lane] = sum;
         }
     }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
+}
+
+// Value i of 16 columns of each row: its parts in the order of the simdgroups.
+template <typename Weight> inline float matvec_sum(threadgroup const float4 *parts, uint i)
+{
     threadgroup const float *part_sums = (threadgroup const float *)parts;
+    float sum = 0.0f;
+#pragma unroll
+    for (uint part = 0; part < SIMDGROUPS; part++)
+        sum += part_sums[(i / 16 * SIMDGROUPS + part) * 16 + i % 16];
+    return sum * Weight::step();
+}
+
+template <typename Weight>
+inline void matvec_packed(device const float *x, MatvecSource from, device const float *output_bias,
+                          device float *y, constant LinearParams &p, constant int32_t *vars,
+                          uint2 group, uint lane, uint simdgroup, threadgroup float4 *parts)
+{
+    const uint n = p.n, first_row = group.y * ROWS;
+    const uint rows = ROWS > 1 ? uint(vars[p.rows_var]) : first_row + 1;
+    matvec_parts<Weight>(x, from, p.k, rows, group, lane, simdgroup, parts);
+    threadgroup_barrier(mem_flags::mem_threadgroup);
 #pragma unroll
     for (uint first = 0; first < 16 * ROWS; first += SIMDGROUPS * SIMD_THREADS) {
         uint i = first + simdgroup * SIMD_THREADS + lane;
         uint m = i / 16, column = group.x * 16 + i % 16;
         if (i >= 16 * ROWS || column >= n || first_row + m >= rows) continue;
-        float sum = 0.0f;
-#pragma unroll
-        for (uint part = 0; part < SIMDGROUPS; part++)
-            sum += part_sums[(m * SIMDGROUPS + part) * 16 + i % 16];
-        sum *= Weight::step();
+        float sum = matvec_sum<Weight>(parts, i);
         if (FLAGS & MARLIN_OUTPUT_BIAS) sum += output_bias[column];
         y[ulong(first_row + m) * n + column] = sum;
     }
@@ -550,3 +565,4 @@ MATVEC_DENSE(matvec_f16, F16Weight)
 MATVEC_DENSE(matvec_bf16, Bf16Weight)
 
 #include "matvec_experts.h"
+#include "matvec_fused.h"

@@ -28,6 +28,13 @@
 #define MARLIN_OUTPUT_BIAS 4u /* y = x W^T + b */
 #define MARLIN_SCALE_BLOCK 8u /* scales and biases are int8 numbers, times a float16 of a block */
 #define MARLIN_SCALE_EXP 16u  /* scales are bytes e of 2^(e - 127), 255 of no number; no biases */
+/* Of matvec_fused_*: what matvec_fused.h says of each. */
+#define MARLIN_NORMED 32u
+#define MARLIN_GATED 64u
+#define MARLIN_RESIDUAL 128u
+/* Activations of a gate. */
+#define MARLIN_SILU 0u
+#define MARLIN_GELU 1u
 
 /* Columns of a block, and the bytes of its sixteen float16, which lie before their int8 numbers. */
 #define MARLIN_BLOCK_COLUMNS 256
@@ -77,6 +84,18 @@ struct LinearParams {
     uint32_t k;
     uint32_t group_size;
     uint32_t flags;
+};
+
+/* Begins as LinearParams does. */
+struct FusedParams {
+    int32_t rows_var;
+    uint32_t n;
+    uint32_t k;
+    uint32_t group_size;
+    uint32_t flags;
+    uint32_t activation;  /* MARLIN_SILU, MARLIN_GELU */
+    float eps;            /* of the norm that x lacks */
+    float residual_scale; /* what is added to the residual is multiplied by this */
 };
 
 /* Begins as LinearParams does. */

@@ -10,7 +10,7 @@ import numpy as np
 
 from marlin.device.library import library_path as library_path
 
-ABI_VERSION = 9
+ABI_VERSION = 10
 MAX_BINDINGS = 12
 MAX_PARAM_BYTES = 80
 MAX_VARS = 8
@@ -29,10 +29,13 @@ DEVICE_KINDS = ("cpu", "metal")
 # Instruction sets of the CPU device, of every kind of machine, best first.
 INSTRUCTION_SETS = ("avx512", "avx2", "i8mm", "neon", "scalar")
 WEIGHT_KINDS = ("f32", "f16", "bf16", "fp4", "int4", "int8", "int5", "int6", "iq4", "fp8", "nf4")
+# Those that matvec_fused_* are of: the CPU device multiplies their codes as integers.
+FUSED_KINDS = ("fp4", "int4", "int8", "int5", "int6", "iq4")
 # Every kernel by name, in the order of shaders/kernel_list.h.
 KERNELS = (
     *(f"{op}_{kind}" for op in ("embed", "matvec", "matmul") for kind in WEIGHT_KINDS),
     *(f"{op}_experts_{kind}" for op in ("matvec", "matmul") for kind in WEIGHT_KINDS),
+    *(f"matvec_fused_{kind}" for kind in FUSED_KINDS),
     *("route", "sort_experts", "combine_experts"),
     *("rms_norm", "layer_norm", "rope_table", "rope_kv_write", "silu_mul", "gelu_mul"),
     *("swiglu_mul", "sigmoid_mul", "scale_rows", "gelu", "gather_rows"),
@@ -51,6 +54,8 @@ SCALE_BLOCK = 8
 SCALE_EXP = 16
 WEIGHT_BIAS = 2
 OUTPUT_BIAS = 4
+NORMED, GATED, RESIDUAL = 32, 64, 128
+SILU, GELU = 0, 1
 
 BINDING = np.dtype(
     [("buffer", "i4"), ("access", "i4"), ("offset", "i8"), ("bytes", "i8")], align=True
@@ -76,6 +81,9 @@ def _params(*groups):
 PARAMS = {
     "EmbedParams": _params("i4 rows_var", "u4 vocab_size dim group_size flags", "f4 scale"),
     "LinearParams": _params("i4 rows_var", "u4 n k group_size flags"),
+    "FusedParams": _params(
+        "i4 rows_var", "u4 n k group_size flags activation", "f4 eps residual_scale"
+    ),
     "ExpertParams": _params("i4 rows_var", "u4 n k group_size flags num_experts num_slots x_slots"),
     "RouteParams": _params(
         "i4 rows_var",

@@ -48,12 +48,12 @@ class _WatchedStep(Step):
 
     stages: list[Stage] = field(default_factory=list)
 
-    def linear(self, x, layer, y, label):
+    def linear(self, x, layer, y, label, then=None):
         last = self.stages[-1] if self.stages else None
         if last is None or last.x != x:
             self.stages.append(last := Stage(x, len(self.recorder), []))
         last.tensors.append(layer.weight)
-        Step.linear(self, x, layer, y, label)
+        Step.linear(self, x, layer, y, label, then)
 
 
 class LayerRunner:

@@ -9,7 +9,7 @@ Knows nothing of files and requests.
 from dataclasses import dataclass
 from typing import Any
 
-from marlin.device import ops
+from marlin.device import ops, ops_fused
 from marlin.device.ops import AttentionInputs, KvLayout, Weight
 from marlin.device.program import Recorder, View
 from marlin.models.config import ModelConfig
@@ -20,6 +20,9 @@ from marlin.models.spec import Constant, FullKV, Fused, KvSpec, Linear, Names, T
 LOOKED_UP = "looked up"
 # y = activation(gate) * up, by the activation's name; GELU as tanh approximates it.
 ACTIVATIONS = {"silu": ops.silu_mul, "gelu": ops.gelu_mul}
+
+# Of activations: "normed" as they are before each row is divided by its size, which "squares" has.
+SCALED = "scaled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,7 @@ class Step:
         ropes: {Rope: View of float32 [num_tokens, 2, dim / 2], cos and sin}.
         prefill: many tokens a sequence, not one.
         residual_scale: what a delta is multiplied by when hidden grows by it.
+        layers: of the model, in their order; none where one runs alone.
     """
 
     recorder: Recorder
@@ -111,6 +115,18 @@ class Step:
     ropes: dict[Rope, View]
     prefill: bool
     residual_scale: float = 1.0
+    layers: tuple[Any, ...] = ()
+
+    @property
+    def fuses(self) -> bool:
+        """Whether norms are folded into the matrices around them: where a dispatch less is worth
+        another rounding. A prefill's and a CPU's are not, so that both have the same bits."""
+        return not self.prefill and self.recorder.device.kind == "metal"
+
+    def packed(self, *layers: Linear) -> bool:
+        """Whether norms can be folded into all of these."""
+        weights = (self.weights[layer.weight.name] for layer in layers)
+        return all(isinstance(w, Weight) and ops_fused.can_fuse(w) for w in weights)
 
     def norm(self, weight: Tensor, delta: View | None = None) -> None:
         """hidden += delta * residual_scale; normed = rms_norm(hidden)."""
@@ -138,17 +154,42 @@ class Step:
         assert isinstance(found, View), tensor
         return found
 
-    def linear(self, x: str, layer: Linear, y: str, label: str) -> None:
-        """The activations y = layer(the activations x)."""
-        ops.linear(
-            self.recorder,
-            self.acts[x],
-            self.weights[layer.weight.name],
-            self.acts[y],
-            bias=layer.bias and self.weights[layer.bias.name],
-            many_rows=self.prefill,
-            label=label,
-        )
+    def linear(self, x: str, layer: Linear, y: str, label: str, then: Tensor | None = None) -> None:
+        """The activations y = layer(the activations x), which are SCALED or as they are.
+
+        Args:
+            then: the norm that comes next: hidden grows by y, and y becomes SCALED.
+        """
+        weight, bias = self._parts(layer)
+        normed, source = self._normed(x), self.acts["normed" if x == SCALED else x]
+        if normed is None and then is None:
+            more = {"bias": bias, "many_rows": self.prefill, "label": label}
+            ops.linear(self.recorder, source, weight, self.acts[y], **more)
+            return
+        residual, target = None, self.acts["normed" if then else y]
+        if then is not None:
+            rest = self.acts["squares"], self.residual_scale
+            residual = ops_fused.Residual(self.acts["hidden"], self.floats(then), *rest)
+        ops_fused.linear(self.recorder, source, weight, target, bias, label, normed, residual)
+
+    def gated(self, x: str, gate: Linear, up: Linear, activation: str, label: str) -> bool:
+        """The activations "gate" = activation(gate(x)) * up(x), if one kernel can do that."""
+        weights, biases = zip(self._parts(gate), self._parts(up), strict=True)
+        alike = [bias is None for bias in biases]
+        if self.prefill or alike[0] != alike[1] or not ops_fused.can_gate(*weights):
+            return False
+        source = self.acts["normed" if x == SCALED else x]
+        rest = self.acts["gate"], biases, activation, label, self._normed(x)
+        ops_fused.gated(self.recorder, source, weights, *rest)
+        return True
+
+    def _parts(self, layer):
+        return self.weights[layer.weight.name], layer.bias and self.weights[layer.bias.name]
+
+    def _normed(self, x):
+        if x != SCALED:
+            return None
+        return ops_fused.Normed(self.acts["squares"], self.config.rms_norm_eps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +241,7 @@ class Attention:
             "partials": (num_rows * self.num_heads * sizes.max_splits, head_dim + 2),
         }
 
-    def record(self, step: Step, index: int, x: str = "normed") -> None:
+    def record(self, step: Step, index: int, x: str = "normed", then: Tensor | None = None) -> None:
         label = f"layer {index}"
         for name, layer in (("q", self.q), ("k", self.k), ("v", self.v), ("gate", self.gate)):
             if layer is not None:
@@ -210,7 +251,12 @@ class Attention:
         if self.gate is not None:
             attended, dim = step.acts["attended"], self.gate.weight.shape[0]
             ops.sigmoid_mul(step.recorder, step.acts["gate"], attended, attended, dim)
-        step.linear("attended", self.o, "delta", f"{label} o")
+        step.linear("attended", self.o, "delta", f"{label} o", then)
+
+    @property
+    def readers(self) -> tuple[Linear, ...]:
+        """The layers that multiply x."""
+        return tuple(layer for layer in (self.q, self.k, self.v, self.gate) if layer is not None)
 
     def _head_norms(self, step):
         """Of ops.rope_kv_write, which norms q and k where they turn; None: no norm of each head."""
@@ -333,14 +379,15 @@ class GatedFeedForward:
         shape = sizes.max_tokens, self.gate.weight.shape[0]
         return {"gate": shape, "up": shape}
 
-    def record(self, step: Step, index: int, x: str = "normed") -> None:
+    def record(self, step: Step, index: int, x: str = "normed", then: Tensor | None = None) -> None:
         label, acts = f"layer {index}", step.acts
-        step.linear(x, self.gate, "gate", f"{label} gate")
-        step.linear(x, self.up, "up", f"{label} up")
-        dim = self.gate.weight.shape[0]
-        multiply = ACTIVATIONS[self.activation]
-        multiply(step.recorder, acts["gate"], acts["up"], acts["gate"], dim)
-        step.linear("gate", self.down, "delta", f"{label} down")
+        if not step.gated(x, self.gate, self.up, self.activation, f"{label} gate and up"):
+            step.linear(x, self.gate, "gate", f"{label} gate")
+            step.linear(x, self.up, "up", f"{label} up")
+            dim = self.gate.weight.shape[0]
+            multiply = ACTIVATIONS[self.activation]
+            multiply(step.recorder, acts["gate"], acts["up"], acts["gate"], dim)
+        step.linear("gate", self.down, "delta", f"{label} down", then)
 
 
 def gated_feed_forward(

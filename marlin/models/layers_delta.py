@@ -116,7 +116,7 @@ class GatedAttention(Attention):
         own = {"queries and gates": (rows, 2 * dim), "gate": (rows, dim)}
         return Attention.activations(self, sizes) | own
 
-    def record(self, step: Step, index: int, x: str = "normed") -> None:
+    def record(self, step: Step, index: int, x: str = "normed", then: Tensor | None = None) -> None:
         label, heads, head_dim = f"layer {index}", self.num_heads, self.cache.head_dim
         step.linear(x, self.q, "queries and gates", f"{label} q and gate")
         _take(step, "queries and gates", heads, (head_dim, head_dim), ("q", "gate"))
@@ -126,7 +126,7 @@ class GatedAttention(Attention):
         self._attend(step, index)
         attended = step.acts["attended"]
         ops.sigmoid_mul(step.recorder, step.acts["gate"], attended, attended, heads * head_dim)
-        step.linear("attended", self.o, "delta", f"{label} o")
+        step.linear("attended", self.o, "delta", f"{label} o", then)
 
 
 def _take(step, x, count, widths, names):

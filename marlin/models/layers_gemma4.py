@@ -50,7 +50,7 @@ class NormedAttention(Attention):
             return ()
         return Fused.of((self.q, self.k, self.v), "q_proj", "qkv_proj", "attn_q", "attn_qkv")
 
-    def record(self, step: Step, index: int, x: str = "normed") -> None:
+    def record(self, step: Step, index: int, x: str = "normed", then: Tensor | None = None) -> None:
         label = f"layer {index}"
         step.linear(x, self.q, "q", f"{label} q")
         if self.owner is None:
@@ -62,7 +62,7 @@ class NormedAttention(Attention):
         else:
             self._turn_queries(step, step.inputs.caches[index].layout)
         self._attend(step, index)
-        step.linear("attended", self.o, "delta", f"{label} o")
+        step.linear("attended", self.o, "delta", f"{label} o", then)
 
     def _turn_queries(self, step, layout):
         assert self.q_norm is not None

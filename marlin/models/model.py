@@ -18,6 +18,7 @@ from marlin.models.rope import rope_inv_freq
 from marlin.models.spec import ModelSpec, Tensor, constants_of, tensors_of
 from marlin.weights import ggml_types
 from marlin.weights.block_types import DENSE_KINDS
+from marlin.weights.kinds import ROW_TILE
 
 # Prompt tokens whose logits are computed at once: one reading of the output matrix, and 10 MB for
 # 150,000 tokens of vocabulary.
@@ -32,6 +33,8 @@ def activation_shapes(spec: ModelSpec, sizes: StepSizes) -> dict[str, tuple[int,
         del shapes["hidden"]
         shapes["positions"] = config.max_context_tokens, config.hidden_dim
     else:
+        num_rows = min(max_tokens, sizes.max_logits)
+        shapes["squares"] = num_rows, -(-config.hidden_dim // ROW_TILE)
         shapes["last"] = sizes.max_logits, config.hidden_dim
         shapes["logits"] = sizes.max_logits, config.vocab_size
         shapes["scored"] = SCORED_ROWS, config.hidden_dim
@@ -176,7 +179,8 @@ class Model:
             table = ropes[rope]
             ops.rope_table(recorder, inputs.positions, inv_freq, table, rope.dim // 2, scale)
         scale = spec.residual_scale
-        step = Step(recorder, self.config, inputs, self.weights, acts, ropes, prefill, scale)
+        rest = ropes, prefill, scale, spec.layers
+        step = Step(recorder, self.config, inputs, self.weights, acts, *rest)
         if spec.token_rows is not None:
             spec.token_rows.record(step)
         for index, layer in enumerate(spec.layers):

@@ -30,7 +30,7 @@ static void check_experts(marlin_check *c)
     require(c, !is_packed || p->n % MARLIN_ROW_TILE == 0,
             "has packed experts whose rows are no multiple of a tile");
     if (c->problem) return;
-    check_weight(c, (int64_t)p->num_experts * p->n, p->k, p->group_size, p->flags);
+    check_weight(c, 1, (int64_t)p->num_experts * p->n, p->k, p->group_size, p->flags);
     if (is_packed || p->k % 4 == 0) need(c, 0, VECTOR_BYTES, 0);
     if (p->flags & MARLIN_OUTPUT_BIAS) need(c, 4, 4, 4 * (int64_t)p->num_experts * p->n);
     need_rows(c, 0, p->rows_var, p->x_slots, 0, 4 * (int64_t)p->k);

@@ -71,12 +71,13 @@ static const weight_kind weight_kinds[NUM_WEIGHT_KINDS] = {
 #undef X
 };
 
-/* The weight's values or codes, scales and biases: bindings 1 to 3. */
-static void check_weight(marlin_check *c, int64_t n, int64_t k, uint32_t group, uint32_t flags)
+/* The weight's values or codes, scales and biases: three bindings from `first` on. */
+static void check_weight(marlin_check *c, int first, int64_t n, int64_t k, uint32_t group,
+                         uint32_t flags)
 {
     const weight_kind *kind = &weight_kinds[c->record->kernel->weight];
     if (kind->group == 0) {
-        need(c, 1, kind->bits / 8, n * k * kind->bits / 8);
+        need(c, first, kind->bits / 8, n * k * kind->bits / 8);
         return;
     }
     require(c, group == 16 || group == 32 || group == 64 || group == 128,
@@ -93,9 +94,8 @@ static void check_weight(marlin_check *c, int64_t n, int64_t k, uint32_t group, 
             "has scales of two forms, or of blocks that do not fill its width");
     int64_t padded = (n + MARLIN_ROW_TILE - 1) / MARLIN_ROW_TILE * MARLIN_ROW_TILE;
     int64_t scale_bytes = MARLIN_SCALE_BYTES(flags, group, padded * (k / group));
-    need(c, 1, VECTOR_BYTES, padded * k * kind->bits / 8);
-    need(c, 2, VECTOR_BYTES, scale_bytes);
-    if (has_bias) need(c, 3, VECTOR_BYTES, scale_bytes);
+    need(c, first, VECTOR_BYTES, padded * k * kind->bits / 8);
+    for (int i = 1; i <= 1 + has_bias; i++) need(c, first + i, VECTOR_BYTES, scale_bytes);
 }
 
 static void check_embed(marlin_check *c)
@@ -104,7 +104,7 @@ static void check_embed(marlin_check *c)
     require(c, p->dim >= 1 && p->dim <= MAX_DIM, "has a dim out of range");
     require(c, p->vocab_size >= 1 && p->vocab_size <= MAX_VOCAB, "has a vocab_size out of range");
     if (c->problem) return;
-    check_weight(c, p->vocab_size, p->dim, p->group_size, p->flags);
+    check_weight(c, 1, p->vocab_size, p->dim, p->group_size, p->flags);
     need_rows(c, 0, p->rows_var, 1, 0, 4);
     need_rows(c, 4, p->rows_var, 1, 0, 4 * (int64_t)p->dim);
     writes(c, 4);
@@ -116,7 +116,7 @@ static void check_linear(marlin_check *c)
     require(c, p->n >= 1 && p->n <= MAX_VOCAB, "has an n out of range");
     require(c, p->k >= 1 && p->k <= MAX_DIM, "has a k out of range");
     if (c->problem) return;
-    check_weight(c, p->n, p->k, p->group_size, p->flags);
+    check_weight(c, 1, p->n, p->k, p->group_size, p->flags);
     if (weight_kinds[c->record->kernel->weight].group > 0 || p->k % 4 == 0)
         need(c, 0, VECTOR_BYTES, 0);
     if (p->flags & MARLIN_OUTPUT_BIAS) need(c, 4, 4, 4 * (int64_t)p->n);
@@ -126,8 +126,7 @@ static void check_linear(marlin_check *c)
 }
 
 #include "common/checks_experts.h"
-
-/* ---- row kernels ---- */
+#include "common/checks_fused.h"
 
 static void check_rms_norm(marlin_check *c)
 {

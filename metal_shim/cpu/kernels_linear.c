@@ -12,6 +12,7 @@
 #include "cpu/activations.h"
 #include "cpu/cpu.h"
 #include "cpu/experts.h"
+#include "cpu/gates.h"
 #include "cpu/packed.h"
 #include "cpu/simd.h"
 
@@ -48,7 +49,8 @@ typedef struct {
     const uint8_t *scales;
     const uint8_t *biases;
     const float *output_bias;
-    float *y;
+    float *y; /* of row y_row, from column y_column on; a row is y_stride further on */
+    int64_t y_row, y_column, y_stride;
     int64_t rows, n, groups_of_32, scale_groups;
     int64_t slots_a_row; /* choices that read one row of x */
     int scale_shift;     /* log2 of the groups of 32 that share a scale */
@@ -138,7 +140,8 @@ INLINE void store_rows(const linear *a, int64_t row, const chosen_rows *chosen, 
 {
     int64_t valid = a->n - column;
     for (int m = 0; m < num_rows; m++) {
-        float *y = a->y + (chosen ? chosen->y_row[m] : row + m) * a->n + column;
+        int64_t y_row = (chosen ? chosen->y_row[m] : row + m) - a->y_row;
+        float *y = a->y + y_row * a->y_stride + column - a->y_column;
         store_columns(y, a->output_bias ? a->output_bias + column : NULL, valid, sums[m]);
     }
 }
@@ -342,10 +345,10 @@ INLINE void run_tiles(const linear *a, weight_kind kind, const int32_t *order, i
                 dot_rows(a, kind, chosen, num_rows, row, tile, part, has_outliers);
 }
 
-INLINE void run_rows(const linear *a, weight_kind kind, const int32_t *order, int64_t rows,
-                     int64_t begin, int64_t end)
+/* Rows [row, rows): neighbours from a whole number of MAX_ROW_BLOCK on. */
+INLINE void run_rows(const linear *a, weight_kind kind, const int32_t *order, int64_t row,
+                     int64_t rows, int64_t begin, int64_t end)
 {
-    int64_t row = 0;
     for (; rows - row >= MAX_ROW_BLOCK; row += MAX_ROW_BLOCK)
         run_tiles(a, kind, order, MAX_ROW_BLOCK, row, begin, end);
 #if MAX_ROW_BLOCK > 8
@@ -367,6 +370,7 @@ INLINE linear linear_of(const marlin_call *call, const struct LinearParams *p, i
         .biases = p->flags & MARLIN_WEIGHT_BIAS ? call->at[3] : NULL,
         .output_bias = p->flags & MARLIN_OUTPUT_BIAS ? (const float *)call->at[4] : NULL,
         .y = (float *)call->at[5],
+        .y_stride = p->n,
         .rows = rows,
         .n = p->n,
         .groups_of_32 = p->k / MARLIN_ACT_GROUP,
@@ -378,27 +382,44 @@ INLINE linear linear_of(const marlin_call *call, const struct LinearParams *p, i
     };
 }
 
-INLINE int run_linear(const marlin_call *call, int64_t begin, int64_t end, weight_kind kind)
+/* A kind's run_rows() for neighbours, compiled once for plain layers and fused ones. */
+typedef void run_kind(const linear *a, int64_t row, int64_t rows, int64_t begin, int64_t end);
+#define RUN_KIND(kind)                                                                             \
+    static __attribute__((noinline)) void run_##kind(const linear *a, int64_t row, int64_t rows,   \
+                                                     int64_t begin, int64_t end)                   \
+    {                                                                                              \
+        run_rows(a, kind, NULL, row, rows, begin, end);                                            \
+    }
+RUN_KIND(FP4)
+RUN_KIND(FP4_G16)
+RUN_KIND(INT4)
+RUN_KIND(INT4_G16)
+RUN_KIND(INT8)
+RUN_KIND(INT8_G16)
+RUN_KIND(INT5)
+RUN_KIND(INT6)
+RUN_KIND(INT6_G16)
+RUN_KIND(IQ4)
+
+/* Of a kind with groups of 16 too: that of a call's. */
+#define RUN_EITHER(call, kind)                                                                     \
+    (((const struct LinearParams *)(call)->params)->group_size == 16 ? run_##kind##_G16            \
+                                                                     : run_##kind)
+
+static int run_linear(const marlin_call *call, int64_t begin, int64_t end, run_kind *run)
 {
     const struct LinearParams *p = call->params;
     linear a = linear_of(call, p, call->vars[p->rows_var]);
-    run_rows(&a, kind, NULL, a.rows, begin, end);
+    run(&a, 0, a.rows, begin, end);
     return MARLIN_OK;
 }
 
-INLINE int run_either(const marlin_call *call, int64_t begin, int64_t end, weight_kind kind)
-{
-    const struct LinearParams *p = call->params;
-    if (p->group_size == 16) return run_linear(call, begin, end, (weight_kind)(kind + FP4_G16));
-    return run_linear(call, begin, end, kind);
-}
-
-LINEAR_KERNELS(, fp4, run_either(call, begin, end, FP4))
-LINEAR_KERNELS(, int4, run_either(call, begin, end, INT4))
-LINEAR_KERNELS(, int8, run_either(call, begin, end, INT8))
-LINEAR_KERNELS(, int5, run_linear(call, begin, end, INT5))
-LINEAR_KERNELS(, int6, run_either(call, begin, end, INT6))
-LINEAR_KERNELS(, iq4, run_linear(call, begin, end, IQ4))
+LINEAR_KERNELS(, fp4, run_linear(call, begin, end, RUN_EITHER(call, FP4)))
+LINEAR_KERNELS(, int4, run_linear(call, begin, end, RUN_EITHER(call, INT4)))
+LINEAR_KERNELS(, int8, run_linear(call, begin, end, RUN_EITHER(call, INT8)))
+LINEAR_KERNELS(, int5, run_linear(call, begin, end, run_INT5))
+LINEAR_KERNELS(, int6, run_linear(call, begin, end, RUN_EITHER(call, INT6)))
+LINEAR_KERNELS(, iq4, run_linear(call, begin, end, run_IQ4))
 
 /* The same tiles of each expert that was chosen, for the rows that chose it. */
 INLINE int run_experts(const marlin_call *call, int64_t begin, int64_t end, weight_kind kind)
@@ -418,7 +439,7 @@ INLINE int run_experts(const marlin_call *call, int64_t begin, int64_t end, weig
         a.scales += found.expert * expert_scales;
         if (a.biases) a.biases += found.expert * expert_scales;
         if (a.output_bias) a.output_bias += found.expert * (int64_t)p->n;
-        run_rows(&a, kind, found.order, found.rows, begin, end);
+        run_rows(&a, kind, found.order, 0, found.rows, begin, end);
     }
     return MARLIN_OK;
 }
@@ -436,3 +457,5 @@ LINEAR_KERNELS(experts_, int8, run_either_experts(call, begin, end, INT8))
 LINEAR_KERNELS(experts_, int5, run_experts(call, begin, end, INT5))
 LINEAR_KERNELS(experts_, int6, run_either_experts(call, begin, end, INT6))
 LINEAR_KERNELS(experts_, iq4, run_experts(call, begin, end, IQ4))
+
+#include "cpu/linear_fused.h"

@@ -47,6 +47,13 @@ static cost cost_of_linear(const marlin_record *record, const int32_t *vars)
     return (cost){2 * rows * p->n * p->k, matrix_bytes(record, p->n, p->k)};
 }
 
+static cost cost_of_fused(const marlin_record *record, const int32_t *vars)
+{
+    const struct FusedParams *p = (const void *)record->params;
+    double matrices = p->flags & MARLIN_GATED ? 2 : 1, rows = vars[p->rows_var];
+    return (cost){2 * matrices * rows * p->n * p->k, matrices * matrix_bytes(record, p->n, p->k)};
+}
+
 static cost cost_of_experts(const marlin_record *record, const int32_t *vars)
 {
     const struct ExpertParams *p = (const void *)record->params;
@@ -125,6 +132,7 @@ static cost cost_of_context(const marlin_record *record, const int32_t *vars)
 #define COST_OF(params)                                                                            \
     _Generic((const params *)0,                                                                    \
         const struct LinearParams *: cost_of_linear,                                               \
+        const struct FusedParams *: cost_of_fused,                                                 \
         const struct ExpertParams *: cost_of_experts,                                              \
         const struct AttentionParams *: cost_of_context,                                           \
         const struct SampleParams *: cost_of_logits,                                               \

@@ -50,6 +50,7 @@ static void rope_constants(const void *params, uint32_t *out)
     _Generic((const params *)0,                                                                    \
         const struct EmbedParams *: embed_constants,                                               \
         const struct LinearParams *: linear_constants,                                             \
+        const struct FusedParams *: linear_constants,                                              \
         const struct ExpertParams *: linear_constants,                                             \
         const struct AttentionParams *: attention_constants,                                       \
         const struct LatentParams *: latent_constants,                                             \

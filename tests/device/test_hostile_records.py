@@ -38,6 +38,7 @@ SOUND = {
     **{"key_heads": 1, "value_heads": 2, "key_dim": 16, "value_dim": 16, "tiled": 0, "is_log": 1},
     **{"x_floats": 64, "y_floats": 64, "pieces": 2, "stride": 32, "start": 4, "width": 24},
     **{"y_start": 8, "latent_dim": 0, "nope_dim": 4, "rope_dim": 4, "rank": 8, "row_dim": 16},
+    **{"y_start": 8, "activation": 0, "residual_scale": 1.0},
 }
 WITHOUT_BIAS = tuple(name for name in PACKED_KINDS if KINDS[name].bias == NEVER)
 
@@ -123,6 +124,16 @@ def test_no_kernel_touches_more_than_the_smallest_ranges_that_it_accepts(
     sizes = [smallest_accepted(runner, record, index, seed) for index in bindings]
     assert runner.run(np.array([record]), [1], seed) == "ok"
     assert sum(size > 0 for size in sizes) >= 2
+
+
+@pytest.mark.parametrize("flags", [abi.NORMED | abi.GATED, abi.NORMED | abi.RESIDUAL])
+@pytest.mark.parametrize("name", ["matvec_fused_int4", "matvec_fused_int8"])
+def test_no_fused_layer_touches_more_than_it_asks_for(runner, kernel_ids, name, flags):
+    flags |= abi.OUTPUT_BIAS | (abi.WEIGHT_BIAS if name.endswith("int4") else 0)
+    record = sound_record(kernel_ids, name, n=16, flags=flags)
+    sizes = [smallest_accepted(runner, record, i, 0) for i in range(KERNELS[name][1])]
+    assert runner.run(np.array([record]), [1]) == "ok"
+    assert sum(size > 0 for size in sizes) >= 8
 
 
 @pytest.mark.parametrize("name", KERNELS)

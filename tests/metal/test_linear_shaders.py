@@ -17,9 +17,9 @@ from marlin.weights.block_types import REPACKED
 from marlin.weights.kinds import KINDS, MUST, PACKED_KINDS, ROW_TILE
 
 
-def weight_of(kind, n, k, group_size=32):
+def weight_of(kind, n, k, group_size=32, seed=None):
     """([data, scales, biases], flags, float64 [n, k] it stands for, what cancels in it)."""
-    rng = np.random.default_rng(n)
+    rng = np.random.default_rng(n if seed is None else seed)
     if kind == "f32":
         data = rng.standard_normal((n, k)).astype(np.float32)
         return [data, None, None], 0, data, np.abs(data)

@@ -21,6 +21,7 @@ from expert_runs import (
     route,
     sort_experts,
 )
+from fused_runs import matvec_fused
 from ggml_blocks import blank, random_blocks
 from latent_runs import attention_of_latents, latent_write
 from msl import build, simt
@@ -280,39 +281,34 @@ def several(*runs):
 
 BY_KIND = {"embed": embed, "matvec": matvec, "matmul": matmul_of_steps}
 BY_KIND |= {"matvec_experts": matvec_experts, "matmul_experts": matmul_experts}
+GATES = {name: getattr(reference, name) for name in ("silu_mul", "gelu_mul", "sigmoid_mul")}
+GATES["swiglu_mul"] = reference_experts.swiglu_mul
 RUNS = {
     **{
         f"{op}_{kind}": functools.partial(run, kind=kind)
         for op, run in BY_KIND.items()
         for kind in KINDS
     },
-    "route": route,
-    "sort_experts": sort_experts,
-    "combine_experts": combine_experts,
-    "rms_norm": rms_norm,
-    "layer_norm": layer_norm,
-    "rope_table": rope_table,
-    "rope_kv_write": rope_kv_write,
-    "silu_mul": functools.partial(gated_mul, kernel="silu_mul", oracle=reference.silu_mul),
-    "gelu_mul": functools.partial(gated_mul, kernel="gelu_mul", oracle=reference.gelu_mul),
-    "swiglu_mul": functools.partial(
-        gated_mul, kernel="swiglu_mul", oracle=reference_experts.swiglu_mul
-    ),
-    "sigmoid_mul": functools.partial(gated_mul, kernel="sigmoid_mul", oracle=reference.sigmoid_mul),
-    "scale_rows": scale_rows,
-    "gelu": gelu,
-    "gather_rows": gather_rows,
+    **{
+        f"matvec_fused_{kind}": functools.partial(matvec_fused, kind=kind)
+        for kind in abi.FUSED_KINDS
+    },
+    **{
+        name: functools.partial(gated_mul, kernel=name, oracle=oracle)
+        for name, oracle in GATES.items()
+    },
+    **{
+        run.__name__: run
+        for run in (
+            *(route, sort_experts, combine_experts, rms_norm, layer_norm, rope_table),
+            *(rope_kv_write, latent_write, scale_rows, gelu, gather_rows, mask_logits),
+            *(penalize, sample, repack, probe_read, probe_dot),
+        )
+    },
+    **STATE_RUNS,
     "attention": several(attention, attention_of_latents),
     "attention_split": attention_split,
     "attention_combine": attention_split,
-    "latent_write": latent_write,
-    **STATE_RUNS,
-    "mask_logits": mask_logits,
-    "penalize": penalize,
-    "sample": sample,
-    "repack": repack,
-    "probe_read": probe_read,
-    "probe_dot": probe_dot,
 }
 
 
@@ -351,6 +347,7 @@ RUNS_OF_FILES = {
         *(functools.partial(every_kind, run=run) for run in (matvec, matvec_experts))
     ),
     "matvec_experts.h": functools.partial(every_kind, run=matvec_experts),
+    "matvec_fused.h": functools.partial(matvec_fused, kind="int4"),
     "probe.metal": probe_read,
     "sample.metal": sample,
     "state.metal": delta_rule,

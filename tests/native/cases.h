@@ -26,6 +26,7 @@ marlin_dispatch *add_linear(test_case *c, const weight_shape *w, int rows_var, i
 
 /* Variants of a maker are numbered from 0; the counts are in case_families. */
 test_case *make_linear(int variant);
+test_case *make_fused(int variant);
 test_case *make_embed(int variant);
 test_case *make_rms_norm(int variant);
 test_case *make_layer_norm(int variant);

@@ -145,6 +145,59 @@ test_case *make_linear(int variant)
     return c;
 }
 
+/* A layer of one packed shape of each kind: gated after a norm, added to a residual, only normed,
+ * only gated. */
+test_case *make_fused(int variant)
+{
+    static const struct {
+        int shape;
+        uint32_t flags, activation;
+    } forms[] = {
+        {0, MARLIN_GATED | MARLIN_NORMED, MARLIN_SILU},
+        {3, MARLIN_RESIDUAL, 0},
+        {7, MARLIN_NORMED, 0},
+        {10, MARLIN_GATED, MARLIN_GELU},
+        {14, MARLIN_RESIDUAL | MARLIN_NORMED, 0},
+        {16, MARLIN_GATED | MARLIN_NORMED, MARLIN_GELU},
+        {17, MARLIN_RESIDUAL, 0},
+    };
+    int rows = row_counts[variant % NUM_ROW_COUNTS];
+    weight_shape w = weights[forms[variant].shape];
+    uint32_t fused = forms[variant].flags;
+    test_case *c = new_case(3000 + variant, "fused_%s n=%d k=%d flags=%u rows=%d", w.weight, w.n,
+                            w.k, fused, rows);
+    struct FusedParams p = {.rows_var = 2,
+                            .n = w.n,
+                            .k = w.k,
+                            .group_size = w.group,
+                            .flags = w.flags | fused,
+                            .activation = forms[variant].activation,
+                            .eps = 1e-5f,
+                            .residual_scale = 0.5f};
+    char kernel[32];
+    snprintf(kernel, sizeof kernel, "matvec_fused_%s", w.weight);
+    marlin_dispatch *record = add_record(c, kernel, &p, sizeof p, 11);
+    bind(c, record, 0, add_activations(c, rows * w.k, 0.0f), MARLIN_READ);
+    add_weight(c, record, &w);
+    for (int i = 4; i < 11; i += 6)
+        if (w.flags & MARLIN_OUTPUT_BIAS && (i == 4 || fused & MARLIN_GATED))
+            bind(c, record, i, add_floats(c, INPUT, w.n, -1.0f, 1.0f), MARLIN_READ);
+    bind(c, record, 5, add_bytes(c, SUMMED, 4 * rows * w.n), MARLIN_WRITE);
+    int tiles = w.k / MARLIN_ROW_TILE, padded = (w.n + MARLIN_ROW_TILE - 1) / MARLIN_ROW_TILE;
+    if (fused & MARLIN_NORMED)
+        bind(c, record, 6, add_floats(c, INPUT, rows * tiles, 0.0f, 2.0f), MARLIN_READ);
+    if (fused & MARLIN_GATED)
+        for (int i = 7; i < 10; i++) record->bindings[i] = record->bindings[i - 6];
+    if (fused & MARLIN_RESIDUAL) {
+        bind(c, record, 7, add_floats(c, SUMMED, rows * w.n, -9.0f, 9.0f),
+             MARLIN_READ | MARLIN_WRITE);
+        bind(c, record, 8, add_floats(c, INPUT, w.n, -1.0f, 1.0f), MARLIN_READ);
+        bind(c, record, 9, add_bytes(c, SUMMED, 4 * rows * padded), MARLIN_WRITE);
+    }
+    c->vars[2] = rows;
+    return c;
+}
+
 test_case *make_embed(int variant)
 {
     const weight_shape *w = &weights[variant];
@@ -337,6 +390,7 @@ test_case *make_probe(int variant)
 
 const case_family case_families[] = {
     {make_linear, (NUM_WEIGHTS + NUM_PACKED) * NUM_ROW_COUNTS},
+    {make_fused, 7},
     {make_embed, NUM_WEIGHTS},
     {make_rms_norm, 5},
     {make_layer_norm, 3},

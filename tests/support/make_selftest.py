@@ -21,6 +21,7 @@ import reference
 import reference_experts
 from kv_case import make_case
 from matrices import bias_of
+from selftest_fused import fused_cases
 from selftest_state import delta_cases, latent_cases, state_cases
 from selftest_writer import (
     EXACT,
@@ -59,7 +60,8 @@ def linear_cases():
     for kind, weight, values, sizes in matrices(33, 128):
         for rows, many_rows in ((1, False), (3, False), (17, False), (37, True), (5, True)):
             newer = kind.startswith(("int5", "int6", "iq4", "fp8", "nf4"))
-            if (rows > 17 and kind.endswith("-64")) or (rows > 5 and newer):
+            again = rows > (5 if kind in ("int8-64", "fp4-64") else 17) and kind.endswith("-64")
+            if again or (rows > 5 and newer):
                 continue  # what cuts rows into blocks is the same as of the other packed kinds
             bias = bias_of(33) if rows == 3 else None
             op = "matmul" if many_rows else "matvec"
@@ -356,7 +358,15 @@ def probe_cases():
 
 def make_vectors():
     """({name: array}, [fields of each case])."""
-    makers = (embed_cases, linear_cases, row_cases, gate_cases, rope_cases, attention_cases)
+    makers = (
+        embed_cases,
+        linear_cases,
+        fused_cases,
+        row_cases,
+        gate_cases,
+        rope_cases,
+        attention_cases,
+    )
     makers += (
         state_cases,
         delta_cases,

@@ -191,6 +191,7 @@ FAMILIES = (
         "marlin/device/ops_experts.py",
         "marlin/device/ops_state.py",
         "metal_shim/common/checks_experts.h",
+        "metal_shim/common/checks_fused.h",
         "metal_shim/common/checks_state.h",
         "metal_shim/cpu/experts.h",
         "metal_shim/cpu/kernels_experts.c",
