@@ -1,5 +1,6 @@
 """The same tokens give the same bits, however cut into steps and whoever else is in a step."""
 
+import functools
 from dataclasses import replace
 
 import gguf_builder
@@ -27,6 +28,18 @@ LENGTH = 300
 SIZES = {"hidden_dim": 256, "intermediate_dim": 256, "num_heads": 4, "head_dim": 64}
 # Of Gemma 3, layers with a window lie between those without; the others are Llamas.
 FORMATS = ("f32", "f16", "fp4", "int4", "int8", "Q4_K", "Q6_K", "gemma3 f32", "gemma3 int4")
+# Every format on every set; of the scalar set, whose bits are the others' (tests/native) and which
+# takes longest, a float and an integer one, and the others with -m long.
+SCALAR_FORMATS = ("f32", "gemma3 int4")
+PAIRS = [
+    pytest.param(
+        *(form, isa),
+        marks=[pytest.mark.long] if isa == "scalar" and form not in SCALAR_FORMATS else [],
+    )
+    for form in FORMATS
+    for isa in INSTRUCTION_SETS
+]
+on_every_set = pytest.mark.parametrize(("model_path", "isa"), PAIRS, indirect=["model_path"])
 
 
 def write_model(folder, form):
@@ -75,12 +88,18 @@ def write_random_gguf(path, config, kind):
     return path
 
 
-@pytest.fixture(scope="module", params=FORMATS)
-def model_path(request, tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model"), request.param)
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """Each form's model, written once."""
+    return functools.cache(lambda form: write_model(tmp_path_factory.mktemp("model"), form))
 
 
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@pytest.fixture(params=FORMATS)
+def model_path(request, models):
+    return models(request.param)
+
+
+@on_every_set
 def test_one_prefill_chunks_and_decode_steps_give_the_same_bits(model_path, isa):
     token_ids = random_tokens(LENGTH, 97)
     with running(model_path, isa=isa, max_step_tokens=LENGTH, sequences=16) as runner:
@@ -93,7 +112,7 @@ def test_one_prefill_chunks_and_decode_steps_give_the_same_bits(model_path, isa)
                 np.testing.assert_array_equal(logits, decoded[position], f"{sizes} {position}")
 
 
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@on_every_set
 def test_decode_one_token_a_step_gives_the_bits_of_a_prefill(model_path, isa):
     token_ids = random_tokens(40, 97)
     with running(model_path, isa=isa) as runner:
@@ -102,7 +121,7 @@ def test_decode_one_token_a_step_gives_the_bits_of_a_prefill(model_path, isa):
             np.testing.assert_array_equal(logits, one_by_one[position])
 
 
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@on_every_set
 def test_a_sequence_gives_the_same_bits_alone_and_between_others_in_scattered_blocks(
     model_path, isa
 ):
@@ -130,7 +149,7 @@ def test_a_sequence_gives_the_same_bits_alone_and_between_others_in_scattered_bl
             np.testing.assert_array_equal(runner.logits[1], alone[at])
 
 
-@pytest.mark.parametrize("isa", INSTRUCTION_SETS)
+@on_every_set
 def test_guesses_checked_in_one_step_give_the_bits_of_decode_steps(model_path, isa):
     """Runs of 1 to 9 rows, up to and over the end of the first split of 256 tokens, among decodes
     alone and beside a prompt, over what wrong guesses left in the cache."""
