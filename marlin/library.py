@@ -244,19 +244,18 @@ class Model:
     def _whole(self, dialect, fields, parameters):
         run = self._prepared(dialect, fields, parameters)
         streams = run.start(run.encode())
-        gathered, num_tokens, num_reasoning = Gathered(), 0, 0
+        gathered, stream = Gathered(), streams[0]
         with closing(merged(streams)) as deltas:
             for _, delta in deltas:
                 _check(delta.finish_reason)
                 gathered.add(delta)
-                num_tokens += delta.num_tokens
-                num_reasoning += delta.num_reasoning_tokens
-        choice, request = gathered.whole(0), streams[0].request
-        counts = len(request.prompt_token_ids), num_tokens, request.num_cached_tokens, num_reasoning
-        assert choice.finish_reason is not None
-        return Answer(
-            choice.text, choice.reasoning, choice.calls, choice.finish_reason, Usage(*counts)
+        choice, request = gathered.whole(0), stream.request
+        usage = Usage(
+            *(len(request.prompt_token_ids), stream.num_tokens),
+            *(request.num_cached_tokens, stream.num_reasoning_tokens),
         )
+        assert choice.finish_reason is not None
+        return Answer(choice.text, choice.reasoning, choice.calls, choice.finish_reason, usage)
 
     def _stream(self, dialect, fields, parameters):
         run = self._prepared(dialect, fields, parameters)

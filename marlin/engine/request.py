@@ -9,7 +9,7 @@ import math
 import queue
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -61,6 +61,21 @@ class FinishEvent(NamedTuple):
 
     reason: str
     error: Exception | None = None
+
+
+class Events(queue.SimpleQueue):
+    """A request's events on their way to whoever reads them.
+
+    Attributes:
+        listener: called after each that is put, by who puts it; None for nobody.
+    """
+
+    listener: Callable[[], None] | None = None
+
+    def put(self, item, block=True, timeout=None):
+        super().put(item, block, timeout)
+        if self.listener is not None:
+            self.listener()
 
 
 @dataclass(slots=True, eq=False)
@@ -117,7 +132,7 @@ class Request:
     turn_s: float = 0.0
     resume_s: float = 0.0
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
-    events: queue.SimpleQueue = field(default_factory=queue.SimpleQueue)
+    events: Events = field(default_factory=Events)
     _aborted: threading.Event = field(default_factory=threading.Event)
 
     @property

@@ -16,6 +16,7 @@ from marlin.engine.bounds import check_prompt, check_prompt_fits, check_text, ch
 from marlin.engine.gate import SlotGate
 from marlin.engine.helpers import Helpers
 from marlin.engine.interface import ModelEngine, ModelTokenizer
+from marlin.engine.shared_reader import SharedReader
 from marlin.errors import NoChatTemplateError, NotServedError, TemplateError
 from marlin.text.answer import AnswerReader
 from marlin.text.chat_template import ChatTemplate
@@ -68,6 +69,7 @@ class ServedModel:
     Attributes:
         model_id: what API calls name it by.
         engine: ModelEngine, running.
+        reader: SharedReader, of answers.
         tokenizer: ModelTokenizer.
         format: of the weights: "gguf", "safetensors", or a native folder's "fp4", "int4", "int8";
             "mock" for none.
@@ -118,6 +120,7 @@ class ServedModel:
         self.marker_ids = frozenset(self._special_ids_of_markers())
         self._long_text_characters = long_text_characters
         self._long_parts = SlotGate(1, None, poll_s)
+        self.reader = SharedReader(poll_s)
         self._helpers = Helpers(num_helpers, poll_s) if num_helpers else None
         self._began: dict[int, float] = {}  # by thread: of each call of the tokenizer in hand
 
@@ -256,8 +259,9 @@ class ServedModel:
         return found
 
     def close(self) -> None:
-        """Free the engine, and end what tokenizes."""
+        """Free the engine, and end what tokenizes and reads answers."""
         self.engine.close()
+        self.reader.close()
         if self._helpers is not None:
             self._helpers.close()
 

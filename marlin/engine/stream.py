@@ -83,6 +83,7 @@ class TextStream:
     Attributes:
         request: the one given.
         finished: the last delta has been taken.
+        num_tokens, num_reasoning_tokens: of the deltas that were taken, together.
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class TextStream:
     ):
         self.request = request
         self.finished = False
+        self.num_tokens = self.num_reasoning_tokens = 0
         self._detokenizer = Detokenizer(tokenizer, continues, shown_ids=marker_ids)
         self._reader = reader
         self._parts: list[Part] = []  # since the delta before
@@ -149,6 +151,8 @@ class TextStream:
         read = None if self._reader is None else self._parts
         counted, stop_string = self._num_reasoning_tokens, self._stop_matcher.matched
         delta = TextDelta(text, self._num_tokens, reason, shown, read, counted, stop_string)
+        self.num_tokens += self._num_tokens
+        self.num_reasoning_tokens += counted
         self._num_tokens, self._num_reasoning_tokens, self._parts = 0, 0, []
         if reason is not None:
             self.finished = True
@@ -232,23 +236,32 @@ class TextStream:
         return text, matched
 
 
-def merged(streams):
+def merged(streams, waits=True):
     """(index, TextDelta) of several TextStreams as they come; each has its last delta.
 
     Waits on the first unfinished stream and looks at the others after it: the engine runs requests
     in the order of submission, or side by side in the same steps. Leaving early, and an error of
     one stream, aborts all requests.
+
+    Args:
+        waits: False yields (0, None) where it would wait.
     """
     try:
         unfinished = dict(enumerate(streams))
         while unfinished:
             for place, (index, stream) in enumerate(list(unfinished.items())):
-                delta = stream.next_delta(wait=place == 0)
+                delta = stream.next_delta(wait=waits and place == 0)
                 if delta is None:
                     continue
                 if delta.finish_reason is not None:
                     del unfinished[index]
                 yield index, delta
+            if (
+                not waits
+                and unfinished
+                and all(s.request.events.empty() for s in unfinished.values())
+            ):
+                yield 0, None
     finally:
         # Needed after a stop string, a timeout, an early leave; harmless after the engine's end.
         for stream in streams:

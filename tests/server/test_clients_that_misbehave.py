@@ -3,12 +3,14 @@ held."""
 
 import socket
 import struct
+import threading
 import time
 
 import pytest
 from clients import chat_body, completion_body, request_bytes
 from fakes import ByteTokenizer, FakeEngine, say_then_hang
 
+from marlin.server.http.connection import Connection
 from marlin.server.http.listener import ConnectionThread
 
 CHAT = "/v1/chat/completions"
@@ -131,11 +133,12 @@ def wait_until(condition):
         assert time.monotonic() < end, "it never became true"
 
 
-def test_a_reader_that_stops_reading_is_dropped(start_server):
-    class WideTokenizer(ByteTokenizer):
-        def token_bytes(self, token_id):
-            return b"x" * 65536  # fills the socket's buffers, 10 MB at most, with few tokens
+class WideTokenizer(ByteTokenizer):
+    def token_bytes(self, token_id):
+        return b"x" * 65536  # fills the socket's buffers, 10 MB at most, with few tokens
 
+
+def test_a_reader_that_stops_reading_is_dropped(start_server):
     flood = say_then_hang(b"x" * 1_000)
     server = start_server(FakeEngine(flood), WideTokenizer(), write_s=0.2, poll_s=0.02)
     with server.connect() as client:
@@ -144,6 +147,31 @@ def test_a_reader_that_stops_reading_is_dropped(start_server):
         client.send(request_bytes("POST", "/v1/completions", body))
         wait_for(server.engine.aborted)
         server.wait_until_idle()
+
+
+def test_a_reader_that_stops_reading_keeps_no_other_stream_waiting(start_server, monkeypatch):
+    flushing = threading.Semaphore(0)
+    flush = Connection.flush
+
+    def counted(connection):
+        if connection.unsent:
+            flushing.release()
+        flush(connection)
+
+    monkeypatch.setattr(Connection, "flush", counted)
+    script = say_then_hang(b"x" * 1_000)
+    engine = FakeEngine(lambda request: script(request) if request.seed else iter((b"hello",)))
+    server = start_server(engine, WideTokenizer(), options={"max_concurrent_requests": "2"})
+    with server.connect() as stuck, server.connect() as other:
+        stuck.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        body = completion_body(stream=True, max_tokens=60_000, seed=1)
+        stuck.send(request_bytes("POST", "/v1/completions", body))
+        wait_for(flushing)
+        body = completion_body(stream=True, max_tokens=60_000, seed=0)
+        answer = other.ask("POST", "/v1/completions", body)
+        texts = [event["choices"][0]["text"] for event in answer.events()[:-1]]
+        assert len("".join(texts)) == 5 * 65536
+        assert len(server.engine.requests) == 2 and not server.engine.requests[0].aborted
 
 
 def test_an_answer_that_takes_too_long_is_504(start_server):

@@ -221,6 +221,19 @@ def test_a_write_goes_at_once_as_far_as_it_fits_and_waits_for_the_rest():
         connection.send(b"m")
 
 
+def test_a_write_that_defers_leaves_the_rest_in_order_for_the_flush_and_does_not_wait():
+    connection, sock, _ = connected()
+    sock.most, connection.defers = 2, True
+    connection.send(b"abcd")
+    connection.send(b"ef")  # behind what is left
+    assert (sock.sent, sock.timeouts, connection.unsent) == ([b"ab"], [0], b"cdef")
+    connection.defers = False
+    connection.send(b"g")
+    assert (sock.sent, sock.timeouts, connection.unsent) == ([b"ab", b"cdefg"], [0, 30.0], b"")
+    connection.flush()
+    assert sock.timeouts == [0, 30.0]
+
+
 def test_what_a_client_still_sends_after_the_end_is_read_and_dropped_for_a_while():
     connection, sock, _ = connected(b"a" * 100_000, b"b", b"", now=1.0)
     connection.finish(2.0)

@@ -3,11 +3,11 @@
 Which path and method lead here is api/routes.py; which error becomes which answer is api/app.py.
 """
 
-import functools
 import logging
 import os
 import time
 from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -200,12 +200,9 @@ class Endpoints:
         model = self._loaded_model()
         self._check_name(handler, question.model)
 
-        def check_wanted():
-            handler.check_peer()
-            deadline.check()
-
+        wanted = partial(_check_wanted, handler, deadline)
         with self._gate.place(handler.client):
-            told = question.told(model, check_wanted, handler.client)
+            told = question.told(model, wanted, handler.client)
         reply_json(handler, told)
 
     def _body(self, handler):
@@ -222,11 +219,8 @@ class Endpoints:
         if len(content) <= self._limits.small_body_bytes:
             return self._call(handler, dialect, parse_json(content, self._limits.num_values))
 
-        def check_wanted():
-            handler.check_peer()
-            deadline.check()
-
-        with self._large_bodies.slot(check_wanted, handler.client):
+        wanted = partial(_check_wanted, handler, deadline)
+        with self._large_bodies.slot(wanted, handler.client):
             handler.body_share.wait_for_room()
             body = parse_json(content, self._limits.num_values)
             handler.body_share.set(memory_bytes(body))
@@ -251,7 +245,12 @@ class Endpoints:
         return self._model
 
 
-@functools.cache
+def _check_wanted(handler, deadline):
+    handler.check_peer()
+    deadline.check()
+
+
+@cache
 def _health_content(is_well, scarce, is_loaded):
     if is_well or scarce is None:
         return encode({"status": "ok" if is_well else "error", "model_loaded": is_loaded})

@@ -4,7 +4,9 @@ Knows no dialect and no model: events are bytes.
 """
 
 import time
+from collections.abc import Iterator
 
+from marlin.engine.shared_reader import Turn
 from marlin.server.api.encoding import SSE_TYPE
 from marlin.server.http.handler import Handler
 
@@ -25,9 +27,25 @@ class EventStream:
         self._sent = time.monotonic()
 
     def send(self, events: bytes, last: bool = False) -> None:
-        """Send events, the head of the answer before the first; last: none follow."""
-        self._handler.stream(SSE_TYPE, events, last)
+        """Send events, the head of the answer before the first, without waiting for the client:
+        rest() or flush() comes next. last: none follow."""
+        connection = self._handler.connection
+        connection.defers = True
+        try:
+            self._handler.stream(SSE_TYPE, events, last)
+        finally:
+            connection.defers = False
         self._sent = time.monotonic()
+
+    def flush(self) -> None:
+        """Wait until the client has taken what was sent."""
+        self._handler.connection.flush()
+
+    def rest(self) -> Iterator[Turn]:
+        """The same as a part of an answer's turns."""
+        if self._handler.connection.unsent:
+            yield Turn.ALONE
+            self.flush()
 
     def keep_alive(self) -> None:
         """Send a comment if one is due."""

@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from marlin.engine.bounds import check_biases
-from marlin.engine.sampling import SamplingParams
 from marlin.engine.served_model import ModelPrompt, ServedModel
+from marlin.engine.shared_reader import Turn
 from marlin.engine.stream import TextStream, merged
 from marlin.engine.thought_budget import limited
 from marlin.errors import StoppingError, TimedOutError
@@ -74,6 +74,7 @@ class Generation(NamedTuple):
         """As check_wanted(), and a stream's client hears that it is not forgotten."""
         self.check_wanted()
         self._beat()
+        self.events.flush()
 
     def _beat(self):
         self.handler.check_peer()
@@ -125,15 +126,14 @@ class Generation(NamedTuple):
             PeerGone: the client left.
         """
         streams = self.start(prompts)
-        requests = [stream.request for stream in streams]
         send = self._send_stream if self.call.stream else self._send_whole
-        with closing(self.record.watch(streams, merged(streams))) as deltas:
-            send(deltas, requests)
+        with closing(self.record.watch(streams, merged(streams, waits=False))) as deltas:
+            self.model.reader.run(send(deltas, streams), [stream.request for stream in streams])
 
-    def _echo(self, index, requests):
+    def _echo(self, index, streams):
         """The Echo of a choice, whose first event has come."""
         prompt = self.call.prompts[index // self.call.num_choices]
-        return self.call.beginning(prompt, requests[index], self.model.tokenizer)
+        return self.call.beginning(prompt, streams[index].request, self.model.tokenizer)
 
     def start(self, prompts: list[ModelPrompt]) -> list[TextStream]:
         """The TextStreams of all choices, whose requests are in the engine; run() without what is
@@ -147,104 +147,101 @@ class Generation(NamedTuple):
                 if sampling.max_tokens > engine.max_context_tokens:
                     sampling = replace(sampling, max_tokens=engine.max_context_tokens)
                 for offset in range(self.call.num_choices):
-                    params = _seeded(sampling, offset)
+                    params = sampling
+                    if sampling.seed is not None:
+                        params = replace(sampling, seed=(sampling.seed + offset) % 2**64)
                     request_id = f"{self.answer.id}-{len(streams)}"
                     request = engine.submit(prompt.token_ids, params, request_id, client)
                     reader = prompt.new_reader and prompt.new_reader()
-                    streams.append(self._stream(request, asked.continues, reader))
+                    stream = TextStream(
+                        *(request, self.model.tokenizer, self.call.stop, self.deadline.at),
+                        continues=asked.continues,
+                        heartbeat=self._beat,
+                        poll_s=self.poll_s,
+                        reader=reader,
+                        marker_ids=frozenset() if reader is None else self.model.marker_ids,
+                    )
+                    streams.append(stream)
         except BaseException:
             for stream in streams:
                 stream.request.abort()
             raise
         return streams
 
-    def _stream(self, request, continues, reader):
-        return TextStream(
-            request,
-            self.model.tokenizer,
-            self.call.stop,
-            self.deadline.at,
-            continues=continues,
-            heartbeat=self._beat,
-            poll_s=self.poll_s,
-            reader=reader,
-            marker_ids=frozenset() if reader is None else self.model.marker_ids,
-        )
-
-    def _send_whole(self, deltas, requests):
-        choices = [Gathered() for _ in requests]
-        num_output_tokens = num_reasoning_tokens = 0
+    def _send_whole(self, deltas, streams):
+        choices = [Gathered() for _ in streams]
         for index, delta in deltas:
+            if delta is None:
+                yield Turn.WAIT
+                continue
             self._check_finish(delta.finish_reason)
             choices[index].add(delta)
-            num_output_tokens += delta.num_tokens
-            num_reasoning_tokens += delta.num_reasoning_tokens
-        whole = [
-            choice.whole(index, self._echo(index, requests)) for index, choice in enumerate(choices)
-        ]
-        usage = self._usage(requests, num_output_tokens, num_reasoning_tokens)
-        body = self.answer.body(whole, usage)
+        yield Turn.ALONE
+        indices = range(len(streams))
+        whole = [choices[index].whole(index, self._echo(index, streams)) for index in indices]
+        body = self.answer.body(whole, self._usage(streams))
         self.handler.reply(200, encode(body), JSON_TYPE)
 
-    def _send_stream(self, deltas, requests):
+    def _send_stream(self, deltas, streams):
         """One write for each delta; the head comes with the first, or with a keep-alive."""
         answer = self.answer
-        unopened, unfinished = set(range(len(requests))), set(range(len(requests)))
+        unopened, unfinished = set(range(len(streams))), set(range(len(streams)))
         echoed: dict[int, int] = {}  # characters, by choice
-        num_output_tokens = num_reasoning_tokens = 0
         for index, delta in deltas:
-            num_output_tokens += delta.num_tokens
-            num_reasoning_tokens += delta.num_reasoning_tokens
-            events, echo = [], Echo()
+            yield from self.events.rest()
+            if delta is None:
+                yield Turn.WAIT
+                continue
+            events, echo = [], _NO_ECHO
             if index in unopened:
                 unopened.remove(index)
-                events.append(answer.opening(index, self._usage(requests)))
-                echo = self._echo(index, requests)
+                before = self._usage(streams)._replace(num_output_tokens=0, num_reasoning_tokens=0)
+                events.append(answer.opening(index, before))
+                if self.call.sampling.score_prompt:  # much to make JSON of
+                    yield Turn.ALONE
+                echo = self._echo(index, streams)
                 echoed[index] = len(echo.text)
             tokens = *echo.tokens, *_moved(delta.tokens, echoed[index])
             events += self._events(index, echo.text, delta, tokens)
-            reason = delta.finish_reason
-            ending = reason if reason in _FINISHED else None
-            if ending is not None:
+            is_whole = delta.finish_reason in _FINISHED
+            if is_whole:
                 unfinished.remove(index)
-                events.append(answer.ending(index, ending, delta.stop_string))
+                events.append(answer.ending(index, delta.finish_reason, delta.stop_string))
                 if not unfinished:
-                    numbers = num_output_tokens, num_reasoning_tokens
-                    events.append(answer.closing(self._usage(requests, *numbers)))
-            if events and (delta.text or ending):
+                    events.append(answer.closing(self._usage(streams)))
+            if events and (delta.text or is_whole):
                 self.events.send(b"".join(events), last=not unfinished)
-            self._check_finish(reason)
+            self._check_finish(delta.finish_reason)
+        yield from self.events.rest()
 
     def _events(self, index, prefix, delta, tokens):
         """The events of a delta's text and tokens."""
-        answer = self.answer
         if delta.parts is None:
             text = prefix + delta.text
-            return [answer.text(index, text, tokens)] if text or tokens else []
-        events = [answer.text(index, "", tokens)] if tokens else []
+            return [self.answer.text(index, text, tokens)] if text or tokens else []
+        events = [self.answer.text(index, "", tokens)] if tokens else []
         for part in delta.parts:
             if part.kind == "content":
-                events.append(answer.text(index, part.text, ()))
+                events.append(self.answer.text(index, part.text, ()))
             else:
-                events.append(answer.part(index, part))
+                events.append(self.answer.part(index, part))
         return events
 
-    def _usage(self, requests, num_output_tokens=0, num_reasoning_tokens=0):
+    def _usage(self, streams):
         """A prompt counts once, however many choices it has."""
-        firsts = requests[:: self.call.num_choices]
+        firsts = [stream.request for stream in streams[:: self.call.num_choices]]
         return Usage(
             sum(len(request.prompt_token_ids) for request in firsts),
-            num_output_tokens,
+            sum(stream.num_tokens for stream in streams),
             sum(request.num_cached_tokens for request in firsts),
-            num_reasoning_tokens,
+            sum(stream.num_reasoning_tokens for stream in streams),
         )
 
     def _check_finish(self, reason):
-        if reason is None or reason in _FINISHED:
-            return
         if reason == "timeout":
             raise self.deadline.error()
-        raise StoppingError("the server is stopping")
+        if reason is not None and reason not in _FINISHED:
+            raise StoppingError("the server is stopping")
 
 
 class Gathered:
@@ -284,9 +281,3 @@ def _moved(tokens, num_characters):
     if not num_characters:
         return tokens
     return [token._replace(text_offset=token.text_offset + num_characters) for token in tokens]
-
-
-def _seeded(sampling: SamplingParams, offset: int) -> SamplingParams:
-    if sampling.seed is None:
-        return sampling
-    return replace(sampling, seed=(sampling.seed + offset) % 2**64)

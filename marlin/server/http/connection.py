@@ -41,14 +41,15 @@ class Connection:
     Attributes:
         deadline: clock time by which the present reads must be done; set before each phase.
         look_s: how often a read looks whether another thread has brought the deadline forward.
+        defers, unsent: whether send() leaves to flush() what it would wait with; what that is.
     """
 
     def __init__(self, sock, write_s, clock=time.monotonic):
         self._sock = sock
         self._write_s = write_s
         self._clock = clock
-        self._buffer = bytearray()
-        self.deadline = 0.0
+        self._buffer, self.unsent = bytearray(), b""
+        self.deadline, self.defers = 0.0, False
         self.look_s = math.inf
         if sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -177,27 +178,34 @@ class Connection:
         return False
 
     def send(self, data):
-        """Write all of data; PeerGone: the client left or reads too slowly."""
+        """Write all of data, or where it defers what the kernel's buffer has room for.
+
+        A send with a timeout is three system calls, and gives up the interpreter's lock at each; of
+        a stream's many small writes nearly every one fits. PeerGone: the client left or reads too
+        slowly.
+        """
         try:
-            sent = self._send_at_once(data)
-            if sent < len(data):
-                self._sock.settimeout(self._write_s)
-                self._sock.sendall(memoryview(data)[sent:])
+            if not self.unsent:
+                if self._sock.gettimeout() != 0:
+                    self._sock.settimeout(0)
+                data = memoryview(data)[self._sock.send(data) :]
+        except BlockingIOError:
+            pass
         except OSError:
             raise PeerGone from None
+        self.unsent = b"".join((self.unsent, data)) if self.unsent else data
+        if not self.defers:
+            self.flush()
 
-    def _send_at_once(self, data):
-        """Write what fits the kernel's buffer; how many bytes that was.
-
-        A send with a timeout is three system calls, and gives up the interpreter's lock at each;
-        of a stream's many small writes nearly every one fits.
-        """
-        if self._sock.gettimeout() != 0:
-            self._sock.settimeout(0)
+    def flush(self):
+        """Write what send() left, if it did; raises as it."""
         try:
-            return self._sock.send(data)
-        except BlockingIOError:
-            return 0
+            if self.unsent:
+                self._sock.settimeout(self._write_s)
+                self._sock.sendall(self.unsent)
+        except OSError:
+            raise PeerGone from None
+        self.unsent = b""
 
     def finish(self, linger_s):
         """Stop sending, then read and drop for at most linger_s what the client still sends.

@@ -323,12 +323,12 @@ class RequestRecord:
 
         Args:
             streams: engine.stream.TextStreams, all submitted.
-            deltas: engine.stream.merged(streams); closed when this is.
+            deltas: engine.stream.merged(streams), waiting or not; closed when this is.
         """
         last_times = [None] * len(streams)
         with self.in_engine([stream.request for stream in streams]), closing(deltas):
             for index, delta in deltas:
-                if delta.num_tokens:
+                if delta is not None and delta.num_tokens:
                     last_times[index] = self._count(delta.num_tokens, last_times[index])
                 yield index, delta
 

@@ -225,7 +225,8 @@ def parts(model, failures):
         if model is not None and not model.tokenizing_s():
             model.tokenizer.encode("a")
 
-    return tokenizing, writer_ended, failures.check
+    reading = () if model is None else (model.reader.failing,)
+    return tokenizing, writer_ended, failures.check, *reading
 
 
 def end_in_time(limits, wait_for):
