@@ -12,6 +12,7 @@ from marlin.models.layers_experts import mixture, shared_experts
 from marlin.models.layers_latent import latent_attention
 from marlin.models.layers_residual import PreNormLayer
 from marlin.models.spec import Family, ModelSpec, Names
+from marlin.weights.gguf import GGUFFile
 
 # Of both norms within latent attention, whatever the others' is.
 INNER_EPS = 1e-6
@@ -25,6 +26,7 @@ class DeepseekV3(Family[LatentConfig]):
 
     model_type = "deepseek_v3"
     hf_class = "DeepseekV3ForCausalLM"
+    gguf_architecture: str | None = "deepseek2"
     implied = {
         "n_shared_experts": 1,
         "routed_scaling_factor": 2.5,
@@ -54,6 +56,10 @@ class DeepseekV3(Family[LatentConfig]):
             o_bias=has_bias,
             windows=(None,) * count,
         )
+
+    def config_from_gguf(self, file: GGUFFile) -> LatentConfig:
+        """As Family's."""
+        return config_latent.from_gguf(file, self.model_type, str(self.gguf_architecture))
 
     def hf_config(self, config: LatentConfig) -> dict:
         """As Family's."""
@@ -117,6 +123,7 @@ class Glm4MoeLite(DeepseekV3):
 
     model_type = "glm4_moe_lite"
     hf_class = "Glm4MoeLiteForCausalLM"
+    gguf_architecture = None  # its files say deepseek2
     implied = {
         "n_shared_experts": 1,
         "routed_scaling_factor": 1.8,

@@ -13,7 +13,7 @@ import numpy as np
 
 from marlin.errors import ModelFileError
 from marlin.models.plan import check_dtype, check_found
-from marlin.models.plan_heads import find_heads
+from marlin.models.plan_heads import as_floats, find_heads
 from marlin.models.spec import Tensor
 from marlin.weights import ggml_types
 from marlin.weights.block_types import DENSE_KINDS
@@ -77,6 +77,15 @@ def find_stack(path: str, tensor: Tensor, tensors: dict, reader) -> ForeignMatri
     if stack.fused in tensors:
         return _fused(tensor, tensors[stack.fused])
     return None
+
+
+def find_packed(tensor: Tensor, stem: str, reader) -> ForeignMatrix | None:
+    """A matrix that another program has quantized, by its stem; None where it has not. Those of
+    heads that do not begin with a tile of rows each become float16."""
+    found = reader.matrix(stem, tensor.shape)
+    if found is None or tensor.stack is None or tensor.stack.heads is None:
+        return found
+    return found if tensor.shape[1] % ROW_TILE == 0 else as_floats(tensor, found, found.values)
 
 
 def _packed_singles(path, tensor, reader):

@@ -11,7 +11,7 @@ from marlin.errors import ModelFileError
 from marlin.files.fields import Fields, file_fields
 from marlin.files.strict_json import read_json_object
 from marlin.models.plan import check_dtype, check_leftovers, split_fused
-from marlin.models.plan_experts import check_tiles, find_plain, find_stack, stem_of
+from marlin.models.plan_experts import check_tiles, find_packed, find_plain, find_stack, stem_of
 from marlin.models.plan_mlx import without_plus
 from marlin.models.registry import config_from_hf, spec_of
 from marlin.models.slab_plan import SlabPlan
@@ -109,7 +109,7 @@ def plan_folder(path: str) -> FolderPlan:
     plan, known, slabs = [], set(), SlabPlan()
     for tensor in spec.tensors:
         stem = stem_of(tensor, tensors)
-        foreign = reader.matrix(stem, tensor.shape) if reader and tensor.has_rows else None
+        foreign = find_packed(tensor, stem, reader) if reader and tensor.has_rows else None
         if foreign is None and tensor.stack:
             foreign = find_stack(path, tensor, tensors, reader)
         if foreign is not None:

@@ -86,8 +86,7 @@ def of_packed(tensor: Tensor, rows: HeadRows, whole: ForeignMatrix) -> ForeignMa
 
     are_tiles = rows.rows % ROW_TILE == 0 and rows.first % ROW_TILE == 0 and own % ROW_TILE == 0
     if rows.turned or not are_tiles:
-        logger.info("%s of %s becomes float16", tensor.name, whole.info.name)
-        return matrix.dense("f16", tensor.shape, whole.parts, values)
+        return as_floats(tensor, whole, values)
 
     def arrays(start, stop):
         made = []
@@ -98,6 +97,12 @@ def of_packed(tensor: Tensor, rows: HeadRows, whole: ForeignMatrix) -> ForeignMa
         return tuple(np.concatenate(parts) for parts in zip(*made, strict=True))
 
     return ForeignMatrix(_shape(tensor), whole.parts, whole.form, values, arrays)
+
+
+def as_floats(tensor: Tensor, whole: ForeignMatrix, values) -> ForeignMatrix:
+    """float16 of values(start, stop) of what is in `whole`, as the log says."""
+    logger.info("%s of %s becomes float16", tensor.name, whole.info.name)
+    return matrix.dense("f16", tensor.shape, whole.parts, values)
 
 
 def _shape(tensor: Tensor) -> tuple[int, int]:

@@ -26,7 +26,7 @@ def values_of(stored):
 def with_fused_experts(found):
     """Gates and ups as transformers holds them: one tensor of all experts."""
     found = dict(found)
-    for name in [name for name in found if name.endswith("experts.gate_proj.weight")]:
+    for name in [name for name in found if name.endswith(".experts.gate_proj.weight")]:
         stem = name.removesuffix("gate_proj.weight")
         parts = found.pop(name), found.pop(f"{stem}up_proj.weight")
         found[f"{stem}gate_up_proj"] = np.concatenate(parts, axis=1)
