@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -153,6 +154,14 @@ def test_a_server_goes_by_the_options_of_serve(model):
     with marlin.Server(model, served_model_name="other", timeout="7") as server:
         with urllib.request.urlopen(server.url + "/v1/models") as answer:
             assert [card["id"] for card in json.load(answer)["data"]] == ["other"]
+
+
+def test_a_server_listens_where_it_is_told_or_not_at_all(model):
+    with pytest.raises(ConfigError, match="cannot listen on 192.0.2.1: "):  # nobody's, for pages
+        marlin.Server(model, host="192.0.2.1")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with pytest.raises(ConfigError, match="cannot listen on 127.0.0.1: "):
+            marlin.Server(model, port=taken.getsockname()[1])
 
 
 def test_texts_and_tokens_are_each_others(model):

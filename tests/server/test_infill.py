@@ -70,8 +70,10 @@ def test_a_stream_ends_with_what_says_stop(coder):
         for block in ask(coder, **AROUND, stream=True).body.decode().split("\n\n")[:-1]
     ]
     assert "".join(event["content"] for event in events) == "12"
-    assert [event["stop"] for event in events] == [False] * (len(events) - 1) + [True]
-    assert events[-1]["stop_type"] == "eos" and events[-1]["tokens_predicted"] == 2
+    for event in events[:-1]:
+        assert event == {"index": 0, "content": event["content"], "stop": False}
+    whole = ask(coder, **AROUND).json()
+    assert events[-1] == whole | {"content": "", "tokens_cached": events[-1]["tokens_cached"]}
 
 
 @pytest.mark.parametrize(

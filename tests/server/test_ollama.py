@@ -1,5 +1,7 @@
 """Ollama's read-only endpoints: what editors ask before they talk to /v1."""
 
+import re
+
 import pytest
 from clients import MODEL
 from fakes import FakeEngine
@@ -26,6 +28,30 @@ def test_the_served_names_are_the_models(start_server, path):
     assert [model["name"] for model in models] == ["one", "two"]
     assert models[0]["modified_at"] == "2023-11-14T22:13:20Z"
     assert ask(start_server(model=False), "GET", path).json() == {"models": []}
+
+
+def test_a_card_has_every_member_that_its_api_has(start_server):
+    server = start_server(FakeEngine(max_context_tokens=100), Qwen())
+    (card,) = ask(server, "GET", "/api/tags").json()["models"]
+    digest, details, modified_at = card.pop("digest"), card.pop("details"), card.pop("modified_at")
+    assert card == {"name": MODEL, "model": MODEL, "size": 0}
+    assert re.fullmatch("[0-9a-f]{64}", digest)
+    family = details["family"]
+    assert details == {
+        **{"parent_model": "", "format": details["format"], "parameter_size": ""},
+        **{"family": family, "families": [family], "quantization_level": ""},
+    }
+    (running,) = ask(server, "GET", "/api/ps").json()["models"]
+    assert running == card | {
+        **{"digest": digest, "details": details, "modified_at": modified_at},
+        **{"expires_at": "9999-12-31T23:59:59Z", "size_vram": 0, "context_length": 100},
+    }
+    shown = ask(server, "POST", "/api/show", {"model": MODEL}).json()
+    assert (shown["details"], shown["modified_at"]) == (details, modified_at)
+    assert {shown[name] for name in ("modelfile", "parameters")} == {""} and "template" in shown
+    names = ("context_length", "block_count", "vocab_size")
+    facts = {"general.architecture", *(f"{family}.{name}" for name in names)}
+    assert shown["model_info"].keys() == facts
 
 
 @pytest.mark.parametrize("name", [MODEL, f"{MODEL}:latest"])

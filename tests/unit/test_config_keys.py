@@ -137,6 +137,26 @@ def test_a_key_changes_the_model_or_is_refused_by_name(model_type, name, tmp_pat
     assert any(found != base for found in seen), f"{name} is neither read nor refused"
 
 
+@pytest.mark.parametrize("model_type", sorted({model_type for model_type, _ in KEYS}))
+def test_no_whole_number_is_taken_however_large_it_is(model_type, tmp_path):
+    """Each is refused by its name, or has no effect."""
+    for name in [name for family, name in KEYS if family == model_type]:
+        keys = declared(model_type)
+        beside = {key: value for key, value in BESIDE.get(name, {}).items() if key in keys}
+        values = base_of(model_type) | beside
+        for overruling in OVERRULED.get(name, ()):
+            values.pop(overruling, None)
+        if type(values.get(name, keys[name])) is int:
+            found = read(tmp_path, values | {name: 1 << 40})
+            assert name in found if isinstance(found, str) else found == read(tmp_path, values)
+
+
+def test_a_family_whose_window_is_never_off_refuses_one_that_is_null(tmp_path):
+    values = base_of("muse_glimmer_text") | {"sliding_window": None}
+    said = "sliding_window is missing; expected the window of the layers that have one"
+    assert read(tmp_path, values).endswith(said)
+
+
 def test_every_family_has_keys_that_are_tried():
     assert {model_type for model_type, _ in KEYS} >= {*DENSE, "llama", "qwen3", "gemma3_text"}
 

@@ -173,6 +173,22 @@ def test_a_text_is_one_part_where_a_cut_may_change_its_tokens(unlike, metadata):
     assert (before, after) == ([], []) and whole == backend.encode(text).ids
 
 
+@pytest.mark.parametrize(
+    ("replaces", "steps"),
+    [
+        (True, [pre_tokenizers.Digits()]),
+        (True, [pre_tokenizers.Split(" ", "removed"), pre_tokenizers.Split("n", "isolated")]),
+        (False, [pre_tokenizers.Split(" ", "isolated"), pre_tokenizers.Metaspace()]),
+    ],
+)
+def test_a_text_is_one_part_where_a_step_beside_the_blanks_splits_it(replaces, steps, processor):
+    backend = tokenizer_from_gguf(sentencepiece_metadata(processor), "small.gguf")._backend
+    backend.normalizer = normalizers.Replace(" ", "\u2581") if replaces else None
+    backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
+    parts = Tokenizer(backend).encode_parts(CORPUS[0] * 20, 0, add_special_tokens=False)
+    assert len(list(filter(None, parts))) == 1
+
+
 def test_a_model_that_is_no_bpe_is_not_cut():
     text = "the fox jumps " * 20
     assert len(list(Tokenizer(metaspace_backend()).encode_parts(text, 0))) == 3

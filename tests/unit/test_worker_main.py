@@ -70,6 +70,16 @@ def test_a_job_shares_the_weights_and_who_has_no_number_writes_them():
     assert writer.writes_weights
 
 
+def test_who_fills_the_weights_tries_what_a_worker_needs_and_lets_go(monkeypatch):
+    """What one of many would lack is said once, before they begin."""
+    done = []
+    monkeypatch.setattr(worker, "_when_orphaned", lambda _action: None)
+    monkeypatch.setattr(worker, "check_threads", lambda limits: done.append(limits))
+    engine = SimpleNamespace(close=lambda: done.append("closed"))
+    assert worker._fill_weights(job(), lambda *_given: SimpleNamespace(engine=engine)) == 0
+    assert done == [LIMITS, "closed"]
+
+
 @pytest.fixture
 def worker_main(monkeypatch):
     """run(outcome) -> the exit code of a worker whose work returns or raises that."""
