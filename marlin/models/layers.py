@@ -2,8 +2,7 @@
 
 Every part is a dataclass of Tensors and numbers, known before any weight is loaded. Activations
 are float32: "hidden" is the residual stream, "normed" what most parts read, "delta" what they add.
-How parts are put together is layers_residual.py's.
-Knows nothing of files and requests.
+How parts are put together is layers_residual.py's. Knows nothing of files and requests.
 """
 
 from dataclasses import dataclass
@@ -134,19 +133,17 @@ class Step:
 
     def norm_delta(self, weight: Tensor, eps: float | None) -> None:
         """delta = rms_norm(delta); eps None is the model's."""
-        self.norm_into("delta", weight, "delta", eps)
+        self.norm_into("delta", weight, "delta", **({} if eps is None else {"eps": eps}))
 
     def add_norm(self, weight: Tensor) -> None:
         """hidden += rms_norm(delta)."""
         self.norm_into("delta", weight, "hidden", adds=True)
 
-    def norm_into(
-        self, x: str, weight: Tensor, y: str, eps: float | None = None, **options: Any
-    ) -> None:
+    def norm_into(self, x: str, weight: Tensor, y: str, **options: Any) -> None:
         """The activations y = rms_norm(the activations x); options are those of ops.rms_norm."""
         values, dim = self.weights[weight.name], self.config.hidden_dim
-        eps = self.config.rms_norm_eps if eps is None else eps
-        ops.rms_norm(self.recorder, self.acts[x], values, self.acts[y], dim, eps, **options)
+        options = {"eps": self.config.rms_norm_eps} | options
+        ops.rms_norm(self.recorder, self.acts[x], values, self.acts[y], dim, **options)
 
     def floats(self, tensor: Tensor) -> View:
         """A tensor that is no matrix, float32."""
