@@ -25,8 +25,9 @@ from marlin.device.device import Device
 ROWS_VARIANTS = (1, 2, 4, 8, 16)
 NUM_CONSTANTS, HEADS_PER_KV = 8, 4
 # Threadgroups of attention_split at once that hide the time of a load; NVIDIA's compiler leaves
-# registers for five. With more heads a KV head they would not hold the sums.
-SPLIT_BLOCKS = 6
+# registers for fewer. With more heads a KV head they would not hold the sums. And of attention.
+SPLIT_BLOCKS = 2
+PREFILL_BLOCKS = 2
 # shaders/common.h: the buffers after a kernel's bindings
 PARAMS_SLOT, VARS_SLOT, CALL_SLOT, STATUS_SLOT = 12, 13, 14, 15
 FAILED = -5
@@ -89,6 +90,8 @@ class Kernels:
             defines.append(f"MSL_CONSTANT_SLOT={PARAMS_SLOT}")
             if kernel == "attention_split" and constants[HEADS_PER_KV] <= 4:
                 defines.append(f"MSL_BLOCKS={SPLIT_BLOCKS}")
+            if kernel == "attention":
+                defines.append(f"MSL_BLOCKS={PREFILL_BLOCKS}")
             image = cuda.compile_text(text, self.gpu.architecture, defines)
             module = self.gpu.load(image.cubin)
             self._functions[key] = self.gpu.function(module, f"msl_{kernel}")

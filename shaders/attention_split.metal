@@ -6,16 +6,18 @@
 
 using namespace metal;
 
-#define SPLIT_THREADS 128
+#define SPLIT_THREADS 256
 #define SPLIT_SIMDGROUPS (SPLIT_THREADS / SIMD_THREADS)
-// Tokens that a simdgroup scores: a lane takes 8 of one key tile and a quarter of the columns, so
-// that 8 lanes read 128 bytes in a row.
+// Tokens that a simdgroup scores: a lane takes 8 of one key tile and an eighth of the columns, so
+// that 16 lanes read 256 bytes in a row.
 #define SPLIT_SIMD_TOKENS (MARLIN_KV_SPLIT / SPLIT_SIMDGROUPS)
-// Floats of q in threadgroup memory, and of scores: 8 queries of each token.
+// Floats of q in threadgroup memory, before the scores, 8 queries of each token; and of all that
+// memory, which then holds 8 sums of two queries a thread.
 #define SPLIT_Q_FLOATS 1024
-#define SPLIT_SCORES (MARLIN_KV_SPLIT * 8)
+#define SPLIT_FLOATS (2 * 8 * SPLIT_THREADS)
 
 static_assert(SPLIT_THREADS == int(THREADS_attention_split), "kernel_list.h and this file agree");
+static_assert(SPLIT_Q_FLOATS + 8 * MARLIN_KV_SPLIT <= SPLIT_FLOATS, "q and scores fit");
 
 // A split as its threadgroup sees it.
 struct SplitTask {
@@ -26,8 +28,8 @@ struct SplitTask {
     uint thread_index;
     uint lane;
     uint simdgroup;
-    threadgroup float *q;      // [head_dim or a part of it, Q]
-    threadgroup float *scores; // [256, Q]; with q before it, room for the sums of values
+    threadgroup float *q;      // [head_dim or a part of it, Q]; later the sums of values
+    threadgroup float *scores; // [256, Q]
     threadgroup uint *cache_tiles;
     threadgroup float2 *factors; // [Q]: split_alone's
     bool alone;                  // the step has one split: out is [rows, num_heads, head_dim]
@@ -104,9 +106,9 @@ inline void split_score(thread const SplitTask &s, thread const AttentionTile &t
                         device const half *k_cache, uint query)
 {
     constexpr uint q_columns = SPLIT_Q_FLOATS / Q;
-    // Lane: key tile of 4, column of 4, half of a key tile.
-    uint key_tile = s.simdgroup * (SPLIT_SIMD_TOKENS / MARLIN_KEY_TILE) + s.lane / 8;
-    uint column = s.lane / 2 % 4, token_half = s.lane % 2;
+    // Lane: key tile of 2, column of 8, half of a key tile.
+    uint key_tile = s.simdgroup * (SPLIT_SIMD_TOKENS / MARLIN_KEY_TILE) + s.lane / 16;
+    uint column = s.lane / 2 % 8, token_half = s.lane % 2;
     bool seen = key_tile * MARLIN_KEY_TILE >= s.first && key_tile * MARLIN_KEY_TILE < s.count;
     float4 low[Q], high[Q];
 #pragma unroll
@@ -117,24 +119,24 @@ inline void split_score(thread const SplitTask &s, thread const AttentionTile &t
         if (!seen) continue;
         ulong keys = ulong(s.cache_tiles[key_tile]) * (MARLIN_KEY_TILE * HEAD_DIM) +
                      (begin + column) * MARLIN_KEY_TILE + token_half * 8;
-#pragma unroll 4
-        for (uint i = 0; i < columns; i += 4) {
+#pragma unroll 8
+        for (uint i = 0; i < columns; i += 8) {
             SplitEight eight = split_load(k_cache, keys + i * MARLIN_KEY_TILE);
             split_add<Q>(low, high, eight, s.q + (i + column) * Q);
         }
     }
-    uint token = key_tile * MARLIN_KEY_TILE + token_half * 8 + column / 2 * 4 + column % 2 * 2;
+    // What a lane ends with is the token of its column's number.
+    uint token = key_tile * MARLIN_KEY_TILE + token_half * 8 + column;
 #pragma unroll
     for (uint r = 0; r < Q; r++) {
-        float4 four = split_share_sum(low[r], high[r], s.lane, ushort(4));
+        float4 four = split_share_sum(low[r], high[r], s.lane, ushort(8));
         float2 two =
-            split_share_sum(float2(four.x, four.y), float2(four.z, four.w), s.lane, ushort(2));
+            split_share_sum(float2(four.x, four.y), float2(four.z, four.w), s.lane, ushort(4));
+        float score = split_share_sum(two.x, two.y, s.lane, ushort(2));
         uint position = tile.position + min(query + r, tile.num_queries - 1) / HEADS_PER_KV;
-        uint at = s.start + token;
-        s.scores[token * Q + r] =
-            attention_sees(p, position, at) ? attention_score(p, two.x) : ATTENTION_UNSEEN;
-        s.scores[(token + 1) * Q + r] =
-            attention_sees(p, position, at + 1) ? attention_score(p, two.y) : ATTENTION_UNSEEN;
+        s.scores[token * Q + r] = attention_sees(p, position, s.start + token)
+                                      ? attention_score(p, score)
+                                      : ATTENTION_UNSEEN;
     }
 }
 
@@ -211,7 +213,7 @@ inline void split_sum_values(thread const SplitTask &s, thread const AttentionTi
     // Token t belongs to group t % groups, wherever the window begins.
     uint token = s.first + (group + groups - s.first % groups) % groups;
     if (group >= groups) token = s.count;
-#pragma unroll 4
+#pragma unroll 8
     for (; token < s.count; token += groups) {
         ulong at = column + token % MARLIN_KEY_TILE * HEAD_DIM +
                    ulong(s.cache_tiles[token / MARLIN_KEY_TILE]) * (MARLIN_KEY_TILE * HEAD_DIM);
@@ -240,25 +242,25 @@ inline void split_sum_values(thread const SplitTask &s, thread const AttentionTi
     }
 }
 
-// The same where keys are the values, too. A thread takes whole columns, four at a time, and a
+// The same where keys are the values, too. A thread takes whole columns, two at a time, and a
 // column's tokens lie together.
 template <uint Q>
 inline void split_sum_latents(thread const SplitTask &s, thread const AttentionTile &tile,
                               constant AttentionParams &p, device const half *k_cache,
                               device float *out, uint query)
 {
-    for (uint first = s.thread_index; first < LATENT_DIM; first += 4 * SPLIT_THREADS) {
-        float4 sums[4][Q / 4];
+    for (uint first = s.thread_index; first < LATENT_DIM; first += 2 * SPLIT_THREADS) {
+        float4 sums[2][Q / 4];
 #pragma unroll
-        for (uint c = 0; c < 4; c++)
+        for (uint c = 0; c < 2; c++)
             for (uint r = 0; r < Q / 4; r++) sums[c][r] = float4(0.0f);
         for (uint token = s.first; token < s.count; token += 8) {
             ulong tokens =
                 ulong(s.cache_tiles[token / MARLIN_KEY_TILE]) * (MARLIN_KEY_TILE * HEAD_DIM) +
                 token % MARLIN_KEY_TILE;
-            SplitEight values[4];
+            SplitEight values[2];
 #pragma unroll
-            for (uint c = 0; c < 4; c++) {
+            for (uint c = 0; c < 2; c++) {
                 uint column = min(first + c * SPLIT_THREADS, LATENT_DIM - 1);
                 values[c] = split_load(k_cache, tokens + column * MARLIN_KEY_TILE);
             }
@@ -269,7 +271,7 @@ inline void split_sum_latents(thread const SplitTask &s, thread const AttentionT
                     float4 weights =
                         *(threadgroup const float4 *)(s.scores + (token + t) * Q + 4 * r);
 #pragma unroll
-                    for (uint c = 0; c < 4; c++) {
+                    for (uint c = 0; c < 2; c++) {
                         float value = t < 4 ? values[c].low[t] : values[c].high[t - 4];
                         sums[c][r] = fma(weights, float4(value), sums[c][r]);
                     }
@@ -277,7 +279,7 @@ inline void split_sum_latents(thread const SplitTask &s, thread const AttentionT
             }
         }
 #pragma unroll
-        for (uint c = 0; c < 4; c++)
+        for (uint c = 0; c < 2; c++)
             for (uint r = 0; r < Q && query + r < tile.num_queries; r++)
                 if (first + c * SPLIT_THREADS < LATENT_DIM)
                     split_put(s, tile, p, out, query + r, first + c * SPLIT_THREADS,
@@ -309,7 +311,7 @@ inline void split_attend(thread const SplitTask &s, thread const AttentionTile &
 //   partials  float [rows, num_heads, max_splits, head_dim + 2]: values, max, sum; splits that a
 //   tile does not see are left as they are, and all of them where there is one
 //   sinks  float [num_heads], not bound without has_sinks    out  float [rows, num_heads, head_dim]
-//   Grid: (tiles, num_kv_heads, splits). Group: 128 threads. 12 KiB of threadgroup memory.
+//   Grid: (tiles, num_kv_heads, splits). Group: 256 threads. 17 KiB of threadgroup memory.
 //   Bytes: 4 * head_dim (KV_F32: 8) a token of the split, read once for every 4 queries (8 where a
 //   KV head has more than 4 heads); a decode step has one row a tile, so once. Operations: 4 *
 //   head_dim a token and query.
@@ -325,7 +327,7 @@ inline void split_attend(thread const SplitTask &s, thread const AttentionTile &
     uint3 group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]], uint simdgroup [[simdgroup_index_in_threadgroup]])
 {
-    threadgroup float4 memory[(SPLIT_Q_FLOATS + SPLIT_SCORES) / 4];
+    threadgroup float4 memory[SPLIT_FLOATS / 4];
     threadgroup uint cache_tiles[MARLIN_KV_SPLIT / MARLIN_KEY_TILE];
     threadgroup float2 factors[8];
     uint num_splits = uint(vars[p.splits_var]);

@@ -99,8 +99,8 @@
     X(scale_rows,    scale_rows,    none, ScaleParams,     2, row_pieces,   1, 0, 256, 1, 1) \
     X(gelu,          gelu,          none, RowsParams,      2, row_pieces,   1, 0, 256, 1, 1) \
     X(gather_rows,   gather_rows,   none, RowsParams,      3, rows,         1, 0, 256, 1, 1) \
-    X(attention,       attention,       none, AttentionParams, 7, kv_heads, 2, UNEVEN, 128, 1, 1) \
-    X(attention_split, attention_split, none, AttentionParams, 8, splits,   3, UNEVEN, 128, 1, 1) \
+    X(attention,       attention,       none, AttentionParams, 7, kv_heads, 2, UNEVEN, 256, 1, 1) \
+    X(attention_split, attention_split, none, AttentionParams, 8, splits,   3, UNEVEN, 256, 1, 1) \
     X(attention_combine, attention_combine, none, AttentionParams, 7, merges, 1, 0, 128, 1, 1) \
     X(latent_write,  latent_write,  none, LatentParams,   9, latent_heads, 2, 0,   128, 1, 4) \
     X(causal_conv,   causal_conv,   none, ConvParams,      7, channels, 2, 0,      256, 1, 1) \

@@ -43,7 +43,6 @@ AIR = {
     "make_filled_simdgroup_matrix": ["simdgroup_matrix_8x8_init_filled"],
     "simdgroup_load": ["simdgroup_matrix_8x8_load"],
     "simdgroup_store": ["simdgroup_matrix_8x8_store"],
-    "simdgroup_multiply": ["simdgroup_matrix_8x8_multiply"],
     "simdgroup_multiply_accumulate": [
         "simdgroup_matrix_8x8_multiply_accumulate.v64f32.v64f32.v64f32"
     ],
