@@ -152,11 +152,8 @@ class Step:
         return found
 
     def linear(self, x: str, layer: Linear, y: str, label: str, then: Tensor | None = None) -> None:
-        """The activations y = layer(the activations x), which are SCALED or as they are.
-
-        Args:
-            then: the norm that comes next: hidden grows by y, and y becomes SCALED.
-        """
+        """The activations y = layer(the activations x), which are SCALED or as they are. Where a
+        norm comes `then`, hidden grows by y, and y becomes SCALED."""
         weight, bias = self._parts(layer)
         normed, source = self._normed(x), self.acts["normed" if x == SCALED else x]
         if normed is None and then is None:
