@@ -9,8 +9,9 @@
 
 Names and shapes are the family's own (marlin/models), so that llama.cpp reads the file, too; values
 are random bits under scales that keep activations near 1. The vocabulary is learnt from this
-checkout's own text, and filled up with tokens that no text has. `metal-marlin quantize OUT.gguf
-FOLDER` makes a native folder of it. `--width` makes a narrow one, to count with and not to time.
+checkout's own text, and filled up with tokens that no text has and that are text when they are
+generated, so that each token of a stream is seen. `metal-marlin quantize OUT.gguf FOLDER` makes a
+native folder of it. `--width` makes a narrow one, to count with and not to time.
 """
 
 import argparse
@@ -41,7 +42,7 @@ CHUNK_BYTES = 32 << 20
 NUM_MERGES = 6000
 NARROW_VOCABULARY = 8192
 CONTROL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-NORMAL_TOKEN, CONTROL_TOKEN, UNUSED_TOKEN = 1, 3, 5
+NORMAL_TOKEN, CONTROL_TOKEN = 1, 3
 TEMPLATE = (
     "{% if tools %}<|im_start|>system\nTools:{% for t in tools %}\n{{ t | tojson }}{% endfor %}\n"
     'Call: <tool_call>\n{"name": NAME, "arguments": {...}}\n</tool_call><|im_end|>\n{% endif %}'
@@ -167,7 +168,7 @@ def tokenizer_of(vocab_size, pre, num_merges=NUM_MERGES):
         ("tokenizer.ggml.model", "str", "gpt2"),
         ("tokenizer.ggml.pre", "str", pre),
         ("tokenizer.ggml.tokens", "arr:str", tokens + unused),
-        ("tokenizer.ggml.token_type", "arr:i32", types + [UNUSED_TOKEN] * len(unused)),
+        ("tokenizer.ggml.token_type", "arr:i32", types + [NORMAL_TOKEN] * len(unused)),
         ("tokenizer.ggml.merges", "arr:str", merges),
         ("tokenizer.ggml.eos_token_id", "u32", end),
         ("tokenizer.ggml.padding_token_id", "u32", end),

@@ -79,6 +79,11 @@ class SharedWeightsError(MarlinError):
     """The memory in which workers share weights does not hold what was put there."""
 
 
+def _shortened(text, most):
+    """Both ends of a text: names within a file may have tens of thousands of characters."""
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-most // 2 :]}"
+
+
 class ModelFileError(MarlinError):
     """A model file or folder that cannot be read.
 
@@ -89,8 +94,8 @@ class ModelFileError(MarlinError):
     """
 
     def __init__(self, path, message, *, tensor=None):
-        where = f"{path}: tensor {tensor!r}" if tensor else f"{path}"
-        super().__init__(f"{where}: {message}")
+        where = f"{path}: tensor {_shortened(repr(tensor), 200)}" if tensor else f"{path}"
+        super().__init__(f"{where}: {_shortened(message, 700)}")
         self.path = path
         self.tensor = tensor
 

@@ -192,5 +192,5 @@ def shown(value: Any) -> str:
 
 def _quoted(value):
     # Not JSON: GGUF metadata holds numpy arrays and lists of 10^5 strings as well.
-    text = repr(value[:20] if isinstance(value, (str, list)) else value)
+    text = " ".join(repr(value[:20] if isinstance(value, (str, list)) else value).split())
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."

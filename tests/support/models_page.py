@@ -33,6 +33,24 @@ def _ministral(original):
     return {"rope_parameters": rope | {"llama_4_scaling_beta": 0.1}, "sliding_window": None}
 
 
+def _gemma4(shared_layers, row, global_kv_heads):
+    """Sizes that its config says beside NAMES: heads of full layers, and rows for each layer."""
+    others = {"global_head_dim": 512, "num_kv_shared_layers": shared_layers, **TIED}
+    others |= {"num_global_key_value_heads": global_kv_heads, "enable_moe_block": False}
+    others |= {"hidden_size_per_layer_input": row, "vocab_size_per_layer_input": 262144}
+    return others | {"attention_k_eq_v": global_kv_heads is not None, "sliding_window": 1024}
+
+
+_DELTA = {
+    **{"linear_key_head_dim": 128, "linear_value_head_dim": 128, "linear_num_key_heads": 16},
+    **{"full_attention_interval": 4, "rope_theta": 1e7},
+}
+_LATENT = {
+    **{"q_lora_rank": 768, "kv_lora_rank": 512, "qk_nope_head_dim": 192, "qk_rope_head_dim": 64},
+    **{"v_head_dim": 256, "n_routed_experts": 64, "num_experts_per_tok": 4, "n_shared_experts": 1},
+    **{"moe_intermediate_size": 1536, "first_k_dense_replace": 1, "routed_scaling_factor": 1.8},
+    **{"norm_topk_prob": True, "n_group": 1, "topk_group": 1, "num_nextn_predict_layers": 1},
+}
 # (model, model_type, its NAMES, what else its config.json says).
 MODELS = (
     ("SmolLM3 3B", "smollm3", (36, 2048, 11008, 16, 4, 128, 128256, 65536), TIED),
@@ -54,12 +72,36 @@ MODELS = (
      {"sliding_window": 1024}),
     ("Gemma 3 27B", "gemma3_text", (62, 5376, 21504, 32, 16, 128, 262208, 131072),
      {"sliding_window": 1024, "query_pre_attn_scalar": 168}),
+    ("Gemma 4 E4B", "gemma4_text", (42, 2560, 10240, 8, 2, 256, 262144, 131072),
+     _gemma4(18, 256, None) | {"sliding_window": 512}),
+    ("Gemma 4 12B", "gemma4_unified_text", (48, 3840, 15360, 16, 8, 256, 262144, 262144),
+     _gemma4(0, 0, 1)),
+    ("Gemma 4 31B", "gemma4_text", (60, 5376, 21504, 32, 16, 256, 262144, 262144),
+     _gemma4(0, 0, 4)),
     ("OLMo 2 7B", "olmo2", (32, 4096, 11008, 32, 32, 128, 100352, 4096), {}),
     ("Olmo 3 7B", "olmo3", (32, 4096, 11008, 32, 32, 128, 100278, 65536), {}),
     ("Phi-4 14B", "phi3", (40, 5120, 17920, 40, 10, 128, 100352, 16384), {}),
     ("EXAONE 4 32B", "exaone4", (64, 5120, 27392, 40, 8, 128, 102400, 131072), {}),
     ("GLM-4 9B", "glm4", (40, 4096, 13696, 32, 2, 128, 151552, 32768), {}),
     ("Muse Glimmer 30B", "muse_glimmer_text", (52, 6656, 19968, 32, 2, 128, 202048, 131072), {}),
+    ("Qwen3.5 4B", "qwen3_5_text", (32, 2560, 9216, 16, 4, 256, 248320, 262144),
+     _DELTA | TIED | {"linear_num_value_heads": 32}),
+    ("Qwen3.5 27B", "qwen3_5_text", (64, 5120, 17408, 24, 4, 256, 248320, 262144),
+     _DELTA | {"linear_num_value_heads": 48}),
+    ("Qwen3.5 35B-A3B", "qwen3_5_moe_text", (40, 2048, 512, 16, 2, 256, 248320, 262144),
+     _DELTA | {"linear_num_value_heads": 32, "num_experts": 256, "num_experts_per_tok": 8,
+               "moe_intermediate_size": 512, "shared_expert_intermediate_size": 512}),
+    ("LFM2 1.2B", "lfm2", (16, 2048, 12288, 32, 8, 64, 65536, 128000),
+     {"block_auto_adjust_ff_dim": True, "block_ffn_dim_multiplier": 1.0, "block_multiple_of": 256,
+      "conv_L_cache": 3, "full_attn_idxs": [2, 5, 8, 10, 12, 14], "norm_eps": 1e-6, **TIED}),
+    ("GLM-4.5-Air", "glm4_moe", (46, 4096, 10944, 96, 8, 128, 151552, 131072),
+     {"n_routed_experts": 128, "num_experts_per_tok": 8, "n_shared_experts": 1, "n_group": 1,
+      "topk_group": 1, "moe_intermediate_size": 1408, "first_k_dense_replace": 1,
+      "routed_scaling_factor": 1.0, "attention_bias": True, "use_qk_norm": False,
+      "num_nextn_predict_layers": 1}),
+    ("Mixtral 8x7B", "mixtral", (32, 4096, 14336, 32, 8, 128, 32000, 32768),
+     {"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": None}),
+    ("GLM-4.7-Flash", "glm4_moe_lite", (47, 2048, 10240, 20, 20, 64, 154880, 202752), _LATENT),
     ("Qwen3 30B-A3B", "qwen3_moe", (48, 2048, 6144, 32, 4, 128, 151936, 40960),
      {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}),
     ("gpt-oss 20B", "gpt_oss", (24, 2880, 2880, 64, 8, 64, 201088, 131072),

@@ -1,5 +1,6 @@
 """Typed fields of objects from outside: types, ranges, and the names in refusals."""
 
+import numpy as np
 import pytest
 
 from marlin.errors import ModelFileError
@@ -129,6 +130,14 @@ def test_a_value_of_json_has_a_type_by_name(value, name):
 )  # fmt: skip
 def test_a_wrong_value_is_shown_in_eighty_characters(value, text):
     assert shown(value) == text
+
+
+def test_an_array_of_gguf_metadata_is_shown_in_one_line():
+    widths = np.arange(-(10**8), 10**8, 10**7)  # numpy writes these in several lines
+    with pytest.raises(ModelFileError) as caught:
+        file_fields("m.gguf", {"widths": widths}).fail("widths", "alike")
+    text = str(caught.value)
+    assert "\n" not in text and "array([-100000000, -90000000" in text and "alike" in text
 
 
 def test_numbers_are_within_their_bounds_and_one_beyond_is_refused():

@@ -199,6 +199,13 @@ def test_nested_arrays_and_unknown_value_types_are_refused(write):
     )
 
 
+def test_a_key_of_any_length_makes_a_message_of_a_line(write):
+    entry = string("k" * 60_000) + struct.pack("<IQ", 13, 0)
+    text = refused(write, header(0, 1, entry))
+    assert len(text) < 1000 and "kkk ... kkk" in text
+    assert "has unknown value type 13" in text
+
+
 def test_a_bool_is_zero_or_one(write):
     assert "value 2" in refused(write, header(0, 1, string("key") + struct.pack("<IB", 7, 2)))
     array = string("key") + struct.pack("<IIQBB", 9, 7, 2, 1, 9)
