@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -104,8 +105,8 @@ def unloadable(kind, path):
         source = path.with_suffix(".c")
         names = abi._SIGNATURES if kind == "another version" else ()
         source.write_text("\n".join(f"int {name}(void) {{ return 1000; }}" for name in names))
-        compiler = os.environ.get("CC", "cc")
-        subprocess.run([compiler, "-shared", "-fPIC", "-o", path, source], check=True)
+        compiler = shlex.split(os.environ.get("CC", "cc"))
+        subprocess.run([*compiler, "-shared", "-fPIC", "-o", path, source], check=True)
     return path
 
 

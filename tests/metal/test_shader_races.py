@@ -3,6 +3,7 @@
 Every kernel runs on a small odd shape in a build that stops at the first access that no barrier
 separates from another thread's. Then each barrier in turn is left out, found by its name, so that
 a new one is covered by itself: the run that reaches it must be stopped, or its answer be wrong.
+Both take one build, of copies whose barriers a function constant leaves out.
 """
 
 import functools
@@ -312,19 +313,7 @@ RUNS = {
 }
 
 
-@pytest.fixture(scope="module")
-def watched(request):
-    """Open a .metal file by its name, built to stop at a race."""
-    cache = request.config.cache.mkdir("shaders")
-    return functools.cache(lambda name: Shader(name, cache, **WATCHED))
-
-
-@pytest.mark.parametrize("kernel", abi.KERNELS)
-def test_a_kernel_runs_without_a_race_to_the_right_answer(watched, any_order, kernel):
-    RUNS[kernel](watched)
-
-
-# --- each barrier left out ---
+# --- with every barrier, and with each left out ---
 
 BARRIER = re.compile(r"\b(?:threadgroup|simdgroup)_barrier\s*\(")
 # A copy leaves out the barrier of this number: a function constant, so that it is built once.
@@ -333,27 +322,6 @@ using namespace metal;
 constant uint LEFT_OUT [[function_constant(100)]];
 """
 NOTHING = 0xFFFFFFFF
-
-# What reaches the barriers of a file.
-RUNS_OF_FILES = {
-    "attention.metal": attention,
-    "attention_split.metal": attention_split,
-    "common.h": rms_norm,
-    "experts.metal": several(route, sort_experts),
-    "matmul.metal": several(
-        *(functools.partial(every_kind, run=run) for run in (matmul_of_steps, matmul_experts))
-    ),
-    "matvec.metal": several(
-        *(functools.partial(every_kind, run=run) for run in (matvec, matvec_experts))
-    ),
-    "matvec_experts.h": functools.partial(every_kind, run=matvec_experts),
-    "matvec_fused.h": functools.partial(matvec_fused, kind="int4"),
-    "probe.metal": probe_read,
-    "sample.metal": sample,
-    "state.metal": delta_rule,
-}
-# Its histogram is of atomics, which do not race: too early, they give a wrong answer.
-FILES_OF_ATOMICS = ("sample.metal",)
 
 SOURCES = {path.name: path.read_text() for path in sorted(SHADERS.glob("*.[hm]*"))}
 BARRIERS = [
@@ -381,9 +349,31 @@ def without(request, tmp_path_factory):
     return lambda number: functools.partial(leave_out, number)
 
 
-@pytest.mark.parametrize("file", RUNS_OF_FILES)
-def test_a_copy_with_every_barrier_does_not_race(without, file):
-    RUNS_OF_FILES[file](without(NOTHING))
+@pytest.mark.parametrize("kernel", abi.KERNELS)
+def test_a_kernel_runs_without_a_race_to_the_right_answer(without, any_order, kernel):
+    RUNS[kernel](without(NOTHING))
+
+
+# What reaches the barriers of a file.
+RUNS_OF_FILES = {
+    "attention.metal": attention,
+    "attention_split.metal": attention_split,
+    "common.h": rms_norm,
+    "experts.metal": several(route, sort_experts),
+    "matmul.metal": several(
+        *(functools.partial(every_kind, run=run) for run in (matmul_of_steps, matmul_experts))
+    ),
+    "matvec.metal": several(
+        *(functools.partial(every_kind, run=run) for run in (matvec, matvec_experts))
+    ),
+    "matvec_experts.h": functools.partial(every_kind, run=matvec_experts),
+    "matvec_fused.h": functools.partial(matvec_fused, kind="int4"),
+    "probe.metal": probe_read,
+    "sample.metal": sample,
+    "state.metal": delta_rule,
+}
+# Its histogram is of atomics, which do not race: too early, they give a wrong answer.
+FILES_OF_ATOMICS = ("sample.metal",)
 
 
 @pytest.mark.parametrize(
