@@ -13,6 +13,9 @@ from marlin.models.config import MAX_DIM, MAX_HEAD_DIM, MAX_HEADS, MAX_LAYERS
 from marlin.models.config_experts import MixtureConfig
 
 LINEAR, FULL = "linear_attention", "full_attention"
+# The section of config.json in a folder that `quantize` made of a GGUF file, whose tensors keep
+# the file's order of heads, its decays and its matrices. No other folder has it.
+LAYOUT = "linear_layout"
 # Every how many layers one has attention, where a file does not say.
 IMPLIED_INTERVAL = 4
 
@@ -53,6 +56,40 @@ def from_hf(fields: Fields, num_layers: int) -> dict:
         "linear_layers": _layers_of_hf(fields, num_layers),
         "taps": fields.count("linear_conv_kernel_dim", 4, minimum=2, maximum=MAX_TAPS),
         "delta": _checked(fields, Delta(*sizes), tuple(names)[1:]),
+    }
+
+
+def layout_of_json(config: DeltaConfig, grouped: bool) -> dict:
+    """The section of config.json that says how tensors differ from those of folders, whose matrices
+    are `grouped` or not; none where they do not."""
+    own = _layout(config.delta, config.groups_qkvz, config.groups_ba)
+    usual = _layout(config.delta._replace(tiled=False, is_log=True), grouped, grouped)
+    return {} if own == usual else {LAYOUT: own}
+
+
+def with_layout(fields: Fields, found: dict, grouped: bool) -> dict:
+    """delta, groups_qkvz and groups_ba of DeltaConfig, of what from_hf() has found."""
+    usual = _layout(found["delta"], grouped, grouped)
+    section = fields.section(LAYOUT)
+    if section is not None:
+        for name in section.values:
+            if name not in usual:
+                section.fail(name, f"one of {', '.join(usual)}")
+        usual = {name: section.flag(name) for name in usual}
+    tiled, is_log = usual["heads_take_turns"], usual["decay_is_log"]
+    return found | {
+        "delta": found["delta"]._replace(tiled=tiled, is_log=is_log),
+        "groups_qkvz": usual["qkvz_is_one"],
+        "groups_ba": usual["ba_is_one"],
+    }
+
+
+def _layout(delta, groups_qkvz, groups_ba):
+    return {
+        "heads_take_turns": delta.tiled,
+        "decay_is_log": delta.is_log,
+        "qkvz_is_one": groups_qkvz,
+        "ba_is_one": groups_ba,
     }
 
 

@@ -46,14 +46,12 @@ class DeltaLine(Family[DeltaConfig]):
         return DeltaConfig(
             **shared,
             **self._experts_of_hf(fields, count),
-            **config_delta.from_hf(fields, count),
+            **config_delta.with_layout(fields, config_delta.from_hf(fields, count), self.grouped),
             qkv_bias=has_bias,
             o_bias=has_bias,
             qk_norm=True,
             windows=(None,) * count,
             rotary_dim=config_hf.rotary_dim(fields, shared["head_dim"], IMPLIED_PART),
-            groups_qkvz=self.grouped,
-            groups_ba=self.grouped,
         )
 
     def config_from_gguf(self, file: GGUFFile) -> DeltaConfig:
@@ -73,15 +71,19 @@ class DeltaLine(Family[DeltaConfig]):
         """As Family's."""
         values = config_json.shared_values(config, self.hf_class)
         del values["mlp_bias"]
-        return values | {
-            "layer_types": [LINEAR if linear else FULL for linear in config.linear_layers],
-            "partial_rotary_factor": config.rotary_dim / config.head_dim,
-            "linear_conv_kernel_dim": config.taps,
-            "linear_num_key_heads": config.delta.key_heads,
-            "linear_num_value_heads": config.delta.value_heads,
-            "linear_key_head_dim": config.delta.key_dim,
-            "linear_value_head_dim": config.delta.value_dim,
-        }
+        return (
+            values
+            | config_delta.layout_of_json(config, self.grouped)
+            | {
+                "layer_types": [LINEAR if linear else FULL for linear in config.linear_layers],
+                "partial_rotary_factor": config.rotary_dim / config.head_dim,
+                "linear_conv_kernel_dim": config.taps,
+                "linear_num_key_heads": config.delta.key_heads,
+                "linear_num_value_heads": config.delta.value_heads,
+                "linear_key_head_dim": config.delta.key_dim,
+                "linear_value_head_dim": config.delta.value_dim,
+            }
+        )
 
     def spec(self, config: DeltaConfig) -> ModelSpec:
         """As Family's."""

@@ -4,11 +4,13 @@ however an answer came about."""
 import json
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from reference_models import build, logits_of
 from safetensors.numpy import load_file, save_file
+from test_families_on_metal import reference
 from test_native_folder import convert
 from test_parity import SENSITIVITY, TOLERANCE, assert_close
 from test_speculation import answers, answers_and_drafts, know, read, serving, submit
@@ -16,10 +18,12 @@ from tiny_models import logits_by_chunks, random_tokens, running
 
 from marlin import cli
 from marlin.errors import ModelFileError
+from marlin.models import source as source_module
 from marlin.models.plan_folder import plan_folder
 from marlin.models.registry import config_from_gguf, config_from_hf, family_of
 from marlin.models.source import open_source
 from marlin.weights.gguf import GGUFFile
+from marlin.weights.tensor_file import read_bytes
 
 # Small models as llama.cpp's own converter and mlx-lm wrote them, and the logits of transformers.
 DATA = Path(__file__).parents[1] / "data"
@@ -78,8 +82,7 @@ def test_the_reference_would_show_a_feature_that_is_ignored(change):
 def test_a_file_of_llama_cpps_converter_gives_the_logits_of_transformers(name):
     """Heads of values are in turns of those of keys in some, and decays stand for themselves."""
     path = DATA / "families" / f"{name}.gguf"
-    token_ids = np.load(path.with_suffix(".ids.npy")).ravel().tolist()
-    expected = np.load(path.with_suffix(".logits.npy")).reshape(len(token_ids), -1)
+    token_ids, expected = reference(path)
     with running(path) as runner:
         found = logits_by_chunks(runner, token_ids, [1])
     error = np.abs(np.stack(list(found.values())) - expected).max()
@@ -119,13 +122,44 @@ def test_configs_survive_being_written(family, tmp_path):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_config_json_cannot_say_of_a_file_is_refused_by_quantize(name, tmp_path):
-    """Read back, its decays would be logarithms, and its heads in another order."""
-    source = open_source(DATA / "families" / f"{name}.gguf")
+def test_a_folder_of_a_file_s_tensors_is_the_same_model(name, tmp_path):
+    """Its decays stand for themselves, and its heads are in another order, as config.json says."""
+    path = DATA / "families" / f"{name}.gguf"
+    source = open_source(path)
     values = family_of(source.config).hf_config(source.config)
     (tmp_path / "config.json").write_text(json.dumps(values))
-    with pytest.raises(ModelFileError, match="is_log=False.*which config.json cannot say"):
-        source._check_config(tmp_path)
+    assert config_from_hf(tmp_path) == source.config
+    tensors = {
+        at.name: read_bytes(at.info).view(np.float32).reshape(at.info.shape) - np.float32(at.excess)
+        for at in source.tensors
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    token_ids, expected = reference(path)
+    with running(tmp_path) as runner:
+        found = logits_by_chunks(runner, token_ids, [1])
+    error = np.abs(np.stack(list(found.values())) - expected).max()
+    assert error < TOLERANCE * max(1, expected.std())
+
+
+def test_quantize_makes_a_native_folder_of_a_file(tmp_path, monkeypatch):
+    """Whose vocabulary is a stub."""
+    tokenizer = SimpleNamespace(save=lambda folder: None)
+    monkeypatch.setattr(source_module, "tokenizer_from_gguf", lambda *_: tokenizer)
+    path = DATA / "families" / "qwen3_5_text.gguf"
+    token_ids, expected = reference(path)
+    convert(path, tmp_path / "made", "int8", 32)
+    with running(tmp_path / "made") as runner:
+        found = logits_by_chunks(runner, token_ids, [1])
+    errors = np.stack(list(found.values())) - expected
+    assert np.sqrt((errors**2).mean()) < 0.15 * expected.std()
+
+
+@pytest.mark.parametrize("section", [{"heads_take_turns": 1}, {"decay": True}, {}])
+def test_a_layout_of_heads_that_is_not_said_whole_is_refused(folder, tmp_path, section):
+    values = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(values | {"linear_layout": section}))
+    with pytest.raises(ModelFileError, match=r"linear_layout\."):
+        config_from_hf(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["transformers", "mlx"])
