@@ -8,8 +8,9 @@
 place, quickest first, until one fails twice; a test that ends only by its time limit counts as
 failed. Which tests come where, `record` finds by running tests once with a probe in each place of
 the same draw; a second one adds to the first. Draws are by line: each line that has a mutant is as
-likely as any other. A mutant to which no recorded test comes gets the test files that name its
-module or one of its users, the likeliest first. A draw that was interrupted goes on where it was.
+likely as any other. A mutant to which no recorded test comes, or of what an import makes, gets the
+test files that name its module or one of its users, the likeliest first. A draw that was
+interrupted goes on where it was.
 """
 
 import argparse
@@ -152,22 +153,22 @@ def judge(root, record, mutant):
     path = root / mutant.path
     original, stat = path.read_bytes(), path.stat()
     tests = record.covering(place_of(mutant, original))
-    lists = [] if tests else naming(root, mutant)
+    lists = naming(root, mutant) if mutant.at_import or not tests else []
     changed = operators.apply(mutant, original)
     path.write_bytes(changed)
     stamp = zlib.crc32(changed)  # no .pyc of another is taken for it
     os.utime(path, (stamp, stamp))
     try:
-        for files in lists:
-            if failed := _failing(root, record, files, UNRECORDED_S):
-                return "killed", failed
         for seconds, num_files in ROUNDS:
             order = chosen(record, tests, mutant.path, seconds, num_files)
             failed = _failing(root, record, order) if order else None
             if failed is not None:
                 return "killed", failed
             tests = tests.difference(order)
-        return "survived", "" if lists else f"{len(tests)} tests not tried"
+        for files in lists:
+            if failed := _failing(root, record, files, UNRECORDED_S):
+                return "killed", failed
+        return "survived", f"{len(tests)} tests not tried"
     finally:
         path.write_bytes(original)
         os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marlin.errors import ModelFileError
-from marlin.files import strict_json
+from marlin.files import regular, strict_json
 from marlin.files.regular import read_regular
 from marlin.files.strict_json import (
     MAX_DEPTH,
@@ -101,6 +101,22 @@ def test_a_link_is_followed_to_a_regular_file_only(tmp_path):
     (tmp_path / "round.json").symlink_to("round.json")
     with pytest.raises(ModelFileError, match="round.json: cannot be opened"):
         read_json_object(str(tmp_path / "round.json"))
+
+
+def test_a_file_that_becomes_a_pipe_while_it_is_opened_keeps_nobody_waiting(monkeypatch, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("{}")
+    opens = os.open
+
+    def swapped(name, flags):
+        assert flags & os.O_NONBLOCK, "it would wait for somebody who writes"
+        path.unlink()
+        os.mkfifo(path)
+        return opens(name, flags)
+
+    monkeypatch.setattr(regular.os, "open", swapped)
+    with pytest.raises(ModelFileError, match="a.json: not a regular file"):
+        regular.open_regular(str(path))
 
 
 def test_a_file_longer_than_its_limit_is_refused(tmp_path):

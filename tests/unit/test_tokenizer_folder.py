@@ -138,6 +138,14 @@ def test_a_chat_template_may_be_a_string_or_a_list_with_a_default(template, back
     assert load_tokenizer(tmp_path).chat_template == "plain"
 
 
+def test_chat_templates_of_which_none_is_the_default_are_refused_by_name(backend, tmp_path):
+    templates = [{"name": name, "template": "other"} for name in ("rag", "tool_use")]
+    write_folder(tmp_path, backend, tokenizer_config={"chat_template": templates})
+    said = "there are the chat templates 'rag', 'tool_use', and none is the default"
+    with pytest.raises(ModelFileError, match=said):
+        load_tokenizer(tmp_path)
+
+
 def test_a_chat_template_file_comes_before_the_tokenizer_config(backend, tmp_path):
     config = {"chat_template": "old"}
     write_folder(tmp_path, backend, tokenizer_config=config, chat_template="new {{ x }}\n")
