@@ -237,8 +237,8 @@ def test_in_any_mix_over_a_paged_cache_each_request_gets_what_it_gets_alone(fold
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("family", ["lfm2", "lfm2_moe", "qwen3_5_text"])
-def test_in_any_mix_of_models_that_keep_a_state_each_request_gets_what_it_gets_alone(
+@pytest.mark.parametrize("family", ["lfm2", "lfm2_moe", "qwen3_5_text", "glm4_moe_lite"])
+def test_in_any_mix_of_models_that_keep_states_or_latents_each_request_gets_what_it_gets_alone(
     family, tmp_path
 ):
     """Slots for all that may run, and a few beginnings besides."""
