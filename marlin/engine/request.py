@@ -74,8 +74,9 @@ class Events(queue.SimpleQueue):
 
     def put(self, item, block=True, timeout=None):
         super().put(item, block, timeout)
-        if self.listener is not None:
-            self.listener()
+        listener = self.listener  # whoever reads may unset it meanwhile
+        if listener is not None:
+            listener()
 
 
 @dataclass(slots=True, eq=False)

@@ -9,7 +9,7 @@ import enum
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 from marlin.engine.request import Request
@@ -65,7 +65,7 @@ class SharedReader:
         """What is wrong with it, or None."""
         return None if self._thread.is_alive() else "the thread that reads answers has ended"
 
-    def run(self, turns: Iterator[Turn], requests: Iterable[Request]) -> None:
+    def run(self, turns: Iterator[Turn], requests: Sequence[Request]) -> None:
         """Bring an answer to its end; raises what it raises.
 
         Args:
@@ -81,16 +81,26 @@ class SharedReader:
 
         for request in requests:
             request.events.listener = wake
-        turn = next(turns, None)
+        try:
+            self._run(task)
+        finally:  # an answer is freed at its end, by no collector
+            for request in requests:
+                request.events.listener = None
+
+    def _run(self, task):
+        turn = next(task.turns, None)
         while turn is not None:
             if turn is Turn.WAIT and self._take(task):
                 turn = task.returned.get()
                 if isinstance(turn, BaseException):
-                    raise turn
+                    try:
+                        raise turn
+                    finally:
+                        del turn  # its traceback has this frame
             else:
                 if turn is Turn.WAIT:
                     time.sleep(self._poll_s)
-                turn = next(turns, None)
+                turn = next(task.turns, None)
 
     def _take(self, task):
         """Share an answer, unless nobody is there to go on with it."""
@@ -106,6 +116,7 @@ class SharedReader:
         with self._lock:
             self._closed = True
             self._due.put(None)
+        self._thread.join()
 
     def _work(self):
         sweep_at = self._clock() + self._poll_s
@@ -118,11 +129,12 @@ class SharedReader:
                 task.is_due = False  # what comes from now on is another turn
                 if task.is_shared:
                     self._go_on(task)
+                del task
             if self._clock() >= sweep_at:
                 with suppress(MemoryError):
                     self._sweep()
                 sweep_at = self._clock() + self._poll_s
-        for task in self._shared:
+        for task in list(self._shared):
             self._give_back(task, Turn.ALONE)
 
     def _sweep(self):
@@ -138,11 +150,11 @@ class SharedReader:
             if turn is Turn.WAIT:
                 self._shared[task] = None
                 return
+            self._give_back(task, turn)
         except BaseException as error:  # noqa: BLE001  (its own thread gets it, a panic as well)
-            turn = error
-        self._shared.pop(task, None)
-        self._give_back(task, turn)
+            self._give_back(task, error)
 
     def _give_back(self, task, turn):
+        self._shared.pop(task, None)
         task.is_shared = False
         task.returned.put(turn)

@@ -1,8 +1,11 @@
 """SharedReader: one thread goes on with all answers, and keeps none from its tokens for another."""
 
+import gc
 import queue
 import threading
 import time
+import weakref
+from contextlib import suppress
 
 import pytest
 from server.clients import CLIENT_TIMEOUT_S
@@ -62,7 +65,6 @@ def reader():
     reader = SharedReader(POLL_S)
     yield reader
     reader.close()
-    reader._thread.join(CLIENT_TIMEOUT_S)
     assert not reader._thread.is_alive()
 
 
@@ -135,13 +137,43 @@ def test_an_error_is_raised_where_the_answer_is_run_and_ends_no_other(reader):
     assert other.ended() is None
 
 
+@pytest.mark.parametrize("ending", [None, "an error"])
+def test_an_answer_that_has_ended_is_freed_without_the_collector(reader, ending):
+    def ends(events, _kept):
+        while events.empty():
+            yield Turn.WAIT
+        if events.get() is not None:
+            raise ValueError
+
+    class Kept(queue.SimpleQueue):
+        """What an answer holds."""
+
+    def run():
+        kept, request = Kept(), Asked()
+        taken = threading.Timer(POLL_S, request.events.put, [ending])
+        taken.start()
+        with suppress(ValueError):
+            reader.run(ends(request.events, kept), [request])
+        taken.join(CLIENT_TIMEOUT_S)
+        return weakref.ref(kept)
+
+    gc.disable()
+    try:
+        kept = run()
+        deadline = time.monotonic() + CLIENT_TIMEOUT_S
+        while kept() is not None:  # the reader may still be leaving its last turn
+            assert time.monotonic() < deadline
+            time.sleep(POLL_S)
+    finally:
+        gc.enable()
+
+
 def test_answers_go_on_in_their_own_threads_once_it_is_closed():
     reader = SharedReader(POLL_S)
     answer = Running(reader, until_none)
     answer.request.events.put(1)
     answer.next_seen()
     reader.close()
-    reader._thread.join(CLIENT_TIMEOUT_S)
     assert "has ended" in reader.failing()
     answer.request.events.put(2)
     assert answer.next_seen() == (2, answer.thread)
