@@ -118,8 +118,9 @@ class Step:
 
     @property
     def fuses(self) -> bool:
-        """Whether norms are folded into the matrices around them: where a dispatch less is worth
-        another rounding. A prefill's and a CPU's are not, so that both have the same bits."""
+        """Whether norms and gates are folded into the matrices around them: where a dispatch less
+        is worth another rounding. A CPU goes through two matrices faster one after the other, and
+        has the same bits in a prefill."""
         return not self.prefill and self.recorder.device.kind == "metal"
 
     def packed(self, *layers: Linear) -> bool:
@@ -170,7 +171,7 @@ class Step:
         """The activations "gate" = activation(gate(x)) * up(x), if one kernel can do that."""
         weights, biases = zip(self._parts(gate), self._parts(up), strict=True)
         alike = [bias is None for bias in biases]
-        if self.prefill or alike[0] != alike[1] or not ops_fused.can_gate(*weights):
+        if not self.fuses or alike[0] != alike[1] or not ops_fused.can_gate(*weights):
             return False
         source = self.acts["normed" if x == SCALED else x]
         rest = self.acts["gate"], biases, activation, label, self._normed(x)
