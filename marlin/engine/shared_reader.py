@@ -112,11 +112,11 @@ class SharedReader:
             return True
 
     def close(self) -> None:
-        """End the thread; answers under way go on in their own."""
+        """End the thread, in two seconds at most; answers under way go on in their own."""
         with self._lock:
             self._closed = True
             self._due.put(None)
-        self._thread.join()
+        self._thread.join(2.0)
 
     def _work(self):
         sweep_at = self._clock() + self._poll_s

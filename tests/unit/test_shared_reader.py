@@ -179,3 +179,19 @@ def test_answers_go_on_in_their_own_threads_once_it_is_closed():
     assert answer.next_seen() == (2, answer.thread)
     answer.request.events.put(None)
     assert answer.ended() is None
+
+
+def test_its_thread_has_ended_when_it_is_closed():
+    """Whoever closes a model finds no thread of it, though an answer has a turn in that moment."""
+    reader = SharedReader(POLL_S)
+
+    def in_a_turn(events, seen):
+        yield Turn.WAIT
+        seen.put((None, threading.current_thread()))
+        time.sleep(0.05)
+
+    answer = Running(reader, in_a_turn)
+    assert answer.next_seen()[1] is reader._thread
+    reader.close()
+    assert not reader._thread.is_alive()
+    assert answer.ended() is None
