@@ -5,6 +5,7 @@ Under qemu: the ARM instruction sets, and which of them a processor gets. With c
 build with. Owns the building of the program; the checks are in the C files beside this one.
 """
 
+import functools
 import os
 import platform
 import re
@@ -47,17 +48,24 @@ def build_device_test(checkout, folder, compiler, sanitize=None, machine=None, i
     build += ["--sanitize", sanitize] if sanitize else []
     build += ["--machine", machine] if machine else []
     build += ["--isa", isa] if isa else []
+    compile_quietly(checkout, build, {**os.environ, **({"CFLAGS": flags} if flags else {})})
+    return build_program(checkout, folder, folder, compiler, sanitize)
+
+
+def build_program(checkout, folder, library_folder, compiler, sanitize=None):
+    """The program alone, in `folder`, for a library that is there. Returns its path."""
     program = folder / "device_test"
     sources = sorted(str(path) for path in (checkout / "tests" / "native").glob("*.c"))
-    compile_program = [compiler, *COMPILE_FLAGS, "-Imetal_shim", "-Ishaders", *sources]
-    compile_program += [f"-fsanitize={sanitize}"] if sanitize else []
-    compile_program += [f"-L{folder}", "-lmarlin_cpu", "-ldl", f"-Wl,-rpath,{folder}"]
-    compile_program += ["-o", str(program)]
-    for command in (build, compile_program):
-        environ = {**os.environ, **({"CFLAGS": flags} if flags else {})}
-        done = subprocess.run(command, cwd=checkout, env=environ, capture_output=True, text=True)
-        assert done.returncode == 0 and done.stderr == "", done.stderr
+    command = [compiler, *COMPILE_FLAGS, "-Imetal_shim", "-Ishaders", *sources]
+    command += [f"-fsanitize={sanitize}"] if sanitize else []
+    command += [f"-L{library_folder}", "-lmarlin_cpu", "-ldl", f"-Wl,-rpath,{library_folder}"]
+    compile_quietly(checkout, [*command, "-o", str(program)], os.environ)
     return program
+
+
+def compile_quietly(checkout, command, environ):
+    done = subprocess.run(command, cwd=checkout, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
 
 
 def run_device_test(program, *arguments, prefix=()):
@@ -121,16 +129,27 @@ def arm_program(request, checkout, tmp_path_factory):
     return build_device_test(checkout, folder, compiler, machine="aarch64", flags=request.param)
 
 
+@pytest.fixture(scope="module")
+def run_on_arm(arm_program):
+    """run_on_arm(processor, *groups): the finished process of the program, run once."""
+
+    @functools.cache
+    def run(processor, *groups):
+        qemu = ("qemu-aarch64", "-cpu", processor, "-L", ARM_LIBRARIES)
+        return run_device_test(arm_program, *groups, prefix=qemu)
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("processor", "sets"),
     [("max", "i8mm neon scalar"), ("neoverse-n1", "neon scalar"), ("cortex-a72", "scalar")],
 )
-def test_an_arm_processor_gets_the_sets_that_it_has(request, arm_program, processor, sets):
+def test_an_arm_processor_gets_the_sets_that_it_has(request, run_on_arm, processor, sets):
     """The first has all sets, and so the whole program; the others have it where there is time."""
-    qemu = ("qemu-aarch64", "-cpu", processor, "-L", ARM_LIBRARIES)
     is_long = request.node.get_closest_marker("long") is not None
     groups = () if is_long or processor == "max" else ("devices",)
-    done = run_device_test(arm_program, *groups, prefix=qemu)
+    done = run_on_arm(processor, *groups)
     assert_all_passed(done)
     best = sets.split()[0]
     assert done.stdout.splitlines()[0] == f"instruction sets: {sets}; best: {best}"
@@ -141,13 +160,12 @@ def bits_of_all_cases(done):
     return re.findall("^bits of all cases: ([0-9a-f]{16})$", done.stdout, re.MULTILINE)
 
 
-def test_an_arm_processor_computes_the_bits_of_this_one(checkout, tmp_path, arm_program):
+def test_an_arm_processor_computes_the_bits_of_this_one(checkout, tmp_path, run_on_arm):
     require_program("gcc", "gcc libc6-dev")
-    here = build_device_test(checkout, tmp_path, "gcc", flags="-O1")
-    qemu = ("qemu-aarch64", "-cpu", "max", "-L", ARM_LIBRARIES)
+    here = build_program(checkout, tmp_path, checkout / "marlin" / "device", "gcc")
     bits = bits_of_all_cases(run_device_test(here, "kernels"))
     assert len(bits) == 1
-    assert bits_of_all_cases(run_device_test(arm_program, "kernels", prefix=qemu)) == bits
+    assert bits_of_all_cases(run_on_arm("max")) == bits
 
 
 @pytest.mark.long
