@@ -1,8 +1,10 @@
 """JSON Schemas as automata: what they take, and what is refused by its pointer."""
 
 import json
+import re
 import time
-from itertools import count
+from fractions import Fraction
+from itertools import count, product
 from types import SimpleNamespace
 
 import numpy as np
@@ -144,6 +146,29 @@ def test_a_schema_takes_what_satisfies_it(vocabulary, schema, taken, others):
     taker = Taker(JsonSchema(schema), vocabulary)
     assert [text for text in taken if not taker.takes(text)] == []
     assert [text for text in others if taker.takes(text)] == []
+
+
+@pytest.mark.parametrize(
+    ("schema", "fits"),
+    [
+        (INTEGER, lambda value: value % 1 == 0),
+        ({"type": "number"}, lambda _value: True),
+        ({"type": "integer", "multipleOf": 5}, lambda value: value % 5 == 0),
+        ({"type": "number", "multipleOf": 0.5}, lambda value: value * 2 % 1 == 0),
+        ({"type": "integer", "minimum": -9, "maximum": 50}, lambda value: -9 <= value <= 50),
+    ],
+    ids=lambda case: "" if callable(case) else json.dumps(case),
+)
+def test_of_all_short_texts_numbers_that_fit_are_taken(vocabulary, schema, fits):
+    """And none beside; `/` and `:` are the bytes next to the digits."""
+    taker = Taker(JsonSchema(schema), vocabulary)
+    for size in (1, 2, 3):
+        for text in map("".join, product("/0159:.-e", repeat=size)):
+            is_whole = re.fullmatch("0|-?[1-9][0-9]*", text) is not None
+            if taker.takes(text):
+                assert fits(Fraction(repr(json.loads(text)))), text
+            else:
+                assert not (is_whole and fits(int(text))), text
 
 
 REFUSED = [

@@ -73,6 +73,11 @@ def test_a_server_says_what_it_serves_where_and_warns_of_an_open_address(
     assert announced(host, key="secret") == ([first, *more], [])
 
 
+def test_a_server_says_the_names_that_requests_give(announced):
+    ((line,), _) = announced("127.0.0.1", served_names="one,two,*")
+    assert line == f"metal-marlin {__version__}: serving one, two at http://127.0.0.1:8080"
+
+
 def test_a_server_without_a_model_says_so(announced):
     lines, _ = announced("127.0.0.1", None)
     assert lines == [
