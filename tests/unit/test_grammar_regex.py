@@ -51,6 +51,17 @@ def test_an_expression_takes_what_python_matches_as_a_whole(vocabulary, expressi
         assert taker.takes(text) == bool(re.fullmatch(expression, text, re.ASCII)), text
 
 
+@pytest.mark.parametrize(
+    ("expression", "means"),
+    [(r"[\w-.]", r"[\w\-.]"), (r"[+-\d]", r"[+\-\d]"), (r"[\d-\s]", r"[\d\-\s]")],
+)
+def test_a_hyphen_beside_a_class_stands_for_itself(vocabulary, expression, means):
+    """Python refuses it; ECMA-262 does not."""
+    taker = Taker(Regex(expression), vocabulary)
+    for char in map(chr, range(1, 128)):
+        assert taker.takes(char) == bool(re.fullmatch(means, char, re.ASCII)), char
+
+
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_a_pattern_is_searched_for_in_a_string(vocabulary, expression):
     chooser = random.Random(expression)

@@ -1,7 +1,10 @@
 """Which layers cache alike, and how a cache is cut."""
 
+import pytest
 from model.tiny_models import tiny_config
 
+from marlin.engine.block_pool import BlockPool, StatePool
+from marlin.engine.holdings import Holdings
 from marlin.engine.kv_cache import (
     Paging,
     groups_of,
@@ -73,3 +76,10 @@ def test_a_layout_is_the_paging_and_the_sizes_of_a_layers_heads():
     assert (layout.num_blocks, layout.block_size, layout.table_stride) == (8, 32, 4)
     assert (layout.num_kv_heads, layout.head_dim) == (3, 64)
     assert layout.layer_bytes == 8 * 32 * 3 * 64 * 2
+
+
+def test_states_are_kept_at_the_ends_of_blocks_of_which_there_are_two_at_least():
+    Holdings(BlockPool(2, 16), (), 64, StatePool(4))
+    Holdings(BlockPool(1, 16), (), 64)
+    with pytest.raises(AssertionError, match="ends of blocks"):
+        Holdings(BlockPool(1, 16), (), 64, StatePool(4))

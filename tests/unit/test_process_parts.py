@@ -9,6 +9,7 @@ import signal
 import socket
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -323,3 +324,18 @@ def test_a_full_socket_costs_nothing(systemd):
     listening.close()
     manager.ready()
     manager._socket.close()
+
+
+@pytest.mark.parametrize(("platform", "limits"), [("linux", [True]), ("darwin", [])])
+def test_a_server_that_is_locked_down_refuses_what_would_have_no_effect(
+    monkeypatch, platform, limits
+):
+    done = []
+    monkeypatch.setattr(serve.requirements, "check", lambda _config: done.append("checked"))
+    monkeypatch.setattr(serve.seccomp, "install", done.append)
+    monkeypatch.setattr(serve, "sys", SimpleNamespace(platform=platform))
+    config = serve_config({"port": "0"}, {})
+    assert serve.locked(config, True) is config and done == []
+    locked = serve.locked(replace(config, lock_down=True), True)
+    assert locked == replace(config, lock_down=True, unknown_parameters="strict")
+    assert done == ["checked", *limits]
