@@ -140,7 +140,7 @@ def run(arguments, load=None, stdin=None, stdout=None, stderr=None):
         shown = None if arguments.json else stdout
         answer = _answer(model.model_id, request, stream, shown, stderr)
     finally:
-        model.engine.close()
+        model.close()
     if arguments.json:
         print(json.dumps(asdict(answer)), file=stdout)
     elif stderr.isatty():

@@ -34,10 +34,10 @@ class Terminal(io.StringIO):
 def talk(*lines, engine=None, tokenizer=None, words=(), kind=io.StringIO):
     """(what was shown, what was said beside it, the engine)."""
     engine = engine or FakeEngine()
-    model = Model(ServedModel("tiny", engine, tokenizer or ByteTokenizer()))
     arguments = cli.read(["chat", "MODEL", *words], {})
     stdin, stdout, stderr = (kind("".join(f"{line}\n" for line in lines)), kind(), kind())
-    assert chat.run(arguments, model, stdin, stdout, stderr) == 0
+    with Model(ServedModel("tiny", engine, tokenizer or ByteTokenizer())) as model:
+        assert chat.run(arguments, model, stdin, stdout, stderr) == 0
     return stdout.getvalue(), stderr.getvalue(), engine
 
 

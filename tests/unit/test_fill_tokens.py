@@ -67,15 +67,24 @@ def test_keys_of_a_gguf_file_name_the_marks_whatever_they_are_called(small, keys
     assert tokenizer_from_gguf(metadata, "a.gguf").fill_tokens is None
 
 
-def served(metadata):
+@pytest.fixture
+def served():
     class Bounds:
         max_context_tokens, vocab_size = 1000, 10**6
 
-    return ServedModel("a", Bounds(), tokenizer_from_gguf(metadata, "a.gguf"))
+    models = []
+
+    def serve(metadata):
+        models.append(ServedModel("a", Bounds(), tokenizer_from_gguf(metadata, "a.gguf")))
+        return models[-1]
+
+    yield serve
+    for model in models:
+        model.reader.close()
 
 
 @pytest.mark.parametrize("kind", [3, 4])
-def test_text_around_a_gap_spells_no_mark_and_no_special_token(small, kind):
+def test_text_around_a_gap_spells_no_mark_and_no_special_token(small, served, kind):
     metadata, (prefix, suffix, middle) = with_tokens(small, MARKS, kind)
     model = served(metadata)
     plain = model.tokenizer.encode("x<|fim_suffix|>y", parse_special=False)
@@ -84,7 +93,7 @@ def test_text_around_a_gap_spells_no_mark_and_no_special_token(small, kind):
     assert ids == [prefix, *plain, suffix, *model.tokenizer.encode("z"), middle]
 
 
-def test_sentencepiece_puts_no_blank_before_the_text_around_a_gap():
+def test_sentencepiece_puts_no_blank_before_the_text_around_a_gap(served):
     processor = train_sentencepiece()
     metadata, (prefix, suffix, middle) = with_tokens(
         sentencepiece_metadata(processor), ["\u2581<PRE>", "\u2581<SUF>", "\u2581<MID>"]

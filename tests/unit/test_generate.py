@@ -16,13 +16,18 @@ from marlin.engine.served_model import ServedModel
 from marlin.errors import ConfigError, MarlinError
 
 
+def loading(engine, tokenizer=None):
+    """What loads a model; the command closes it."""
+    return lambda path, **_: ServedModel("tiny", engine, tokenizer or ByteTokenizer())
+
+
 def generated(*words, stdin="", engine=None, tokenizer=None):
     """Run generate with a scripted engine; returns (output, engine)."""
     engine = engine or FakeEngine()
-    loaded = ServedModel("tiny", engine, tokenizer or ByteTokenizer())
+    load = loading(engine, tokenizer)
     arguments = cli.read(["generate", "MODEL", *words], {})
     output = io.StringIO()
-    code = generate.run(arguments, lambda path, **_: loaded, io.StringIO(stdin), output)
+    code = generate.run(arguments, load, io.StringIO(stdin), output)
     assert code == 0
     return output.getvalue(), engine
 
@@ -79,10 +84,10 @@ class Terminal(io.StringIO):
 
 def on_a_terminal(*words, stdin="Hi\n", engine=None):
     """(standard output, standard error) of generate with a person at both ends."""
-    loaded = ServedModel("tiny", engine or FakeEngine(), ByteTokenizer())
+    load = loading(engine or FakeEngine())
     output, error = io.StringIO(), Terminal()
     arguments = cli.read(["generate", "MODEL", *words], {})
-    generate.run(arguments, lambda path, **_: loaded, Terminal(stdin), output, error)
+    generate.run(arguments, load, Terminal(stdin), output, error)
     return output.getvalue(), error.getvalue()
 
 
@@ -120,8 +125,8 @@ def test_loading_is_shown_to_whoever_waits_at_a_terminal(command, monkeypatch):
 def test_generate_names_variables_that_nothing_reads():
     arguments = cli.read(["generate", "M", "Hi"], {"METAL_MARLIN_TEMPERATURE": "1"})
     error = io.StringIO()
-    loaded = ServedModel("tiny", FakeEngine(), ByteTokenizer())
-    generate.run(arguments, lambda path, **_: loaded, io.StringIO(), io.StringIO(), error)
+    load = loading(FakeEngine())
+    generate.run(arguments, load, io.StringIO(), io.StringIO(), error)
     assert error.getvalue() == "metal-marlin: nothing reads METAL_MARLIN_TEMPERATURE\n"
 
 

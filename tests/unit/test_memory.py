@@ -22,8 +22,9 @@ def test_a_token_takes_a_key_and_a_value_in_every_layer():
 def test_activations_grow_with_tokens_logits_and_splits():
     one = activation_bytes(SPEC, StepSizes(1, 1, max_splits=1))
     # hidden, normed, delta, q, attended: 64 each; k, v: 32; gate, up: 96; rope: 16; a partial of 18
-    # for each of 4 heads; last: 64; logits: 97, and both for 16 rows of scores.
-    assert one == 4 * (5 * 64 + 2 * 32 + 2 * 96 + 16 + 4 * 18 + (1 + 16) * (64 + 97))
+    # for each of 4 heads; sums of squares of 4 tiles; last: 64; logits: 97, and both for 16 rows of
+    # scores.
+    assert one == 4 * (5 * 64 + 2 * 32 + 2 * 96 + 16 + 4 * 18 + 4 + (1 + 16) * (64 + 97))
     assert activation_bytes(SPEC, StepSizes(1, 1, max_splits=2)) == one + 4 * 4 * 18
     assert activation_bytes(SPEC, StepSizes(2, 1, max_splits=1)) > one
 

@@ -118,3 +118,4 @@ def test_it_is_named_after_the_last_part_of_a_path_that_need_not_exist(caplog):
     model = load_mock("no/such/folder/qwen3.gguf")
     assert (model.model_id, model.format) == ("qwen3", "mock")
     assert "qwen3 is a mock" in caplog.text
+    model.close()

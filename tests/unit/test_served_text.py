@@ -31,7 +31,9 @@ class Bytes:
 
 @pytest.fixture
 def model():
-    return ServedModel("a", Bounds(), Bytes())
+    model = ServedModel("a", Bounds(), Bytes())
+    yield model
+    model.reader.close()
 
 
 def wanted():
