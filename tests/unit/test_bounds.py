@@ -30,6 +30,13 @@ def test_a_prompt_that_cannot_be_computed_is_refused_by_its_place(prompt, param,
     assert refused.value.param == param
 
 
+def test_the_first_and_the_last_token_of_a_vocabulary_are_tokens():
+    check_prompt([0, 9, 0], BOUNDS)
+    for wrong in (-1, 10):
+        with pytest.raises(RequestError, match=rf"\[2\] is {wrong}, but the vocabulary has 10"):
+            check_prompt([0, 9, wrong], BOUNDS)
+
+
 def test_a_prompt_is_called_what_its_caller_calls_it():
     with pytest.raises(RequestError, match=r"^prompt\[3\]\[1\] is 11") as refused:
         check_prompt([1, 11], BOUNDS, "prompt[3]")

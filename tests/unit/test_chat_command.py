@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,13 @@ def test_parameters_are_set_and_checked_at_once_and_taken_back():
     assert '{"stop": ["x"]}\n' in said
     with pytest.raises(RequestError, match="temperature"):
         talk("/set temperature 9")
+
+
+def test_help_lists_every_command_with_what_it_does():
+    _, said, _ = talk("/help", kind=Terminal)
+    names = ("help", "system", "set", "save", "load", "regenerate", "stats", "quit")
+    listed = [re.search(rf"^\W*/{name} +\w", said, re.MULTILINE) for name in names]
+    assert None not in listed, said
 
 
 def test_a_mistake_in_a_terminal_is_said_and_the_conversation_goes_on():
