@@ -39,8 +39,8 @@ from marlin.weights.block_types import BLOCK_TYPES
 from marlin.weights.kinds import GROUP_SIZES
 
 OURS = (
-    *(("fp4", 64), ("iq4", 64), ("fp4", 32), ("iq4", 32), ("int4", 64), ("int4", 32)),
-    ("int8", 32),
+    *(("iq4", 64), ("fp4", 32), ("iq4", 32), ("int4", 32), ("int5", 64), ("int5", 32)),
+    *(("int8", 64), ("int8", 32)),
 )
 MIXED_BITS = (4.25, 4.5, 5.0, 8.5)
 # Values of second moments: of as many columns as a matrix has.
@@ -229,9 +229,11 @@ def mixed(mix, bits, weights, power, inputs, name):
 
 def ours(format, group_size, method, weights, _, inputs, __):
     sizes = [size for size in GROUP_SIZES if size <= group_size and weights.shape[1] % size == 0]
-    pack = formats.quantize if method == "nearest" else pack_for(inputs(), method, ROOM)
+    pack = formats.quantize_native
+    if method != "nearest":
+        pack = pack_for(inputs(), method, ROOM)
     packed = pack(format, weights, max(sizes))
-    return formats.dequantize(packed), bits_of(format, max(sizes))
+    return formats.dequantize(packed), bits_of(format, max(sizes), weights.shape[1])
 
 
 def theirs(ggml, name, weighted, weights, power, *_):

@@ -59,10 +59,10 @@ embed_packed(device const int32_t *token_ids [[buffer(0)]], device const uint *c
     device float *to = y + ulong(group.x) * p.dim;
     for (uint j = thread_index; j < p.dim / Weight::COLUMNS; j += threads.x) {
         const uint2 codes_at = Weight::load(words, j * Weight::COLUMNS);
-        const uint scale_group = j * Weight::COLUMNS / GROUP_SIZE;
-        const uint at = (tile * num_groups + scale_group) * MARLIN_ROW_TILE + row;
-        const float scale = scale_at(scales, at);
-        const float bias = Weight::has_bias() ? scale_at(biases, at) : 0.0f;
+        const uint group_at = j * Weight::COLUMNS / GROUP_SIZE;
+        const float scale = scale_at(scales, tile, num_groups, group_at, row);
+        const float bias =
+            Weight::has_bias() ? scale_at(biases, tile, num_groups, group_at, row) : 0.0f;
         for (uint i = 0; i < Weight::COLUMNS / 4; i++) {
             const uint column = j * Weight::COLUMNS + 4 * i;
             const float4 quad = (scale * Weight::quad(codes_at, column) + bias) * p.scale;

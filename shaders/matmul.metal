@@ -113,9 +113,9 @@ template <typename Weight> struct PackedTile {
                 const uint tile = (w.row + row) / MARLIN_ROW_TILE;
                 const ulong words_at = ulong(tile) * num_words * MARLIN_ROW_TILE + lane;
                 codes = Weight::load((device const uint *)w.data + words_at, first);
-                const uint at = (tile * num_groups + first / GROUP_SIZE) * MARLIN_ROW_TILE + lane;
-                scale = scale_at(w.scales, at);
-                if (Weight::has_bias()) bias = scale_at(w.biases, at);
+                const uint group = first / GROUP_SIZE;
+                scale = scale_at(w.scales, tile, num_groups, group, lane);
+                if (Weight::has_bias()) bias = scale_at(w.biases, tile, num_groups, group, lane);
             }
             for (uint q = 0; q < Weight::COLUMNS / 4; q++)
                 matmul_store(to, row + lane, j * Weight::COLUMNS + 4 * q,
@@ -238,7 +238,7 @@ template <typename Tile>
     MatmulWeight weight = {data, scales, biases, p.n, p.k, group.x * MATMUL_COLUMNS};
     weight.data += values * Tile::BITS / 8;
     if (Tile::IS_PACKED) {
-        const ulong scale_at = MARLIN_SCALE_BYTES(FLAGS, GROUP_SIZE, values / GROUP_SIZE);
+        const ulong scale_at = MARLIN_SCALE_BYTES(FLAGS, GROUP_SIZE, p.k, values / GROUP_SIZE);
         weight.scales += scale_at;
         weight.biases += scale_at;
     }

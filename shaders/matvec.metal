@@ -190,7 +190,7 @@ struct MatvecNf4 {
 // Where a lane reads its part of a tile, step after step.
 struct MatvecSource {
     device const uint4 *codes;
-    device const uchar *scales; // of a block: its float16
+    device const uchar *scales; // of a block or a row: its step
     device const uchar *biases;
     uint numbers; // bytes from there to the int8 numbers
     uint place;   // of the lane's first quad in a word that more steps share
@@ -200,17 +200,17 @@ struct MatvecSource {
 // be touched before its turn, or the loads are waited for.
 template <typename Weight> struct MatvecStep {
     uint4 codes[(Weight::BITS + 1) / 2];
-    // Of four rows: floats, halves in the first two words and int8 in the third, or exponents in
-    // the first.
+    // Of four rows: floats, halves or bfloat16 in the first two words and int8 in the third, or
+    // exponents in the first.
     uint4 scales;
     uint4 biases;
     uint place;
 };
 
-// Bytes of the scales of whole tiles, and of `columns` that are whole blocks.
+// Bytes of the scales of `columns` of a tile, which are all that it has, or whole blocks.
 inline ulong scales_bytes(ulong columns)
 {
-    return MARLIN_SCALE_BYTES(FLAGS, GROUP_SIZE, columns / GROUP_SIZE * MARLIN_ROW_TILE);
+    return MARLIN_SCALE_BYTES(FLAGS, GROUP_SIZE, columns, columns / GROUP_SIZE * MARLIN_ROW_TILE);
 }
 
 inline uint4 load_scales(device const uchar *from, uint numbers)
@@ -218,7 +218,7 @@ inline uint4 load_scales(device const uchar *from, uint numbers)
     if (FLAGS & MARLIN_SCALE_F32) return load_words((device const uint4 *)from);
     if (FLAGS & MARLIN_SCALE_EXP) return uint4(*(device const uint *)from, 0, 0, 0);
     uint2 halves = load_halves(from);
-    if (FLAGS & MARLIN_SCALE_BLOCK)
+    if (FLAGS & (MARLIN_SCALE_BLOCK | MARLIN_SCALE_ROW))
         return uint4(halves.x, halves.y, *(device const uint *)(from + numbers), 0);
     return uint4(halves.x, halves.y, 0, 0);
 }
@@ -229,6 +229,10 @@ inline float4 scales_of(uint4 raw)
     if (FLAGS & MARLIN_SCALE_EXP) {
         const uchar4 e = as_type<uchar4>(raw.x);
         return float4(power_of(e.x), power_of(e.y), power_of(e.z), power_of(e.w));
+    }
+    if (FLAGS & MARLIN_SCALE_ROW) {
+        const uint4 steps = uint4(raw.x << 16, raw.x, raw.y << 16, raw.y) & 0xffff0000u;
+        return as_type<float4>(steps) * float4(as_type<char4>(raw.z));
     }
     const float4 halves = float4(half_pair(raw.x), half_pair(raw.y));
     return FLAGS & MARLIN_SCALE_BLOCK ? halves * float4(as_type<char4>(raw.z)) : halves;
@@ -328,22 +332,26 @@ template <typename Weight> inline void advance(thread MatvecSource &from)
 {
     const uint together = SIMDGROUPS * QUARTER_LANES;
     from.codes += words_before<Weight>(together) * 4;
+    if (FLAGS & MARLIN_SCALE_ROW) {
+        from.numbers += together * STEP_COLUMNS / GROUP_SIZE * MARLIN_ROW_TILE;
+        return;
+    }
     from.scales += scales_bytes(together * STEP_COLUMNS);
     from.biases += scales_bytes(together * STEP_COLUMNS);
 }
 
 // Where the scales of a quarter's four rows begin for a lane's first columns. Its next ones are
-// whole blocks further on.
+// whole blocks further on; those of rows have one step for all.
 inline ulong first_scales(thread MatvecSource &from, uint column, uint quarter)
 {
     from.numbers = 0;
-    if (!(FLAGS & MARLIN_SCALE_BLOCK))
+    if (!(FLAGS & (MARLIN_SCALE_BLOCK | MARLIN_SCALE_ROW)))
         return ulong(column / GROUP_SIZE * 4 + quarter) * (FLAGS & MARLIN_SCALE_F32   ? 16
                                                            : FLAGS & MARLIN_SCALE_EXP ? 4
                                                                                       : 8);
-    const uint blocks = column / MARLIN_BLOCK_COLUMNS, rest = column % MARLIN_BLOCK_COLUMNS;
+    const uint rest = FLAGS & MARLIN_SCALE_ROW ? column : column % MARLIN_BLOCK_COLUMNS;
     from.numbers = MARLIN_BLOCK_STEP_BYTES + rest / GROUP_SIZE * MARLIN_ROW_TILE - 4 * quarter;
-    return scales_bytes(blocks * MARLIN_BLOCK_COLUMNS) + 8 * quarter;
+    return (FLAGS & MARLIN_SCALE_ROW ? 0 : scales_bytes(column - rest)) + 8 * quarter;
 }
 
 // Sums of one tile over a part of the columns, for up to ROW_BLOCK rows of x that begin at x. Each

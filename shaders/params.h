@@ -28,6 +28,7 @@
 #define MARLIN_OUTPUT_BIAS 4u /* y = x W^T + b */
 #define MARLIN_SCALE_BLOCK 8u /* scales and biases are int8 numbers, times a float16 of a block */
 #define MARLIN_SCALE_EXP 16u  /* scales are bytes e of 2^(e - 127), 255 of no number; no biases */
+#define MARLIN_SCALE_ROW 256u /* scales and biases are int8 numbers, times a bfloat16 of a row */
 /* Of matvec_fused_*: what matvec_fused.h says of each. */
 #define MARLIN_NORMED 32u
 #define MARLIN_GATED 64u
@@ -36,12 +37,17 @@
 #define MARLIN_SILU 0u
 #define MARLIN_GELU 1u
 
-/* Columns of a block, and the bytes of its sixteen float16, which lie before their int8 numbers. */
+#define MARLIN_SCALE_FORMS                                                                         \
+    (MARLIN_SCALE_F32 | MARLIN_SCALE_BLOCK | MARLIN_SCALE_EXP | MARLIN_SCALE_ROW)
+
+/* Columns of a block, and the bytes of its sixteen float16, or of the sixteen bfloat16 of a tile,
+ * which lie before their int8 numbers. */
 #define MARLIN_BLOCK_COLUMNS 256
 #define MARLIN_BLOCK_STEP_BYTES 32
-/* Bytes of `count` scales, or biases, of whole tiles. */
-#define MARLIN_SCALE_BYTES(flags, group, count)                                                    \
+/* Bytes of `count` scales, or biases, of whole tiles of k columns. */
+#define MARLIN_SCALE_BYTES(flags, group, k, count)                                                 \
     ((flags) & MARLIN_SCALE_BLOCK ? (count) + (count) * (group) / (MARLIN_BLOCK_COLUMNS / 2)       \
+     : (flags) & MARLIN_SCALE_ROW ? (count) + (count) * (group) / ((k) / 2)                        \
      : (flags) & MARLIN_SCALE_EXP ? (count)                                                        \
                                   : (count) * ((flags) & MARLIN_SCALE_F32 ? 4 : 2))
 

@@ -176,10 +176,17 @@ struct Fp8Weight {
     static float4 quad(uint2 words, uint) { return fp8_codes(words.x) * FP8_STEP; }
 };
 
-// Value `at` of scales or biases: float32, float16, an exponent, or an int8 times a float16 of its
-// block.
-inline float scale_at(device const uchar *scales, uint at)
+// A scale or bias of a row of a tile whose rows have num_groups of them: float32, float16, an
+// exponent, or an int8 times a float16 of its block or a bfloat16 of its row.
+inline float scale_at(device const uchar *scales, uint tile, uint num_groups, uint group, uint row)
 {
+    const uint at = (tile * num_groups + group) * MARLIN_ROW_TILE + row;
+    if (FLAGS & MARLIN_SCALE_ROW) {
+        scales += ulong(tile) * (MARLIN_BLOCK_STEP_BYTES + num_groups * MARLIN_ROW_TILE);
+        const uint bits = ((device const ushort *)scales)[row];
+        scales += MARLIN_BLOCK_STEP_BYTES + group * MARLIN_ROW_TILE;
+        return as_type<float>(bits << 16) * float(as_type<char>(scales[row]));
+    }
     if (FLAGS & MARLIN_SCALE_F32) return ((device const float *)scales)[at];
     if (FLAGS & MARLIN_SCALE_EXP) return power_of(scales[at]);
     if (FLAGS & MARLIN_SCALE_BLOCK) {

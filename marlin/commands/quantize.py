@@ -26,7 +26,7 @@ from marlin.models.source import open_source
 from marlin.option_values import number, one_of, whole_number
 from marlin.weights.convert import RoleError, convert, plan_entry
 from marlin.weights.formats import FORMATS
-from marlin.weights.formats import quantize as pack_nearest
+from marlin.weights.formats import quantize_native as pack_nearest
 from marlin.weights.kinds import GROUP_SIZES
 from marlin.weights.native import MIXED, NativeWriter, quantization_object
 
@@ -36,7 +36,7 @@ SPARE_DISK_BYTES = 128 << 20
 NOTE_S = 5.0
 # Tokens to calibrate with, at most: more than the default text has by most tokenizers.
 DEFAULT_TOKENS = 8192
-DEFAULT_FORMAT, DEFAULT_GROUP_SIZE = "fp4", 64
+DEFAULT_FORMAT, DEFAULT_GROUP_SIZE = "iq4", 32
 # Kinds that kernels read and nothing writes, and what takes as many bits and loses less.
 UNWRITTEN = {"fp8": "int8", "nf4": "iq4"}
 DEFAULT_TEXT = Path(__file__).with_name("calibration.txt")

@@ -29,7 +29,7 @@ class Weight(NamedTuple):
     Attributes:
         kind: "f32", "f16", "bf16" (row-major) or "int8", "int4", "fp4" (docs/formats.md).
         group_size: columns that share a scale; 0 for dense kinds.
-        flags: abi.SCALE_F32, SCALE_BLOCK or SCALE_EXP, | abi.WEIGHT_BIAS, of packed kinds.
+        flags: abi.SCALE_F32, _BLOCK, _EXP or _ROW, | abi.WEIGHT_BIAS, of packed kinds.
         data, scales, biases: where it lies; scales and biases are None where the kind has none.
         num_experts: matrices of n rows that lie one after the other; 0: it is one matrix.
     """
@@ -56,8 +56,8 @@ class Weight(NamedTuple):
 
 def weight_flags(scale_bytes: int, has_biases: bool) -> int:
     """Weight.flags of a packed weight; scale_bytes as weights.kinds.Form has them."""
-    scales = {4: abi.SCALE_F32, 1: abi.SCALE_BLOCK, -1: abi.SCALE_EXP}.get(scale_bytes, 0)
-    return scales | has_biases * abi.WEIGHT_BIAS
+    forms = {4: abi.SCALE_F32, 1: abi.SCALE_BLOCK, -1: abi.SCALE_EXP, -2: abi.SCALE_ROW}
+    return forms.get(scale_bytes, 0) | has_biases * abi.WEIGHT_BIAS
 
 
 class KvLayout(NamedTuple):

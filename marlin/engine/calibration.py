@@ -130,7 +130,7 @@ def moments_room(spec: ModelSpec) -> int:
 
 
 def pack_for(inputs: Iterable[np.ndarray], method: str, room: int) -> Callable:
-    """formats.quantize, for matrices that are given these inputs.
+    """formats.quantize_native, for matrices that are given these inputs.
 
     Args:
         inputs: float32 [num_tokens, columns] of each text.
@@ -138,14 +138,14 @@ def pack_for(inputs: Iterable[np.ndarray], method: str, room: int) -> Callable:
         room: values that may be held of how columns go together.
     """
     if method == "gptq":
-        return partial(quantize_with_feedback, moments=_moments(inputs, room))
+        return partial(quantize_with_feedback, moments=_moments(inputs, room), native=True)
     total, count = np.float32(0), 0
     for x in inputs:
         total = total + np.square(x).sum(axis=0)
         count += len(x)
     total /= count
     damped = total + np.float32(DAMPING * float(total.mean()) or 1.0)
-    return partial(quantize, importance=damped)
+    return partial(quantize, importance=damped, native=True)
 
 
 def _moments(inputs, room):

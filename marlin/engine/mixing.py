@@ -21,11 +21,11 @@ from marlin.models.source import Source
 from marlin.models.spec import tensors_of
 from marlin.weights.feedback import DAMPING
 from marlin.weights.formats import dequantize, quantize
-from marlin.weights.kinds import KINDS, MUST, ROW_TILE
+from marlin.weights.kinds import ROW_TILE, native_form
 
 # What a matrix may become, the first that fits it being what its errors are measured with.
 CHOICES = (
-    *(("iq4", 64), ("iq4", 32), ("iq4", 128), ("int4", 64), ("int4", 32)),
+    *(("iq4", 32), ("iq4", 64), ("iq4", 128), ("int4", 32)),
     *(("int5", 128), ("int5", 64), ("int5", 32), ("int6", 128), ("int6", 64), ("int6", 32)),
     *(("int8", 128), ("int8", 64), ("int8", 32)),
 )
@@ -43,17 +43,22 @@ class Sensitivity:
     """What a matrix's errors cost.
 
     Attributes:
-        num_values: of the matrix.
+        num_values: of the matrix; num_columns: of these a row.
         costs: {choice: the KL divergence that is expected of it}.
     """
 
     num_values: int
+    num_columns: int
     costs: dict[tuple[str, int], float]
 
+    def bits_of(self, choice: tuple[str, int]) -> float:
+        return bits_of(*choice, self.num_columns)
 
-def bits_of(format: str, group_size: int) -> float:
-    """Bits a weight of a packed kind with float16 scales, padding aside."""
-    return KINDS[format].bits + 16 / group_size * (2 if KINDS[format].bias == MUST else 1)
+
+def bits_of(format: str, group_size: int, num_columns: int) -> float:
+    """Bits a weight of a packed kind in a native folder, padding aside."""
+    form = native_form(format, group_size)
+    return 8 * sum(form.part_bytes(ROW_TILE, num_columns)) / (ROW_TILE * num_columns)
 
 
 def choose(matrices: dict[str, Sensitivity], bits: float) -> dict[str, tuple[str, int]]:
@@ -65,11 +70,11 @@ def choose(matrices: dict[str, Sensitivity], bits: float) -> dict[str, tuple[str
     budget = bits * sum(matrix.num_values for matrix in matrices.values())
     chosen, steps, used = {}, [], 0.0
     for name, matrix in matrices.items():
-        hull = _hull(matrix.costs)
+        hull = _hull(matrix)
         chosen[name] = hull[0]
-        used += bits_of(*hull[0]) * matrix.num_values
+        used += matrix.bits_of(hull[0]) * matrix.num_values
         for low, high in pairwise(hull):
-            extra = (bits_of(*high) - bits_of(*low)) * matrix.num_values
+            extra = (matrix.bits_of(high) - matrix.bits_of(low)) * matrix.num_values
             saved = matrix.costs[low] - matrix.costs[high]
             steps.append((saved / extra, extra, name, high))
     if used > budget:
@@ -86,22 +91,22 @@ def choose(matrices: dict[str, Sensitivity], bits: float) -> dict[str, tuple[str
     return chosen
 
 
-def _hull(costs):
+def _hull(matrix):
     """The choices on the lower convex hull of bits and costs, from the fewest bits on."""
+    costs = matrix.costs
     hull: list[tuple[str, int]] = []
-    for choice in sorted(costs, key=lambda choice: (bits_of(*choice), costs[choice])):
+    for choice in sorted(costs, key=lambda choice: (matrix.bits_of(choice), costs[choice])):
         if hull and costs[choice] >= costs[hull[-1]]:
             continue
-        while len(hull) > 1 and _slope(costs, hull[-2], hull[-1]) <= _slope(
-            costs, hull[-2], choice
-        ):
+        while len(hull) > 1 and _slope(matrix, *hull[-2:]) <= _slope(matrix, hull[-2], choice):
             hull.pop()
         hull.append(choice)
     return hull
 
 
-def _slope(costs, low, high):
-    return (costs[low] - costs[high]) / (bits_of(*high) - bits_of(*low))
+def _slope(matrix, low, high):
+    saved = matrix.costs[low] - matrix.costs[high]
+    return saved / (matrix.bits_of(high) - matrix.bits_of(low))
 
 
 def sensitivities(
@@ -152,7 +157,7 @@ def sensitivities(
         for name, (share, errors) in layer.items():
             scale = cost * share / total / (next(iter(errors.values())) or 1.0)
             scaled = {choice: scale * error for choice, error in errors.items()}
-            found[name] = Sensitivity(sources[name].num_values, scaled)
+            found[name] = Sensitivity(sources[name].num_values, sources[name].shape[1], scaled)
     return found
 
 
@@ -181,7 +186,7 @@ def _measure(runner, source, tensor, power, before, after):
     weights = np.float32(1) if importance is None else importance
     errors = {}
     for format, size in _choices(source):
-        error = dequantize(quantize(format, sample, size, importance)) - sample
+        error = dequantize(quantize(format, sample, size, importance, True)) - sample
         errors[format, size] = float((np.square(error).mean(axis=0) * weights).sum())
     return float(change.mean()), errors
 
@@ -189,7 +194,7 @@ def _measure(runner, source, tensor, power, before, after):
 def _quantize(runner, source, tensor, power):
     (format, size), *_ = _choices(source)
     for start, stop in source.chunks():
-        packed = quantize(format, source.rows(start, stop), size, _importance(power))
+        packed = quantize(format, source.rows(start, stop), size, _importance(power), True)
         runner.replace(tensor, start, dequantize(packed))
 
 

@@ -21,6 +21,7 @@ from marlin.text.folder_tokenizer import load_tokenizer
 from marlin.text.tokenizer import Tokenizer
 from marlin.weights import ggml_types
 from marlin.weights.foreign.matrix import chunks
+from marlin.weights.native import SCALE_BYTES
 from marlin.weights.row_table import RowTable
 from marlin.weights.tensor_file import read_bytes
 
@@ -110,7 +111,7 @@ class FolderCheckpoint:
                 values += np.float32(stored.tensor.plus)
             return View.of(self.device.create_from(values))
         views = [self._view(stored, part) for part in stored.parts]
-        scale_bytes = 4 if stored.scales is not None and stored.scales.dtype == "F32" else 2
+        scale_bytes = SCALE_BYTES[stored.scales.dtype] if stored.scales is not None else 2
         flags = weight_flags(scale_bytes, stored.biases is not None)
         data, scales, biases, *_ = [*views, None, None]
         n, k = stored.tensor.rows

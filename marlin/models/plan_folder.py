@@ -20,14 +20,13 @@ from marlin.weights.block_types import BLOCK_TYPES, DENSE_KINDS
 from marlin.weights.foreign.matrix import ForeignMatrix
 from marlin.weights.foreign.table import reader_of
 from marlin.weights.formats import FORMATS
-from marlin.weights.kinds import GROUP_SIZES, KINDS, MAY, MUST, ROW_TILE
-from marlin.weights.native import MIXED, PADDING_PREFIX, VERSION
+from marlin.weights.kinds import GROUP_SIZES, KINDS, MAY, MUST, ROW_TILE, STEP_GROUPS
+from marlin.weights.native import MIXED, PADDING_PREFIX, SCALE_BYTES, VERSION
 from marlin.weights.safetensors_file import SafetensorsFolder
 from marlin.weights.tensor_file import TensorInfo
 
 # Where a packed weight's codes, scales and biases must begin: kernels load whole vectors of them.
 PACKED_ALIGNMENT = 16
-
 
 # How names begin in the folders of multimodal models, and in those of text models; and where an
 # encoder lies beside a head.
@@ -164,8 +163,9 @@ def _plan_packed(tensor, stem, tensors, format):
     codes = tensors[f"{stem}.codes"]
     tiles = -(-n // ROW_TILE)
     kind = _packed_kind(codes, n, k, format, f"{stem}.biases" in tensors)
-    scales = _part(tensors, codes, f"{stem}.scales", ("F16", "F32"))
-    shapes = {(tiles, k // size, ROW_TILE): size for size in GROUP_SIZES if k % size == 0}
+    scales = _part(tensors, codes, f"{stem}.scales", tuple(SCALE_BYTES))
+    more = STEP_GROUPS if scales.dtype == "I8" else 0
+    shapes = {(tiles, k // size + more, ROW_TILE): size for size in GROUP_SIZES if k % size == 0}
     group_size = shapes.get(scales.shape)
     if group_size is None:
         message = f"has shape {scales.shape}, expected one of {list(shapes)}"

@@ -13,7 +13,7 @@ import numpy as np
 from marlin.errors import ModelFileError
 from marlin.weights import ggml_types
 from marlin.weights.foreign.matrix import ForeignMatrix
-from marlin.weights.formats import dequantize, quantize
+from marlin.weights.formats import dequantize, quantize_native
 from marlin.weights.kinds import GROUP_SIZES, KINDS, ROW_TILE
 from marlin.weights.native import NativeEntry
 from marlin.weights.rows import unpermute_rows
@@ -124,7 +124,9 @@ def plan_entry(tensor, format, group_size):
     return NativeEntry(tensor.name.removesuffix(".weight"), shape, format, max(sizes))
 
 
-def convert(tensors, entries, writer, num_threads, progress, errors, pack=quantize, see=None):
+def convert(
+    tensors, entries, writer, num_threads, progress, errors, pack=quantize_native, see=None
+):
     """Convert every tensor and write it.
 
     Args:
@@ -132,7 +134,7 @@ def convert(tensors, entries, writer, num_threads, progress, errors, pack=quanti
         writer: a NativeWriter of these entries.
         num_threads: pieces converted at a time.
         progress: called with the number of values done, after each piece, in this thread.
-        pack: formats.quantize, or what takes and returns as much.
+        pack: formats.quantize_native, or what takes and returns as much.
         see: called with (first row, float32 values) of what each piece became, from any thread.
         errors: {role: RoleError} of the tensors that were quantized, to which is added.
 

@@ -7,8 +7,9 @@ with all others as they are. Owns the mathematics; refuses to know where inputs 
 
 import numpy as np
 
-from marlin.weights.formats import grouped, pack
+from marlin.weights.formats import grouped, has_row_scales, pack, stored
 from marlin.weights.rounding import TINY_FLOAT, decode, encode, fit, half_factors, levels
+from marlin.weights.row_scales import numbers_of, snap, steps_of
 
 # What is added to the diagonal, as a share of its mean. Inputs that calibration never saw apart
 # come apart in use, so that more than the usual 0.01 is added.
@@ -108,7 +109,7 @@ def trust_of(first, second):
     return 2 * agreed / (1 + agreed)  # both halves together have half the noise
 
 
-def quantize_with_feedback(format, weights, group_size, moments):
+def quantize_with_feedback(format, weights, group_size, moments, native=False):
     """Quantize rows so that their products with the inputs change least.
 
     Args:
@@ -117,42 +118,54 @@ def quantize_with_feedback(format, weights, group_size, moments):
             ones it is not known how they go together.
 
     Returns:
-        PackedWeight with float16 scales.
+        PackedWeight with float16 scales, or with those that are native.
 
     Raises:
         ValueError: a weight is NaN, infinite or too large for a float16 scale.
     """
-    columns = np.ascontiguousarray(grouped(weights, group_size).reshape(weights.shape).T)
+    groups = grouped(weights, group_size)
+    columns = np.ascontiguousarray(groups.reshape(weights.shape).T)
+    costs = np.concatenate([_costs(part.feedback, group_size) for part in moments])
+    steps = steps_of(fit(format, groups, costs)) if native and has_row_scales(format) else None
     found, start = [], 0
     for part in moments:
         own = columns[start : start + len(part.diagonal)]
-        codes, factors = _feed_forward(format, own, group_size, part.feedback)
+        codes, factors = _feed_forward(format, own, group_size, part.feedback, steps)
         for _ in range(SWEEPS):
-            _sweep(format, own, group_size, part, codes, factors)
+            _sweep(format, own, group_size, part, codes, factors, steps)
         found.append((codes, factors))
         start += len(own)
     codes, factors = (np.concatenate(parts) for parts in zip(*found, strict=True))
-    halves = (part.T.astype(np.float16) for part in factors.swapaxes(0, 1))
-    return pack(format, np.ascontiguousarray(codes.T), *(np.ascontiguousarray(h) for h in halves))
+    factors = np.ascontiguousarray(factors.transpose(1, 2, 0))
+    return pack(format, np.ascontiguousarray(codes.T), *stored(factors, steps))
 
 
-def _feed_forward(format, columns, group_size, feedback):
+def _costs(feedback, group_size):
+    """float32 [K/G, G], what an error of a column costs once later ones have made good what they
+    can, as a share of its group's most."""
+    costs = 1 / np.square(np.diagonal(feedback)).reshape(-1, group_size)
+    return costs / costs.max(axis=1, keepdims=True)
+
+
+def _feed_forward(format, columns, group_size, feedback, steps):
     """(codes uint8 [K, N], factors float32 [K/G, 1 or 2, N])."""
+    costs = _costs(feedback, group_size)
     left = columns.copy()
     codes, chosen = np.empty(columns.shape, np.uint8), []
     for start in range(0, len(left), group_size):
         group = slice(start, start + group_size)
-        block, steps = left[group], feedback[group, group]
-        # What an error of a column costs once later ones have made good what they can.
-        cost = 1 / np.square(np.diagonal(steps))
-        factors = fit(format, block.T[:, None], (cost / cost.max())[None])
+        block, passed = left[group], feedback[group, group]
+        given, cost = block.T[:, None], costs[start // group_size][None]
+        factors = fit(format, given, cost)
+        if steps is not None:
+            factors = snap(format, given, cost, factors, steps)
         errors = np.empty_like(block)
         for run in _runs(group_size):
             for at in range(run.start, run.stop):
                 codes[start + at], value = _round(format, block[at], factors)
-                errors[at] = (block[at] - value) / steps[at, at]
-                block[at + 1 : run.stop] -= steps[at, at + 1 : run.stop, None] * errors[at]
-            block[run.stop :] -= steps[run, run.stop :].T @ errors[run]
+                errors[at] = (block[at] - value) / passed[at, at]
+                block[at + 1 : run.stop] -= passed[at, at + 1 : run.stop, None] * errors[at]
+            block[run.stop :] -= passed[run, run.stop :].T @ errors[run]
         left[group.stop :] -= feedback[group, group.stop :].T @ errors
         chosen.append(factors[:, :, 0])
     return codes, np.stack(chosen)
@@ -164,7 +177,7 @@ def _round(format, column, factors):
     return codes[:, 0, 0], decode(format, codes, factors)[:, 0, 0]
 
 
-def _sweep(format, columns, group_size, moments, codes, factors):
+def _sweep(format, columns, group_size, moments, codes, factors, steps):
     """Move codes and factors in place, a group at a time, so that no row's output error grows."""
     values = np.concatenate(
         [
@@ -180,7 +193,7 @@ def _sweep(format, columns, group_size, moments, codes, factors):
         within = moments.among(group)
         local, before = pull[group].copy(), values[group].copy()
         _move_codes(format, within, local, values[group], codes[group], factors[index])
-        _move_factors(format, within, local, values[group], codes[group], factors[index])
+        _move_factors(format, within, local, values[group], codes[group], factors[index], steps)
         pull -= moments.times(group, values[group] - before)
 
 
@@ -205,8 +218,15 @@ def _move_codes(format, within, pull, values, codes, factors):
     pull[:] = given - within @ (values - before)
 
 
-def _move_factors(format, within, pull, values, codes, factors):
-    """Least squares for the factors, where the result is better in float16, too."""
+def _rounded(factors, steps):
+    """Factors [1 or 2, N] as they can be stored."""
+    if steps is None:
+        return half_factors(factors)
+    return numbers_of(factors, steps[:, :, 0]) * steps[:, :, 0]
+
+
+def _move_factors(format, within, pull, values, codes, factors, steps):
+    """Least squares for the factors, where the result is better once they are rounded, too."""
     slopes = levels(format, codes)
     through = within @ slopes
     power, cross = (slopes * through).sum(axis=0), (slopes * pull).sum(axis=0)
@@ -219,7 +239,7 @@ def _move_factors(format, within, pull, values, codes, factors):
         rest = np.where(rest > 1e-6 * power * total, rest, np.float32(np.inf))
         moved[0] += (cross * total - cross_bias * shared) / rest
         moved[1] += (cross_bias * power - cross * shared) / rest
-    moved = half_factors(moved)
+    moved = _rounded(moved, steps)
     changed = _values(format, codes, moved)
     change = changed - values
     gain = (change * (2 * pull - within @ change)).sum(axis=0)

@@ -11,8 +11,24 @@ from typing import NamedTuple
 
 import numpy as np
 
-from marlin.weights.kinds import BLOCK_COLUMNS, EXPONENTS, GROUP_SIZES, KINDS, ROW_TILE
+from marlin.weights.kinds import (
+    BLOCK_COLUMNS,
+    EXPONENTS,
+    GROUP_SIZES,
+    KINDS,
+    OF_ROWS,
+    ROW_TILE,
+    native_form,
+)
 from marlin.weights.rounding import MAX_HALF, decode, encode, fit
+from marlin.weights.row_scales import (
+    RowScales,
+    numbers_of,
+    snap,
+    steps_of,
+    tile_rows,
+    untile_rows,
+)
 
 # Those that quantize() makes.
 FORMATS = ("fp4", "int4", "int8", "iq4", "int5", "int6")
@@ -31,7 +47,8 @@ class PackedWeight:
         shape: (N, K).
         group_size: columns that share a scale.
         codes: uint32 [T, K * bits / 32, 16], or uint8 [T, K/4, 16, 4] of 8-bit ones.
-        scales: float16 or float32 [T, K/G, 16], uint8 exponents, or block_scales(G) [T, K/256].
+        scales: float16 or float32 [T, K/G, 16], uint8 exponents, block_scales(G) [T, K/256], or
+            int8 [T, K/G + 2, 16] as row_scales.py has it.
         biases: like scales, or None; kinds.py says which formats have them.
     """
 
@@ -47,6 +64,8 @@ class PackedWeight:
         """As kinds.Form has it."""
         if self.scales.dtype == np.uint8:
             return EXPONENTS
+        if self.scales.dtype == np.int8:
+            return OF_ROWS
         return 1 if self.scales.dtype.names else self.scales.dtype.itemsize
 
 
@@ -71,14 +90,16 @@ def pack(format, codes, scales, biases=None):
         format: a packed kind.
         codes: uint8 [N, K]: numbers of the kind's bits, or for int8 the value + 128. K is a
             multiple of 32.
-        scales: float16, float32 or uint8 exponents [N, K/G], or BlockScales.
+        scales: float16, float32 or uint8 exponents [N, K/G], BlockScales or RowScales.
         biases: like scales, or None.
 
     Returns:
         PackedWeight.
     """
     num_rows, num_columns = codes.shape
-    num_groups = (scales.numbers if isinstance(scales, BlockScales) else scales).shape[1]
+    num_groups = (scales.numbers if isinstance(scales, (BlockScales, RowScales)) else scales).shape[
+        1
+    ]
     group_size = num_columns // num_groups
     assert num_columns % 32 == 0 and group_size * num_groups == num_columns, num_groups
     return PackedWeight(
@@ -92,8 +113,8 @@ def pack(format, codes, scales, biases=None):
 
 
 def unpack(packed):
-    """Undo pack(): (codes uint8 [N, K], scales [N, K/G], biases [N, K/G] or None); BlockScales
-    and exponents as float32."""
+    """Undo pack(): (codes uint8 [N, K], scales [N, K/G], biases [N, K/G] or None); those of
+    blocks and rows and exponents as float32."""
     num_rows, num_columns = packed.shape
     words = np.ascontiguousarray(packed.codes).view(np.uint8)
     words = words.reshape(len(packed.codes), -1, ROW_TILE, 4)
@@ -113,7 +134,7 @@ def dequantize(packed):
     return values.reshape(packed.shape)
 
 
-def quantize(format, weights, group_size, importance=None):
+def quantize(format, weights, group_size, importance=None, native=False):
     """Quantize with one of FORMATS.
 
     All but int8 search each group's scale (and bias) for the least squared error. int8 takes plain
@@ -123,9 +144,10 @@ def quantize(format, weights, group_size, importance=None):
         weights: float32 [N, K], K a multiple of group_size.
         group_size: one of GROUP_SIZES.
         importance: float32 [K] over 0, what squared errors of a column count; None: all alike.
+        native: whether scales shall be those of kinds.native_form(), else float16.
 
     Returns:
-        PackedWeight with float16 scales; no group's error exceeds that of plain absmax (int4 and
+        PackedWeight; with float16 scales no group's error exceeds that of plain absmax (int4 and
         int5: min/max).
 
     Raises:
@@ -135,15 +157,41 @@ def quantize(format, weights, group_size, importance=None):
     if importance is not None:
         importance = importance.reshape(-1, group_size)
     codes = np.empty(groups.shape, np.uint8)
-    chosen = []
-    for chunk in _row_chunks(groups):
-        factors = fit(format, groups[chunk], importance)
+    chosen, of_rows = [], native and has_row_scales(format)
+    for chunk in _row_chunks(groups) or [slice(0, 0)]:
+        factors, steps = fit(format, groups[chunk], importance), None
+        if of_rows:
+            steps = steps_of(factors)
+            factors = snap(format, groups[chunk], importance, factors, steps)
         codes[chunk] = encode(format, groups[chunk], factors)
-        chosen.append(factors)
-    if not chosen:
-        chosen = [fit(format, groups, importance)]
-    factors = np.concatenate(chosen, axis=1).astype(np.float16)
-    return pack(format, codes.reshape(weights.shape), *factors)
+        chosen.append(stored(factors, steps))
+    scales = [joined(parts) for parts in zip(*chosen, strict=True)]
+    return pack(format, codes.reshape(weights.shape), *scales)
+
+
+def quantize_native(format, weights, group_size):
+    """quantize() with the scales of a native folder."""
+    return quantize(format, weights, group_size, native=True)
+
+
+def has_row_scales(format):
+    """Whether a native folder's scales of a format are of rows."""
+    return native_form(format, 0).scale_bytes == OF_ROWS
+
+
+def stored(factors, steps):
+    """What pack() takes for factors [1 or 2, N, K/G] of these steps; without steps as float16."""
+    if steps is None:
+        return list(factors.astype(np.float16))
+    numbers = numbers_of(factors, steps).astype(np.int8)
+    return [RowScales(step[:, 0], part) for step, part in zip(steps, numbers, strict=True)]
+
+
+def joined(parts):
+    """Scales of rows one after the other, each as pack() takes them."""
+    if isinstance(parts[0], RowScales):
+        return RowScales(*map(np.concatenate, zip(*parts, strict=True)))
+    return np.concatenate(parts)
 
 
 def _pad_rows(rows):
@@ -191,6 +239,8 @@ def _pack_bytes(codes):
 
 
 def _tile_groups(values):
+    if isinstance(values, RowScales):
+        return tile_rows(values)
     if isinstance(values, BlockScales):
         steps, numbers = map(_tile_groups, values)
         packed = np.empty(
@@ -203,6 +253,8 @@ def _tile_groups(values):
 
 
 def _untile_groups(tiles, num_rows):
+    if tiles.dtype == np.int8:
+        return untile_rows(tiles, num_rows)
     if tiles.dtype.names:
         products = tiles["steps"].astype(np.float32)[:, :, None] * tiles["numbers"]
         tiles = products.reshape(len(tiles), -1, ROW_TILE)

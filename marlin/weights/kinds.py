@@ -14,8 +14,11 @@ GROUP_SIZES = (32, 64, 128)
 NEVER, MAY, MUST = range(3)
 # Columns whose int8 scales share a float16.
 BLOCK_COLUMNS = 256
-# Form.scale_bytes of scales that are bytes e of 2^(e - 127).
-EXPONENTS = -1
+# Form.scale_bytes of scales that are bytes e of 2^(e - 127), and of those that are int8 numbers
+# times a bfloat16 of a row.
+EXPONENTS, OF_ROWS = -1, -2
+# Those bfloat16 of a tile lie where the numbers of so many groups more would.
+STEP_GROUPS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,8 @@ class Form:
     Attributes:
         kind: a key of KINDS.
         group_size, scale_bytes, has_bias: of a packed kind; 0, 0 and False of a dense one.
-            scale_bytes of 1: int8 numbers, times a float16 of a row's BLOCK_COLUMNS; EXPONENTS.
+            scale_bytes of 1: int8 numbers, times a float16 of a row's BLOCK_COLUMNS; EXPONENTS;
+            OF_ROWS.
     """
 
     kind: str
@@ -86,10 +90,20 @@ class Form:
         code_bytes = rows * k * KINDS[self.kind].bits // 8
         if not self.group_size:
             return code_bytes, 0, 0
+        if self.scale_bytes == OF_ROWS:
+            scale_bytes = rows * (k // self.group_size + STEP_GROUPS)
+            return code_bytes, scale_bytes, scale_bytes if self.has_bias else 0
         scale_bytes = rows * (k // self.group_size) * abs(self.scale_bytes)
         if self.scale_bytes == 1:
             scale_bytes += rows * (k // BLOCK_COLUMNS) * 2
         return code_bytes, scale_bytes, scale_bytes if self.has_bias else 0
+
+
+def native_form(kind: str, group_size: int) -> Form:
+    """What a matrix of a native folder is written as. Scales of eight bits stay float16: what was
+    Q8_0 loses nothing."""
+    scale_bytes = OF_ROWS if KINDS[kind].bits < 8 else 2
+    return Form(kind, group_size, scale_bytes, KINDS[kind].bias == MUST)
 
 
 PACKED_KINDS = tuple(name for name, kind in KINDS.items() if kind.least_group)

@@ -10,13 +10,15 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from marlin.weights.kinds import KINDS, MUST, ROW_TILE
+from marlin.weights.kinds import KINDS, OF_ROWS, ROW_TILE, STEP_GROUPS, native_form
 from marlin.weights.safetensors_file import INDEX_FILE, SINGLE_FILE, SafetensorsFile
 from marlin.weights.tensor_file import num_tensor_bytes
 
 VERSION = 1
 # The format of a folder whose matrices take whichever of the kinds a mix is of.
 MIXED = "mixed"
+# Form.scale_bytes of what scales are stored as: those of rows are written, all are read.
+SCALE_BYTES = {"F16": 2, "F32": 4, "I8": OF_ROWS}
 # A cache line, and the largest vector a kernel loads.
 ALIGNMENT = 64
 # Tensors of this name fill what another leaves of an ALIGNMENT; safetensors allows no holes.
@@ -47,10 +49,13 @@ class NativeEntry:
         if not self.group_size:
             return {self.name: (self.format, self.shape)}
         kind, (num_rows, num_columns) = KINDS[self.format], self.shape
-        groups = (-(-num_rows // ROW_TILE), num_columns // self.group_size, ROW_TILE)
-        codes, scales = (kind.code_dtype, kind.code_shape(*self.shape)), ("F16", groups)
+        form = native_form(self.format, self.group_size)
+        parts = num_columns // self.group_size + (form.scale_bytes == OF_ROWS) * STEP_GROUPS
+        dtype = next(name for name, size in SCALE_BYTES.items() if size == form.scale_bytes)
+        scales = (dtype, (-(-num_rows // ROW_TILE), parts, ROW_TILE))
+        codes = (kind.code_dtype, kind.code_shape(*self.shape))
         stored = {f"{self.name}.codes": codes, f"{self.name}.scales": scales}
-        if kind.bias == MUST:
+        if form.has_bias:
             stored[f"{self.name}.biases"] = scales
         return stored
 

@@ -89,11 +89,11 @@ static void check_weight(marlin_check *c, int first, int64_t n, int64_t k, uint3
     if (c->problem) return;
     require(c, k % 32 == 0 && k % group == 0,
             "has a width that is no multiple of 32 and of the group size");
-    uint32_t form = flags & (MARLIN_SCALE_F32 | MARLIN_SCALE_BLOCK | MARLIN_SCALE_EXP);
+    uint32_t form = flags & MARLIN_SCALE_FORMS;
     require(c, !(form & (form - 1)) && !(form == MARLIN_SCALE_BLOCK && k % MARLIN_BLOCK_COLUMNS),
             "has scales of two forms, or of blocks that do not fill its width");
     int64_t padded = (n + MARLIN_ROW_TILE - 1) / MARLIN_ROW_TILE * MARLIN_ROW_TILE;
-    int64_t scale_bytes = MARLIN_SCALE_BYTES(flags, group, padded * (k / group));
+    int64_t scale_bytes = MARLIN_SCALE_BYTES(flags, group, k, padded * (k / group));
     need(c, first, VECTOR_BYTES, padded * k * kind->bits / 8);
     for (int i = 1; i <= 1 + has_bias; i++) need(c, first + i, VECTOR_BYTES, scale_bytes);
 }
@@ -375,7 +375,7 @@ static void check_repack(marlin_check *c)
     if (c->problem) return;
     int64_t padded = ((int64_t)p->n + MARLIN_ROW_TILE - 1) / MARLIN_ROW_TILE * MARLIN_ROW_TILE;
     uint32_t flags = marlin_scale_flags(type);
-    int64_t scale_bytes = MARLIN_SCALE_BYTES(flags, type.group, padded * (p->k / type.group));
+    int64_t scale_bytes = MARLIN_SCALE_BYTES(flags, type.group, p->k, padded * (p->k / type.group));
     int alignment = flags & MARLIN_SCALE_F32 ? 4 : flags & MARLIN_SCALE_EXP ? 1 : 2;
     need(c, 0, 1, (int64_t)p->n * (p->k / type.values) * type.bytes);
     need(c, 1, 4, padded * p->k * type.bits / 8);

@@ -34,11 +34,10 @@ typedef struct {
     const uint8_t *scales;
     const float *output_bias;
     float *y;
-    int64_t n, k, scale_groups;
+    int64_t n, k;
     int64_t slots_a_row; /* choices that read one row of x */
     int scale_shift;     /* log2 of the groups of 32 that share a scale */
-    int block_shift;     /* log2 of the scales of a block */
-    uint32_t flags;
+    scale_form form;
 } packed_floats;
 
 /* Rows of x and y that are multiplied together. */
@@ -79,9 +78,8 @@ INLINE void load_quads(float_kind kind, const uint8_t *p, vf w[8])
 /* Of a tile's rows from part * V_LANES on, for the 32 columns around `column`. */
 INLINE vf load_scale(const packed_floats *a, int64_t tile, int part, int64_t column)
 {
-    int64_t group = tile * a->scale_groups + (column / MARLIN_ACT_GROUP >> a->scale_shift);
-    return load_scales_at(a->flags, a->block_shift, a->scales,
-                          group * MARLIN_ROW_TILE + part * V_LANES);
+    int64_t group = column / MARLIN_ACT_GROUP >> a->scale_shift;
+    return load_scales_at(&a->form, a->scales, tile, group, part * V_LANES);
 }
 
 INLINE void store_sums(const packed_floats *a, float_kind kind, float *y, int64_t tile, int part,
@@ -212,10 +210,8 @@ INLINE packed_floats packed_of(const marlin_call *call, const struct LinearParam
         .y = (float *)call->at[5],
         .n = p->n,
         .k = p->k,
-        .scale_groups = p->k / p->group_size,
         .scale_shift = scale_shift_of(p->group_size),
-        .block_shift = block_shift_of(p->group_size),
-        .flags = p->flags,
+        .form = scale_form_of(p),
     };
 }
 
@@ -237,7 +233,7 @@ INLINE int run_experts(const marlin_call *call, int64_t begin, int64_t end, floa
     const struct LinearParams one = {p->rows_var, p->n, p->k, p->group_size, p->flags};
     const packed_floats whole = packed_of(call, &one);
     int64_t expert_codes = (int64_t)p->n * p->k / 64 * quad_bytes(kind);
-    int64_t expert_scales = MARLIN_SCALE_BYTES(p->flags, p->group_size, p->n * whole.scale_groups);
+    int64_t expert_scales = scale_bytes_of(&one);
     expert_groups groups = groups_of(call);
     for (int64_t g = 0; g < groups.count; g++) {
         expert_group found;

@@ -51,11 +51,10 @@ typedef struct {
     const float *output_bias;
     float *y; /* of row y_row, from column y_column on; a row is y_stride further on */
     int64_t y_row, y_column, y_stride;
-    int64_t rows, n, groups_of_32, scale_groups;
+    int64_t rows, n, groups_of_32;
     int64_t slots_a_row; /* choices that read one row of x */
     int scale_shift;     /* log2 of the groups of 32 that share a scale */
-    int block_shift;     /* log2 of the scales of a block */
-    uint32_t flags;
+    scale_form form;
     quantized_rows x;
 } linear;
 
@@ -129,9 +128,10 @@ INLINE vi dot_quads(weight_kind kind, const vi w[8], const int8_t *x, const act_
     return sum;
 }
 
-INLINE vf load_scale(const linear *a, weight_kind kind, const uint8_t *scales, int64_t at)
+INLINE vf load_scale(const linear *a, weight_kind kind, const uint8_t *scales, int64_t tile,
+                     int64_t group, int64_t lane)
 {
-    vf scale = load_scales_at(a->flags, a->block_shift, scales, at);
+    vf scale = load_scales_at(&a->form, scales, tile, group, lane);
     return codes_of(kind) == FP4 ? vf_mul(scale, vf_set1(0.5f)) : scale;
 }
 
@@ -160,17 +160,16 @@ INLINE int has_biases(const linear *a, weight_kind kind)
 INLINE group_scales load_scales(const linear *a, weight_kind kind, int64_t tile, int64_t g,
                                 int64_t lane)
 {
-    int64_t at = (tile * a->scale_groups + (g >> a->scale_shift)) * 16 + lane;
-    if (has_halves(kind)) at = (tile * a->scale_groups + g * 2) * 16 + lane;
+    int64_t group = has_halves(kind) ? g * 2 : g >> a->scale_shift;
     group_scales found = {
-        .scale = {load_scale(a, kind, a->scales, at), vf_zero()},
+        .scale = {load_scale(a, kind, a->scales, tile, group, lane), vf_zero()},
         .bias = {vf_zero(), vf_zero()},
         .has_bias = has_biases(a, kind),
     };
-    if (has_halves(kind)) found.scale[1] = load_scale(a, kind, a->scales, at + 16);
+    if (has_halves(kind)) found.scale[1] = load_scale(a, kind, a->scales, tile, group + 1, lane);
     if (!found.has_bias) return found;
-    found.bias[0] = load_scale(a, kind, a->biases, at);
-    if (has_halves(kind)) found.bias[1] = load_scale(a, kind, a->biases, at + 16);
+    found.bias[0] = load_scale(a, kind, a->biases, tile, group, lane);
+    if (has_halves(kind)) found.bias[1] = load_scale(a, kind, a->biases, tile, group + 1, lane);
     return found;
 }
 
@@ -279,11 +278,11 @@ INLINE vf add_outlier(const linear *a, weight_kind kind, const uint8_t *codes, i
         dot = vi_dot4_off(vi_begin_off(-128), w, one);
     else
         dot = vi_dot4(dot, w, one);
-    int64_t scale_group = has_halves(kind) ? g * 2 + column / 16 : g >> a->scale_shift;
-    int64_t at = (tile * a->scale_groups + scale_group) * MARLIN_ROW_TILE + lane;
-    vf value = vf_set1(o->value);
-    sum = vf_fma(vf_from_i32(dot), vf_mul(load_scale(a, kind, a->scales, at), value), sum);
-    return has_biases(a, kind) ? vf_fma(load_scale(a, kind, a->biases, at), value, sum) : sum;
+    int64_t group = has_halves(kind) ? g * 2 + column / 16 : g >> a->scale_shift;
+    vf value = vf_set1(o->value), scale = load_scale(a, kind, a->scales, tile, group, lane);
+    sum = vf_fma(vf_from_i32(dot), vf_mul(scale, value), sum);
+    if (!has_biases(a, kind)) return sum;
+    return vf_fma(load_scale(a, kind, a->biases, tile, group, lane), value, sum);
 }
 
 /* V_LANES columns of y for num_rows (a constant) rows: those from `row`, or those chosen. */
@@ -374,10 +373,8 @@ INLINE linear linear_of(const marlin_call *call, const struct LinearParams *p, i
         .rows = rows,
         .n = p->n,
         .groups_of_32 = p->k / MARLIN_ACT_GROUP,
-        .scale_groups = p->k / p->group_size,
         .scale_shift = scale_shift_of(p->group_size),
-        .block_shift = block_shift_of(p->group_size),
-        .flags = p->flags,
+        .form = scale_form_of(p),
         .x = quantized_rows_at(call->prepared, rows, p->k / MARLIN_ACT_GROUP),
     };
 }
@@ -428,7 +425,7 @@ INLINE int run_experts(const marlin_call *call, int64_t begin, int64_t end, weig
     const struct LinearParams one = {p->rows_var, p->n, p->k, p->group_size, p->flags};
     const linear whole = linear_of(call, &one, call->vars[p->rows_var] * (int64_t)p->x_slots);
     int64_t expert_codes = (int64_t)p->n * p->k * bits_of(kind) / 8;
-    int64_t expert_scales = MARLIN_SCALE_BYTES(p->flags, p->group_size, p->n * whole.scale_groups);
+    int64_t expert_scales = scale_bytes_of(&one);
     expert_groups groups = groups_of(call);
     for (int64_t g = 0; g < groups.count; g++) {
         expert_group found;

@@ -14,14 +14,23 @@ static const float fp4_values[16] = {0.0f,  0.5f,  1.0f,  1.5f,  2.0f,  3.0f,  4
                                      -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f};
 static const float nf4_values[16] = {MARLIN_NF4_VALUES};
 
-/* Scale or bias `at` of a packed weight, counted in whole tiles. */
-INLINE float load_any(const uint8_t *values, const struct EmbedParams *p, int64_t at)
+/* Scale or bias of a group of a packed weight's row `row`. */
+INLINE float load_any(const uint8_t *values, const struct EmbedParams *p, int64_t row,
+                      int64_t group)
 {
+    int64_t tile = row / MARLIN_ROW_TILE, lane = row % MARLIN_ROW_TILE;
+    int64_t groups = p->dim / p->group_size;
+    int64_t at = (tile * groups + group) * MARLIN_ROW_TILE + lane;
+    if (p->flags & MARLIN_SCALE_ROW) {
+        values += tile * (MARLIN_BLOCK_STEP_BYTES + groups * MARLIN_ROW_TILE);
+        float step = f32_from_bits((uint32_t)((const uint16_t *)values)[lane] << 16);
+        values += MARLIN_BLOCK_STEP_BYTES + group * MARLIN_ROW_TILE;
+        return step * (float)((const int8_t *)values)[lane];
+    }
     if (p->flags & MARLIN_SCALE_F32) return ((const float *)values)[at];
     if (p->flags & MARLIN_SCALE_EXP) return f32_from_exponent(values[at]);
     if (!(p->flags & MARLIN_SCALE_BLOCK)) return f32_from_f16(((const uint16_t *)values)[at]);
-    int64_t a_block = MARLIN_BLOCK_COLUMNS / p->group_size * MARLIN_ROW_TILE,
-            lane = at % MARLIN_ROW_TILE;
+    int64_t a_block = MARLIN_BLOCK_COLUMNS / p->group_size * MARLIN_ROW_TILE;
     values += at / a_block * (MARLIN_BLOCK_STEP_BYTES + a_block);
     float step = f32_from_f16(((const uint16_t *)values)[lane]);
     return step * (float)((const int8_t *)values)[MARLIN_BLOCK_STEP_BYTES + at % a_block];
@@ -46,9 +55,9 @@ INLINE float packed_value(const marlin_call *call, int kind, int64_t row, int64_
 {
     const struct EmbedParams *p = call->params;
     int64_t tile = row / MARLIN_ROW_TILE, lane = row % MARLIN_ROW_TILE, k = p->dim;
-    int64_t at = (tile * (k / p->group_size) + i / p->group_size) * MARLIN_ROW_TILE + lane;
-    float scale = load_any(call->at[2], p, at);
-    float bias = p->flags & MARLIN_WEIGHT_BIAS ? load_any(call->at[3], p, at) : 0.0f;
+    float scale = load_any(call->at[2], p, row, i / p->group_size);
+    float bias =
+        p->flags & MARLIN_WEIGHT_BIAS ? load_any(call->at[3], p, row, i / p->group_size) : 0.0f;
     if (kind == WEIGHT_int8 || kind == WEIGHT_fp8) {
         uint8_t code = call->at[1][((tile * (k / 4) + i / 4) * MARLIN_ROW_TILE + lane) * 4 + i % 4];
         return kind == WEIGHT_fp8 ? scale * f32_from_e4m3(code)

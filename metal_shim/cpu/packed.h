@@ -18,6 +18,35 @@ INLINE int block_shift_of(uint32_t group_size)
     return group_size == 16 ? 4 : group_size == 32 ? 3 : group_size == 64 ? 2 : 1;
 }
 
+/* Of a packed weight's row: its scales, and how many of them make a block. */
+typedef struct {
+    int64_t scale_groups;
+    int block_shift; /* log2 */
+    uint32_t flags;  /* MARLIN_SCALE_... */
+} scale_form;
+
+INLINE scale_form scale_form_of(const struct LinearParams *p)
+{
+    return (scale_form){p->k / p->group_size, block_shift_of(p->group_size), p->flags};
+}
+
+/* Bytes of the scales, or biases, of a matrix of whole tiles. */
+INLINE int64_t scale_bytes_of(const struct LinearParams *p)
+{
+    int64_t count = (int64_t)p->n * (p->k / p->group_size);
+    return MARLIN_SCALE_BYTES(p->flags, p->group_size, p->k, count);
+}
+
+/* Exact: a bfloat16 times an int8. */
+INLINE vf load_row_scale(int64_t scale_groups, const uint8_t *scales, int64_t tile, int64_t group,
+                         int64_t lane)
+{
+    const uint8_t *p = scales + tile * (MARLIN_BLOCK_STEP_BYTES + scale_groups * MARLIN_ROW_TILE);
+    const uint8_t *numbers = p + MARLIN_BLOCK_STEP_BYTES + group * MARLIN_ROW_TILE;
+    return vf_mul(vf_load_bf16((const uint16_t *)(const void *)p + lane),
+                  vf_load_i8((const int8_t *)numbers + lane));
+}
+
 /* Exact: a float16 times an int8. */
 INLINE vf load_block_scale(int block_shift, const uint8_t *scales, int64_t at)
 {
@@ -30,15 +59,18 @@ INLINE vf load_block_scale(int block_shift, const uint8_t *scales, int64_t at)
                   vf_load_i8((const int8_t *)numbers + lane));
 }
 
-/* Scales or biases [at, at + V_LANES), counted in whole tiles; flags: MARLIN_SCALE_... float16, the
- * commonest, is behind one test. */
-INLINE vf load_scales_at(uint32_t flags, int block_shift, const uint8_t *scales, int64_t at)
+/* Scales or biases of a group of a tile's rows from `lane` on. */
+INLINE vf load_scales_at(const scale_form *form, const uint8_t *scales, int64_t tile, int64_t group,
+                         int64_t lane)
 {
-    if (!(flags & (MARLIN_SCALE_F32 | MARLIN_SCALE_BLOCK | MARLIN_SCALE_EXP)))
-        return vf_load_f16((const uint16_t *)scales + at);
+    const uint32_t flags = form->flags;
+    int64_t at = (tile * form->scale_groups + group) * MARLIN_ROW_TILE + lane;
+    if (flags & MARLIN_SCALE_ROW)
+        return load_row_scale(form->scale_groups, scales, tile, group, lane);
+    if (flags & MARLIN_SCALE_BLOCK) return load_block_scale(form->block_shift, scales, at);
     if (flags & MARLIN_SCALE_F32) return vf_load((const float *)scales + at);
-    return flags & MARLIN_SCALE_BLOCK ? load_block_scale(block_shift, scales, at)
-                                      : vf_load_exponents(scales + at);
+    if (flags & MARLIN_SCALE_EXP) return vf_load_exponents(scales + at);
+    return vf_load_f16((const uint16_t *)scales + at);
 }
 
 /* V_LANES columns of a row of y, of which there are `valid` (at least one). */

@@ -5,6 +5,7 @@ import reference
 
 from marlin.weights import formats
 from marlin.weights.kinds import KINDS, MUST
+from marlin.weights.row_scales import RowScales
 
 DENSE = ("f32", "f16", "bf16")
 # Packed kinds of floats, for which no device quantizes activations.
@@ -24,7 +25,7 @@ def activations(rows, k, seed=0):
 
 def packed_weight(kind, n, k, group_size, scale_dtype=np.float16, with_bias=None, seed=1):
     """PackedWeight of random codes, scales of both signs and, where the kind has them, biases;
-    scale_dtype "block": those of formats.BlockScales; uint8: exponents."""
+    scale_dtype "block": those of formats.BlockScales; "rows": of RowScales; uint8: exponents."""
     rng = np.random.default_rng(seed)
     codes = rng.integers(0, 1 << KINDS[kind].bits, (n, k)).astype(np.uint8)
     factors = [_scales_of(rng, scale_dtype, n, k, group_size, size) for size in (1, 4)]
@@ -36,6 +37,9 @@ def _scales_of(rng, scale_dtype, n, k, group_size, size):
     values = rng.standard_normal((n, k // group_size)) * size
     if scale_dtype == np.uint8:
         return rng.integers(118, 130, values.shape).astype(np.uint8)
+    if scale_dtype == "rows":
+        steps = reference.bfloat16(rng.standard_normal(n).astype(np.float32) * size / 32)[0]
+        return RowScales(steps, np.clip(values * 32 / size, -127, 127).astype(np.int8))
     if scale_dtype != "block":
         return values.astype(scale_dtype)
     steps = (rng.standard_normal((n, k // 256)) * size / 32).astype(np.float16)

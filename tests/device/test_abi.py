@@ -105,7 +105,8 @@ def test_every_constant_that_python_needs_is_there(params_header, device_header)
     native_only = {"EINVAL", "ENOMEM", "EBUSY", "EDEVICE", "EIO", "ACT_GROUP", "KEY_TILE"}
     native_only |= {"ROW_TILE", "PIECE_FLOATS", "CONV_CHANNELS"}  # kinds.py's, below
     native_only |= {"DELTA_COLUMNS"}
-    native_only |= {"BLOCK_COLUMNS", "BLOCK_STEP_BYTES"}  # of scales, which formats.py lays out
+    # Of scales, which formats.py and row_scales.py lay out.
+    native_only |= {"BLOCK_COLUMNS", "BLOCK_STEP_BYTES"}
     assert {name for name in set(in_c) - native_only if not hasattr(abi, name)} == set()
 
 

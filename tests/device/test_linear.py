@@ -75,11 +75,19 @@ def test_packed_weights_multiply_the_activations(device, kind, rows, n, k, group
         ("fp8", 32, np.uint8, False),
         ("fp8", 64, "block", False),
         ("nf4", 64, np.float32, False),
+        ("iq4", 32, "rows", False),
+        ("int4", 32, "rows", True),
+        ("int4", 16, "rows", True),
+        ("int8", 32, "rows", False),
+        ("int5", 64, "rows", True),
+        ("int6", 16, "rows", False),
+        ("fp4", 128, "rows", False),
+        ("fp8", 32, "rows", False),
     ],
 )
 @pytest.mark.parametrize("rows", [1, 17])
 def test_every_form_of_scales_is_read(device, kind, group_size, scale_dtype, with_bias, rows):
-    k = 768 if scale_dtype == "block" else 128
+    k = {"block": 768, "rows": 640}.get(scale_dtype, 128)
     x = activations(rows, k)
     packed = packed_weight(kind, 33, k, group_size, scale_dtype, with_bias)
     reference.assert_close(launch.linear(device, x, packed), expected_of(device, x, packed))
@@ -103,9 +111,10 @@ def test_an_exponent_is_any_power_of_two_or_no_number(device, kind, rows):
     [("int4", 32), ("int4", 16), ("int5", 32), ("int6", 16), ("iq4", 32), ("fp8", 64), ("nf4", 32)],
 )
 @pytest.mark.parametrize("rows", [1, 2, 9])
-def test_scales_of_blocks_make_the_bits_of_their_products(device, kind, group_size, rows):
+@pytest.mark.parametrize("form", ["block", "rows"])
+def test_scales_in_two_levels_make_the_bits_of_their_products(device, kind, group_size, rows, form):
     x = np.random.default_rng(8).standard_normal((rows, 512)).astype(np.float32)
-    packed = packed_weight(kind, 33, 512, group_size, "block")
+    packed = packed_weight(kind, 33, 512, group_size, form)
     products = formats.pack(kind, *formats.unpack(packed))
     assert products.scales.dtype == np.float32
     np.testing.assert_array_equal(

@@ -117,13 +117,13 @@ def test_calibrated_folders_change_answers_less_than_others(model, tmp_path):
         folder, calls = tmp_path / str(method), []
         calibration = method and Calibration(method, TEXT, 2000)
         command.quantize(
-            model, folder, "int4", 64, lambda *call, calls=calls: calls.append(call), calibration
+            model, folder, "iq4", 32, lambda *call, calls=calls: calls.append(call), calibration
         )
         assert len(calls) == 2 * 9 + 3 and calls[-1][0] == calls[-1][1]  # every tensor once
         changes[method] = np.linalg.norm(states(folder, texts) - exact) / np.linalg.norm(exact)
-    # Inputs of random weights are nearly round, which leaves little to learn from: measured 0.885.
+    # Inputs of random weights are nearly round, which leaves little to learn from: measured 0.81.
     # That weighting helps where they are not, test_feedback.py shows.
-    assert changes["gptq"] < 0.92 * changes[None]
+    assert changes["gptq"] < 0.87 * changes[None]
     assert 0.9 * changes[None] < changes["weighted"] < 1.05 * changes[None]
 
 
@@ -175,14 +175,14 @@ def bits_of_layers(folder, source):
 
 def test_a_mix_keeps_to_its_bits_and_changes_answers_less_than_one_kind_of_as_many(model, tmp_path):
     texts = [random_tokens(60, 74, seed) for seed in range(8, 14)]
-    exact, changes = states(model, texts), {}
-    for format, bits in (("int4", None), ("mixed", 5.0)):
+    exact, changes, bits = states(model, texts), {}, None
+    for format in ("int4", "mixed"):
         seen = Calibration("gptq", TEXT, 2000, bits)
         command.quantize(model, tmp_path / format, format, 32, lambda *_: None, seen)
         change = states(tmp_path / format, texts) - exact
         changes[format] = np.linalg.norm(change) / np.linalg.norm(exact)
-    assert bits_of_layers(tmp_path / "int4", model) == 5.0
-    assert 4.9 < bits_of_layers(tmp_path / "mixed", model) <= 5.0
+        bits = bits or bits_of_layers(tmp_path / "int4", model)
+    assert bits - 0.1 < bits_of_layers(tmp_path / "mixed", model) <= bits
     assert changes["mixed"] < 0.9 * changes["int4"]
 
 

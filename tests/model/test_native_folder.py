@@ -29,7 +29,13 @@ SIZES = {
     "head_dim": 48,
     "vocab_size": 97,
 }
-NUMPY_TYPES = {"U8": np.uint8, "U32": np.uint32, "F16": np.float16, "F32": np.float32}
+NUMPY_TYPES = {
+    "U8": np.uint8,
+    "U32": np.uint32,
+    "I8": np.int8,
+    "F16": np.float16,
+    "F32": np.float32,
+}
 
 
 def bits_of(codes, shape):
@@ -58,7 +64,8 @@ def stored_weights(folder, model, four_bits="fp4"):
         format = {4: four_bits, 5: "int5", 6: "int6", 8: "int8"}[bits_of(parts["codes"], shape)]
         if parts["biases"] is not None and format != "int5":
             format = "int4"
-        group_size = shape[1] // parts["scales"].shape[1]
+        steps = 2 if parts["scales"].dtype == np.int8 else 0
+        group_size = shape[1] // (parts["scales"].shape[1] - steps)
         found[name] = dequantize(PackedWeight(format, shape, group_size, **parts))
     return found
 

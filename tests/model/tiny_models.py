@@ -250,6 +250,7 @@ def weight_values(weight):
     else:
         scale_type, a_tile = np.float32 if weight.flags & abi.SCALE_F32 else np.float16, (-1, 16)
         scale_type = np.uint8 if weight.flags & abi.SCALE_EXP else scale_type
+        scale_type = np.int8 if weight.flags & abi.SCALE_ROW else scale_type
     factors = [
         None if part is None else part.view(scale_type).reshape(len(codes), *a_tile)
         for part in factors

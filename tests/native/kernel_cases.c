@@ -31,12 +31,14 @@ static const weight_shape weights[] = {
     {"fp8", 19, 256, 128, MARLIN_SCALE_F32},
     {"fp8", 33, 96, 32, MARLIN_SCALE_EXP | MARLIN_OUTPUT_BIAS},
     {"nf4", 17, 192, 64, MARLIN_SCALE_F32},
+    {"iq4", 19, 160, 32, MARLIN_SCALE_ROW | MARLIN_OUTPUT_BIAS},
+    {"int4", 33, 96, 32, MARLIN_WEIGHT_BIAS | MARLIN_SCALE_ROW},
     {"f32", 21, 37, 0, MARLIN_OUTPUT_BIAS},
     {"f16", 3, 1, 0, 0},
     {"f16", 20, 100, 0, MARLIN_OUTPUT_BIAS},
     {"bf16", 18, 99, 0, 0},
 };
-#define NUM_PACKED 23
+#define NUM_PACKED 25
 #define NUM_WEIGHTS (int)(sizeof weights / sizeof *weights)
 /* One row, a pair, and counts that take every block of rows a set has: 16, 8, 4, 2, 1. */
 static const int row_counts[] = {1, 2, 7, 19};
@@ -51,13 +53,14 @@ static int bits_of(const char *kind)
     return 0;
 }
 
-/* Random int8 numbers after the float16 of each block, which are finite. */
-static int add_block_scales(test_case *c, const weight_shape *w, int64_t count)
+/* Random int8 numbers after the steps of each block or tile, which are finite. */
+static int add_stepped_scales(test_case *c, const weight_shape *w, int64_t count)
 {
-    int64_t bytes = MARLIN_SCALE_BYTES(w->flags, w->group, count);
+    int64_t bytes = MARLIN_SCALE_BYTES(w->flags, w->group, w->k, count);
     int number = add_random_bytes(c, bytes);
     uint8_t *p = c->blocks[number - 1].data;
-    int64_t stride = MARLIN_BLOCK_STEP_BYTES + MARLIN_BLOCK_COLUMNS / w->group * MARLIN_ROW_TILE;
+    int64_t columns = w->flags & MARLIN_SCALE_ROW ? w->k : MARLIN_BLOCK_COLUMNS;
+    int64_t stride = MARLIN_BLOCK_STEP_BYTES + columns / w->group * MARLIN_ROW_TILE;
     for (int64_t at = 0; at < bytes; at += stride)
         for (int i = 1; i < MARLIN_BLOCK_STEP_BYTES; i += 2) p[at + i] &= 0xaf;
     return number;
@@ -87,7 +90,8 @@ void add_weight(test_case *c, marlin_dispatch *record, const weight_shape *w)
     int num_scales = w->flags & MARLIN_WEIGHT_BIAS ? 2 : 1;
     for (int i = 0; i < num_scales; i++) {
         int64_t count = padded * (w->k / w->group);
-        int scales = w->flags & MARLIN_SCALE_BLOCK ? add_block_scales(c, w, count)
+        const uint32_t stepped = MARLIN_SCALE_BLOCK | MARLIN_SCALE_ROW;
+        int scales = w->flags & stepped            ? add_stepped_scales(c, w, count)
                      : w->flags & MARLIN_SCALE_EXP ? add_exponents(c, count)
                      : w->flags & MARLIN_SCALE_F32 ? add_floats(c, INPUT, count, -0.1f, 0.1f)
                                                    : add_halves(c, INPUT, count);
@@ -369,7 +373,7 @@ test_case *make_repack(int variant)
     marlin_dispatch *record = add_record(c, "repack", &p, sizeof p, 4);
     uint32_t flags = marlin_scale_flags(marlin_block_type(type->type));
     int64_t padded = 32, scales = padded * (k / type->group);
-    int64_t scale_bytes = MARLIN_SCALE_BYTES(flags, type->group, scales);
+    int64_t scale_bytes = MARLIN_SCALE_BYTES(flags, type->group, k, scales);
     bind(c, record, 0, add_ggml_blocks(c, type, (int64_t)n * (k / type->values)), MARLIN_READ);
     bind(c, record, 1, add_bytes(c, EXACT, padded * k * type->bits / 8), MARLIN_WRITE);
     bind(c, record, 2, add_bytes(c, EXACT, scale_bytes), MARLIN_WRITE);

@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from marlin.weights import ggml_types
 from marlin.weights.formats import PackedWeight
-from marlin.weights.kinds import KINDS
+from marlin.weights.kinds import KINDS, STEP_GROUPS
 from marlin.weights.safetensors_file import SafetensorsFolder
 from marlin.weights.tensor_file import read_bytes
 
@@ -47,6 +47,7 @@ def load_packed(folder, name, num_rows, format=None):
 
     def array(part, dtype):
         info = tensors.get(f"{name}.{part}")
+        dtype = np.int8 if info and info.dtype == "I8" else dtype
         return info and read_bytes(info).view(dtype).reshape(info.shape)
 
     codes = array("codes", np.uint8 if tensors[f"{name}.codes"].dtype == "U8" else np.uint32)
@@ -55,7 +56,8 @@ def load_packed(folder, name, num_rows, format=None):
         format = "int8"
     format = format or ("int4" if biases is not None else "fp4")
     num_columns = codes.shape[1] * 32 // KINDS[format].bits
-    group_size = num_columns // scales.shape[1]
+    steps = STEP_GROUPS if scales.dtype == np.int8 else 0
+    group_size = num_columns // (scales.shape[1] - steps)
     return PackedWeight(format, (num_rows, num_columns), group_size, codes, scales, biases)
 
 

@@ -248,8 +248,8 @@ def test_the_command_prints_its_report_and_the_progress_of_a_pipe(llama, tmp_pat
     assert captured.err.startswith("quantized 100% after")
 
 
-def test_the_defaults_are_fp4_in_groups_of_64_and_other_choices_are_refused():
-    assert (command.DEFAULT_FORMAT, command.DEFAULT_GROUP_SIZE) == ("fp4", 64)
+def test_the_defaults_are_iq4_in_groups_of_32_and_other_choices_are_refused():
+    assert (command.DEFAULT_FORMAT, command.DEFAULT_GROUP_SIZE) == ("iq4", 32)
     for words in (["--format", "q4"], ["--group-size", "16"]):
         with pytest.raises(ConfigError, match=f"^{words[0]} must be "):
             cli.read(["quantize", "src", "dst", *words], {})
@@ -277,8 +277,8 @@ def test_progress_redraws_a_bar_on_a_terminal_and_spares_a_log():
 def test_the_command_line_reaches_the_command_and_reports_its_refusals(llama, tmp_path, capsys):
     words = ["quantize", str(llama[0]), str(tmp_path / "out"), "--format", "int8"]
     assert cli.main(words, environ={}) == 0
-    assert "int8, groups of 64" in capsys.readouterr().out
+    assert "int8, groups of 32" in capsys.readouterr().out
     assert cli.main([*words[:2], str(tmp_path / "plain")], environ={}) == 0
-    assert "fp4, groups of 64" in capsys.readouterr().out
+    assert "iq4, groups of 32" in capsys.readouterr().out
     assert cli.main(words, environ={}) == 2
     assert "not an empty folder" in capsys.readouterr().err
