@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""What `--speculative ngram` gains and costs: the same requests with and without it, in turn.
+"""What `--speculative` gains and costs: the same requests with and without it, in turn.
 
-    .venv/bin/python bench/speculation.py MODEL.gguf [--streams 1,4,16] [--rounds 5]
+    .venv/bin/python bench/speculation.py MODEL.gguf [--draft-model PATH] [--streams 1,4,16]
 
 Two engines over the same file answer each task, one after the other in every round, and are opened
 anew for each, so that neither a machine whose speed drifts nor a lucky place in memory favours one;
@@ -102,6 +102,10 @@ class Record:
             counts[name] = counts.get(name, 0) + sum(getattr(r, attribute) for r in requests)
 
 
+def method(arguments):
+    return "draft" if arguments.draft_model else "ngram"
+
+
 def serving(arguments, num_streams, speculative):
     batching = None
     if num_streams > 1:
@@ -112,6 +116,7 @@ def serving(arguments, num_streams, speculative):
         max_context_tokens=arguments.context,
         batching=batching,
         speculative=speculative,
+        draft_model=arguments.draft_model if speculative == "draft" else None,
     )
 
 
@@ -141,7 +146,8 @@ def answer(model, task, num_streams, max_tokens, seed, record):
 
 def one_round(arguments, num_streams, number, records):
     """Both engines, opened in turn: the order of opening decides who gets the better memory."""
-    order = ("ngram", None) if number % 2 else (None, "ngram")
+    kind = method(arguments)
+    order = (kind, None) if number % 2 else (None, kind)
     models = {kind: serving(arguments, num_streams, kind) for kind in order}
     sizes = (num_streams, arguments.output_tokens, 1000 * number)
     for place, task in enumerate(TASKS):
@@ -157,7 +163,7 @@ def measure(arguments, num_streams):
     """Print the table of one number of streams."""
     off, on = Record(), Record()
     for number in range(arguments.rounds):
-        one_round(arguments, num_streams, number, {None: off, "ngram": on})
+        one_round(arguments, num_streams, number, {None: off, method(arguments): on})
     print(f"\n{num_streams} streams: output tokens/s, medians of {arguments.rounds} rounds")
     print(f"{'task':>9}{'off':>9}{'on':>9}{'gain':>8}{'guessed':>10}{'right':>8}")
     for name, *_ in TASKS:
@@ -173,6 +179,7 @@ def measure(arguments, num_streams):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", metavar="MODEL")
+    parser.add_argument("--draft-model", metavar="PATH", help="that guesses, in place of the text")
     parser.add_argument("--streams", default="1", help="numbers of requests at once, in turn")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--output-tokens", type=int, default=256)

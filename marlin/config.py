@@ -27,7 +27,7 @@ from marlin.option_values import (
 LOG_FORMATS = ("text", "json")
 DEVICE_KINDS = ("metal", "cpu")
 UNKNOWN_PARAMETERS = ("refuse", "warn", "strict")
-SPECULATIVE_METHODS = ("ngram",)
+SPECULATIVE_METHODS = ("ngram", "draft")
 KEY_SCOPES, PREFIX_CACHES = ("generate", "metrics", "admin"), ("per-key", "shared", "off")
 KV_CACHE_DTYPES = ("float16", "float32")
 POOLINGS = ("last", "mean", "cls", "rank")
@@ -147,7 +147,9 @@ class ServeConfig:
         "keys and values as they are kept; float32 for models whose are beyond 65504")
     speculative: str | None = _option("--speculative", None, one_of(SPECULATIVE_METHODS),
         "|".join(SPECULATIVE_METHODS),
-        "draft tokens from the text so far and check them together (default: off)")
+        "draft tokens by the text so far, or a small model, and check them together (default: off)")
+    draft_model: str | None = _option("--draft-model", None, str, "PATH",
+        "with --speculative draft: model folder or GGUF file of the same vocabulary that drafts")
     allow_unknown_pretokenizer: bool = _option("--allow-unknown-pretokenizer", False, switch,
         SWITCH, "read a tokenizer.json whose regular expressions nobody has published")
     pooling: str | None = _option("--pooling", None, one_of(POOLINGS), "|".join(POOLINGS),
@@ -316,6 +318,14 @@ def check_text(text: str, what: str) -> None:
             f"{what} is not UTF-8, or not of this locale's encoding, so that nothing could name "
             f"it: rename it, or set LC_ALL to a UTF-8 locale; got {text!a}"
         )
+
+
+def check_speculation(method: str | None, draft_model: object) -> None:
+    """Refuse a draft model that nothing asks, and the reverse; raises ConfigError."""
+    if method == "draft" and draft_model is None:
+        raise ConfigError("--speculative draft needs a model that drafts: --draft-model PATH")
+    if method != "draft" and draft_model is not None:
+        raise ConfigError("--draft-model is for --speculative draft: give that, too")
 
 
 def _model_path(path):

@@ -340,7 +340,8 @@ def open_model(
     threads: int | None = None,
     max_context_tokens: int | None = None,
     batching: Batching | None = None,
-    speculative: Literal["ngram"] | None = None,
+    speculative: Literal["ngram", "draft"] | None = None,
+    draft_model: str | os.PathLike[str] | None = None,
     kv_cache_dtype: Literal["float16", "float32"] = "float16",
     pooling: Literal["last", "mean", "cls", "rank"] | None = None,
     allow_special_tokens_in_text: bool = False,
@@ -352,7 +353,7 @@ def open_model(
         threads: of the CPU device; None is as many cores as the process may use.
         max_context_tokens: prompt and output together; None is what memory holds of its own.
         batching: a KV cache in blocks that answers share; None computes one answer after another.
-        speculative, kv_cache_dtype, pooling, allow_special_tokens_in_text: as `serve` has them.
+        speculative, draft_model, kv_cache_dtype, pooling, allow_special_tokens_in_text: of `serve`.
 
     Raises:
         ModelFileError: the model cannot be read.
@@ -360,10 +361,8 @@ def open_model(
         DeviceError: the device cannot be opened, or its memory does not suffice.
     """
     served = load_model(
-        *(os.fspath(path), threads, max_context_tokens),
-        batching=batching,
-        device_kind=device,
-        speculative=speculative,
+        *(os.fspath(path), threads, max_context_tokens, None, batching, None, device),
+        *(speculative, draft_model),
         kv_cache_dtype=kv_cache_dtype,
         pooling=pooling,
     )

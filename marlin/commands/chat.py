@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from marlin.library import Model
 
 # Of serve's options; their variables count here, too.
-OPTIONS = ("device", "num_threads", "max_context_tokens", "speculative", "kv_cache_dtype")
+OPTIONS = (
+    *("device", "num_threads", "max_context_tokens", "speculative", "draft_model"),
+    "kv_cache_dtype",
+)
 _GREY, _PLAIN = "\x1b[90m", "\x1b[0m"
 _MORE = "\\"  # at the end of a line: the message goes on in the next
 
@@ -63,6 +66,7 @@ def run(arguments, opened=None, stdin=None, stdout=None, stderr=None):
             threads=arguments.num_threads,
             max_context_tokens=arguments.max_context_tokens,
             speculative=arguments.speculative,
+            draft_model=arguments.draft_model,
             kv_cache_dtype=arguments.kv_cache_dtype,
         )
     with model:

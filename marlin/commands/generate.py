@@ -24,7 +24,7 @@ from marlin.text.conversation import Conversation
 
 # Of serve's options; their variables count here, too.
 OPTIONS = (
-    *("device", "num_threads", "max_context_tokens", "speculative"),
+    *("device", "num_threads", "max_context_tokens", "speculative", "draft_model"),
     *("kv_cache_dtype", "allow_unknown_pretokenizer"),
 )
 
@@ -104,7 +104,7 @@ def run(arguments, load=None, stdin=None, stdout=None, stderr=None):
     Args:
         arguments: the command line as cli.read() has it.
         load: callable(path, device_kind=, num_threads=, max_context_tokens=, speculative=,
-            kv_cache_dtype=, allow_unknown_pretokenizer=) -> ServedModel; None is
+            draft_model=, kv_cache_dtype=, allow_unknown_pretokenizer=) -> ServedModel; None is
             engine.load.load_model.
         stdin, stdout, stderr: text streams; None takes the process's own.
 
@@ -129,6 +129,7 @@ def run(arguments, load=None, stdin=None, stdout=None, stderr=None):
             num_threads=arguments.num_threads,
             max_context_tokens=arguments.max_context_tokens,
             speculative=arguments.speculative,
+            draft_model=arguments.draft_model,
             kv_cache_dtype=arguments.kv_cache_dtype,
             allow_unknown_pretokenizer=arguments.allow_unknown_pretokenizer,
         )

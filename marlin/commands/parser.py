@@ -26,7 +26,8 @@ _ELSEWHERE = {
     ("--n-gpu-layers", "--gpu-layers", "-ngl"): "--device",
     ("--threads-batch", "-t", "-tb", "--num-threads"): "--threads",
     ("--cache-type-k", "--cache-type-v", "-ctk", "-ctv"): "--kv-cache-dtype",
-    ("--spec-type", "--model-draft", "-md", "--speculative-config"): "--speculative",
+    ("--spec-type", "--speculative-config"): "--speculative",
+    ("--model-draft", "-md", "--speculative-model"): "--draft-model",
     (
         "--api-key",
         "--api-key-file",

@@ -17,6 +17,7 @@ from marlin.engine.capacity import gpu_bytes
 from marlin.engine.fleet import Fleet, jobs
 from marlin.engine.forecast import Forecast, cpu, gpu
 from marlin.engine.kv_cache import Paging, kv_bytes
+from marlin.engine.load_draft import DraftFiles
 from marlin.engine.memory import PREFILL_STEP_TOKENS, MemoryBudget, activation_bytes, check_memory
 from marlin.errors import ConfigError
 from marlin.models.checkpoint import open_checkpoint
@@ -76,6 +77,9 @@ def add_arguments(parser):
          "within which 99 of 100 requests have to have a token (default: 5)"),
     ):  # fmt: skip
         parser.add_argument(flag, type=typed(parse), default=default, metavar=metavar, help=text)
+    parser.add_argument(
+        "--draft-model", metavar="PATH", help="of serve's --speculative draft: counted, too"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -85,11 +89,14 @@ def run(arguments):
     try:
         checkpoint = open_checkpoint(arguments.model, device)
         spec, weight_bytes = checkpoint.spec, checkpoint.weight_bytes
+        path, draft = arguments.draft_model, None
+        if path is not None:
+            draft = DraftFiles(path, device, None, "float16")
     finally:
         device.close()
     check(arguments, spec)
     report: dict[str, Any] = {"model": os.path.basename(os.path.abspath(arguments.model))}
-    report["memory"] = memory(arguments, spec, weight_bytes)
+    report["memory"] = memory(arguments, spec, weight_bytes, draft)
     forecasts = [Forecast(spec, weight_bytes, one) for one in machines(arguments)]
     report["speed"] = speed(arguments, forecasts)
     if arguments.arrivals is not None:
@@ -125,15 +132,18 @@ def machines(arguments):
     return gpu(bandwidth, compute and compute * 1e12)
 
 
-def memory(arguments, spec, weight_bytes):
+def memory(arguments, spec, weight_bytes, draft=None):
     """What it takes of what there is, and how many streams would fit."""
     memory_bytes = arguments.memory << 30
     if arguments.device == "metal":
         memory_bytes = gpu_bytes(arguments.memory)
-    budget = MemoryBudget(memory_bytes, weight_bytes)
 
     def fits(num_streams):
         paging, step_tokens = _paging(spec, arguments.context, num_streams)
+        budget = MemoryBudget(memory_bytes, weight_bytes)
+        if draft is not None:
+            beside = draft.bytes_beside(step_tokens, num_streams)
+            budget = MemoryBudget(memory_bytes, weight_bytes + draft.weight_bytes, 1, beside)
         try:
             check_memory(budget, spec, paging, step_tokens, num_streams)
         except ConfigError:
@@ -142,9 +152,14 @@ def memory(arguments, spec, weight_bytes):
 
     paging, step_tokens = _paging(spec, arguments.context, arguments.streams)
     sizes = StepSizes(step_tokens, arguments.streams, paging.max_splits)
+    beside = {}
+    if draft is not None:
+        own = draft.bytes_beside(step_tokens, arguments.streams)(paging)
+        beside = {"draft_bytes": draft.weight_bytes + own}
     return {
         "device_bytes": memory_bytes,
         "weight_bytes": weight_bytes,
+        **beside,
         "kv_bytes": kv_bytes(spec, paging),
         "activation_bytes": activation_bytes(spec, sizes),
         "fits": fits(arguments.streams),
@@ -217,7 +232,8 @@ def _share(ordered, percent):
 def show(report, arguments, file):
     """The report as text."""
     counted, streams = report["memory"], arguments.streams
-    total = sum(counted[f"{name}_bytes"] for name in ("weight", "kv", "activation"))
+    names = [name for name in ("weight", "draft", "kv", "activation") if f"{name}_bytes" in counted]
+    total = sum(counted[f"{name}_bytes"] for name in names)
     whose = " that a Mac's GPU gets" if arguments.device == "metal" else ""
     most = counted["streams_that_fit"]
     verdict = "fits" if counted["fits"] else "does not fit"
@@ -228,6 +244,8 @@ def show(report, arguments, file):
         ("in all", f"{_mib(total)} of {_mib(counted['device_bytes'])}{whose}: {verdict}"),
         ("streams", f"{most}{' or more' if most == _MOST_STREAMS else ''} of that context fit"),
     ]
+    if "draft" in names:
+        lines.insert(1, ("draft model", f"{_mib(counted['draft_bytes'])}, its KV cache among them"))
     for label, name in (("decode of 1", "decode_of_one"), ("prefill", "prefill")):
         lines.append((label, "{:,.0f} to {:,.0f} tokens/s".format(*report["speed"][name])))
     each = [rate / streams for rate in report["speed"]["decode_of_all"]]

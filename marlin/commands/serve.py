@@ -25,6 +25,9 @@ def run(arguments):
     """Serve until told to stop. Returns the exit code."""
     given = vars(arguments)
     settings = config.serve_config(given, arguments.environ)
+    config.check_speculation(settings.speculative, settings.draft_model)
+    if settings.manifest and settings.draft_model:
+        raise ConfigError("--manifest is of MODEL's files alone: serve without --draft-model")
     set_up_logging(settings)
     if settings.require_key and not settings.has_keys:
         variable = config.API_KEY_VARIABLE
@@ -38,6 +41,8 @@ def run(arguments):
     try:
         if settings.model_path and not settings.mock_model:
             is_folder(settings.model_path)  # a mistyped path needs no device and no port
+            if settings.draft_model is not None:
+                is_folder(settings.draft_model)
         if settings.workers > 1:
             from marlin.server.process.supervisor import supervise
 
@@ -133,6 +138,7 @@ def _load(settings, path, share):
             batching=batching,
             share=share,
             speculative=settings.speculative,
+            draft_model=settings.draft_model,
             kv_cache_dtype=settings.kv_cache_dtype,
             allow_unknown_pretokenizer=settings.allow_unknown_pretokenizer,
             pooling=settings.pooling,

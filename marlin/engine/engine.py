@@ -58,6 +58,8 @@ class Engine:
             pause; raises ModelFileError where the model's files are no longer what was loaded,
             which ends the engine.
         grammars: engine.constraint.Grammars, or None where answers cannot be constrained.
+        draft_model: engine.draft_model.DraftModel that guesses, closed with the engine; None where
+            sequences guess by themselves.
         clock: monotonic seconds.
     """
 
@@ -69,6 +71,7 @@ class Engine:
         vocab_size=None,
         check_files=None,
         grammars=None,
+        draft_model=None,
         clock=time.monotonic,
     ):
         self._runner = runner
@@ -84,6 +87,7 @@ class Engine:
         limits = runner.max_sequences, runner.max_step_tokens, runner.max_draft_tokens
         states = StatePool(paging.num_states) if paging.num_states else None
         self._scheduler = Scheduler(self._pool, *limits, self._windows, states)
+        self._draft_model = self._scheduler.draft_model = draft_model
         self._incoming = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._closed = False
@@ -167,8 +171,11 @@ class Engine:
 
     def _drafter(self, request):
         longest = len(request.prompt_token_ids) + request.params.max_tokens
+        longest = min(self.max_context_tokens, longest)
         ends = () if request.params.ignore_eos else self._eos_token_ids
-        return Drafter(min(self.max_context_tokens, longest), ends)
+        if self._draft_model is not None:
+            return self._draft_model.drafter(request, ends, longest)
+        return Drafter(longest, ends)
 
     @property
     def alive(self):
@@ -191,7 +198,8 @@ class Engine:
             return EngineStats(
                 num_running=self._num_running,
                 num_waiting=unfinished - self._num_running,
-                kv_bytes=self._runner.kv_bytes,
+                kv_bytes=self._runner.kv_bytes
+                + (self._draft_model.kv_bytes if self._draft_model else 0),
                 gpu_memory_bytes=self._runner.gpu_memory_bytes,
                 num_kv_blocks=self._pool.num_blocks,
                 num_free_kv_blocks=self._pool.num_free,
@@ -224,6 +232,8 @@ class Engine:
             if self._released:
                 return
             self._released = True
+        if self._draft_model is not None:
+            self._draft_model.close()
         self._runner.close()
         self._runner.device.close()
 
@@ -294,6 +304,8 @@ class Engine:
         with self._lock:
             self._stepped_at = self._clock()
         self._scheduler.shares.charge(chunks, self._stepped_at - started)
+        if self._draft_model is not None:
+            self._draft_model.note_step(chunks, token_lists, self._stepped_at - started)
         sampled = zip(token_lists, self._runner.logprobs, strict=True)
         for chunk, num_beyond in zip(chunks, self._runner.num_beyond, strict=True):
             tokens = next(sampled) if chunk.wants_logits else ((), ())

@@ -7,6 +7,7 @@ Knows no requests: who has which block is block_pool.py's.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 from marlin.device import abi
@@ -144,16 +145,22 @@ def kv_bytes(spec: ModelSpec, paging: Paging) -> int:
 
 
 def longest_context(
-    spec: ModelSpec, num_bytes: int, most: int, step_tokens: int, draft_tokens: int = 0
+    spec: ModelSpec,
+    num_bytes: int,
+    most: int,
+    step_tokens: int,
+    draft_tokens: int = 0,
+    beside: Callable[[Paging], int] | None = None,
 ) -> int:
     """Tokens, a multiple of CONTEXT_STEP and `most` at most, of the longest cache for one sequence
-    of so many bytes; may be 0."""
+    of so many bytes, with what is beside such a cache; may be 0."""
     low, high = 0, most // CONTEXT_STEP
     while low < high:
         middle = (low + high + 1) // 2
         sizes = middle * CONTEXT_STEP, step_tokens, draft_tokens
         paging = Paging.of_one(spec, *sizes)
-        low, high = (middle, high) if kv_bytes(spec, paging) <= num_bytes else (low, middle - 1)
+        needed = kv_bytes(spec, paging) + (beside(paging) if beside else 0)
+        low, high = (middle, high) if needed <= num_bytes else (low, middle - 1)
     return low * CONTEXT_STEP
 
 

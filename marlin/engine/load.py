@@ -5,6 +5,7 @@ import os
 from functools import partial
 from typing import NamedTuple
 
+from marlin.config import check_speculation
 from marlin.device.device import Device
 from marlin.device.slabs import PrivateSlabs, SharedSlabs
 from marlin.engine.constraint import Grammars
@@ -13,6 +14,7 @@ from marlin.engine.encoder import EncoderRunner, EncoderSizes
 from marlin.engine.engine import Engine
 from marlin.engine.interface import ModelTokenizer
 from marlin.engine.kv_cache import CONTEXT_STEP, Paging
+from marlin.engine.load_draft import DraftFiles
 from marlin.engine.memory import (
     MAX_KV_MEMORY_SHARE,
     PREFILL_STEP_TOKENS,
@@ -60,6 +62,7 @@ def load_model(
     share=None,
     device_kind=None,
     speculative=None,
+    draft_model=None,
     allow_unknown_pretokenizer=False,
     pooling=None,
     kv_cache_dtype="float16",
@@ -76,8 +79,8 @@ def load_model(
         share: engine.share.Share, when other processes serve the model, too.
         device_kind: "cpu" or "metal"; None is Device's choice, and the CPU where a GPU cannot make
             what the model needs.
-        speculative: "ngram" drafts tokens that a sequence's own earlier ones suggest; None does
-            not.
+        speculative: "ngram" drafts tokens that a sequence's own earlier ones suggest, "draft" those
+            of the model at the path draft_model; None drafts none.
         allow_unknown_pretokenizer: see text/folder_tokenizer.py.
         pooling: one of models.pooling.POOLINGS, how a text's vector is made; None is what the
             model's files declare, which is then all that it is for.
@@ -90,13 +93,14 @@ def load_model(
         DeviceError: the device cannot be opened or its memory does not suffice.
         SharedWeightsError: the weights in a filled share are not those that were put there.
     """
+    check_speculation(speculative, draft_model)
     num_processes = share.num_processes if share else 1
     snapshot = Snapshot(path)
     device = Device(num_threads, isa, kind=device_kind, num_processes=num_processes)
     try:
         return _load_on(
             *(device, path, snapshot, max_context_tokens, batching, share, speculative),
-            *(allow_unknown_pretokenizer, pooling, kv_cache_dtype),
+            *(draft_model, allow_unknown_pretokenizer, pooling, kv_cache_dtype),
         )
     except DeviceError as error:
         device.close()
@@ -108,48 +112,76 @@ def load_model(
         raise
     return load_model(
         *(path, num_threads, max_context_tokens, isa, batching, share, "cpu", speculative),
-        *(allow_unknown_pretokenizer, pooling, kv_cache_dtype),
+        *(draft_model, allow_unknown_pretokenizer, pooling, kv_cache_dtype),
     )
 
 
 def _load_on(device, path, snapshot, max_context_tokens, batching, share, speculative, *reading):
-    allow_unknown, asked, kv_dtype = reading
-    num_processes = share.num_processes if share else 1
+    draft_path, allow_unknown, asked, kv_dtype = reading
     slabs = _slabs(device, share)
     checkpoint = open_checkpoint(path, device, slabs)
     checkpoint.spec = spec = with_kv_dtype(checkpoint.spec, kv_dtype)
-    config = spec.config
     pooling = _pooling(checkpoint, asked)
-    budget = MemoryBudget(device.info()["memory_bytes"], checkpoint.weight_bytes, num_processes)
+    draft = _find_draft(draft_path, spec, device, slabs, kv_dtype)
+    budget = _budget(device, checkpoint, draft, share, batching)
     options = max_context_tokens, batching, speculative
     sizes = (_encoder_sizes if spec.is_encoder else _sizes)(spec, budget, *options)
     check_memory(budget, spec, sizes.paging, sizes.step_tokens, sizes.max_logits)
+    snapshots = [snapshot, *([draft.snapshot] if draft else [])]
     model = Model(checkpoint, sizes.context)
-    slabs.settle(snapshot.encode())
+    if draft is not None:
+        draft.load_weights(sizes.context)
+    slabs.settle(b"".join(one.encode() for one in snapshots))
     steps = sizes.paging, sizes.step_tokens, sizes.max_sequences, sizes.draft_tokens
     runner = (EncoderRunner if spec.is_encoder else Runner)(device, model, *steps)
     tokenizer = checkpoint.load_tokenizer(allow_unknown)
     check_case(checkpoint.path, pooling, tokenizer)
-    snapshot.check_same()
+    guesses = draft and draft.start(runner, tokenizer)
+    _check_same(snapshots)
+    watch = partial(_look, partial(snapshot.check_in_place, checkpoint.mapped_paths), draft)
+    limit = pooling.max_tokens if pooling is not None else None
+    context = min(sizes.context, limit or sizes.context)
     name = prefix_of(os.path.basename(os.path.abspath(path)))
-    watch = partial(snapshot.check_in_place, checkpoint.mapped_paths)
-    context = sizes.context
-    if pooling is not None and pooling.max_tokens is not None:
-        context = min(context, pooling.max_tokens)
-    more = tokenizer.vocab_size, watch, Grammars(device.library, tokenizer, config.vocab_size)
-    engine = Engine(runner, tokenizer.eos_token_ids, context, *more)
+    more = tokenizer.vocab_size, watch, Grammars(device.library, tokenizer, spec.config.vocab_size)
+    engine = Engine(runner, tokenizer.eos_token_ids, context, *more, guesses)
     device.keep_resident()  # now and not in the first step
-    _log_memory(name, device, runner.kv_bytes)
-    device_kind = "cpu" if device.kind == "cpu" else device.info()["isa"]
-    facts = checkpoint.format, device_kind, config.num_layers
+    _log_memory(name, device, engine.stats().kv_bytes)
+    kind = "cpu" if device.kind == "cpu" else device.info()["isa"]
+    facts = checkpoint.format, kind, spec.config.num_layers
     return ServedModel(
         *(name, engine, tokenizer, *facts),
         new_pooler=_new_pooler(pooling, tokenizer, spec.is_encoder),
-        vector_dim=config.hidden_dim,
+        vector_dim=spec.config.hidden_dim,
         ranks=pooling is not None and pooling.kind == RANK,
         generates=not spec.is_encoder and (pooling is None or not pooling.is_declared),
         num_helpers=NUM_HELPERS if allow_unknown else 0,
     )
+
+
+def _check_same(snapshots):
+    for snapshot in snapshots:
+        snapshot.check_same()
+
+
+def _budget(device, checkpoint, draft, share, batching):
+    num_processes = share.num_processes if share else 1
+    memory_bytes, weight_bytes = device.info()["memory_bytes"], checkpoint.weight_bytes
+    if draft is None:
+        return MemoryBudget(memory_bytes, weight_bytes, num_processes)
+    beside = draft.bytes_beside(*_step_sizes(batching))
+    return MemoryBudget(memory_bytes, weight_bytes + draft.weight_bytes, num_processes, beside)
+
+
+def _find_draft(path, spec, *reading):
+    if path is not None and spec.is_encoder:
+        raise ConfigError("--draft-model guesses for an encoder, which generates no text")
+    return None if path is None else DraftFiles(path, *reading)
+
+
+def _look(check, draft):
+    check()
+    if draft is not None:
+        draft.check_in_place()
 
 
 def _pooling(checkpoint, asked):
@@ -186,9 +218,14 @@ class _Sizes(NamedTuple):
         return self.max_sequences + self.draft_tokens
 
 
-def _sizes(spec, budget, max_context_tokens, batching, speculative):
+def _step_sizes(batching):
+    """(tokens, requests) of a step."""
     max_sequences = min(batching.max_sequences, batching.num_blocks) if batching else 1
-    step_tokens = max(PREFILL_STEP_TOKENS, max_sequences)
+    return max(PREFILL_STEP_TOKENS, max_sequences), max_sequences
+
+
+def _sizes(spec, budget, max_context_tokens, batching, speculative):
+    step_tokens, max_sequences = _step_sizes(batching)
     guessing = max_sequences if speculative else 0
     draft_tokens = min(MAX_STEP_DRAFT_TOKENS, guessing * MAX_DRAFT_TOKENS)
     if batching is None:

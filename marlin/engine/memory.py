@@ -4,6 +4,7 @@ Weights are there once for all processes that serve the model; each process has 
 activations of its own. Knows sizes only; allocates nothing.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from marlin.engine.kv_cache import Paging, kv_bytes, longest_context
@@ -32,11 +33,13 @@ class MemoryBudget(NamedTuple):
         memory_bytes: what the device may use in all (marlin_device_info).
         weight_bytes: mapped and repacked weights, once for all processes.
         num_processes: processes that have a KV cache each.
+        beside: bytes of each process that a draft model takes beside such a cache, or None.
     """
 
     memory_bytes: int
     weight_bytes: int
     num_processes: int = 1
+    beside: Callable[[Paging], int] | None = None
 
     def context_that_fits(
         self,
@@ -55,25 +58,27 @@ class MemoryBudget(NamedTuple):
         room = min(free, int(self.memory_bytes * MAX_KV_MEMORY_SHARE))
         most = spec.config.max_context_tokens
         sizes = most, step_tokens, draft_tokens
-        return longest_context(spec, max(0, room) // self.num_processes, *sizes)
+        room = max(0, room) // self.num_processes
+        return longest_context(spec, room, *sizes, beside=self.beside)
 
-    def check(self, cache, kv_bytes, activations):
+    def check(self, cache, kv_bytes, activations, beside=0):
         """Refuse what the device cannot hold.
 
         Args:
             cache: of what the KV cache is, for the message: "of 4096 tokens".
-            kv_bytes, activations: bytes of one process.
+            kv_bytes, activations, beside: bytes of one process, the last those of a draft model.
 
         Raises:
             ConfigError: weights, KV caches and activations together exceed the memory.
         """
-        needed = self.weight_bytes + self.num_processes * (kv_bytes + activations)
+        needed = self.weight_bytes + self.num_processes * (kv_bytes + activations + beside)
         if needed <= self.memory_bytes:
             return
         each = f" for each of {self.num_processes} processes" if self.num_processes > 1 else ""
+        more = f" and a draft model's cache and activations {_mib(beside)}" if beside else ""
         raise ConfigError(
             f"the model does not fit: its weights take {_mib(self.weight_bytes)}, a KV cache "
-            f"{cache} {_mib(kv_bytes)} and a step's activations {_mib(activations)}{each}, "
+            f"{cache} {_mib(kv_bytes)} and a step's activations {_mib(activations)}{more}{each}, "
             f"{_mib(needed)} in all; the device has {_mib(self.memory_bytes)}"
         )
 
@@ -93,7 +98,8 @@ def check_memory(
     if paging.num_blocks > 1:
         cache = f"of {paging.num_blocks} blocks of {paging.block_size} tokens"
     activations = activation_bytes(spec, StepSizes(step_tokens, max_logits, paging.max_splits))
-    budget.check(cache, kv_bytes(spec, paging), activations)
+    beside = budget.beside(paging) if budget.beside else 0
+    budget.check(cache, kv_bytes(spec, paging), activations, beside)
 
 
 def _mib(num_bytes):

@@ -11,7 +11,7 @@ import secrets
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from marlin.engine.bounds import Bounds, check_biases, check_prompt, check_text
 from marlin.engine.sampling import SamplingParams
@@ -93,7 +93,7 @@ class Request:
             state before them or -1, slot of that after them).
         restarts: ends, in blocks, after which another request may well begin.
         block_hashes: hash chain of its full blocks of tokens, as far as it was needed.
-        drafter: engine.draft.Drafter, or None without speculation.
+        drafter: engine.draft.Drafter, or a draft model's; None without speculation.
         guide: where its answer is in its grammar; None without one.
         pooler: takes its hidden states; nothing is generated then, and None for a generation.
         num_draft_tokens, num_accepted_draft_tokens: guesses computed, and those that were right.
@@ -121,7 +121,7 @@ class Request:
     state_runs: list[tuple[int, int, int, int]] = field(default_factory=list)
     restarts: set[int] = field(default_factory=set)
     block_hashes: list[bytes] = field(default_factory=list)
-    drafter: object = None
+    drafter: Any = None
     guide: "Guide | ThoughtGuide | None" = None
     pooler: "Pooler | None" = None
     num_draft_tokens: int = 0

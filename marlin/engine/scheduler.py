@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from marlin.engine.block_pool import block_hash, root_hash
 from marlin.engine.draft import MAX_DRAFT_TOKENS
+from marlin.engine.draft_model import DraftModel
 from marlin.engine.holdings import Holdings
 from marlin.engine.request import Chunk
 from marlin.engine.shares import Shares, begin_turn_anew
@@ -46,6 +47,8 @@ class Scheduler:
         prefix_cache: who may reuse what a request computed: "shared" is everybody, "per-key" who is
             the same by turns.owner(), "off" nobody.
         shares: engine.shares.Shares; whoever runs the steps says there how long each took.
+        draft_model: engine.draft_model.DraftModel that guesses for all requests, or None where each
+            guesses by itself.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Scheduler:
         self.running = []
         self.shares = Shares()
         self.prefix_cache = "per-key"
+        self.draft_model: DraftModel | None = None
         self._kept_token_ids = []
         self._kept_owner = ""
 
@@ -156,17 +160,37 @@ class Scheduler:
         """
         num_tokens = sum(chunk.num_tokens for chunk in chunks)
         room = min(self._max_draft_tokens, self._max_step_tokens - num_tokens)
-        drafts = [
-            _draft(chunk.request, num_tokens)
-            if chunk.num_tokens == 1 and chunk.is_last and chunk.request.drafter and room > 0
-            else []
-            for chunk in chunks
-        ]
-        longest = MAX_DRAFT_TOKENS
-        while sum(min(len(draft), longest) for draft in drafts) > room:
-            longest -= 1
+        may = [c.num_tokens == 1 and c.is_last and bool(c.request.drafter) for c in chunks]
+        if self.draft_model is not None and room > 0:
+            drafts = self._drafts_of_model(self.draft_model, chunks, may, room)
+        else:
+            drafts = [
+                _draft(chunk.request, num_tokens) if is_one and room > 0 else []
+                for chunk, is_one in zip(chunks, may, strict=True)
+            ]
+        longest = _longest([len(draft) for draft in drafts], room)
         return [
             self._with_draft(chunk, draft[:longest]) if draft[:longest] else chunk
+            for chunk, draft in zip(chunks, drafts, strict=True)
+        ]
+
+    def _drafts_of_model(self, model, chunks, may, room):
+        """The model's guesses for the chunks that may have some. It computes into blocks of the
+        same ids, held first; those of guesses that are not made go back after the step."""
+        asked = [chunk.request for chunk, is_one in zip(chunks, may, strict=True) if is_one]
+        num_rows = sum(chunk.num_tokens for chunk in chunks)
+        lengths = model.lengths(asked, num_rows)
+        longest, wanted = _longest(lengths, room), []
+        for request, length in zip(asked, lengths, strict=True):
+            end = request.num_tokens
+            length = min(length, longest, self._held.most_tokens(request) - end)
+            if length > 0:
+                self._held.grow(request, end + length)
+                wanted.append((request, length))
+        found = model.propose(wanted, num_rows == 1, self.running)
+        drafts = [found.get(id(chunk.request), []) for chunk in chunks]
+        return [
+            chunk.request.guide.allowed(draft) if chunk.request.guide and draft else draft
             for chunk, draft in zip(chunks, drafts, strict=True)
         ]
 
@@ -338,6 +362,14 @@ class Scheduler:
         self._held.check(self.running)
         waiting = [request for request in self.waiting if request.block_ids]
         assert not waiting, "a waiting request holds blocks"
+
+
+def _longest(lengths, room):
+    """What each draft may have at most, so that all together fit."""
+    longest = MAX_DRAFT_TOKENS
+    while sum(min(length, longest) for length in lengths) > room:
+        longest -= 1
+    return longest
 
 
 def _draft(request, num_step_rows):

@@ -1,4 +1,4 @@
-"""`--speculative ngram` as a client sees it: the same answers, sooner, and counted."""
+"""`--speculative` as a client sees it: the same answers, sooner, and counted."""
 
 import re
 
@@ -72,3 +72,15 @@ def test_guesses_are_counted_and_most_of_a_copy_is_guessed(servers):
     drafted, accepted = (new - old for new, old in zip(after, before, strict=True))
     assert usage["completion_tokens"] / 2 < accepted <= drafted < usage["completion_tokens"] * 1.5
     assert counted(plain, "draft_tokens") == counted(plain, "accepted_draft_tokens") == 0
+
+
+def test_a_draft_model_answers_the_same_and_is_counted(servers, demo_model_path):
+    """The model itself guesses: it is always right, and soon asked no more."""
+    draft = ("--speculative", "draft", "--draft-model", str(demo_model_path))
+    words = (demo_model_path, "--host", "127.0.0.1", "--max-context", "1024", *BATCHING, *draft)
+    changes = {"temperature": 0.8, "seed": 7, "max_tokens": 40}
+    wanted = servers[0].post("/v1/chat/completions", body(**changes))["choices"]
+    with Served(*words) as drafting:
+        assert drafting.post("/v1/chat/completions", body(**changes))["choices"] == wanted
+        drafted, accepted = (counted(drafting, f"{k}draft_tokens") for k in ("", "accepted_"))
+    assert drafted == accepted > 0

@@ -60,6 +60,7 @@ VALUES = {
     "num_kv_blocks": ("8", 8),
     "block_size": ("32", 32),
     "speculative": ("ngram", "ngram"),
+    "draft_model": ("small", "small"),
     "kv_cache_dtype": ("float32", "float32"),
     "pooling": ("mean", "mean"),
     "key_file": ("keys.json", "keys.json"),
