@@ -32,7 +32,7 @@ WEATHER = {
 def model(demo_model_path):
     served = load_model(demo_model_path, 2, 512, batching=Batching(512, 16, 16))
     yield served
-    served.engine.close()
+    served.close()
 
 
 def submit(model, grammar, index):

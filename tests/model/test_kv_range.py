@@ -183,5 +183,5 @@ def test_the_option_reaches_the_cache_and_its_bytes_are_counted(tmp_path):
             _, finish = read(submit(model.engine, [*PROMPTS[0], BIG_TOKEN]))
             assert finish.reason == {"float16": "error", "float32": "length"}[dtype]
         finally:
-            model.engine.close()
+            model.close()
     assert sizes[1] == 2 * sizes[0]

@@ -142,4 +142,4 @@ def test_greedy_answers_are_the_recorded_ones_up_to_a_near_tie(demo_model_path, 
             assert index is None or may_part(item, index, ours), (item["prompt"], index, ours)
             assert index is not None or len(ours) == len(recorded)
     finally:
-        loaded.engine.close()
+        loaded.close()

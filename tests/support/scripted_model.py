@@ -100,4 +100,4 @@ def scripted_server():
         yield f"http://127.0.0.1:{server.socket.getsockname()[1]}"
     finally:
         server.drain(10)
-        engine.close()
+        model.close()
