@@ -6,6 +6,7 @@ from importlib import import_module
 
 import numpy as np
 import pytest
+import pytorch  # noqa: F401  (what turns positions is of its modules)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mixture_families import MIXTURES
