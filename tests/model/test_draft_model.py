@@ -298,4 +298,4 @@ def test_what_a_draft_model_is_paid_for_is_what_steps_take(folders):
         model.pace = pace = Pace()
         assert pace.lengths([1.0], [7], 1) == [0]
         assert read(submit(engine, PROMPT, max_tokens=60))[2] == "length"
-        assert pace.lengths([1.0], [7], 1) != [0]
+        assert pace._step_s.at(1) > 0
