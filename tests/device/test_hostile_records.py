@@ -33,7 +33,7 @@ SOUND = {
     **{"softcap": 0.0, "position_scale": 0.0, "scale_tokens": 1, "cap": 0.0},
     **{"has_sinks": 1, "has_norms": 1, "kv_f32": 0},
     **{"num_experts": 2, "num_slots": 2, "x_slots": 1, "gating": 1, "normalizes": 1},
-    **{"has_bias": 1, "num_groups": 1, "kept_groups": 1, "epsilon": 0.0},
+    **{"has_bias": 1, "bias": 1, "num_groups": 1, "kept_groups": 1, "epsilon": 0.0},
     **{"sequences_var": 0, "taps": 4, "row_floats": 192, "gated": 1, "silu": 1},
     **{"key_heads": 1, "value_heads": 2, "key_dim": 16, "value_dim": 16, "tiled": 0, "is_log": 1},
     **{"x_floats": 64, "y_floats": 64, "pieces": 2, "stride": 32, "start": 4, "width": 24},
